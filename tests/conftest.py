@@ -1,0 +1,117 @@
+"""What every test shares: the corpus, the leak checks, the hypothesis profiles.
+
+Environment variables:
+
+- ``XREF_CORPUS``: folder of files from other writers; by default
+  ``shared/corpus`` beside the repository. Tests that need it skip without it.
+- ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default) or ``long``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# No deadlines: the first example of a test opens files and warms caches, and
+# the machine may be busy. `print_blob` makes a failure elsewhere reproducible.
+settings.register_profile(
+    "ci", deadline=None, max_examples=200, derandomize=False, print_blob=True
+)
+settings.register_profile("long", settings.get_profile("ci"), max_examples=2000)
+settings.load_profile(os.environ.get("XREF_HYPOTHESIS_PROFILE", "ci"))
+
+# Pools that outlive a test by design; their idle threads are not leaks.
+SHARED_POOLS = (
+    "xref-read",  # the pools of xref.readers, kept for the process
+    "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
+    "Dask-Offload",  # distributed's pool for serialising large messages
+    "asyncio_",  # the default executor of an event loop that fsspec keeps
+)
+
+THREAD_GRACE = 2.0  # seconds for threads that are on their way out
+
+passed = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """Folder of files from other writers, or skip."""
+    folder = Path(os.environ.get("XREF_CORPUS", REPOSITORY.parent / "shared" / "corpus"))
+    if not folder.is_dir():
+        pytest.skip(f"no corpus at {folder}; XREF_CORPUS names it")
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.when == "call":
+        item.stash[passed] = report.passed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a passing test that leaves threads, or descriptors of its own files.
+
+    A failing test is not checked: its traceback keeps its objects alive.
+    """
+    before = set(threading.enumerate())
+    yield
+    if not request.node.stash.get(passed, False):
+        return
+    assert not (threads := leaked_threads(before)), f"threads still run: {threads}"
+    if "tmp_path" in request.node.funcargs:
+        folder = request.node.funcargs["tmp_path"]
+        assert not (files := leaked_files(folder)), f"files still open: {files}"
+
+
+def leaked_threads(before: set[threading.Thread]) -> list[str]:
+    """Names of new threads that would keep the interpreter from ending."""
+    deadline = time.monotonic() + THREAD_GRACE
+    leaked = []
+    for thread in set(threading.enumerate()) - before:
+        if thread.daemon or thread.name.startswith(SHARED_POOLS):
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            leaked.append(thread.name)
+    return leaked
+
+
+def leaked_files(folder: Path) -> list[str]:
+    """Files in ``folder`` that stay open once nothing refers to them.
+
+    Handles in xarray's cache of open files close when the last dataset that
+    uses them is collected, so they count only while something holds on.
+    """
+    files = open_files(folder)
+    if files:
+        gc.collect()
+        files = open_files(folder)
+    return files
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files in ``folder`` that this process has open; none where /proc is missing."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        return []
+    found = []
+    for descriptor in descriptors.iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except FileNotFoundError:  # closed meanwhile, as the one that lists them is
+            continue
+        if target.startswith(f"{folder.resolve()}{os.sep}"):
+            found.append(target)
+    return found

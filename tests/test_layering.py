@@ -1,0 +1,165 @@
+"""Each module imports only from the rows above it, and only its own outside packages.
+
+The sources are parsed, never imported, so an import hidden in a function or
+under ``TYPE_CHECKING`` counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "xref"
+
+# From the bottom of the package to its top: the outside packages that each
+# module may import. An entry covers what lies below it: "numpy" also allows
+# numpy.typing, "xarray.backends.CachingFileManager" that name alone.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "options": (),
+    "columns": ("numpy",),
+    "selection": ("numpy",),
+    "regions": ("numpy",),
+    "heap": ("numpy",),
+    "encoding": ("numpy",),
+    "layout": ("numpy",),
+    "filters": ("numpy",),
+    "plan": ("numpy",),
+    "readers": ("numpy",),
+    "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
+    "store": ("numpy",),
+    "references": ("numpy",),
+    "resolve": ("numpy",),
+    "graph": ("dask", "numpy", "xarray"),
+    "backend": ("numpy", "xarray"),
+    "accessor": ("numpy", "xarray"),
+    "__init__": (),
+    "cli": (),
+}
+
+
+def optional_packages() -> set[str]:
+    """Packages of the extras for users, which any function may import."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = [
+        line
+        for extra, lines in project["optional-dependencies"].items()
+        if extra not in {"complete", "test"}  # made of the others; for developers
+        for line in lines
+    ]
+    return {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+
+
+EXTRAS = optional_packages()
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """Line, full dotted name and "inside a function?" of everything imported."""
+
+    def visit(node: ast.AST, deferred: bool) -> Iterator[tuple[int, str, bool]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, deferred
+        elif isinstance(node, ast.ImportFrom):
+            # Every module lies directly in the package: one dot is xref itself.
+            parts = ["xref"] * (node.level > 0) + [node.module] * (node.module is not None)
+            for alias in node.names:
+                yield node.lineno, ".".join([*parts, alias.name]), deferred
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, deferred or inside)
+
+    return visit(tree, False)
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What ``module`` imports against the table, with line numbers."""
+    order = list(LAYERS)
+    above = set(order[: order.index(module)])
+    found = []
+    for line, name, deferred in imports(ast.parse(source)):
+        top, *rest = name.split(".")
+        if top in sys.stdlib_module_names:
+            continue
+        if top == "xref":
+            # `from xref import X` with X no module is an import from __init__.
+            imported = rest[0] if rest and rest[0] in LAYERS else "__init__"
+            if imported not in above:
+                found.append(f"line {line}: {imported} is not above {module}")
+        elif deferred and top in EXTRAS:
+            continue
+        elif not any(f"{name}.".startswith(f"{allowed}.") for allowed in LAYERS[module]):
+            found.append(f"line {line}: {name} is not allowed in {module}")
+    return found
+
+
+def modules() -> list[str]:
+    return sorted(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+    )
+
+
+def test_the_table_lists_every_module() -> None:
+    assert set(modules()) == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_module_imports_only_from_above(module: str) -> None:
+    if module not in LAYERS:
+        pytest.fail(f"xref/{module}.py is not in the table")
+    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert violations(module, source) == []
+
+
+def test_one_module_imports_h5py_and_one_dask() -> None:
+    owners = {
+        package: [name for name, allowed in LAYERS.items() if package in allowed]
+        for package in ("h5py", "dask")
+    }
+    assert owners == {"h5py": ["h5file"], "dask": ["graph"]}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("plan", "import h5py"),
+        ("plan", "def f():\n    import h5py"),
+        ("plan", "from dask.array import Array"),
+        ("plan", "from xref.graph import build_graph"),
+        ("plan", "from xref import graph"),
+        ("plan", "from . import graph"),
+        ("plan", "from .graph import build_graph"),
+        ("plan", "def f():\n    from xref.graph import build_graph"),
+        ("plan", "import xref"),
+        ("plan", "from xref import RegionReference"),
+        ("plan", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import xarray"),
+        ("filters", "import imagecodecs"),
+        ("h5file", "from xarray.backends import BackendArray"),
+        ("h5file", "import xarray"),
+    ],
+)
+def test_an_import_from_below_or_outside_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("plan", "import zlib, numpy.typing as npt\nfrom numpy import ndarray"),
+        ("plan", "from xref.selection import Points\nfrom .errors import XrefError"),
+        ("plan", "from xref import errors"),
+        ("filters", "def f():\n    import imagecodecs"),
+        ("h5file", "from xarray.backends import CachingFileManager"),
+        ("cli", "import argparse\nimport xref"),
+    ],
+)
+def test_an_import_the_table_allows_is_not_reported(module: str, source: str) -> None:
+    assert violations(module, source) == []

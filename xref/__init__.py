@@ -1,0 +1,38 @@
+"""Resolve HDF5 object and region references lazily, in xarray and dask."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from xref.accessor import ReferenceAccessor
+from xref.errors import (
+    CorruptFileError,
+    DanglingReferenceError,
+    FileChangedError,
+    NullReferenceError,
+    SelectionError,
+    UnreadableMemberWarning,
+    XrefError,
+)
+from xref.options import set_options
+from xref.readers import count_reads
+from xref.references import ObjectReference, ReferenceArray, RegionReference
+
+try:
+    __version__ = version("xref")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "CorruptFileError",
+    "DanglingReferenceError",
+    "FileChangedError",
+    "NullReferenceError",
+    "ObjectReference",
+    "ReferenceAccessor",
+    "ReferenceArray",
+    "RegionReference",
+    "SelectionError",
+    "UnreadableMemberWarning",
+    "XrefError",
+    "count_reads",
+    "set_options",
+]

@@ -1,0 +1,347 @@
+"""``.h5ref`` on variables and Datasets.
+
+In: what the engine opened. Out: the public methods, over `xref.resolve`,
+`xref.table` and `xref.reduce`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xref.gather import BoundReferences
+from xref.graph import auto_chunk_nbytes, chunk_variable
+from xref.lazy import RegionResults, lazily_indexed
+from xref.reduce import Decoder, PerRegion, Statistic
+from xref.references import ReferenceArray
+from xref.resolve import Resolved, bind, resolve_references
+from xref.table import reference_table
+
+
+@xr.register_dataarray_accessor("h5ref")
+class ReferenceAccessor:
+    """What can be done with a reference variable.
+
+    Selecting first (``isel``, ``sel``, ``where`` with ``drop``) and resolving then
+    plans and reads only what was selected.
+    """
+
+    def __init__(self, array: xr.DataArray) -> None:
+        self._array = array
+
+    @property
+    def references(self) -> ReferenceArray:
+        """The references as columns.
+
+        Raises
+        ------
+        TypeError
+            If the variable holds none.
+        """
+        data = self._array.variable.data
+        if isinstance(data, ReferenceArray):
+            return data
+        if hasattr(data, "dask") and data.dtype == object:
+            data = data.compute()
+        if isinstance(data, np.ndarray) and data.dtype == object and data.size:
+            return ReferenceArray.from_references(data)
+        if not isinstance(data, ReferenceArray):
+            raise TypeError(
+                f"{self._array.name!r} holds {data.dtype} values, no references; .h5ref is for "
+                "reference variables of files opened with engine='h5ref'"
+            )
+        return data
+
+    def resolve(
+        self,
+        layout: str = "stack",
+        *,
+        chunks: Any = "auto",
+        coords: bool = True,
+        on_null: str = "raise",
+        fill_value: Any = None,
+    ) -> Any:
+        """Read what all references select, as one lazy array.
+
+        Parameters
+        ----------
+        layout : {"stack", "ragged", "pad"}
+            "stack": every selection has one shape; the variable's dimensions are
+            followed by the target's. "ragged": selections of any shapes along one
+            ``sample`` dimension, with ``row_size`` for each reference (CF
+            conventions 1.11, "Contiguous ragged array representation"). "pad": up
+            to the largest shape, with a fill value and a ``valid`` mask.
+        chunks : "auto", int, dict or None
+            Dask blocks, each of whole regions: "auto" fills dask's chunk size, an
+            int counts references, a dict says it by dimension. None gives lazy
+            arrays without dask.
+        coords : bool
+            Bring the target's coordinates along: 1-D where all references select
+            alike, else by reference. ``y_start`` and so on say where in its target
+            each region begins.
+        on_null : {"raise", "fill", "drop"}
+            What becomes of null references.
+        fill_value : scalar, optional
+            For null references and padding. By default NaN or NaT, or for integers
+            the dataset's own fill value.
+
+        Returns
+        -------
+        xarray.DataArray, xarray.Dataset or dict
+            A DataArray for "stack", a Dataset otherwise. References to groups give
+            a dict of lazily opened Datasets by element.
+
+        Raises
+        ------
+        ValueError
+            If the shapes found do not fit the layout.
+        NullReferenceError
+            If a reference is null and ``on_null="raise"``.
+        SelectionError
+            If a region does not fit its target's current extent.
+        """
+        return resolve_references(
+            self._array,
+            self.references,
+            layout=layout,
+            chunks=chunks,
+            coords=coords,
+            on_null=on_null,
+            fill_value=fill_value,
+        )
+
+    def table(self) -> xr.Dataset:
+        """Describe the references without reading what they point at.
+
+        Returns
+        -------
+        xarray.Dataset
+            By reference: ``path`` (None without a name), ``address``, ``kind`` and
+            ``filename`` of the target. For region references also ``selection``
+            (its kind), ``npoints``, ``start`` and ``stop`` (elements along each
+            axis, stop exclusive), and ``ndim`` and ``shape`` of what resolving
+            gives (-1 past its axes).
+        """
+        array = self._array
+        return reference_table(self.references, array.dims, dict(array.coords))
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the index of each element and what it resolves to, lazily.
+
+        The index is an int for 1-D variables and a tuple otherwise. A null
+        reference gives None.
+        """
+        references = self.references
+        for row in range(references.size):
+            index = tuple(int(i) for i in np.unravel_index(row, references.shape))
+            element = references._element(row)
+            yield (
+                index[0] if len(index) == 1 else index,
+                element.resolve() if element else None,
+            )
+
+    def count(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Count the elements of each region that are not missing."""
+        return self._statistic("count", chunks, on_null)
+
+    def sum(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Sum up each region; missing values are skipped."""
+        return self._statistic("sum", chunks, on_null)
+
+    def mean(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Return the mean of each region; missing values are skipped."""
+        return self._statistic("mean", chunks, on_null)
+
+    def min(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Return the smallest value of each region; missing values are skipped."""
+        return self._statistic("min", chunks, on_null)
+
+    def max(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Return the largest value of each region; missing values are skipped."""
+        return self._statistic("max", chunks, on_null)
+
+    def std(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
+        """Return the standard deviation of each region (ddof of 0), missing values skipped."""
+        return self._statistic("std", chunks, on_null)
+
+    def reduce(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        dtype: Any = None,
+        chunks: Any = "auto",
+        on_null: str = "raise",
+        **kwargs: Any,
+    ) -> xr.DataArray:
+        """Reduce each region to one value with a function.
+
+        Parameters
+        ----------
+        func : callable
+            ``func(values, *args, **kwargs)`` with a NumPy array of the region's
+            shape, decoded; returns one value. `numpy.median`, for example.
+        dtype : dtype-like, optional
+            Of the results; by default what ``func`` gives for ones.
+        chunks, on_null
+            As in `resolve`; null references give ``func`` an empty array with
+            ``on_null="fill"``.
+        """
+        return self._call(func, args, kwargs, dtype, (), chunks, on_null)
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        dtype: Any = None,
+        output_sizes: dict[str, int] | None = None,
+        chunks: Any = "auto",
+        on_null: str = "raise",
+        **kwargs: Any,
+    ) -> xr.DataArray:
+        """Call a function with each region, in parallel.
+
+        Parameters
+        ----------
+        func : callable
+            ``func(values, *args, **kwargs)`` with a NumPy array of the region's
+            shape, decoded; returns an array of the shape in ``output_sizes``, or
+            any one object.
+        dtype : dtype-like, optional
+            Of the results; by default what ``func`` gives for ones.
+        output_sizes : dict of str to int, optional
+            New dimensions of the result and their sizes.
+        chunks, on_null
+            As in `resolve`; null references give ``func`` an empty array with
+            ``on_null="fill"``.
+
+        Returns
+        -------
+        xarray.DataArray
+            The variable's dimensions, then those of ``output_sizes``.
+        """
+        sizes = tuple((output_sizes or {}).items())
+        return self._call(func, args, kwargs, dtype, sizes, chunks, on_null)
+
+    def _call(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        dtype: Any,
+        sizes: tuple[tuple[str, int], ...],
+        chunks: Any,
+        on_null: str,
+    ) -> xr.DataArray:
+        resolved, array = self._bind(on_null)
+        cell = tuple(n for _, n in sizes)
+        decode = Decoder(resolved.attributes, resolved.references.options)
+        if dtype is None:
+            dtype = _infer_dtype(func, args, kwargs, resolved, decode)
+        function = PerRegion(func, args, kwargs, np.dtype(dtype), cell)
+        return _results(
+            resolved, array, np.dtype(dtype), decode, function, sizes, chunks, "map", {}
+        )
+
+    def _statistic(self, name: str, chunks: Any, on_null: str) -> xr.DataArray:
+        resolved, array = self._bind(on_null)
+        statistic = Statistic(name)
+        decode = Decoder(resolved.attributes, resolved.references.options)
+        values = decode(np.zeros(1, dtype=resolved.dtype))
+        any_empty = bool((resolved.bound.npoints == 0).any())
+        dtype = statistic.result_dtype(values.dtype, any_empty)
+        keep = xr.get_options()["keep_attrs"]
+        attributes = resolved.attributes if keep is True else {}
+        return _results(
+            resolved, array, dtype, decode, statistic, (), chunks, name, attributes
+        )
+
+    def _bind(self, on_null: str) -> tuple[Resolved, xr.DataArray]:
+        array = self._array
+        resolved, kept = bind(self.references, array.dims, on_null, array.name)
+        return resolved, array if kept is None else array[{array.dims[0]: kept}]
+
+
+def _infer_dtype(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    resolved: Resolved,
+    decode: Decoder,
+) -> np.dtype[Any]:
+    """Call a function with ones of the first region's shape, as dask does."""
+    bound = resolved.bound
+    row = int(np.argmax(bound.npoints > 0)) if len(bound.ndim) else None
+    shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
+    values = decode(np.ones(1, dtype=resolved.dtype))
+    try:
+        result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"the dtype of {func!r} could not be found by calling it with ones of shape "
+            f"{shape}: {type(error).__name__}: {error}; pass dtype="
+        ) from error
+    dtype = np.asarray(result).dtype if not isinstance(result, dict | list | str) else object
+    return np.dtype(dtype)
+
+
+def _results(
+    resolved: Resolved,
+    array: xr.DataArray,
+    dtype: np.dtype[Any],
+    decode: Decoder,
+    function: Callable[[Any, BoundReferences], Any],
+    sizes: tuple[tuple[str, int], ...],
+    chunks: Any,
+    what: str,
+    attributes: dict[str, Any],
+) -> xr.DataArray:
+    """Make the lazy array of one item a reference."""
+    cell = tuple(n for _, n in sizes)
+    data = RegionResults(resolved.references, dtype, resolved.dtype, decode, function, cell)
+    dims = (*resolved.dims, *(d for d, _ in sizes))
+    variable = xr.Variable(dims, lazily_indexed(data), attributes)
+    if chunks is not None:
+        wanted = _result_chunks(chunks, resolved)
+        for dim, _ in sizes:
+            wanted[dim] = -1
+        variable = chunk_variable(variable, wanted, resolved.references, what, function)
+    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(dims)}
+    return xr.DataArray(variable, coords=own, name=array.name)
+
+
+def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
+    """Return chunks of references whose values fill dask's chunk size."""
+    if isinstance(chunks, dict):
+        return {**dict.fromkeys(resolved.dims, -1), **chunks}
+    if not (chunks == "auto" or isinstance(chunks, int)):
+        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+    if not resolved.dims:
+        return {}
+    if chunks != "auto":
+        return dict.fromkeys(resolved.dims, chunks)
+    shape = resolved.references.shape
+    nbytes = int(resolved.bound.npoints.sum()) * max(resolved.dtype.itemsize, 1)
+    n_blocks = max(-(-nbytes // auto_chunk_nbytes()), 1)
+    return {**dict.fromkeys(resolved.dims, -1), resolved.dims[0]: max(shape[0] // n_blocks, 1)}
+
+
+@xr.register_dataset_accessor("h5ref")
+class DatasetAccessor:
+    """What can be done with a Dataset that holds reference variables."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def references(self) -> dict[Any, str]:
+        """Reference variables by name, with their kind, shape and number."""
+        out = {}
+        for name, variable in self._dataset.variables.items():
+            data = variable._data
+            if isinstance(data, ReferenceArray):
+                kind = "region" if data.is_region else "object"
+                out[name] = f"{kind} references {dict(variable.sizes)}"
+        return out

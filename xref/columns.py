@@ -1,0 +1,95 @@
+"""Frozen columns: read-only arrays held by frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def readonly(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a read-only view of ``array``; the caller's array stays as it was."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class FrozenColumns:
+    """Base of slotted, frozen dataclasses whose array fields are read-only.
+
+    Unpickling calls the constructor, so the arrays are frozen again.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, field.name, readonly(value))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray) and 0 in value.strides and value.size > 1:
+                # A broadcast column pickles as its few distinct values.
+                value = _Broadcast.of(value)
+            values.append(value)
+        return _rebuild, (type(self), values)
+
+
+def _rebuild(cls: type[FrozenColumns], values: list[Any]) -> FrozenColumns:
+    """Restore a pickled instance; its arrays are frozen again."""
+    unpacked = (
+        np.broadcast_to(v.base, v.shape) if isinstance(v, _Broadcast) else v for v in values
+    )
+    return cls(**dict(zip((f.name for f in fields(cls)), unpacked, strict=True)))  # type: ignore[arg-type]
+
+
+class _Broadcast:
+    """A broadcast array as its base and shape, for pickling."""
+
+    __slots__ = ("base", "shape")
+
+    def __init__(self, base: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+        self.base = base
+        self.shape = shape
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> _Broadcast:
+        key = tuple(slice(0, 1) if s == 0 else slice(None) for s in array.strides)
+        return cls(np.ascontiguousarray(array[key]), array.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Broadcast, (self.base, self.shape)
+
+
+def ragged_ranges(starts: IntArray, counts: IntArray) -> IntArray:
+    """Concatenate ``arange(start, start + count)`` over rows, without a loop.
+
+    Examples
+    --------
+    >>> ragged_ranges(np.array([5, 0]), np.array([2, 3]))
+    array([5, 6, 0, 1, 2])
+    """
+    total = int(counts.sum())
+    ends = np.cumsum(counts)
+    out = np.arange(total, dtype=np.int64)
+    out += np.repeat(starts - (ends - counts), counts)
+    return out
+
+
+def row_offsets(counts: IntArray) -> IntArray:
+    """Return where each row begins when rows of ``counts`` items lie end to end.
+
+    The result has one entry more than ``counts``; the last is the total.
+    """
+    out = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return out

@@ -1,0 +1,305 @@
+"""Stored references into columns: the bytes of a reference dataset, then its heap.
+
+In: where a reference dataset is and which part of it is wanted. Out:
+`References`, one row an element.
+
+1. The raw elements are read with the same planner and readers as any dataset.
+2. Region references name an object in a global heap collection each. The
+   distinct collections are read once, in file order and in batches.
+3. All objects of a batch are found and decoded together (`xref.heap`,
+   `xref.encoding`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import FrozenColumns, IntArray
+from xref.encoding import decode_selections, split_heap_ids
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.h5file import (
+    BoxReader,
+    FileBytes,
+    FileFormat,
+    FileLocation,
+    chunk_index,
+    dataset_layout,
+    file_format,
+)
+from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
+from xref.layout import DatasetLayout
+from xref.plan import plan_parts, plan_read, row_strides
+from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
+from xref.regions import (
+    Kind,
+    RegionTable,
+    concat_tables,
+    empty_table,
+    table_from_selections,
+)
+from xref.selection import Hyperslab
+
+HEAP_BATCH_NBYTES = 64 << 20
+"""Heap collections held in memory at a time."""
+
+_FIRST_READ_NBYTES = 4096
+"""Bytes of a collection read before its size is known: the smallest collection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class References(FrozenColumns):
+    """n references; a null one has address 0."""
+
+    files: tuple[FileLocation, ...]
+    file: IntArray  # (n,), row of `files` that the target lives in
+    address: npt.NDArray[np.uint64]  # (n,), target's object header, from the base address
+    regions: RegionTable | None  # n rows; None for object references
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def take(self, index: npt.NDArray[np.intp] | slice) -> References:
+        """Return the rows that ``index`` selects."""
+        regions = None if self.regions is None else self.regions.take(index)
+        return References(
+            files=self.files, file=self.file[index], address=self.address[index], regions=regions
+        )
+
+
+def concat_references(parts: list[References]) -> References:
+    """Put rows of several tables one after the other; files are listed once."""
+    files = tuple(dict.fromkeys(f for part in parts for f in part.files))
+    rows = [np.array([files.index(f) for f in part.files] or [0]) for part in parts]
+    kinds = {part.regions is None for part in parts}
+    if len(kinds) > 1:
+        raise TypeError("object references and region references do not mix in one array")
+    regions = [part.regions for part in parts if part.regions is not None]
+    return References(
+        files=files,
+        file=np.concatenate([r[part.file] for r, part in zip(rows, parts, strict=True)]),
+        address=np.concatenate([part.address for part in parts]),
+        regions=concat_tables(regions) if regions else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReferences:
+    """A box of elements of a reference dataset, by place: it pickles to a few hundred bytes.
+
+    Attributes
+    ----------
+    location : FileLocation
+        The file that the dataset lives in; its references count from there.
+    address : int
+        The dataset's object header, bytes from the base address.
+    path : str
+        Of the dataset, for messages.
+    is_region : bool
+        Region references rather than object references.
+    extent : tuple of int
+        Shape of the whole dataset.
+    slices : tuple of (start, count, step)
+        The elements wanted along each axis.
+    """
+
+    location: FileLocation
+    address: int
+    path: str
+    is_region: bool
+    extent: tuple[int, ...]
+    slices: tuple[tuple[int, int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        return tuple(count for _, count, _ in self.slices)
+
+    def describe(self, row: int) -> str:
+        """Name one element in a message, counted in C order of the box."""
+        ordinals = np.unravel_index(row, self.shape) if self.shape else ()
+        index = tuple(
+            start + int(i) * step
+            for (start, _, step), i in zip(self.slices, ordinals, strict=True)
+        )
+        kind = "region" if self.is_region else "object"
+        element = index[0] if len(index) == 1 else index
+        return f"{self.location.filename}: {kind} reference {element} of {self.path!r}"
+
+    def read(self) -> References:
+        """Read and decode the elements, in C order.
+
+        Raises
+        ------
+        CorruptFileError
+            If bytes of the dataset or its heap make no sense.
+        """
+        raw = self._read_raw()
+        form = file_format(self.location)
+        if not self.is_region:
+            address = raw.reshape(-1).view(f"<u{form.offset_size}").astype(np.uint64)
+            regions = None
+        else:
+            address, regions = decode_regions(self.location, raw, self.describe)
+        return References(
+            files=(self.location,),
+            file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(address),)),
+            address=address,
+            regions=regions,
+        )
+
+    def _read_raw(self) -> npt.NDArray[np.uint8]:
+        """Return the elements as stored, shape ``(n, width)``."""
+        layout = dataset_layout(self.location, self.address)
+        n, width = math.prod(self.shape), layout.dtype.itemsize
+        out = np.zeros(n, dtype=layout.dtype)
+        if n:
+            start, count, step = zip(*self.slices, strict=True) if self.slices else ((), (), ())
+            box = Hyperslab(start, step, count, (1,) * len(start))
+            table = table_from_selections([box]).fit(layout.shape, lambda _: self.path)
+            strides = row_strides(np.array([self.shape], dtype=np.int64).reshape(1, -1))
+            parts = plan_parts(table, np.zeros(1, dtype=np.int64), strides)
+            plan = plan_read(parts, layout.shape, layout.chunks, width)
+            read_plan(plan, tile_loader(self.location, self.address, layout, raw=True), out)
+        return out.view(np.uint8).reshape(n, width)
+
+
+def tile_loader(
+    location: FileLocation,
+    address: int,
+    layout: DatasetLayout,
+    *,
+    raw: bool = False,
+    reader: str = "auto",
+) -> TileLoader:
+    """Choose how the dataset at an address is read.
+
+    Parameters
+    ----------
+    location, address, layout
+        The dataset.
+    raw : bool
+        Read the elements as the bytes they are stored in.
+    reader : {"auto", "direct", "h5py"}
+        "auto" reads directly where it can and through h5py otherwise.
+
+    Raises
+    ------
+    UnsupportedError
+        If ``reader="direct"`` and the dataset needs h5py.
+    """
+    where = f"{location.filename}: dataset at {address:#x}"
+    if reader == "direct" and layout.indirect:
+        raise UnsupportedError(
+            f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
+        )
+    if reader == "h5py" or layout.indirect:
+        return BoxLoader(layout, BoxReader(location, address, raw))
+    if layout.chunks is None:
+        return ContiguousLoader(layout, FileBytes(location))
+    return ChunkLoader(layout, chunk_index(location, address), FileBytes(location), where)
+
+
+def decode_regions(
+    location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
+) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+    """Decode raw region references of one file.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file whose heap they name.
+    raw : numpy.ndarray
+        Shape ``(n, offset_size + 4)``, uint8.
+    describe : callable
+        Names row i in errors.
+
+    Returns
+    -------
+    address : numpy.ndarray
+        Shape ``(n,)``: targets; 0 for null references.
+    regions : RegionTable
+        n rows.
+    """
+    form = file_format(location)
+    heap, index = split_heap_ids(raw, offset_size=form.offset_size)
+    live = np.flatnonzero(heap)
+    address = np.zeros(len(heap), dtype=np.uint64)
+    if not len(live):
+        return address, empty_table(len(heap), 0)
+    heap, index = heap[live], index[live]
+    collections, of = _distinct(heap)
+
+    def describe_collection(k: int) -> str:
+        return describe(int(live[np.flatnonzero(of == k)[0]]))
+
+    position = collections + form.base_address
+    outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
+    if outside.any():
+        k = int(np.flatnonzero(outside)[0])
+        raise CorruptFileError(
+            f"{describe_collection(k)} has heap address {int(collections[k]) & (2**64 - 1):#x}, "
+            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
+        )
+    source = FileBytes(location)
+    heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
+    at = HEADER_NBYTES * np.arange(len(collections))
+    source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
+    size = parse_collection_sizes(heads, form.length_size, describe_collection)
+    # Disjoint collections inside the file: all together no larger than it.
+    limit = np.append(position[1:], form.file_nbytes)
+    wrong = np.flatnonzero(position + size > limit)
+    if len(wrong):
+        k = int(wrong[0])
+        end = "the next one" if k + 1 < len(size) else "the end of the file"
+        raise CorruptFileError(
+            f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
+            f"{int(position[k]):#x}, which reaches past {end}"
+        )
+    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
+    edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
+    tables, order = [], []
+    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        rows = (
+            np.arange(len(of))
+            if len(edges) == 2
+            else np.flatnonzero((of >= begin) & (of < end))
+        )
+
+        def describe_row(i: int, rows: npt.NDArray[np.intp] = rows) -> str:
+            return describe(int(live[rows[i]]))
+
+        base = pack_collections(size[begin:end])
+        buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
+        source.read_ranges(position[begin:end], size[begin:end], buffer, base[:-1])
+        objects = walk_collections(
+            buffer,
+            base[:-1],
+            size[begin:end],
+            form.length_size,
+            lambda k, begin=begin: describe_collection(begin + k),  # type: ignore[misc]
+        )
+        place, nbytes = objects.find(of[rows] - begin, index[rows], describe_row)
+        found, table = decode_selections(buffer, place, nbytes, form.offset_size, describe_row)
+        address[live[rows]] = found
+        tables.append(table)
+        order.append(live[rows])
+    if len(live) == len(address) and len(tables) == 1:
+        return address, table
+    null = np.setdiff1d(np.arange(len(address)), live)
+    tables.append(empty_table(len(null), tables[0].ndim, Kind.NULL))
+    order.append(null)
+    back = np.empty(len(address), dtype=np.int64)
+    back[np.concatenate(order)] = np.arange(len(address))
+    return address, concat_tables(tables).take(back)
+
+
+def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return distinct values, ascending, and the row of each; fast where runs repeat."""
+    head = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    distinct, inverse = np.unique(values[head], return_inverse=True)
+    return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))

@@ -1,0 +1,256 @@
+"""References into values: every target read once, results in one flat array.
+
+In: `References` and where each result goes. Out: the values.
+
+References are grouped by target, each group is fitted to its target's current
+extent, planned as a whole and read in one pass over the target's chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.decode import References, tile_loader
+from xref.errors import ResultTooLargeError
+from xref.h5file import FileLocation, dataset_layout
+from xref.layout import DatasetLayout
+from xref.options import get_option
+from xref.plan import plan_parts, plan_read, row_strides
+from xref.readers import read_plan
+from xref.regions import Kind, RegionTable, empty_table
+
+LARGE_RESULT_NBYTES = 4 << 30
+LARGE_RESULT_RATIO = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BoundTarget:
+    """The references that point at one dataset, fitted to its extent."""
+
+    location: FileLocation
+    address: int
+    layout: DatasetLayout
+    rows: npt.NDArray[np.intp] | slice
+    regions: RegionTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BoundReferences:
+    """References with the shapes that resolving them gives."""
+
+    targets: tuple[BoundTarget, ...]
+    ndim: IntArray  # (n,), axes of each result; 0 for null
+    shape: IntArray  # (n, widest), filled up with 1; null rows are all 0
+    null: npt.NDArray[np.bool_]  # (n,)
+
+    @property
+    def npoints(self) -> IntArray:
+        """Elements of each result, shape ``(n,)``."""
+        return self.shape.prod(axis=1)
+
+
+def split_targets(
+    references: References,
+) -> tuple[list[tuple[FileLocation, int, npt.NDArray[np.intp] | slice]], npt.NDArray[np.bool_]]:
+    """Group references by target, in the order of first appearance.
+
+    Returns
+    -------
+    targets : list of (location, address, rows)
+    null : numpy.ndarray
+        Shape ``(n,)``.
+    """
+    null = references.address == 0
+    if references.regions is not None:
+        null |= references.regions.kind == Kind.NULL
+    n = len(references)
+    address, file = references.address, references.file
+    if not n or null.all():
+        return [], null
+    if not null.any() and (address == address[0]).all() and (file == file[0]).all():
+        return [(references.files[int(file[0])], int(address[0]), slice(None))], null
+    live = np.flatnonzero(~null)
+    pairs = np.stack([file[live].astype(np.uint64), address[live]], axis=1)
+    distinct, first, inverse = np.unique(
+        pairs, axis=0, return_index=True, return_inverse=True
+    )
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    cuts = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(distinct) + 1))
+    groups = [
+        (
+            references.files[int(distinct[k, 0])],
+            int(distinct[k, 1]),
+            live[order[cuts[k] : cuts[k + 1]]],
+        )
+        for k in np.argsort(first).tolist()
+    ]
+    return groups, null
+
+
+def bind_references(references: References, describe: Callable[[int], str]) -> BoundReferences:
+    """Look at every target once and fit the references to it.
+
+    Object references select everything.
+
+    Parameters
+    ----------
+    references : References
+        n references to datasets.
+    describe : callable
+        Names reference i in errors.
+
+    Raises
+    ------
+    SelectionError
+        If a region does not fit its target's current extent.
+    DanglingReferenceError
+        If a target is no dataset.
+    """
+    n = len(references)
+    groups, null = split_targets(references)
+    targets = []
+    for location, address, rows in groups:
+        layout = dataset_layout(location, address)
+        count = n if isinstance(rows, slice) else len(rows)
+        if references.regions is None:
+            regions = empty_table(count, 0, Kind.ALL)
+        else:
+            regions = references.regions.take(rows)
+        where = np.arange(n)[rows]
+        fitted = regions.fit(layout.shape, lambda i, where=where: describe(int(where[i])))  # type: ignore[misc]
+        targets.append(
+            BoundTarget(
+                location=location, address=address, layout=layout, rows=rows, regions=fitted
+            )
+        )
+    widest = max((max(len(t.layout.shape), 1) for t in targets), default=1)
+    ndim = np.zeros(n, dtype=np.int64)
+    shape = np.zeros((n, widest), dtype=np.int64)
+    for target in targets:
+        axes, sizes = target.regions.result_shapes()
+        ndim[target.rows] = axes
+        shape[target.rows] = 1
+        shape[target.rows, : sizes.shape[1]] = sizes
+    return BoundReferences(targets=tuple(targets), ndim=ndim, shape=shape, null=null)
+
+
+def check_size(n_elements: int, dtype: np.dtype[Any], bound: BoundReferences, what: str) -> None:
+    """Refuse results far out of proportion to what the file stores for them."""
+    nbytes = n_elements * dtype.itemsize
+    stored = sum(t.layout.stored_nbytes for t in bound.targets)
+    if (
+        nbytes > LARGE_RESULT_NBYTES
+        and nbytes > LARGE_RESULT_RATIO * stored
+        and not get_option("large_results")
+    ):
+        raise ResultTooLargeError(
+            f"{what} would take {nbytes} bytes, while the file stores {stored} bytes for it; "
+            "select less, or allow it with xref.set_options(large_results=True)"
+        )
+
+
+def read_into(
+    bound: BoundReferences,
+    out: npt.NDArray[Any],
+    dst: IntArray,
+    cell: tuple[int, ...] | None = None,
+    reader: str = "auto",
+) -> None:
+    """Read all results into a flat array.
+
+    Parameters
+    ----------
+    bound : BoundReferences
+        n references.
+    out : numpy.ndarray
+        1-D, contiguous, of the targets' dtype.
+    dst : numpy.ndarray
+        Shape ``(n,)``: element of ``out`` where each result begins.
+    cell : tuple of int, optional
+        Box that each result lies in the corner of; by default each fills its own
+        box exactly.
+    reader : {"auto", "direct", "h5py"}
+        How chunks are read.
+    """
+    for target in bound.targets:
+        if target.layout.dtype == out.dtype:
+            _read_target(target, out, dst[target.rows], _cells(bound, target, cell), reader)
+        else:
+            _read_converted(bound, target, out, dst, cell, reader)
+
+
+def _cells(bound: BoundReferences, target: BoundTarget, cell: tuple[int, ...] | None) -> IntArray:
+    """Return the box that holds each result of a target, ``(n, ndim)``."""
+    ndim = len(target.layout.shape)
+    sizes = bound.shape[target.rows, :ndim]
+    if cell is None:
+        return sizes
+    # Results of lower rank lie along the first axis of their cell.
+    return np.broadcast_to(np.array(cell[:ndim], dtype=np.int64), sizes.shape)
+
+
+def _read_target(
+    target: BoundTarget, out: npt.NDArray[Any], dst: IntArray, cells: IntArray, reader: str
+) -> None:
+    layout = target.layout
+    parts = plan_parts(target.regions, dst, row_strides(cells))
+    if len(parts):
+        loader = tile_loader(target.location, target.address, layout, reader=reader)
+        plan = plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+        read_plan(plan, loader, out)
+
+
+def _read_converted(
+    bound: BoundReferences,
+    target: BoundTarget,
+    out: npt.NDArray[Any],
+    dst: IntArray,
+    cell: tuple[int, ...] | None,
+    reader: str,
+) -> None:
+    """Read a target in its own dtype and convert, the rows of one shape at a time."""
+    npoints = bound.npoints[target.rows]
+    offsets = row_offsets(npoints)
+    values = np.empty(int(offsets[-1]), dtype=target.layout.dtype)
+    _read_target(target, values, offsets[:-1], _cells(bound, target, None), reader)
+    begins = dst[target.rows]
+    if cell is None:
+        out[ragged_ranges(begins, npoints)] = values
+        return
+    boxes = out.reshape(-1, *cell)
+    shapes, which = np.unique(bound.shape[target.rows], axis=0, return_inverse=True)
+    for k, shape in enumerate(shapes.tolist()):
+        rows = np.flatnonzero(which.reshape(-1) == k)
+        corner = tuple(slice(0, n) for n in shape[: len(cell)])
+        at = ragged_ranges(offsets[:-1][rows], npoints[rows])
+        part = values[at].reshape(len(rows), *shape[: len(cell)])
+        boxes[(begins[rows] // max(int(np.prod(cell)), 1), *corner)] = part
+
+
+def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
+    """Return the dtype that values of all targets fit.
+
+    Raises
+    ------
+    ValueError
+        If there is none, such as for numbers and text.
+    """
+    dtypes = list(dict.fromkeys(t.layout.dtype for t in bound.targets))
+    if len(dtypes) == 1:
+        return dtypes[0]
+    if not dtypes:
+        return np.dtype(float)
+    if all(d.kind in "iufcb" for d in dtypes):
+        return np.result_type(*dtypes)
+    raise ValueError(
+        f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which make no "
+        "common array; select references of one target"
+    )
+
+

@@ -1,0 +1,864 @@
+"""Files, through h5py: opening, metadata, objects by address, and the fallback reads.
+
+In: filenames and addresses. Out: plain values (bytes, paths, layouts) and, for
+the caller's immediate use, h5py objects. Nothing that h5py made is cached or put
+into a graph: a file travels as a `FileLocation` and is opened again in each
+process. h5py's own lock makes every call here safe from any thread.
+
+Only object addresses that were checked go to HDF5. The bytes of region
+references never do: they are decoded in `xref.encoding`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
+from xarray.backends import CachingFileManager
+
+from xref.columns import IntArray
+from xref.errors import (
+    CorruptFileError,
+    DanglingReferenceError,
+    ExternalFileError,
+    FileChangedError,
+    FileReadError,
+    UnsupportedError,
+    XrefError,
+)
+from xref.filters import Filter, FilterPipeline
+from xref.layout import ChunkIndex, DatasetLayout, build_chunk_index, check_extent
+
+Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
+
+EXTERNAL_POLICIES = ("same-dir", "all", "none")
+
+UNDEFINED_ADDRESS = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileLocation:
+    """Where a file is, which version of it, and what it may point at.
+
+    Attributes
+    ----------
+    filename : str
+        Absolute path.
+    identity : tuple of int
+        Device, inode, bytes and modification time (ns) when it was opened.
+    external : {"same-dir", "all", "none"}
+        Which other files its links and virtual sources may name.
+    """
+
+    filename: str
+    identity: tuple[int, int, int, int]
+    external: str = "same-dir"
+
+
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    """Numbers from a file's superblock, in bytes."""
+
+    offset_size: int
+    length_size: int
+    base_address: int
+    file_nbytes: int
+
+
+def locate_file(path: str | os.PathLike[str], external: str = "same-dir") -> FileLocation:
+    """Return the location of a local file as it is now.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileReadError
+        If it is no regular file: a device, a pipe or a folder.
+    ValueError
+        If ``external`` is not one of its three values.
+    """
+    if external not in EXTERNAL_POLICIES:
+        raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
+    filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    return FileLocation(filename, _identity(filename), external)
+
+
+def _identity(filename: str) -> tuple[int, int, int, int]:
+    status = os.stat(filename)
+    if not stat.S_ISREG(status.st_mode):
+        raise FileReadError(f"{filename} is not a regular file")
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(location: FileLocation) -> None:
+    """Raise `FileChangedError` unless the file is still the one that was located."""
+    try:
+        now = _identity(location.filename)
+    except FileNotFoundError as error:
+        raise FileChangedError(f"{location.filename} is gone since it was opened") from error
+    if now != location.identity:
+        raise FileChangedError(
+            f"{location.filename} has changed since it was opened: (device, inode, bytes, "
+            f"modification time) were {location.identity} and are {now}; open it again"
+        )
+
+
+def _open_hdf5(filename: str, pid: int) -> h5py.File:
+    """Open a file for reading; ``pid`` keeps a forked child from its parent's handles."""
+    del pid
+    return h5py.File(filename, "r")
+
+
+class _OpenDescriptor:
+    """A file descriptor that closes when the last reader lets go of it."""
+
+    def __init__(self, filename: str) -> None:
+        self.number = os.open(filename, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class _Descriptor:
+    """What the file manager closes: it drops the descriptor, readers may still hold it."""
+
+    def __init__(self, filename: str, pid: int) -> None:
+        del pid
+        self.held: _OpenDescriptor | None = _OpenDescriptor(filename)
+
+    def close(self) -> None:
+        self.held = None
+
+
+@lru_cache(maxsize=4096)
+def _managers(filename: str, pid: int) -> tuple[CachingFileManager, CachingFileManager]:
+    # The id makes managers of one file share one handle.
+    return (
+        CachingFileManager(_open_hdf5, filename, pid, manager_id="xref-hdf5"),
+        CachingFileManager(_Descriptor, filename, pid, manager_id="xref-bytes"),
+    )
+
+
+def open_file(location: FileLocation) -> h5py.File:
+    """Return the open file, checked to be the version that was located."""
+    check_unchanged(location)
+    file: h5py.File = _managers(location.filename, os.getpid())[0].acquire()
+    return file
+
+
+def close_file(location: FileLocation) -> None:
+    """Close this process's handles of a file; a later read opens it again."""
+    for manager in _managers(location.filename, os.getpid()):
+        manager.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """Positional reads of a local file (a `xref.readers.ByteSource`)."""
+
+    location: FileLocation
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``offset`` on.
+
+        Raises
+        ------
+        FileReadError
+            If the read fails or the file ends first.
+        FileChangedError
+            If the file is another than the one located.
+        """
+        self._read(self._descriptor(), offset, buffer)
+
+    def _read(self, held: _OpenDescriptor, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                n = os.preadv(held.number, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise FileReadError(
+                    f"{self.location.filename}: reading {len(buffer)} bytes at {offset:#x} "
+                    f"failed: {error}"
+                ) from error
+            if n == 0:
+                raise FileReadError(
+                    f"{self.location.filename}: {len(buffer)} bytes wanted at {offset:#x}, the "
+                    f"file ended after {done}"
+                )
+            done += n
+
+    def read_ranges(
+        self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
+    ) -> None:
+        """Read many ranges, each to its place ``at`` in ``buffer``."""
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        held = self._descriptor()
+        for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
+            self._read(held, o, view[a : a + n])
+
+    def _descriptor(self) -> _OpenDescriptor:
+        """Return a descriptor of this version of the file; the caller keeps it alive."""
+        manager = _managers(self.location.filename, os.getpid())[1]
+        for _ in range(8):
+            held: _OpenDescriptor | None = manager.acquire().held
+            if held is None:  # closed by another thread just now
+                continue
+            status = os.fstat(held.number)
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if identity == self.location.identity:
+                return held
+            # Written to in place, or the descriptor is older than the location.
+            check_unchanged(self.location)
+            manager.close()
+        raise FileReadError(f"{self.location.filename} could not be opened for reading")
+
+
+@lru_cache(maxsize=1024)
+def file_format(location: FileLocation) -> FileFormat:
+    """Return sizes and base address of a file."""
+    properties = open_file(location).id.get_create_plist()
+    offset_size, length_size = properties.get_sizes()
+    return FileFormat(
+        offset_size, length_size, properties.get_userblock(), location.identity[2]
+    )
+
+
+# --- objects -----------------------------------------------------------------------
+
+
+def object_address(item: Object) -> int:
+    """Return the address of an object's header, in bytes from the base address."""
+    return int(h5o.get_info(item.id).addr)
+
+
+def file_of(item: Object, outer: FileLocation) -> FileLocation:
+    """Return the location of the file that an object lives in.
+
+    Across an external link it is not the file that was opened.
+    """
+    filename = os.path.abspath(os.fsdecode(h5f.get_name(item.id)))
+    return outer if filename == outer.filename else locate_file(filename, outer.external)
+
+
+_SLOTS = 1024
+
+
+@lru_cache(maxsize=1)
+def _reference_image() -> tuple[bytes, int]:
+    """Return a small HDF5 file of null object references, and where they begin."""
+    with h5py.File("xref-references", "w", driver="core", backing_store=False) as file:
+        properties = h5p.create(h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        space = h5s.create_simple((_SLOTS,))
+        dataset = h5d.create(file.id, b"r", h5t.STD_REF_OBJ, space, dcpl=properties)
+        offset = dataset.get_offset()
+        file.flush()
+        return file.id.get_file_image(), offset
+
+
+def _make_references(addresses: list[int]) -> list[h5py.Reference]:
+    """Make h5py object references from addresses.
+
+    h5py has no constructor for them; it reads them from an image in memory whose
+    slots hold the addresses.
+    """
+    image, offset = _reference_image()
+    out: list[h5py.Reference] = []
+    for begin in range(0, len(addresses), _SLOTS):
+        part = addresses[begin : begin + _SLOTS]
+        patched = bytearray(image)
+        struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
+        file = h5f.open_file_image(bytes(patched))
+        try:
+            with h5py.File(file) as references:
+                out += references["r"][: len(part)].tolist()
+        finally:
+            file.close()
+    return out
+
+
+def header_problem(location: FileLocation, address: int) -> str:
+    """Say why no object header can be at an address; empty if one may be.
+
+    Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
+    """
+    form = file_format(location)
+    position = form.base_address + address
+    if not 0 < address <= form.file_nbytes - form.base_address - 16:
+        return f"is outside the file ({form.file_nbytes} bytes)"
+    head = bytearray(16)
+    FileBytes(location).read_into(position, memoryview(head))
+    if head[:4] == b"OHDR":
+        return "" if head[4] == 2 else f"has an object header of version {head[4]}"
+    version, reserved, n_messages, n_links, nbytes = struct.unpack_from("<BBHII", head)
+    if version != 1 or reserved or not n_messages or not n_links:
+        return "has no object header"
+    if nbytes > form.file_nbytes - position:
+        return f"has an object header of {nbytes} bytes, past the end of the file"
+    return ""
+
+
+def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Object]:
+    """Open objects by address, one after the other.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If there is no object at an address.
+    """
+    file = open_file(location)
+    for address in addresses:
+        problem = header_problem(location, address)
+        if problem:
+            raise DanglingReferenceError(
+                f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
+            )
+    for address, reference in zip(addresses, _make_references(addresses), strict=True):
+        try:
+            identifier = h5r.dereference(reference, file.id)
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise DanglingReferenceError(
+                f"{location.filename}: no object at address {address:#x}: {error}"
+            ) from error
+        if identifier is None:
+            raise DanglingReferenceError(
+                f"{location.filename}: no object at address {address:#x}"
+            )
+        yield _wrap(identifier)
+
+
+def _wrap(identifier: Any) -> Object:
+    if isinstance(identifier, h5d.DatasetID):
+        return h5py.Dataset(identifier)
+    if isinstance(identifier, h5g.GroupID):
+        return h5py.Group(identifier)
+    return h5py.Datatype(identifier)
+
+
+def open_object(location: FileLocation, address: int) -> Object:
+    """Open one object by address."""
+    return next(open_objects(location, [address]))
+
+
+def object_kind(location: FileLocation, address: int) -> str:
+    """Return "dataset", "group", "datatype", or "dangling" if there is no object."""
+    try:
+        item = open_object(location, address)
+    except DanglingReferenceError:
+        return "dangling"
+    if isinstance(item, h5py.Dataset):
+        return "dataset"
+    return "group" if isinstance(item, h5py.Group) else "datatype"
+
+
+def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
+    """Open a dataset by address.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If the object there is none.
+    """
+    item = open_object(location, address)
+    if not isinstance(item, h5py.Dataset):
+        raise DanglingReferenceError(
+            f"{location.filename}: the object at {address:#x} is a "
+            f"{type(item).__name__.lower()}, not a dataset"
+        )
+    return item
+
+
+@lru_cache(maxsize=16)
+def object_paths(location: FileLocation) -> dict[int, str]:
+    """Walk all hard links once and return a path of each object, by address.
+
+    The shortest path is taken, the first by name among equals; objects without a
+    link from the root are absent.
+    """
+    file = open_file(location)
+    root = h5g.open(file.id, b"/")
+    paths = {int(h5o.get_info(root).addr): "/"}
+    queue: deque[tuple[Any, str]] = deque([(root, "")])
+    while queue:
+        group, prefix = queue.popleft()
+        links: list[tuple[bytes, int]] = []
+
+        def visit(name: bytes, info: Any, links: list[tuple[bytes, int]] = links) -> None:
+            if info.type == h5l.TYPE_HARD:
+                links.append((name, int(info.u)))
+
+        try:
+            group.links.iterate(visit, info=True)
+        except (RuntimeError, OSError, ValueError, KeyError):
+            continue  # a damaged group: its members have no known path
+        for name, address in links:
+            if address in paths:
+                continue
+            path = f"{prefix}/{name.decode('utf-8', 'surrogateescape')}"
+            paths[address] = path
+            try:
+                if h5o.get_info(group, name).type == h5o.TYPE_GROUP:
+                    queue.append((h5g.open(group, name), path))
+            except (RuntimeError, OSError, ValueError, KeyError):
+                continue  # named, but cannot be opened
+    return paths
+
+
+# --- types -------------------------------------------------------------------------
+
+
+def reference_kind(datatype: h5t.TypeID) -> str:
+    """Return "object", "region", "std" (HDF5 1.12) or "" for what is no reference."""
+    if datatype.get_class() != h5t.REFERENCE:
+        return ""
+    if datatype.equal(h5t.STD_REF_OBJ):
+        return "object"
+    if datatype.equal(h5t.STD_REF_DSETREG):
+        return "region"
+    return "std"
+
+
+def holds_references(datatype: h5t.TypeID) -> bool:
+    """Tell whether a type is or contains references, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return True
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return any(holds_references(datatype.get_member_type(i)) for i in members)
+        case h5t.VLEN | h5t.ARRAY:
+            return holds_references(datatype.get_super())
+    return False
+
+
+def reference_kinds(datatype: h5t.TypeID) -> set[str]:
+    """Return the kinds of reference that a type contains, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return {reference_kind(datatype)}
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return set().union(*(reference_kinds(datatype.get_member_type(i)) for i in members))
+        case h5t.VLEN | h5t.ARRAY:
+            return reference_kinds(datatype.get_super())
+    return set()
+
+
+def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
+    """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
+    if dtype.hasobject:
+        return f"type {dtype}: elements of variable length"
+    if dtype.itemsize != datatype.get_size():
+        return f"type {dtype}: {datatype.get_size()} bytes stored"
+    try:
+        expected = h5t.py_create(dtype, logical=True)
+    except TypeError:
+        return f"type {dtype}: NumPy's form is not known to h5py"
+    return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
+
+
+# --- datasets ----------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
+    """Return shape, type and storage of the dataset at an address."""
+    return read_layout(open_dataset(location, address), location)
+
+
+def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
+    """Return shape, type and storage of an open dataset.
+
+    Raises
+    ------
+    UnsupportedError
+        If its elements have no NumPy type, or its extent cannot be numbered.
+    ExternalFileError
+        If its data lie in other files that the location does not allow.
+    """
+    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    datatype = dataset.id.get_type()
+    space = dataset.id.get_space()
+    if space.get_simple_extent_type() == h5s.NULL:
+        raise UnsupportedError(f"{where} has a null dataspace: there is nothing to read")
+    kind = reference_kind(datatype)
+    try:
+        # References are bytes here; HDF5 is asked for neither kind of target.
+        dtype = np.dtype(f"V{datatype.get_size()}") if kind else dataset.dtype
+    except TypeError as error:
+        raise UnsupportedError(f"{where} has a type that h5py does not read: {error}") from error
+    shape = tuple(space.shape)
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
+    check_extent(shape, chunks, where)
+    indirect = "" if kind else _indirect_type(datatype, dtype)
+    pipeline = FilterPipeline(
+        filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
+    )
+    offset = None
+    match storage:
+        case h5d.CONTIGUOUS:
+            if properties.get_external_count():
+                _check_raw_external(dataset, location, where)
+                indirect = indirect or "storage: external files"
+            else:
+                offset = dataset.id.get_offset()
+        case h5d.COMPACT:
+            indirect = indirect or "storage: compact"
+        case h5d.CHUNKED:
+            missing = pipeline.unsupported()
+            if missing:
+                indirect = indirect or f"filters: {', '.join(missing)}"
+        case _:
+            _check_virtual(properties, location, where)
+            indirect = indirect or "storage: virtual"
+    stored = int(dataset.id.get_storage_size())
+    if offset is not None:
+        needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if offset + needed > location.identity[2]:
+            raise CorruptFileError(
+                f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
+                f"({location.identity[2]} bytes); the file may be truncated"
+            )
+        if stored < needed:
+            raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
+    return DatasetLayout(
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        offset=offset,
+        pipeline=pipeline,
+        fill_value=_fill_value(properties, dtype, bool(kind)),
+        stored_nbytes=stored,
+        indirect=indirect,
+    )
+
+
+def _filter(properties: h5p.PropDCID, index: int) -> Filter:
+    number, flags, options, name = properties.get_filter(index)
+    return Filter(
+        id=number, flags=flags, options=tuple(options), name=name.decode("utf-8", "replace")
+    )
+
+
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_reference: bool) -> Any:
+    value = np.zeros((), dtype=dtype)
+    if is_reference or dtype.hasobject or properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED:
+        return value[()]
+    try:
+        properties.get_fill_value(value)
+    except (TypeError, ValueError, RuntimeError):
+        return np.zeros((), dtype=dtype)[()]
+    return value[()]
+
+
+def _check_raw_external(dataset: h5py.Dataset, location: FileLocation, where: str) -> None:
+    if location.external != "all":
+        names = [name for name, _, _ in dataset.external or ()]
+        raise ExternalFileError(
+            f'{where} keeps its data in other files ({", ".join(map(str, names))}); '
+            'pass external="all" if this file is trusted'
+        )
+
+
+def _check_virtual(properties: h5p.PropDCID, location: FileLocation, where: str) -> None:
+    for i in range(properties.get_virtual_count()):
+        name = properties.get_virtual_filename(i)
+        if name != ".":
+            check_external(location, name, f"{where} (virtual source)")
+
+
+def check_external(location: FileLocation, name: str, where: str) -> None:
+    """Raise `ExternalFileError` unless the file may point at the file ``name``."""
+    folder = os.path.dirname(os.path.realpath(location.filename))
+    target = os.path.realpath(os.path.join(folder, name))
+    inside = os.path.commonpath([folder, target]) == folder
+    if location.external == "all" or (location.external == "same-dir" and inside):
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise ExternalFileError(f"{where} names {name!r}, which is no regular file")
+        return
+    raise ExternalFileError(
+        f'{where} names the file {name!r}, which external="{location.external}" does not '
+        'allow; pass external="all" if this file is trusted'
+    )
+
+
+@lru_cache(maxsize=1)
+def _chunk_offsets_skip_userblock() -> bool:
+    """Tell whether this HDF5 counts chunk offsets from the base address.
+
+    Releases differ, so one chunk behind a user block is looked up and compared.
+    """
+    with h5py.File(
+        "xref-userblock", "w", driver="core", backing_store=False, userblock_size=512
+    ) as file:
+        file.create_dataset("d", data=np.arange(1, 9, dtype="u8"), chunks=(8,))
+        file.flush()
+        offset = file["d"].id.get_chunk_info(0).byte_offset
+        image = file.id.get_file_image()
+    # Images leave the user block out.
+    position = image.find(np.arange(1, 9, dtype="<u8").tobytes())
+    position += 512 if image.startswith(b"\x89HDF") else 0
+    if offset not in (position, position - 512):
+        raise UnsupportedError("this release of HDF5 gives chunk offsets in an unknown way")
+    return offset != position
+
+
+@lru_cache(maxsize=64)
+def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
+    """Return where each chunk of the dataset at an address lies."""
+    dataset = open_dataset(location, address)
+    layout = dataset_layout(location, address)
+    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    found: list[Any] = []
+    try:
+        dataset.id.chunk_iter(found.append)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CorruptFileError(f"{where} has a chunk index that HDF5 cannot read: {error}") from error
+    n, ndim = len(found), len(layout.shape)
+    base = file_format(location).base_address
+    shift = base if base and _chunk_offsets_skip_userblock() else 0
+    addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
+    addresses[addresses != np.uint64(UNDEFINED_ADDRESS)] += np.uint64(shift)
+    return build_chunk_index(
+        np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim),
+        addresses,
+        np.fromiter((c.size for c in found), np.uint64, n),
+        np.fromiter((c.filter_mask for c in found), np.uint32, n),
+        layout=layout,
+        file_nbytes=location.identity[2],
+        where=where,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BoxReader:
+    """Reads boxes of one dataset through h5py."""
+
+    location: FileLocation
+    address: int
+    raw: bool = False
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        dataset = open_dataset(self.location, self.address)
+        try:
+            window[...] = (
+                read_raw(dataset, start, window.shape)
+                if self.raw
+                else _read_values(dataset, start, window.shape, self.location)
+            )
+        except XrefError:
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise FileReadError(
+                f"{self.location.filename}: {dataset.name or 'a dataset without a name'}: "
+                f"h5py could not read {window.shape} elements at {start}: {error}"
+            ) from error
+
+
+def _box_space(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[h5s.SpaceID, h5s.SpaceID]:
+    space = dataset.id.get_space()
+    if shape:
+        space.select_hyperslab(start, shape)
+    return space, h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+
+
+def read_raw(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> npt.NDArray[np.void]:
+    """Return elements as the bytes they are stored in, without any conversion."""
+    datatype = dataset.id.get_type()
+    out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
+    if out.size:
+        space, memory = _box_space(dataset, start, shape)
+        dataset.id.read(memory, space, out, mtype=datatype)
+    return out
+
+
+def _read_values(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], location: FileLocation
+) -> npt.NDArray[Any]:
+    values = dataset[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+    del location
+    return np.asarray(values)
+
+
+_known_paths: dict[FileLocation, dict[int, str]] = {}
+
+
+def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
+    """Keep paths that were seen on the way, so that a repr can show them."""
+    if location not in _known_paths and len(_known_paths) >= 256:
+        _known_paths.pop(next(iter(_known_paths)))
+    _known_paths.setdefault(location, {}).update(paths)
+
+
+def known_path(location: FileLocation, address: int) -> str | None:
+    """Return the path of an object if it has been seen; never searches the file."""
+    return _known_paths.get(location, {}).get(address)
+
+
+# --- groups and attributes ---------------------------------------------------------
+
+
+def text(value: bytes | str) -> str:
+    """Decode a name or string of the file; odd bytes survive a round trip."""
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+
+
+def open_group(location: FileLocation, path: str) -> h5py.Group:
+    """Open a group by path.
+
+    Raises
+    ------
+    OSError
+        If there is no group of that path, as other engines do.
+    """
+    file = open_file(location)
+    try:
+        item = file[path.encode("utf-8", "surrogateescape")]
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
+    if not isinstance(item, h5py.Group):
+        raise OSError(f"{location.filename}: {path!r} is no group")
+    return item
+
+
+def iterate_members(
+    group: h5py.Group, location: FileLocation
+) -> Iterator[tuple[str, Object | Exception]]:
+    """Yield each member of a group, or the reason why it cannot be opened.
+
+    External links are followed where the location allows it.
+    """
+    try:
+        names = list(group.id)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield "", error
+        return
+    for name in names:
+        try:
+            link = group.id.links.get_info(name)
+            if link.type == h5l.TYPE_EXTERNAL:
+                target, _ = group.id.links.get_val(name)
+                where = f"{location.filename}: link {text(name)!r}"
+                check_external(location, os.fsdecode(target), where)
+            yield text(name), _wrap(h5o.open(group.id, name))
+        except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+            yield text(name), error
+
+
+def link_addresses(group: h5py.Group) -> dict[int, str]:
+    """Return the name of each hard-linked member by its address."""
+    found: dict[int, str] = {}
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5l.TYPE_HARD:
+            found.setdefault(int(info.u), text(name))
+
+    group.id.links.iterate(visit, info=True)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class RawReferences:
+    """References of an attribute as the bytes they are stored in."""
+
+    kind: str  # "object" or "region"
+    shape: tuple[int, ...]
+    data: bytes  # 8 or 12 bytes an element: address (8), heap index (4)
+
+
+def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Read all attributes of an object.
+
+    The type is looked at before the value: h5py is not asked for region references
+    in variable-length sequences, which corrupt its memory.
+
+    Returns
+    -------
+    values : dict
+        Plain values, and `RawReferences` for references.
+    problems : dict
+        Why an attribute could not be read, by name.
+    """
+    values: dict[str, Any] = {}
+    problems: dict[str, Exception] = {}
+    try:
+        n = h5a.get_num_attrs(item.id)
+    except (RuntimeError, OSError, ValueError) as error:
+        return values, {"": error}
+    for index in range(n):
+        name = f"number {index}"
+        try:
+            attribute = h5a.open(item.id, index=index)
+            name = text(attribute.name)
+            values[name] = _attribute_value(item, name, attribute)
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
+            problems[name] = error
+    return values, problems
+
+
+def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
+    datatype = attribute.get_type()
+    kind = reference_kind(datatype)
+    if kind in ("object", "region"):
+        out = np.zeros(attribute.shape, dtype=f"V{datatype.get_size()}")
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        return RawReferences(kind, attribute.shape, out.tobytes())
+    if kind == "std" or (holds_references(datatype) and name not in SCALE_ATTRIBUTES):
+        raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
+    if holds_references(datatype) and reference_kinds(datatype) != {"object"}:
+        raise UnsupportedError("region references within a compound or sequence")
+    value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
+    return value
+
+
+SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
+
+
+def reference_addresses(references: list[h5py.Reference]) -> list[int]:
+    """Return the addresses in h5py object references, without following them.
+
+    h5py shows no bytes of a reference; written to a dataset in memory they can be
+    read back as they are.
+    """
+    if not references:
+        return []
+    with h5py.File("xref-addresses", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("r", (len(references),), dtype=h5py.ref_dtype)
+        objects = np.empty(len(references), dtype=object)
+        objects[:] = references
+        dataset[...] = objects
+        return read_raw(dataset, (0,), (len(references),)).view("<u8").tolist()  # type: ignore[no-any-return]
+
+
+def is_dataset(item: Any) -> bool:
+    """Tell whether an object is a dataset."""
+    return isinstance(item, h5py.Dataset)
+
+
+def is_group(item: Any) -> bool:
+    """Tell whether an object is a group."""
+    return isinstance(item, h5py.Group)
+
+
+def dataset_kind(dataset: h5py.Dataset) -> str:
+    """Return the kind of reference that a dataset holds: "object", "region", "std" or ""."""
+    return reference_kind(dataset.id.get_type())

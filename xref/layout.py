@@ -1,0 +1,148 @@
+"""Where the elements of one dataset lie in its file.
+
+In: numbers from the file's metadata. Out: frozen values that plans and readers
+use; nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import FrozenColumns, IntArray
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.filters import FilterPipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkIndex(FrozenColumns):
+    """Each allocated chunk of one dataset; chunks are numbered in C order of their grid."""
+
+    number: IntArray  # (n,), ascending
+    address: IntArray  # (n,), byte in the file
+    nbytes: IntArray  # (n,), as stored
+    filter_mask: npt.NDArray[np.uint32]  # (n,), bit i set: filter i was skipped
+
+    def find(self, number: IntArray) -> IntArray:
+        """Return the row of each chunk number, -1 where the chunk was never written."""
+        if not len(self.number):
+            return np.full(len(number), -1)
+        at = np.minimum(np.searchsorted(self.number, number), len(self.number) - 1)
+        return np.where(self.number[at] == number, at, -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DatasetLayout:
+    """Shape, type and storage of one dataset.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Current extent, elements.
+    dtype : numpy.dtype
+        Of the values as they come out, byte order as stored.
+    chunks : tuple of int or None
+        Chunk shape, elements; None when the dataset is not chunked.
+    offset : int or None
+        First byte in the file of contiguous data; None when there are none yet.
+    pipeline : FilterPipeline
+        Filters of chunked data.
+    fill_value : object
+        Value of elements that were never written.
+    stored_nbytes : int
+        Bytes that the file holds for the data.
+    indirect : str
+        Why the data have to be read through h5py; empty when they need not.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...] | None
+    offset: int | None
+    pipeline: FilterPipeline
+    fill_value: Any
+    stored_nbytes: int
+    indirect: str
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of chunks along each axis."""
+        chunks = self.chunks or tuple(max(n, 1) for n in self.shape)
+        return tuple(-(-n // c) for n, c in zip(self.shape, chunks, strict=True))
+
+
+def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: str) -> None:
+    """Refuse extents whose elements or chunks cannot be numbered in 62 bits."""
+    if math.prod(shape) >= 2**62:
+        raise UnsupportedError(f"{where} has {math.prod(shape)} elements, too many to number")
+    if chunks is not None and (len(chunks) != len(shape) or min(chunks, default=1) < 1):
+        raise CorruptFileError(f"{where} of shape {shape} has chunks of shape {chunks}")
+
+
+def build_chunk_index(
+    origin: IntArray,
+    address: npt.NDArray[np.uint64],
+    nbytes: npt.NDArray[np.uint64],
+    filter_mask: npt.NDArray[np.uint32],
+    *,
+    layout: DatasetLayout,
+    file_nbytes: int,
+    where: str,
+) -> ChunkIndex:
+    """Check and sort the chunks that a dataset's index lists.
+
+    Parameters
+    ----------
+    origin : numpy.ndarray
+        Shape ``(n, ndim)``: first element of each chunk.
+    address, nbytes : numpy.ndarray
+        Shape ``(n,)``: byte in the file and bytes as stored.
+    filter_mask : numpy.ndarray
+        Shape ``(n,)``.
+    layout : DatasetLayout
+        Of the dataset.
+    file_nbytes : int
+        Size of the file.
+    where : str
+        Names the dataset in errors.
+
+    Raises
+    ------
+    CorruptFileError
+        If a chunk lies off the grid or outside the file, or stands twice.
+    """
+    assert layout.chunks is not None
+    chunks, grid = np.array(layout.chunks), np.array(layout.grid)
+    cell = origin // chunks
+    # Chunks past the extent stay in the file when a dataset shrinks: not an error.
+    inside = (cell < grid).all(axis=1)
+    if (cell * chunks != origin).any() or (origin < 0).any():
+        raise CorruptFileError(f"{where} has a chunk that is not on its grid")
+    # A missing chunk may be listed with an undefined address.
+    inside &= address != np.uint64(2**64 - 1)
+    cell, address, nbytes = cell[inside], address[inside], nbytes[inside]
+    filter_mask = filter_mask[inside]
+    end = address.astype(float) + nbytes.astype(float)
+    if (end > file_nbytes).any():
+        row = int(np.argmax(end))
+        raise CorruptFileError(
+            f"{where} has a chunk of {nbytes[row]} bytes at {int(address[row]):#x}, past the "
+            f"end of the file ({file_nbytes} bytes); the file may be truncated"
+        )
+    weight = np.ones(len(grid), dtype=np.int64)
+    weight[:-1] = np.cumprod(grid[:0:-1])[::-1]
+    number = (cell * weight).sum(axis=1)
+    order = np.argsort(number, kind="stable")
+    number = number[order]
+    if (number[1:] == number[:-1]).any():
+        raise CorruptFileError(f"{where} has two chunks at one place of its grid")
+    return ChunkIndex(
+        number=number,
+        address=address[order].astype(np.int64),
+        nbytes=nbytes[order].astype(np.int64),
+        filter_mask=filter_mask[order],
+    )

@@ -1,0 +1,318 @@
+"""Lazy arrays for xarray: an index in, values out.
+
+In: a place in a file, an index from xarray or dask. Out: NumPy arrays. Each
+class pickles as the place and its numbers; what is needed to read is decoded
+where the index is applied, so a task of a graph stays small.
+
+xarray's indexing internals are imported here and in `xref.backend` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from xref.columns import row_offsets
+from xref.decode import tile_loader
+from xref.gather import BoundReferences, bind_references, check_size, read_into
+from xref.h5file import FileLocation, check_unchanged, dataset_layout
+from xref.layout import DatasetLayout
+from xref.plan import canvas_strides, plan_parts, plan_read
+from xref.readers import read_plan
+from xref.references import ReferenceArray
+from xref.regions import narrow, outer_blocks, table_from_blocks
+from xref.selection import merge_intervals
+
+Axis = int | slice | npt.NDArray[Any]
+
+
+def lazily_indexed(array: BackendArray) -> indexing.LazilyIndexedArray:
+    """Wrap an array so that xarray composes indices before it reads."""
+    return indexing.LazilyIndexedArray(array)
+
+
+def _axis_intervals(key: Axis, extent: int) -> tuple[tuple[Any, Any], Axis | None]:
+    """Return the sorted elements of one axis as intervals, and how to reorder them after."""
+    if isinstance(key, slice):
+        picked = np.arange(extent)[key]
+    else:
+        picked = np.atleast_1d(np.asarray(key))
+        picked = np.where(picked < 0, picked + extent, picked)
+        if ((picked < 0) | (picked >= extent)).any():
+            raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
+    wanted, back = np.unique(picked, return_inverse=True)
+    after: Axis | None = None if np.array_equal(wanted, picked) else back
+    return merge_intervals(wanted, wanted + 1), after
+
+
+class DatasetArray(BackendArray):
+    """One dataset; reads what an index selects, each chunk once."""
+
+    def __init__(
+        self, location: FileLocation, address: int, layout: DatasetLayout, reader: str = "auto"
+    ) -> None:
+        self.location = location
+        self.address = address
+        self.reader = reader
+        self.shape = layout.shape
+        self.dtype = layout.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index."""
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        check_unchanged(self.location)
+        layout = dataset_layout(self.location, self.address)
+        if not self.shape:
+            return self._read_boxes(layout, [], ())
+        axes, after = zip(
+            *(_axis_intervals(k, n) for k, n in zip(key, self.shape, strict=True)), strict=True
+        )
+        shape = tuple(int((high - low).sum()) for low, high in axes)
+        out = self._read_boxes(layout, list(axes), shape)
+        for axis, order in enumerate(after):
+            if order is not None:
+                out = np.take(out, order, axis=axis)
+        drop = tuple(axis for axis, k in enumerate(key) if isinstance(k, int | np.integer))
+        return out.squeeze(drop) if drop else out
+
+    def _read_boxes(self, layout: Any, axes: list[Any], shape: tuple[int, ...]) -> Any:
+        out = np.empty(math.prod(shape), dtype=self.dtype)
+        if not out.size:
+            return out.reshape(shape)
+        low, high = outer_blocks(axes) if axes else (np.zeros((1, 0), int), np.zeros((1, 0), int))
+        table = table_from_blocks(low[None], high[None])
+        strides = np.array([canvas_strides(shape)], dtype=np.int64).reshape(1, -1)
+        parts = plan_parts(table, np.zeros(1, dtype=np.int64), strides)
+        plan = plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+        loader = tile_loader(self.location, self.address, layout, reader=self.reader)
+        read_plan(plan, loader, out)
+        return out.reshape(shape)
+
+
+class StackArray(BackendArray):
+    """Results of one shape stacked over the references; also padded ones.
+
+    Shape: the references' shape, then ``cell``.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        cell: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        fill_value: Any = None,
+        padded: bool = False,
+    ) -> None:
+        self.references = references
+        self.cell = cell
+        self.dtype = dtype
+        self.fill_value = fill_value
+        self.padded = padded
+        self.shape = references.shape + cell
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index."""
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        inner = key[split:]
+        columns = references.columns
+        for location in columns.files:
+            check_unchanged(location)
+        bound = bind_references(columns, references.describe)
+        cell = self.cell
+        if not self.padded and self.cell:
+            steps = _forward_steps(inner, self.cell)
+            if steps is not None and any(n < size for (_, n, _), size in zip(steps, cell, strict=True)):
+                narrowed = [narrow(t.regions, steps) for t in bound.targets]
+                if all(table is not None for table in narrowed):
+                    cell = tuple(n for _, n, _ in steps)
+                    bound = _with_regions(bound, narrowed, cell)
+                    inner = tuple(
+                        0 if isinstance(k, int | np.integer) else slice(None) for k in inner
+                    )
+        n_cell = math.prod(cell)
+        n = references.size
+        check_size(n * n_cell, self.dtype, bound, "the result")
+        needs_fill = self.padded or bool(bound.null.any())
+        if needs_fill:
+            out = np.full(n * n_cell, self.fill_value, dtype=self.dtype)
+        else:
+            out = np.empty(n * n_cell, dtype=self.dtype)
+        read_into(
+            bound,
+            out,
+            np.arange(n, dtype=np.int64) * n_cell,
+            cell if self.padded else None,
+            references.options.reader,
+        )
+        return _index_outer(out.reshape(references.shape + cell), references.ndim, inner)
+
+
+def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
+    """Index references by integers, slices and arrays, each on its own axis."""
+    if all(isinstance(k, int | np.integer | slice) for k in key):
+        picked: ReferenceArray = references[(*key, Ellipsis)]
+        return picked
+    for axis in range(len(key) - 1, -1, -1):
+        references = references[(slice(None),) * axis + (key[axis], Ellipsis)]
+    return references
+
+
+def _index_outer(values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]) -> Any:
+    if all(isinstance(k, slice) and k == slice(None) for k in key):
+        return values
+    for axis in range(len(key) - 1, -1, -1):
+        values = values[(slice(None),) * (first + axis) + (key[axis],)]
+    return values
+
+
+def _forward_steps(
+    key: tuple[Axis, ...], shape: tuple[int, ...]
+) -> list[tuple[int, int, int]] | None:
+    """Return (start, count, step) of integers and forward slices, None for other keys."""
+    out = []
+    for k, n in zip(key, shape, strict=True):
+        if isinstance(k, slice):
+            start, stop, step = k.indices(n)
+            if step < 0:
+                return None
+            out.append((start, len(range(start, stop, step)), step))
+        elif isinstance(k, int | np.integer):
+            out.append((int(k) % n, 1, 1))
+        else:
+            return None
+    return out
+
+
+def _with_regions(bound: Any, regions: list[Any], cell: tuple[int, ...]) -> Any:
+    """Exchange the regions of bound references for narrower ones of one shape."""
+    targets = tuple(
+        replace(t, regions=r) for t, r in zip(bound.targets, regions, strict=True)
+    )
+    shape = bound.shape.copy()
+    shape[~bound.null, : len(cell)] = cell
+    return replace(bound, targets=targets, shape=shape)
+
+
+COARSE_ROWS = 4096
+"""References between two row offsets that a `SampleArray` keeps."""
+
+
+class SampleArray(BackendArray):
+    """Results of any shapes, one after the other along one sample dimension.
+
+    Only every `COARSE_ROWS`-th row offset is kept; the ones between are worked out
+    from the references of that stretch, so the array pickles small.
+    """
+
+    def __init__(
+        self, references: ReferenceArray, row_size: npt.NDArray[Any], dtype: np.dtype[Any]
+    ) -> None:
+        self.references = references.ravel() if references.ndim != 1 else references
+        offsets = row_offsets(row_size.reshape(-1))
+        self.coarse = offsets[:-1][::COARSE_ROWS].copy()
+        self.dtype = dtype
+        self.shape = (int(offsets[-1]),)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index."""
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._read
+        )
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        (k,) = key
+        samples = range(self.shape[0])[k] if isinstance(k, slice) else [range(self.shape[0])[k]]
+        if not len(samples):
+            return np.empty(0, dtype=self.dtype)
+        low, high = min(samples[0], samples[-1]), max(samples[0], samples[-1]) + 1
+        values = self._read_samples(low, high)
+        if isinstance(k, slice):
+            return values[:: abs(k.step or 1)] if (k.step or 1) > 0 else values[::-1][:: -k.step]
+        return values[0]
+
+    def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:
+        """Read samples ``low:high``: the rows that cover them, then cut."""
+        first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.coarse, high, side="left"))
+        part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
+        for location in part.columns.files:
+            check_unchanged(location)
+        bound = bind_references(part.columns, part.describe)
+        ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
+        begin = int(np.searchsorted(ends, low, side="right"))
+        end = int(np.searchsorted(ends, high, side="left")) + 1
+        if begin > 0 or end < len(ends):
+            part = part[begin:end]
+            before = int(ends[begin - 1]) if begin else int(self.coarse[first])
+            bound = bind_references(part.columns, part.describe)
+        else:
+            before = int(self.coarse[first])
+        offsets = row_offsets(bound.npoints)
+        check_size(int(offsets[-1]), self.dtype, bound, "the result")
+        out = np.empty(int(offsets[-1]), dtype=self.dtype)
+        read_into(bound, out, offsets[:-1], reader=part.options.reader)
+        return out[low - before : high - before]
+
+
+class RegionResults(BackendArray):
+    """What a function makes of each region: one item of shape ``cell`` a reference.
+
+    ``function(values, bound)`` gets the values of some references, flat and
+    decoded, with their shapes, and returns the items in that order.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        dtype: np.dtype[Any],
+        raw_dtype: np.dtype[Any],
+        decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+        function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
+        cell: tuple[int, ...] = (),
+    ) -> None:
+        self.references = references
+        self.dtype = dtype
+        self.raw_dtype = raw_dtype
+        self.decode = decode
+        self.function = function
+        self.cell = cell
+        self.shape = references.shape + cell
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Work out the elements of an xarray index."""
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        columns = references.columns
+        for location in columns.files:
+            check_unchanged(location)
+        bound = bind_references(columns, references.describe)
+        offsets = row_offsets(bound.npoints)
+        check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
+        flat = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
+        read_into(bound, flat, offsets[:-1], reader=references.options.reader)
+        result = np.asarray(self.function(self.decode(flat), bound), dtype=self.dtype)
+        result = result.reshape(references.shape + self.cell)
+        return _index_outer(result, references.ndim, key[split:])

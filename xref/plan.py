@@ -1,0 +1,474 @@
+"""Selections and a chunk grid into a plan that names each chunk once.
+
+In: fitted selections of one dataset, where each result goes in a flat output,
+the chunk shape. Out: a `ReadPlan`. No file is touched.
+
+1. Every selection becomes *parts*: boxes of evenly spaced elements with their
+   place in the output (`Parts`). Almost all selections are one part.
+2. The dataset is cut into *tiles*, boxes of whole chunks of a few MiB, and the
+   parts are cut at tile borders into *pieces*.
+3. Pieces are sorted by tile, and within a tile by shape, so that a reader fills
+   one canvas a tile and copies all pieces of one shape in one NumPy call.
+
+Work is per axis and per tile, never per reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
+from xref.errors import UnsupportedError
+from xref.regions import Kind, RegionTable, outer_blocks
+from xref.selection import axis_intervals, outer_axes, row_runs
+
+TILE_NBYTES = 4 << 20
+"""Canvas of one tile (benchmarks/tiles.py)."""
+
+CONTIGUOUS_GAP_NBYTES = 1 << 16
+"""Bytes between two pieces that are read along rather than skipped."""
+
+_PAIRS_AT_ONCE = 1 << 22
+_GRID_CELLS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts(FrozenColumns):
+    """Boxes of evenly spaced elements and where they go."""
+
+    start: IntArray  # (m, ndim), first element in the dataset
+    shape: IntArray  # (m, ndim), elements
+    step: IntArray  # (m, ndim), distance between elements in the dataset
+    dst: IntArray  # (m,), first element in the flat output
+    dst_stride: IntArray  # (m, ndim), distance between elements in the output
+
+    def __len__(self) -> int:
+        return len(self.dst)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadPlan(FrozenColumns):
+    """What to read, tile by tile, and where every element goes.
+
+    Tile t holds chunks ``chunk_cut[t]:chunk_cut[t + 1]`` and pieces
+    ``piece_cut[t]:piece_cut[t + 1]``. Pieces of one group have one shape, one
+    step and one stride in the output.
+    """
+
+    tile_shape: tuple[int, ...]  # elements
+    tile_origin: IntArray  # (t, ndim), elements
+    chunk_cut: IntArray  # (t + 1,)
+    chunk: IntArray  # (c,), chunk number in C order of the grid; each once
+    piece_cut: IntArray  # (t + 1,)
+    src: IntArray  # (p,), first element in the tile's canvas
+    dst: IntArray  # (p,), first element in the flat output
+    group: IntArray  # (p,), row of the group columns; ascending within a tile
+    group_shape: IntArray  # (g, ndim)
+    group_step: IntArray  # (g, ndim)
+    group_dst_stride: IntArray  # (g, ndim)
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of tiles."""
+        return len(self.tile_origin)
+
+    def piece_ranges(self, tile: int, gap: int) -> list[tuple[int, int]]:
+        """Return the flat ranges of a tile's canvas that its pieces touch.
+
+        Ranges closer than ``gap`` elements are united.
+        """
+        rows = slice(int(self.piece_cut[tile]), int(self.piece_cut[tile + 1]))
+        strides = np.array(canvas_strides(self.tile_shape), dtype=np.int64)
+        reach = ((self.group_shape - 1) * self.group_step * strides).sum(axis=1)
+        start = self.src[rows]
+        stop = start + reach[self.group[rows]] + 1
+        order = np.argsort(start, kind="stable")
+        start, stop = start[order], np.maximum.accumulate(stop[order])
+        first = np.ones(len(start), dtype=bool)
+        first[1:] = start[1:] > stop[:-1] + gap
+        last = np.append(first[1:], True)
+        return list(zip(start[first].tolist(), stop[last].tolist(), strict=True))
+
+
+def canvas_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return C-order strides in elements.
+
+    Examples
+    --------
+    >>> canvas_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def row_strides(shape: IntArray) -> IntArray:
+    """Return C-order strides of many shapes, ``(n, ndim)`` to ``(n, ndim)``."""
+    out = np.ones(shape.shape, dtype=np.int64)
+    if shape.shape[1] > 1:
+        out[:, :-1] = np.cumprod(shape[:, :0:-1], axis=1)[:, ::-1]
+    return out
+
+
+def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Parts:
+    """Turn fitted selections into boxes with a place in the output.
+
+    Parameters
+    ----------
+    regions : RegionTable
+        Fitted to the dataset's extent, n rows.
+    dst : numpy.ndarray
+        Shape ``(n,)``: flat output element where each row's result begins.
+    dst_stride : numpy.ndarray
+        Shape ``(n, ndim)``: distance in the output between neighbours along each
+        axis, for results of full rank. Others are written one after the other.
+    """
+    count, block = regions.count, regions.block
+    single = (count == 1) | (block == 1)
+    plain = (regions.kind == Kind.HYPERSLAB) & single.all(axis=1)
+    found: list[Parts] = []
+    rows = np.flatnonzero(plain)
+    if len(rows):
+        at: npt.NDArray[np.intp] | slice = slice(None) if len(rows) == len(regions) else rows
+        found.append(
+            Parts(
+                start=regions.start[at],
+                shape=count[at] * block[at],
+                step=np.where(count[at] == 1, 1, regions.stride[at]),
+                dst=dst[at],
+                dst_stride=dst_stride[at],
+            )
+        )
+    listed = np.flatnonzero(regions.kind == Kind.POINTS)
+    if len(listed):
+        size = regions.size[listed]
+        found.append(
+            _unit_parts(
+                regions.points[ragged_ranges(regions.first[listed], size)],
+                ragged_ranges(dst[listed], size),
+            )
+        )
+    several = (regions.kind == Kind.BLOCKS) | ((regions.kind == Kind.HYPERSLAB) & ~plain)
+    for row in np.flatnonzero(several).tolist():
+        found.append(_plan_row(regions, row, int(dst[row]), dst_stride[row]))
+    return _concat_parts(found, regions.ndim)
+
+
+def _unit_parts(start: IntArray, dst: IntArray) -> Parts:
+    ones = np.broadcast_to(np.ones((1, start.shape[1]), dtype=np.int64), start.shape)
+    return Parts(start=start, shape=ones, step=ones, dst=dst, dst_stride=ones)
+
+
+def _plan_row(regions: RegionTable, row: int, dst: int, dst_stride: IntArray) -> Parts:
+    """Turn one union of boxes into parts."""
+    if regions.kind[row] == Kind.HYPERSLAB:
+        numbers = zip(
+            regions.start[row].tolist(),
+            regions.stride[row].tolist(),
+            regions.count[row].tolist(),
+            regions.block[row].tolist(),
+            strict=True,
+        )
+        axes = [axis_intervals(*axis) for axis in numbers]
+    else:
+        at = regions.list_rows(row)
+        low, high = regions.block_start[at], regions.block_stop[at]
+        outer = outer_axes(low, high)
+        if outer is None:
+            start, length = row_runs(low, high)
+            shape = np.ones(start.shape, dtype=np.int64)
+            shape[:, -1] = length
+            ones = np.ones(start.shape, dtype=np.int64)
+            return Parts(
+                start=start,
+                shape=shape,
+                step=ones,
+                dst=dst + row_offsets(length)[:-1],
+                dst_stride=ones,
+            )
+        axes = outer
+    low, high = outer_blocks(axes)
+    place, _ = outer_blocks([(row_offsets(b - a)[:-1], b) for a, b in axes])
+    return Parts(
+        start=low,
+        shape=high - low,
+        step=np.ones(low.shape, dtype=np.int64),
+        dst=dst + (place * dst_stride).sum(axis=1),
+        dst_stride=np.broadcast_to(dst_stride, low.shape),
+    )
+
+
+def _concat_parts(found: list[Parts], ndim: int) -> Parts:
+    if len(found) == 1:
+        parts = found[0]
+    elif found:
+        parts = Parts(
+            **{
+                name: np.concatenate([getattr(p, name) for p in found])
+                for name in Parts.__dataclass_fields__
+            }
+        )
+    else:
+        nothing = np.zeros((0, ndim), dtype=np.int64)
+        parts = _unit_parts(nothing, np.zeros(0, dtype=np.int64))
+    filled = (parts.shape > 0).all(axis=1)
+    return parts if filled.all() else _take_parts(parts, np.flatnonzero(filled))
+
+
+def _take_parts(parts: Parts, rows: npt.NDArray[np.intp]) -> Parts:
+    return Parts(**{n: getattr(parts, n)[rows] for n in Parts.__dataclass_fields__})
+
+
+def _cut_axis(parts: Parts, axis: int, width: int) -> Parts:
+    """Cut parts at multiples of ``width`` along an axis.
+
+    A part whose step is wider than that is cut into single elements, so that no
+    piece spans a cell that it has no element in.
+    """
+    start, n, step = parts.start[:, axis], parts.shape[:, axis], parts.step[:, axis]
+    first, last = start // width, (start + (n - 1) * step) // width
+    wide = (step > width) & (n > 1)
+    pieces = np.where(wide, n, last - first + 1)
+    if (pieces == 1).all():
+        return parts
+    crossing = np.flatnonzero(pieces > 1)
+    whole = np.flatnonzero(pieces == 1)
+    pieces = pieces[crossing]
+    of = np.repeat(crossing, pieces)
+    ordinal = ragged_ranges(np.zeros(len(pieces), dtype=np.int64), pieces)
+    low = (first[of] + ordinal) * width
+    # Elements before the lower border, and before the upper one.
+    skip = np.clip(-((start[of] - low) // step[of]), 0, None)
+    end = np.minimum(-((start[of] - low - width) // step[of]), n[of])
+    skip, end = np.where(wide[of], ordinal, skip), np.where(wide[of], ordinal + 1, end)
+    cut = {name: getattr(parts, name)[of] for name in Parts.__dataclass_fields__}
+    cut["start"][:, axis] += skip * step[of]
+    cut["shape"][:, axis] = end - skip
+    cut["dst"] += skip * cut["dst_stride"][:, axis]
+    kept = _take_parts(parts, whole)
+    return Parts(**{name: np.concatenate([getattr(kept, name), cut[name]]) for name in cut})
+
+
+def _part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArray:
+    """Return the numbers of all chunks that parts touch, ascending, each once.
+
+    Every chunk between a part's first and last holds an element of it: parts
+    with wider steps have been cut.
+    """
+    low = parts.start // chunks
+    high = (parts.start + (parts.shape - 1) * parts.step) // chunks
+    spans = high - low + 1
+    n_each = spans.prod(axis=1) if spans.shape[1] else np.ones(len(parts), dtype=np.int64)
+    ends = np.cumsum(n_each)
+    n_pairs = int(ends[-1]) if len(ends) else 0
+    n_cells = math.prod(grid)
+    if n_pairs > _PAIRS_AT_ONCE and n_cells <= _GRID_CELLS:
+        return _mark_grid(low, high, grid)
+    weight = np.array(canvas_strides(grid), dtype=np.int64)
+    marks = np.zeros(n_cells, dtype=bool) if n_cells <= _GRID_CELLS else None
+    found: list[IntArray] = []
+    cuts = np.searchsorted(ends, np.arange(_PAIRS_AT_ONCE, n_pairs, _PAIRS_AT_ONCE))
+    edges = np.unique(np.concatenate([[0], cuts, [len(parts)]]))
+    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        number = _pair_numbers(low[begin:end], spans[begin:end], n_each[begin:end], weight)
+        if marks is not None:
+            marks[number] = True
+        else:
+            found.append(np.unique(number))
+    if marks is not None:
+        return np.flatnonzero(marks)
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+
+def _pair_numbers(low: IntArray, spans: IntArray, n_each: IntArray, weight: IntArray) -> IntArray:
+    """Return the chunk number of every (part, chunk) pair."""
+    number = (low * weight).sum(axis=1)
+    if (n_each == 1).all():
+        return number
+    of = np.repeat(np.arange(len(low)), n_each)
+    ordinal = ragged_ranges(np.zeros(len(low), dtype=np.int64), n_each)
+    number = number[of]
+    for axis in range(low.shape[1] - 1, -1, -1):
+        span = spans[of, axis]
+        number += ordinal % span * weight[axis]
+        ordinal //= span
+    return number
+
+
+def _mark_grid(low: IntArray, high: IntArray, grid: Sequence[int]) -> IntArray:
+    """Mark boxes of cells by summing up signed corners; cost is parts plus cells."""
+    ndim = len(grid)
+    shape = tuple(n + 1 for n in grid)
+    weight = np.array(canvas_strides(shape), dtype=np.int64)
+    marks = np.zeros(math.prod(shape), dtype=np.int64)
+    for corner in range(2**ndim):
+        upper = np.array([corner >> axis & 1 for axis in range(ndim)], dtype=bool)
+        at = (np.where(upper, high + 1, low) * weight).sum(axis=1)
+        sign = -1 if upper.sum() % 2 else 1
+        marks += sign * np.bincount(at, minlength=len(marks))
+    cells = marks.reshape(shape)
+    for axis in range(ndim):
+        np.cumsum(cells, axis=axis, out=cells)
+    inner = cells[tuple(slice(0, n) for n in grid)]
+    return np.flatnonzero(inner.ravel() > 0)
+
+
+def choose_tile(
+    extent: Sequence[int], chunks: Sequence[int], itemsize: int, nbytes: int = TILE_NBYTES
+) -> tuple[int, ...]:
+    """Choose the shape of tiles: whole chunks, long along the last axes.
+
+    Parameters
+    ----------
+    extent : sequence of int
+        Box that the tiles have to cover, elements.
+    chunks : sequence of int
+        Chunk shape, elements.
+    itemsize : int
+        Bytes an element.
+    nbytes : int
+        Largest tile, unless one chunk is larger.
+
+    Examples
+    --------
+    >>> choose_tile((8192, 8192), (256, 256), 2)
+    (256, 8192)
+    """
+    tile = list(chunks)
+    for axis in range(len(tile) - 1, -1, -1):
+        n_chunks = -(-extent[axis] // chunks[axis])
+        room = max(nbytes // max(math.prod(tile) * itemsize, 1), 1)
+        if room < n_chunks:
+            # Tiles of equal length rather than a short one at the end.
+            n_tiles = -(-n_chunks // room)
+            tile[axis] *= -(-n_chunks // n_tiles)
+            break
+        tile[axis] *= max(n_chunks, 1)
+    return tuple(tile)
+
+
+def plan_read(
+    parts: Parts,
+    extent: tuple[int, ...],
+    chunks: tuple[int, ...] | None,
+    itemsize: int,
+    tile_nbytes: int = TILE_NBYTES,
+) -> ReadPlan:
+    """Plan the reading of parts of one dataset.
+
+    Parameters
+    ----------
+    parts : Parts
+        From `plan_parts`.
+    extent : tuple of int
+        Shape of the dataset.
+    chunks : tuple of int or None
+        Chunk shape; None for contiguous data, whose tiles are ranges of bytes.
+    itemsize : int
+        Bytes an element.
+    tile_nbytes : int
+        Canvas of one tile.
+    """
+    ndim = len(extent)
+    cell = chunks if chunks is not None else (1,) * ndim
+    for axis in range(ndim):
+        if chunks is not None and (parts.step[:, axis] > 1).any():
+            wide = parts.step[:, axis] > chunks[axis]
+            if wide.any():
+                parts = _cut_axis(parts, axis, chunks[axis])
+    tile = choose_tile(extent, cell, itemsize, tile_nbytes)
+    grid = tuple(-(-n // c) for n, c in zip(extent, cell, strict=True))
+    if math.prod(grid) >= 2**62:
+        raise UnsupportedError(f"a grid of {grid} chunks has too many to number")
+    tile_grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
+    tile_weight = np.array(canvas_strides(tile_grid), dtype=np.int64)
+    tile_array = np.array(tile, dtype=np.int64)
+    chunk_number = np.zeros(0, dtype=np.int64)
+    if chunks is not None:
+        chunk_number = _part_chunks(parts, np.array(chunks, dtype=np.int64), grid)
+    for axis in range(ndim):
+        parts = _cut_axis(parts, axis, tile[axis])
+    cells = parts.start // tile_array
+    tile_number = (cells * tile_weight).sum(axis=1)
+    src = ((parts.start - cells * tile_array) * canvas_strides(tile)).sum(axis=1)
+    group, representative = _group_rows(parts)
+    order = _sort_pairs(tile_number, group)
+    tile_number = tile_number[order]
+    new_tile = np.flatnonzero(np.diff(tile_number, prepend=-1))
+    tiles = tile_number[new_tile]
+    origin = np.stack(np.unravel_index(tiles, tile_grid), axis=1) * tile_array if ndim else (
+        np.zeros((len(tiles), 0), dtype=np.int64)
+    )
+    chunk_cut = np.zeros(len(tiles) + 1, dtype=np.int64)
+    if chunks is not None:
+        chunk_cell = np.stack(np.unravel_index(chunk_number, grid), axis=1)
+        of_tile = (chunk_cell * np.array(chunks) // tile_array * tile_weight).sum(axis=1)
+        by_tile = np.argsort(of_tile, kind="stable")
+        chunk_number = chunk_number[by_tile]
+        chunk_cut = np.append(np.searchsorted(of_tile[by_tile], tiles), len(chunk_number))
+    return ReadPlan(
+        tile_shape=tile,
+        tile_origin=origin,
+        chunk_cut=chunk_cut,
+        chunk=chunk_number,
+        piece_cut=np.append(new_tile, len(order)),
+        src=src[order],
+        dst=parts.dst[order],
+        group=group[order],
+        group_shape=parts.shape[representative],
+        group_step=parts.step[representative],
+        group_dst_stride=parts.dst_stride[representative],
+    )
+
+
+def _sort_pairs(major: IntArray, minor: IntArray) -> npt.NDArray[np.intp]:
+    """Return the order by (major, minor), in one sort where the pair fits a number."""
+    n_minor = int(minor.max(initial=0)) + 1
+    if int(major.max(initial=0)) < 2**62 // n_minor:
+        return np.argsort(major * n_minor + minor, kind="stable")
+    return np.lexsort((minor, major))
+
+
+def _group_rows(parts: Parts) -> tuple[IntArray, npt.NDArray[np.intp]]:
+    """Number the distinct (shape, step, output stride) of parts.
+
+    Returns
+    -------
+    group : numpy.ndarray
+        Shape ``(m,)``.
+    representative : numpy.ndarray
+        One row of each group.
+    """
+    key = np.zeros(len(parts), dtype=np.int64)
+    radix = 1
+    for table in (parts.shape, parts.step, parts.dst_stride):
+        if table.shape[0] < 2 or table.strides[0] == 0:
+            continue
+        for column in table.T:
+            low, high = int(column.min()), int(column.max())
+            if low == high:
+                continue
+            width = high - low + 1
+            if radix * width >= 2**62:
+                distinct, key = np.unique(key, return_inverse=True)
+                radix = len(distinct)
+                if radix * width >= 2**62:
+                    values, column = np.unique(column, return_inverse=True)
+                    low, width = 0, len(values)
+            key = key * width + (column - low)
+            radix *= width
+    if radix == 1:
+        return key, np.zeros(min(len(parts), 1), dtype=np.intp)
+    if radix <= 4 * len(parts) + (1 << 16):
+        seen = np.full(radix, -1)
+        seen[key] = np.arange(len(key))
+        present = np.flatnonzero(seen >= 0)
+        number = np.zeros(radix, dtype=np.int64)
+        number[present] = np.arange(len(present))
+        return number[key], seen[present]
+    _, representative, group = np.unique(key, return_index=True, return_inverse=True)
+    return group, representative

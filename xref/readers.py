@@ -1,0 +1,380 @@
+"""A plan into values: each chunk read once, decompressed once, copied out.
+
+In: a `ReadPlan`, a loader that fills one tile's canvas, the flat output. Out: the
+output, filled.
+
+Tiles are independent, so threads take them one at a time. A thread fills its
+canvas (chunks that lie next to each other in the file come with one positional
+read), then copies all pieces of one shape with one fancy index. Reading,
+decompressing and copying all release the GIL.
+
+Every thread has its own canvas and read buffer; loaders hold no state that
+changes. Different pieces never share an element of the output, so threads write
+to it without a lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from xref.columns import IntArray
+from xref.errors import CorruptFileError
+from xref.filters import decode_chunk
+from xref.layout import ChunkIndex, DatasetLayout
+from xref.options import thread_count
+from xref.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan, canvas_strides
+
+READ_GAP_NBYTES = 1 << 16
+"""Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
+
+READ_NBYTES = 1 << 20
+"""Bytes that one read takes together, unless a chunk is larger."""
+
+COPY_NBYTES = 1 << 19
+"""Bytes copied by one fancy index, so that its temporary stays in the cache."""
+
+FEW_PIECES = 6
+"""Up to so many pieces of one shape are copied one by one (benchmarks/tiles.py)."""
+
+KEEP_NBYTES = 64 << 20
+"""Largest buffer that a thread keeps for the next tile."""
+
+
+class ByteSource(Protocol):
+    """Positional reads from one file, safe to call from several threads."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on, or raise `FileReadError`."""
+
+
+class TileLoader(Protocol):
+    """Fills the canvas of one tile, at least where the plan's pieces look."""
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
+
+
+@dataclass
+class ReadCounts:
+    """What was read since counting began, in this process."""
+
+    requests: int = 0
+    nbytes: int = 0
+    chunks_read: int = 0
+    chunks_decoded: int = 0
+    chunks_missing: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, **amounts: int) -> None:
+        """Add to the counts; safe from any thread."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+
+_counting: list[ReadCounts] = []
+
+
+@contextmanager
+def count_reads() -> Iterator[ReadCounts]:
+    """Count reads and decompressions of this process while the block runs.
+
+    Yields
+    ------
+    ReadCounts
+        ``requests`` (positional reads), ``nbytes`` (asked for by them),
+        ``chunks_read``, ``chunks_decoded`` and ``chunks_missing`` (never written,
+        filled with the fill value).
+    """
+    counts = ReadCounts()
+    _counting.append(counts)
+    try:
+        yield counts
+    finally:
+        # By identity: two counts of equal numbers compare equal.
+        _counting[:] = [c for c in _counting if c is not counts]
+
+
+def _count(**amounts: int) -> None:
+    for counts in _counting:
+        counts.add(**amounts)
+
+
+_local = threading.local()
+
+
+def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Return this thread's buffer of that name, as uint8."""
+    buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = np.empty(nbytes, dtype=np.uint8)
+        if nbytes <= KEEP_NBYTES:
+            setattr(_local, name, buffer)
+    return buffer[:nbytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLoader:
+    """Reads and decompresses chunks without HDF5."""
+
+    layout: DatasetLayout
+    index: ChunkIndex
+    source: ByteSource
+    where: str
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Decode the tile's chunks, each once, into the canvas."""
+        numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
+        chunks = np.array(self.layout.chunks, dtype=np.int64)
+        cells = np.stack(np.unravel_index(numbers, self.layout.grid), axis=1)
+        corners = (cells * chunks - plan.tile_origin[tile]).tolist()
+        rows = self.index.find(numbers)
+        for i in np.flatnonzero(rows < 0).tolist():
+            self._window(canvas, corners[i])[...] = self.layout.fill_value
+            _count(chunks_missing=1)
+        stored = np.flatnonzero(rows >= 0)
+        rows = rows[stored]
+        order = np.argsort(self.index.address[rows], kind="stable")
+        stored, rows = stored[order].tolist(), rows[order]
+        address, nbytes = self.index.address[rows].tolist(), self.index.nbytes[rows].tolist()
+        masks = self.index.filter_mask[rows].tolist()
+        for begin, end in _runs(address, nbytes):
+            first = address[begin]
+            length = max(a + n for a, n in zip(address[begin:end], nbytes[begin:end])) - first
+            data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
+            self.source.read_into(first, data)
+            _count(requests=1, nbytes=length, chunks_read=end - begin)
+            for i in range(begin, end):
+                at = address[i] - first
+                try:
+                    decode_chunk(
+                        data[at : at + nbytes[i]],
+                        self._window(canvas, corners[stored[i]]),
+                        self.layout.pipeline,
+                        masks[i],
+                    )
+                except CorruptFileError as error:
+                    element = (cells[stored[i]] * chunks).tolist()
+                    raise CorruptFileError(
+                        f"{self.where}, chunk at {tuple(element)}: {error}"
+                    ) from error
+            _count(chunks_decoded=end - begin)
+
+    def _window(self, canvas: npt.NDArray[Any], corner: list[int]) -> npt.NDArray[Any]:
+        assert self.layout.chunks is not None
+        return canvas[
+            tuple(slice(c, c + n) for c, n in zip(corner, self.layout.chunks, strict=True))
+        ]
+
+
+def _runs(address: list[int], nbytes: list[int]) -> Iterator[tuple[int, int]]:
+    """Group neighbours in ascending ``address`` into one read each."""
+    begin = 0
+    for i in range(1, len(address) + 1):
+        if (
+            i == len(address)
+            or address[i] - (address[i - 1] + nbytes[i - 1]) > READ_GAP_NBYTES
+            or address[i] + nbytes[i] - address[begin] > READ_NBYTES
+        ):
+            yield begin, i
+            begin = i
+
+
+@dataclass(frozen=True, slots=True)
+class ContiguousLoader:
+    """Reads ranges of contiguous data straight into the canvas."""
+
+    layout: DatasetLayout
+    source: ByteSource
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Read what the tile's pieces touch; a tile is one range of the file."""
+        if self.layout.offset is None:
+            canvas[...] = self.layout.fill_value
+            return
+        itemsize = self.layout.dtype.itemsize
+        origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
+        first = int((plan.tile_origin[tile] * origin).sum())
+        flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        for start, stop in plan.piece_ranges(tile, CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)):
+            self.source.read_into(
+                self.layout.offset + (first + start) * itemsize,
+                flat[start * itemsize : stop * itemsize],
+            )
+            _count(requests=1, nbytes=(stop - start) * itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxLoader:
+    """Reads boxes of whole chunks through a function: h5py, under its lock."""
+
+    layout: DatasetLayout
+    read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Read each needed chunk once; neighbours along the last axis together."""
+        chunks = self.layout.chunks
+        origin = plan.tile_origin[tile]
+        if chunks is None:
+            self._read(origin.tolist(), plan.tile_shape, origin, canvas)
+            return
+        numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
+        # A run ends where the numbers jump, or where a row of the grid ends.
+        new = (np.diff(numbers, prepend=-2) != 1) | (numbers % self.layout.grid[-1] == 0)
+        begins = np.flatnonzero(new)
+        lengths = np.diff(np.append(begins, len(numbers)))
+        cells = np.stack(np.unravel_index(numbers[begins], self.layout.grid), axis=1)
+        for cell, length in zip(cells.tolist(), lengths.tolist(), strict=True):
+            start = [c * n for c, n in zip(cell, chunks, strict=True)]
+            box = (*chunks[:-1], chunks[-1] * length)
+            self._read(start, box, origin, canvas)
+            _count(chunks_read=length, chunks_decoded=length, requests=1)
+
+    def _read(
+        self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
+    ) -> None:
+        stop = [min(s + n, e) for s, n, e in zip(start, box, self.layout.shape, strict=True)]
+        window = canvas[
+            tuple(
+                slice(a - o, b - o)
+                for a, b, o in zip(start, stop, origin.tolist(), strict=True)
+            )
+        ]
+        self.read_box(tuple(start), window)
+
+
+def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : ReadPlan
+        From `xref.plan.plan_read`.
+    loader : TileLoader
+        Of the dataset that was planned.
+    out : numpy.ndarray
+        1-D and contiguous, the dataset's dtype; the plan's pieces are written.
+    """
+    threads = min(thread_count(), plan.n_tiles)
+    if threads <= 1:
+        for tile in range(plan.n_tiles):
+            _read_tile(plan, loader, tile, out)
+        return
+    tiles = iter(range(plan.n_tiles))
+    lock = threading.Lock()
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.is_set():
+            with lock:
+                tile = next(tiles, None)
+            if tile is None:
+                return
+            try:
+                _read_tile(plan, loader, tile, out)
+            except BaseException:
+                stopped.set()
+                raise
+
+    # The caller works too: a pool whose threads are busy elsewhere delays nobody.
+    others = [_pool().submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for future in others:
+            future.cancel()
+        wait([f for f in others if not f.cancelled()], return_when=FIRST_EXCEPTION)
+        wait([f for f in others if not f.cancelled()])
+    for future in others:
+        if not future.cancelled():
+            future.result()
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return this process's threads; a forked child makes its own."""
+    key = (os.getpid(), thread_count())
+    with _pools_lock:
+        if key not in _pools:
+            _pools[key] = ThreadPoolExecutor(key[1], thread_name_prefix="xref-read")
+        return _pools[key]
+
+
+def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]) -> None:
+    n_elements = int(np.prod(plan.tile_shape, dtype=np.int64))
+    if out.dtype.hasobject:
+        canvas = np.empty(plan.tile_shape, dtype=out.dtype)
+    else:
+        raw = _scratch("canvas", n_elements * out.dtype.itemsize)
+        canvas = np.ndarray(plan.tile_shape, out.dtype, raw.data)
+    loader.load(plan, tile, canvas)
+    _copy_pieces(plan, tile, canvas, out)
+
+
+def _copy_pieces(
+    plan: ReadPlan, tile: int, canvas: npt.NDArray[Any], out: npt.NDArray[Any]
+) -> None:
+    """Copy every piece of a tile from its canvas to the output."""
+    begin, end = int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1])
+    group = plan.group[begin:end]
+    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1)) + begin
+    strides = canvas_strides(plan.tile_shape)
+    itemsize = out.dtype.itemsize
+    flat = canvas.reshape(-1)
+    for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        g = int(plan.group[a])
+        shape = tuple(plan.group_shape[g].tolist())
+        steps = plan.group_step[g].tolist()
+        src_strides = tuple(s * n * itemsize for s, n in zip(strides, steps, strict=True))
+        dst_strides = tuple(n * itemsize for n in plan.group_dst_stride[g].tolist())
+        _copy_group(flat, plan.src[a:b], src_strides, out, plan.dst[a:b], dst_strides, shape)
+
+
+def _copy_group(
+    flat: npt.NDArray[Any],
+    src: IntArray,
+    src_strides: tuple[int, ...],
+    out: npt.NDArray[Any],
+    dst: IntArray,
+    dst_strides: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> None:
+    """Copy windows of one shape; strides in bytes, places in elements."""
+    itemsize = out.dtype.itemsize
+    if len(src) <= FEW_PIECES and not out.dtype.hasobject:
+        # The constructor costs a tenth of as_strided; bytes, as not every dtype is a buffer.
+        source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
+        for s, d in zip(src.tolist(), dst.tolist(), strict=True):
+            to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
+            to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
+        return
+    windows = _windows(flat, shape, src_strides)
+    places = _windows(out, shape, dst_strides)
+    window_nbytes = max(int(np.prod(shape, dtype=np.int64)) * itemsize, 1)
+    batch = max(COPY_NBYTES // window_nbytes, 1)
+    for i in range(0, len(src), batch):
+        places[dst[i : i + batch]] = windows[src[i : i + batch]]
+
+
+def _windows(
+    flat: npt.NDArray[Any], shape: tuple[int, ...], strides: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return a view whose row i is the window that begins at element i of ``flat``."""
+    itemsize = max(flat.dtype.itemsize, 1)
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) // itemsize
+    return as_strided(
+        flat, (len(flat) - reach, *shape), (flat.dtype.itemsize, *strides), writeable=True
+    )

@@ -1,0 +1,135 @@
+"""Per-region statistics and functions.
+
+In: the values of some regions, flat and one region after the other, with their
+shapes. Out: one item a region. Missing values (NaN, NaT) are skipped, as
+xarray's reductions do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xref.columns import row_offsets
+from xref.gather import BoundReferences
+from xref.references import DecodeOptions
+from xref.resolve import decode_variable
+
+STATISTICS = ("count", "sum", "mean", "min", "max", "std")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Applies a target's CF attributes to raw values."""
+
+    attributes: Mapping[str, Any]
+    options: DecodeOptions
+
+    def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return decoded values."""
+        variable = xr.Variable(("sample",), values, dict(self.attributes))
+        return np.asarray(decode_variable(None, variable, self.options).data)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """One of `STATISTICS` for each region."""
+
+    name: str
+
+    def result_dtype(self, dtype: np.dtype[Any], any_empty: bool) -> np.dtype[Any]:
+        """Return the dtype of the results for values of ``dtype``.
+
+        Raises
+        ------
+        TypeError
+            If values of that type have no such statistic.
+        """
+        if self.name == "count":
+            return np.dtype(np.int64)
+        numeric = dtype.kind in "biuf"
+        if not numeric and not (self.name in ("min", "max") and dtype.kind in "mM"):
+            raise TypeError(f"no {self.name} of values of type {dtype}")
+        if self.name == "sum":
+            return np.zeros(1, dtype).sum().dtype
+        if self.name in ("mean", "std"):
+            return dtype if dtype.kind == "f" else np.dtype(np.float64)
+        return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
+
+    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
+        """Return one number a region."""
+        npoints = bound.npoints
+        if self.name in ("min", "max"):
+            return _extreme(values, npoints, np.fmin if self.name == "min" else np.fmax)
+        valid = ~np.isnan(values) if values.dtype.kind in "fmM" else None
+        if valid is not None and valid.all():
+            valid = None
+        counts = npoints if valid is None else _sums(valid, npoints)
+        if self.name == "count":
+            return counts
+        if valid is not None:
+            values = np.where(valid, values, 0)
+        totals = _sums(values, npoints)
+        if self.name == "sum":
+            return totals
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means = totals / counts
+            if self.name == "mean":
+                return means
+            deviation = values - np.repeat(means, npoints)
+            if valid is not None:
+                deviation[~valid] = 0
+            return np.sqrt(_sums(deviation * deviation, npoints) / counts)
+
+
+def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Sum each region; integers in 64 bits, floats in double precision."""
+    kind = values.dtype.kind
+    dtype = np.dtype("u8" if kind == "u" else "i8" if kind in "ib" else "f8")
+    if len(npoints) and (npoints == npoints[0]).all():
+        return values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype)
+    out = np.zeros(len(npoints), dtype=dtype)
+    filled = np.flatnonzero(npoints)
+    if len(filled):
+        out[filled] = np.add.reduceat(values, row_offsets(npoints)[filled], dtype=dtype)
+    return out
+
+
+def _extreme(
+    values: npt.NDArray[Any], npoints: npt.NDArray[np.int64], function: np.ufunc
+) -> npt.NDArray[Any]:
+    filled = np.flatnonzero(npoints)
+    if len(filled) == len(npoints):
+        return function.reduceat(values, row_offsets(npoints)[:-1]) if len(npoints) else values[:0]
+    dtype = values.dtype if values.dtype.kind in "fmM" else np.dtype(np.float64)
+    missing = np.array("NaT", dtype=dtype) if dtype.kind in "mM" else np.array(np.nan, dtype)
+    out = np.full(len(npoints), missing, dtype=dtype)
+    if len(filled):
+        out[filled] = function.reduceat(values, row_offsets(npoints)[filled])
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class PerRegion:
+    """A function of the user's, called with each region's values in their shape."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    dtype: np.dtype[Any]
+    cell: tuple[int, ...]
+
+    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
+        """Return one item a region."""
+        offsets = row_offsets(bound.npoints).tolist()
+        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
+        shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
+        for row, (ndim, shape) in enumerate(shapes):
+            region = values[offsets[row] : offsets[row + 1]].reshape(shape[:ndim])
+            out[row] = self.function(region, *self.args, **self.kwargs)
+        return out

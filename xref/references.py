@@ -1,0 +1,837 @@
+"""References as values: one element, and arrays of them that are columns.
+
+In: `References` columns or the place of a stored dataset. Out: `ObjectReference`
+and `RegionReference` elements, and `ReferenceArray`, the duck array that a
+reference variable holds.
+
+An array that was opened from a file is only a place until something asks for
+what its elements say; slicing it gives a smaller place. Elements are made when
+one is indexed. Neither names nor target data are read to make, compare, pickle
+or print them.
+
+The elements define neither ``__array__`` nor ``__len__``: xarray looks at the
+first element of object variables, and NumPy would read the target.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.decode import References, StoredReferences, concat_references
+from xref.errors import NullReferenceError
+from xref.h5file import (
+    FileLocation,
+    dataset_layout,
+    known_path,
+    object_kind,
+    object_paths,
+)
+from xref.regions import Kind, RegionTable, empty_table, table_from_selections
+from xref.selection import Selection
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How resolved variables are decoded: the options of `xarray.open_dataset`."""
+
+    mask_and_scale: bool = True
+    decode_times: Any = True
+    concat_characters: bool = True
+    decode_coords: bool | str = True
+    use_cftime: bool | None = None
+    decode_timedelta: Any = None
+    reader: str = "auto"
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+_DEFAULT_OPTIONS = DecodeOptions()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ObjectReference:
+    """A reference to an object: a dataset, a group or a named datatype.
+
+    Attributes
+    ----------
+    location : FileLocation or None
+        The file that the target lives in; None when null.
+    address : int
+        The target's object header, in bytes from the file's base address; 0 when
+        null.
+    """
+
+    location: FileLocation | None
+    address: int
+    options: DecodeOptions = _DEFAULT_OPTIONS
+
+    def __bool__(self) -> bool:
+        return self.address != 0
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            type(other) is ObjectReference
+            and self.address == other.address
+            and (self.address == 0 or self.filename == other.filename)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.address, self.filename if self.address else None))
+
+    @property
+    def filename(self) -> str | None:
+        """The file that the target lives in."""
+        return self.location.filename if self.location else None
+
+    @property
+    def path(self) -> str | None:
+        """A path of the target from the root; None when it has no name.
+
+        The first look-up in a file walks its links once.
+        """
+        if not self:
+            return None
+        assert self.location is not None
+        known = known_path(self.location, self.address)
+        return known or object_paths(self.location).get(self.address)
+
+    @property
+    def kind(self) -> str:
+        """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
+        if not self:
+            return "null"
+        assert self.location is not None
+        return object_kind(self.location, self.address)
+
+    def resolve(self, chunks: Any = None) -> Any:
+        """Open the target lazily.
+
+        Parameters
+        ----------
+        chunks : None, int, dict or "auto"
+            As in `xarray.open_dataset`: None for lazy arrays without dask.
+
+        Returns
+        -------
+        xarray.DataArray, xarray.Dataset or numpy.dtype
+            For a dataset, a group, a named datatype.
+
+        Raises
+        ------
+        NullReferenceError
+            If the reference is null.
+        DanglingReferenceError
+            If there is no object at its address.
+        """
+        from xref.resolve import resolve_object
+
+        return resolve_object(self, chunks=chunks)
+
+    def __repr__(self) -> str:
+        return f"<ObjectReference {self._target()}>"
+
+    def _target(self) -> str:
+        """Say where the target is, without searching the file."""
+        if not self:
+            return "null"
+        assert self.location is not None
+        name = known_path(self.location, self.address)
+        return f"-> {name}" if name else f"-> object at {self.address:#x}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RegionReference:
+    """A reference to a selection of elements of a dataset.
+
+    Attributes
+    ----------
+    object : ObjectReference
+        The dataset. A region reference works wherever that does.
+    selection : selection or None
+        What is selected, a value of `xref.selection`; None when null.
+    """
+
+    object: ObjectReference
+    selection: Selection | None
+
+    def __bool__(self) -> bool:
+        return self.selection is not None
+
+    def __eq__(self, other: Any) -> bool:
+        return (
+            type(other) is RegionReference
+            and self.object == other.object
+            and self.selection == other.selection
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.object, self.selection))
+
+    @property
+    def location(self) -> FileLocation | None:
+        """The file that the target lives in; None when null."""
+        return self.object.location
+
+    @property
+    def address(self) -> int:
+        """The target's object header, in bytes from the file's base address."""
+        return self.object.address
+
+    @property
+    def options(self) -> DecodeOptions:
+        """How the resolved variable is decoded."""
+        return self.object.options
+
+    @property
+    def filename(self) -> str | None:
+        """The file that the target lives in."""
+        return self.object.filename
+
+    @property
+    def path(self) -> str | None:
+        """A path of the target from the root; None when it has no name."""
+        return self.object.path
+
+    @property
+    def kind(self) -> str:
+        """What the target is: "dataset", "null", or "dangling"."""
+        return self.object.kind if self else "null"
+
+    def _fitted(self) -> RegionTable:
+        if not self:
+            raise NullReferenceError("a null region reference selects nothing")
+        assert self.location is not None
+        extent = dataset_layout(self.location, self.address).shape
+        return table_from_selections([self.selection]).fit(extent, lambda _: repr(self))
+
+    @property
+    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """First element and one past the last along each axis; None when nothing is selected.
+
+        Only selections of everything, and unlimited ones, look at the target's
+        extent.
+        """
+        if not self or self.selection is None:
+            return None
+        table = table_from_selections([self.selection])
+        start, stop = table.bounds()
+        if (stop < 0).any() or table.kind[0] == Kind.ALL:
+            table = self._fitted()
+            start, stop = table.bounds()
+        if table.kind[0] == Kind.NONE:
+            return None
+        return tuple(start[0].tolist()), tuple(stop[0].tolist())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape that resolving gives: full rank for outer products, else 1-D."""
+        ndim, shape = self._fitted().result_shapes()
+        return tuple(shape[0, : int(ndim[0])].tolist())
+
+    @property
+    def size(self) -> int:
+        """Number of elements selected."""
+        return math.prod(self.shape)
+
+    def resolve(self, chunks: Any = None) -> xr.DataArray:
+        """Return the selected elements as a lazy DataArray.
+
+        Parameters
+        ----------
+        chunks : None, int, dict or "auto"
+            As in `xarray.open_dataset`: None for a lazy array without dask.
+
+        Raises
+        ------
+        NullReferenceError
+            If the reference is null.
+        SelectionError
+            If the region reaches beyond the dataset's current extent.
+        """
+        from xref.resolve import resolve_region
+
+        return resolve_region(self, chunks=chunks)
+
+    def __repr__(self) -> str:
+        if not self or self.selection is None:
+            return "<RegionReference null>"
+        return f"<RegionReference {self.object._target()}{_describe_selection(self.selection)}>"
+
+
+def _describe_selection(selection: Selection) -> str:
+    start, stop = table_from_selections([selection]).bounds()
+    if selection.kind in ("all", "none"):
+        return f"[{selection.kind}]"
+    sides = [
+        f"{a}:{b if b >= 0 else ''}"
+        for a, b in zip(start[0].tolist(), stop[0].tolist(), strict=True)
+    ]
+    extra = "" if selection.kind == "hyperslab" else f" {selection.kind}"
+    return f"[{', '.join(sides)}]{extra}"
+
+
+def _null_like(is_region: bool) -> ObjectReference | RegionReference:
+    null = ObjectReference(None, 0)
+    return RegionReference(null, None) if is_region else null
+
+
+@dataclass(slots=True)
+class _Columns:
+    """Columns that are decoded once, when first asked for."""
+
+    value: References | None = None
+    lock: Any = field(default_factory=threading.Lock)
+
+
+class ReferenceArray:
+    """An immutable array of references of one kind, kept as columns.
+
+    To NumPy and xarray it is a duck array of dtype object. An integer index for
+    each axis gives a reference, anything else another `ReferenceArray`.
+    ``np.asarray`` makes the objects.
+
+    Arrays may be used from several threads; what the lock guards is the one-time
+    decoding of the columns.
+
+    Notes
+    -----
+    Made by `xarray.open_dataset` with ``engine="h5ref"``, or from references by
+    `ReferenceArray.from_references`.
+    """
+
+    __slots__ = ("__weakref__", "_columns", "_options", "_shape", "_stored", "is_region")
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        is_region: bool,
+        columns: References | None = None,
+        stored: StoredReferences | None = None,
+        options: DecodeOptions = _DEFAULT_OPTIONS,
+    ) -> None:
+        if columns is None and stored is None:
+            raise TypeError("columns or the place of stored references are needed")
+        if columns is not None and len(columns) != math.prod(shape):
+            raise ValueError(f"{len(columns)} references do not fill an array of shape {shape}")
+        self._shape = shape
+        self.is_region = is_region
+        self._columns = _Columns(columns)
+        self._stored = stored
+        self._options = options
+
+    @classmethod
+    def from_references(cls, references: Any) -> ReferenceArray:
+        """Make an array from references, nested sequences of them or an object array.
+
+        All must be of one kind; None stands for a null reference.
+        """
+        objects = np.asarray(references, dtype=object)
+        flat = objects.ravel().tolist()
+        is_region = any(isinstance(r, RegionReference) for r in flat)
+        wanted = RegionReference if is_region else ObjectReference
+        null = _null_like(is_region)
+        flat = [null if r is None else r for r in flat]
+        for r in flat:
+            if not isinstance(r, wanted):
+                raise TypeError(f"{r!r} is no {wanted.__name__}")
+        files = tuple(dict.fromkeys(r.location for r in flat if r.location is not None))
+        regions = None
+        if is_region:
+            regions = table_from_selections([r.selection for r in flat])
+        columns = References(
+            files=files,
+            file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
+            address=np.array([r.address for r in flat], dtype=np.uint64),
+            regions=regions,
+        )
+        options = next((r.options for r in flat if r), _DEFAULT_OPTIONS)
+        return cls(objects.shape, is_region=is_region, columns=columns, options=options)
+
+    @classmethod
+    def nulls(cls, shape: tuple[int, ...], *, is_region: bool) -> ReferenceArray:
+        """Return an array of null references."""
+        n = math.prod(shape)
+        columns = References(
+            files=(),
+            file=np.zeros(n, dtype=np.int64),
+            address=np.zeros(n, dtype=np.uint64),
+            regions=empty_table(n, 0) if is_region else None,
+        )
+        return cls(shape, is_region=is_region, columns=columns)
+
+    # --- what it holds ---------------------------------------------------------
+
+    @property
+    def columns(self) -> References:
+        """The references in C order; decoded when first asked for."""
+        if self._columns.value is None:
+            with self._columns.lock:
+                if self._columns.value is None:
+                    assert self._stored is not None
+                    self._columns.value = self._stored.read()
+        return self._columns.value
+
+    @property
+    def stored(self) -> StoredReferences | None:
+        """Where the elements are stored, if they are a box of one dataset."""
+        return self._stored
+
+    @property
+    def options(self) -> DecodeOptions:
+        """How resolved variables are decoded."""
+        return self._options
+
+    def describe(self, row: int) -> str:
+        """Name one element in a message; ``row`` counts in C order."""
+        if self._stored is not None:
+            return self._stored.describe(row)
+        kind = "region" if self.is_region else "object"
+        columns = self.columns
+        file = columns.files[int(columns.file[row])].filename if columns.files else "no file"
+        index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
+        return f"{file}: {kind} reference {index[0] if len(index) == 1 else index}"
+
+    def _element(self, row: int) -> ObjectReference | RegionReference:
+        columns = self.columns
+        address = int(columns.address[row])
+        null = address == 0 or (
+            columns.regions is not None and columns.regions.kind[row] == Kind.NULL
+        )
+        if null:
+            return _null_like(self.is_region)
+        target = ObjectReference(
+            columns.files[int(columns.file[row])], address, self._options
+        )
+        if columns.regions is None:
+            return target
+        return RegionReference(target, columns.regions.selection(row))
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(self._shape[0]))
+
+    # --- duck array ------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        """Number of references."""
+        return math.prod(self._shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """``dtype('O')``."""
+        return np.dtype(object)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one pointer an element, as for any array of objects."""
+        return 8 * self.size
+
+    @property
+    def T(self) -> ReferenceArray:
+        """The array with its axes reversed."""
+        return self.transpose()
+
+    def __len__(self) -> int:
+        if not self._shape:
+            raise TypeError("len() of a 0-d array")
+        return self._shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        key = key if isinstance(key, tuple) else (key,)
+        if any(isinstance(k, ReferenceArray) for k in key):
+            raise IndexError("a reference is no index")
+        box = self._basic_box(key)
+        if box is not None:
+            stored, shape = box
+            part = ReferenceArray(
+                shape, is_region=self.is_region, stored=stored, options=self._options
+            )
+            if self._columns.value is not None:
+                rows = self._rows()[key].reshape(-1)
+                part._columns.value = self._columns.value.take(_as_slice(rows))
+            scalar = not shape and Ellipsis not in key
+            return part._element(0) if scalar else part
+        rows = self._rows()[key]
+        if not isinstance(rows, np.ndarray):
+            return self._element(int(rows))
+        return ReferenceArray(
+            rows.shape,
+            is_region=self.is_region,
+            columns=self.columns.take(_as_slice(rows.reshape(-1))),
+            options=self._options,
+        )
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.size).reshape(self._shape)
+
+    def _basic_box(
+        self, key: tuple[Any, ...]
+    ) -> tuple[StoredReferences, tuple[int, ...]] | None:
+        """Apply integers and forward slices to the place of stored elements."""
+        stored = self._stored
+        basic = all(k is Ellipsis or isinstance(k, int | np.integer | slice) for k in key)
+        if stored is None or not basic or self._shape != stored.shape:
+            return None
+        n_given = sum(k is not Ellipsis for k in key)
+        if n_given > self.ndim or sum(k is Ellipsis for k in key) > 1:
+            return None  # NumPy words the error
+        at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+        fill = (slice(None),) * (self.ndim - n_given)
+        full = (*key[:at], *fill, *key[at + 1 :])
+        slices, shape = [], []
+        for k, (start, count, step) in zip(full, stored.slices, strict=True):
+            if isinstance(k, slice):
+                low, high, by = k.indices(count)
+                if by < 0:
+                    return None
+                n = len(range(low, high, by))
+                slices.append((start + low * step, n, step * by))
+                shape.append(n)
+            else:
+                if not -count <= k < count:
+                    return None
+                slices.append((start + int(k) % count * step, 1, 1))
+        place = StoredReferences(
+            stored.location,
+            stored.address,
+            stored.path,
+            stored.is_region,
+            stored.extent,
+            tuple(slices),
+        )
+        return place, tuple(shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("references are made as objects: copy=False is not possible")
+        if dtype is not None and np.dtype(dtype) == np.bool_:
+            return self.astype(bool)
+        if dtype is not None and np.dtype(dtype) != np.dtype(object):
+            raise TypeError(f"references are objects and do not convert to {dtype}")
+        out = np.empty(self.size, dtype=object)
+        for row in range(self.size):
+            out[row] = self._element(row)
+        return out.reshape(self._shape)
+
+    def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Any:
+        """Return the array itself for object, the mask of non-null elements for bool."""
+        del copy, kwargs
+        dtype = np.dtype(dtype)
+        if dtype == np.dtype(object):
+            return self
+        if dtype == np.bool_:
+            columns = self.columns
+            mask = columns.address != 0
+            if columns.regions is not None:
+                mask &= columns.regions.kind != Kind.NULL
+            return mask.reshape(self._shape)
+        raise TypeError(f"references do not convert to {dtype}; bool gives the non-null mask")
+
+    def reshape(self, *shape: Any) -> ReferenceArray:
+        """Return the elements in another shape, C order."""
+        new = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return self._by_rows(self._rows().reshape(new))
+
+    def transpose(self, *axes: Any) -> ReferenceArray:
+        """Return the array with its axes permuted."""
+        new = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        return self._by_rows(self._rows().transpose(*(new or ())))
+
+    def ravel(self) -> ReferenceArray:
+        """Return the elements in C order along one axis."""
+        return self.reshape((self.size,))
+
+    def _by_rows(self, rows: npt.NDArray[np.int64]) -> ReferenceArray:
+        if rows.shape == self._shape and rows.size == self.size:
+            flat = rows.reshape(-1)
+            if len(flat) < 2 or (np.diff(flat) == 1).all():
+                return self
+        return ReferenceArray(
+            rows.shape,
+            is_region=self.is_region,
+            columns=self.columns.take(_as_slice(rows.reshape(-1))),
+            options=self._options,
+        )
+
+    def copy(self, order: str = "C") -> ReferenceArray:
+        """Return the array itself: it is immutable."""
+        del order
+        return self
+
+    def __copy__(self) -> ReferenceArray:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReferenceArray:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        columns = None if self._stored is not None else self.columns
+        return _restore, (self._shape, self.is_region, columns, self._stored, self._options)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        if self._stored is not None:
+            return "xref.ReferenceArray", repr(self._stored), self._shape, repr(self._options)
+        c = self.columns
+        table = () if c.regions is None else tuple(
+            np.ascontiguousarray(getattr(c.regions, name)).tobytes()
+            for name in c.regions.__dataclass_fields__
+        )
+        return (
+            "xref.ReferenceArray",
+            repr(c.files),
+            c.file.tobytes(),
+            c.address.tobytes(),
+            table,
+            self._shape,
+            repr(self._options),
+        )
+
+    def __eq__(self, other: object) -> Any:
+        return _compare(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        same = _compare(self, other)
+        return same if same is NotImplemented else ~same
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method == "__call__" and not kwargs.get("out"):
+            if ufunc is np.equal:
+                return _compare(*inputs)
+            if ufunc is np.not_equal:
+                same = _compare(*inputs)
+                return same if same is NotImplemented else ~same
+            if ufunc in (np.logical_not, np.invert) and isinstance(inputs[0], ReferenceArray):
+                return ~inputs[0].astype(bool)
+        return NotImplemented
+
+    def __array_function__(
+        self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        handler = _FUNCTIONS.get(func)
+        return NotImplemented if handler is None else handler(*args, **kwargs)
+
+    # --- text ------------------------------------------------------------------
+
+    def _repr_inline_(self, max_width: int) -> str:
+        """Describe the array on one line, for the repr of a Dataset; reads nothing."""
+        name = "RegionReference" if self.is_region else "ObjectReference"
+        text = f"<{name}>"
+        columns = self._columns.value
+        if columns is not None and len(columns) and (columns.address == columns.address[0]).all():
+            text = f"<{name} {ObjectReference(columns.files[0], int(columns.address[0]))._target()}>" if columns.files else text
+        return text[:max_width]
+
+    def __repr__(self) -> str:
+        kind = "region" if self.is_region else "object"
+        head = f"<xref.ReferenceArray {self._shape} of {kind} references"
+        try:
+            few = [f"  {self._element_at(i)!r}" for i in range(min(self.size, 3))]
+        except Exception as error:  # a repr must not fail; the text says what would
+            return f"{head}: {type(error).__name__}: {error}>"
+        more = ["  ..."] if self.size > 3 else []
+        return "\n".join([head + ">", *few, *more])
+
+    def _element_at(self, row: int) -> Any:
+        """Return one element in C order, decoding no more than it."""
+        index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
+        return self[index]
+
+
+def _restore(
+    shape: tuple[int, ...],
+    is_region: bool,
+    columns: References | None,
+    stored: StoredReferences | None,
+    options: DecodeOptions,
+) -> ReferenceArray:
+    return ReferenceArray(
+        shape, is_region=is_region, columns=columns, stored=stored, options=options
+    )
+
+
+def _as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
+    """Return evenly spaced ascending rows as a slice, so that columns are views."""
+    if not len(rows):
+        return slice(0, 0)
+    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    if step > 0 and (np.diff(rows) == step).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1, step)
+    return rows
+
+
+def _compare(left: Any, right: Any) -> Any:
+    """Compare element by element, by columns where both sides are arrays."""
+    if not isinstance(left, ReferenceArray):
+        left, right = right, left
+    if not isinstance(right, ReferenceArray):
+        single = isinstance(right, ObjectReference | RegionReference) or right is None
+        objects = np.empty((), dtype=object)
+        objects[()] = right
+        if not single:
+            objects = np.asarray(right, dtype=object)
+        if not all(
+            r is None or isinstance(r, ObjectReference | RegionReference) for r in objects.flat
+        ):
+            shape = np.broadcast_shapes(left.shape, objects.shape)
+            return np.zeros(shape, dtype=bool)
+        if objects.size == 0 or all(r is None for r in objects.flat):
+            right = ReferenceArray.nulls(objects.shape, is_region=left.is_region)
+        else:
+            right = ReferenceArray.from_references(objects)
+    shape = np.broadcast_shapes(left.shape, right.shape)
+    if left.is_region != right.is_region:
+        return np.zeros(shape, dtype=bool)
+    a, b = (
+        x.columns.take(np.broadcast_to(x._rows(), shape).reshape(-1)) for x in (left, right)
+    )
+    null = (a.address == 0) & (b.address == 0)
+    names = {f.filename: i for i, f in enumerate((*a.files, *b.files))}
+    numbers = [np.array([names[f.filename] for f in x.files] or [0]) for x in (a, b)]
+    same = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
+    if a.regions is not None and b.regions is not None:
+        same &= a.regions.same_rows(b.regions)
+    return (same | null).reshape(shape)
+
+
+def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceArray:
+    del kwargs
+    parts = _same_kind(arrays)
+    if axis is None:
+        parts, axis = [p.ravel() for p in parts], 0
+    begins = np.cumsum([0, *(p.size for p in parts)])
+    rows = np.concatenate(
+        [p._rows() + begin for p, begin in zip(parts, begins[:-1], strict=True)], axis=axis
+    )
+    return _gather(parts, rows)
+
+
+def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
+    """Pick rows of several arrays, counted through all of them."""
+    columns = concat_references([p.columns for p in parts])
+    options = next((p.options for p in parts if p.size), _DEFAULT_OPTIONS)
+    return ReferenceArray(
+        rows.shape,
+        is_region=parts[0].is_region,
+        columns=columns.take(_as_slice(rows.reshape(-1))),
+        options=options,
+    )
+
+
+def _same_kind(arrays: Any) -> list[ReferenceArray]:
+    """Turn all operands into arrays of one kind; missing values become null."""
+    arrays = list(arrays)
+    is_region = next(a.is_region for a in arrays if isinstance(a, ReferenceArray))
+    out = []
+    for array in arrays:
+        if not isinstance(array, ReferenceArray):
+            objects = np.asarray(array, dtype=object)
+            missing = all(_is_missing(o) for o in objects.flat)
+            array = (
+                ReferenceArray.nulls(objects.shape, is_region=is_region)
+                if missing
+                else ReferenceArray.from_references(objects)
+            )
+        if array.is_region != is_region:
+            raise TypeError("object references and region references do not mix in one array")
+        out.append(array)
+    return out
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _stack(arrays: Any, axis: int = 0, **kwargs: Any) -> ReferenceArray:
+    del kwargs
+    parts = _same_kind(arrays)
+    rows = [np.expand_dims(p._rows(), axis) for p in parts]
+    return _concatenate(
+        [p._by_rows(r) for p, r in zip(parts, rows, strict=True)], axis=axis
+    )
+
+
+def _where(condition: Any, x: Any, y: Any) -> ReferenceArray:
+    first, second = _same_kind([x, y])
+    condition = np.asarray(condition)
+    rows = np.where(condition, first._rows(), second._rows() + first.size)
+    return _gather([first, second], rows)
+
+
+def _take(a: ReferenceArray, indices: Any, axis: int | None = None, **kwargs: Any) -> Any:
+    del kwargs
+    return a._by_rows(np.asarray(np.take(a._rows(), indices, axis=axis)))
+
+
+def _by_index_function(function: Callable[..., Any]) -> Callable[..., ReferenceArray]:
+    """Apply a function that only moves elements."""
+
+    def apply(a: ReferenceArray, *args: Any, **kwargs: Any) -> ReferenceArray:
+        return a._by_rows(function(a._rows(), *args, **kwargs))
+
+    return apply
+
+
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    np.concatenate: _concatenate,
+    np.stack: _stack,
+    np.where: _where,
+    np.take: _take,
+    np.array_equal: lambda a, b, **_: bool(np.shape(a) == np.shape(b) and np.all(a == b)),
+    np.shape: lambda a: a.shape,
+    np.ndim: lambda a: a.ndim,
+    np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
+    np.copy: lambda a, **_: a,
+    np.empty_like: lambda a, dtype=None, order="K", subok=True, shape=None, **_: (
+        ReferenceArray.nulls(
+            a.shape if shape is None else tuple(np.atleast_1d(shape).tolist()),
+            is_region=a.is_region,
+        )
+    ),
+    np.full_like: lambda a, fill_value, dtype=None, order="K", subok=True, shape=None, **_: (
+        _same_kind([a, np.full(a.shape if shape is None else shape, fill_value, object)])[1]
+    ),
+} | {
+    function: _by_index_function(function)
+    for function in (
+        np.broadcast_to,
+        np.reshape,
+        np.ravel,
+        np.transpose,
+        np.moveaxis,
+        np.swapaxes,
+        np.expand_dims,
+        np.squeeze,
+        np.flip,
+        np.roll,
+        np.repeat,
+        np.tile,
+        np.atleast_1d,
+        np.rollaxis,
+    )
+}

@@ -1,0 +1,617 @@
+"""References into xarray objects.
+
+In: a `ReferenceArray` or one reference. Out: lazy DataArrays and Datasets with
+the target's dimensions, coordinates, attributes and CF decoding.
+
+The references are decoded and fitted to their targets once, here, to know the
+shapes; no target data are read. The lazy arrays that come out hold places and
+decode again where they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xref.columns import IntArray
+from xref.decode import References
+from xref.errors import NullReferenceError, UnsupportedError
+from xref.gather import BoundReferences, bind_references, common_dtype
+from xref.h5file import dataset_kind, is_dataset, is_group, open_dataset, open_object
+from xref.lazy import SampleArray, StackArray, lazily_indexed
+from xref.references import DecodeOptions, ObjectReference, ReferenceArray, RegionReference
+from xref.regions import project
+from xref.variables import Target, build_variable, open_any_group, open_members, open_target
+
+LAYOUTS = ("stack", "ragged", "pad")
+ON_NULL = ("raise", "fill", "drop")
+POINT_DIM = "point"
+SAMPLE_DIM = "sample"
+
+_CF_ATTRIBUTES = (
+    "_FillValue",
+    "missing_value",
+    "scale_factor",
+    "add_offset",
+    "units",
+    "calendar",
+    "_Unsigned",
+    "dtype",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """References bound to their targets, ready to become arrays."""
+
+    references: ReferenceArray
+    dims: tuple[Hashable, ...]
+    bound: BoundReferences
+    targets: tuple[Target, ...]
+    dtype: np.dtype[Any]
+    attributes: dict[str, Any]
+    name: Hashable | None
+
+
+def bind(
+    references: ReferenceArray, dims: Sequence[Hashable], on_null: str, name: Hashable | None
+) -> tuple[Resolved, npt.NDArray[np.bool_] | None]:
+    """Decode references, look at their targets and agree on one type.
+
+    Returns
+    -------
+    resolved : Resolved
+    kept : numpy.ndarray or None
+        Mask of the references that stayed, where null ones were dropped.
+    """
+    if on_null not in ON_NULL:
+        raise ValueError(f"on_null is {on_null!r}; it can be one of {ON_NULL}")
+    kept = None
+    valid = references.astype(bool)
+    if not valid.all():
+        if on_null == "raise":
+            row = int(np.flatnonzero(~valid.reshape(-1))[0])
+            raise NullReferenceError(
+                f"{references.describe(row)} is null, one of {int((~valid).sum())}; resolve "
+                "with on_null='fill' or on_null='drop', or select the others"
+            )
+        if on_null == "drop":
+            if references.ndim != 1:
+                raise ValueError(
+                    f"on_null='drop' needs references along one dimension, not {tuple(dims)}; "
+                    "stack them first, or use on_null='fill'"
+                )
+            kept = valid
+            references = references[valid]
+    bound = bind_references(references.columns, references.describe)
+    for t in bound.targets:
+        kind = dataset_kind(open_dataset(t.location, t.address))
+        if kind:
+            raise UnsupportedError(
+                f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "
+                "references; resolve it by itself, element by element (.h5ref.items())"
+            )
+    options = references.options
+    targets = tuple(open_target(t.location, t.address, options) for t in bound.targets)
+    what = f"the reference variable {name!r}" if name is not None else "the references"
+    resolved = Resolved(
+        references=references,
+        dims=tuple(dims),
+        bound=bound,
+        targets=targets,
+        dtype=common_dtype(bound, what),
+        attributes=_common_attributes(targets, what),
+        name=targets[0].name if len(targets) == 1 else name,
+    )
+    return resolved, kept
+
+
+def _first_row(rows: npt.NDArray[np.intp] | slice) -> int:
+    return 0 if isinstance(rows, slice) else int(rows[0])
+
+
+def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]:
+    """Return what all targets agree on; refuse different packings of values."""
+    if not targets:
+        return {}
+    first = targets[0].attributes
+    for name in _CF_ATTRIBUTES:
+        values = [t.attributes.get(name) for t in targets]
+        if any(not _same(values[0], v) for v in values[1:]):
+            raise ValueError(
+                f"the targets of {what} differ in {name!r} ({values[0]!r} and others), so "
+                "their values do not mix; select references of one target"
+            )
+    return {
+        k: v for k, v in first.items() if all(_same(v, t.attributes.get(k)) for t in targets[1:])
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(np.array_equal(a, b))
+
+
+def decode_variable(
+    name: Hashable | None, variable: xr.Variable, options: DecodeOptions
+) -> xr.Variable:
+    """Apply the CF conventions as the user's open options say."""
+    return xr.conventions.decode_cf_variable(
+        name or "values",
+        variable,
+        concat_characters=False,
+        mask_and_scale=options.mask_and_scale,
+        decode_times=options.decode_times,
+        use_cftime=options.use_cftime,
+        decode_timedelta=options.decode_timedelta,
+    )
+
+
+def default_fill(dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences) -> Any:
+    """Return the value for elements without data: NaN, NaT, or the dataset's own."""
+    if fill_value is not None:
+        return fill_value
+    if dtype.kind in "fc":
+        return np.nan
+    if dtype.kind in "mM":
+        return np.array("NaT", dtype=dtype)[()]
+    if bound.targets and bound.targets[0].layout.dtype == dtype:
+        return bound.targets[0].layout.fill_value
+    return np.zeros((), dtype=dtype)[()]
+
+
+def resolve_references(
+    array: xr.DataArray,
+    references: ReferenceArray,
+    *,
+    layout: str = "stack",
+    chunks: Any = "auto",
+    coords: bool = True,
+    on_null: str = "raise",
+    fill_value: Any = None,
+) -> Any:
+    """Resolve a reference variable; see `xref.accessor`."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it can be one of {LAYOUTS}")
+    if not references.is_region:
+        groups = _resolve_groups(array, references, on_null, chunks)
+        if groups is not None:
+            return groups
+    resolved, kept = bind(references, array.dims, on_null, array.name)
+    if kept is not None:
+        array = array[{array.dims[0]: kept}]
+    own = {
+        k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)
+    }
+    if layout == "ragged":
+        return _resolve_ragged(resolved, own, chunks)
+    return _resolve_cells(resolved, own, layout, chunks, coords, fill_value)
+
+
+# --- stack and pad -------------------------------------------------------------------
+
+
+def _resolve_cells(
+    resolved: Resolved,
+    own: dict[Hashable, Any],
+    layout: str,
+    chunks: Any,
+    coords: bool,
+    fill_value: Any,
+) -> Any:
+    bound, references = resolved.bound, resolved.references
+    cell = _cell(resolved, layout)
+    uniform = layout == "stack"
+    inner = _cell_dims(resolved, len(cell))
+    fill = default_fill(resolved.dtype, fill_value, bound)
+    data = StackArray(references, cell, resolved.dtype, fill_value=fill, padded=not uniform)
+    dims = resolved.dims + inner
+    attributes = dict(resolved.attributes)
+    variable = xr.Variable(dims, lazily_indexed(data), attributes)
+    variable = decode_variable(resolved.name, variable, references.options)
+    ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner)
+    out_coords = dict(own)
+    if coords:
+        out_coords |= _place_coords(resolved, inner, own)
+        if uniform:
+            out_coords |= _target_coords(resolved, inner, cell, own)
+    name = resolved.name if resolved.name is not None else "values"
+    if chunks is not None:
+        variable = _chunk(variable, ref_chunks, resolved, "resolve")
+    values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
+    if uniform:
+        return values
+    valid = _valid_mask(bound, references.shape, cell)
+    return xr.Dataset({name: values, "valid": (dims, valid)}, attrs={})
+
+
+def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
+    """Return the shape that every result has, or the largest extents for padding."""
+    bound = resolved.bound
+    live = np.flatnonzero(~bound.null)
+    if not len(live):
+        return ()
+    ndim, shape = bound.ndim[live], bound.shape[live]
+    if layout == "pad":
+        if (ndim != ndim[0]).any():
+            raise ValueError(
+                f"the results have {sorted(set(ndim.tolist()))} dimensions, which no padding "
+                "makes equal; use layout='ragged'"
+            )
+        return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
+    if (ndim != ndim[0]).any() or (shape != shape[0]).any():
+        found = {
+            tuple(s[:n])
+            for n, s in zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
+        }
+        some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
+        pad = "" if (ndim != ndim[0]).any() else " or layout='pad'"
+        raise ValueError(
+            f"the references select different shapes ({some}), so they do not stack; use "
+            f"layout='ragged'{pad}, or select references of one shape"
+        )
+    return tuple(shape[0, : int(ndim[0])].tolist())
+
+
+def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
+    """Name the axes of results: as the targets do, else free phony names."""
+    names: list[str | None] = [None] * ndim
+    same_rank = [t for t in resolved.targets if len(t.dims) == ndim]
+    if len(same_rank) == len(resolved.targets) and same_rank:
+        first = same_rank[0].dims
+        names = [n if all(t.dims[i] == n for t in same_rank) else None for i, n in enumerate(first)]
+    elif ndim == 1:
+        names = [POINT_DIM]
+    taken: set[Hashable] = set(resolved.dims) | {n for n in names if n}
+    out: list[Hashable] = []
+    for name in names:
+        if name is None or name in resolved.dims or name in out:
+            base, k = (name, 1) if name else ("phony_dim", 0)
+            while (candidate := f"{base}_{k}") in taken:
+                k += 1
+            name = candidate
+            taken.add(name)
+        out.append(name)
+    return tuple(out)
+
+
+def _chunks_of_cells(chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hashable, ...]) -> Any:
+    """Turn the user's chunks into chunks of references, each with whole results."""
+    if chunks is None:
+        return None
+    if isinstance(chunks, dict):
+        unknown = set(chunks) - set(outer) - set(inner)
+        if unknown:
+            raise ValueError(
+                f"chunks names dimensions {sorted(map(str, unknown))}; the result has "
+                f"{(*outer, *inner)}"
+            )
+        return {**dict.fromkeys(outer, "auto"), **dict.fromkeys(inner, -1), **chunks}
+    if not (chunks == "auto" or isinstance(chunks, int)):
+        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+    if not outer:
+        return dict.fromkeys(inner, chunks)
+    return {**dict.fromkeys(outer, chunks), **dict.fromkeys(inner, -1)}
+
+
+def _chunk(variable: xr.Variable, chunks: Any, resolved: Resolved, what: str) -> xr.Variable:
+    """Cut a lazy variable into dask blocks; the same references give the same names."""
+    from xref.graph import chunk_variable
+
+    return chunk_variable(variable, chunks, resolved.references, what)
+
+
+def _valid_mask(
+    bound: BoundReferences, outer: tuple[int, ...], cell: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Return where padded results have data."""
+    mask = np.ones((len(bound.ndim), *cell), dtype=bool)
+    for axis, n in enumerate(cell):
+        inside = np.arange(n) < bound.shape[:, axis, None]
+        mask &= inside.reshape(len(mask), *(n if a == axis else 1 for a in range(len(cell))))
+    mask[bound.null] = False
+    return mask.reshape(outer + cell)
+
+
+def _place_coords(
+    resolved: Resolved, inner: tuple[Hashable, ...], own: dict[Hashable, Any]
+) -> dict[Hashable, Any]:
+    """Say where in its target each region lies: the start along each axis."""
+    if not resolved.references.is_region:
+        return {}
+    regions = resolved.references.columns.regions
+    assert regions is not None
+    ranks = {len(t.layout.shape) for t in resolved.bound.targets}
+    if len(ranks) != 1:
+        return {}
+    (rank,) = ranks
+    start = np.zeros((len(regions), rank), dtype=np.int64)
+    for t in resolved.bound.targets:
+        start[t.rows] = t.regions.bounds()[0]
+    names = inner if len(inner) == rank else _cell_dims(resolved, rank)
+    shape = resolved.references.shape
+    return {
+        f"{name}_start": (resolved.dims, start[:, axis].reshape(shape))
+        for axis, name in enumerate(names)
+        if f"{name}_start" not in own
+    }
+
+
+def _target_coords(
+    resolved: Resolved,
+    inner: tuple[Hashable, ...],
+    cell: tuple[int, ...],
+    own: dict[Hashable, Any],
+) -> dict[Hashable, Any]:
+    """Select the target's coordinates as the regions select its data."""
+    bound = resolved.bound
+    if len(resolved.targets) != 1 or bound.null.any() or not len(bound.ndim):
+        return {}
+    target, regions = resolved.targets[0], bound.targets[0].regions
+    options = resolved.references.options
+    scattered = len(inner) == 1 and len(target.dims) > 1
+    out: dict[Hashable, Any] = {}
+    for name, (address, dims) in target.coords.items():
+        if name in own or name in resolved.dims:
+            continue
+        axes = [target.dims.index(dim) for dim in dims]
+        part = project(regions, axes)
+        columns = References(
+            files=(target.location,),
+            file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(part),)),
+            address=np.broadcast_to(np.array([address], dtype=np.uint64), (len(part),)),
+            regions=part,
+        )
+        same = len(part) > 0 and bool(part.same_rows(part.take(np.zeros(len(part), int))).all())
+        shape: tuple[int, ...] = () if same else resolved.references.shape
+        references = ReferenceArray(
+            shape,
+            is_region=True,
+            columns=columns.take(slice(0, 1)) if same else columns,
+            options=options,
+        )
+        item = open_dataset(target.location, address)
+        if dataset_kind(item):
+            continue
+        attributes = open_target(target.location, address, options).attributes
+        layout = bind_references(references.columns, references.describe).targets[0].layout
+        part_cell = cell if scattered else tuple(cell[axis] for axis in axes)
+        part_dims = inner if scattered else tuple(inner[axis] for axis in axes)
+        data = StackArray(references, part_cell, layout.dtype)
+        variable = xr.Variable(
+            (() if same else resolved.dims) + part_dims, lazily_indexed(data), attributes
+        )
+        label = part_dims[0] if not scattered and part_dims and dims == (name,) else name
+        out[label] = decode_variable(label, variable, options)
+    return out
+
+
+# --- ragged --------------------------------------------------------------------------
+
+
+def _resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) -> xr.Dataset:
+    """Return values along one sample dimension, in the CF contiguous ragged form."""
+    bound, references = resolved.bound, resolved.references
+    row_size = bound.npoints.reshape(references.shape)
+    sample = _free_name(SAMPLE_DIM, resolved.dims)
+    data = SampleArray(references, row_size, resolved.dtype)
+    variable = xr.Variable((sample,), lazily_indexed(data), dict(resolved.attributes))
+    variable = decode_variable(resolved.name, variable, references.options)
+    if chunks is not None:
+        sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
+        variable = _chunk(variable, {sample: sizes}, resolved, "ragged")
+    name = resolved.name if resolved.name is not None else "values"
+    widest = bound.shape.shape[1]
+    shape = bound.shape.reshape(*references.shape, widest)
+    coords = {**own, **_place_coords(resolved, _ragged_dims(resolved), own)}
+    return xr.Dataset(
+        {
+            name: variable,
+            "row_size": (resolved.dims, row_size, {"sample_dimension": sample}),
+            "row_shape": ((*resolved.dims, "axis"), shape),
+        },
+        coords=coords,
+        attrs={"featureType": "contiguous ragged array"} if False else {},
+    )
+
+
+def _ragged_dims(resolved: Resolved) -> tuple[Hashable, ...]:
+    ranks = {len(t.layout.shape) for t in resolved.bound.targets}
+    return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
+
+
+def _free_name(name: str, taken: Sequence[Hashable]) -> str:
+    k, candidate = 1, name
+    while candidate in taken:
+        candidate = f"{name}_{k}"
+        k += 1
+    return candidate
+
+
+def _sample_chunks(
+    chunks: Any, row_size: IntArray, resolved: Resolved, sample: str
+) -> tuple[int, ...]:
+    """Cut samples into blocks at row borders.
+
+    An int counts references; "auto" fills dask's chunk size.
+    """
+    from xref.graph import auto_chunk_nbytes
+
+    ends = np.cumsum(row_size)
+    n = int(ends[-1]) if len(ends) else 0
+    if isinstance(chunks, dict):
+        if sample in chunks:
+            return _even_chunks(n, chunks[sample])
+        chunks = next((chunks[d] for d in resolved.dims if d in chunks), "auto")
+    if isinstance(chunks, int):
+        if chunks == -1:
+            return (n,)
+        if chunks < 1:
+            raise ValueError(f"chunks is {chunks}; a positive number of references is needed")
+        cuts = ends[chunks - 1 :: chunks]
+    elif chunks == "auto":
+        limit = max(auto_chunk_nbytes() // max(resolved.dtype.itemsize, 1), 1)
+        if n <= limit:
+            return (n,)
+        # The last row that ends within each multiple of the limit.
+        at = np.searchsorted(ends, np.arange(limit, n, limit), side="right") - 1
+        cuts = ends[np.unique(np.clip(at, 0, None))]
+    else:
+        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+    sizes = np.diff(np.unique(np.concatenate([[0], cuts, [n]])))
+    return tuple(int(s) for s in sizes) or (0,)
+
+
+def _even_chunks(n: int, chunk: Any) -> tuple[int, ...]:
+    if not isinstance(chunk, int):
+        return tuple(chunk)
+    if chunk in (-1, 0) or chunk >= n:
+        return (n,)
+    return tuple(min(chunk, n - i) for i in range(0, n, chunk))
+
+
+# --- groups, single references -------------------------------------------------------
+
+
+def _resolve_groups(
+    array: xr.DataArray, references: ReferenceArray, on_null: str, chunks: Any
+) -> dict[Any, Any] | None:
+    """Open references to groups as Datasets by index; None when they are to datasets."""
+    columns = references.columns
+    live = np.flatnonzero(columns.address)
+    if not len(live):
+        return None
+    first = references._element(int(live[0]))
+    if first.kind != "group":
+        return None
+    if len(live) < len(columns) and on_null == "raise":
+        row = int(np.flatnonzero(columns.address == 0)[0])
+        raise NullReferenceError(
+            f"{references.describe(row)} is null; resolve with on_null='drop'"
+        )
+    del array
+    out: dict[Any, Any] = {}
+    for row in live.tolist():
+        index = tuple(int(i) for i in np.unravel_index(row, references.shape))
+        element = references._element(row)
+        if element.kind != "group":
+            raise ValueError(
+                f"{references.describe(row)} points at a {element.kind}, others at groups; "
+                "resolve one by one with .h5ref.items()"
+            )
+        out[index[0] if len(index) == 1 else index] = element.resolve(chunks=None)
+    del chunks
+    return out
+
+
+def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
+    """Open what an object reference points at; see `ObjectReference.resolve`."""
+    if not reference:
+        raise NullReferenceError("a null object reference points at nothing")
+    assert reference.location is not None
+    location, options = reference.location, reference.options
+    item = open_object(location, reference.address)
+    if is_group(item):
+        variables, attributes = open_members(location, open_any_group(location, item), options)
+        dataset = decode_dataset(variables, attributes, options)
+        return dataset if chunks is None else dataset.chunk(chunks)
+    if not is_dataset(item):
+        return item.dtype
+    target = open_target(location, reference.address, options)
+    dims = _free_dims(target.dims)
+    if dataset_kind(item):
+        variable = build_variable(
+            location, reference.address, item, dims, target.attributes, options
+        )
+        return xr.DataArray(variable, name=target.name)
+    columns = References(
+        files=(location,),
+        file=np.zeros(1, dtype=np.int64),
+        address=np.array([reference.address], dtype=np.uint64),
+        regions=None,
+    )
+    array = ReferenceArray((), is_region=False, columns=columns, options=options)
+    return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
+
+
+def _free_dims(dims: tuple[str | None, ...]) -> tuple[str, ...]:
+    free = (f"phony_dim_{k}" for k in range(len(dims) * 2) if f"phony_dim_{k}" not in dims)
+    return tuple(d if d is not None else next(free) for d in dims)
+
+
+def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
+    """Return what a region reference selects; see `RegionReference.resolve`."""
+    if not reference:
+        raise NullReferenceError("a null region reference selects nothing")
+    assert reference.location is not None
+    item = open_dataset(reference.location, reference.address)
+    array = ReferenceArray.from_references(reference)
+    if dataset_kind(item):
+        return _resolve_reference_values(reference, array)
+    return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
+
+
+def _resolve_reference_values(reference: RegionReference, array: ReferenceArray) -> xr.DataArray:
+    """Select within a dataset that itself holds references."""
+    whole = resolve_object(reference.object)
+    bound = bind_references(array.columns, array.describe)
+    ndim, shape = int(bound.ndim[0]), bound.shape[0]
+    # The selection picks positions as it would pick values.
+    positions = select_positions(bound)
+    values = whole.variable.data._by_rows(positions.reshape(shape[:ndim]))
+    dims = whole.dims if ndim == whole.ndim else (POINT_DIM,)
+    return xr.DataArray(type(whole.variable)(dims, values, whole.attrs), name=whole.name)
+
+
+def select_positions(bound: BoundReferences) -> IntArray:
+    """Return the flat C-order positions in its target that one reference selects."""
+    from xref.plan import canvas_strides, plan_parts, row_strides
+
+    (target,) = bound.targets
+    extent = target.layout.shape
+    out = np.empty(int(bound.npoints[0]), dtype=np.int64)
+    parts = plan_parts(
+        target.regions, np.zeros(1, dtype=np.int64), row_strides(bound.shape[:, : len(extent)])
+    )
+    weights = np.array(canvas_strides(extent), dtype=np.int64)
+    for i in range(len(parts)):
+        place, at = parts.start[i] @ weights, parts.dst[i]
+        for axis, n in enumerate(parts.shape[i].tolist()):
+            steps = np.arange(n)
+            place = np.add.outer(place, steps * parts.step[i, axis] * weights[axis])
+            at = np.add.outer(at, steps * parts.dst_stride[i, axis])
+        out[np.asarray(at).reshape(-1)] = np.asarray(place).reshape(-1)
+    return out
+
+
+def decode_dataset(
+    variables: dict[str, xr.Variable], attributes: dict[str, Any], options: DecodeOptions
+) -> xr.Dataset:
+    """Decode ordinary variables by the CF conventions and add the reference variables."""
+    references = {
+        k: v for k, v in variables.items() if isinstance(v.data if _is_reference(v) else None, ReferenceArray)
+    }
+    ordinary = {k: v for k, v in variables.items() if k not in references}
+    decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
+        ordinary,
+        attributes,
+        concat_characters=options.concat_characters,
+        mask_and_scale=options.mask_and_scale,
+        decode_times=options.decode_times,
+        decode_coords=options.decode_coords,
+        use_cftime=options.use_cftime,
+        decode_timedelta=options.decode_timedelta,
+    )
+    merged = {name: references.get(name, decoded.get(name)) for name in variables}
+    dataset = xr.Dataset({k: v for k, v in merged.items() if v is not None}, attrs=new_attributes)
+    return dataset.set_coords(coord_names.intersection(dataset.variables))
+
+
+def _is_reference(variable: xr.Variable) -> bool:
+    from xref.variables import ReferenceVariable
+
+    return isinstance(variable, ReferenceVariable)

@@ -1,0 +1,102 @@
+"""References as a table: where they point and what they select.
+
+In: a `ReferenceArray`. Out: a Dataset of plain columns. No target data are read;
+one walk over the file's links names all targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xref.errors import DanglingReferenceError, SelectionError, UnsupportedError
+from xref.gather import split_targets
+from xref.h5file import dataset_layout, known_path, object_kind, object_paths
+from xref.references import ReferenceArray
+from xref.regions import KIND_NAMES, Kind, RegionTable
+
+AXIS_DIM = "axis"
+
+
+def reference_table(
+    references: ReferenceArray, dims: Sequence[Hashable], coords: dict[Hashable, Any]
+) -> xr.Dataset:
+    """Describe references; see `xref.accessor.ReferenceAccessor.table`."""
+    columns = references.columns
+    groups, _ = split_targets(columns)
+    n = len(columns)
+    path = np.full(n, None, dtype=object)
+    kind = np.full(n, "null", dtype=object)
+    filename = np.full(n, None, dtype=object)
+    for location, address, rows in groups:
+        path[rows] = known_path(location, address) or object_paths(location).get(address)
+        kind[rows] = object_kind(location, address)
+        filename[rows] = location.filename
+    shape = references.shape
+
+    def column(values: Any) -> tuple[tuple[Hashable, ...], Any]:
+        extra = (AXIS_DIM,) if values.ndim == 2 else ()
+        return (*dims, *extra), values.reshape(shape + values.shape[1:])
+
+    table = {
+        "path": column(path),
+        "address": column(columns.address.astype(np.uint64)),
+        "kind": column(kind.astype(str)),
+        "filename": column(filename),
+    }
+    if columns.regions is not None:
+        described = _describe_regions(columns.regions, groups, n)
+        table |= {name: column(values) for name, values in described.items()}
+    return xr.Dataset(table, coords=coords)
+
+
+def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[str, Any]:
+    """Return selection kind, element count, bounds and result shape of each row.
+
+    A region that does not fit its target keeps the bounds that it states; where
+    only the target could tell (a dangling reference to everything), they are -1.
+    """
+    start, stop = (c.copy() for c in regions.bounds())
+    shape = np.full(start.shape, -1, dtype=np.int64)
+    ndim = np.zeros(n, dtype=np.int64)
+    npoints = np.zeros(n, dtype=np.int64)
+    width = start.shape[1]
+    for location, address, rows in groups:
+        part = regions.take(rows)
+        try:
+            extent = dataset_layout(location, address).shape
+            part = part.fit(extent, lambda _: "")
+        except (DanglingReferenceError, SelectionError, UnsupportedError):
+            pass
+        else:
+            if len(extent) > width:
+                start, stop = (_widen(c, len(extent), 0) for c in (start, stop))
+                shape = _widen(shape, len(extent), -1)
+                width = len(extent)
+        known = part.kind != Kind.ALL
+        axes, sizes = part.result_shapes()
+        low, high = part.bounds()
+        at = np.arange(n)[rows]
+        start[at, : low.shape[1]], stop[at, : high.shape[1]] = low, high
+        inside = np.arange(sizes.shape[1]) < axes[:, None]
+        sizes_shown = np.where(inside & known[:, None], sizes, -1)
+        shown = min(width, sizes.shape[1])
+        shape[at, :shown] = sizes_shown[:, :shown]
+        ndim[at] = np.where(known, axes, 0)
+        npoints[at] = np.where(known, sizes.prod(axis=1), -1)
+    return {
+        "selection": KIND_NAMES[regions.kind],
+        "npoints": npoints,
+        "start": start,
+        "stop": stop,
+        "ndim": ndim,
+        "shape": shape,
+    }
+
+
+def _widen(values: Any, width: int, fill: int) -> Any:
+    extra = width - values.shape[1]
+    return np.pad(values, ((0, 0), (0, extra)), constant_values=fill)

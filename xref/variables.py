@@ -1,0 +1,497 @@
+"""Members of a group into xarray variables.
+
+In: a group of an open file, or the address of a dataset. Out: variables with
+dimension names, plain attributes and lazy data; `ReferenceArray` data for
+datasets of references.
+
+Dimension names come from dimension scales (HDF5 Dimension Scale Specification
+and Support, 1.0; netCDF-4 stores its dimensions that way). Axes without a scale
+get ``phony_dim_N``: one name for a size, within one group, as in other readers
+of netCDF-4.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xref.decode import References, StoredReferences, decode_regions
+from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
+from xref.h5file import (
+    FileLocation,
+    Object,
+    RawReferences,
+    dataset_kind,
+    file_of,
+    is_dataset,
+    is_group,
+    iterate_members,
+    known_path,
+    link_addresses,
+    object_address,
+    object_paths,
+    open_dataset,
+    open_group,
+    read_attributes,
+    read_layout,
+    reference_addresses,
+    remember_paths,
+    text,
+)
+from xref.lazy import DatasetArray, lazily_indexed
+from xref.references import DecodeOptions, ReferenceArray
+
+HIDDEN_ATTRIBUTES = {
+    "CLASS",
+    "NAME",
+    "DIMENSION_LIST",
+    "REFERENCE_LIST",
+    "_Netcdf4Dimid",
+    "_Netcdf4Coordinates",
+    "_NCProperties",
+    "_nc3_strict",
+}
+
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
+
+
+class ReferenceVariable(xr.Variable):
+    """A variable of references.
+
+    Its data are immutable columns: xarray need not protect them from writes,
+    cache them, or cut them into dask chunks when a file is opened with
+    ``chunks=...`` (dask cannot size chunks of objects).
+    """
+
+    __slots__ = ()
+
+    @property
+    def _in_memory(self) -> bool:
+        return True
+
+    @property
+    def data(self) -> Any:
+        """The `ReferenceArray`."""
+        return xr.Variable.data.fget(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        if hasattr(data, "get_duck_array"):
+            data = data.get_duck_array()
+        xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
+
+    def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
+        """Cut into dask chunks; "auto" makes one chunk, as sizes are not known."""
+        if chunks == "auto":
+            chunks = -1
+        elif isinstance(chunks, dict):
+            chunks = {d: -1 if c == "auto" else c for d, c in chunks.items()}
+        return super().chunk(chunks, *args, **kwargs)
+
+
+@dataclass(slots=True)
+class _Member:
+    """A dataset on its way to a variable."""
+
+    name: str
+    item: Any
+    location: FileLocation
+    address: int
+    attributes: dict[str, Any]
+    shape: tuple[int, ...]
+
+
+def warn_unreadable(where: str, error: Exception) -> None:
+    """Tell that something was left out."""
+    warnings.warn(
+        f"{where} was left out: {type(error).__name__}: {error}",
+        UnreadableMemberWarning,
+        stacklevel=2,
+    )
+
+
+def attribute_values(
+    item: Object, location: FileLocation, where: str, options: DecodeOptions
+) -> dict[str, Any]:
+    """Return an object's attributes as plain, picklable values; warn of others."""
+    raw, problems = read_attributes(item)
+    for name, problem in problems.items():
+        if name not in HIDDEN_ATTRIBUTES:
+            warn_unreadable(f"{where}: attribute {name!r}", problem)
+    values = {}
+    for name, value in raw.items():
+        try:
+            values[name] = _plain(value, location, f"{where}: attribute {name!r}", options)
+        except XrefError as error:
+            warn_unreadable(f"{where}: attribute {name!r}", error)
+    return values
+
+
+def _plain(value: Any, location: FileLocation, where: str, options: DecodeOptions) -> Any:
+    if isinstance(value, RawReferences):
+        array = _attribute_references(value, location, where, options)
+        return array._element_at(0) if array.shape == () else np.asarray(array)
+    if isinstance(value, bytes):
+        return text(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "S":
+            return np.char.decode(value, "utf-8", "surrogateescape") if value.size else value
+        if value.dtype.hasobject:
+            return _plain_objects(value)
+        # A one-element array is a number to netCDF.
+        return value[0] if value.shape == (1,) else value
+    if type(value).__module__.startswith("h5py"):
+        return None if type(value).__name__ == "Empty" else str(value)
+    return value
+
+
+def _plain_objects(value: Any) -> Any:
+    if value.dtype.kind != "O":
+        return value  # a compound with text
+    if all(isinstance(v, str | bytes) for v in value.flat):
+        decoded = [text(v) for v in value.flat]
+        return decoded[0] if value.shape == (1,) else np.array(decoded, object).reshape(value.shape)
+    return value
+
+
+def _attribute_references(
+    value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
+) -> ReferenceArray:
+    n = int(np.prod(value.shape, dtype=np.int64))
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
+    regions = None
+    if value.kind == "region":
+        address, regions = decode_regions(location, raw, lambda _: where)
+    else:
+        address = np.ascontiguousarray(raw[:, :8]).view("<u8")[:, 0].astype(np.uint64)
+    columns = References(
+        files=(location,),
+        file=np.zeros(n, dtype=np.int64),
+        address=address,
+        regions=regions,
+    )
+    return ReferenceArray(
+        value.shape, is_region=value.kind == "region", columns=columns, options=options
+    )
+
+
+def open_members(
+    location: FileLocation, path: str, options: DecodeOptions, drop: Iterable[str] = ()
+) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
+    """Open the datasets of a group.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file.
+    path : str
+        Of the group.
+    options : DecodeOptions
+        Travel with references, for what they resolve to.
+    drop : iterable of str
+        Names of members to leave alone.
+
+    Returns
+    -------
+    variables : dict of str to xarray.Variable
+        Not yet decoded by the CF conventions.
+    attributes : dict
+        The group's.
+    """
+    group = open_group(location, path)
+    where = f"{location.filename}: {path}"
+    attributes = attribute_values(group, location, where, options)
+    dropped = set(drop)
+    members: list[_Member] = []
+    for name, item in iterate_members(group, location):
+        if name in dropped:
+            continue
+        full = posixpath.join(path, name)
+        if isinstance(item, Exception):
+            warn_unreadable(f"{location.filename}: {full!r}", item)
+        elif is_dataset(item):
+            try:
+                members.append(_open_member(name, full, item, location))
+            except (XrefError, OSError, RuntimeError, ValueError, TypeError) as error:
+                warn_unreadable(f"{location.filename}: {full!r}", error)
+    for member in members:
+        if member.location == location:
+            remember_paths(location, {member.address: posixpath.join(path, member.name)})
+    scales = _axis_scales(members, group, path)
+    names = _PhonyNames()
+    sizes: dict[str, int] = {}
+    variables: dict[str, xr.Variable] = {}
+    for member, axes in zip(members, scales, strict=True):
+        dims = _dimension_names(axes, member.shape, names, sizes, f"{where}/{member.name}")
+        if text(member.attributes.get("NAME", b"") or "").startswith(_NO_VARIABLE):
+            continue
+        try:
+            variables[member.name] = _build_variable(member, dims, options)
+        except (XrefError, OSError, RuntimeError, ValueError, TypeError) as error:
+            warn_unreadable(f"{location.filename}: {posixpath.join(path, member.name)!r}", error)
+    return variables, {k: v for k, v in attributes.items() if k not in HIDDEN_ATTRIBUTES}
+
+
+def _open_member(name: str, path: str, item: Any, outer: FileLocation) -> _Member:
+    location = file_of(item, outer)
+    kind = dataset_kind(item)
+    if kind == "std":
+        raise UnsupportedError("references of HDF5 1.12 and later (H5T_STD_REF)")
+    layout = read_layout(item, location)
+    raw, problems = read_attributes(item)
+    for attribute, problem in problems.items():
+        if attribute not in HIDDEN_ATTRIBUTES:
+            warn_unreadable(f"{location.filename}: {path!r}: attribute {attribute!r}", problem)
+    return _Member(name, item, location, object_address(item), raw, layout.shape)
+
+
+def _is_scale(member: _Member) -> bool:
+    return text(member.attributes.get("CLASS", b"") or "") == "DIMENSION_SCALE"
+
+
+def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str | None]]:
+    """Return the name of the scale of each axis of each member, None without one."""
+    wanted: list[tuple[int, int, Any]] = []
+    scales: list[list[str | None]] = []
+    for row, member in enumerate(members):
+        scales.append([None] * len(member.shape))
+        attached = member.attributes.get("DIMENSION_LIST")
+        if attached is not None and len(attached) == len(member.shape):
+            # Several scales on one axis: the last one wins.
+            wanted += [(row, axis, refs[-1]) for axis, refs in enumerate(attached) if len(refs)]
+        elif _is_scale(member) and len(member.shape) == 1:
+            scales[row][0] = member.name
+    addresses = reference_addresses([reference for _, _, reference in wanted])
+    names = _scale_names(members, group, path, set(addresses))
+    for (row, axis, _), address in zip(wanted, addresses, strict=True):
+        scales[row][axis] = names.get(address)
+    ids = {
+        int(np.asarray(m.attributes["_Netcdf4Dimid"]).reshape(-1)[0]): m.name
+        for m in members
+        if _is_scale(m) and "_Netcdf4Dimid" in m.attributes
+    }
+    for row, member in enumerate(members):
+        numbers = member.attributes.get("_Netcdf4Coordinates")
+        # A coordinate variable of several dimensions names them by number.
+        if _is_scale(member) and numbers is not None and len(member.shape) == np.size(numbers):
+            scales[row] = [ids.get(int(n)) for n in np.asarray(numbers).reshape(-1)]
+    return scales
+
+
+def _scale_names(
+    members: list[_Member], group: Any, path: str, wanted: set[int]
+) -> dict[int, str]:
+    """Return the link name of each scale: from this group, else from those above it."""
+    names = {m.address: m.name for m in members}
+    location = members[0].location if members else None
+    missing = wanted - set(names)
+    above = path
+    while missing and above not in ("", "/") and location is not None:
+        above = posixpath.dirname(above)
+        found = link_addresses(open_group(location, above))
+        names |= {a: n for a, n in found.items() if a in missing}
+        missing -= set(found)
+    if missing and location is not None:
+        paths = object_paths(location)
+        names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
+    del group
+    return names
+
+
+class _PhonyNames:
+    """Names for axes without a scale: one for each size, unless a variable repeats it."""
+
+    def __init__(self) -> None:
+        self.names: dict[tuple[int, int], str] = {}
+
+    def name(self, size: int, occurrence: int) -> str:
+        return self.names.setdefault((size, occurrence), f"phony_dim_{len(self.names)}")
+
+
+def _dimension_names(
+    scales: list[str | None],
+    shape: tuple[int, ...],
+    phony: _PhonyNames,
+    sizes: dict[str, int],
+    where: str,
+) -> tuple[str, ...]:
+    """Name the axes of one variable so that it fits with those before it."""
+    dims: list[str] = []
+    seen: dict[int, int] = {}
+    for name, size in zip(scales, shape, strict=True):
+        if name is not None and (name in dims or sizes.get(name, size) != size):
+            if name not in dims:
+                warnings.warn(
+                    f"{where}: dimension {name!r} has {sizes[name]} elements elsewhere and "
+                    f"{size} here; this axis is named otherwise",
+                    UnreadableMemberWarning,
+                    stacklevel=2,
+                )
+            name = None
+        if name is None:
+            occurrence = seen.get(size, 0)
+            seen[size] = occurrence + 1
+            name = phony.name(size, occurrence)
+        sizes[name] = size
+        dims.append(name)
+    return tuple(dims)
+
+
+def _build_variable(member: _Member, dims: tuple[str, ...], options: DecodeOptions) -> xr.Variable:
+    where = f"{member.location.filename}: {member.name!r}"
+    attributes = {}
+    for name, value in member.attributes.items():
+        if name in HIDDEN_ATTRIBUTES:
+            continue
+        try:
+            attributes[name] = _plain(
+                value, member.location, f"{where}: attribute {name!r}", options
+            )
+        except XrefError as error:
+            warn_unreadable(f"{where}: attribute {name!r}", error)
+    return build_variable(member.location, member.address, member.item, dims, attributes, options)
+
+
+def build_variable(
+    location: FileLocation,
+    address: int,
+    item: Any,
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    options: DecodeOptions,
+) -> xr.Variable:
+    """Make the variable of one dataset."""
+    layout = read_layout(item, location)
+    encoding: dict[str, Any] = {
+        "source": location.filename,
+        "original_shape": layout.shape,
+        "dtype": layout.dtype,
+    }
+    if layout.chunks is not None:
+        encoding["chunksizes"] = layout.chunks
+        encoding["preferred_chunks"] = dict(zip(dims, layout.chunks, strict=True))
+    kind = dataset_kind(item)
+    if kind:
+        stored = StoredReferences(
+            location,
+            address,
+            known_path(location, address) or f"object at {address:#x}",
+            kind == "region",
+            layout.shape,
+            tuple((0, n, 1) for n in layout.shape),
+        )
+        data = ReferenceArray(
+            layout.shape, is_region=kind == "region", stored=stored, options=options
+        )
+        del encoding["dtype"]
+        return ReferenceVariable(dims, data, attributes, encoding)
+    array = DatasetArray(location, address, layout, options.reader)
+    return xr.Variable(dims, lazily_indexed(array), attributes, encoding)
+
+
+# --- single targets ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A dataset by address, with what xarray needs to know of it.
+
+    ``dims`` has None for an axis without a dimension scale. ``coords`` are the
+    coordinates that the dataset names: its scales that hold values, and those in
+    its ``coordinates`` attribute.
+    """
+
+    location: FileLocation
+    address: int
+    name: str | None
+    dims: tuple[str | None, ...]
+    attributes: dict[str, Any]
+    coords: dict[str, tuple[int, tuple[str | None, ...]]]
+
+
+def open_target(location: FileLocation, address: int, options: DecodeOptions) -> Target:
+    """Look at one dataset: its name, dimensions, attributes and coordinates."""
+    item = open_dataset(location, address)
+    where = f"{location.filename}: dataset at {address:#x}"
+    raw, _ = read_attributes(item)
+    dims, scales = _target_dimensions(item, location, address, raw)
+    attributes = {
+        k: v
+        for k, v in attribute_values(item, location, where, options).items()
+        if k not in HIDDEN_ATTRIBUTES
+    }
+    coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    for dim, scale in scales.items():
+        if scale != address:
+            coords[dim] = (scale, (dim,))
+    name = known_path(location, address)
+    if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
+        name = name or object_paths(location).get(address)
+        if name is not None:
+            coords |= _named_coordinates(location, name, attributes["coordinates"].split(), dims)
+    short = posixpath.basename(name) if name else None
+    return Target(location, address, short, dims, attributes, coords)
+
+
+def _target_dimensions(
+    item: Any, location: FileLocation, address: int, raw: dict[str, Any]
+) -> tuple[tuple[str | None, ...], dict[str, int]]:
+    """Return the axis names of a dataset, and the scales among them that hold values."""
+    ndim = len(item.shape)
+    attached = raw.get("DIMENSION_LIST")
+    if attached is None or len(attached) != ndim:
+        own = known_path(location, address)
+        is_scale = text(raw.get("CLASS", b"") or "") == "DIMENSION_SCALE" and ndim == 1
+        return (posixpath.basename(own) if is_scale and own else None,) * ndim, {}
+    axes = [axis for axis in range(ndim) if len(attached[axis])]
+    addresses = reference_addresses([attached[axis][-1] for axis in axes])
+    dims: list[str | None] = [None] * ndim
+    scales: dict[str, int] = {}
+    for axis, scale in zip(axes, addresses, strict=True):
+        path = known_path(location, scale) or object_paths(location).get(scale)
+        attributes, _ = read_attributes(open_dataset(location, scale))
+        label = text(attributes.get("NAME", b"") or "")
+        name = posixpath.basename(path) if path else label
+        if not name or name in dims:
+            continue
+        dims[axis] = name
+        if not label.startswith(_NO_VARIABLE):
+            scales[name] = scale
+    return tuple(dims), scales
+
+
+def _named_coordinates(
+    location: FileLocation, path: str, names: list[str], dims: tuple[str | None, ...]
+) -> dict[str, tuple[int, tuple[str | None, ...]]]:
+    """Find the datasets of a ``coordinates`` attribute beside their variable."""
+    found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    members = {n: a for a, n in link_addresses(open_group(location, posixpath.dirname(path))).items()}
+    for name in names:
+        if name not in members or name in dims:
+            continue
+        address = members[name]
+        item = open_dataset(location, address)
+        raw, _ = read_attributes(item)
+        axes, _ = _target_dimensions(item, location, address, raw)
+        if all(axis in dims and axis is not None for axis in axes):
+            found[name] = (address, axes)
+    return found
+
+
+def open_any_group(location: FileLocation, item: Any) -> str:
+    """Return a path of a group object, for opening it as a Dataset."""
+    address = object_address(item)
+    path = known_path(location, address) or object_paths(location).get(address)
+    if path is None:
+        raise UnsupportedError(
+            f"{location.filename}: the group at {address:#x} has no name; open its members by "
+            "their own references"
+        )
+    assert is_group(item)
+    return path
