@@ -448,8 +448,9 @@ def test_szip_never_returns_memory_for_a_stream_cut_off() -> None:
             decode(chunk, 1, chunk.data[: len(chunk.data) // 2])
 
 
-def test_szip_options_out_of_proportion_are_unsupported() -> None:
-    for options in [(169, 16, 16, 2**32 - 1), (169, 0, 16, 16), (169, 16, 77, 16), (169,)]:
+def test_szip_options_that_hdf5_never_writes_are_unsupported() -> None:
+    long, odd, empty = (169, 16, 16, 2**32 - 1), (169, 3, 16, 1001), (169, 0, 16, 16)
+    for options in [long, odd, empty, (169, 16, 77, 16), (169,)]:
         pipeline = FilterPipeline(filters=(make_filter(4, *options),))
         assert pipeline.unsupported() == ("filter szip (id 4)",)
 

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from xref.accessor import ReferenceAccessor
+from xref.elements import ObjectReference, RegionReference
 from xref.errors import (
     CorruptFileError,
     DanglingReferenceError,
@@ -14,7 +15,7 @@ from xref.errors import (
 )
 from xref.options import set_options
 from xref.readers import count_reads
-from xref.references import ObjectReference, ReferenceArray, RegionReference
+from xref.references import ReferenceArray
 
 try:
     __version__ = version("xref")

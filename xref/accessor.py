@@ -21,7 +21,7 @@ from xref.resolve import Resolved, bind, resolve_references
 from xref.table import reference_table
 
 
-@xr.register_dataarray_accessor("h5ref")
+@xr.register_dataarray_accessor("h5ref")  # type: ignore[no-untyped-call]
 class ReferenceAccessor:
     """What can be done with a reference variable.
 
@@ -252,11 +252,9 @@ class ReferenceAccessor:
         values = decode(np.zeros(1, dtype=resolved.dtype))
         any_empty = bool((resolved.bound.npoints == 0).any())
         dtype = statistic.result_dtype(values.dtype, any_empty)
-        keep = xr.get_options()["keep_attrs"]
+        keep = xr.get_options()["keep_attrs"]  # type: ignore[no-untyped-call]
         attributes = resolved.attributes if keep is True else {}
-        return _results(
-            resolved, array, dtype, decode, statistic, (), chunks, name, attributes
-        )
+        return _results(resolved, array, dtype, decode, statistic, (), chunks, name, attributes)
 
     def _bind(self, on_null: str) -> tuple[Resolved, xr.DataArray]:
         array = self._array
@@ -328,7 +326,7 @@ def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
     return {**dict.fromkeys(resolved.dims, -1), resolved.dims[0]: max(shape[0] // n_blocks, 1)}
 
 
-@xr.register_dataset_accessor("h5ref")
+@xr.register_dataset_accessor("h5ref")  # type: ignore[no-untyped-call]
 class DatasetAccessor:
     """What can be done with a Dataset that holds reference variables."""
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xref.elements import DecodeOptions
 from xref.h5file import close_file, locate_file
-from xref.references import DecodeOptions
 from xref.resolve import decode_dataset
 from xref.variables import open_members
 
@@ -84,7 +84,8 @@ decode_timedelta
             raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
         if not isinstance(filename_or_obj, str | os.PathLike):
             raise TypeError(
-                f"engine 'h5ref' opens local files by path, not {type(filename_or_obj).__name__}"
+                "engine 'h5ref' opens local files by path, not "
+                f"{type(filename_or_obj).__name__}"
             )
         location = locate_file(filename_or_obj, external)
         options = DecodeOptions(

@@ -1,8 +1,112 @@
-"""Command line."""
+"""The ``xref`` command: arguments and printing over `xref.info` and `xref.demo`.
+
+Exit codes: 0 when all went well, 1 when something could not be read (said on
+standard error), 2 for wrong arguments.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit("not yet")
+from xref import __version__
+from xref.errors import XrefError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:
+        # The reader of a pipe went away (`xref info FILE | head`). Python would
+        # complain once more when it flushes standard output at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xref", description="HDF5 object and region references in xarray."
+    )
+    parser.add_argument("--version", action="version", version=f"xref {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    info = commands.add_parser(
+        "info",
+        help="show what references a file holds and where they point",
+        description="Show what references a file holds and where they point. What they point "
+        "at is not read.",
+    )
+    info.add_argument("file", metavar="FILE", help="a local HDF5 file")
+    info.add_argument("--group", metavar="G", help="look at this group and those below only")
+    info.add_argument("--json", action="store_true", help="print JSON, with all targets")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser(
+        "demo",
+        help="make a sample file, resolve its references and draw them",
+        description="Make a sample file of a movie with regions in it, resolve them in "
+        "parallel, compare with a loop over h5py, and draw them in demo.png.",
+    )
+    demo.add_argument(
+        "--folder",
+        metavar="DIR",
+        type=Path,
+        default=Path("xref-demo"),
+        help="where demo.png goes (default: %(default)s, made if need be)",
+    )
+    demo.add_argument("--keep", action="store_true", help="keep the sample file, as demo.h5")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    from xref.info import inspect_file, printable, report_json, report_lines
+
+    try:
+        report = inspect_file(options.file, options.group)
+    except (XrefError, OSError, RuntimeError, ValueError, KeyError) as error:
+        print(printable(f"xref: {options.file}: {error}"), file=sys.stderr)
+        return 1
+    if options.json:
+        print(report_json(report))
+    else:
+        for line in report_lines(report):
+            print(line)
+    sys.stdout.flush()
+    for problem in report.problems:
+        print(printable(f"xref: {problem}"), file=sys.stderr)
+    return 1 if report.problems else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from xref.demo import run_demo
+
+    try:
+        run_demo(options.folder, keep=options.keep, say=lambda line="": print(line, flush=True))
+    except OSError as error:
+        print(f"xref: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

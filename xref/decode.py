@@ -15,24 +15,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray
+from xref.elements import ObjectReference
 from xref.encoding import decode_selections, split_heap_ids
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.h5file import (
-    BoxReader,
     FileBytes,
-    FileFormat,
     FileLocation,
     chunk_index,
     dataset_layout,
     file_format,
+    is_reference_dtype,
+    open_dataset,
+    read_raw,
+    read_values,
+    reference_addresses,
 )
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
-from xref.layout import DatasetLayout
+from xref.layout import DatasetLayout, items
 from xref.plan import plan_parts, plan_read, row_strides
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import (
@@ -67,7 +72,10 @@ class References(FrozenColumns):
         """Return the rows that ``index`` selects."""
         regions = None if self.regions is None else self.regions.take(index)
         return References(
-            files=self.files, file=self.file[index], address=self.address[index], regions=regions
+            files=self.files,
+            file=self.file[index],
+            address=self.address[index],
+            regions=regions,
         )
 
 
@@ -168,6 +176,62 @@ class StoredReferences:
         return out.view(np.uint8).reshape(n, width)
 
 
+@dataclass(frozen=True, slots=True)
+class BoxReader:
+    """Reads boxes of one dataset through h5py, under its lock."""
+
+    location: FileLocation
+    address: int
+    raw: bool = False
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        dataset = open_dataset(self.location, self.address)
+        if self.raw:
+            values = read_raw(dataset, start, window.shape)
+            width = window.dtype.itemsize
+            if values.dtype.itemsize != width:
+                values = _shorten_addresses(values, file_format(self.location).offset_size)
+            window[...] = values
+            return
+        values = read_values(dataset, start, window.shape)
+        if values.dtype.hasobject:
+            values = self._replace_references(values)
+        items(window)[...] = values
+
+    def _replace_references(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Exchange h5py's references within elements for picklable ones."""
+        dtype = values.dtype
+        if dtype.names:
+            out = values.copy()
+            for name in dtype.names:
+                if dtype[name].hasobject:
+                    out[name] = self._replace_references(values[name])
+            return out
+        if is_reference_dtype(dtype):
+            addresses = reference_addresses(values.ravel().tolist())
+            made = np.empty(values.size, dtype=object)
+            made[:] = [ObjectReference(self.location if a else None, a) for a in addresses]
+            return made.reshape(values.shape)
+        nested = [
+            isinstance(v, np.ndarray) and (v.dtype.hasobject or is_reference_dtype(v.dtype))
+            for v in values.flat
+        ]
+        if not any(nested):
+            return values
+        out = np.empty(values.size, dtype=object)
+        for i, v in enumerate(values.flat):
+            out[i] = self._replace_references(v) if nested[i] else v
+        return out.reshape(values.shape)
+
+
+def _shorten_addresses(values: npt.NDArray[np.void], offset_size: int) -> npt.NDArray[Any]:
+    """Cut the 8-byte addresses that HDF5 makes in memory to the file's own size."""
+    raw = values.reshape(-1).view(np.uint8).reshape(values.size, -1)
+    kept = np.concatenate([raw[:, :offset_size], raw[:, 8:]], axis=1)
+    return np.ascontiguousarray(kept).view(f"V{kept.shape[1]}").reshape(values.shape)
+
+
 def tile_loader(
     location: FileLocation,
     address: int,
@@ -197,11 +261,13 @@ def tile_loader(
         raise UnsupportedError(
             f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
         )
+    read_box = BoxReader(location, address, raw)
     if reader == "h5py" or layout.indirect:
-        return BoxLoader(layout, BoxReader(location, address, raw))
+        return BoxLoader(layout, read_box)
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))
-    return ChunkLoader(layout, chunk_index(location, address), FileBytes(location), where)
+    index = chunk_index(location, address)
+    return ChunkLoader(layout, index, FileBytes(location), read_box, where)
 
 
 def decode_regions(
@@ -241,8 +307,9 @@ def decode_regions(
     outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
     if outside.any():
         k = int(np.flatnonzero(outside)[0])
+        named = int(collections[k]) & (2**64 - 1)
         raise CorruptFileError(
-            f"{describe_collection(k)} has heap address {int(collections[k]) & (2**64 - 1):#x}, "
+            f"{describe_collection(k)} has heap address {named:#x}, "
             f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
         )
     source = FileBytes(location)

@@ -162,9 +162,7 @@ def decode_selections(
     return address, _in_order(tables, order)
 
 
-def _in_order(
-    tables: list[RegionTable], order: list[npt.NDArray[np.intp]]
-) -> RegionTable:
+def _in_order(tables: list[RegionTable], order: list[npt.NDArray[np.intp]]) -> RegionTable:
     """Concatenate tables whose rows belong at the positions ``order``."""
     if not order:
         return concat_tables(tables)
@@ -278,8 +276,10 @@ def _regular_table(
     wrong |= ~unlimited & (end > _LARGEST)
     rows.fail(
         wrong.any(axis=1),
-        lambda i: f"has a hyperslab that cannot be: start {start[i].tolist()}, stride "
-        f"{stride[i].tolist()}, count {count[i].tolist()}, block {block[i].tolist()}",
+        lambda i: (
+            f"has a hyperslab that cannot be: start {start[i].tolist()}, stride "
+            f"{stride[i].tolist()}, count {count[i].tolist()}, block {block[i].tolist()}"
+        ),
     )
     touching = (count > 1) & (stride == block)
     if touching.any():
@@ -346,7 +346,8 @@ def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
         low, high = corners[:, :, 0], corners[:, :, 1]
         wrong = (low < 0) | (high < low) | (high >= _LARGEST)
         part.fail(
-            wrong.any(axis=(1, 2)), lambda i: "has a block whose start is past its end"
+            wrong.reshape(len(part), -1).any(axis=1),
+            lambda i: "has a block whose start is past its end",
         )
         if n_blocks == 1:
             start = np.ascontiguousarray(low[:, 0])

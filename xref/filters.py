@@ -54,7 +54,7 @@ NAMES = {
     32026: "blosc2",
 }
 # Filters that imagecodecs undoes as they are.
-PLAIN_CODECS = {32000: "lzf", 32004: "lz4h5", 32015: "zstd"}
+PLAIN_CODECS = {32000: "lzf", 32015: "zstd"}
 # What bitshuffle compresses with, by the fifth of its options.
 BITSHUFFLE_CODECS = {0: "bitshuffle", 2: "lz4", 3: "zstd"}
 LARGE_CODECS = ("bitshuffle", "deflate", "zstd")  # the others count in 32 bits
@@ -62,8 +62,8 @@ INT32_MAX = 2**31 - 1
 CHECKSUM_NBYTES = 4
 FLETCHER_COLUMNS = 1024  # words; sums over 256 are slower by a fifth
 MAX_STORES = 64  # bytes of an item; for more of them one transposed copy is faster
-FRAME_HEADER = struct.Struct(">QI")  # of bitshuffle
-BLOCK_HEADER = struct.Struct(">I")
+FRAME_HEADER = struct.Struct(">QI")  # bytes of all blocks, of one
+BLOCK_HEADER = struct.Struct(">I")  # bytes as stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +220,8 @@ def _find_undo(stage: Filter) -> Undo | None:
             return _undo_szip if known_block and known_bits else None
         case 32001, _ if _has("blosc"):
             return _undo_blosc
+        case 32004, _ if _has("lz4"):
+            return _undo_lz4
         case 32008, (_, _, item, *_) as options if item and _has("bitshuffle"):
             return _undo_bitshuffle if _has(_bitshuffle_codec(options)) else None
         case number, _ if (codec := PLAIN_CODECS.get(number)) and _has(codec):
@@ -378,6 +380,11 @@ def _undo_blosc(_: Options, stored: Bytes, out: Bytes) -> Bytes:
     return _decode("blosc", stored, out, numthreads=1)
 
 
+def _undo_lz4(_: Options, stored: Bytes, out: Bytes) -> Bytes:
+    _decode_blocks("lz4", stored, out, keeps_plain=True)
+    return out
+
+
 def _undo_bitshuffle(options: Options, stored: Bytes, out: Bytes) -> Bytes:
     item = options[2]
     if out.size % item:
@@ -387,7 +394,9 @@ def _undo_bitshuffle(options: Options, stored: Bytes, out: Bytes) -> Bytes:
         shuffled, block = stored, options[3] if len(options) > 3 else 0
     else:
         shuffled = np.empty_like(out)
-        block = _decode_blocks(codec, stored, shuffled, item)
+        default = item * max(128, 8192 // item // 8 * 8)  # of the bitshuffle library
+        step = _decode_blocks(codec, stored, shuffled, unit=8 * item, default=default)
+        block = step // item
     opaque = f"V{item}"
     _decode("bitshuffle", shuffled.view(opaque), out.view(opaque), blocksize=block)
     return out
@@ -397,18 +406,27 @@ def _bitshuffle_codec(options: Options) -> str:
     return BITSHUFFLE_CODECS.get(options[4] if len(options) > 4 else 0, "")
 
 
-def _decode_blocks(codec: str, stored: Bytes, out: Bytes, item: int) -> int:
-    """Decode what bitshuffle compressed, return the items that a block holds.
+def _decode_blocks(
+    codec: str,
+    stored: Bytes,
+    out: Bytes,
+    *,
+    unit: int = 1,
+    default: int = 0,
+    keeps_plain: bool = False,
+) -> int:
+    """Decode the frame of the LZ4 filter and of bitshuffle, return the bytes of a block.
 
-    A header says how many bytes all blocks and one block decode to. Before each
-    block stands its stored size. Up to seven items at the end follow as they are.
+    A header says how many bytes all blocks and one block decode to (``default`` if
+    zero). Before each block stands its stored size. Blocks hold whole units of
+    bytes; what is left at the end is not compressed. With ``keeps_plain``, nor is a
+    block that is stored in as many bytes as it decodes to.
     """
     nbytes, block_nbytes = FRAME_HEADER.unpack_from(stored.data)
-    # Zero is the default of the bitshuffle library, about 8 KiB.
-    step = block_nbytes or item * max(128, 8192 // item // 8 * 8)
-    if nbytes != out.size or step % (8 * item):
+    step: int = block_nbytes or default
+    if nbytes != out.size or not step or step % unit:
         raise ValueError(f"the header announces {nbytes} bytes in blocks of {block_nbytes}")
-    whole = nbytes - nbytes % (8 * item)
+    whole = nbytes - nbytes % unit
     end = FRAME_HEADER.size
     blocks = []  # what to decode, where to
     for start in range(0, whole, step):
@@ -418,16 +436,19 @@ def _decode_blocks(codec: str, stored: Bytes, out: Bytes, item: int) -> int:
         if not stored_nbytes or end > stored.size:
             raise ValueError(f"the block for byte {start} announces {stored_nbytes} bytes")
         blocks.append((stored[begin:end], out[start : min(start + step, whole)]))
-    # One call for all blocks is two to three times as fast. The LZ4 filter has the
-    # same frame, but takes a block that is as long as its output for uncompressed.
-    plain = any(source.size == target.size for source, target in blocks)
-    if codec == "lz4" and whole == nbytes and block_nbytes and not plain:
-        blocks = [(stored, out)]
+    # One call for all blocks is two to three times as fast as one for each. It takes
+    # blocks as long as their output for plain, and before imagecodecs 2025.8.2
+    # relies on the sizes checked above.
+    any_plain = any(source.size == target.size for source, target in blocks)
+    if codec == "lz4" and whole == nbytes and block_nbytes and not any_plain:
+        blocks = [(stored[:end], out)]
         codec = "lz4h5"
     for source, target in blocks:
-        if _decode(codec, source, target).size != target.size:
+        if keeps_plain and source.size == target.size:
+            target[:] = source
+        elif _decode(codec, source, target).size != target.size:
             raise ValueError("a block is cut off")
     if end + nbytes - whole > stored.size:
-        raise ValueError("the items after the last block are cut off")
+        raise ValueError("what follows the last block is cut off")
     out[whole:] = stored[end : end + nbytes - whole]
-    return step // item
+    return step

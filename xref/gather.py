@@ -77,12 +77,10 @@ def split_targets(
         return [(references.files[int(file[0])], int(address[0]), slice(None))], null
     live = np.flatnonzero(~null)
     pairs = np.stack([file[live].astype(np.uint64), address[live]], axis=1)
-    distinct, first, inverse = np.unique(
-        pairs, axis=0, return_index=True, return_inverse=True
-    )
+    distinct, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
     cuts = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(distinct) + 1))
-    groups = [
+    groups: list[tuple[FileLocation, int, npt.NDArray[np.intp] | slice]] = [
         (
             references.files[int(distinct[k, 0])],
             int(distinct[k, 1]),
@@ -140,7 +138,9 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     return BoundReferences(targets=tuple(targets), ndim=ndim, shape=shape, null=null)
 
 
-def check_size(n_elements: int, dtype: np.dtype[Any], bound: BoundReferences, what: str) -> None:
+def check_size(
+    n_elements: int, dtype: np.dtype[Any], bound: BoundReferences, what: str
+) -> None:
     """Refuse results far out of proportion to what the file stores for them."""
     nbytes = n_elements * dtype.itemsize
     stored = sum(t.layout.stored_nbytes for t in bound.targets)
@@ -185,7 +185,9 @@ def read_into(
             _read_converted(bound, target, out, dst, cell, reader)
 
 
-def _cells(bound: BoundReferences, target: BoundTarget, cell: tuple[int, ...] | None) -> IntArray:
+def _cells(
+    bound: BoundReferences, target: BoundTarget, cell: tuple[int, ...] | None
+) -> IntArray:
     """Return the box that holds each result of a target, ``(n, ndim)``."""
     ndim = len(target.layout.shape)
     sizes = bound.shape[target.rows, :ndim]
@@ -227,10 +229,10 @@ def _read_converted(
     shapes, which = np.unique(bound.shape[target.rows], axis=0, return_inverse=True)
     for k, shape in enumerate(shapes.tolist()):
         rows = np.flatnonzero(which.reshape(-1) == k)
-        corner = tuple(slice(0, n) for n in shape[: len(cell)])
         at = ragged_ranges(offsets[:-1][rows], npoints[rows])
         part = values[at].reshape(len(rows), *shape[: len(cell)])
-        boxes[(begins[rows] // max(int(np.prod(cell)), 1), *corner)] = part
+        at_box: tuple[Any, ...] = (begins[rows] // max(int(np.prod(cell)), 1),)
+        boxes[at_box + tuple(slice(0, n) for n in shape[: len(cell)])] = part
 
 
 def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
@@ -252,5 +254,3 @@ def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
         f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which make no "
         "common array; select references of one target"
     )
-
-

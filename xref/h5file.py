@@ -34,10 +34,16 @@ from xref.errors import (
     FileChangedError,
     FileReadError,
     UnsupportedError,
-    XrefError,
 )
 from xref.filters import Filter, FilterPipeline
-from xref.layout import ChunkIndex, DatasetLayout, build_chunk_index, check_extent
+from xref.layout import (
+    ChunkIndex,
+    DatasetLayout,
+    build_chunk_index,
+    check_extent,
+    element_dtype,
+    items,
+)
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -142,7 +148,9 @@ class _Descriptor:
 
 
 @lru_cache(maxsize=4096)
-def _managers(filename: str, pid: int) -> tuple[CachingFileManager, CachingFileManager]:
+def _managers(
+    filename: str, pid: int
+) -> tuple[CachingFileManager[Any], CachingFileManager[Any]]:
     # The id makes managers of one file share one handle.
     return (
         CachingFileManager(_open_hdf5, filename, pid, manager_id="xref-hdf5"),
@@ -322,7 +330,8 @@ def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Objec
         problem = header_problem(location, address)
         if problem:
             raise DanglingReferenceError(
-                f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
+                f"{location.filename}: address {address:#x} {problem}; "
+                "the reference is dangling"
             )
     for address, reference in zip(addresses, _make_references(addresses), strict=True):
         try:
@@ -490,20 +499,29 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
     datatype = dataset.id.get_type()
     space = dataset.id.get_space()
-    if space.get_simple_extent_type() == h5s.NULL:
-        raise UnsupportedError(f"{where} has a null dataspace: there is nothing to read")
+    # A null dataspace holds no element: an array of none.
+    shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
     kind = reference_kind(datatype)
     try:
         # References are bytes here; HDF5 is asked for neither kind of target.
-        dtype = np.dtype(f"V{datatype.get_size()}") if kind else dataset.dtype
+        dtype = np.dtype(f"V{datatype.get_size()}") if kind else element_dtype(dataset.dtype)
+        if kind in ("object", "region"):
+            # In memory HDF5 has 8-byte addresses; in the file they have the file's size.
+            width = file_format(location).offset_size + (4 if kind == "region" else 0)
+            dtype = np.dtype(f"V{width}")
     except TypeError as error:
-        raise UnsupportedError(f"{where} has a type that h5py does not read: {error}") from error
-    shape = tuple(space.shape)
+        raise UnsupportedError(
+            f"{where} has a type that h5py does not read: {error}"
+        ) from error
+    if not kind and reference_kinds(datatype) - {"object"}:
+        raise UnsupportedError(
+            f"{where} holds region references, or references of HDF5 1.12, within its elements"
+        )
     properties = dataset.id.get_create_plist()
     storage = properties.get_layout()
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
-    indirect = "" if kind else _indirect_type(datatype, dtype)
+    indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
     pipeline = FilterPipeline(
         filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
     )
@@ -525,6 +543,9 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
             _check_virtual(properties, location, where)
             indirect = indirect or "storage: virtual"
     stored = int(dataset.id.get_storage_size())
+    fill_value = _fill_value(properties, dtype, bool(kind))
+    if fill_value is None:
+        indirect = indirect or "fill value: not known to h5py"
     if offset is not None:
         needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if offset + needed > location.identity[2]:
@@ -540,7 +561,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         chunks=chunks,
         offset=offset,
         pipeline=pipeline,
-        fill_value=_fill_value(properties, dtype, bool(kind)),
+        fill_value=fill_value,
         stored_nbytes=stored,
         indirect=indirect,
     )
@@ -553,22 +574,25 @@ def _filter(properties: h5p.PropDCID, index: int) -> Filter:
     )
 
 
-def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_reference: bool) -> Any:
-    value = np.zeros((), dtype=dtype)
-    if is_reference or dtype.hasobject or properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED:
-        return value[()]
-    try:
-        properties.get_fill_value(value)
-    except (TypeError, ValueError, RuntimeError):
-        return np.zeros((), dtype=dtype)[()]
-    return value[()]
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) -> Any:
+    """Return the value of elements that were never written, None where h5py cannot tell."""
+    value = np.zeros(1, dtype=dtype)
+    defined = properties.fill_value_defined()
+    if defined == h5d.FILL_VALUE_USER_DEFINED and not is_bytes:
+        if dtype.hasobject or items(value) is not value:
+            return None
+        try:
+            properties.get_fill_value(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    return value[0]
 
 
 def _check_raw_external(dataset: h5py.Dataset, location: FileLocation, where: str) -> None:
     if location.external != "all":
         names = [name for name, _, _ in dataset.external or ()]
         raise ExternalFileError(
-            f'{where} keeps its data in other files ({", ".join(map(str, names))}); '
+            f"{where} keeps its data in other files ({', '.join(map(str, names))}); "
             'pass external="all" if this file is trusted'
         )
 
@@ -626,7 +650,9 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     try:
         dataset.id.chunk_iter(found.append)
     except (RuntimeError, ValueError, OSError) as error:
-        raise CorruptFileError(f"{where} has a chunk index that HDF5 cannot read: {error}") from error
+        raise CorruptFileError(
+            f"{where} has a chunk index that HDF5 cannot read: {error}"
+        ) from error
     n, ndim = len(found), len(layout.shape)
     base = file_format(location).base_address
     shift = base if base and _chunk_offsets_skip_userblock() else 0
@@ -641,32 +667,6 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
         file_nbytes=location.identity[2],
         where=where,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class BoxReader:
-    """Reads boxes of one dataset through h5py."""
-
-    location: FileLocation
-    address: int
-    raw: bool = False
-
-    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
-        """Read the box of ``window``'s shape at ``start`` into it."""
-        dataset = open_dataset(self.location, self.address)
-        try:
-            window[...] = (
-                read_raw(dataset, start, window.shape)
-                if self.raw
-                else _read_values(dataset, start, window.shape, self.location)
-            )
-        except XrefError:
-            raise
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise FileReadError(
-                f"{self.location.filename}: {dataset.name or 'a dataset without a name'}: "
-                f"h5py could not read {window.shape} elements at {start}: {error}"
-            ) from error
 
 
 def _box_space(
@@ -690,12 +690,32 @@ def read_raw(
     return out
 
 
-def _read_values(
-    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], location: FileLocation
+def read_values(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    values = dataset[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
-    del location
-    return np.asarray(values)
+    """Return elements as h5py converts them; text as str.
+
+    Raises
+    ------
+    FileReadError
+        If h5py cannot read them.
+    """
+    key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    string = h5py.check_string_dtype(dataset.dtype)
+    try:
+        if string is not None and string.length is None:
+            return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
+        return np.asarray(dataset[key])
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise FileReadError(
+            f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'}: h5py "
+            f"could not read {shape} elements at {start}: {error}"
+        ) from error
+
+
+def is_reference_dtype(dtype: np.dtype[Any]) -> bool:
+    """Tell whether h5py reads elements of a dtype as its object references."""
+    return h5py.check_ref_dtype(dtype) is h5py.Reference
 
 
 _known_paths: dict[FileLocation, dict[int, str]] = {}
@@ -846,7 +866,7 @@ def reference_addresses(references: list[h5py.Reference]) -> list[int]:
         objects = np.empty(len(references), dtype=object)
         objects[:] = references
         dataset[...] = objects
-        return read_raw(dataset, (0,), (len(references),)).view("<u8").tolist()  # type: ignore[no-any-return]
+        return read_raw(dataset, (0,), (len(references),)).view("<u8").tolist()
 
 
 def is_dataset(item: Any) -> bool:

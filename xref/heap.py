@@ -139,7 +139,9 @@ def walk_collections(
     twice = np.flatnonzero(key[1:] == key[:-1])
     if len(twice):
         k, i = divmod(int(key[twice[0]]), 1 << 16)
-        raise CorruptFileError(f"{describe(k)} has a global heap collection with two objects {i}")
+        raise CorruptFileError(
+            f"{describe(k)} has a global heap collection with two objects {i}"
+        )
     return HeapObjects(key=key, position=position[order], nbytes=nbytes[order])
 
 

@@ -69,10 +69,40 @@ class DatasetLayout:
     indirect: str
 
     @property
+    def cell(self) -> tuple[int, ...]:
+        """Chunk shape; the whole extent where data are not chunked."""
+        return self.chunks or tuple(max(n, 1) for n in self.shape)
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """Number of chunks along each axis."""
-        chunks = self.chunks or tuple(max(n, 1) for n in self.shape)
-        return tuple(-(-n // c) for n, c in zip(self.shape, chunks, strict=True))
+        return tuple(-(-n // c) for n, c in zip(self.shape, self.cell, strict=True))
+
+
+_ITEMS = "xref:items"
+
+
+def element_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Wrap an HDF5 array type so that one element of the dataset is one item.
+
+    NumPy unfolds a subarray dtype into more axes, which plans cannot place; a
+    structured dtype of one field has the same bytes and stays whole. `items`
+    unfolds it when all is read.
+    """
+    return np.dtype([(_ITEMS, dtype)]) if dtype.subdtype else dtype
+
+
+def items(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Unfold values of an HDF5 array type into more axes; others pass as they are."""
+    return values[_ITEMS] if values.dtype.names == (_ITEMS,) else values
+
+
+def item_dtype(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return base dtype and added axes of what `items` gives for a dtype."""
+    if dtype.names == (_ITEMS,):
+        base = dtype[_ITEMS]
+        return base.base, base.shape
+    return dtype, ()
 
 
 def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: str) -> None:
@@ -115,8 +145,7 @@ def build_chunk_index(
     CorruptFileError
         If a chunk lies off the grid or outside the file, or stands twice.
     """
-    assert layout.chunks is not None
-    chunks, grid = np.array(layout.chunks), np.array(layout.grid)
+    chunks, grid = np.array(layout.cell), np.array(layout.grid)
     cell = origin // chunks
     # Chunks past the extent stay in the file when a dataset shrinks: not an error.
     inside = (cell < grid).all(axis=1)

@@ -23,7 +23,7 @@ from xref.columns import row_offsets
 from xref.decode import tile_loader
 from xref.gather import BoundReferences, bind_references, check_size, read_into
 from xref.h5file import FileLocation, check_unchanged, dataset_layout
-from xref.layout import DatasetLayout
+from xref.layout import DatasetLayout, item_dtype, items
 from xref.plan import canvas_strides, plan_parts, plan_read
 from xref.readers import read_plan
 from xref.references import ReferenceArray
@@ -61,8 +61,10 @@ class DatasetArray(BackendArray):
         self.location = location
         self.address = address
         self.reader = reader
-        self.shape = layout.shape
-        self.dtype = layout.dtype
+        self.extent = layout.shape
+        self.raw_dtype = layout.dtype
+        self.dtype, item_shape = item_dtype(layout.dtype)
+        self.shape = layout.shape + item_shape
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Read the elements of an xarray index."""
@@ -73,24 +75,25 @@ class DatasetArray(BackendArray):
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
         layout = dataset_layout(self.location, self.address)
-        if not self.shape:
-            return self._read_boxes(layout, [], ())
-        axes, after = zip(
-            *(_axis_intervals(k, n) for k, n in zip(key, self.shape, strict=True)), strict=True
-        )
+        split = len(self.extent)
+        pairs = [_axis_intervals(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
+        axes = [axis for axis, _ in pairs]
         shape = tuple(int((high - low).sum()) for low, high in axes)
-        out = self._read_boxes(layout, list(axes), shape)
-        for axis, order in enumerate(after):
+        out = items(self._read_boxes(layout, axes, shape))
+        for axis, (_, order) in enumerate(pairs):
             if order is not None:
-                out = np.take(out, order, axis=axis)
-        drop = tuple(axis for axis, k in enumerate(key) if isinstance(k, int | np.integer))
+                out = out[(slice(None),) * axis + (order,)]
+        out = _index_outer(out, split, key[split:])
+        drop = tuple(i for i, k in enumerate(key[:split]) if isinstance(k, int | np.integer))
         return out.squeeze(drop) if drop else out
 
     def _read_boxes(self, layout: Any, axes: list[Any], shape: tuple[int, ...]) -> Any:
-        out = np.empty(math.prod(shape), dtype=self.dtype)
+        out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if not out.size:
             return out.reshape(shape)
-        low, high = outer_blocks(axes) if axes else (np.zeros((1, 0), int), np.zeros((1, 0), int))
+        low, high = (
+            outer_blocks(axes) if axes else (np.zeros((1, 0), int), np.zeros((1, 0), int))
+        )
         table = table_from_blocks(low[None], high[None])
         strides = np.array([canvas_strides(shape)], dtype=np.int64).reshape(1, -1)
         parts = plan_parts(table, np.zeros(1, dtype=np.int64), strides)
@@ -117,10 +120,11 @@ class StackArray(BackendArray):
     ) -> None:
         self.references = references
         self.cell = cell
-        self.dtype = dtype
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
         self.fill_value = fill_value
         self.padded = padded
-        self.shape = references.shape + cell
+        self.shape = references.shape + cell + item_shape
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Read the elements of an xarray index."""
@@ -131,7 +135,7 @@ class StackArray(BackendArray):
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
-        inner = key[split:]
+        inner, item_key = key[split : split + len(self.cell)], key[split + len(self.cell) :]
         columns = references.columns
         for location in columns.files:
             check_unchanged(location)
@@ -139,7 +143,9 @@ class StackArray(BackendArray):
         cell = self.cell
         if not self.padded and self.cell:
             steps = _forward_steps(inner, self.cell)
-            if steps is not None and any(n < size for (_, n, _), size in zip(steps, cell, strict=True)):
+            if steps is not None and any(
+                n < size for (_, n, _), size in zip(steps, cell, strict=True)
+            ):
                 narrowed = [narrow(t.regions, steps) for t in bound.targets]
                 if all(table is not None for table in narrowed):
                     cell = tuple(n for _, n, _ in steps)
@@ -149,12 +155,10 @@ class StackArray(BackendArray):
                     )
         n_cell = math.prod(cell)
         n = references.size
-        check_size(n * n_cell, self.dtype, bound, "the result")
-        needs_fill = self.padded or bool(bound.null.any())
-        if needs_fill:
-            out = np.full(n * n_cell, self.fill_value, dtype=self.dtype)
-        else:
-            out = np.empty(n * n_cell, dtype=self.dtype)
+        check_size(n * n_cell, self.raw_dtype, bound, "the result")
+        out = np.empty(n * n_cell, dtype=self.raw_dtype)
+        if self.padded or bool(bound.null.any()):
+            items(out)[...] = self.fill_value
         read_into(
             bound,
             out,
@@ -162,7 +166,8 @@ class StackArray(BackendArray):
             cell if self.padded else None,
             references.options.reader,
         )
-        return _index_outer(out.reshape(references.shape + cell), references.ndim, inner)
+        values = items(out.reshape(references.shape + cell))
+        return _index_outer(values, references.ndim, (*inner, *item_key))
 
 
 def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
@@ -203,9 +208,7 @@ def _forward_steps(
 
 def _with_regions(bound: Any, regions: list[Any], cell: tuple[int, ...]) -> Any:
     """Exchange the regions of bound references for narrower ones of one shape."""
-    targets = tuple(
-        replace(t, regions=r) for t, r in zip(bound.targets, regions, strict=True)
-    )
+    targets = tuple(replace(t, regions=r) for t, r in zip(bound.targets, regions, strict=True))
     shape = bound.shape.copy()
     shape[~bound.null, : len(cell)] = cell
     return replace(bound, targets=targets, shape=shape)
@@ -228,8 +231,9 @@ class SampleArray(BackendArray):
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
         self.coarse = offsets[:-1][::COARSE_ROWS].copy()
-        self.dtype = dtype
-        self.shape = (int(offsets[-1]),)
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
+        self.shape = (int(offsets[-1]), *item_shape)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Read the elements of an xarray index."""
@@ -238,15 +242,15 @@ class SampleArray(BackendArray):
         )
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        (k,) = key
-        samples = range(self.shape[0])[k] if isinstance(k, slice) else [range(self.shape[0])[k]]
-        if not len(samples):
-            return np.empty(0, dtype=self.dtype)
-        low, high = min(samples[0], samples[-1]), max(samples[0], samples[-1]) + 1
-        values = self._read_samples(low, high)
-        if isinstance(k, slice):
-            return values[:: abs(k.step or 1)] if (k.step or 1) > 0 else values[::-1][:: -k.step]
-        return values[0]
+        n, k = self.shape[0], key[0]
+        picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
+        if not picked:
+            values = items(np.empty(0, dtype=self.raw_dtype))
+        else:
+            low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
+            values = items(self._read_samples(low, high))
+            values = values[:: picked.step] if isinstance(k, slice) else values[0]
+        return _index_outer(values, int(isinstance(k, slice)), key[1:])
 
     def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:
         """Read samples ``low:high``: the rows that cover them, then cut."""
@@ -266,8 +270,8 @@ class SampleArray(BackendArray):
         else:
             before = int(self.coarse[first])
         offsets = row_offsets(bound.npoints)
-        check_size(int(offsets[-1]), self.dtype, bound, "the result")
-        out = np.empty(int(offsets[-1]), dtype=self.dtype)
+        check_size(int(offsets[-1]), self.raw_dtype, bound, "the result")
+        out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
         read_into(bound, out, offsets[:-1], reader=part.options.reader)
         return out[low - before : high - before]
 
@@ -313,6 +317,6 @@ class RegionResults(BackendArray):
         check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
         flat = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
         read_into(bound, flat, offsets[:-1], reader=references.options.reader)
-        result = np.asarray(self.function(self.decode(flat), bound), dtype=self.dtype)
+        result = np.asarray(self.function(self.decode(items(flat)), bound), dtype=self.dtype)
         result = result.reshape(references.shape + self.cell)
         return _index_outer(result, references.ndim, key[split:])

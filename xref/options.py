@@ -9,7 +9,7 @@ from typing import Any
 _OPTIONS: dict[str, Any] = {"threads": None, "large_results": False}
 
 
-class set_options:  # noqa: N801 - lower case as in xarray and dask
+class set_options:
     """Set options of xref, as a function or as a context manager.
 
     Parameters
@@ -31,8 +31,10 @@ class set_options:  # noqa: N801 - lower case as in xarray and dask
         for name, value in options.items():
             if name not in _OPTIONS:
                 raise ValueError(f"no option {name!r}; there are {sorted(_OPTIONS)}")
-            if name == "threads" and value is not None and (
-                not isinstance(value, int) or value < 1
+            if (
+                name == "threads"
+                and value is not None
+                and (not isinstance(value, int) or value < 1)
             ):
                 raise ValueError(f"threads is {value!r}; a positive integer or None is needed")
             if name == "large_results" and not isinstance(value, bool):

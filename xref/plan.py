@@ -284,7 +284,9 @@ def _part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArra
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
-def _pair_numbers(low: IntArray, spans: IntArray, n_each: IntArray, weight: IntArray) -> IntArray:
+def _pair_numbers(
+    low: IntArray, spans: IntArray, n_each: IntArray, weight: IntArray
+) -> IntArray:
     """Return the chunk number of every (part, chunk) pair."""
     number = (low * weight).sum(axis=1)
     if (n_each == 1).all():
@@ -394,14 +396,17 @@ def plan_read(
         parts = _cut_axis(parts, axis, tile[axis])
     cells = parts.start // tile_array
     tile_number = (cells * tile_weight).sum(axis=1)
-    src = ((parts.start - cells * tile_array) * canvas_strides(tile)).sum(axis=1)
+    canvas_weight = np.array(canvas_strides(tile), dtype=np.int64)
+    src = ((parts.start - cells * tile_array) * canvas_weight).sum(axis=1)
     group, representative = _group_rows(parts)
     order = _sort_pairs(tile_number, group)
     tile_number = tile_number[order]
     new_tile = np.flatnonzero(np.diff(tile_number, prepend=-1))
     tiles = tile_number[new_tile]
-    origin = np.stack(np.unravel_index(tiles, tile_grid), axis=1) * tile_array if ndim else (
-        np.zeros((len(tiles), 0), dtype=np.int64)
+    origin = (
+        np.stack(np.unravel_index(tiles, tile_grid), axis=1) * tile_array
+        if ndim
+        else (np.zeros((len(tiles), 0), dtype=np.int64))
     )
     chunk_cut = np.zeros(len(tiles) + 1, dtype=np.int64)
     if chunks is not None:
@@ -434,7 +439,7 @@ def _sort_pairs(major: IntArray, minor: IntArray) -> npt.NDArray[np.intp]:
 
 
 def _group_rows(parts: Parts) -> tuple[IntArray, npt.NDArray[np.intp]]:
-    """Number the distinct (shape, step, output stride) of parts.
+    """Give each distinct (shape, step, output stride) of parts a number.
 
     Returns
     -------

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from xref.columns import IntArray
-from xref.errors import CorruptFileError
+from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import decode_chunk
 from xref.layout import ChunkIndex, DatasetLayout
 from xref.options import thread_count
@@ -130,12 +130,13 @@ class ChunkLoader:
     layout: DatasetLayout
     index: ChunkIndex
     source: ByteSource
+    read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     where: str
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Decode the tile's chunks, each once, into the canvas."""
         numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
-        chunks = np.array(self.layout.chunks, dtype=np.int64)
+        chunks = np.array(self.layout.cell, dtype=np.int64)
         cells = np.stack(np.unravel_index(numbers, self.layout.grid), axis=1)
         corners = (cells * chunks - plan.tile_origin[tile]).tolist()
         rows = self.index.find(numbers)
@@ -150,7 +151,7 @@ class ChunkLoader:
         masks = self.index.filter_mask[rows].tolist()
         for begin, end in _runs(address, nbytes):
             first = address[begin]
-            length = max(a + n for a, n in zip(address[begin:end], nbytes[begin:end])) - first
+            length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
             data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
             self.source.read_into(first, data)
             _count(requests=1, nbytes=length, chunks_read=end - begin)
@@ -163,18 +164,24 @@ class ChunkLoader:
                         self.layout.pipeline,
                         masks[i],
                     )
+                except UnsupportedError:
+                    # A chunk too large for its codec, which only its size tells.
+                    self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
                 except CorruptFileError as error:
-                    element = (cells[stored[i]] * chunks).tolist()
+                    element = tuple((cells[stored[i]] * chunks).tolist())
                     raise CorruptFileError(
-                        f"{self.where}, chunk at {tuple(element)}: {error}"
+                        f"{self.where}, chunk at {element}: {error}"
                     ) from error
             _count(chunks_decoded=end - begin)
 
+    def _read_box(self, start: IntArray, canvas: npt.NDArray[Any], corner: list[int]) -> None:
+        stop = np.minimum(start + self.layout.cell, self.layout.shape)
+        sides = zip(corner, (stop - start).tolist(), strict=True)
+        self.read_box(tuple(start.tolist()), canvas[tuple(slice(c, c + n) for c, n in sides)])
+
     def _window(self, canvas: npt.NDArray[Any], corner: list[int]) -> npt.NDArray[Any]:
-        assert self.layout.chunks is not None
-        return canvas[
-            tuple(slice(c, c + n) for c, n in zip(corner, self.layout.chunks, strict=True))
-        ]
+        cell = self.layout.cell
+        return canvas[tuple(slice(c, c + n) for c, n in zip(corner, cell, strict=True))]
 
 
 def _runs(address: list[int], nbytes: list[int]) -> Iterator[tuple[int, int]]:
@@ -244,12 +251,10 @@ class BoxLoader:
         self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
     ) -> None:
         stop = [min(s + n, e) for s, n, e in zip(start, box, self.layout.shape, strict=True)]
-        window = canvas[
-            tuple(
-                slice(a - o, b - o)
-                for a, b, o in zip(start, stop, origin.tolist(), strict=True)
-            )
-        ]
+        corner = (
+            slice(a - o, b - o) for a, b, o in zip(start, stop, origin.tolist(), strict=True)
+        )
+        window = canvas[(*corner, Ellipsis)]  # an array even where there are no axes
         self.read_box(tuple(start), window)
 
 
@@ -361,12 +366,28 @@ def _copy_group(
             to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
             to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
         return
+    if out.dtype.hasobject:
+        # as_strided refuses some dtypes with objects: index element by element.
+        out[_element_index(dst, dst_strides, shape, itemsize)] = flat[
+            _element_index(src, src_strides, shape, itemsize)
+        ]
+        return
     windows = _windows(flat, shape, src_strides)
     places = _windows(out, shape, dst_strides)
     window_nbytes = max(int(np.prod(shape, dtype=np.int64)) * itemsize, 1)
     batch = max(COPY_NBYTES // window_nbytes, 1)
     for i in range(0, len(src), batch):
         places[dst[i : i + batch]] = windows[src[i : i + batch]]
+
+
+def _element_index(
+    first: IntArray, strides: tuple[int, ...], shape: tuple[int, ...], itemsize: int
+) -> IntArray:
+    """Return the place of every element of windows, strides in bytes."""
+    index = first
+    for n, stride in zip(shape, strides, strict=True):
+        index = np.add.outer(index, np.arange(n) * (stride // itemsize))
+    return index
 
 
 def _windows(

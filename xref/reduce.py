@@ -16,8 +16,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.columns import row_offsets
+from xref.elements import DecodeOptions
 from xref.gather import BoundReferences
-from xref.references import DecodeOptions
 from xref.resolve import decode_variable
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")
@@ -105,7 +105,9 @@ def _extreme(
 ) -> npt.NDArray[Any]:
     filled = np.flatnonzero(npoints)
     if len(filled) == len(npoints):
-        return function.reduceat(values, row_offsets(npoints)[:-1]) if len(npoints) else values[:0]
+        return (
+            function.reduceat(values, row_offsets(npoints)[:-1]) if len(npoints) else values[:0]
+        )
     dtype = values.dtype if values.dtype.kind in "fmM" else np.dtype(np.float64)
     missing = np.array("NaT", dtype=dtype) if dtype.kind in "mM" else np.array(np.nan, dtype)
     out = np.full(len(npoints), missing, dtype=dtype)

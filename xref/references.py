@@ -1,16 +1,11 @@
-"""References as values: one element, and arrays of them that are columns.
+"""Arrays of references that are columns.
 
-In: `References` columns or the place of a stored dataset. Out: `ObjectReference`
-and `RegionReference` elements, and `ReferenceArray`, the duck array that a
-reference variable holds.
+In: `References` columns or the place of a stored dataset. Out: `ReferenceArray`,
+the duck array that a reference variable holds.
 
 An array that was opened from a file is only a place until something asks for
 what its elements say; slicing it gives a smaller place. Elements are made when
-one is indexed. Neither names nor target data are read to make, compare, pickle
-or print them.
-
-The elements define neither ``__array__`` nor ``__len__``: xarray looks at the
-first element of object variables, and NumPy would read the target.
+one is indexed.
 """
 
 from __future__ import annotations
@@ -19,271 +14,21 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.decode import References, StoredReferences, concat_references
-from xref.errors import NullReferenceError
-from xref.h5file import (
-    FileLocation,
-    dataset_layout,
-    known_path,
-    object_kind,
-    object_paths,
+from xref.elements import (
+    DEFAULT_OPTIONS,
+    DecodeOptions,
+    ObjectReference,
+    RegionReference,
+    null_reference,
 )
-from xref.regions import Kind, RegionTable, empty_table, table_from_selections
-from xref.selection import Selection
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOptions:
-    """How resolved variables are decoded: the options of `xarray.open_dataset`."""
-
-    mask_and_scale: bool = True
-    decode_times: Any = True
-    concat_characters: bool = True
-    decode_coords: bool | str = True
-    use_cftime: bool | None = None
-    decode_timedelta: Any = None
-    reader: str = "auto"
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
-
-
-_DEFAULT_OPTIONS = DecodeOptions()
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class ObjectReference:
-    """A reference to an object: a dataset, a group or a named datatype.
-
-    Attributes
-    ----------
-    location : FileLocation or None
-        The file that the target lives in; None when null.
-    address : int
-        The target's object header, in bytes from the file's base address; 0 when
-        null.
-    """
-
-    location: FileLocation | None
-    address: int
-    options: DecodeOptions = _DEFAULT_OPTIONS
-
-    def __bool__(self) -> bool:
-        return self.address != 0
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is ObjectReference
-            and self.address == other.address
-            and (self.address == 0 or self.filename == other.filename)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.address, self.filename if self.address else None))
-
-    @property
-    def filename(self) -> str | None:
-        """The file that the target lives in."""
-        return self.location.filename if self.location else None
-
-    @property
-    def path(self) -> str | None:
-        """A path of the target from the root; None when it has no name.
-
-        The first look-up in a file walks its links once.
-        """
-        if not self:
-            return None
-        assert self.location is not None
-        known = known_path(self.location, self.address)
-        return known or object_paths(self.location).get(self.address)
-
-    @property
-    def kind(self) -> str:
-        """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
-        if not self:
-            return "null"
-        assert self.location is not None
-        return object_kind(self.location, self.address)
-
-    def resolve(self, chunks: Any = None) -> Any:
-        """Open the target lazily.
-
-        Parameters
-        ----------
-        chunks : None, int, dict or "auto"
-            As in `xarray.open_dataset`: None for lazy arrays without dask.
-
-        Returns
-        -------
-        xarray.DataArray, xarray.Dataset or numpy.dtype
-            For a dataset, a group, a named datatype.
-
-        Raises
-        ------
-        NullReferenceError
-            If the reference is null.
-        DanglingReferenceError
-            If there is no object at its address.
-        """
-        from xref.resolve import resolve_object
-
-        return resolve_object(self, chunks=chunks)
-
-    def __repr__(self) -> str:
-        return f"<ObjectReference {self._target()}>"
-
-    def _target(self) -> str:
-        """Say where the target is, without searching the file."""
-        if not self:
-            return "null"
-        assert self.location is not None
-        name = known_path(self.location, self.address)
-        return f"-> {name}" if name else f"-> object at {self.address:#x}"
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class RegionReference:
-    """A reference to a selection of elements of a dataset.
-
-    Attributes
-    ----------
-    object : ObjectReference
-        The dataset. A region reference works wherever that does.
-    selection : selection or None
-        What is selected, a value of `xref.selection`; None when null.
-    """
-
-    object: ObjectReference
-    selection: Selection | None
-
-    def __bool__(self) -> bool:
-        return self.selection is not None
-
-    def __eq__(self, other: Any) -> bool:
-        return (
-            type(other) is RegionReference
-            and self.object == other.object
-            and self.selection == other.selection
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.object, self.selection))
-
-    @property
-    def location(self) -> FileLocation | None:
-        """The file that the target lives in; None when null."""
-        return self.object.location
-
-    @property
-    def address(self) -> int:
-        """The target's object header, in bytes from the file's base address."""
-        return self.object.address
-
-    @property
-    def options(self) -> DecodeOptions:
-        """How the resolved variable is decoded."""
-        return self.object.options
-
-    @property
-    def filename(self) -> str | None:
-        """The file that the target lives in."""
-        return self.object.filename
-
-    @property
-    def path(self) -> str | None:
-        """A path of the target from the root; None when it has no name."""
-        return self.object.path
-
-    @property
-    def kind(self) -> str:
-        """What the target is: "dataset", "null", or "dangling"."""
-        return self.object.kind if self else "null"
-
-    def _fitted(self) -> RegionTable:
-        if not self:
-            raise NullReferenceError("a null region reference selects nothing")
-        assert self.location is not None
-        extent = dataset_layout(self.location, self.address).shape
-        return table_from_selections([self.selection]).fit(extent, lambda _: repr(self))
-
-    @property
-    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """First element and one past the last along each axis; None when nothing is selected.
-
-        Only selections of everything, and unlimited ones, look at the target's
-        extent.
-        """
-        if not self or self.selection is None:
-            return None
-        table = table_from_selections([self.selection])
-        start, stop = table.bounds()
-        if (stop < 0).any() or table.kind[0] == Kind.ALL:
-            table = self._fitted()
-            start, stop = table.bounds()
-        if table.kind[0] == Kind.NONE:
-            return None
-        return tuple(start[0].tolist()), tuple(stop[0].tolist())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape that resolving gives: full rank for outer products, else 1-D."""
-        ndim, shape = self._fitted().result_shapes()
-        return tuple(shape[0, : int(ndim[0])].tolist())
-
-    @property
-    def size(self) -> int:
-        """Number of elements selected."""
-        return math.prod(self.shape)
-
-    def resolve(self, chunks: Any = None) -> xr.DataArray:
-        """Return the selected elements as a lazy DataArray.
-
-        Parameters
-        ----------
-        chunks : None, int, dict or "auto"
-            As in `xarray.open_dataset`: None for a lazy array without dask.
-
-        Raises
-        ------
-        NullReferenceError
-            If the reference is null.
-        SelectionError
-            If the region reaches beyond the dataset's current extent.
-        """
-        from xref.resolve import resolve_region
-
-        return resolve_region(self, chunks=chunks)
-
-    def __repr__(self) -> str:
-        if not self or self.selection is None:
-            return "<RegionReference null>"
-        return f"<RegionReference {self.object._target()}{_describe_selection(self.selection)}>"
-
-
-def _describe_selection(selection: Selection) -> str:
-    start, stop = table_from_selections([selection]).bounds()
-    if selection.kind in ("all", "none"):
-        return f"[{selection.kind}]"
-    sides = [
-        f"{a}:{b if b >= 0 else ''}"
-        for a, b in zip(start[0].tolist(), stop[0].tolist(), strict=True)
-    ]
-    extra = "" if selection.kind == "hyperslab" else f" {selection.kind}"
-    return f"[{', '.join(sides)}]{extra}"
-
-
-def _null_like(is_region: bool) -> ObjectReference | RegionReference:
-    null = ObjectReference(None, 0)
-    return RegionReference(null, None) if is_region else null
+from xref.errors import XrefError
+from xref.regions import Kind, empty_table, table_from_selections
 
 
 @dataclass(slots=True)
@@ -319,7 +64,7 @@ class ReferenceArray:
         is_region: bool,
         columns: References | None = None,
         stored: StoredReferences | None = None,
-        options: DecodeOptions = _DEFAULT_OPTIONS,
+        options: DecodeOptions = DEFAULT_OPTIONS,
     ) -> None:
         if columns is None and stored is None:
             raise TypeError("columns or the place of stored references are needed")
@@ -341,7 +86,7 @@ class ReferenceArray:
         flat = objects.ravel().tolist()
         is_region = any(isinstance(r, RegionReference) for r in flat)
         wanted = RegionReference if is_region else ObjectReference
-        null = _null_like(is_region)
+        null = null_reference(is_region)
         flat = [null if r is None else r for r in flat]
         for r in flat:
             if not isinstance(r, wanted):
@@ -356,7 +101,7 @@ class ReferenceArray:
             address=np.array([r.address for r in flat], dtype=np.uint64),
             regions=regions,
         )
-        options = next((r.options for r in flat if r), _DEFAULT_OPTIONS)
+        options = next((r.options for r in flat if r), DEFAULT_OPTIONS)
         return cls(objects.shape, is_region=is_region, columns=columns, options=options)
 
     @classmethod
@@ -376,12 +121,15 @@ class ReferenceArray:
     @property
     def columns(self) -> References:
         """The references in C order; decoded when first asked for."""
-        if self._columns.value is None:
+        columns = self._columns.value
+        if columns is None:
             with self._columns.lock:
-                if self._columns.value is None:
-                    assert self._stored is not None
-                    self._columns.value = self._stored.read()
-        return self._columns.value
+                columns = self._columns.value
+                if columns is None:
+                    if self._stored is None:
+                        raise TypeError("an array of references without columns or a place")
+                    columns = self._columns.value = self._stored.read()
+        return columns
 
     @property
     def stored(self) -> StoredReferences | None:
@@ -410,10 +158,8 @@ class ReferenceArray:
             columns.regions is not None and columns.regions.kind[row] == Kind.NULL
         )
         if null:
-            return _null_like(self.is_region)
-        target = ObjectReference(
-            columns.files[int(columns.file[row])], address, self._options
-        )
+            return null_reference(self.is_region)
+        target = ObjectReference(columns.files[int(columns.file[row])], address, self._options)
         if columns.regions is None:
             return target
         return RegionReference(target, columns.regions.selection(row))
@@ -596,9 +342,13 @@ class ReferenceArray:
         if self._stored is not None:
             return "xref.ReferenceArray", repr(self._stored), self._shape, repr(self._options)
         c = self.columns
-        table = () if c.regions is None else tuple(
-            np.ascontiguousarray(getattr(c.regions, name)).tobytes()
-            for name in c.regions.__dataclass_fields__
+        table = (
+            ()
+            if c.regions is None
+            else tuple(
+                np.ascontiguousarray(getattr(c.regions, name)).tobytes()
+                for name in c.regions.__dataclass_fields__
+            )
         )
         return (
             "xref.ReferenceArray",
@@ -640,19 +390,20 @@ class ReferenceArray:
 
     def _repr_inline_(self, max_width: int) -> str:
         """Describe the array on one line, for the repr of a Dataset; reads nothing."""
-        name = "RegionReference" if self.is_region else "ObjectReference"
-        text = f"<{name}>"
+        text = "RegionReference" if self.is_region else "ObjectReference"
         columns = self._columns.value
-        if columns is not None and len(columns) and (columns.address == columns.address[0]).all():
-            text = f"<{name} {ObjectReference(columns.files[0], int(columns.address[0]))._target()}>" if columns.files else text
-        return text[:max_width]
+        some = columns is not None and columns.files and len(columns)
+        if columns is not None and some and (columns.address == columns.address[0]).all():
+            target = ObjectReference(columns.files[0], int(columns.address[0]))
+            text += f" {target.target_text()}"
+        return f"<{text}>"[:max_width]
 
     def __repr__(self) -> str:
         kind = "region" if self.is_region else "object"
         head = f"<xref.ReferenceArray {self._shape} of {kind} references"
         try:
             few = [f"  {self._element_at(i)!r}" for i in range(min(self.size, 3))]
-        except Exception as error:  # a repr must not fail; the text says what would
+        except (XrefError, OSError) as error:  # a repr must not fail: it says what would
             return f"{head}: {type(error).__name__}: {error}>"
         more = ["  ..."] if self.size > 3 else []
         return "\n".join([head + ">", *few, *more])
@@ -734,7 +485,7 @@ def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceA
 def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
     """Pick rows of several arrays, counted through all of them."""
     columns = concat_references([p.columns for p in parts])
-    options = next((p.options for p in parts if p.size), _DEFAULT_OPTIONS)
+    options = next((p.options for p in parts if p.size), DEFAULT_OPTIONS)
     return ReferenceArray(
         rows.shape,
         is_region=parts[0].is_region,
@@ -771,9 +522,7 @@ def _stack(arrays: Any, axis: int = 0, **kwargs: Any) -> ReferenceArray:
     del kwargs
     parts = _same_kind(arrays)
     rows = [np.expand_dims(p._rows(), axis) for p in parts]
-    return _concatenate(
-        [p._by_rows(r) for p, r in zip(parts, rows, strict=True)], axis=axis
-    )
+    return _concatenate([p._by_rows(r) for p, r in zip(parts, rows, strict=True)], axis=axis)
 
 
 def _where(condition: Any, x: Any, y: Any) -> ReferenceArray:
@@ -816,8 +565,9 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     np.full_like: lambda a, fill_value, dtype=None, order="K", subok=True, shape=None, **_: (
         _same_kind([a, np.full(a.shape if shape is None else shape, fill_value, object)])[1]
     ),
-} | {
-    function: _by_index_function(function)
+}
+_FUNCTIONS.update(
+    (function, _by_index_function(function))
     for function in (
         np.broadcast_to,
         np.reshape,
@@ -834,4 +584,4 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
         np.atleast_1d,
         np.rollaxis,
     )
-}
+)

@@ -73,7 +73,7 @@ class RegionTable(FrozenColumns):
     @property
     def ndim(self) -> int:
         """Width of the coordinate columns."""
-        return self.start.shape[1]
+        return int(self.start.shape[1])
 
     def replace(self, **columns: Any) -> RegionTable:
         """Return a table with some columns exchanged."""
@@ -91,7 +91,9 @@ class RegionTable(FrozenColumns):
         }
         table = self.replace(**columns)
         kept = int(table.size.sum())
-        return table._compact() if 2 * kept < len(self.points) + len(self.block_start) else table
+        return (
+            table._compact() if 2 * kept < len(self.points) + len(self.block_start) else table
+        )
 
     def _compact(self) -> RegionTable:
         is_points = self.kind == Kind.POINTS
@@ -223,7 +225,9 @@ class RegionTable(FrozenColumns):
     def _limit(
         self, extent: tuple[int, ...], whole: np.ndarray, unlimited: np.ndarray
     ) -> RegionTable:
-        columns = {name: getattr(self, name).copy() for name in ("start", "stride", "count", "block")}
+        columns = {
+            name: getattr(self, name).copy() for name in ("start", "stride", "count", "block")
+        }
         kind, rank = self.kind.copy(), self.rank.copy()
         kind[whole] = Kind.HYPERSLAB
         rank[whole] = len(extent)
@@ -234,15 +238,15 @@ class RegionTable(FrozenColumns):
         n_blocks = len(self.block_start)
         for row in np.flatnonzero(unlimited & ~whole).tolist():
             limited = [
-                _limit_axis(*(int(columns[name][row, axis]) for name in columns), extent[axis])
+                _limit_axis([int(columns[name][row, axis]) for name in columns], extent[axis])
                 for axis in range(len(extent))
             ]
-            if all(isinstance(axis, tuple) for axis in limited):
+            if all(len(axis) == 4 for axis in limited):
                 for name, values in zip(columns, zip(*limited, strict=True), strict=True):
                     columns[name][row] = values
                 continue
             # A block cut by the end of the axis: no longer regular.
-            axes = [axis_intervals(*a) if isinstance(a, tuple) else a for a in limited]
+            axes = [axis_intervals(*a) if len(a) == 4 else a for a in limited]
             low, high = outer_blocks(axes)
             kind[row] = Kind.BLOCKS
             first[row], size[row] = n_blocks, len(low)
@@ -349,7 +353,9 @@ def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
     point's coordinates. Unions that are no outer product become their elements.
     """
     axes = list(axes)
-    columns = {name: getattr(regions, name)[:, axes] for name in ("start", "stride", "count", "block")}
+    columns = {
+        name: getattr(regions, name)[:, axes] for name in ("start", "stride", "count", "block")
+    }
     kept = np.isin(regions.kind, (Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS))
     table = regions.replace(
         rank=np.where(kept, len(axes), 0),
@@ -389,13 +395,14 @@ def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
 
 
 def _limit_axis(
-    start: int, stride: int, count: int, block: int, extent: int
+    numbers: list[int], extent: int
 ) -> tuple[int, int, int, int] | tuple[IntArray, IntArray]:
     """End one axis of an unlimited hyperslab at ``extent``.
 
     Returns the four numbers of a regular axis, or its intervals where the last
     block is cut.
     """
+    start, stride, count, block = numbers
     room = max(extent - start, 0)
     if block == UNLIMITED:
         return start, 1, 1, room
@@ -459,7 +466,9 @@ def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
     tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
     first, n_points, n_blocks = [], 0, 0
     for t in tables:
-        shift = np.where(t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0))
+        shift = np.where(
+            t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0)
+        )
         first.append(t.first + shift)
         n_points += len(t.points)
         n_blocks += len(t.block_start)

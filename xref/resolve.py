@@ -10,6 +10,7 @@ decode again where they are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +21,24 @@ import xarray as xr
 
 from xref.columns import IntArray
 from xref.decode import References
+from xref.elements import DecodeOptions, ObjectReference, RegionReference
 from xref.errors import NullReferenceError, UnsupportedError
 from xref.gather import BoundReferences, bind_references, common_dtype
+from xref.graph import auto_chunk_nbytes, chunk_variable
 from xref.h5file import dataset_kind, is_dataset, is_group, open_dataset, open_object
+from xref.layout import item_dtype
 from xref.lazy import SampleArray, StackArray, lazily_indexed
-from xref.references import DecodeOptions, ObjectReference, ReferenceArray, RegionReference
+from xref.plan import canvas_strides, plan_parts, row_strides
+from xref.references import ReferenceArray
 from xref.regions import project
-from xref.variables import Target, build_variable, open_any_group, open_members, open_target
+from xref.variables import (
+    ReferenceVariable,
+    Target,
+    build_variable,
+    group_path,
+    open_members,
+    open_target,
+)
 
 LAYOUTS = ("stack", "ragged", "pad")
 ON_NULL = ("raise", "fill", "drop")
@@ -128,7 +140,9 @@ def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]
                 "their values do not mix; select references of one target"
             )
     return {
-        k: v for k, v in first.items() if all(_same(v, t.attributes.get(k)) for t in targets[1:])
+        k: v
+        for k, v in first.items()
+        if all(_same(v, t.attributes.get(k)) for t in targets[1:])
     }
 
 
@@ -139,7 +153,9 @@ def _same(a: Any, b: Any) -> bool:
 def decode_variable(
     name: Hashable | None, variable: xr.Variable, options: DecodeOptions
 ) -> xr.Variable:
-    """Apply the CF conventions as the user's open options say."""
+    """Apply the CF conventions as the user's open options say; they have none for compounds."""
+    if variable.dtype.kind == "V":
+        return variable
     return xr.conventions.decode_cf_variable(
         name or "values",
         variable,
@@ -155,6 +171,9 @@ def default_fill(dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences) 
     """Return the value for elements without data: NaN, NaT, or the dataset's own."""
     if fill_value is not None:
         return fill_value
+    dtype, item_shape = item_dtype(dtype)
+    if item_shape:
+        return np.zeros((), dtype=dtype)[()]
     if dtype.kind in "fc":
         return np.nan
     if dtype.kind in "mM":
@@ -184,9 +203,7 @@ def resolve_references(
     resolved, kept = bind(references, array.dims, on_null, array.name)
     if kept is not None:
         array = array[{array.dims[0]: kept}]
-    own = {
-        k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)
-    }
+    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
     if layout == "ragged":
         return _resolve_ragged(resolved, own, chunks)
     return _resolve_cells(resolved, own, layout, chunks, coords, fill_value)
@@ -209,11 +226,13 @@ def _resolve_cells(
     inner = _cell_dims(resolved, len(cell))
     fill = default_fill(resolved.dtype, fill_value, bound)
     data = StackArray(references, cell, resolved.dtype, fill_value=fill, padded=not uniform)
+    item_dims = _item_dims(resolved, (*resolved.dims, *inner))
     dims = resolved.dims + inner
-    attributes = dict(resolved.attributes)
-    variable = xr.Variable(dims, lazily_indexed(data), attributes)
+    variable = xr.Variable(dims + item_dims, lazily_indexed(data), dict(resolved.attributes))
     variable = decode_variable(resolved.name, variable, references.options)
-    ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner)
+    ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner + item_dims)
+    if chunks == "auto" and resolved.dims and not resolved.dtype.hasobject:
+        ref_chunks |= _shared_axis_chunks(resolved, inner, cell)
     out_coords = dict(own)
     if coords:
         out_coords |= _place_coords(resolved, inner, own)
@@ -263,7 +282,9 @@ def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
     same_rank = [t for t in resolved.targets if len(t.dims) == ndim]
     if len(same_rank) == len(resolved.targets) and same_rank:
         first = same_rank[0].dims
-        names = [n if all(t.dims[i] == n for t in same_rank) else None for i, n in enumerate(first)]
+        names = [
+            n if all(t.dims[i] == n for t in same_rank) else None for i, n in enumerate(first)
+        ]
     elif ndim == 1:
         names = [POINT_DIM]
     taken: set[Hashable] = set(resolved.dims) | {n for n in names if n}
@@ -279,7 +300,17 @@ def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
     return tuple(out)
 
 
-def _chunks_of_cells(chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hashable, ...]) -> Any:
+def _item_dims(resolved: Resolved, taken: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    """Name the axes that an HDF5 array type adds behind those of the dataset."""
+    names: list[Hashable] = []
+    for _ in item_dtype(resolved.dtype)[1]:
+        names.append(_free_name("item", (*taken, *names)))
+    return tuple(names)
+
+
+def _chunks_of_cells(
+    chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hashable, ...]
+) -> Any:
     """Turn the user's chunks into chunks of references, each with whole results."""
     if chunks is None:
         return None
@@ -298,10 +329,42 @@ def _chunks_of_cells(chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hash
     return {**dict.fromkeys(outer, chunks), **dict.fromkeys(inner, -1)}
 
 
+def _shared_axis_chunks(
+    resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...]
+) -> dict[Hashable, Any]:
+    """Cut a large result along an axis that all regions share, at chunk borders.
+
+    Blocks along the references would each decode all chunks of that axis, as
+    with boxes in an image over all frames of a movie.
+    """
+    limit = auto_chunk_nbytes()
+    n, itemsize = len(resolved.bound.ndim), resolved.dtype.itemsize
+    if len(resolved.targets) != 1 or n * math.prod(cell) * itemsize <= limit:
+        return {}
+    target = resolved.bound.targets[0]
+    chunks = target.layout.chunks
+    if chunks is None or len(chunks) != len(cell) or resolved.bound.null.any():
+        return {}
+    start, stop = target.regions.bounds()
+    whole = (stop - start == np.array(cell)).all(axis=0)
+    shared = (start == start[:1]).all(axis=0) & whole
+    for axis in np.flatnonzero(shared).tolist():
+        first, extent = int(start[0, axis]), cell[axis]
+        row_nbytes = n * math.prod(cell) // max(extent, 1) * itemsize
+        n_chunks = max(limit // (row_nbytes * chunks[axis]), 1)
+        step = n_chunks * chunks[axis]
+        if step >= extent:
+            continue
+        borders = np.arange(first // step * step + step, first + extent, step) - first
+        sizes = np.diff(np.concatenate([[0], borders, [extent]])).tolist()
+        # References are cut too where one chunk along the axis is still too much.
+        outer = "auto" if row_nbytes * chunks[axis] > limit else -1
+        return {**dict.fromkeys(resolved.dims, outer), inner[axis]: tuple(sizes)}
+    return {}
+
+
 def _chunk(variable: xr.Variable, chunks: Any, resolved: Resolved, what: str) -> xr.Variable:
     """Cut a lazy variable into dask blocks; the same references give the same names."""
-    from xref.graph import chunk_variable
-
     return chunk_variable(variable, chunks, resolved.references, what)
 
 
@@ -321,10 +384,9 @@ def _place_coords(
     resolved: Resolved, inner: tuple[Hashable, ...], own: dict[Hashable, Any]
 ) -> dict[Hashable, Any]:
     """Say where in its target each region lies: the start along each axis."""
-    if not resolved.references.is_region:
-        return {}
     regions = resolved.references.columns.regions
-    assert regions is not None
+    if regions is None:
+        return {}
     ranks = {len(t.layout.shape) for t in resolved.bound.targets}
     if len(ranks) != 1:
         return {}
@@ -399,11 +461,15 @@ def _resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) -
     row_size = bound.npoints.reshape(references.shape)
     sample = _free_name(SAMPLE_DIM, resolved.dims)
     data = SampleArray(references, row_size, resolved.dtype)
-    variable = xr.Variable((sample,), lazily_indexed(data), dict(resolved.attributes))
+    item_dims = _item_dims(resolved, (*resolved.dims, sample))
+    variable = xr.Variable(
+        (sample, *item_dims), lazily_indexed(data), dict(resolved.attributes)
+    )
     variable = decode_variable(resolved.name, variable, references.options)
     if chunks is not None:
         sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
-        variable = _chunk(variable, {sample: sizes}, resolved, "ragged")
+        wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
+        variable = _chunk(variable, wanted, resolved, "ragged")
     name = resolved.name if resolved.name is not None else "values"
     widest = bound.shape.shape[1]
     shape = bound.shape.reshape(*references.shape, widest)
@@ -415,7 +481,6 @@ def _resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) -
             "row_shape": ((*resolved.dims, "axis"), shape),
         },
         coords=coords,
-        attrs={"featureType": "contiguous ragged array"} if False else {},
     )
 
 
@@ -439,8 +504,6 @@ def _sample_chunks(
 
     An int counts references; "auto" fills dask's chunk size.
     """
-    from xref.graph import auto_chunk_nbytes
-
     ends = np.cumsum(row_size)
     n = int(ends[-1]) if len(ends) else 0
     if isinstance(chunks, dict):
@@ -510,13 +573,14 @@ def _resolve_groups(
 
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     """Open what an object reference points at; see `ObjectReference.resolve`."""
-    if not reference:
+    if reference.location is None or not reference:
         raise NullReferenceError("a null object reference points at nothing")
-    assert reference.location is not None
     location, options = reference.location, reference.options
     item = open_object(location, reference.address)
     if is_group(item):
-        variables, attributes = open_members(location, open_any_group(location, item), options)
+        variables, attributes = open_members(
+            location, group_path(location, reference.address), options
+        )
         dataset = decode_dataset(variables, attributes, options)
         return dataset if chunks is None else dataset.chunk(chunks)
     if not is_dataset(item):
@@ -545,9 +609,8 @@ def _free_dims(dims: tuple[str | None, ...]) -> tuple[str, ...]:
 
 def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return what a region reference selects; see `RegionReference.resolve`."""
-    if not reference:
+    if reference.location is None or not reference:
         raise NullReferenceError("a null region reference selects nothing")
-    assert reference.location is not None
     item = open_dataset(reference.location, reference.address)
     array = ReferenceArray.from_references(reference)
     if dataset_kind(item):
@@ -555,7 +618,9 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
 
-def _resolve_reference_values(reference: RegionReference, array: ReferenceArray) -> xr.DataArray:
+def _resolve_reference_values(
+    reference: RegionReference, array: ReferenceArray
+) -> xr.DataArray:
     """Select within a dataset that itself holds references."""
     whole = resolve_object(reference.object)
     bound = bind_references(array.columns, array.describe)
@@ -569,8 +634,6 @@ def _resolve_reference_values(reference: RegionReference, array: ReferenceArray)
 
 def select_positions(bound: BoundReferences) -> IntArray:
     """Return the flat C-order positions in its target that one reference selects."""
-    from xref.plan import canvas_strides, plan_parts, row_strides
-
     (target,) = bound.targets
     extent = target.layout.shape
     out = np.empty(int(bound.npoints[0]), dtype=np.int64)
@@ -592,10 +655,10 @@ def decode_dataset(
     variables: dict[str, xr.Variable], attributes: dict[str, Any], options: DecodeOptions
 ) -> xr.Dataset:
     """Decode ordinary variables by the CF conventions and add the reference variables."""
-    references = {
-        k: v for k, v in variables.items() if isinstance(v.data if _is_reference(v) else None, ReferenceArray)
-    }
-    ordinary = {k: v for k, v in variables.items() if k not in references}
+    references = {k: v for k, v in variables.items() if isinstance(v, ReferenceVariable)}
+    compounds = {k: v for k, v in variables.items() if v.dtype.kind == "V"}
+    untouched = {**references, **compounds}
+    ordinary = {k: v for k, v in variables.items() if k not in untouched}
     decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
         ordinary,
         attributes,
@@ -606,12 +669,8 @@ def decode_dataset(
         use_cftime=options.use_cftime,
         decode_timedelta=options.decode_timedelta,
     )
-    merged = {name: references.get(name, decoded.get(name)) for name in variables}
-    dataset = xr.Dataset({k: v for k, v in merged.items() if v is not None}, attrs=new_attributes)
+    merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
+    dataset = xr.Dataset(
+        {k: v for k, v in merged.items() if v is not None}, attrs=new_attributes
+    )
     return dataset.set_coords(coord_names.intersection(dataset.variables))
-
-
-def _is_reference(variable: xr.Variable) -> bool:
-    from xref.variables import ReferenceVariable
-
-    return isinstance(variable, ReferenceVariable)

@@ -119,11 +119,13 @@ def merge_intervals(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray
     start, stop = start[order], np.maximum.accumulate(stop[order])
     first = np.ones(len(start), dtype=bool)
     first[1:] = start[1:] > stop[:-1]
-    last = np.flatnonzero(np.append(first[1:], True)) if len(start) else []
+    last = np.append(first[1:], True)[: len(start)]
     return start[first], stop[last]
 
 
-def axis_intervals(start: int, stride: int, count: int, block: int) -> tuple[IntArray, IntArray]:
+def axis_intervals(
+    start: int, stride: int, count: int, block: int
+) -> tuple[IntArray, IntArray]:
     """Return the intervals of one axis of a regular hyperslab, touching ones merged."""
     if count <= 1 or stride == block:
         return np.array([start]), np.array([start + count * block])

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from xref.decode import References, StoredReferences, decode_regions
+from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
 from xref.h5file import (
     FileLocation,
@@ -30,7 +31,6 @@ from xref.h5file import (
     dataset_kind,
     file_of,
     is_dataset,
-    is_group,
     iterate_members,
     known_path,
     link_addresses,
@@ -44,8 +44,9 @@ from xref.h5file import (
     remember_paths,
     text,
 )
+from xref.layout import item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
-from xref.references import DecodeOptions, ReferenceArray
+from xref.references import ReferenceArray
 
 HIDDEN_ATTRIBUTES = {
     "CLASS",
@@ -156,7 +157,11 @@ def _plain_objects(value: Any) -> Any:
         return value  # a compound with text
     if all(isinstance(v, str | bytes) for v in value.flat):
         decoded = [text(v) for v in value.flat]
-        return decoded[0] if value.shape == (1,) else np.array(decoded, object).reshape(value.shape)
+        return (
+            decoded[0]
+            if value.shape == (1,)
+            else np.array(decoded, object).reshape(value.shape)
+        )
     return value
 
 
@@ -234,7 +239,9 @@ def open_members(
         try:
             variables[member.name] = _build_variable(member, dims, options)
         except (XrefError, OSError, RuntimeError, ValueError, TypeError) as error:
-            warn_unreadable(f"{location.filename}: {posixpath.join(path, member.name)!r}", error)
+            warn_unreadable(
+                f"{location.filename}: {posixpath.join(path, member.name)!r}", error
+            )
     return variables, {k: v for k, v in attributes.items() if k not in HIDDEN_ATTRIBUTES}
 
 
@@ -248,7 +255,8 @@ def _open_member(name: str, path: str, item: Any, outer: FileLocation) -> _Membe
     for attribute, problem in problems.items():
         if attribute not in HIDDEN_ATTRIBUTES:
             warn_unreadable(f"{location.filename}: {path!r}: attribute {attribute!r}", problem)
-    return _Member(name, item, location, object_address(item), raw, layout.shape)
+    shape = layout.shape + item_dtype(layout.dtype)[1]
+    return _Member(name, item, location, object_address(item), raw, shape)
 
 
 def _is_scale(member: _Member) -> bool:
@@ -262,7 +270,7 @@ def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str
     for row, member in enumerate(members):
         scales.append([None] * len(member.shape))
         attached = member.attributes.get("DIMENSION_LIST")
-        if attached is not None and len(attached) == len(member.shape):
+        if attached is not None and len(attached) <= len(member.shape):
             # Several scales on one axis: the last one wins.
             wanted += [(row, axis, refs[-1]) for axis, refs in enumerate(attached) if len(refs)]
         elif _is_scale(member) and len(member.shape) == 1:
@@ -343,7 +351,9 @@ def _dimension_names(
     return tuple(dims)
 
 
-def _build_variable(member: _Member, dims: tuple[str, ...], options: DecodeOptions) -> xr.Variable:
+def _build_variable(
+    member: _Member, dims: tuple[str, ...], options: DecodeOptions
+) -> xr.Variable:
     where = f"{member.location.filename}: {member.name!r}"
     attributes = {}
     for name, value in member.attributes.items():
@@ -355,7 +365,9 @@ def _build_variable(member: _Member, dims: tuple[str, ...], options: DecodeOptio
             )
         except XrefError as error:
             warn_unreadable(f"{where}: attribute {name!r}", error)
-    return build_variable(member.location, member.address, member.item, dims, attributes, options)
+    return build_variable(
+        member.location, member.address, member.item, dims, attributes, options
+    )
 
 
 def build_variable(
@@ -375,7 +387,7 @@ def build_variable(
     }
     if layout.chunks is not None:
         encoding["chunksizes"] = layout.chunks
-        encoding["preferred_chunks"] = dict(zip(dims, layout.chunks, strict=True))
+        encoding["preferred_chunks"] = dict(zip(dims, layout.chunks, strict=False))
     kind = dataset_kind(item)
     if kind:
         stored = StoredReferences(
@@ -434,7 +446,9 @@ def open_target(location: FileLocation, address: int, options: DecodeOptions) ->
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
         name = name or object_paths(location).get(address)
         if name is not None:
-            coords |= _named_coordinates(location, name, attributes["coordinates"].split(), dims)
+            coords |= _named_coordinates(
+                location, name, attributes["coordinates"].split(), dims
+            )
     short = posixpath.basename(name) if name else None
     return Target(location, address, short, dims, attributes, coords)
 
@@ -443,7 +457,7 @@ def _target_dimensions(
     item: Any, location: FileLocation, address: int, raw: dict[str, Any]
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
-    ndim = len(item.shape)
+    ndim = len(read_layout(item, location).shape)
     attached = raw.get("DIMENSION_LIST")
     if attached is None or len(attached) != ndim:
         own = known_path(location, address)
@@ -471,7 +485,9 @@ def _named_coordinates(
 ) -> dict[str, tuple[int, tuple[str | None, ...]]]:
     """Find the datasets of a ``coordinates`` attribute beside their variable."""
     found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
-    members = {n: a for a, n in link_addresses(open_group(location, posixpath.dirname(path))).items()}
+    members = {
+        n: a for a, n in link_addresses(open_group(location, posixpath.dirname(path))).items()
+    }
     for name in names:
         if name not in members or name in dims:
             continue
@@ -484,14 +500,18 @@ def _named_coordinates(
     return found
 
 
-def open_any_group(location: FileLocation, item: Any) -> str:
-    """Return a path of a group object, for opening it as a Dataset."""
-    address = object_address(item)
+def group_path(location: FileLocation, address: int) -> str:
+    """Return a path of the group at an address, for opening it as a Dataset.
+
+    Raises
+    ------
+    UnsupportedError
+        If no link leads to it.
+    """
     path = known_path(location, address) or object_paths(location).get(address)
     if path is None:
         raise UnsupportedError(
             f"{location.filename}: the group at {address:#x} has no name; open its members by "
             "their own references"
         )
-    assert is_group(item)
     return path

@@ -1,0 +1,219 @@
+"""Files of other writers: each reference gives what h5py was recorded to give.
+
+``MANIFEST.json`` of the corpus holds, for every element, its target's paths, its
+bounds and a hash of its values. The hash is worked out here anew, from what xref
+reads, as the manifest's ``conventions`` say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+import xref
+
+# (file, holder, index) -> why it cannot be right yet. Entries that pass are errors.
+EXPECTED_FAILURES: dict[tuple[str, str, tuple[int, ...]], str] = {}
+
+RAW = {
+    "engine": "h5ref",
+    "mask_and_scale": False,
+    "decode_times": False,
+    "decode_coords": False,
+    "concat_characters": False,
+}
+
+
+def rows(corpus: Path, *roles: str) -> list[dict[str, Any]]:
+    manifest = json.loads((corpus / "MANIFEST.json").read_text())
+    return [row for row in manifest["files"] if row["role"] in roles]
+
+
+def plain_holders(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [holder for holder in row["datasets"] if holder["type"] in ("object", "region")]
+
+
+def digest(values: Any, first_paths: dict[str, str]) -> str:
+    """Hash values as the manifest does; ``first_paths`` gives an object's first name."""
+    values = np.asarray(values)
+    stream = bytearray()
+    feed(stream, values, first_paths)
+    return hashlib.sha256(stream).hexdigest()
+
+
+def feed(stream: bytearray, values: Any, first_paths: dict[str, str]) -> None:
+    values = np.ascontiguousarray(values)
+    if not values.dtype.hasobject:
+        stream += values.tobytes()
+    elif values.dtype.names:
+        for element in values.reshape(-1):
+            for name in values.dtype.names:
+                feed(stream, np.asarray(element[name], values.dtype[name].base), first_paths)
+    else:
+        for item in values.reshape(-1).tolist():
+            feed_object(stream, item, first_paths)
+
+
+def feed_object(stream: bytearray, item: Any, first_paths: dict[str, str]) -> None:
+    if item is None:
+        stream += b"0"
+    elif isinstance(item, str | bytes):
+        item = item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item
+        stream += b"S" + len(item).to_bytes(8, "little") + item
+    elif isinstance(item, xref.ObjectReference | xref.RegionReference):
+        path = item.path if item else None
+        stream += b"R" + first_paths.get(path, path or "").encode() if item else b"N"
+    elif isinstance(item, np.ndarray):
+        stream += b"V" + item.dtype.str.encode() + len(item).to_bytes(8, "little")
+        feed(stream, item, first_paths)
+    else:
+        raise TypeError(f"{type(item).__module__}.{type(item).__name__} is no plain value")
+
+
+def first_names(filename: Path) -> dict[str, str]:
+    """Map every path of an object to its first, sorted by name."""
+    by_address: dict[int, list[str]] = {}
+    with h5py.File(filename) as file:
+
+        def walk(group: h5py.Group, prefix: str, above: tuple[int, ...]) -> None:
+            for name in group:
+                if group.get(name, getlink=True).__class__ is not h5py.HardLink:
+                    continue
+                info = h5py.h5o.get_info(group.id, name.encode())
+                path = f"{prefix}/{name}"
+                by_address.setdefault(info.addr, []).append(path)
+                if info.type == h5py.h5o.TYPE_GROUP and info.addr not in above:
+                    walk(group[name], path, (*above, info.addr))
+
+        walk(file, "", (h5py.h5o.get_info(file.id).addr,))
+    return {path: min(paths) for paths in by_address.values() for path in paths}
+
+
+def element_problem(
+    reference: Any, element: dict[str, Any], first_paths: dict[str, str]
+) -> str | None:
+    """Say how a reference differs from its record; None when it does not."""
+    if element.get("null"):
+        return None if not reference and reference.kind == "null" else "is not null"
+    if not reference:
+        return "is null"
+    if element.get("dangling"):
+        return None if reference.kind == "dangling" else f"has kind {reference.kind}"
+    kind = {"named type": "datatype"}.get(element["target_type"], element["target_type"])
+    if reference.kind != kind:
+        return f"has kind {reference.kind}, not {kind}"
+    paths = element["target_paths"]
+    if reference.path not in (paths or [None]):
+        return f"has path {reference.path!r}, not one of {paths}"
+    if not paths and reference.address != element["target_addr"]:
+        return f"has address {reference.address}, not {element['target_addr']}"
+    if "bounds" in element:
+        low, high = element["bounds"]
+        if reference.bounds != (tuple(low), tuple(stop + 1 for stop in high)):
+            return f"has bounds {reference.bounds}, inclusive {low}, {high} were recorded"
+    if kind == "dataset":
+        return values_problem(reference, element, first_paths)
+    resolved = reference.resolve()
+    if kind == "group":
+        return group_problem(resolved, reference, element)
+    return None if isinstance(resolved, np.dtype) else f"resolves to {type(resolved)}"
+
+
+def values_problem(
+    reference: Any, element: dict[str, Any], first_paths: dict[str, str]
+) -> str | None:
+    """Compare the values of a dataset or region."""
+    recorded = element["value"]
+    if recorded["shape"] is None:
+        # A null dataspace: no element to read, and xarray has no such thing.
+        with pytest.raises(NotImplementedError, match="null dataspace"):
+            reference.resolve()
+        return None
+    values = reference.resolve().values
+    shape = element.get("h5py_shape", recorded["shape"])
+    if list(values.shape) != shape:
+        return f"has shape {values.shape}, not {shape}"
+    if values.dtype.kind in "iuf":
+        # xarray makes values native.
+        if values.dtype != np.dtype(recorded["dtype"]).newbyteorder("="):
+            return f"has dtype {values.dtype.str}, not {recorded['dtype']}"
+        values = values.astype(recorded["dtype"])
+    if digest(values, first_paths) != recorded["sha256"]:
+        return f"has other values: {str(values)[:80]} of {recorded['dtype']}"
+    return None
+
+
+def group_problem(resolved: Any, reference: Any, element: dict[str, Any]) -> str | None:
+    """Compare a group's datasets; xarray has no place for its subgroups."""
+    if not isinstance(resolved, xr.Dataset):
+        return f"resolves to {type(resolved)}"
+    unknown = set(resolved.variables) - set(element["members"])
+    if unknown and element["n_members"] == len(element["members"]):
+        return f"has members {unknown} that h5py does not know"
+    with h5py.File(reference.filename) as file:
+        group = file[reference.path]
+        sets = {n for n in element["members"] if group.get(n, getclass=True) is h5py.Dataset}
+    missing = sets - set(resolved.variables)
+    return f"lacks the datasets {missing}" if missing else None
+
+
+def open_raw(filename: Path, group: str) -> xr.Dataset:
+    with warnings.catch_warnings():
+        # Other members of the group may be beyond xref; the holder may not.
+        warnings.simplefilter("ignore", xref.UnreadableMemberWarning)
+        return xr.open_dataset(filename, group=group, **RAW)
+
+
+def holder_problems(
+    array: xr.DataArray, holder: dict[str, Any], first_paths: dict[str, str]
+) -> dict[tuple[int, ...], str]:
+    """Return what is wrong, by index, with the recorded elements of one dataset."""
+    problems = {}
+    if list(array.shape) != holder["shape"]:
+        problems[()] = f"has shape {array.shape}, not {holder['shape']}"
+    n_null = int((~array.data.astype(bool)).sum())
+    if n_null != holder["n_null"]:
+        problems[()] = f"has {n_null} nulls, not {holder['n_null']}"
+    for element in holder["elements"]:
+        index = tuple(element["index"])
+        try:
+            problem = element_problem(array.data[index], element, first_paths)
+        except Exception as error:  # noqa: BLE001 - each is listed
+            problem = f"raises {type(error).__name__}: {error}"
+        if problem:
+            problems[index] = problem
+    return problems
+
+
+@pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
+def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
+    problems, checked = {}, Counter()
+    for row in rows(corpus, "references"):
+        filename = corpus / row["file"]
+        first_paths = first_names(filename)
+        by_group: dict[str, list[dict[str, Any]]] = {}
+        for holder in plain_holders(row):
+            by_group.setdefault(posixpath.dirname(holder["path"]), []).append(holder)
+        for group, holders in by_group.items():
+            with open_raw(filename, group) as ds:
+                for holder in holders:
+                    checked[holder["type"]] += len(holder["elements"])
+                    array = ds[posixpath.basename(holder["path"])]
+                    found = holder_problems(array, holder, first_paths)
+                    problems |= {(row["file"], holder["path"], k): p for k, p in found.items()}
+    unexpected = {k: p for k, p in problems.items() if k not in EXPECTED_FAILURES}
+    listed = "\n".join(f"{' '.join(map(str, k))}: {p}" for k, p in unexpected.items())
+    assert not unexpected, f"{len(unexpected)} of {sum(checked.values())} fail:\n{listed}"
+    passed = set(EXPECTED_FAILURES) - set(problems)
+    assert not passed, f"these were expected to fail and pass: {passed}"
+    assert checked == {"object": 737, "region": 15}

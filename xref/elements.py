@@ -1,0 +1,273 @@
+"""One reference: what it points at, and what it resolves to.
+
+In: a file's location and an address, for regions a selection. Out:
+`ObjectReference` and `RegionReference`, plain frozen values. Neither names nor
+target data are read to make, compare, pickle or print one.
+
+They define neither ``__array__`` nor ``__len__``: xarray looks at the first
+element of object variables, and NumPy would read the target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from xref.errors import NullReferenceError
+from xref.h5file import (
+    FileLocation,
+    dataset_layout,
+    known_path,
+    object_kind,
+    object_paths,
+)
+from xref.regions import Kind, RegionTable, table_from_selections
+from xref.selection import Selection
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How resolved variables are decoded: the options of `xarray.open_dataset`."""
+
+    mask_and_scale: bool = True
+    decode_times: Any = True
+    concat_characters: bool = True
+    decode_coords: Any = True
+    use_cftime: bool | None = None
+    decode_timedelta: Any = None
+    reader: str = "auto"
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+DEFAULT_OPTIONS = DecodeOptions()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ObjectReference:
+    """A reference to an object: a dataset, a group or a named datatype.
+
+    Attributes
+    ----------
+    location : FileLocation or None
+        The file that the target lives in; None when null.
+    address : int
+        The target's object header, in bytes from the file's base address; 0 when
+        null.
+    """
+
+    location: FileLocation | None
+    address: int
+    options: DecodeOptions = DEFAULT_OPTIONS
+
+    def __bool__(self) -> bool:
+        return self.address != 0
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            type(other) is ObjectReference
+            and self.address == other.address
+            and (self.address == 0 or self.filename == other.filename)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.address, self.filename if self.address else None))
+
+    @property
+    def filename(self) -> str | None:
+        """The file that the target lives in."""
+        return self.location.filename if self.location else None
+
+    @property
+    def path(self) -> str | None:
+        """A path of the target from the root; None when it has no name.
+
+        The first look-up in a file walks its links once.
+        """
+        if self.location is None or not self:
+            return None
+        known = known_path(self.location, self.address)
+        return known or object_paths(self.location).get(self.address)
+
+    @property
+    def kind(self) -> str:
+        """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
+        if self.location is None or not self:
+            return "null"
+        return object_kind(self.location, self.address)
+
+    def resolve(self, chunks: Any = None) -> Any:
+        """Open the target lazily.
+
+        Parameters
+        ----------
+        chunks : None, int, dict or "auto"
+            As in `xarray.open_dataset`: None for lazy arrays without dask.
+
+        Returns
+        -------
+        xarray.DataArray, xarray.Dataset or numpy.dtype
+            For a dataset, a group, a named datatype.
+
+        Raises
+        ------
+        NullReferenceError
+            If the reference is null.
+        DanglingReferenceError
+            If there is no object at its address.
+        """
+        from xref.resolve import resolve_object
+
+        return resolve_object(self, chunks=chunks)
+
+    def __repr__(self) -> str:
+        return f"<ObjectReference {self.target_text()}>"
+
+    def target_text(self) -> str:
+        """Say where the target is, without searching the file."""
+        if self.location is None or not self:
+            return "null"
+        name = known_path(self.location, self.address)
+        return f"-> {name}" if name else f"-> object at {self.address:#x}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RegionReference:
+    """A reference to a selection of elements of a dataset.
+
+    Attributes
+    ----------
+    object : ObjectReference
+        The dataset. A region reference works wherever that does.
+    selection : selection or None
+        What is selected, a value of `xref.selection`; None when null.
+    """
+
+    object: ObjectReference
+    selection: Selection | None
+
+    def __bool__(self) -> bool:
+        return self.selection is not None
+
+    def __eq__(self, other: Any) -> bool:
+        return (
+            type(other) is RegionReference
+            and self.object == other.object
+            and self.selection == other.selection
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.object, self.selection))
+
+    @property
+    def location(self) -> FileLocation | None:
+        """The file that the target lives in; None when null."""
+        return self.object.location
+
+    @property
+    def address(self) -> int:
+        """The target's object header, in bytes from the file's base address."""
+        return self.object.address
+
+    @property
+    def options(self) -> DecodeOptions:
+        """How the resolved variable is decoded."""
+        return self.object.options
+
+    @property
+    def filename(self) -> str | None:
+        """The file that the target lives in."""
+        return self.object.filename
+
+    @property
+    def path(self) -> str | None:
+        """A path of the target from the root; None when it has no name."""
+        return self.object.path
+
+    @property
+    def kind(self) -> str:
+        """What the target is: "dataset", "null", or "dangling"."""
+        return self.object.kind if self else "null"
+
+    def _fitted(self) -> RegionTable:
+        if self.location is None or not self:
+            raise NullReferenceError("a null region reference selects nothing")
+        extent = dataset_layout(self.location, self.address).shape
+        return table_from_selections([self.selection]).fit(extent, lambda _: repr(self))
+
+    @property
+    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """First element and one past the last along each axis; None when nothing is selected.
+
+        Only selections of everything, and unlimited ones, look at the target's
+        extent.
+        """
+        if not self or self.selection is None:
+            return None
+        table = table_from_selections([self.selection])
+        start, stop = table.bounds()
+        if (stop < 0).any() or table.kind[0] == Kind.ALL:
+            table = self._fitted()
+            start, stop = table.bounds()
+        if table.kind[0] == Kind.NONE:
+            return None
+        return tuple(start[0].tolist()), tuple(stop[0].tolist())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape that resolving gives: full rank for outer products, else 1-D."""
+        ndim, shape = self._fitted().result_shapes()
+        return tuple(shape[0, : int(ndim[0])].tolist())
+
+    @property
+    def size(self) -> int:
+        """Number of elements selected."""
+        return math.prod(self.shape)
+
+    def resolve(self, chunks: Any = None) -> xr.DataArray:
+        """Return the selected elements as a lazy DataArray.
+
+        Parameters
+        ----------
+        chunks : None, int, dict or "auto"
+            As in `xarray.open_dataset`: None for a lazy array without dask.
+
+        Raises
+        ------
+        NullReferenceError
+            If the reference is null.
+        SelectionError
+            If the region reaches beyond the dataset's current extent.
+        """
+        from xref.resolve import resolve_region
+
+        return resolve_region(self, chunks=chunks)
+
+    def __repr__(self) -> str:
+        if not self or self.selection is None:
+            return "<RegionReference null>"
+        selection = _describe_selection(self.selection)
+        return f"<RegionReference {self.object.target_text()}{selection}>"
+
+
+def _describe_selection(selection: Selection) -> str:
+    start, stop = table_from_selections([selection]).bounds()
+    if selection.kind in ("all", "none"):
+        return f"[{selection.kind}]"
+    sides = [
+        f"{a}:{b if b >= 0 else ''}"
+        for a, b in zip(start[0].tolist(), stop[0].tolist(), strict=True)
+    ]
+    extra = "" if selection.kind == "hyperslab" else f" {selection.kind}"
+    return f"[{', '.join(sides)}]{extra}"
+
+
+def null_reference(is_region: bool) -> ObjectReference | RegionReference:
+    """Return the null reference of a kind."""
+    null = ObjectReference(None, 0)
+    return RegionReference(null, None) if is_region else null
