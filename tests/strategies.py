@@ -60,6 +60,9 @@ PLUGINS = {
     "blosc2": ("Blosc2", {}),
 }
 LAYOUTS = ("contiguous", "compact", *FILTERS, *PLUGINS)
+INDIRECT = ("compact", "blosc2")
+"""Layouts that reader="direct" refuses and others leave to h5py."""
+
 HAVE_PLUGINS = importlib.util.find_spec("hdf5plugin") is not None
 
 LIBVERS = ("earliest", "latest", ("earliest", "v108"), ("v108", "v110"), ("v110", "latest"))

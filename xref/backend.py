@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xref.bind import decode_dataset
 from xref.elements import DecodeOptions
 from xref.h5file import close_file, locate_file
-from xref.resolve import decode_dataset
 from xref.variables import open_members
 
 READERS = ("auto", "direct", "h5py")

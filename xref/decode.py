@@ -24,18 +24,15 @@ from xref.columns import FrozenColumns, IntArray
 from xref.elements import ObjectReference
 from xref.encoding import decode_selections, split_heap_ids
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.h5file import (
-    FileBytes,
-    FileLocation,
+from xref.h5data import (
     chunk_index,
     dataset_layout,
-    file_format,
     is_reference_dtype,
-    open_dataset,
     read_raw,
     read_values,
     reference_addresses,
 )
+from xref.h5file import FileBytes, FileLocation, file_format, open_dataset
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 from xref.layout import DatasetLayout, items
 from xref.plan import plan_parts, plan_read, row_strides

@@ -15,13 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xref.errors import NullReferenceError
-from xref.h5file import (
-    FileLocation,
-    dataset_layout,
-    known_path,
-    object_kind,
-    object_paths,
-)
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation, known_path, object_kind, object_paths
 from xref.regions import Kind, RegionTable, table_from_selections
 from xref.selection import Selection
 

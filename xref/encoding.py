@@ -344,11 +344,10 @@ def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
         numbers = part.read_table(at, 2 * rank * n_blocks, size)
         corners = numbers.reshape(-1, n_blocks, 2, rank)
         low, high = corners[:, :, 0], corners[:, :, 1]
-        wrong = (low < 0) | (high < low) | (high >= _LARGEST)
-        part.fail(
-            wrong.reshape(len(part), -1).any(axis=1),
-            lambda i: "has a block whose start is past its end",
+        wrong: npt.NDArray[np.bool_] = np.any(
+            (low < 0) | (high < low) | (high >= _LARGEST), axis=(1, 2)
         )
+        part.fail(wrong, lambda i: "has a block whose start is past its end")
         if n_blocks == 1:
             start = np.ascontiguousarray(low[:, 0])
             tables.append(box_table(start, high[:, 0] + 1 - start))

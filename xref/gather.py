@@ -18,7 +18,8 @@ import numpy.typing as npt
 from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
 from xref.errors import ResultTooLargeError
-from xref.h5file import FileLocation, dataset_layout
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation
 from xref.layout import DatasetLayout
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides

@@ -18,14 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from xref.elements import DecodeOptions
 from xref.errors import ExternalFileError, UnsupportedError, XrefError
-from xref.h5file import (
+from xref.h5data import (
     SCALE_ATTRIBUTES,
-    FileLocation,
     RawReferences,
-    close_file,
     dataset_kind,
     dataset_layout,
+    read_attributes,
+    reference_kinds,
+)
+from xref.h5file import (
+    FileLocation,
+    close_file,
     file_of,
     is_dataset,
     is_group,
@@ -33,11 +38,9 @@ from xref.h5file import (
     locate_file,
     object_address,
     open_group,
-    read_attributes,
-    reference_kinds,
     remember_paths,
 )
-from xref.references import DecodeOptions, ReferenceArray
+from xref.references import ReferenceArray
 from xref.table import reference_table
 from xref.variables import _attribute_references, build_variable
 

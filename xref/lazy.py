@@ -22,7 +22,8 @@ from xarray.core import indexing
 from xref.columns import row_offsets
 from xref.decode import tile_loader
 from xref.gather import BoundReferences, bind_references, check_size, read_into
-from xref.h5file import FileLocation, check_unchanged, dataset_layout
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
 from xref.plan import canvas_strides, plan_parts, plan_read
 from xref.readers import read_plan

@@ -251,9 +251,8 @@ class BoxLoader:
         self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
     ) -> None:
         stop = [min(s + n, e) for s, n, e in zip(start, box, self.layout.shape, strict=True)]
-        corner = (
-            slice(a - o, b - o) for a, b, o in zip(start, stop, origin.tolist(), strict=True)
-        )
+        sides = zip(start, stop, origin.tolist(), strict=True)
+        corner: tuple[Any, ...] = tuple(slice(a - o, b - o) for a, b, o in sides)
         window = canvas[(*corner, Ellipsis)]  # an array even where there are no axes
         self.read_box(tuple(start), window)
 

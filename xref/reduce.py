@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref.bind import decode_variable
 from xref.columns import row_offsets
 from xref.elements import DecodeOptions
 from xref.gather import BoundReferences
-from xref.resolve import decode_variable
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")
 

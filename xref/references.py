@@ -553,6 +553,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     np.take: _take,
     np.array_equal: lambda a, b, **_: bool(np.shape(a) == np.shape(b) and np.all(a == b)),
     np.shape: lambda a: a.shape,
+    np.result_type: lambda *_: np.dtype(object),
     np.ndim: lambda a: a.ndim,
     np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
     np.copy: lambda a, **_: a,

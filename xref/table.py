@@ -14,7 +14,8 @@ import xarray as xr
 
 from xref.errors import DanglingReferenceError, SelectionError, UnsupportedError
 from xref.gather import split_targets
-from xref.h5file import dataset_layout, known_path, object_kind, object_paths
+from xref.h5data import dataset_layout
+from xref.h5file import known_path, object_kind, object_paths
 from xref.references import ReferenceArray
 from xref.regions import KIND_NAMES, Kind, RegionTable
 

@@ -24,11 +24,16 @@ import xarray as xr
 from xref.decode import References, StoredReferences, decode_regions
 from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
+from xref.h5data import (
+    RawReferences,
+    dataset_kind,
+    read_attributes,
+    read_layout,
+    reference_addresses,
+)
 from xref.h5file import (
     FileLocation,
     Object,
-    RawReferences,
-    dataset_kind,
     file_of,
     is_dataset,
     iterate_members,
@@ -38,9 +43,6 @@ from xref.h5file import (
     object_paths,
     open_dataset,
     open_group,
-    read_attributes,
-    read_layout,
-    reference_addresses,
     remember_paths,
     text,
 )

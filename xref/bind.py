@@ -1,0 +1,177 @@
+"""References and their targets, agreed on one type and one decoding.
+
+In: a `ReferenceArray`. Out: `Resolved`: the references fitted to their targets,
+with the targets' names, dimensions and attributes. This is where null references
+are dropped or refused; no target data are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xref.elements import DecodeOptions
+from xref.errors import NullReferenceError, UnsupportedError
+from xref.gather import BoundReferences, bind_references, common_dtype
+from xref.h5data import dataset_kind
+from xref.h5file import open_dataset
+from xref.references import ReferenceArray
+from xref.variables import (
+    ReferenceVariable,
+    Target,
+    open_target,
+)
+
+ON_NULL = ("raise", "fill", "drop")
+
+
+_CF_ATTRIBUTES = (
+    "_FillValue",
+    "missing_value",
+    "scale_factor",
+    "add_offset",
+    "units",
+    "calendar",
+    "_Unsigned",
+    "dtype",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """References bound to their targets, ready to become arrays."""
+
+    references: ReferenceArray
+    dims: tuple[Hashable, ...]
+    bound: BoundReferences
+    targets: tuple[Target, ...]
+    dtype: np.dtype[Any]
+    attributes: dict[str, Any]
+    name: Hashable | None
+
+
+def bind(
+    references: ReferenceArray, dims: Sequence[Hashable], on_null: str, name: Hashable | None
+) -> tuple[Resolved, npt.NDArray[np.bool_] | None]:
+    """Decode references, look at their targets and agree on one type.
+
+    Returns
+    -------
+    resolved : Resolved
+    kept : numpy.ndarray or None
+        Mask of the references that stayed, where null ones were dropped.
+    """
+    if on_null not in ON_NULL:
+        raise ValueError(f"on_null is {on_null!r}; it can be one of {ON_NULL}")
+    kept = None
+    valid = references.astype(bool)
+    if not valid.all():
+        if on_null == "raise":
+            row = int(np.flatnonzero(~valid.reshape(-1))[0])
+            raise NullReferenceError(
+                f"{references.describe(row)} is null, one of {int((~valid).sum())}; resolve "
+                "with on_null='fill' or on_null='drop', or select the others"
+            )
+        if on_null == "drop":
+            if references.ndim != 1:
+                raise ValueError(
+                    f"on_null='drop' needs references along one dimension, not {tuple(dims)}; "
+                    "stack them first, or use on_null='fill'"
+                )
+            kept = valid
+            references = references[valid]
+    bound = bind_references(references.columns, references.describe)
+    for t in bound.targets:
+        kind = dataset_kind(open_dataset(t.location, t.address))
+        if kind:
+            raise UnsupportedError(
+                f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "
+                "references; resolve it by itself, element by element (.h5ref.items())"
+            )
+    options = references.options
+    targets = tuple(open_target(t.location, t.address, options) for t in bound.targets)
+    what = f"the reference variable {name!r}" if name is not None else "the references"
+    resolved = Resolved(
+        references=references,
+        dims=tuple(dims),
+        bound=bound,
+        targets=targets,
+        dtype=common_dtype(bound, what),
+        attributes=_common_attributes(targets, what),
+        name=targets[0].name if len(targets) == 1 else name,
+    )
+    return resolved, kept
+
+
+def _first_row(rows: npt.NDArray[np.intp] | slice) -> int:
+    return 0 if isinstance(rows, slice) else int(rows[0])
+
+
+def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]:
+    """Return what all targets agree on; refuse different packings of values."""
+    if not targets:
+        return {}
+    first = targets[0].attributes
+    for name in _CF_ATTRIBUTES:
+        values = [t.attributes.get(name) for t in targets]
+        if any(not _same(values[0], v) for v in values[1:]):
+            raise ValueError(
+                f"the targets of {what} differ in {name!r} ({values[0]!r} and others), so "
+                "their values do not mix; select references of one target"
+            )
+    return {
+        k: v
+        for k, v in first.items()
+        if all(_same(v, t.attributes.get(k)) for t in targets[1:])
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(np.array_equal(a, b))
+
+
+def decode_variable(
+    name: Hashable | None, variable: xr.Variable, options: DecodeOptions
+) -> xr.Variable:
+    """Apply the CF conventions as the user's open options say; they have none for compounds."""
+    if variable.dtype.kind == "V":
+        return variable
+    return xr.conventions.decode_cf_variable(
+        name or "values",
+        variable,
+        concat_characters=False,
+        mask_and_scale=options.mask_and_scale,
+        decode_times=options.decode_times,
+        use_cftime=options.use_cftime,
+        decode_timedelta=options.decode_timedelta,
+    )
+
+
+def decode_dataset(
+    variables: dict[str, xr.Variable], attributes: dict[str, Any], options: DecodeOptions
+) -> xr.Dataset:
+    """Decode ordinary variables by the CF conventions and add the reference variables."""
+    references = {k: v for k, v in variables.items() if isinstance(v, ReferenceVariable)}
+    compounds = {k: v for k, v in variables.items() if v.dtype.kind == "V"}
+    untouched = {**references, **compounds}
+    ordinary = {k: v for k, v in variables.items() if k not in untouched}
+    decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
+        ordinary,
+        attributes,
+        concat_characters=options.concat_characters,
+        mask_and_scale=options.mask_and_scale,
+        decode_times=options.decode_times,
+        decode_coords=options.decode_coords,
+        use_cftime=options.use_cftime,
+        decode_timedelta=options.decode_timedelta,
+    )
+    merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
+    dataset = xr.Dataset(
+        {k: v for k, v in merged.items() if v is not None}, attrs=new_attributes
+    )
+    return dataset.set_coords(coord_names.intersection(dataset.variables))

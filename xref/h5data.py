@@ -1,0 +1,395 @@
+"""Datasets and attributes through h5py: types, layouts, chunk indices, plain reads.
+
+In: open objects of `xref.h5file`, or their addresses. Out: frozen values, NumPy
+arrays, raw bytes of references. What the direct reader cannot decode is read
+here, under h5py's lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5a, h5d, h5p, h5s, h5t
+
+from xref.errors import (
+    CorruptFileError,
+    ExternalFileError,
+    FileReadError,
+    UnsupportedError,
+)
+from xref.filters import Filter, FilterPipeline
+from xref.h5file import (
+    FileLocation,
+    Object,
+    check_external,
+    file_format,
+    open_dataset,
+    text,
+)
+from xref.layout import (
+    ChunkIndex,
+    DatasetLayout,
+    build_chunk_index,
+    check_extent,
+    element_dtype,
+    items,
+)
+
+UNDEFINED_ADDRESS = 2**64 - 1
+
+
+def reference_kind(datatype: h5t.TypeID) -> str:
+    """Return "object", "region", "std" (HDF5 1.12) or "" for what is no reference."""
+    if datatype.get_class() != h5t.REFERENCE:
+        return ""
+    if datatype.equal(h5t.STD_REF_OBJ):
+        return "object"
+    if datatype.equal(h5t.STD_REF_DSETREG):
+        return "region"
+    return "std"
+
+
+def holds_references(datatype: h5t.TypeID) -> bool:
+    """Tell whether a type is or contains references, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return True
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return any(holds_references(datatype.get_member_type(i)) for i in members)
+        case h5t.VLEN | h5t.ARRAY:
+            return holds_references(datatype.get_super())
+    return False
+
+
+def reference_kinds(datatype: h5t.TypeID) -> set[str]:
+    """Return the kinds of reference that a type contains, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return {reference_kind(datatype)}
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return set().union(*(reference_kinds(datatype.get_member_type(i)) for i in members))
+        case h5t.VLEN | h5t.ARRAY:
+            return reference_kinds(datatype.get_super())
+    return set()
+
+
+def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
+    """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
+    if dtype.hasobject:
+        return f"type {dtype}: elements of variable length"
+    if dtype.itemsize != datatype.get_size():
+        return f"type {dtype}: {datatype.get_size()} bytes stored"
+    try:
+        expected = h5t.py_create(dtype, logical=True)
+    except TypeError:
+        return f"type {dtype}: NumPy's form is not known to h5py"
+    return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
+
+
+@lru_cache(maxsize=512)
+def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
+    """Return shape, type and storage of the dataset at an address."""
+    return read_layout(open_dataset(location, address), location)
+
+
+def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
+    """Return shape, type and storage of an open dataset.
+
+    Raises
+    ------
+    UnsupportedError
+        If its elements have no NumPy type, or its extent cannot be numbered.
+    ExternalFileError
+        If its data lie in other files that the location does not allow.
+    """
+    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    datatype = dataset.id.get_type()
+    space = dataset.id.get_space()
+    # A null dataspace holds no element: an array of none.
+    shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
+    kind = reference_kind(datatype)
+    try:
+        # References are bytes here; HDF5 is asked for neither kind of target.
+        dtype = np.dtype(f"V{datatype.get_size()}") if kind else element_dtype(dataset.dtype)
+        if kind in ("object", "region"):
+            # In memory HDF5 has 8-byte addresses; in the file they have the file's size.
+            width = file_format(location).offset_size + (4 if kind == "region" else 0)
+            dtype = np.dtype(f"V{width}")
+    except TypeError as error:
+        raise UnsupportedError(
+            f"{where} has a type that h5py does not read: {error}"
+        ) from error
+    if not kind and reference_kinds(datatype) - {"object"}:
+        raise UnsupportedError(
+            f"{where} holds region references, or references of HDF5 1.12, within its elements"
+        )
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
+    check_extent(shape, chunks, where)
+    indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
+    pipeline = FilterPipeline(
+        filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
+    )
+    offset = None
+    match storage:
+        case h5d.CONTIGUOUS:
+            if properties.get_external_count():
+                _check_raw_external(dataset, location, where)
+                indirect = indirect or "storage: external files"
+            else:
+                offset = dataset.id.get_offset()
+        case h5d.COMPACT:
+            indirect = indirect or "storage: compact"
+        case h5d.CHUNKED:
+            missing = pipeline.unsupported()
+            if missing:
+                indirect = indirect or f"filters: {', '.join(missing)}"
+        case _:
+            _check_virtual(properties, location, where)
+            indirect = indirect or "storage: virtual"
+    stored = int(dataset.id.get_storage_size())
+    fill_value = _fill_value(properties, dtype, bool(kind))
+    if fill_value is None:
+        indirect = indirect or "fill value: not known to h5py"
+    if offset is not None:
+        needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if offset + needed > location.identity[2]:
+            raise CorruptFileError(
+                f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
+                f"({location.identity[2]} bytes); the file may be truncated"
+            )
+        if stored < needed:
+            raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
+    return DatasetLayout(
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        offset=offset,
+        pipeline=pipeline,
+        fill_value=fill_value,
+        stored_nbytes=stored,
+        indirect=indirect,
+    )
+
+
+def _filter(properties: h5p.PropDCID, index: int) -> Filter:
+    number, flags, options, name = properties.get_filter(index)
+    return Filter(
+        id=number, flags=flags, options=tuple(options), name=name.decode("utf-8", "replace")
+    )
+
+
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) -> Any:
+    """Return the value of elements that were never written, None where h5py cannot tell."""
+    value = np.zeros(1, dtype=dtype)
+    defined = properties.fill_value_defined()
+    if defined == h5d.FILL_VALUE_USER_DEFINED and not is_bytes:
+        if dtype.hasobject or items(value) is not value:
+            return None
+        try:
+            properties.get_fill_value(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    return value[0]
+
+
+def _check_raw_external(dataset: h5py.Dataset, location: FileLocation, where: str) -> None:
+    if location.external != "all":
+        names = [name for name, _, _ in dataset.external or ()]
+        raise ExternalFileError(
+            f"{where} keeps its data in other files ({', '.join(map(str, names))}); "
+            'pass external="all" if this file is trusted'
+        )
+
+
+def _check_virtual(properties: h5p.PropDCID, location: FileLocation, where: str) -> None:
+    for i in range(properties.get_virtual_count()):
+        name = properties.get_virtual_filename(i)
+        if name != ".":
+            check_external(location, name, f"{where} (virtual source)")
+
+
+@lru_cache(maxsize=1)
+def _chunk_offsets_skip_userblock() -> bool:
+    """Tell whether this HDF5 counts chunk offsets from the base address.
+
+    Releases differ, so one chunk behind a user block is looked up and compared.
+    """
+    with h5py.File(
+        "xref-userblock", "w", driver="core", backing_store=False, userblock_size=512
+    ) as file:
+        file.create_dataset("d", data=np.arange(1, 9, dtype="u8"), chunks=(8,))
+        file.flush()
+        offset = file["d"].id.get_chunk_info(0).byte_offset
+        image = file.id.get_file_image()
+    # Images leave the user block out.
+    position = image.find(np.arange(1, 9, dtype="<u8").tobytes())
+    position += 512 if image.startswith(b"\x89HDF") else 0
+    if offset not in (position, position - 512):
+        raise UnsupportedError("this release of HDF5 gives chunk offsets in an unknown way")
+    return offset != position
+
+
+@lru_cache(maxsize=64)
+def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
+    """Return where each chunk of the dataset at an address lies."""
+    dataset = open_dataset(location, address)
+    layout = dataset_layout(location, address)
+    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    found: list[Any] = []
+    try:
+        dataset.id.chunk_iter(found.append)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{where} has a chunk index that HDF5 cannot read: {error}"
+        ) from error
+    n, ndim = len(found), len(layout.shape)
+    base = file_format(location).base_address
+    shift = base if base and _chunk_offsets_skip_userblock() else 0
+    addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
+    addresses[addresses != np.uint64(UNDEFINED_ADDRESS)] += np.uint64(shift)
+    return build_chunk_index(
+        np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim),
+        addresses,
+        np.fromiter((c.size for c in found), np.uint64, n),
+        np.fromiter((c.filter_mask for c in found), np.uint32, n),
+        layout=layout,
+        file_nbytes=location.identity[2],
+        where=where,
+    )
+
+
+def _box_space(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[h5s.SpaceID, h5s.SpaceID]:
+    space = dataset.id.get_space()
+    if shape:
+        space.select_hyperslab(start, shape)
+    return space, h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+
+
+def read_raw(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> npt.NDArray[np.void]:
+    """Return elements as the bytes they are stored in, without any conversion."""
+    datatype = dataset.id.get_type()
+    out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
+    if out.size:
+        space, memory = _box_space(dataset, start, shape)
+        dataset.id.read(memory, space, out, mtype=datatype)
+    return out
+
+
+def read_values(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return elements as h5py converts them; text as str.
+
+    Raises
+    ------
+    FileReadError
+        If h5py cannot read them.
+    """
+    key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    string = h5py.check_string_dtype(dataset.dtype)
+    try:
+        if string is not None and string.length is None:
+            return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
+        return np.asarray(dataset[key])
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise FileReadError(
+            f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'}: h5py "
+            f"could not read {shape} elements at {start}: {error}"
+        ) from error
+
+
+def is_reference_dtype(dtype: np.dtype[Any]) -> bool:
+    """Tell whether h5py reads elements of a dtype as its object references."""
+    return h5py.check_ref_dtype(dtype) is h5py.Reference
+
+
+@dataclass(frozen=True, slots=True)
+class RawReferences:
+    """References of an attribute as the bytes they are stored in."""
+
+    kind: str  # "object" or "region"
+    shape: tuple[int, ...]
+    data: bytes  # 8 or 12 bytes an element: address (8), heap index (4)
+
+
+def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Read all attributes of an object.
+
+    The type is looked at before the value: h5py is not asked for region references
+    in variable-length sequences, which corrupt its memory.
+
+    Returns
+    -------
+    values : dict
+        Plain values, and `RawReferences` for references.
+    problems : dict
+        Why an attribute could not be read, by name.
+    """
+    values: dict[str, Any] = {}
+    problems: dict[str, Exception] = {}
+    try:
+        n = h5a.get_num_attrs(item.id)
+    except (RuntimeError, OSError, ValueError) as error:
+        return values, {"": error}
+    for index in range(n):
+        name = f"number {index}"
+        try:
+            attribute = h5a.open(item.id, index=index)
+            name = text(attribute.name)
+            values[name] = _attribute_value(item, name, attribute)
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
+            problems[name] = error
+    return values, problems
+
+
+def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
+    datatype = attribute.get_type()
+    kind = reference_kind(datatype)
+    if kind in ("object", "region"):
+        out = np.zeros(attribute.shape, dtype=f"V{datatype.get_size()}")
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        return RawReferences(kind, attribute.shape, out.tobytes())
+    if kind == "std" or (holds_references(datatype) and name not in SCALE_ATTRIBUTES):
+        raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
+    if holds_references(datatype) and reference_kinds(datatype) != {"object"}:
+        raise UnsupportedError("region references within a compound or sequence")
+    value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
+    return value
+
+
+SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
+
+
+def reference_addresses(references: list[h5py.Reference]) -> list[int]:
+    """Return the addresses in h5py object references, without following them.
+
+    h5py shows no bytes of a reference; written to a dataset in memory they can be
+    read back as they are.
+    """
+    if not references:
+        return []
+    with h5py.File("xref-addresses", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("r", (len(references),), dtype=h5py.ref_dtype)
+        objects = np.empty(len(references), dtype=object)
+        objects[:] = references
+        dataset[...] = objects
+        return read_raw(dataset, (0,), (len(references),)).view("<u8").tolist()
+
+
+def dataset_kind(dataset: h5py.Dataset) -> str:
+    """Return the kind of reference that a dataset holds: "object", "region", "std" or ""."""
+    return reference_kind(dataset.id.get_type())

@@ -1,0 +1,379 @@
+"""Resolved references as stacked, padded or ragged lazy arrays.
+
+In: `Resolved` references. Out: DataArrays and Datasets with the targets'
+dimensions, coordinates and CF decoding. The lazy arrays hold places and decode
+again where they are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xref.bind import Resolved, decode_variable
+from xref.columns import IntArray
+from xref.decode import References
+from xref.gather import BoundReferences, bind_references
+from xref.graph import auto_chunk_nbytes, chunk_variable
+from xref.h5data import dataset_kind
+from xref.h5file import open_dataset
+from xref.layout import item_dtype
+from xref.lazy import SampleArray, StackArray, lazily_indexed
+from xref.references import ReferenceArray
+from xref.regions import project
+from xref.variables import (
+    open_target,
+)
+
+POINT_DIM = "point"
+
+
+SAMPLE_DIM = "sample"
+
+
+def default_fill(dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences) -> Any:
+    """Return the value for elements without data: NaN, NaT, or the dataset's own."""
+    if fill_value is not None:
+        return fill_value
+    dtype, item_shape = item_dtype(dtype)
+    if item_shape:
+        return np.zeros((), dtype=dtype)[()]
+    if dtype.kind in "fc":
+        return np.nan
+    if dtype.kind in "mM":
+        return np.array("NaT", dtype=dtype)[()]
+    if bound.targets and bound.targets[0].layout.dtype == dtype:
+        return bound.targets[0].layout.fill_value
+    return np.zeros((), dtype=dtype)[()]
+
+
+def resolve_cells(
+    resolved: Resolved,
+    own: dict[Hashable, Any],
+    layout: str,
+    chunks: Any,
+    coords: bool,
+    fill_value: Any,
+) -> Any:
+    """Return results of one shape as a DataArray, or padded ones as a Dataset.
+
+    ``own`` are the reference variable's coordinates; the others are as in
+    `xref.accessor.ReferenceAccessor.resolve`.
+    """
+    bound, references = resolved.bound, resolved.references
+    cell = _cell(resolved, layout)
+    uniform = layout == "stack"
+    inner = _cell_dims(resolved, len(cell))
+    fill = default_fill(resolved.dtype, fill_value, bound)
+    data = StackArray(references, cell, resolved.dtype, fill_value=fill, padded=not uniform)
+    item_dims = _item_dims(resolved, (*resolved.dims, *inner))
+    dims = resolved.dims + inner
+    variable = xr.Variable(dims + item_dims, lazily_indexed(data), dict(resolved.attributes))
+    variable = decode_variable(resolved.name, variable, references.options)
+    ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner + item_dims)
+    if chunks == "auto" and resolved.dims and not resolved.dtype.hasobject:
+        ref_chunks |= _shared_axis_chunks(resolved, inner, cell)
+    out_coords = dict(own)
+    if coords:
+        out_coords |= _place_coords(resolved, inner, own)
+        if uniform:
+            out_coords |= _target_coords(resolved, inner, cell, own)
+    name = resolved.name if resolved.name is not None else "values"
+    if chunks is not None:
+        variable = _chunk(variable, ref_chunks, resolved, "resolve")
+    values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
+    if uniform:
+        return values
+    valid = _valid_mask(bound, references.shape, cell)
+    return xr.Dataset({name: values, "valid": (dims, valid)}, attrs={})
+
+
+def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
+    """Return the shape that every result has, or the largest extents for padding."""
+    bound = resolved.bound
+    live = np.flatnonzero(~bound.null)
+    if not len(live):
+        return ()
+    ndim, shape = bound.ndim[live], bound.shape[live]
+    if layout == "pad":
+        if (ndim != ndim[0]).any():
+            raise ValueError(
+                f"the results have {sorted(set(ndim.tolist()))} dimensions, which no padding "
+                "makes equal; use layout='ragged'"
+            )
+        return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
+    if (ndim != ndim[0]).any() or (shape != shape[0]).any():
+        found = {
+            tuple(s[:n])
+            for n, s in zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
+        }
+        some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
+        pad = "" if (ndim != ndim[0]).any() else " or layout='pad'"
+        raise ValueError(
+            f"the references select different shapes ({some}), so they do not stack; use "
+            f"layout='ragged'{pad}, or select references of one shape"
+        )
+    return tuple(shape[0, : int(ndim[0])].tolist())
+
+
+def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
+    """Name the axes of results: as the targets do, else free phony names."""
+    names: list[str | None] = [None] * ndim
+    same_rank = [t for t in resolved.targets if len(t.dims) == ndim]
+    if len(same_rank) == len(resolved.targets) and same_rank:
+        first = same_rank[0].dims
+        names = [
+            n if all(t.dims[i] == n for t in same_rank) else None for i, n in enumerate(first)
+        ]
+    elif ndim == 1:
+        names = [POINT_DIM]
+    taken: set[Hashable] = set(resolved.dims) | {n for n in names if n}
+    out: list[Hashable] = []
+    for name in names:
+        if name is None or name in resolved.dims or name in out:
+            base, k = (name, 1) if name else ("phony_dim", 0)
+            while (candidate := f"{base}_{k}") in taken:
+                k += 1
+            name = candidate
+            taken.add(name)
+        out.append(name)
+    return tuple(out)
+
+
+def _item_dims(resolved: Resolved, taken: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    """Name the axes that an HDF5 array type adds behind those of the dataset."""
+    names: list[Hashable] = []
+    for _ in item_dtype(resolved.dtype)[1]:
+        names.append(_free_name("item", (*taken, *names)))
+    return tuple(names)
+
+
+def _chunks_of_cells(
+    chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hashable, ...]
+) -> Any:
+    """Turn the user's chunks into chunks of references, each with whole results."""
+    if chunks is None:
+        return None
+    if isinstance(chunks, dict):
+        unknown = set(chunks) - set(outer) - set(inner)
+        if unknown:
+            raise ValueError(
+                f"chunks names dimensions {sorted(map(str, unknown))}; the result has "
+                f"{(*outer, *inner)}"
+            )
+        return {**dict.fromkeys(outer, "auto"), **dict.fromkeys(inner, -1), **chunks}
+    if not (chunks == "auto" or isinstance(chunks, int)):
+        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+    if not outer:
+        return dict.fromkeys(inner, chunks)
+    return {**dict.fromkeys(outer, chunks), **dict.fromkeys(inner, -1)}
+
+
+def _shared_axis_chunks(
+    resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...]
+) -> dict[Hashable, Any]:
+    """Cut a large result along an axis that all regions share, at chunk borders.
+
+    Blocks along the references would each decode all chunks of that axis, as
+    with boxes in an image over all frames of a movie.
+    """
+    limit = auto_chunk_nbytes()
+    n, itemsize = len(resolved.bound.ndim), resolved.dtype.itemsize
+    if len(resolved.targets) != 1 or n * math.prod(cell) * itemsize <= limit:
+        return {}
+    target = resolved.bound.targets[0]
+    chunks = target.layout.chunks
+    if chunks is None or len(chunks) != len(cell) or resolved.bound.null.any():
+        return {}
+    start, stop = target.regions.bounds()
+    whole = (stop - start == np.array(cell)).all(axis=0)
+    shared = (start == start[:1]).all(axis=0) & whole
+    for axis in np.flatnonzero(shared).tolist():
+        first, extent = int(start[0, axis]), cell[axis]
+        row_nbytes = n * math.prod(cell) // max(extent, 1) * itemsize
+        n_chunks = max(limit // (row_nbytes * chunks[axis]), 1)
+        step = n_chunks * chunks[axis]
+        if step >= extent:
+            continue
+        borders = np.arange(first // step * step + step, first + extent, step) - first
+        sizes = np.diff(np.concatenate([[0], borders, [extent]])).tolist()
+        # References are cut too where one chunk along the axis is still too much.
+        outer = "auto" if row_nbytes * chunks[axis] > limit else -1
+        return {**dict.fromkeys(resolved.dims, outer), inner[axis]: tuple(sizes)}
+    return {}
+
+
+def _chunk(variable: xr.Variable, chunks: Any, resolved: Resolved, what: str) -> xr.Variable:
+    """Cut a lazy variable into dask blocks; the same references give the same names."""
+    return chunk_variable(variable, chunks, resolved.references, what)
+
+
+def _valid_mask(
+    bound: BoundReferences, outer: tuple[int, ...], cell: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Return where padded results have data."""
+    mask = np.ones((len(bound.ndim), *cell), dtype=bool)
+    for axis, n in enumerate(cell):
+        inside = np.arange(n) < bound.shape[:, axis, None]
+        mask &= inside.reshape(len(mask), *(n if a == axis else 1 for a in range(len(cell))))
+    mask[bound.null] = False
+    return mask.reshape(outer + cell)
+
+
+def _place_coords(
+    resolved: Resolved, inner: tuple[Hashable, ...], own: dict[Hashable, Any]
+) -> dict[Hashable, Any]:
+    """Say where in its target each region lies: the start along each axis."""
+    regions = resolved.references.columns.regions
+    if regions is None:
+        return {}
+    ranks = {len(t.layout.shape) for t in resolved.bound.targets}
+    if len(ranks) != 1:
+        return {}
+    (rank,) = ranks
+    start = np.zeros((len(regions), rank), dtype=np.int64)
+    for t in resolved.bound.targets:
+        start[t.rows] = t.regions.bounds()[0]
+    names = inner if len(inner) == rank else _cell_dims(resolved, rank)
+    shape = resolved.references.shape
+    return {
+        f"{name}_start": (resolved.dims, start[:, axis].reshape(shape))
+        for axis, name in enumerate(names)
+        if f"{name}_start" not in own
+    }
+
+
+def _target_coords(
+    resolved: Resolved,
+    inner: tuple[Hashable, ...],
+    cell: tuple[int, ...],
+    own: dict[Hashable, Any],
+) -> dict[Hashable, Any]:
+    """Select the target's coordinates as the regions select its data."""
+    bound = resolved.bound
+    if len(resolved.targets) != 1 or bound.null.any() or not len(bound.ndim):
+        return {}
+    target, regions = resolved.targets[0], bound.targets[0].regions
+    options = resolved.references.options
+    scattered = len(inner) == 1 and len(target.dims) > 1
+    out: dict[Hashable, Any] = {}
+    for name, (address, dims) in target.coords.items():
+        if name in own or name in resolved.dims:
+            continue
+        axes = [target.dims.index(dim) for dim in dims]
+        part = project(regions, axes)
+        columns = References(
+            files=(target.location,),
+            file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(part),)),
+            address=np.broadcast_to(np.array([address], dtype=np.uint64), (len(part),)),
+            regions=part,
+        )
+        same = len(part) > 0 and bool(part.same_rows(part.take(np.zeros(len(part), int))).all())
+        shape: tuple[int, ...] = () if same else resolved.references.shape
+        references = ReferenceArray(
+            shape,
+            is_region=True,
+            columns=columns.take(slice(0, 1)) if same else columns,
+            options=options,
+        )
+        item = open_dataset(target.location, address)
+        if dataset_kind(item):
+            continue
+        attributes = open_target(target.location, address, options).attributes
+        layout = bind_references(references.columns, references.describe).targets[0].layout
+        part_cell = cell if scattered else tuple(cell[axis] for axis in axes)
+        part_dims = inner if scattered else tuple(inner[axis] for axis in axes)
+        data = StackArray(references, part_cell, layout.dtype)
+        variable = xr.Variable(
+            (() if same else resolved.dims) + part_dims, lazily_indexed(data), attributes
+        )
+        label = part_dims[0] if not scattered and part_dims and dims == (name,) else name
+        out[label] = decode_variable(label, variable, options)
+    return out
+
+
+def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) -> xr.Dataset:
+    """Return values along one sample dimension, in the CF contiguous ragged form."""
+    bound, references = resolved.bound, resolved.references
+    row_size = bound.npoints.reshape(references.shape)
+    sample = _free_name(SAMPLE_DIM, resolved.dims)
+    data = SampleArray(references, row_size, resolved.dtype)
+    item_dims = _item_dims(resolved, (*resolved.dims, sample))
+    variable = xr.Variable(
+        (sample, *item_dims), lazily_indexed(data), dict(resolved.attributes)
+    )
+    variable = decode_variable(resolved.name, variable, references.options)
+    if chunks is not None:
+        sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
+        wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
+        variable = _chunk(variable, wanted, resolved, "ragged")
+    name = resolved.name if resolved.name is not None else "values"
+    widest = bound.shape.shape[1]
+    shape = bound.shape.reshape(*references.shape, widest)
+    coords = {**own, **_place_coords(resolved, _ragged_dims(resolved), own)}
+    return xr.Dataset(
+        {
+            name: variable,
+            "row_size": (resolved.dims, row_size, {"sample_dimension": sample}),
+            "row_shape": ((*resolved.dims, "axis"), shape),
+        },
+        coords=coords,
+    )
+
+
+def _ragged_dims(resolved: Resolved) -> tuple[Hashable, ...]:
+    ranks = {len(t.layout.shape) for t in resolved.bound.targets}
+    return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
+
+
+def _free_name(name: str, taken: Sequence[Hashable]) -> str:
+    k, candidate = 1, name
+    while candidate in taken:
+        candidate = f"{name}_{k}"
+        k += 1
+    return candidate
+
+
+def _sample_chunks(
+    chunks: Any, row_size: IntArray, resolved: Resolved, sample: str
+) -> tuple[int, ...]:
+    """Cut samples into blocks at row borders.
+
+    An int counts references; "auto" fills dask's chunk size.
+    """
+    ends = np.cumsum(row_size)
+    n = int(ends[-1]) if len(ends) else 0
+    if isinstance(chunks, dict):
+        if sample in chunks:
+            return _even_chunks(n, chunks[sample])
+        chunks = next((chunks[d] for d in resolved.dims if d in chunks), "auto")
+    if isinstance(chunks, int):
+        if chunks == -1:
+            return (n,)
+        if chunks < 1:
+            raise ValueError(f"chunks is {chunks}; a positive number of references is needed")
+        cuts = ends[chunks - 1 :: chunks]
+    elif chunks == "auto":
+        limit = max(auto_chunk_nbytes() // max(resolved.dtype.itemsize, 1), 1)
+        if n <= limit:
+            return (n,)
+        # The last row that ends within each multiple of the limit.
+        at = np.searchsorted(ends, np.arange(limit, n, limit), side="right") - 1
+        cuts = ends[np.unique(np.clip(at, 0, None))]
+    else:
+        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+    sizes = np.diff(np.unique(np.concatenate([[0], cuts, [n]])))
+    return tuple(int(s) for s in sizes) or (0,)
+
+
+def _even_chunks(n: int, chunk: Any) -> tuple[int, ...]:
+    if not isinstance(chunk, int):
+        return tuple(chunk)
+    if chunk in (-1, 0) or chunk >= n:
+        return (n,)
+    return tuple(min(chunk, n - i) for i in range(0, n, chunk))
