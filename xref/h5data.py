@@ -159,6 +159,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     fill_value = _fill_value(properties, dtype, bool(kind))
     if fill_value is None:
         indirect = indirect or "fill value: not known to h5py"
+    if stored == 0:
+        offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
         needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if offset + needed > location.identity[2]:

@@ -371,6 +371,9 @@ def _copy_group(
             _element_index(src, src_strides, shape, itemsize)
         ]
         return
+    if out.dtype.names is not None:
+        # as_strided refuses some compounds; their bytes are what is copied.
+        flat, out = flat.view(f"V{itemsize}"), out.view(f"V{itemsize}")
     windows = _windows(flat, shape, src_strides)
     places = _windows(out, shape, dst_strides)
     window_nbytes = max(int(np.prod(shape, dtype=np.int64)) * itemsize, 1)
