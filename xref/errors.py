@@ -25,6 +25,10 @@ class DanglingReferenceError(XrefError, LookupError):
     """A reference points at no object of the file."""
 
 
+class WrongTargetError(XrefError, TypeError):
+    """A reference points at another kind of object than the operation works on."""
+
+
 class UnsupportedError(XrefError, NotImplementedError):
     """A legal feature of HDF5 that xref does not read."""
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
-from xref.errors import ResultTooLargeError
+from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
 from xref.layout import DatasetLayout
@@ -108,20 +108,26 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     ------
     SelectionError
         If a region does not fit its target's current extent.
-    DanglingReferenceError
-        If a target is no dataset.
+    DanglingReferenceError, WrongTargetError
+        If there is no object at a target's address, or no dataset.
     """
     n = len(references)
     groups, null = split_targets(references)
     targets = []
     for location, address, rows in groups:
-        layout = dataset_layout(location, address)
+        where = np.arange(n)[rows]
+        try:
+            layout = dataset_layout(location, address)
+        except (DanglingReferenceError, WrongTargetError) as error:
+            raise type(error)(
+                f"{describe(int(where[0]))}: {error}; .h5ref.table() shows what all of them "
+                "point at, .h5ref.items() resolves one by one"
+            ) from error
         count = n if isinstance(rows, slice) else len(rows)
         if references.regions is None:
             regions = empty_table(count, 0, Kind.ALL)
         else:
             regions = references.regions.take(rows)
-        where = np.arange(n)[rows]
         fitted = regions.fit(layout.shape, lambda i, where=where: describe(int(where[i])))  # type: ignore[misc]
         targets.append(
             BoundTarget(

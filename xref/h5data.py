@@ -286,8 +286,20 @@ def read_raw(
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     if out.size:
         space, memory = _box_space(dataset, start, shape)
-        dataset.id.read(memory, space, out, mtype=datatype)
+        try:
+            dataset.id.read(memory, space, out, mtype=datatype)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise _read_error(dataset, start, shape, error) from error
     return out
+
+
+def _read_error(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
+) -> FileReadError:
+    return FileReadError(
+        f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'}: h5py could "
+        f"not read {shape} elements at {start}: {error}"
+    )
 
 
 def read_values(
@@ -307,10 +319,7 @@ def read_values(
             return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
         return np.asarray(dataset[key])
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise FileReadError(
-            f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'}: h5py "
-            f"could not read {shape} elements at {start}: {error}"
-        ) from error
+        raise _read_error(dataset, start, shape, error) from error
 
 
 def is_reference_dtype(dtype: np.dtype[Any]) -> bool:

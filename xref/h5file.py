@@ -32,6 +32,7 @@ from xref.errors import (
     ExternalFileError,
     FileChangedError,
     FileReadError,
+    WrongTargetError,
 )
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
@@ -259,6 +260,12 @@ def _reference_image() -> tuple[bytes, int]:
         return file.id.get_file_image(), offset
 
 
+@lru_cache(maxsize=4096)
+def _make_reference(address: int) -> h5py.Reference:
+    """Make one reference; it is 8 bytes, bound to no file, and may be kept."""
+    return _make_references([address])[0]
+
+
 def _make_references(addresses: list[int]) -> list[h5py.Reference]:
     """Make h5py object references from addresses.
 
@@ -317,7 +324,9 @@ def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Objec
                 f"{location.filename}: address {address:#x} {problem}; "
                 "the reference is dangling"
             )
-    for address, reference in zip(addresses, _make_references(addresses), strict=True):
+    few = len(addresses) < 8
+    references = map(_make_reference, addresses) if few else _make_references(addresses)
+    for address, reference in zip(addresses, references, strict=True):
         try:
             identifier = h5r.dereference(reference, file.id)
         except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -361,11 +370,13 @@ def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
     Raises
     ------
     DanglingReferenceError
-        If the object there is none.
+        If there is no object.
+    WrongTargetError
+        If it is none.
     """
     item = open_object(location, address)
     if not isinstance(item, h5py.Dataset):
-        raise DanglingReferenceError(
+        raise WrongTargetError(
             f"{location.filename}: the object at {address:#x} is a "
             f"{type(item).__name__.lower()}, not a dataset"
         )

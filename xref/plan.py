@@ -50,6 +50,12 @@ class Parts(FrozenColumns):
     def __len__(self) -> int:
         return len(self.dst)
 
+    @property
+    def units(self) -> bool:
+        """Whether all parts are single elements by one broadcast shape, as points are."""
+        shared = len(self) > 1 and self.shape.strides[0] == 0
+        return shared and bool((self.shape[0] == 1).all())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadPlan(FrozenColumns):
@@ -111,6 +117,14 @@ def row_strides(shape: IntArray) -> IntArray:
     out = np.ones(shape.shape, dtype=np.int64)
     if shape.shape[1] > 1:
         out[:, :-1] = np.cumprod(shape[:, :0:-1], axis=1)[:, ::-1]
+    return out
+
+
+def _linear(coords: IntArray, weights: Sequence[int]) -> IntArray:
+    """Return ``coords @ weights``; column by column, as rows are only a few wide."""
+    out = np.zeros(len(coords), dtype=np.int64)
+    for column, weight in zip(coords.T, weights, strict=True):
+        out += column if weight == 1 else column * weight
     return out
 
 
@@ -216,7 +230,7 @@ def _concat_parts(found: list[Parts], ndim: int) -> Parts:
         nothing = np.zeros((0, ndim), dtype=np.int64)
         parts = _unit_parts(nothing, np.zeros(0, dtype=np.int64))
     filled = (parts.shape > 0).all(axis=1)
-    return parts if filled.all() else _take_parts(parts, np.flatnonzero(filled))
+    return parts if parts.units or filled.all() else _take_parts(parts, np.flatnonzero(filled))
 
 
 def _take_parts(parts: Parts, rows: npt.NDArray[np.intp]) -> Parts:
@@ -229,6 +243,8 @@ def _cut_axis(parts: Parts, axis: int, width: int) -> Parts:
     A part whose step is wider than that is cut into single elements, so that no
     piece spans a cell that it has no element in.
     """
+    if parts.units:
+        return parts
     start, n, step = parts.start[:, axis], parts.shape[:, axis], parts.step[:, axis]
     first, last = start // width, (start + (n - 1) * step) // width
     wide = (step > width) & (n > 1)
@@ -260,27 +276,34 @@ def _part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArra
     with wider steps have been cut.
     """
     low = parts.start // chunks
+    weight = canvas_strides(grid)
+    n_cells = math.prod(grid)
+    if parts.units:
+        # Single elements: one chunk each.
+        if n_cells > _GRID_CELLS:
+            return np.unique(_linear(low, weight))
+        marks = np.zeros(n_cells, dtype=bool)
+        marks[_linear(low, weight)] = True
+        return np.flatnonzero(marks)
     high = (parts.start + (parts.shape - 1) * parts.step) // chunks
     spans = high - low + 1
     n_each = spans.prod(axis=1) if spans.shape[1] else np.ones(len(parts), dtype=np.int64)
     ends = np.cumsum(n_each)
     n_pairs = int(ends[-1]) if len(ends) else 0
-    n_cells = math.prod(grid)
     if n_pairs > _PAIRS_AT_ONCE and n_cells <= _GRID_CELLS:
         return _mark_grid(low, high, grid)
-    weight = np.array(canvas_strides(grid), dtype=np.int64)
-    marks = np.zeros(n_cells, dtype=bool) if n_cells <= _GRID_CELLS else None
+    marked = np.zeros(n_cells, dtype=bool) if n_cells <= _GRID_CELLS else None
     found: list[IntArray] = []
     cuts = np.searchsorted(ends, np.arange(_PAIRS_AT_ONCE, n_pairs, _PAIRS_AT_ONCE))
     edges = np.unique(np.concatenate([[0], cuts, [len(parts)]]))
     for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         number = _pair_numbers(low[begin:end], spans[begin:end], n_each[begin:end], weight)
-        if marks is not None:
-            marks[number] = True
+        if marked is not None:
+            marked[number] = True
         else:
             found.append(np.unique(number))
-    if marks is not None:
-        return np.flatnonzero(marks)
+    if marked is not None:
+        return np.flatnonzero(marked)
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
@@ -305,11 +328,11 @@ def _mark_grid(low: IntArray, high: IntArray, grid: Sequence[int]) -> IntArray:
     """Mark boxes of cells by summing up signed corners; cost is parts plus cells."""
     ndim = len(grid)
     shape = tuple(n + 1 for n in grid)
-    weight = np.array(canvas_strides(shape), dtype=np.int64)
+    weight = canvas_strides(shape)
     marks = np.zeros(math.prod(shape), dtype=np.int64)
     for corner in range(2**ndim):
         upper = np.array([corner >> axis & 1 for axis in range(ndim)], dtype=bool)
-        at = (np.where(upper, high + 1, low) * weight).sum(axis=1)
+        at = _linear(np.where(upper, high + 1, low), weight)
         sign = -1 if upper.sum() % 2 else 1
         marks += sign * np.bincount(at, minlength=len(marks))
     cells = marks.reshape(shape)
@@ -387,7 +410,7 @@ def plan_read(
     if math.prod(grid) >= 2**62:
         raise UnsupportedError(f"a grid of {grid} chunks has too many to number")
     tile_grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
-    tile_weight = np.array(canvas_strides(tile_grid), dtype=np.int64)
+    tile_weight = canvas_strides(tile_grid)
     tile_array = np.array(tile, dtype=np.int64)
     chunk_number = np.zeros(0, dtype=np.int64)
     if chunks is not None:
@@ -395,9 +418,8 @@ def plan_read(
     for axis in range(ndim):
         parts = _cut_axis(parts, axis, tile[axis])
     cells = parts.start // tile_array
-    tile_number = (cells * tile_weight).sum(axis=1)
-    canvas_weight = np.array(canvas_strides(tile), dtype=np.int64)
-    src = ((parts.start - cells * tile_array) * canvas_weight).sum(axis=1)
+    tile_number = _linear(cells, tile_weight)
+    src = _linear(parts.start - cells * tile_array, canvas_strides(tile))
     group, representative = _group_rows(parts)
     order = _sort_pairs(tile_number, group)
     tile_number = tile_number[order]
@@ -411,7 +433,7 @@ def plan_read(
     chunk_cut = np.zeros(len(tiles) + 1, dtype=np.int64)
     if chunks is not None:
         chunk_cell = np.stack(np.unravel_index(chunk_number, grid), axis=1)
-        of_tile = (chunk_cell * np.array(chunks) // tile_array * tile_weight).sum(axis=1)
+        of_tile = _linear(chunk_cell * np.array(chunks) // tile_array, tile_weight)
         by_tile = np.argsort(of_tile, kind="stable")
         chunk_number = chunk_number[by_tile]
         chunk_cut = np.append(np.searchsorted(of_tile[by_tile], tiles), len(chunk_number))

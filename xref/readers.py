@@ -15,6 +15,7 @@ to it without a lock.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from xref.columns import IntArray
 from xref.errors import CorruptFileError, UnsupportedError
@@ -318,7 +318,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]) -> None:
-    n_elements = int(np.prod(plan.tile_shape, dtype=np.int64))
+    n_elements = math.prod(plan.tile_shape)
     if out.dtype.hasobject:
         canvas = np.empty(plan.tile_shape, dtype=out.dtype)
     else:
@@ -358,26 +358,30 @@ def _copy_group(
 ) -> None:
     """Copy windows of one shape; strides in bytes, places in elements."""
     itemsize = out.dtype.itemsize
-    if len(src) <= FEW_PIECES and not out.dtype.hasobject:
-        # The constructor costs a tenth of as_strided; bytes, as not every dtype is a buffer.
-        source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
-        for s, d in zip(src.tolist(), dst.tolist(), strict=True):
-            to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
-            to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
-        return
     if out.dtype.hasobject:
-        # as_strided refuses some dtypes with objects: index element by element.
+        # No views of objects from a buffer: index element by element.
         out[_element_index(dst, dst_strides, shape, itemsize)] = flat[
             _element_index(src, src_strides, shape, itemsize)
         ]
         return
-    if out.dtype.names is not None:
-        # as_strided refuses some compounds; their bytes are what is copied.
-        flat, out = flat.view(f"V{itemsize}"), out.view(f"V{itemsize}")
-    windows = _windows(flat, shape, src_strides)
-    places = _windows(out, shape, dst_strides)
-    window_nbytes = max(int(np.prod(shape, dtype=np.int64)) * itemsize, 1)
-    batch = max(COPY_NBYTES // window_nbytes, 1)
+    # Views through ndarray's constructor: it costs a tenth of as_strided and takes
+    # compounds that as_strided refuses. Over bytes, as not every dtype is a buffer.
+    source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
+    if len(src) <= FEW_PIECES:
+        for s, d in zip(src.tolist(), dst.tolist(), strict=True):
+            to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
+            to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
+        return
+    n_src = (
+        len(flat)
+        - sum((n - 1) * s for n, s in zip(shape, src_strides, strict=True)) // itemsize
+    )
+    n_dst = (
+        len(out) - sum((n - 1) * s for n, s in zip(shape, dst_strides, strict=True)) // itemsize
+    )
+    windows = np.ndarray((n_src, *shape), dtype, source, 0, (itemsize, *src_strides))
+    places = np.ndarray((n_dst, *shape), dtype, target, 0, (itemsize, *dst_strides))
+    batch = max(COPY_NBYTES // max(math.prod(shape) * itemsize, 1), 1)
     for i in range(0, len(src), batch):
         places[dst[i : i + batch]] = windows[src[i : i + batch]]
 
@@ -390,14 +394,3 @@ def _element_index(
     for n, stride in zip(shape, strides, strict=True):
         index = np.add.outer(index, np.arange(n) * (stride // itemsize))
     return index
-
-
-def _windows(
-    flat: npt.NDArray[Any], shape: tuple[int, ...], strides: tuple[int, ...]
-) -> npt.NDArray[Any]:
-    """Return a view whose row i is the window that begins at element i of ``flat``."""
-    itemsize = max(flat.dtype.itemsize, 1)
-    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) // itemsize
-    return as_strided(
-        flat, (len(flat) - reach, *shape), (flat.dtype.itemsize, *strides), writeable=True
-    )

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xref.errors import DanglingReferenceError, SelectionError, UnsupportedError
+from xref.errors import (
+    DanglingReferenceError,
+    SelectionError,
+    UnsupportedError,
+    WrongTargetError,
+)
 from xref.gather import split_targets
 from xref.h5data import dataset_layout
 from xref.h5file import known_path, object_kind, object_paths
@@ -70,7 +75,7 @@ def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[s
         try:
             extent = dataset_layout(location, address).shape
             part = part.fit(extent, lambda _: "")
-        except (DanglingReferenceError, SelectionError, UnsupportedError):
+        except (DanglingReferenceError, SelectionError, UnsupportedError, WrongTargetError):
             pass
         else:
             if len(extent) > width:
