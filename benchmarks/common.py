@@ -56,12 +56,12 @@ def timed():
     lap.others = max(((busy_after - busy) - (own_after - own)) / max(lap.wall, 1e-9), 0.0)
 
 
-def wait_for_calm(seconds=2.0):
+def wait_for_calm(seconds=1.0):
     """Wait until other processes leave the processors alone, but no longer than told."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         with timed() as lap:
-            time.sleep(0.2)
+            time.sleep(0.1)
         if lap.others < CALM:
             return
 

@@ -27,7 +27,6 @@ from pathlib import Path
 import h5py
 import hdf5plugin
 import numpy as np
-
 from common import add_data_argument
 
 IMAGE = 8192

@@ -13,6 +13,7 @@ by slabs of one chunk in time. W4's time includes the mean of each region.
 
 import argparse
 import functools
+import itertools
 import os
 import threading
 import time
@@ -23,9 +24,8 @@ from pathlib import Path
 import h5py
 import hdf5plugin  # noqa: F401, gives h5py its filters, which the checks need
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-
 from common import (
+    CALM,
     Truth,
     add_data_argument,
     calm_laps,
@@ -36,6 +36,7 @@ from common import (
     wait_for_calm,
     warm,
 )
+from numpy.lib.stride_tricks import sliding_window_view
 
 BOX = 32
 MOVIE_BOX = 16
@@ -131,6 +132,7 @@ class Laps(dict):
         self.last = time.perf_counter()
 
     def end(self, stage):
+        """Give the time since the last stage to this one."""
         now = time.perf_counter()
         self[stage] = now - self.last
         self.last = now
@@ -147,8 +149,8 @@ def needed_chunks(work, truth, chunks, grid):
     low, high = start // chunks, (start + shape - 1) // chunks
     for dy in range(int((high - low)[:, 0].max()) + 1):
         for dx in range(int((high - low)[:, 1].max()) + 1):
-            y, x = np.minimum(low[:, 0] + dy, high[:, 0]), np.minimum(low[:, 1] + dx, high[:, 1])
-            marks[y, x] = True
+            cells = np.minimum(low + (dy, dx), high)
+            marks[cells[:, 0], cells[:, 1]] = True
     return marks
 
 
@@ -209,7 +211,7 @@ def copy_boxes(image, start, threads):
         out[rows] = windows[y[rows], x[rows]]
 
     cuts = np.linspace(0, len(start), N_COPIES + 1).astype(int).tolist()
-    in_threads(copy, [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)], threads)
+    in_threads(copy, [slice(a, b) for a, b in itertools.pairwise(cuts)], threads)
     return out
 
 
@@ -356,7 +358,7 @@ def main():
                 "total, s": median([lap.wall for lap in calm]),
                 "CPU, s": median([lap.cpu for lap in calm]),
                 "least, s": min(lap.wall for lap in laps),
-                "calm": f"{sum(lap.others < 0.25 for lap in laps)}/{len(laps)}",
+                "calm": f"{sum(lap.others < CALM for lap in laps)}/{len(laps)}",
             }
             rows.append(row)
     print_table(rows)

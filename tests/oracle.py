@@ -91,7 +91,7 @@ def mask_shape(mask: np.ndarray) -> tuple[int, ...]:
         for axis in range(mask.ndim)
     ]
     if not mask.any():
-        return (0,) * mask.ndim
+        return (0,) * max(mask.ndim, 1)  # a scalar has no axis to be empty along
     if (mask == outer(shadows)).all():
         return tuple(int(shadow.sum()) for shadow in shadows)
     return (int(mask.sum()),)

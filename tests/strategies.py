@@ -294,6 +294,9 @@ def create_dataset(
     if layout == "contiguous":
         chunks = None
     options = {"fillvalue": fill_value(dtype), "chunks": chunks} | options
+    if 0 in shape:
+        # Only axes that can grow take chunks longer than they are.
+        options = {"maxshape": (None,) * len(shape) if chunks else None} | options
     return group.create_dataset(name, shape, dtype=dtype, **options, **layout_options(layout))
 
 

@@ -18,8 +18,6 @@ import xarray as xr
 from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError
 from xref.gather import BoundReferences, bind_references, common_dtype
-from xref.h5data import dataset_kind
-from xref.h5file import open_dataset
 from xref.references import ReferenceArray
 from xref.variables import (
     ReferenceVariable,
@@ -87,7 +85,7 @@ def bind(
             references = references[valid]
     bound = bind_references(references.columns, references.describe)
     for t in bound.targets:
-        kind = dataset_kind(open_dataset(t.location, t.address))
+        kind = t.layout.reference_kind
         if kind:
             raise UnsupportedError(
                 f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
 from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
 from xref.h5data import dataset_layout
-from xref.h5file import FileLocation
+from xref.h5file import FileLocation, prepare_references
 from xref.layout import DatasetLayout
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides
@@ -113,6 +114,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     """
     n = len(references)
     groups, null = split_targets(references)
+    prepare_references([address for _, address, _ in groups])
     targets = []
     for location, address, rows in groups:
         where = np.arange(n)[rows]
@@ -125,9 +127,17 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
             ) from error
         count = n if isinstance(rows, slice) else len(rows)
         if references.regions is None:
-            regions = empty_table(count, 0, Kind.ALL)
-        else:
-            regions = references.regions.take(rows)
+            targets.append(
+                BoundTarget(
+                    location=location,
+                    address=address,
+                    layout=layout,
+                    rows=rows,
+                    regions=_whole(layout.shape, count),
+                )
+            )
+            continue
+        regions = references.regions.take(rows)
         fitted = regions.fit(layout.shape, lambda i, where=where: describe(int(where[i])))  # type: ignore[misc]
         targets.append(
             BoundTarget(
@@ -143,6 +153,12 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
         shape[target.rows] = 1
         shape[target.rows, : sizes.shape[1]] = sizes
     return BoundReferences(targets=tuple(targets), ndim=ndim, shape=shape, null=null)
+
+
+@lru_cache(maxsize=256)
+def _whole(extent: tuple[int, ...], count: int) -> RegionTable:
+    """Return rows that select all of an extent; many small targets share a shape."""
+    return empty_table(count, 0, Kind.ALL).fit(extent, str)
 
 
 def check_size(

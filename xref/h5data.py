@@ -28,6 +28,8 @@ from xref.h5file import (
     Object,
     check_external,
     file_format,
+    known_path,
+    object_address,
     open_dataset,
     text,
 )
@@ -93,7 +95,20 @@ def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
     return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 
-@lru_cache(maxsize=512)
+@dataclass(frozen=True, slots=True)
+class DatasetLabel:
+    """Names a dataset in messages; its path is searched for only when one is written."""
+
+    location: FileLocation
+    dataset: h5py.Dataset
+
+    def __str__(self) -> str:
+        address = object_address(self.dataset)
+        path = known_path(self.location, address) or self.dataset.name
+        return f"{self.location.filename}: {path or f'dataset at {address:#x}'}"
+
+
+@lru_cache(maxsize=1 << 15)
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
     """Return shape, type and storage of the dataset at an address."""
     return read_layout(open_dataset(location, address), location)
@@ -109,7 +124,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     ExternalFileError
         If its data lie in other files that the location does not allow.
     """
-    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    where = DatasetLabel(location, dataset)
     datatype = dataset.id.get_type()
     space = dataset.id.get_space()
     # A null dataspace holds no element: an array of none.
@@ -177,6 +192,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         offset=offset,
         pipeline=pipeline,
         fill_value=fill_value,
+        reference_kind=kind,
         stored_nbytes=stored,
         indirect=indirect,
     )
@@ -203,7 +219,9 @@ def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) 
     return value[0]
 
 
-def _check_raw_external(dataset: h5py.Dataset, location: FileLocation, where: str) -> None:
+def _check_raw_external(
+    dataset: h5py.Dataset, location: FileLocation, where: DatasetLabel
+) -> None:
     if location.external != "all":
         names = [name for name, _, _ in dataset.external or ()]
         raise ExternalFileError(
@@ -212,7 +230,9 @@ def _check_raw_external(dataset: h5py.Dataset, location: FileLocation, where: st
         )
 
 
-def _check_virtual(properties: h5p.PropDCID, location: FileLocation, where: str) -> None:
+def _check_virtual(
+    properties: h5p.PropDCID, location: FileLocation, where: DatasetLabel
+) -> None:
     for i in range(properties.get_virtual_count()):
         name = properties.get_virtual_filename(i)
         if name != ".":
@@ -245,7 +265,7 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
     dataset = open_dataset(location, address)
     layout = dataset_layout(location, address)
-    where = f"{location.filename}: {dataset.name or 'a dataset without a name'}"
+    where = DatasetLabel(location, dataset)
     found: list[Any] = []
     try:
         dataset.id.chunk_iter(found.append)
@@ -265,7 +285,7 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
         np.fromiter((c.filter_mask for c in found), np.uint32, n),
         layout=layout,
         file_nbytes=location.identity[2],
-        where=where,
+        where=str(where),
     )
 
 

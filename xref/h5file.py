@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections import deque
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -245,6 +246,7 @@ def file_of(item: Object, outer: FileLocation) -> FileLocation:
 
 
 _SLOTS = 1024
+_KEPT_REFERENCES = 1 << 16
 
 
 @lru_cache(maxsize=1)
@@ -260,31 +262,40 @@ def _reference_image() -> tuple[bytes, int]:
         return file.id.get_file_image(), offset
 
 
-@lru_cache(maxsize=4096)
-def _make_reference(address: int) -> h5py.Reference:
-    """Make one reference; it is 8 bytes, bound to no file, and may be kept."""
-    return _make_references([address])[0]
+_made: OrderedDict[int, h5py.Reference] = OrderedDict()
+_made_lock = threading.Lock()
 
 
-def _make_references(addresses: list[int]) -> list[h5py.Reference]:
+def _references(addresses: Sequence[int]) -> list[h5py.Reference]:
     """Make h5py object references from addresses.
 
     h5py has no constructor for them; it reads them from an image in memory whose
-    slots hold the addresses.
+    slots hold the addresses. A reference is 8 bytes, bound to no file, and is kept
+    for the next time.
     """
-    image, offset = _reference_image()
-    out: list[h5py.Reference] = []
-    for begin in range(0, len(addresses), _SLOTS):
-        part = addresses[begin : begin + _SLOTS]
-        patched = bytearray(image)
-        struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
-        file = h5f.open_file_image(bytes(patched))
-        try:
-            with h5py.File(file) as references:
-                out += references["r"][: len(part)].tolist()
-        finally:
+    with _made_lock:
+        missing = [a for a in dict.fromkeys(addresses) if a not in _made]
+        image, offset = _reference_image()
+        for begin in range(0, len(missing), _SLOTS):
+            part = missing[begin : begin + _SLOTS]
+            patched = bytearray(image)
+            struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
+            # h5py's File object costs more than all references of the image.
+            file = h5f.open_file_image(bytes(patched))
+            dataset = h5d.open(file, b"r")
+            found = np.empty(_SLOTS, dtype=h5py.ref_dtype)
+            dataset.read(h5s.ALL, h5s.ALL, found)
             file.close()
-    return out
+            _made.update(zip(part, found.tolist(), strict=False))
+        out = [_made[a] for a in addresses]
+        while len(_made) > _KEPT_REFERENCES:
+            _made.popitem(last=False)
+        return out
+
+
+def prepare_references(addresses: Sequence[int]) -> None:
+    """Make references to many objects at once, before they are opened one by one."""
+    _references(addresses)
 
 
 def header_problem(location: FileLocation, address: int) -> str:
@@ -324,9 +335,7 @@ def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Objec
                 f"{location.filename}: address {address:#x} {problem}; "
                 "the reference is dangling"
             )
-    few = len(addresses) < 8
-    references = map(_make_reference, addresses) if few else _make_references(addresses)
-    for address, reference in zip(addresses, references, strict=True):
+    for address, reference in zip(addresses, _references(addresses), strict=True):
         try:
             identifier = h5r.dereference(reference, file.id)
         except (ValueError, RuntimeError, OSError, KeyError) as error:

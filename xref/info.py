@@ -14,17 +14,16 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xref.elements import DecodeOptions
-from xref.errors import ExternalFileError, UnsupportedError, XrefError
+from xref.errors import ExternalFileError, XrefError
 from xref.h5data import (
     SCALE_ATTRIBUTES,
     RawReferences,
     dataset_kind,
-    dataset_layout,
     read_attributes,
     reference_kinds,
 )
@@ -37,7 +36,10 @@ from xref.h5file import (
     iterate_members,
     locate_file,
     object_address,
+    object_paths,
     open_group,
+    open_object,
+    open_objects,
     remember_paths,
 )
 from xref.references import ReferenceArray
@@ -47,7 +49,13 @@ from xref.variables import _attribute_references, build_variable
 TARGETS_SHOWN = 8
 """Targets of one holder that the text lists; JSON has all."""
 
-_FAILURES = (XrefError, OSError, RuntimeError, ValueError, TypeError, KeyError, LookupError)
+_FAILURES = (XrefError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+
+# Path, kind and shape of objects by address.
+Known: TypeAlias = dict[int, tuple[str | None, str, list[int] | None]]
+
+# Path and attribute name (None for a dataset) of a holder, and what it holds.
+Found: TypeAlias = tuple[str, str | None, ReferenceArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,6 @@ class TargetReport:
     path: str | None  # None for an object without a name
     address: int  # object header, bytes from the base address
     kind: str  # "dataset", "group", "datatype" or "dangling"
-    filename: str | None
     count: int  # references that point here
     shape: list[int] | None  # extent of a dataset
     outside: int  # regions that reach beyond the extent
@@ -115,51 +122,121 @@ def inspect_file(filename: str | os.PathLike[str], group: str | None = None) -> 
 
 
 def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None:
+    # HDF5 slows down with the number of open objects, so none is kept: the walk
+    # collects addresses and reference columns, and the description follows it.
+    known: Known = {}
+    found: list[Found] = []
     top = open_group(location, path)
-    seen = {object_address(top)}
-    # Paths first: what the references point at is then shown by the name of the walk.
-    found: list[tuple[str, Any]] = []
-    stack: list[tuple[str, Any]] = [(path, top)]
+    known[object_address(top)] = path, "group", None
+    stack = [path]
     while stack:
-        where, item = stack.pop()
-        found.append((where, item))
-        if not is_group(item):
+        where = stack.pop()
+        try:
+            group = open_group(location, where)
+        except OSError as error:
+            report.problems.append(_problem(where, error, location))
             continue
         report.groups += 1
-        below = list(_members(report, location, where, item, seen))
-        stack += reversed(below)
-    remember_paths(location, {object_address(item): where for where, item in found})
-    for where, item in found:
-        try:
-            _inspect_object(report, location, where, item)
-        except _FAILURES as error:
-            report.problems.append(f"{where}: {_first_line(error)}")
-
-
-def _members(
-    report: FileReport, location: FileLocation, where: str, group: Any, seen: set[int]
-) -> Iterator[tuple[str, Any]]:
-    for name, item in iterate_members(group, location):
-        full = posixpath.join(where, name)
-        if isinstance(item, Exception):
-            if isinstance(item, ExternalFileError) or _is_soft(group, name):
-                report.notes.append(f"{full}: a link that is not followed or leads nowhere")
-            else:
-                report.problems.append(f"{full}: {_first_line(item)}")
-            continue
-        try:
-            if file_of(item, location) != location:
-                report.notes.append(
-                    f"{full}: in another file, {file_of(item, location).filename}"
-                )
+        found += _attribute_holders(report, location, where, group)
+        below: list[str] = []
+        for name, item in iterate_members(group, location):
+            full = posixpath.join(where, name)
+            if isinstance(item, Exception):
+                if isinstance(item, ExternalFileError) or _is_soft(group, name):
+                    report.notes.append(f"{full}: not followed, or leads nowhere")
+                else:
+                    report.problems.append(_problem(full, item, location))
                 continue
-            address = object_address(item)
+            try:
+                found += _inspect_member(report, location, full, item, known, below)
+            except _FAILURES as error:
+                report.problems.append(_problem(full, error, location))
+        stack += reversed(below)
+    remember_paths(location, {address: where for address, (where, _, _) in known.items()})
+    for where, attribute, references in found:
+        try:
+            report.references.append(_describe(references, where, attribute, location, known))
         except _FAILURES as error:
-            report.problems.append(f"{full}: {_first_line(error)}")
+            label = where if attribute is None else f"{where}, attribute {attribute!r}"
+            report.problems.append(_problem(label, error, location))
+
+
+def _inspect_member(
+    report: FileReport,
+    location: FileLocation,
+    where: str,
+    item: Any,
+    known: Known,
+    below: list[str],
+) -> list[Found]:
+    home = file_of(item, location)
+    if home != location:
+        report.notes.append(f"{where}: in another file, {home.filename}")
+        return []
+    address = object_address(item)
+    if address in known:
+        return []
+    if is_group(item):
+        known[address] = where, "group", None
+        below.append(where)
+        return []
+    shape = list(item.shape or ()) if is_dataset(item) else None
+    known[address] = where, "datatype" if shape is None else "dataset", shape
+    found = _attribute_holders(report, location, where, item)
+    if shape is None:
+        return found
+    report.datasets += 1
+    kind = dataset_kind(item)
+    if kind == "std":
+        report.not_read.append(f"{where}: references of HDF5 1.12 and later (H5T_STD_REF)")
+    elif kind:
+        remember_paths(location, {address: where})
+        dims = tuple(f"dim_{i}" for i in range(len(shape)))
+        variable = build_variable(location, address, item, dims, {}, DecodeOptions())
+        found.insert(0, (where, None, variable.data))
+    else:
+        _note_inner(report, where, item.id)
+    return found
+
+
+def _note_inner(report: FileReport, label: str, holder: Any) -> bool:
+    """Note references that lie within other types; ``holder`` has HDF5's type."""
+    kinds = reference_kinds(holder.get_type())
+    if kinds:
+        names = " and ".join(sorted(kinds)).replace("std", "HDF5 1.12")
+        report.not_read.append(f"{label}: {names} references, alone or within another type")
+    return bool(kinds)
+
+
+def _attribute_holders(
+    report: FileReport, location: FileLocation, where: str, item: Any
+) -> list[Found]:
+    values, problems = read_attributes(item)
+    report.dimension_scale_attributes += sum(
+        name in SCALE_ATTRIBUTES for name in (*values, *problems)
+    )
+    for name, error in problems.items():
+        if name in SCALE_ATTRIBUTES:
             continue
-        if address not in seen:
-            seen.add(address)
-            yield full, item
+        label = f"{where}, attribute {name!r}"
+        try:
+            attribute = item.attrs.get_id(name)
+        except _FAILURES:
+            report.problems.append(_problem(label, error, location))
+        else:
+            # An attribute that h5py cannot read is of interest for its references only.
+            _note_inner(report, label, attribute)
+    found: list[Found] = []
+    for name, value in values.items():
+        if isinstance(value, RawReferences) and name not in SCALE_ATTRIBUTES:
+            label = f"{where}, attribute {name!r}"
+            try:
+                array = _attribute_references(value, location, label, DecodeOptions())
+            except _FAILURES as error:
+                report.problems.append(_problem(label, error, location))
+            else:
+                found.append((where, name, array))
+    return found
 
 
 def _is_soft(group: Any, name: str) -> bool:
@@ -171,134 +248,113 @@ def _is_soft(group: Any, name: str) -> bool:
     return type(link).__name__ in ("SoftLink", "ExternalLink")
 
 
-def _inspect_object(report: FileReport, location: FileLocation, where: str, item: Any) -> None:
-    if is_dataset(item):
-        report.datasets += 1
-        try:
-            _inspect_dataset(report, location, where, item)
-        except _FAILURES as error:
-            report.problems.append(f"{where}: {_first_line(error)}")
-    values, problems = read_attributes(item)
-    report.dimension_scale_attributes += sum(
-        name in SCALE_ATTRIBUTES for name in (*values, *problems)
-    )
-    for name, error in problems.items():
-        label = f"{where}, attribute {name!r}"
-        if isinstance(error, UnsupportedError):
-            report.not_read.append(f"{label}: {_first_line(error)}")
-        elif name not in SCALE_ATTRIBUTES:
-            report.problems.append(f"{label}: {_first_line(error)}")
-    for name, value in values.items():
-        if isinstance(value, RawReferences) and name not in SCALE_ATTRIBUTES:
-            label = f"{where}, attribute {name!r}"
-            try:
-                references = _attribute_references(value, location, label, DecodeOptions())
-                report.references.append(_describe(references, where, name))
-            except _FAILURES as error:
-                report.problems.append(f"{label}: {_first_line(error)}")
-
-
-def _inspect_dataset(report: FileReport, location: FileLocation, where: str, item: Any) -> None:
-    kind = dataset_kind(item)
-    if kind == "std":
-        report.not_read.append(f"{where}: references of HDF5 1.12 and later (H5T_STD_REF)")
-    elif kind:
-        dims = tuple(f"dim_{i}" for i in range(len(item.shape)))
-        address = object_address(item)
-        variable = build_variable(location, address, item, dims, {}, DecodeOptions())
-        report.references.append(_describe(variable.data, where, None))
-    else:
-        inside = reference_kinds(item.id.get_type())
-        if inside:
-            kinds = " and ".join(sorted(inside)).replace("std", "HDF5 1.12")
-            report.not_read.append(
-                f"{where}: {kinds} references within a compound, array or sequence type"
-            )
-
-
-def _describe(references: ReferenceArray, path: str, attribute: str | None) -> HolderReport:
-    dims = tuple(f"dim_{i}" for i in range(references.ndim))
-    table = reference_table(references, dims, {})
-    n = references.size
-    flat = {
-        name: v.values.reshape((n, *v.shape[references.ndim :])) for name, v in table.items()
-    }
-    kind = flat["kind"]
-    live = np.flatnonzero(kind != "null")
+def _describe(
+    references: ReferenceArray,
+    path: str,
+    attribute: str | None,
+    location: FileLocation,
+    known: Known,
+) -> HolderReport:
     columns = references.columns
-    pairs = np.stack([columns.file[live].astype(np.uint64), columns.address[live]], axis=1)
-    _, first, inverse, counts = np.unique(
-        pairs, axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    rows_of = np.split(live[order], np.cumsum(counts)[:-1]) if len(counts) else []
-    targets = [
-        _describe_target(references, flat, rows_of[k])
-        for k in np.lexsort((first, -counts)).tolist()
-    ]
+    null = columns.address == 0
+    regions: dict[str, Any] = {}
     selections: dict[str, int] = {}
     if references.is_region:
-        names, numbers = np.unique(flat["selection"], return_counts=True)
-        selections = {
-            str(name): int(number)
-            for name, number in zip(names, numbers, strict=True)
-            if name != "null"
+        dims = tuple(f"dim_{i}" for i in range(references.ndim))
+        table = reference_table(references, dims, {})
+        regions = {
+            name: table[name].values.reshape((references.size, -1))
+            for name in ("npoints", "start", "stop")
         }
+        kinds = table["selection"].values.reshape(-1)
+        null = null | (kinds == "null")
+        names, numbers = np.unique(kinds[~null], return_counts=True)
+        selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
+    live = np.flatnonzero(~null)
+    # References of one holder live in one file: that of the holder.
+    addresses, first, inverse, counts = np.unique(
+        columns.address[live], return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    rows = np.split(live[order], np.cumsum(counts)[:-1])
+    _look_up(location, [int(a) for a in addresses], known)
+    targets = []
+    for k in np.lexsort((first, -counts)).tolist():
+        where, kind, shape = known[int(addresses[k])]
+        start, stop, outside = _box(regions, rows[k], shape)
+        targets.append(
+            TargetReport(
+                path=where,
+                address=int(addresses[k]),
+                kind=kind,
+                count=int(counts[k]),
+                shape=shape,
+                outside=outside,
+                start=start,
+                stop=stop,
+            )
+        )
     return HolderReport(
         path=path,
         attribute=attribute,
         kind="region" if references.is_region else "object",
         shape=list(references.shape),
-        count=n,
-        null=n - len(live),
-        dangling=int((kind == "dangling").sum()),
+        count=references.size,
+        null=int(null.sum()),
+        dangling=sum(t.count for t in targets if t.kind == "dangling"),
         selections=selections,
         targets=targets,
     )
 
 
-def _describe_target(
-    references: ReferenceArray, flat: dict[Any, Any], rows: Any
-) -> TargetReport:
-    row = int(rows[0])
-    path, kind = flat["path"][row], str(flat["kind"][row])
-    columns = references.columns
-    address = int(columns.address[row])
-    location = columns.files[int(columns.file[row])]
-    shape = start = stop = None
-    outside = 0
-    if kind == "dataset":
-        try:
-            shape = list(dataset_layout(location, address).shape)
-        except _FAILURES:
-            shape = None  # storage that is not read; the references are shown all the same
-    if references.is_region:
-        selected = rows[flat["npoints"][rows] != 0]
-        low, high = flat["start"][selected], flat["stop"][selected]
-        if len(selected):
-            start, stop = low.min(axis=0).tolist(), high.max(axis=0).tolist()
-        if shape is not None and len(shape) == high.shape[1]:
-            outside = int((high > np.array(shape, dtype=np.int64)).any(axis=1).sum())
-        elif shape is not None and len(selected):
-            start, stop = (None, None) if len(shape) > high.shape[1] else (start, stop)
-            start, stop = (c[: len(shape)] if c else c for c in (start, stop))
-    return TargetReport(
-        path=path if isinstance(path, str) else None,
-        address=address,
-        kind=kind,
-        filename=location.filename,
-        count=len(rows),
-        shape=shape,
-        outside=outside,
-        start=start,
-        stop=stop,
-    )
+def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None:
+    """Add the objects that the walk did not meet: unnamed ones, or outside its group."""
+    missing = [address for address in addresses if address not in known]
+    paths = object_paths(location) if missing else {}
+    done = 0
+    try:
+        for address, item in zip(missing, open_objects(location, missing), strict=True):
+            shape = list(item.shape or ()) if is_dataset(item) else None
+            kind = "group" if is_group(item) else "datatype" if shape is None else "dataset"
+            known[address] = paths.get(address), kind, shape
+            done += 1
+    except _FAILURES:
+        # One address without an object fails the batch: the rest is opened one by one.
+        for address in missing[done:]:
+            known[address] = _look_at(location, address, paths.get(address))
 
 
-def _first_line(error: Exception) -> str:
+def _look_at(
+    location: FileLocation, address: int, path: str | None
+) -> tuple[str | None, str, list[int] | None]:
+    try:
+        item = open_object(location, address)
+        if is_dataset(item):
+            return path, "dataset", list(item.shape or ())
+        return path, "group" if is_group(item) else "datatype", None
+    except _FAILURES:
+        return path, "dangling", None
+
+
+def _box(
+    regions: dict[str, Any], rows: Any, shape: list[int] | None
+) -> tuple[list[int] | None, list[int] | None, int]:
+    """Return the box around regions, and how many reach beyond their target."""
+    if not regions:
+        return None, None, 0
+    rows = rows[regions["npoints"][rows, 0] != 0]
+    ndim = regions["start"].shape[1] if shape is None else len(shape)
+    start, stop = regions["start"][rows, :ndim], regions["stop"][rows, :ndim]
+    if not len(rows) or start.shape[1] < ndim:
+        return None, None, 0
+    outside = 0 if shape is None else int((stop > np.array(shape)).any(axis=1).sum())
+    return start.min(axis=0).tolist(), stop.max(axis=0).tolist(), outside
+
+
+def _problem(where: str, error: Exception, location: FileLocation) -> str:
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     line = (message.strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}"
+    return f"{where}: {type(error).__name__}: {line.removeprefix(f'{location.filename}: ')}"
 
 
 # --- text --------------------------------------------------------------------------
@@ -368,7 +424,8 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
         yield line
     if len(holder.targets) > len(shown):
         rest = holder.targets[len(shown) :]
-        yield f"  -> {_number(len(rest), 'other target')}, {sum(t.count for t in rest)} references"
+        number = sum(t.count for t in rest)
+        yield f"  -> {_number(len(rest), 'other target')}, {_number(number, 'reference')}"
 
 
 def printable(line: str) -> str:

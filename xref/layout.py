@@ -55,6 +55,8 @@ class DatasetLayout:
         Value of elements that were never written.
     stored_nbytes : int
         Bytes that the file holds for the data.
+    reference_kind : str
+        "object", "region" or "std" for datasets of references, else empty.
     indirect : str
         Why the data have to be read through h5py; empty when they need not.
     """
@@ -66,6 +68,7 @@ class DatasetLayout:
     pipeline: FilterPipeline
     fill_value: Any
     stored_nbytes: int
+    reference_kind: str
     indirect: str
 
     @property
@@ -105,7 +108,7 @@ def item_dtype(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     return dtype, ()
 
 
-def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: str) -> None:
+def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: object) -> None:
     """Refuse extents whose elements or chunks cannot be numbered in 62 bits."""
     if math.prod(shape) >= 2**62:
         raise UnsupportedError(f"{where} has {math.prod(shape)} elements, too many to number")

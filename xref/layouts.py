@@ -20,8 +20,7 @@ from xref.columns import IntArray
 from xref.decode import References
 from xref.gather import BoundReferences, bind_references
 from xref.graph import auto_chunk_nbytes, chunk_variable
-from xref.h5data import dataset_kind
-from xref.h5file import open_dataset
+from xref.h5data import dataset_layout
 from xref.layout import item_dtype
 from xref.lazy import SampleArray, StackArray, lazily_indexed
 from xref.references import ReferenceArray
@@ -281,8 +280,7 @@ def _target_coords(
             columns=columns.take(slice(0, 1)) if same else columns,
             options=options,
         )
-        item = open_dataset(target.location, address)
-        if dataset_kind(item):
+        if dataset_layout(target.location, address).reference_kind:
             continue
         attributes = open_target(target.location, address, options).attributes
         layout = bind_references(references.columns, references.describe).targets[0].layout

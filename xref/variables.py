@@ -27,6 +27,7 @@ from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
 from xref.h5data import (
     RawReferences,
     dataset_kind,
+    dataset_layout,
     read_attributes,
     read_layout,
     reference_addresses,
@@ -127,6 +128,13 @@ def attribute_values(
     for name, problem in problems.items():
         if name not in HIDDEN_ATTRIBUTES:
             warn_unreadable(f"{where}: attribute {name!r}", problem)
+    return plain_attributes(raw, location, where, options)
+
+
+def plain_attributes(
+    raw: dict[str, Any], location: FileLocation, where: str, options: DecodeOptions
+) -> dict[str, Any]:
+    """Turn attribute values into plain, picklable ones; warn of others."""
     values = {}
     for name, value in raw.items():
         try:
@@ -357,16 +365,8 @@ def _build_variable(
     member: _Member, dims: tuple[str, ...], options: DecodeOptions
 ) -> xr.Variable:
     where = f"{member.location.filename}: {member.name!r}"
-    attributes = {}
-    for name, value in member.attributes.items():
-        if name in HIDDEN_ATTRIBUTES:
-            continue
-        try:
-            attributes[name] = _plain(
-                value, member.location, f"{where}: attribute {name!r}", options
-            )
-        except XrefError as error:
-            warn_unreadable(f"{where}: attribute {name!r}", error)
+    shown = {k: v for k, v in member.attributes.items() if k not in HIDDEN_ATTRIBUTES}
+    attributes = plain_attributes(shown, member.location, where, options)
     return build_variable(
         member.location, member.address, member.item, dims, attributes, options
     )
@@ -390,7 +390,7 @@ def build_variable(
     if layout.chunks is not None:
         encoding["chunksizes"] = layout.chunks
         encoding["preferred_chunks"] = dict(zip(dims, layout.chunks, strict=False))
-    kind = dataset_kind(item)
+    kind = layout.reference_kind
     if kind:
         stored = StoredReferences(
             location,
@@ -435,11 +435,8 @@ def open_target(location: FileLocation, address: int, options: DecodeOptions) ->
     where = f"{location.filename}: dataset at {address:#x}"
     raw, _ = read_attributes(item)
     dims, scales = _target_dimensions(item, location, address, raw)
-    attributes = {
-        k: v
-        for k, v in attribute_values(item, location, where, options).items()
-        if k not in HIDDEN_ATTRIBUTES
-    }
+    shown = {k: v for k, v in raw.items() if k not in HIDDEN_ATTRIBUTES}
+    attributes = plain_attributes(shown, location, where, options)
     coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
     for dim, scale in scales.items():
         if scale != address:
@@ -459,7 +456,7 @@ def _target_dimensions(
     item: Any, location: FileLocation, address: int, raw: dict[str, Any]
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
-    ndim = len(read_layout(item, location).shape)
+    ndim = len(dataset_layout(location, address).shape)
     attached = raw.get("DIMENSION_LIST")
     if attached is None or len(attached) != ndim:
         own = known_path(location, address)
