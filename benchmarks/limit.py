@@ -149,7 +149,7 @@ def needed_chunks(work, truth, chunks, grid):
     low, high = start // chunks, (start + shape - 1) // chunks
     for dy in range(int((high - low)[:, 0].max()) + 1):
         for dx in range(int((high - low)[:, 1].max()) + 1):
-            cells = np.minimum(low + (dy, dx), high)
+            cells = np.minimum(low + np.array([dy, dx]), high)
             marks[cells[:, 0], cells[:, 1]] = True
     return marks
 

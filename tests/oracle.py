@@ -156,5 +156,3 @@ def _encoded(value: Any) -> Any:
         case np.ndarray():
             return _encoded(value.tolist())
     return value
-
-

@@ -120,7 +120,7 @@ class ReferenceAccessor:
         Returns
         -------
         xarray.Dataset
-            By reference: ``path`` (None without a name), ``address``, ``kind`` and
+            By reference: ``path`` (empty without a name), ``address``, ``kind`` and
             ``filename`` of the target. For region references also ``selection``
             (its kind), ``npoints``, ``start`` and ``stop`` (elements along each
             axis, stop exclusive), and ``ndim`` and ``shape`` of what resolving

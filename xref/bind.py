@@ -130,7 +130,7 @@ def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(np.array_equal(a, b))
+    return a is b or (type(a) is type(b) and bool(np.array_equal(a, b)))
 
 
 def decode_variable(

@@ -101,11 +101,15 @@ def _demo(options: argparse.Namespace) -> int:
     from xref.demo import run_demo
 
     try:
-        run_demo(options.folder, keep=options.keep, say=lambda line="": print(line, flush=True))
+        run_demo(options.folder, keep=options.keep, say=_say)
     except OSError as error:
         print(f"xref: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # at once: a progress bar writes between the lines
 
 
 if __name__ == "__main__":

@@ -117,12 +117,15 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     prepare_references([address for _, address, _ in groups])
     targets = []
     for location, address, rows in groups:
-        where = np.arange(n)[rows]
+
+        def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
+            return describe(i if isinstance(rows, slice) else int(rows[i]))
+
         try:
             layout = dataset_layout(location, address)
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
-                f"{describe(int(where[0]))}: {error}; .h5ref.table() shows what all of them "
+                f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
                 "point at, .h5ref.items() resolves one by one"
             ) from error
         count = n if isinstance(rows, slice) else len(rows)
@@ -138,7 +141,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
             )
             continue
         regions = references.regions.take(rows)
-        fitted = regions.fit(layout.shape, lambda i, where=where: describe(int(where[i])))  # type: ignore[misc]
+        fitted = regions.fit(layout.shape, name_row)
         targets.append(
             BoundTarget(
                 location=location, address=address, layout=layout, rows=rows, regions=fitted
@@ -148,6 +151,11 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     ndim = np.zeros(n, dtype=np.int64)
     shape = np.zeros((n, widest), dtype=np.int64)
     for target in targets:
+        if references.regions is None:
+            extent = target.layout.shape
+            ndim[target.rows] = len(extent)
+            shape[target.rows] = extent + (1,) * (widest - len(extent))
+            continue
         axes, sizes = target.regions.result_shapes()
         ndim[target.rows] = axes
         shape[target.rows] = 1

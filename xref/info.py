@@ -152,7 +152,9 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
             except _FAILURES as error:
                 report.problems.append(_problem(full, error, location))
         stack += reversed(below)
-    remember_paths(location, {address: where for address, (where, _, _) in known.items()})
+    remember_paths(
+        location, {address: where for address, (where, _, _) in known.items() if where}
+    )
     for where, attribute, references in found:
         try:
             report.references.append(_describe(references, where, attribute, location, known))

@@ -297,6 +297,10 @@ class ReferenceArray:
             return mask.reshape(self._shape)
         raise TypeError(f"references do not convert to {dtype}; bool gives the non-null mask")
 
+    def item(self, *args: Any) -> Any:
+        """Return one reference, as `numpy.ndarray.item` does."""
+        return self._element(int(self._rows().item(*args)))
+
     def reshape(self, *shape: Any) -> ReferenceArray:
         """Return the elements in another shape, C order."""
         new = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape

@@ -34,11 +34,11 @@ def reference_table(
     columns = references.columns
     groups, _ = split_targets(columns)
     n = len(columns)
-    path = np.full(n, None, dtype=object)
+    path = np.full(n, "", dtype=object)
     kind = np.full(n, "null", dtype=object)
-    filename = np.full(n, None, dtype=object)
+    filename = np.full(n, "", dtype=object)
     for location, address, rows in groups:
-        path[rows] = known_path(location, address) or object_paths(location).get(address)
+        path[rows] = known_path(location, address) or object_paths(location).get(address, "")
         kind[rows] = object_kind(location, address)
         filename[rows] = location.filename
     shape = references.shape

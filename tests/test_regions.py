@@ -1,0 +1,319 @@
+"""Operations on tables of selections equal the same on one selection at a time.
+
+A selection is compared by the list of element coordinates that it reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import mask_shape
+
+from xref.errors import SelectionError
+from xref.regions import (
+    RegionTable,
+    concat_tables,
+    narrow,
+    project,
+    table_from_selections,
+)
+from xref.selection import UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection
+
+SHAPE = (7, 6, 5)
+INF = UNLIMITED
+
+
+@st.composite
+def slabs(draw: st.DrawFn, shape: tuple[int, ...]) -> Hyperslab:
+    """Hyperslabs as decoding gives them: blocks do not touch, a single one has stride 1."""
+    axes = []
+    for n in shape:
+        block = draw(st.integers(1, min(n, 2)))
+        start = draw(st.integers(0, n - block))
+        stride = draw(st.integers(block + 1, 4))
+        count = draw(st.integers(1, (n - start - block) // stride + 1))
+        axes.append((start, stride if count > 1 else 1, count, block))
+    return Hyperslab(*(tuple(axis[i] for axis in axes) for i in range(4)))
+
+
+@st.composite
+def unions(draw: st.DrawFn, shape: tuple[int, ...]) -> Blocks:
+    blocks = []
+    for _ in range(draw(st.integers(1, 4))):
+        low = [draw(st.integers(0, n - 1)) for n in shape]
+        blocks.append(
+            [low, [draw(st.integers(a + 1, n)) for a, n in zip(low, shape, strict=True)]]
+        )
+    start, stop = np.moveaxis(np.array(blocks), 1, 0)
+    return Blocks(start, stop)
+
+
+def points(shape: tuple[int, ...]) -> st.SearchStrategy[Points]:
+    point = st.tuples(*(st.integers(0, n - 1) for n in shape))
+    listed = st.lists(point, min_size=1, max_size=5)
+    return listed.map(lambda rows: Points(np.array(rows)))
+
+
+def selections(shape: tuple[int, ...]) -> st.SearchStrategy[Selection | None]:
+    whole = st.sampled_from((None, Empty(), All()))
+    return st.one_of(slabs(shape), slabs(shape), unions(shape), points(shape), whole)
+
+
+def tables(shape: tuple[int, ...] = SHAPE, least: int = 0) -> st.SearchStrategy[list[Any]]:
+    return st.lists(selections(shape), min_size=least, max_size=8)
+
+
+def axis_indices(start: int, stride: int, count: int, block: int, extent: int) -> list[int]:
+    if count == UNLIMITED:
+        count = max(-(-(extent - start) // stride), 0)
+    if block == UNLIMITED:
+        block = max(extent - start, 0)
+    spots = [start + i * stride + j for i in range(count) for j in range(block)]
+    return [i for i in spots if i < extent]
+
+
+def elements(selection: Selection | None, extent: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Coordinates of the elements in the order of the result."""
+    match selection:
+        case None | Empty():
+            return []
+        case All():
+            return list(np.ndindex(extent))
+        case Points(coords=coords):
+            return [tuple(row) for row in coords.tolist()]
+        case Hyperslab():
+            columns = (selection.start, selection.stride, selection.count, selection.block)
+            axes = zip(*columns, extent, strict=True)
+            return list(itertools.product(*(axis_indices(*axis) for axis in axes)))
+        case Blocks(start=low, stop=high):
+            mask = np.zeros(extent, dtype=bool)
+            for a, b in zip(low, high, strict=True):
+                mask[tuple(map(slice, a, b))] = True
+            return [tuple(row) for row in np.argwhere(mask).tolist()]
+    raise AssertionError(selection)
+
+
+def rows_of(table: RegionTable, extent: tuple[int, ...] = SHAPE) -> list[Any]:
+    return [elements(table.selection(i), extent) for i in range(len(table))]
+
+
+def describe(row: int) -> str:
+    return f"row {row}"
+
+
+@given(chosen=tables())
+def test_a_table_gives_back_the_selections_it_was_made_of(chosen) -> None:
+    table = table_from_selections(chosen)
+    assert len(table) == len(chosen)
+    assert rows_of(table) == [elements(s, SHAPE) for s in chosen]
+    assert rows_of(pickle.loads(pickle.dumps(table))) == rows_of(table)
+
+
+@given(chosen=tables(least=1), data=st.data())
+def test_taking_rows_takes_their_selections(chosen, data) -> None:
+    table, n = table_from_selections(chosen), len(chosen)
+    index = data.draw(
+        st.one_of(
+            st.lists(st.integers(0, n - 1), max_size=9).map(lambda i: np.array(i, dtype=int)),
+            st.lists(st.booleans(), min_size=n, max_size=n).map(np.array),
+            st.builds(slice, st.integers(0, n), st.integers(0, n), st.integers(1, 3)),
+            st.just(slice(None, None, -1)),
+        )
+    )
+    expected = [rows_of(table)[i] for i in np.arange(n)[index]]
+    assert rows_of(table.take(index)) == expected
+    again = table.take(index).take(slice(None, None, -1))
+    assert rows_of(again) == expected[::-1]
+
+
+@given(parts=st.lists(tables(), max_size=4))
+def test_concatenating_tables_keeps_every_row(parts) -> None:
+    whole = concat_tables(table_from_selections(part) for part in parts)
+    assert rows_of(whole) == [elements(s, SHAPE) for part in parts for s in part]
+
+
+@given(wide=tables(), flat=tables((9,)))
+def test_tables_of_several_ranks_concatenate(wide, flat) -> None:
+    whole = concat_tables([table_from_selections(wide), table_from_selections(flat)])
+    n = len(wide)
+    assert [elements(whole.selection(i), SHAPE) for i in range(n)] == [
+        elements(s, SHAPE) for s in wide
+    ]
+    assert [elements(whole.selection(n + i), (9,)) for i in range(len(flat))] == [
+        elements(s, (9,)) for s in flat
+    ]
+
+
+@given(chosen=tables())
+def test_bounds_are_the_box_around_each_selection(chosen) -> None:
+    start, stop = table_from_selections(chosen).fit(SHAPE, describe).bounds()
+    for row, selection in enumerate(chosen):
+        coords = np.array(elements(selection, SHAPE)).reshape(-1, len(SHAPE))
+        if len(coords):
+            assert start[row].tolist() == coords.min(axis=0).tolist()
+            assert stop[row].tolist() == (coords.max(axis=0) + 1).tolist()
+        else:
+            assert (start[row] == stop[row]).all()
+
+
+@given(chosen=tables())
+def test_shapes_are_those_of_the_masks(chosen) -> None:
+    ndim, shape = table_from_selections(chosen).fit(SHAPE, describe).result_shapes()
+    for row, selection in enumerate(chosen):
+        found = elements(selection, SHAPE)
+        assert shape[row].prod() == len(found)
+        actual = tuple(shape[row, : ndim[row]].tolist())
+        if isinstance(selection, Points):
+            assert actual == (len(found),)
+        elif found:
+            mask = np.zeros(SHAPE, dtype=bool)
+            mask[tuple(np.array(found).T)] = True
+            assert actual == mask_shape(mask)
+        else:
+            assert actual == (0, 0, 0)
+
+
+@given(chosen=tables(least=1), smaller=st.tuples(*(st.integers(1, n) for n in SHAPE)))
+def test_fitting_refuses_exactly_what_leaves_the_extent(chosen, smaller) -> None:
+    table = table_from_selections(chosen)
+    outside = [
+        row
+        for row, s in enumerate(chosen)
+        if not isinstance(s, All)
+        and any(
+            i >= n for spot in elements(s, SHAPE) for i, n in zip(spot, smaller, strict=True)
+        )
+    ]
+    if not outside:
+        fitted = table.fit(smaller, describe)
+        assert rows_of(fitted, smaller) == [elements(s, smaller) for s in chosen]
+        return
+    with pytest.raises(SelectionError, match="beyond the extent") as caught:
+        table.fit(smaller, describe)
+    assert str(caught.value).startswith(f"row {outside[0]} ")
+    assert str(smaller) in str(caught.value)
+
+
+def test_fitting_refuses_another_rank() -> None:
+    table = table_from_selections([All(), Hyperslab((0,), (1,), (1,), (2,))])
+    with pytest.raises(SelectionError, match="row 1 selects in 1 dimensions"):
+        table.fit((4, 4), describe)
+
+
+@given(
+    start=st.integers(0, 12),
+    block=st.one_of(st.integers(1, 3), st.just(INF)),
+    gap=st.integers(0, 3),
+    extent=st.integers(0, 10),
+    rest=st.integers(1, 3),
+)
+def test_unlimited_hyperslabs_end_with_the_extent(start, block, gap, extent, rest) -> None:
+    count = 1 if block == INF else INF
+    stride = 1 if block == INF else block + gap
+    slab = Hyperslab((start, 0), (stride, 1), (count, 1), (block, rest))
+    fitted = table_from_selections([slab]).fit((extent, 3), describe)
+    expected = elements(slab, (extent, 3))
+    assert rows_of(fitted, (extent, 3))[0] == expected
+    _, shape = fitted.result_shapes()
+    assert shape.prod() == len(expected)
+
+
+@st.composite
+def equal_slabs(draw: st.DrawFn) -> list[Hyperslab]:
+    """Hyperslabs of one shape; each axis has a count of one or a block of one."""
+    count = [draw(st.integers(1, 3)) for _ in SHAPE]
+    out = []
+    for _ in range(draw(st.integers(1, 5))):
+        axes = []
+        for n, extent in zip(count, SHAPE, strict=True):
+            if draw(st.booleans()):
+                axes.append((draw(st.integers(0, extent - n)), 1, 1, n))
+            else:
+                stride = draw(st.integers(1, (extent - 1) // max(n - 1, 1)))
+                last = (n - 1) * stride
+                axes.append((draw(st.integers(0, extent - 1 - last)), stride, n, 1))
+        out.append(Hyperslab(*(tuple(axis[i] for axis in axes) for i in range(4))))
+    return out
+
+
+@given(chosen=equal_slabs(), data=st.data())
+def test_narrowing_selects_within_each_result(chosen, data) -> None:
+    table = table_from_selections(chosen).fit(SHAPE, describe)
+    shape = table.result_shapes()[1][0].tolist()
+    key = []
+    for n in shape:
+        start, step = data.draw(st.integers(0, n - 1)), data.draw(st.integers(1, 3))
+        key.append((start, data.draw(st.integers(1, (n - 1 - start) // step + 1)), step))
+    narrowed = narrow(table, key)
+    assert narrowed is not None
+    index = tuple(slice(a, a + (n - 1) * s + 1, s) for a, n, s in key)
+    for row, selection in enumerate(chosen):
+        spots = np.empty(math.prod(shape), dtype=object)
+        spots[:] = elements(selection, SHAPE)
+        expected = spots.reshape(shape)[index].ravel().tolist()
+        assert elements(narrowed.selection(row), SHAPE) == expected
+
+
+@given(chosen=tables(least=1))
+def test_only_evenly_spaced_rows_are_narrowed(chosen) -> None:
+    table = table_from_selections(chosen).fit(SHAPE, describe)
+    if narrow(table, [(0, 1, 1)] * 3) is None:
+        axes = [
+            zip(s.count, s.block, strict=True) if isinstance(s, Hyperslab) else [(2, 2)]
+            for s in chosen
+        ]
+        assert any(c > 1 and b > 1 for row in axes for c, b in row)
+
+
+@given(
+    chosen=st.lists(
+        st.one_of(slabs(SHAPE), unions(SHAPE), points(SHAPE)), min_size=1, max_size=6
+    ),
+    axes=st.sampled_from(((0,), (2,), (0, 1), (1, 2), (0, 2))),
+)
+def test_projecting_keeps_the_shadow_on_the_axes(chosen, axes) -> None:
+    table = table_from_selections(chosen).fit(SHAPE, describe)
+    projected = project(table, axes)
+    ndim, _ = table.result_shapes()
+    extent = tuple(SHAPE[axis] for axis in axes)
+    for row, selection in enumerate(chosen):
+        spots = [tuple(spot[axis] for axis in axes) for spot in elements(selection, SHAPE)]
+        if ndim[row] == len(SHAPE):  # an outer product: each index once
+            spots = sorted(set(spots))
+        assert elements(projected.selection(row), extent) == spots
+
+
+@given(chosen=tables(least=1), data=st.data())
+def test_rows_are_the_same_exactly_when_their_elements_are(chosen, data) -> None:
+    other = data.draw(
+        st.lists(st.sampled_from(chosen), min_size=len(chosen), max_size=len(chosen))
+    )
+    other = [in_pieces(s) if data.draw(st.booleans()) else s for s in other]
+    same = table_from_selections(chosen).same_rows(table_from_selections(other))
+    for row, (a, b) in enumerate(zip(chosen, other, strict=True)):
+        classes = {kind_class(a), kind_class(b)}
+        if len(classes) == 1:
+            assert same[row] == (elements(a, SHAPE) == elements(b, SHAPE)), (a, b)
+        else:
+            assert not same[row]
+
+
+def in_pieces(selection: Selection | None) -> Selection | None:
+    """Write a hyperslab or a union as single elements."""
+    if not isinstance(selection, Hyperslab | Blocks):
+        return selection
+    spots = np.array(elements(selection, SHAPE)[::-1])
+    return Blocks(spots, spots + 1)
+
+
+def kind_class(selection: Selection | None) -> str:
+    if isinstance(selection, Hyperslab | Blocks):
+        return "boxes"
+    return "null" if selection is None else selection.kind
