@@ -136,8 +136,8 @@ def _same(a: Any, b: Any) -> bool:
 def decode_variable(
     name: Hashable | None, variable: xr.Variable, options: DecodeOptions
 ) -> xr.Variable:
-    """Apply the CF conventions as the user's open options say; they have none for compounds."""
-    if variable.dtype.kind == "V":
+    """Apply the CF conventions as the open options say; compounds and objects have none."""
+    if variable.dtype.kind in "VO":
         return variable
     return xr.conventions.decode_cf_variable(
         name or "values",
@@ -155,7 +155,8 @@ def decode_dataset(
 ) -> xr.Dataset:
     """Decode ordinary variables by the CF conventions and add the reference variables."""
     references = {k: v for k, v in variables.items() if isinstance(v, ReferenceVariable)}
-    compounds = {k: v for k, v in variables.items() if v.dtype.kind == "V"}
+    # xarray would read the first element of text and sequences.
+    compounds = {k: v for k, v in variables.items() if v.dtype.kind in "VO"}
     untouched = {**references, **compounds}
     ordinary = {k: v for k, v in variables.items() if k not in untouched}
     decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(

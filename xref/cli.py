@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    if options.isolate and arguments is None and hasattr(os, "fork"):
+        return _run_in_child(options)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe went away (`xref info FILE | head`). Python would
         # complain once more when it flushes standard output at its end.
@@ -40,6 +48,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    return code
+
+
+def _run_in_child(options: argparse.Namespace) -> int:
+    """Run in a forked process, so that a crash of HDF5 on a damaged file becomes an error."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns where threads exist; here only BLAS may have made some.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = None
+        try:
+            code = _run(options)
+        finally:
+            if code is None:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1 if code is None else code)
+    try:
+        _, status = os.waitpid(child, 0)
+    except KeyboardInterrupt:
+        return 130
+    if os.WIFSIGNALED(status):
+        print(
+            f"xref: {options.file}: the HDF5 library crashed on it (signal "
+            f"{os.WTERMSIG(status)}); the file is damaged",
+            file=sys.stderr,
+        )
+        return 1
+    return os.waitstatus_to_exitcode(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("file", metavar="FILE", help="a local HDF5 file")
     info.add_argument("--group", metavar="G", help="look at this group and those below only")
     info.add_argument("--json", action="store_true", help="print JSON, with all targets")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_info, isolate=True)
 
     demo = commands.add_parser(
         "demo",
@@ -74,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where demo.png goes (default: %(default)s, made if need be)",
     )
     demo.add_argument("--keep", action="store_true", help="keep the sample file, as demo.h5")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, isolate=False)
     return parser
 
 
@@ -84,14 +122,15 @@ def _info(options: argparse.Namespace) -> int:
     try:
         report = inspect_file(options.file, options.group)
     except (XrefError, OSError, RuntimeError, ValueError, KeyError) as error:
-        print(printable(f"xref: {options.file}: {error}"), file=sys.stderr)
+        message = str(error).removeprefix(f"{os.path.abspath(options.file)}: ")
+        print(printable(f"xref: {options.file}: {message}"), file=sys.stderr)
         return 1
     if options.json:
         print(report_json(report))
     else:
         for line in report_lines(report):
             print(line)
-    sys.stdout.flush()
+    sys.stdout.flush()  # before what goes to standard error
     for problem in report.problems:
         print(printable(f"xref: {problem}"), file=sys.stderr)
     return 1 if report.problems else 0

@@ -90,8 +90,8 @@ def _show(path: Path, folder: Path, say: Callable[[str], None]) -> None:
             patches = patches.compute()
         live = int(cells.astype(bool).sum())
         say(
-            f"{reads.chunks_decoded} chunks were decompressed for {live} regions; the movie has "
-            f"{ds['movie'].data.npartitions}"
+            f"{reads.chunks_decoded} chunks were decompressed for {live} regions; "
+            f"the movie has {ds['movie'].data.npartitions}"
         )
 
         _title(say, "Statistics of each region, without keeping the regions")

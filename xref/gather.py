@@ -8,7 +8,8 @@ extent, planned as a whole and read in one pass over the target's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
 from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
 from xref.h5data import dataset_layout
-from xref.h5file import FileLocation, prepare_references
+from xref.h5file import FileBytes, FileLocation, prepare_references
 from xref.layout import DatasetLayout
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides
@@ -40,6 +41,7 @@ class BoundTarget:
     layout: DatasetLayout
     rows: npt.NDArray[np.intp] | slice
     regions: RegionTable
+    whole: bool = False  # every row selects the whole extent, as object references do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -137,6 +139,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
                     layout=layout,
                     rows=rows,
                     regions=_whole(layout.shape, count),
+                    whole=True,
                 )
             )
             continue
@@ -209,11 +212,40 @@ def read_into(
     reader : {"auto", "direct", "h5py"}
         How chunks are read.
     """
-    for target in bound.targets:
+    targets: Sequence[BoundTarget] = bound.targets
+    if cell is None and reader != "h5py" and len(targets) > 1:
+        targets = _read_whole(targets, out, dst)
+    for target in targets:
         if target.layout.dtype == out.dtype:
             _read_target(target, out, dst[target.rows], _cells(bound, target, cell), reader)
         else:
             _read_converted(bound, target, out, dst, cell, reader)
+
+
+def _read_whole(
+    targets: Sequence[BoundTarget], out: npt.NDArray[Any], dst: IntArray
+) -> list[BoundTarget]:
+    """Read contiguous datasets that single references select whole, without a plan.
+
+    Many small datasets behind object references are one range of bytes each.
+    Returns the targets that remain.
+    """
+    rest = []
+    ranges: dict[FileLocation, list[tuple[int, int, int]]] = {}
+    for target in targets:
+        layout = target.layout
+        direct = not layout.indirect and layout.offset is not None
+        single = not isinstance(target.rows, slice) and len(target.rows) == 1
+        if not (target.whole and single and direct and layout.dtype == out.dtype):
+            rest.append(target)
+            continue
+        nbytes = math.prod(layout.shape) * out.itemsize
+        (begin,) = (dst[target.rows] * out.itemsize).tolist()
+        ranges.setdefault(target.location, []).append((layout.offset or 0, nbytes, begin))
+    for location, rows in ranges.items():
+        offset, nbytes_each, begins = np.array(sorted(rows), dtype=np.int64).T
+        FileBytes(location).read_ranges(offset, nbytes_each, out.view(np.uint8), begins)
+    return rest
 
 
 def _cells(

@@ -108,10 +108,44 @@ class DatasetLabel:
         return f"{self.location.filename}: {path or f'dataset at {address:#x}'}"
 
 
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """What is known of one dataset from opening it once.
+
+    Attributes
+    ----------
+    layout : DatasetLayout
+    attributes : dict
+        As `read_attributes` gives them, without the lists of dimension scales.
+    scales : tuple of int
+        Address of the dimension scale of each axis, 0 where there is none; empty
+        when the dataset lists none.
+    """
+
+    layout: DatasetLayout
+    attributes: dict[str, Any]
+    scales: tuple[int, ...]
+
+
 @lru_cache(maxsize=1 << 15)
+def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
+    """Open the dataset at an address and return what it says of itself."""
+    dataset = open_dataset(location, address)
+    layout = read_layout(dataset, location)
+    attributes, _ = read_attributes(dataset)
+    attached = attributes.pop("DIMENSION_LIST", ())
+    attributes.pop("REFERENCE_LIST", None)
+    scales: tuple[int, ...] = ()
+    if len(attached) == len(layout.shape) and any(len(axis) for axis in attached):
+        # Several scales on one axis: the last one wins.
+        found = iter(reference_addresses([axis[-1] for axis in attached if len(axis)]))
+        scales = tuple(next(found) if len(axis) else 0 for axis in attached)
+    return DatasetFacts(layout, attributes, scales)
+
+
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
     """Return shape, type and storage of the dataset at an address."""
-    return read_layout(open_dataset(location, address), location)
+    return dataset_facts(location, address).layout
 
 
 def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
@@ -170,7 +204,10 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         case _:
             _check_virtual(properties, location, where)
             indirect = indirect or "storage: virtual"
-    stored = int(dataset.id.get_storage_size())
+    try:
+        stored = int(dataset.id.get_storage_size())
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
     fill_value = _fill_value(properties, dtype, bool(kind))
     if fill_value is None:
         indirect = indirect or "fill value: not known to h5py"

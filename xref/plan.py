@@ -308,10 +308,10 @@ def _part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArra
 
 
 def _pair_numbers(
-    low: IntArray, spans: IntArray, n_each: IntArray, weight: IntArray
+    low: IntArray, spans: IntArray, n_each: IntArray, weight: Sequence[int]
 ) -> IntArray:
     """Return the chunk number of every (part, chunk) pair."""
-    number = (low * weight).sum(axis=1)
+    number = _linear(low, weight)
     if (n_each == 1).all():
         return number
     of = np.repeat(np.arange(len(low)), n_each)

@@ -405,7 +405,7 @@ def _limit_axis(
     start, stride, count, block = numbers
     room = max(extent - start, 0)
     if block == UNLIMITED:
-        return start, 1, 1, room
+        return min(start, extent), 1, 1, room
     if count != UNLIMITED:
         return start, stride, count, block
     if room == 0:

@@ -26,8 +26,8 @@ from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
 from xref.h5data import (
     RawReferences,
+    dataset_facts,
     dataset_kind,
-    dataset_layout,
     read_attributes,
     read_layout,
     reference_addresses,
@@ -42,7 +42,6 @@ from xref.h5file import (
     link_addresses,
     object_address,
     object_paths,
-    open_dataset,
     open_group,
     remember_paths,
     text,
@@ -431,10 +430,9 @@ class Target:
 
 def open_target(location: FileLocation, address: int, options: DecodeOptions) -> Target:
     """Look at one dataset: its name, dimensions, attributes and coordinates."""
-    item = open_dataset(location, address)
     where = f"{location.filename}: dataset at {address:#x}"
-    raw, _ = read_attributes(item)
-    dims, scales = _target_dimensions(item, location, address, raw)
+    raw = dataset_facts(location, address).attributes
+    dims, scales = _target_dimensions(location, address)
     shown = {k: v for k, v in raw.items() if k not in HIDDEN_ATTRIBUTES}
     attributes = plain_attributes(shown, location, where, options)
     coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
@@ -453,23 +451,23 @@ def open_target(location: FileLocation, address: int, options: DecodeOptions) ->
 
 
 def _target_dimensions(
-    item: Any, location: FileLocation, address: int, raw: dict[str, Any]
+    location: FileLocation, address: int
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
-    ndim = len(dataset_layout(location, address).shape)
-    attached = raw.get("DIMENSION_LIST")
-    if attached is None or len(attached) != ndim:
+    facts = dataset_facts(location, address)
+    ndim = len(facts.layout.shape)
+    if not facts.scales:
         own = known_path(location, address)
-        is_scale = text(raw.get("CLASS", b"") or "") == "DIMENSION_SCALE" and ndim == 1
-        return (posixpath.basename(own) if is_scale and own else None,) * ndim, {}
-    axes = [axis for axis in range(ndim) if len(attached[axis])]
-    addresses = reference_addresses([attached[axis][-1] for axis in axes])
+        is_scale = text(facts.attributes.get("CLASS", b"") or "") == "DIMENSION_SCALE"
+        own_name = posixpath.basename(own) if own and is_scale and ndim == 1 else None
+        return (own_name,) * ndim, {}
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
-    for axis, scale in zip(axes, addresses, strict=True):
+    for axis, scale in enumerate(facts.scales):
+        if not scale:
+            continue
         path = known_path(location, scale) or object_paths(location).get(scale)
-        attributes, _ = read_attributes(open_dataset(location, scale))
-        label = text(attributes.get("NAME", b"") or "")
+        label = text(dataset_facts(location, scale).attributes.get("NAME", b"") or "")
         name = posixpath.basename(path) if path else label
         if not name or name in dims:
             continue
@@ -491,9 +489,7 @@ def _named_coordinates(
         if name not in members or name in dims:
             continue
         address = members[name]
-        item = open_dataset(location, address)
-        raw, _ = read_attributes(item)
-        axes, _ = _target_dimensions(item, location, address, raw)
+        axes, _ = _target_dimensions(location, address)
         if all(axis in dims and axis is not None for axis in axes):
             found[name] = (address, axes)
     return found

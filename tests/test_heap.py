@@ -1,0 +1,206 @@
+"""Global heap collections crafted byte by byte; bad bytes raise.
+
+Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xref.errors import CorruptFileError, XrefError
+from xref.heap import (
+    FEW_COLLECTIONS,
+    HeapObjects,
+    pack_collections,
+    parse_collection_sizes,
+    walk_collections,
+)
+
+# One to walk them one by one, one to walk them in lockstep.
+COPIES = pytest.mark.parametrize("copies", [1, FEW_COLLECTIONS + 2])
+
+
+def heap_object(index: int, data: bytes, length_size: int = 8, count: int = 1) -> bytes:
+    """Object index, reference count, reserved, size, data padded to eight bytes."""
+    size = len(data).to_bytes(length_size, "little").ljust(8, b"\0")
+    head = index.to_bytes(2, "little") + count.to_bytes(2, "little") + bytes(4) + size
+    return head + data + bytes(-len(data) % 8)
+
+
+def collection(*objects: bytes, length_size: int = 8, free: int = 64) -> bytes:
+    """A collection; ``free`` bytes of free space (object 0) at its end."""
+    body = b"".join(objects)
+    if free >= 16:
+        body += (
+            bytes(8) + free.to_bytes(length_size, "little").ljust(8, b"\0") + bytes(free - 16)
+        )
+    else:
+        body += bytes(free)
+    size = (16 + len(body)).to_bytes(length_size, "little").ljust(8, b"\0")
+    return b"GCOL\x01\0\0\0" + size + body
+
+
+def walk(*collections: bytes, length_size: int = 8) -> tuple[np.ndarray, HeapObjects]:
+    heads = np.frombuffer(b"".join(c[:16] for c in collections), np.uint8).reshape(-1, 16)
+    size = parse_collection_sizes(heads, length_size, "collection {}".format)
+    present = np.array([len(c) for c in collections])
+    if (size > present).any():
+        raise CorruptFileError("past the end of the file")
+    base = pack_collections(size)
+    buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
+    for data, at, n in zip(collections, base, size, strict=False):
+        buffer[at : at + n] = np.frombuffer(data[:n], np.uint8)
+    return buffer, walk_collections(
+        buffer, base[:-1], size, length_size, "collection {}".format
+    )
+
+
+def find(buffer: np.ndarray, objects: HeapObjects, *wanted: tuple[int, int]) -> list[bytes]:
+    of, index = np.array(wanted).T
+    place, nbytes = objects.find(of, index, "row {}".format)
+    return [buffer[a : a + n].tobytes() for a, n in zip(place, nbytes, strict=True)]
+
+
+PARTS = (heap_object(1, b"first"), heap_object(3, b""), heap_object(2, b"x" * 17))
+
+
+@COPIES
+@pytest.mark.parametrize("length_size", [2, 4, 8])
+@pytest.mark.parametrize("free", [0, 8, 16, 64])
+def test_each_object_is_found_by_its_number(copies: int, length_size: int, free: int) -> None:
+    parts = [heap_object(1, b"first", length_size), heap_object(7, b"x" * 17, length_size)]
+    data = collection(*parts, length_size=length_size, free=free)
+    buffer, objects = walk(*[data] * copies, length_size=length_size)
+    last = copies - 1
+    assert find(buffer, objects, (last, 7), (0, 1)) == [b"x" * 17, b"first"]
+
+
+@COPIES
+def test_objects_may_be_empty_and_in_any_order(copies: int) -> None:
+    buffer, objects = walk(*[collection(*PARTS)] * copies)
+    assert find(buffer, objects, (0, 3), (0, 2), (0, 1), (0, 3)) == [
+        b"",
+        b"x" * 17,
+        b"first",
+        b"",
+    ]
+
+
+@COPIES
+def test_what_lies_behind_the_free_space_is_no_object(copies: int) -> None:
+    data = bytearray(collection(PARTS[0], free=96))
+    data[-40:] = heap_object(5, b"deleted!" * 3)
+    _, objects = walk(*[bytes(data)] * copies)
+    assert len(objects.key) == copies
+    with pytest.raises(CorruptFileError, match="row 0 names object 5"):
+        objects.find(np.array([0]), np.array([5]), "row {}".format)
+
+
+@COPIES
+@pytest.mark.parametrize("index", [0, 9, 65535, 65536, 2**31])
+def test_a_number_that_no_object_has_is_refused(copies: int, index: int) -> None:
+    _, objects = walk(*[collection(*PARTS)] * copies)
+    with pytest.raises(CorruptFileError, match=f"row 1 names object {index}"):
+        objects.find(np.array([0, 0]), np.array([1, index]), "row {}".format)
+
+
+def test_an_empty_collection_has_no_objects() -> None:
+    _, objects = walk(collection(free=0))
+    with pytest.raises(CorruptFileError, match="names object 1"):
+        objects.find(np.array([0]), np.array([1]), "row {}".format)
+
+
+@COPIES
+@pytest.mark.parametrize("nbytes", [25, 2**31, 2**63, 2**64 - 1])
+def test_an_object_past_the_end_of_its_collection_is_refused(copies: int, nbytes: int) -> None:
+    long = bytearray(collection(heap_object(1, b"x" * 24), free=0))
+    long[24:32] = nbytes.to_bytes(8, "little")
+    with pytest.raises(CorruptFileError, match="collection 0 .*object 1 reaches past its end"):
+        walk(*[bytes(long)] * copies)
+
+
+@COPIES
+def test_two_objects_of_one_number_are_refused(copies: int) -> None:
+    with pytest.raises(CorruptFileError, match="two objects 1"):
+        walk(*[collection(PARTS[0], PARTS[0])] * copies)
+
+
+@COPIES
+def test_a_zeroed_heap_is_refused(copies: int) -> None:
+    with pytest.raises(CorruptFileError, match=r"collection 0 has no global heap"):
+        walk(*[bytes(4096)] * copies)
+
+
+@pytest.mark.parametrize("size", [0, 8, 15, 2**63, 2**64 - 1])
+def test_a_collection_of_an_impossible_size_is_refused(size: int) -> None:
+    data = b"GCOL\x01\0\0\0" + size.to_bytes(8, "little") + bytes(16)
+    with pytest.raises(CorruptFileError, match=f"of {size} bytes"):
+        walk(data)
+
+
+@COPIES
+def test_a_collection_of_nothing_but_empty_objects_is_linear(copies: int) -> None:
+    many = collection(*(heap_object(1 + i, b"") for i in range(60_000)), free=0)
+    tracemalloc.start()
+    try:
+        _, objects = walk(*[many] * copies)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(objects.key) == 60_000 * copies
+    assert peak < 400 * 60_000 * copies
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    data = bytearray(collection(*PARTS, *(heap_object(9 + i, b"y" * i) for i in range(4))))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(8, len(data) - 1))
+        data[at] = draw(st.sampled_from((0, 1, 255)) | st.integers(0, 255))
+    return bytes(data)
+
+
+@given(
+    data=st.lists(damaged(), min_size=1, max_size=FEW_COLLECTIONS + 3), index=st.integers(0, 20)
+)
+@settings(max_examples=3 * settings.default.max_examples)
+def test_damaged_collections_raise_xref_errors_or_lie_inside_the_buffer(data, index) -> None:
+    with contextlib.suppress(XrefError):
+        buffer, objects = walk(*data)
+        assert (objects.nbytes >= 0).all()
+        assert (objects.position + objects.nbytes <= len(buffer)).all()
+        find(buffer, objects, (len(data) - 1, index))
+
+
+@given(data=st.lists(damaged(), min_size=FEW_COLLECTIONS + 1, max_size=FEW_COLLECTIONS + 3))
+def test_walking_in_lockstep_equals_walking_one_by_one(data) -> None:
+    def alone(one: bytes) -> list[tuple[int, int]]:
+        _, objects = walk(one)
+        return list(zip((objects.key & 0xFFFF).tolist(), objects.nbytes.tolist(), strict=True))
+
+    try:
+        expected = [alone(one) for one in data]
+    except XrefError:
+        with pytest.raises(XrefError):
+            walk(*data)
+        return
+    _, objects = walk(*data)
+    for k, one in enumerate(expected):
+        mine = objects.key >> 16 == k
+        found = zip(
+            (objects.key[mine] & 0xFFFF).tolist(), objects.nbytes[mine].tolist(), strict=True
+        )
+        assert list(found) == one
+
+
+@given(size=st.lists(st.integers(16, 1000), min_size=1, max_size=9))
+def test_packed_collections_are_aligned_and_do_not_overlap(size) -> None:
+    base = pack_collections(np.array(size))
+    assert (base % 8 == 0).all()
+    assert (np.diff(base) >= size).all()
