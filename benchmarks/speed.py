@@ -322,8 +322,9 @@ def main():
     print(f"{machine}; {arguments.threads} threads, {arguments.reps} repetitions.", end="\n\n")
     truth = Truth(data)
     details, summaries, record = [], [], {}
-    with xref.set_options(threads=arguments.threads), dask.config.set(
-        num_workers=arguments.threads
+    with (
+        xref.set_options(threads=arguments.threads),
+        dask.config.set(num_workers=arguments.threads),
     ):
         for work in arguments.work.split(","):
             contest = Contest(work, truth, arguments.threads, arguments.budget)

@@ -236,7 +236,7 @@ def test_info_reports_damage_and_shows_the_rest(
     assert main(["info", str(sample)]) == 1
     out, err = capsys.readouterr()
     assert "/group/objects: 4 object references" in out
-    assert err.startswith("xref: /regions: CorruptFileError: ")
+    assert "xref: /regions: CorruptFileError: " in err
 
 
 def test_info_as_a_program_survives_a_crash_of_hdf5(corpus: Path) -> None:

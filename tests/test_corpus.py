@@ -135,10 +135,9 @@ def values_problem(
     """Compare the values of a dataset or region."""
     recorded = element["value"]
     if recorded["shape"] is None:
-        # A null dataspace: no element to read, and xarray has no such thing.
-        with pytest.raises(NotImplementedError, match="null dataspace"):
-            reference.resolve()
-        return None
+        # A null dataspace holds nothing, not even a shape.
+        resolved = reference.resolve()
+        return None if resolved.size == 0 else f"has {resolved.size} elements"
     values = reference.resolve().values
     shape = element.get("h5py_shape", recorded["shape"])
     if list(values.shape) != shape:
@@ -216,4 +215,4 @@ def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
     assert not unexpected, f"{len(unexpected)} of {sum(checked.values())} fail:\n{listed}"
     passed = set(EXPECTED_FAILURES) - set(problems)
     assert not passed, f"these were expected to fail and pass: {passed}"
-    assert checked == {"object": 737, "region": 15}
+    assert checked == {"object": 736, "region": 16}

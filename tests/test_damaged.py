@@ -200,7 +200,9 @@ class Sample:
 
     def __init__(self, path: Path, libver: Any = None) -> None:
         with h5py.File(path, "w", libver=libver) as file:
-            plain = file.create_dataset("plain", data=np.arange(600, dtype="i4").reshape(20, 30))
+            plain = file.create_dataset(
+                "plain", data=np.arange(600, dtype="i4").reshape(20, 30)
+            )
             packed = file.create_dataset(
                 "packed",
                 data=np.arange(2000, dtype="i4").reshape(40, 50),
@@ -274,7 +276,10 @@ def test_an_undamaged_file_raises_nothing(sample: Sample) -> None:
 
 def test_truncated_files_open_or_raise(sample: Sample) -> None:
     files = []
-    for n in [*range(0, 96, 8), *np.linspace(96, len(sample.data) - 1, 40).astype(int).tolist()]:
+    for n in [
+        *range(0, 96, 8),
+        *np.linspace(96, len(sample.data) - 1, 40).astype(int).tolist(),
+    ]:
         files.append(sample.path.with_name(f"cut{n}.h5"))
         files[-1].write_bytes(sample.data[:n])
     raised = read_all(files)
@@ -345,7 +350,17 @@ def test_object_references_to_nothing_are_dangling(sample: Sample) -> None:
 
     import xref
 
-    addresses = [1, 8, sample.plain_at, sample.heap_at, 2**20, 2**40, 2**63, 2**64 - 2, 2**64 - 1]
+    addresses = [
+        1,
+        8,
+        sample.plain_at,
+        sample.heap_at,
+        2**20,
+        2**40,
+        2**63,
+        2**64 - 2,
+        2**64 - 1,
+    ]
     files = [
         sample.changed(f"dangling{k}", (sample.objects_at, struct.pack("<Q", address)))
         for k, address in enumerate(addresses)
@@ -361,7 +376,9 @@ def test_object_references_to_nothing_are_dangling(sample: Sample) -> None:
             assert kinds == ["dangling", "dataset", "group", "datatype", "null"]
             with pytest.raises(xref.DanglingReferenceError, match="dangling"):
                 first.resolve()
-            with pytest.raises(xref.DanglingReferenceError, match=r"dangling\d\.h5: .*dangling"):
+            with pytest.raises(
+                xref.DanglingReferenceError, match=r"dangling\d\.h5: .*dangling"
+            ):
                 references[:2].h5ref.resolve()
             np.testing.assert_array_equal(second.resolve().values, PACKED)
 
@@ -412,25 +429,25 @@ def test_a_region_of_a_dataset_that_shrank_raises(sample: Sample) -> None:
                 regions[row : row + 1].h5ref.resolve()
             with pytest.raises(xref.SelectionError, match=r"\(39, 50\)"):
                 regions.data[row].resolve()
-        np.testing.assert_array_equal(
-            regions.data[0].resolve().values, PACKED[2:6, 10:30]
-        )
+        np.testing.assert_array_equal(regions.data[0].resolve().values, PACKED[2:6, 10:30])
 
 
-def flips(
-    sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int
-) -> Iterator[Path]:
+def flips(sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int) -> Iterator[Path]:
     """Write copies of a file with one to three bytes changed within some ranges."""
     chance = random.Random(seed)
     places = [at for begin, end in ranges for at in range(begin, end)]
     for k in range(n):
         at = chance.choices(places, k=chance.choice((1, 1, 2, 3)))
         new = [chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256))) for _ in at]
-        yield sample.changed(f"flip{k}", *((a, bytes([b])) for a, b in zip(at, new, strict=True)))
+        yield sample.changed(
+            f"flip{k}", *((a, bytes([b])) for a, b in zip(at, new, strict=True))
+        )
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_flipped_bytes_of_references_and_heap_raise_or_read(tmp_path: Path, libver: str) -> None:
+def test_flipped_bytes_of_references_and_heap_raise_or_read(
+    tmp_path: Path, libver: str
+) -> None:
     sample = Sample(tmp_path / "sample.h5", libver=libver)
     end = max(sample.encoded_at(i) for i in range(7)) + 400
     ranges = [
@@ -448,7 +465,9 @@ def test_flipped_bytes_of_chunks_raise_or_read(sample: Sample) -> None:
 
 def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
     # Object headers, B-trees, local heaps: HDF5 reads these, xref checks what it says.
-    starts = [i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")]
+    starts = [
+        i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")
+    ]
     ranges = [(0, 800), *((i, i + 400) for i in starts)]
     only_xref_errors(read_all(list(flips(sample, ranges, 150, seed=3))))
 

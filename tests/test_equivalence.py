@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +298,7 @@ class Table:
         """Compare with the oracle; ``shape`` is what the table in DESIGN says."""
         with h5py.File(self.path, "w") as file:
             dtype = np.dtype("<i4")
-            dataset = create_dataset(
-                file, "t", self.shape, dtype, self.layout, **self.options
-            )
+            dataset = create_dataset(file, "t", self.shape, dtype, self.layout, **self.options)
             dataset[...] = distinct_values(self.shape, dtype)
             region = make(dataset)
             expected = oracle.answer(dataset, region)
@@ -474,13 +472,20 @@ def write_references(path: Path, values: np.ndarray, makes: list[Make], **option
             refs[i] = make(dataset)
 
 
+opened: list[xr.Dataset] = []
+
+
 def open_refs(path: Path, **options: Any) -> xr.DataArray:
-    return xr.open_dataset(path, engine="h5ref", **options)["refs"]
+    """The variable ``refs``; its file is closed when the test ends."""
+    opened.append(xr.open_dataset(path, engine="h5ref", **options))
+    return opened[-1]["refs"]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "file.h5"
+def path(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "file.h5"
+    while opened:
+        opened.pop().close()
 
 
 def test_a_square_less_one_cell_is_flat(path: Path) -> None:
@@ -698,5 +703,3 @@ def test_an_empty_reference_dataset_resolves_to_nothing(path: Path) -> None:
     assert refs.shape == (0,)
     assert refs.h5ref.resolve().size == 0
     assert values_of(refs.h5ref.resolve("ragged")).size == 0
-
-

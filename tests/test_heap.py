@@ -121,7 +121,7 @@ def test_an_empty_collection_has_no_objects() -> None:
 def test_an_object_past_the_end_of_its_collection_is_refused(copies: int, nbytes: int) -> None:
     long = bytearray(collection(heap_object(1, b"x" * 24), free=0))
     long[24:32] = nbytes.to_bytes(8, "little")
-    with pytest.raises(CorruptFileError, match="collection 0 .*object 1 reaches past its end"):
+    with pytest.raises(CorruptFileError, match=r"collection 0 .*object 1 reaches past its end"):
         walk(*[bytes(long)] * copies)
 
 

@@ -148,9 +148,8 @@ def test_reference_datasets_of_any_shape_and_storage_open(
         pytest.skip("scalar datasets have one storage")
     options = dict(options)
     if options.get("chunks"):
-        options["chunks"] = tuple(min(2, max(n, 1)) for n in shape)
-    if options.get("maxshape"):
-        options["maxshape"] = (None,) * len(shape)
+        options["chunks"] = (2,) * len(shape)
+    options["maxshape"] = (None,) * len(shape) if options else None
     path = make(lambda f: add_regions(f, "refs", shape, **options), libver=libver)
     with open_h5(path) as ds:
         refs = ds["refs"]
@@ -163,7 +162,10 @@ def test_reference_datasets_of_any_shape_and_storage_open(
         assert resolved.sizes.keys() >= set(refs.dims)
         if refs.size:
             assert resolved.shape == (*shape, 2, 3)
-            assert resolved.values.reshape(-1, 2, 3)[-1][0, 0] == DATA[refs.size - 1, refs.size - 1]
+            assert (
+                resolved.values.reshape(-1, 2, 3)[-1][0, 0]
+                == DATA[refs.size - 1, refs.size - 1]
+            )
         else:
             assert resolved.size == 0
 
@@ -181,7 +183,9 @@ def test_chunks_that_were_never_written_are_null_references(make: Callable[..., 
 def test_chunks_of_open_dataset_cut_data_and_leave_references(
     make: Callable[..., Path], chunks: Any
 ) -> None:
-    with open_h5(make(lambda f: add_regions(f, "refs", (20,)), libver="latest"), chunks=chunks) as ds:
+    with open_h5(
+        make(lambda f: add_regions(f, "refs", (18,)), libver="latest"), chunks=chunks
+    ) as ds:
         assert dask.is_dask_collection(ds["data"]) is (chunks is not None)
         np.testing.assert_array_equal(ds["data"].values, DATA)
         element = np.asarray(ds["refs"].compute().data)[3]
@@ -246,17 +250,21 @@ def test_files_of_netcdf4_open_as_in_h5netcdf(tmp_path: Path) -> None:
         xr.testing.assert_equal(ds, expected)
         assert ds["t"].attrs == expected["t"].attrs
         assert set(ds.coords) == set(expected.coords)
-    for options in ({"mask_and_scale": False}, {"decode_times": False}, {"decode_coords": False}):
-        with xr.open_dataset(path, engine="h5netcdf", **options) as expected:
-            with open_h5(path, **options) as ds:
-                xr.testing.assert_equal(ds, expected)
+    for options in (
+        {"mask_and_scale": False},
+        {"decode_times": False},
+        {"decode_coords": False},
+    ):
+        expected = xr.open_dataset(path, engine="h5netcdf", **options)
+        with expected, open_h5(path, **options) as ds:
+            xr.testing.assert_equal(ds, expected)
 
 
 def test_parity_files_of_the_corpus_open_as_in_h5netcdf(corpus: Path) -> None:
     for name in ("kerchunk/air.nc", "rioxarray/PLANET_SCOPE_3D.nc", "pyfive/issue23_A.nc"):
-        with xr.open_dataset(corpus / name, engine="h5netcdf") as expected:
-            with open_h5(corpus / name) as ds:
-                xr.testing.assert_equal(ds, expected)
+        expected = xr.open_dataset(corpus / name, engine="h5netcdf")
+        with expected, open_h5(corpus / name) as ds:
+            xr.testing.assert_equal(ds, expected)
 
 
 def test_variables_that_are_dropped_are_not_looked_at(make: Callable[..., Path]) -> None:
@@ -285,12 +293,15 @@ def unreadable(file: h5py.File) -> None:
 
 def test_unreadable_members_are_left_out_with_a_warning(make: Callable[..., Path]) -> None:
     path = make(unreadable)
-    with pytest.warns(UnreadableMemberWarning) as caught, open_h5(path) as ds:
+    with pytest.warns(UnreadableMemberWarning) as caught:
+        ds = open_h5(path)
+    with ds:
         assert {"refs", "data", "soft_data"} <= set(ds.variables)
-        assert not {"null", "time", "soft"} & set(ds.variables)
+        assert ds["null"].size == 0
+        assert not {"time", "soft"} & set(ds.variables)
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve()[2], DATA[2:4, 2:5])
     messages = [str(w.message) for w in caught]
-    for name in ("null", "time", "soft"):
+    for name in ("time", "soft"):
         assert any(f"'/{name}'" in m and "file.h5" in m for m in messages), messages
 
 
@@ -355,21 +366,21 @@ def test_attributes_that_hold_references_are_plain_elements(make: Callable[..., 
 
 ENUM = h5py.enum_dtype({"a": 0, "b": 1, "c": 7}, "i2")
 VALUES = {
-    **{t: (np.arange(120) % 99).astype(t) for t in ("i1", "u1", "i2", "<u4", ">i4", "i8", "u8")},
+    **{
+        t: (np.arange(120) % 99).astype(t) for t in ("i1", "u1", "i2", "<u4", ">i4", "i8", "u8")
+    },
     **{t: np.linspace(-5, 5, 120).astype(t) for t in ("f2", "<f4", ">f4", "f8", ">f8")},
     "bool": np.arange(120) % 3 == 0,
     "complex": np.arange(120) * (1 - 2j),
     "bytes": np.array([f"s{i}" for i in range(120)], "S5"),
-    "compound": np.array(
-        [(i, i / 2) for i in range(120)], [("n", ">i4"), ("v", "f4")]
-    ),
+    "compound": np.array([(i, i / 2) for i in range(120)], [("n", ">i4"), ("v", "f4")]),
     "enum": np.array([0, 1, 7] * 40, "i2").astype(ENUM),
 }
 STORAGE = {
     "contiguous": {},
     "chunked": {"chunks": (4, 3, 2)},
-    "gzip": {"chunks": (2, 6, 1), "compression": "gzip", "shuffle": True},
-    "lzf": {"chunks": (5, 4, 5), "compression": "lzf", "fletcher32": True},
+    "gzip": {"chunks": (2, 5, 1), "compression": "gzip", "shuffle": True},
+    "lzf": {"chunks": (5, 4, 3), "compression": "lzf", "fletcher32": True},
 }
 
 
@@ -379,9 +390,16 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(path, "w") as file:
         for storage, options in STORAGE.items():
             for name, values in VALUES.items():
-                file.create_dataset(f"{storage}/{name}", data=values.reshape(6, 5, 4), **options)
-            texts = np.array([f"t{'ü' * (i % 5)}{i}" for i in range(120)], object).reshape(6, 5, 4)
-            file.create_dataset(f"{storage}/text", data=texts, dtype=h5py.string_dtype(), **options)
+                file.create_dataset(
+                    f"{storage}/{name}", data=values.reshape(6, 5, 4), **options
+                )
+            texts = np.array([f"t{'ü' * (i % 5)}{i}" for i in range(120)], object).reshape(
+                6, 5, 4
+            )
+            options = {k: v for k, v in options.items() if k != "fletcher32"}
+            file.create_dataset(
+                f"{storage}/text", data=texts, dtype=h5py.string_dtype(), **options
+            )
     return path
 
 
@@ -414,15 +432,15 @@ def test_ordinary_variables_equal_those_of_h5py(
                     expected = expected[(slice(None),) * axis + (k,)]
                 got = variable.copy(deep=False)[key].values
                 np.testing.assert_array_equal(got, expected, err_msg=f"{name} {label}")
-                assert got.dtype.kind == expected.dtype.kind, name
+                assert got.dtype.kind == np.asarray(expected).dtype.kind, name
             p = xr.Variable("p", [3, 0, 5])
             picked = variable[p, xr.Variable("p", [1, 1, 4])].values
             np.testing.assert_array_equal(picked, whole[[3, 0, 5], [1, 1, 4]], err_msg=name)
 
 
 def expand(key: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
-    if Ellipsis in key:
-        at = key.index(Ellipsis)
+    at = next((i for i, k in enumerate(key) if k is Ellipsis), None)
+    if at is not None:
         return key[:at] + (slice(None),) * (ndim - len(key) + 1) + key[at + 1 :]
     return key + (slice(None),) * (ndim - len(key))
 
@@ -439,7 +457,11 @@ def test_scalars_and_empty_variables_read(make: Callable[..., Path]) -> None:
         file.create_dataset("late", (3,), dtype="f8", fillvalue=1.5)
 
     with open_h5(make(fill)) as ds:
-        assert (ds["number"].item(), ds["text"].item(), ds["flag"].item()) == (4.5, "hällo", True)
+        assert (ds["number"].item(), ds["text"].item(), ds["flag"].item()) == (
+            4.5,
+            "hällo",
+            True,
+        )
         assert ds["empty"].values.shape == (0, 3)
         assert ds["grown"].values.shape == (0,)
         assert ds["compound"].values.tolist() == (1, 2.5)
@@ -460,7 +482,7 @@ def test_a_file_that_changed_after_opening_raises(make: Callable[..., Path]) -> 
         file["more"] = np.arange(1000)
     for action in (
         lambda: ds["data"].load(),
-        lambda: ds["refs"].copy().h5ref.resolve(),
+        lambda: ds["refs"].h5ref.resolve().load(),
         resolved.compute,
         element.resolve,
     ):
@@ -499,8 +521,10 @@ def linked(tmp_path: Path) -> dict[str, Path]:
     with h5py.File(tmp_path / "home" / "main.h5", "w") as file:
         file["own"] = 1
         for name, path in places.items():
-            relative = str(Path("..") / path.name) if name == "outside" else str(
-                path.relative_to(tmp_path / "home")
+            relative = (
+                str(Path("..") / path.name)
+                if name == "outside"
+                else str(path.relative_to(tmp_path / "home"))
             )
             file[f"link_{name}"] = h5py.ExternalLink(relative, "/d")
             file[f"refs_{name}"] = h5py.ExternalLink(str(path), "/r")
@@ -533,14 +557,18 @@ def test_other_files_are_read_only_where_allowed(
         assert len(denied) == 9 - len(wanted)
         for number, place in enumerate(places):
             if place in allowed:
-                assert ds[f"link_{place}"].values.tolist() == list(range(10 * number, 10 * number + 5))
+                assert ds[f"link_{place}"].values.tolist() == list(
+                    range(10 * number, 10 * number + 5)
+                )
                 assert ds[f"virtual_{place}"].values.tolist() == list(
                     range(10 * number, 10 * number + 5)
                 )
                 # References resolve in the file that they are stored in.
                 reference = ds[f"refs_{place}"].values[0]
                 assert reference.filename == str(places[place])
-                assert reference.resolve().values.tolist() == ds[f"link_{place}"].values.tolist()
+                assert (
+                    reference.resolve().values.tolist() == ds[f"link_{place}"].values.tolist()
+                )
     for location in places.values():
         open_h5(location).close()  # closes the handles that following links opened
 

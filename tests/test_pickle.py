@@ -93,9 +93,7 @@ def test_arrays_pickle_after_loading_and_after_fancy_indexing(ds: xr.Dataset) ->
         lambda ds: ds["objects"].values[0].resolve(chunks={}),
     ],
 )
-def test_datasets_and_results_pickle(
-    ds: xr.Dataset, make: Callable[[xr.Dataset], Any]
-) -> None:
+def test_datasets_and_results_pickle(ds: xr.Dataset, make: Callable[[xr.Dataset], Any]) -> None:
     made = make(ds)
     xr.testing.assert_identical(again(made).load(), made.load())
     xr.testing.assert_identical(again(made.load()), made.load())

@@ -32,7 +32,9 @@ def write(path: Path, libver: Any = None) -> Path:
         grid[...] = flat.reshape(3, 4)
         file.create_dataset("zero", (), dtype=h5py.regionref_dtype)[()] = regions[3]
         objects = file.create_dataset("objects", (5,), dtype=h5py.ref_dtype)
-        objects[:4] = np.array([data.ref, other.ref, data.ref, file["deep"].ref], h5py.ref_dtype)
+        objects[:4] = np.array(
+            [data.ref, other.ref, data.ref, file["deep"].ref], h5py.ref_dtype
+        )
         kinds = file.create_dataset("kinds", (4,), dtype=h5py.regionref_dtype)
         kinds[0] = data.regionref[...]
         kinds[1] = data.regionref[np.eye(40, 50, dtype=bool)]
@@ -134,7 +136,9 @@ def test_an_element_tells_its_target_and_selection(path: Path, ds: xr.Dataset) -
     assert region.bounds == ((2, 4), (6, 10))
     assert (region.shape, region.size) == ((4, 6), 24)
     with h5py.File(path) as file:
-        addresses = {n: h5py.h5o.get_info(file[n].id).addr for n in ("data", "deep", "deep/other")}
+        addresses = {
+            n: h5py.h5o.get_info(file[n].id).addr for n in ("data", "deep", "deep/other")
+        }
     assert region.address == addresses["data"]
     objects = ds["objects"].values
     assert [o.path for o in objects[:4]] == ["/data", "/deep/other", "/data", "/deep"]
@@ -358,7 +362,9 @@ def test_where_gives_nulls(ds: xr.Dataset) -> None:
 def test_comparison_gives_booleans(ds: xr.Dataset) -> None:
     line, grid, objects = ds["line"].data, ds["grid"].data, ds["objects"].data
     assert (line == line).tolist() == [True] * 12
-    assert (line == line[::-1]).tolist() == (ds["line"].values == ds["line"].values[::-1]).tolist()
+    assert (line == line[::-1]).tolist() == (
+        ds["line"].values == ds["line"].values[::-1]
+    ).tolist()
     assert (line != line[::-1]).all()
     assert (line == line[3]).tolist() == [i == 3 for i in range(12)]
     assert (line[3] == line).tolist() == [i == 3 for i in range(12)]
@@ -394,7 +400,12 @@ def test_isnull_and_dropna_see_null_references(ds: xr.Dataset) -> None:
 
 
 def test_copies_and_loading_keep_the_columns(ds: xr.Dataset) -> None:
-    for copy in (ds["line"].copy(deep=True), ds["line"].load(), ds["line"].compute(), ds.load()["line"]):
+    for copy in (
+        ds["line"].copy(deep=True),
+        ds["line"].load(),
+        ds["line"].compute(),
+        ds.load()["line"],
+    ):
         assert same(copy.data, ds["line"].values)
     assert same(ds.copy(deep=True)["grid"].data, ds["grid"].values)
 
@@ -469,7 +480,9 @@ def test_tokens_are_deterministic_and_tell_arrays_apart(path: Path, ds: xr.Datas
         reversed_ = dask.base.tokenize(ds["line"].data[::-1])
         assert reversed_ == dask.base.tokenize(ds["line"].data[::-1])
         assert reversed_ != dask.base.tokenize(ds["line"].data[[0, 2, 1]])
-        assert dask.base.tokenize(ds["line"].values[0]) == dask.base.tokenize(ds["line"].values[0])
+        assert dask.base.tokenize(ds["line"].values[0]) == dask.base.tokenize(
+            ds["line"].values[0]
+        )
 
 
 @pytest.mark.parametrize("chunks", [None, {}, "auto"])

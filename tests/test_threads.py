@@ -28,9 +28,15 @@ THREADS = 12
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "refs.h5"
     with h5py.File(path, "w") as file:
-        stored = {"gzip": {"compression": "gzip", "shuffle": True}, "raw": {}, "lzf": {"compression": "lzf"}}
+        stored = {
+            "gzip": {"compression": "gzip", "shuffle": True},
+            "raw": {},
+            "lzf": {"compression": "lzf"},
+        }
         for name, options in stored.items():
-            data = file.create_dataset(name, data=DATA, chunks=None if name == "raw" else (32, 32), **options)
+            data = file.create_dataset(
+                name, data=DATA, chunks=None if name == "raw" else (32, 32), **options
+            )
             regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
             line = file.create_dataset(f"{name}_rois", (N,), dtype=h5py.regionref_dtype)
             line[:] = np.array(regions, dtype=h5py.regionref_dtype)

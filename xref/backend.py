@@ -13,8 +13,8 @@ from xarray.backends import BackendEntrypoint
 
 from xref.bind import decode_dataset
 from xref.elements import DecodeOptions
-from xref.h5file import close_file, locate_file
-from xref.variables import open_members
+from xref.h5file import FileLocation, close_file, group_paths, locate_file
+from xref.variables import PhonyNames, open_members
 
 READERS = ("auto", "direct", "h5py")
 
@@ -36,6 +36,7 @@ class H5RefBackendEntrypoint(BackendEntrypoint):
         "external",
         "reader",
     )
+    supports_groups: ClassVar[bool] = True
 
     def open_dataset(  # type: ignore[override]
         self,
@@ -80,15 +81,8 @@ decode_timedelta
             Members that cannot be read are left out with an
             `UnreadableMemberWarning`.
         """
-        if reader not in READERS:
-            raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
-        if not isinstance(filename_or_obj, str | os.PathLike):
-            raise TypeError(
-                "engine 'h5ref' opens local files by path, not "
-                f"{type(filename_or_obj).__name__}"
-            )
-        location = locate_file(filename_or_obj, external)
-        options = DecodeOptions(
+        location = _locate(filename_or_obj, external)
+        options = _options(
             mask_and_scale=mask_and_scale,
             decode_times=decode_times,
             concat_characters=concat_characters,
@@ -97,14 +91,89 @@ decode_timedelta
             decode_timedelta=decode_timedelta,
             reader=reader,
         )
-        drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        path = posixpath.normpath(posixpath.join("/", group or "/"))
-        variables, attributes = open_members(location, path, options, drop)
-        dataset = decode_dataset(variables, attributes, options)
-        dataset.encoding["source"] = location.filename
-        dataset.set_close(functools.partial(close_file, location))
-        return dataset
+        return _open_group(location, _group_path(group), options, drop_variables)
+
+    def open_groups_as_dict(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[str],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: bool = True,
+        decode_times: Any = True,
+        concat_characters: bool = True,
+        decode_coords: bool | str = True,
+        use_cftime: bool | None = None,
+        decode_timedelta: Any = None,
+        group: str | None = None,
+        external: str = "same-dir",
+        reader: str = "auto",
+    ) -> dict[str, xr.Dataset]:
+        """Open a group and all groups below it, each once; see `open_dataset`.
+
+        Returns
+        -------
+        dict of str to xarray.Dataset
+            By path, relative to ``group``.
+        """
+        location = _locate(filename_or_obj, external)
+        options = _options(
+            mask_and_scale=mask_and_scale,
+            decode_times=decode_times,
+            concat_characters=concat_characters,
+            decode_coords=decode_coords,
+            use_cftime=use_cftime,
+            decode_timedelta=decode_timedelta,
+            reader=reader,
+        )
+        top, phony = _group_path(group), PhonyNames()
+        found = {}
+        for path in group_paths(location, top):
+            name = "/" + posixpath.relpath(path, top) if path != top else "/"
+            found[name] = _open_group(location, path, options, drop_variables, phony)
+            phony = phony.following()
+        return found
+
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Open a group and all groups below it as a tree; see `open_dataset`."""
+        return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return False: HDF5 files have other engines, this one is asked for by name."""
         return False
+
+
+def _locate(filename_or_obj: Any, external: str) -> FileLocation:
+    if not isinstance(filename_or_obj, str | os.PathLike):
+        raise TypeError(
+            f"engine 'h5ref' opens local files by path, not {type(filename_or_obj).__name__}"
+        )
+    return locate_file(filename_or_obj, external)
+
+
+def _options(*, reader: str, **options: Any) -> DecodeOptions:
+    if reader not in READERS:
+        raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
+    return DecodeOptions(reader=reader, **options)
+
+
+def _group_path(group: str | None) -> str:
+    return posixpath.normpath(posixpath.join("/", group or "/"))
+
+
+def _open_group(
+    location: FileLocation,
+    path: str,
+    options: DecodeOptions,
+    drop_variables: str | Iterable[str] | None,
+    phony: PhonyNames | None = None,
+) -> xr.Dataset:
+    drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
+    try:
+        variables, attributes = open_members(location, path, options, drop, phony)
+        dataset = decode_dataset(variables, attributes, options)
+    except BaseException:
+        close_file(location)
+        raise
+    dataset.encoding["source"] = location.filename
+    dataset.set_close(functools.partial(close_file, location))
+    return dataset

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -260,7 +260,12 @@ def tile_loader(
         )
     read_box = BoxReader(location, address, raw)
     if reader == "h5py" or layout.indirect:
-        return BoxLoader(layout, read_box)
+        check = None
+        if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
+            stored = replace(layout, dtype=np.dtype(f"V{layout.stored_itemsize}"))
+            index = chunk_index(location, address)
+            check = ChunkLoader(stored, index, FileBytes(location), read_box, where)
+        return BoxLoader(layout, read_box, check)
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))
     index = chunk_index(location, address)

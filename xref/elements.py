@@ -64,10 +64,10 @@ class ObjectReference:
         return self.address != 0
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is ObjectReference
-            and self.address == other.address
-            and (self.address == 0 or self.filename == other.filename)
+        if not isinstance(other, ObjectReference):
+            return NotImplemented
+        return self.address == other.address and (
+            self.address == 0 or self.filename == other.filename
         )
 
     def __hash__(self) -> int:
@@ -150,11 +150,9 @@ class RegionReference:
         return self.selection is not None
 
     def __eq__(self, other: Any) -> bool:
-        return (
-            type(other) is RegionReference
-            and self.object == other.object
-            and self.selection == other.selection
-        )
+        if not isinstance(other, RegionReference):
+            return NotImplemented
+        return self.object == other.object and self.selection == other.selection
 
     def __hash__(self) -> int:
         return hash((self.object, self.selection))

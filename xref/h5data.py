@@ -229,10 +229,38 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         offset=offset,
         pipeline=pipeline,
         fill_value=fill_value,
+        stored_itemsize=_stored_itemsize(datatype, file_format(location).offset_size),
         reference_kind=kind,
         stored_nbytes=stored,
         indirect=indirect,
     )
+
+
+def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
+    """Return the bytes of one element in the file; HDF5 tells its size in memory.
+
+    They differ where an element holds an address: HDF5 File Format Specification
+    4.0, "Variable-length and reference elements" in the global heap section.
+    """
+    match datatype.get_class():
+        case h5t.COMPOUND:
+            members = [datatype.get_member_type(i) for i in range(datatype.get_nmembers())]
+            more = sum(_stored_itemsize(m, offset_size) - m.get_size() for m in members)
+            return int(datatype.get_size() + more)
+        case h5t.ARRAY:
+            base = datatype.get_super()
+            n = datatype.get_size() // base.get_size()
+            return int(n * _stored_itemsize(base, offset_size))
+        case h5t.VLEN:
+            return 4 + offset_size + 4  # length, heap collection, heap object
+        case h5t.STRING if datatype.is_variable_str():
+            return 4 + offset_size + 4
+        case h5t.REFERENCE:
+            kind = reference_kind(datatype)
+            if kind == "std":
+                return int(datatype.get_size())
+            return offset_size + (4 if kind == "region" else 0)
+    return int(datatype.get_size())
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> Filter:

@@ -108,10 +108,18 @@ def check_unchanged(location: FileLocation) -> None:
         )
 
 
-def _open_hdf5(filename: str, pid: int) -> h5py.File:
-    """Open a file for reading; ``pid`` keeps a forked child from its parent's handles."""
-    del pid
-    return h5py.File(filename, "r")
+class _OpenFile:
+    """What the file manager closes: it drops the file, objects in use still hold it.
+
+    h5py's own ``File.close`` would pull the file from under other threads.
+    """
+
+    def __init__(self, filename: str, pid: int) -> None:
+        del pid  # keeps a forked child from its parent's handles
+        self.held: h5py.File | None = h5py.File(filename, "r")
+
+    def close(self) -> None:
+        self.held = None
 
 
 class _OpenDescriptor:
@@ -142,7 +150,7 @@ def _managers(
 ) -> tuple[CachingFileManager[Any], CachingFileManager[Any]]:
     # The id makes managers of one file share one handle.
     return (
-        CachingFileManager(_open_hdf5, filename, pid, manager_id="xref-hdf5"),
+        CachingFileManager(_OpenFile, filename, pid, manager_id="xref-hdf5"),
         CachingFileManager(_Descriptor, filename, pid, manager_id="xref-bytes"),
     )
 
@@ -150,7 +158,9 @@ def _managers(
 def open_file(location: FileLocation) -> h5py.File:
     """Return the open file, checked to be the version that was located."""
     check_unchanged(location)
-    file: h5py.File = _managers(location.filename, os.getpid())[0].acquire()
+    manager = _managers(location.filename, os.getpid())[0]
+    while (file := manager.acquire().held) is None:  # closed by another thread just now
+        manager.close()
     return file
 
 
@@ -346,15 +356,20 @@ def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Objec
             raise DanglingReferenceError(
                 f"{location.filename}: no object at address {address:#x}"
             )
-        yield _wrap(identifier)
+        yield _wrap(identifier, file)
 
 
-def _wrap(identifier: Any) -> Object:
+def _wrap(identifier: Any, file: h5py.File) -> Object:
+    """Make an h5py object that keeps its file open for as long as it lives."""
+    item: Object
     if isinstance(identifier, h5d.DatasetID):
-        return h5py.Dataset(identifier)
-    if isinstance(identifier, h5g.GroupID):
-        return h5py.Group(identifier)
-    return h5py.Datatype(identifier)
+        item = h5py.Dataset(identifier)
+    elif isinstance(identifier, h5g.GroupID):
+        item = h5py.Group(identifier)
+    else:
+        item = h5py.Datatype(identifier)
+    item._xref_file = file
+    return item
 
 
 def open_object(location: FileLocation, address: int) -> Object:
@@ -478,6 +493,7 @@ def open_group(location: FileLocation, path: str) -> h5py.Group:
         raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
     if not isinstance(item, h5py.Group):
         raise OSError(f"{location.filename}: {path!r} is no group")
+    item._xref_file = file
     return item
 
 
@@ -500,9 +516,35 @@ def iterate_members(
                 target, _ = group.id.links.get_val(name)
                 where = f"{location.filename}: link {text(name)!r}"
                 check_external(location, os.fsdecode(target), where)
-            yield text(name), _wrap(h5o.open(group.id, name))
+            yield text(name), _wrap(h5o.open(group.id, name), group._xref_file)
         except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
             yield text(name), error
+
+
+def group_paths(location: FileLocation, top: str) -> list[str]:
+    """Return the paths of a group and all groups below it by hard links, each once.
+
+    Parents come before their children; cycles of links end where they close.
+    """
+    group = open_group(location, top)
+    seen = {object_address(group)}
+    paths, queue = [top], deque([(group, top)])
+    while queue:
+        parent, path = queue.popleft()
+        for address, name in link_addresses(parent).items():
+            if address in seen:
+                continue
+            raw = name.encode("utf-8", "surrogateescape")
+            try:
+                if h5o.get_info(parent.id, raw).type != h5o.TYPE_GROUP:
+                    continue
+                child = _wrap(h5o.open(parent.id, raw), parent._xref_file)
+            except (RuntimeError, OSError, ValueError, KeyError):
+                continue  # opening its parent warns of it
+            seen.add(address)
+            paths.append(f"{path.rstrip('/')}/{name}")
+            queue.append((child, paths[-1]))
+    return paths
 
 
 def link_addresses(group: h5py.Group) -> dict[int, str]:

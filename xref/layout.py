@@ -55,6 +55,8 @@ class DatasetLayout:
         Value of elements that were never written.
     stored_nbytes : int
         Bytes that the file holds for the data.
+    stored_itemsize : int
+        Bytes of one element as stored.
     reference_kind : str
         "object", "region" or "std" for datasets of references, else empty.
     indirect : str
@@ -68,6 +70,7 @@ class DatasetLayout:
     pipeline: FilterPipeline
     fill_value: Any
     stored_nbytes: int
+    stored_itemsize: int
     reference_kind: str
     indirect: str
 

@@ -174,6 +174,30 @@ class ChunkLoader:
                     ) from error
             _count(chunks_decoded=end - begin)
 
+    def check(self, numbers: IntArray) -> None:
+        """Decode chunks and drop them, so that a wrong size or checksum raises.
+
+        HDF5 itself hands out memory that it never wrote where a chunk inflates to
+        too few bytes.
+        """
+        shape = self.layout.cell
+        nbytes = math.prod(shape) * self.layout.dtype.itemsize
+        window = np.ndarray(shape, self.layout.dtype, _scratch("canvas", nbytes).data)
+        rows = self.index.find(numbers)
+        for row in rows[rows >= 0].tolist():
+            stored = _scratch("read", int(self.index.nbytes[row]))
+            data = memoryview(stored)  # type: ignore[arg-type]
+            self.source.read_into(int(self.index.address[row]), data)
+            mask = int(self.index.filter_mask[row])
+            try:
+                decode_chunk(data, window, self.layout.pipeline, mask)
+            except UnsupportedError:
+                continue  # too large for its codec: HDF5 alone can tell
+            except CorruptFileError as error:
+                raise CorruptFileError(
+                    f"{self.where}, chunk {int(self.index.number[row])}: {error}"
+                ) from error
+
     def _read_box(self, start: IntArray, canvas: npt.NDArray[Any], corner: list[int]) -> None:
         stop = np.minimum(start + self.layout.cell, self.layout.shape)
         sides = zip(corner, (stop - start).tolist(), strict=True)
@@ -227,6 +251,7 @@ class BoxLoader:
 
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
+    check: ChunkLoader | None = None
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read each needed chunk once; neighbours along the last axis together."""
@@ -236,6 +261,8 @@ class BoxLoader:
             self._read(origin.tolist(), plan.tile_shape, origin, canvas)
             return
         numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
+        if self.check is not None:
+            self.check.check(numbers)
         # A run ends where the numbers jump, or where a row of the grid ends.
         new = (np.diff(numbers, prepend=-2) != 1) | (numbers % self.layout.grid[-1] == 0)
         begins = np.flatnonzero(new)

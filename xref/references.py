@@ -368,8 +368,10 @@ class ReferenceArray:
         return _compare(self, other)
 
     def __ne__(self, other: object) -> Any:
-        same = _compare(self, other)
-        return same if same is NotImplemented else ~same
+        if other is self:
+            # ``data != data`` is how xarray asks a duck array for missing values.
+            return ~self.astype(bool)
+        return ~_compare(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -378,8 +380,7 @@ class ReferenceArray:
             if ufunc is np.equal:
                 return _compare(*inputs)
             if ufunc is np.not_equal:
-                same = _compare(*inputs)
-                return same if same is NotImplemented else ~same
+                return inputs[0] != inputs[1]
             if ufunc in (np.logical_not, np.invert) and isinstance(inputs[0], ReferenceArray):
                 return ~inputs[0].astype(bool)
         return NotImplemented
@@ -536,6 +537,18 @@ def _where(condition: Any, x: Any, y: Any) -> ReferenceArray:
     return _gather([first, second], rows)
 
 
+def _pad(a: ReferenceArray, pad_width: Any, mode: str = "constant", **kwargs: Any) -> Any:
+    """Pad with nulls, or with elements where the mode moves elements."""
+    if mode != "constant":
+        return a._by_rows(np.pad(a._rows(), pad_width, mode=mode, **kwargs))  # type: ignore[call-overload]
+    fill = kwargs.get("constant_values")
+    if not all(_is_missing(v) for v in np.asarray(fill, dtype=object).flat):
+        raise TypeError(f"references are padded with null, not with {fill!r}")
+    rows = np.pad(a._rows(), pad_width, constant_values=a.size)
+    null = ReferenceArray.nulls((1,), is_region=a.is_region)
+    return _gather([a, null], rows)
+
+
 def _take(a: ReferenceArray, indices: Any, axis: int | None = None, **kwargs: Any) -> Any:
     del kwargs
     return a._by_rows(np.asarray(np.take(a._rows(), indices, axis=axis)))
@@ -555,6 +568,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     np.stack: _stack,
     np.where: _where,
     np.take: _take,
+    np.pad: _pad,
     np.array_equal: lambda a, b, **_: bool(np.shape(a) == np.shape(b) and np.all(a == b)),
     np.shape: lambda a: a.shape,
     np.result_type: lambda *_: np.dtype(object),

@@ -196,7 +196,11 @@ def _attribute_references(
 
 
 def open_members(
-    location: FileLocation, path: str, options: DecodeOptions, drop: Iterable[str] = ()
+    location: FileLocation,
+    path: str,
+    options: DecodeOptions,
+    drop: Iterable[str] = (),
+    phony: PhonyNames | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """Open the datasets of a group.
 
@@ -210,6 +214,9 @@ def open_members(
         Travel with references, for what they resolve to.
     drop : iterable of str
         Names of members to leave alone.
+    phony : PhonyNames, optional
+        Names for axes without a scale; to be shared by the groups of a tree, where
+        a child must not use a name of its parent for another size.
 
     Returns
     -------
@@ -238,12 +245,12 @@ def open_members(
         if member.location == location:
             remember_paths(location, {member.address: posixpath.join(path, member.name)})
     scales = _axis_scales(members, group, path)
-    names = _PhonyNames()
+    names = phony or PhonyNames()
     sizes: dict[str, int] = {}
     variables: dict[str, xr.Variable] = {}
     for member, axes in zip(members, scales, strict=True):
         dims = _dimension_names(axes, member.shape, names, sizes, f"{where}/{member.name}")
-        if text(member.attributes.get("NAME", b"") or "").startswith(_NO_VARIABLE):
+        if _label(member.attributes, "NAME").startswith(_NO_VARIABLE):
             continue
         try:
             variables[member.name] = _build_variable(member, dims, options)
@@ -268,8 +275,16 @@ def _open_member(name: str, path: str, item: Any, outer: FileLocation) -> _Membe
     return _Member(name, item, location, object_address(item), raw, shape)
 
 
+def _label(attributes: dict[str, Any], name: str) -> str:
+    """Return a text attribute, also from an array of one; empty for anything else."""
+    value = attributes.get(name)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return text(value) if isinstance(value, str | bytes) else ""
+
+
 def _is_scale(member: _Member) -> bool:
-    return text(member.attributes.get("CLASS", b"") or "") == "DIMENSION_SCALE"
+    return _label(member.attributes, "CLASS") == "DIMENSION_SCALE"
 
 
 def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str | None]]:
@@ -321,20 +336,27 @@ def _scale_names(
     return names
 
 
-class _PhonyNames:
+class PhonyNames:
     """Names for axes without a scale: one for each size, unless a variable repeats it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
         self.names: dict[tuple[int, int], str] = {}
 
     def name(self, size: int, occurrence: int) -> str:
-        return self.names.setdefault((size, occurrence), f"phony_dim_{len(self.names)}")
+        """Return the name of the n-th axis of a size within one variable."""
+        new = f"phony_dim_{self.first + len(self.names)}"
+        return self.names.setdefault((size, occurrence), new)
+
+    def following(self) -> PhonyNames:
+        """Return names that go on counting, for the next group of a tree."""
+        return PhonyNames(self.first + len(self.names))
 
 
 def _dimension_names(
     scales: list[str | None],
     shape: tuple[int, ...],
-    phony: _PhonyNames,
+    phony: PhonyNames,
     sizes: dict[str, int],
     where: str,
 ) -> tuple[str, ...]:
@@ -458,7 +480,7 @@ def _target_dimensions(
     ndim = len(facts.layout.shape)
     if not facts.scales:
         own = known_path(location, address)
-        is_scale = text(facts.attributes.get("CLASS", b"") or "") == "DIMENSION_SCALE"
+        is_scale = _label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
         own_name = posixpath.basename(own) if own and is_scale and ndim == 1 else None
         return (own_name,) * ndim, {}
     dims: list[str | None] = [None] * ndim
@@ -467,7 +489,7 @@ def _target_dimensions(
         if not scale:
             continue
         path = known_path(location, scale) or object_paths(location).get(scale)
-        label = text(dataset_facts(location, scale).attributes.get("NAME", b"") or "")
+        label = _label(dataset_facts(location, scale).attributes, "NAME")
         name = posixpath.basename(path) if path else label
         if not name or name in dims:
             continue

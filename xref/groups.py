@@ -1,0 +1,479 @@
+"""The structures of an old-style group, checked before HDF5 walks them.
+
+In: bytes of the file through a callable, and the address of an object header.
+Out: nothing, or a `CorruptFileError`. A group of the old style keeps its links in a
+symbol table, which has no checksums and which libhdf5 trusts in places: a damaged
+one can end the process or keep it busy for ever.
+
+1. Walk the object header, block by block, and find Symbol Table messages.
+2. Check the local heap that has the names: its prefix, its data segment and the
+   chain of its free blocks.
+3. Read the B-tree level by level, each level with few reads, down to the symbol
+   table nodes.
+4. Check the entries of those nodes as columns against the heap.
+
+The work is bounded by the size of the file: levels fall by one from parent to child
+and no two nodes share a byte.
+
+Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1
+B-trees", "Level 1B - Group Symbol Table Nodes", "Level 1C - Symbol Table Entry",
+"Level 1D - Local Heaps", "Level 2A1 - Version 1 Data Object Header Prefix",
+"Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message" and
+"The Object Header Continuation Message". Where that text and libhdf5 differ, the
+check follows libhdf5: the name offset of an entry has the size of lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.errors import CorruptFileError
+
+Read: TypeAlias = Callable[[int, int], bytes]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+WordArray: TypeAlias = npt.NDArray[np.uint64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+SYMBOL_TABLE_MESSAGE = 0x0011
+CONTINUATION_MESSAGE = 0x0010
+
+MAX_MESSAGES = 1 << 18
+"""Messages of one object header; version 1 counts them in 16 bits, and compact
+links and attributes of version 2 end at 65535 each."""
+
+NO_FREE_BLOCK = 1
+"""Ends the chain of a heap's free blocks; the only such value that libhdf5 knows."""
+
+GROUP_NODE = 0
+"""Type of a B-tree node whose children are symbol table nodes."""
+
+NODE_HEAD_NBYTES = 8
+"""Bytes of a B-tree node before its siblings, and of a symbol table node before its
+entries: signature, two bytes, number of entries."""
+
+SOFT_LINK = 2
+"""Cache type of the entry of a soft link, the last one; others are hard links."""
+
+HEAP_ALIGNMENT = 8
+SCRATCH_NBYTES = 16
+
+MAX_SHARING = 16
+"""How many times its size a heap's segment may give in names. libhdf5 writes each
+name once; without a limit, many links to one long name fill the memory."""
+
+READ_GAP = 64 << 10
+"""Bytes between two nodes up to which one read takes both, because copying them
+costs about as much as another call."""
+
+READ_NBYTES = 4 << 20
+"""Bytes after which a read of several nodes ends."""
+
+BATCH_NODES = 1 << 16
+"""Symbol table nodes whose entries are in memory at once."""
+
+_SIZES = (2, 4, 8)
+
+_OHDR_FLAGS = 0x3F
+_OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Bytes of the file, and what errors say about where they are."""
+
+    read: Read
+    offset_size: int
+    length_size: int
+    nbytes: int  # from the base address to the end of the file
+    where: str
+
+    def fail(self, found: str) -> NoReturn:
+        raise CorruptFileError(f"{self.where}: {found}")
+
+    def take(self, address: int, nbytes: int, what: str) -> bytes:
+        """Return bytes that must lie inside the file."""
+        if not 0 <= address <= self.nbytes - nbytes:
+            self.fail(
+                f"the {what} at {address:#x} ({nbytes} bytes) reaches past the end of the "
+                f"file ({self.nbytes} bytes)"
+            )
+        data = self.read(address, nbytes)
+        if len(data) != nbytes:
+            self.fail(f"reading {nbytes} bytes of the {what} at {address:#x} gave {len(data)}")
+        return data
+
+
+def check_group(
+    read: Read,
+    header_address: int,
+    *,
+    offset_size: int,
+    length_size: int,
+    file_nbytes: int,
+    where: str,
+    segments: dict[int, int] | None = None,
+) -> None:
+    """Check what libhdf5 walks when it lists or searches an old-style group.
+
+    An object without a symbol table, such as a group of the new style, passes when
+    the blocks of its header do.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(address, nbytes)`` returns bytes, ``address`` counted from the base
+        address; it raises `xref.errors.FileReadError` when it cannot.
+    header_address : int
+        Address of the group's object header.
+    offset_size, length_size : {2, 4, 8}
+        Sizes of offsets and of lengths from the superblock, in bytes.
+    file_nbytes : int
+        Bytes from the base address to the end of the file.
+    where : str
+        Begins each error: the file and the group.
+    segments : dict, optional
+        Address of each local heap by the address of its data segment, filled here.
+        Pass one dict for all groups that one open HDF5 file is asked about:
+        libhdf5 2.0 dereferences a null pointer in the second of two heaps that
+        have the same segment, and no heap by itself shows that.
+
+    Raises
+    ------
+    CorruptFileError
+        If a structure contradicts the format or another structure.
+    """
+    source = _Source(read, offset_size, length_size, file_nbytes, where)
+    if offset_size not in _SIZES or length_size not in _SIZES:
+        source.fail(f"offsets of {offset_size} bytes and lengths of {length_size} are unknown")
+    for tree, heap in _symbol_tables(source, header_address):
+        names = _check_heap(source, heap, {} if segments is None else segments)
+        _check_tree(source, tree, names)
+
+
+def _integer(data: bytes, position: int, size: int) -> int:
+    return int.from_bytes(data[position : position + size], "little")
+
+
+# --- the object header -------------------------------------------------------------------
+
+
+def _symbol_tables(source: _Source, address: int) -> list[tuple[int, int]]:
+    """Walk all blocks of an object header; return B-tree and heap of each symbol table."""
+    found = []
+    version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
+    where = f"object header at {address:#x}"
+    sizes = source.offset_size, source.length_size
+    blocks = [(first, nbytes)]
+    seen = {first}
+    n_messages = total = 0
+    for start, nbytes in blocks:  # grows while it is walked
+        total += nbytes
+        if total > source.nbytes:
+            source.fail(f"the blocks of the {where} have more bytes than the file")
+        data = source.take(start, nbytes, "object header block")
+        at, end = 0, nbytes
+        if version == 2 and start != first:
+            if data[:4] != b"OCHK" or nbytes < 8:
+                source.fail(
+                    f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
+                    f"begin with {data[:4]!r}, not with b'OCHK'"
+                )
+            at, end = 4, nbytes - 4  # a checksum follows
+        while at + head_nbytes <= end:
+            kind = _integer(data, at, type_size)
+            size = _integer(data, at + type_size, 2)
+            at += head_nbytes
+            n_messages += 1
+            if size > end - at or (version == 1 and size % 8) or n_messages > MAX_MESSAGES:
+                source.fail(
+                    f"message {n_messages} (type {kind:#06x}) of the {where} has {size} bytes, "
+                    f"and {end - at} are left in its block"
+                )
+            body = data[at : at + size]
+            at += size
+            if kind == CONTINUATION_MESSAGE:
+                start_next, nbytes_next = _pair(source, body, *sizes, "continuation", where)
+                if start_next in seen or not nbytes_next:
+                    source.fail(
+                        f"the {where} continues at {start_next:#x} ({nbytes_next} bytes), "
+                        "where no block or one of its own begins"
+                    )
+                seen.add(start_next)
+                blocks.append((start_next, nbytes_next))
+            elif kind == SYMBOL_TABLE_MESSAGE:
+                found.append(_pair(source, body, sizes[0], sizes[0], "symbol table", where))
+    return found
+
+
+def _parse_prefix(source: _Source, address: int) -> tuple[int, int, int, int, int]:
+    """Return version, bytes of message types and heads, and the first block's place."""
+    # The shortest prefix of version 1 has 16 bytes with its padding; of version 2, 7.
+    head = source.take(address, min(16, max(7, source.nbytes - address)), "object header")
+    if head[:4] != b"OHDR":
+        if head[0] != 1 or len(head) < 16:
+            source.fail(f"no object header is at {address:#x}: the bytes are {head!r}")
+        return 1, 2, 8, address + 16, _integer(head, 8, 4)
+    version, flags = head[4], head[5]
+    if version != 2 or flags & ~_OHDR_FLAGS:
+        source.fail(
+            f"the object header at {address:#x} has version {version} and flags {flags:#04x}"
+        )
+    at = 6 + (16 if flags & _OHDR_TIMES else 0) + (4 if flags & _OHDR_PHASES else 0)
+    size = 1 << (flags & 3)
+    nbytes = int.from_bytes(source.take(address + at, size, "object header"), "little")
+    return 2, 1, 6 if flags & _OHDR_ORDERED else 4, address + at + size, nbytes
+
+
+def _pair(
+    source: _Source, body: bytes, size: int, second_size: int, what: str, where: str
+) -> tuple[int, int]:
+    if len(body) < size + second_size:
+        source.fail(f"the {what} message of the {where} has {len(body)} bytes")
+    return _integer(body, 0, size), _integer(body, size, second_size)
+
+
+# --- the local heap ----------------------------------------------------------------------
+
+
+class _Names:
+    """The data segment of a local heap, which strings are looked up in."""
+
+    def __init__(self, source: _Source, what: str, data: bytes) -> None:
+        self._source = source
+        self._what = what
+        self._data = np.frombuffer(data, np.uint8)
+        self._zeros = np.flatnonzero(self._data == 0)
+        self._n_given = 0
+
+    def check(self, offset: WordArray, what: str, *, given: bool = True) -> None:
+        """Check that a string begins at each offset and ends inside the segment.
+
+        Strings that libhdf5 copies for each link are ``given``; keys are only compared.
+        """
+        nbytes = len(self._data)
+        last = int(self._zeros[-1]) if len(self._zeros) else -1
+        wrong = np.flatnonzero(offset > last) if last >= 0 else np.arange(len(offset))
+        if len(wrong):
+            first = int(offset[wrong[0]])
+            found = "past the segment's end" if first >= nbytes else "without a null byte after"
+            self._source.fail(
+                f"{what} is at byte {first} of the {self._what}, {found} ({nbytes} bytes)"
+            )
+        if not given:
+            return
+        begin = offset.astype(np.int64)
+        self._n_given += int((self._zeros[np.searchsorted(self._zeros, begin)] - begin).sum())
+        if self._n_given > MAX_SHARING * nbytes:
+            self._source.fail(
+                f"the names in the {self._what} ({nbytes} bytes) overlap: they have more than "
+                f"{MAX_SHARING} times its size"
+            )
+
+    def check_not_empty(self, offset: WordArray, what: str) -> None:
+        """Check that no string is empty; all of them were checked to be inside."""
+        empty = offset[self._data[offset.astype(np.int64)] == 0]
+        if len(empty):
+            self._source.fail(f"{what} is empty, at byte {empty[0]} of the {self._what}")
+
+
+def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Names:
+    """Check a local heap's prefix, segment and free blocks; return the segment."""
+    size = source.length_size
+    what = f"local heap at {address:#x}"
+    used = 8 + 2 * size + source.offset_size
+    prefix = source.take(address, -(-used // HEAP_ALIGNMENT) * HEAP_ALIGNMENT, "local heap")
+    if prefix[:5] != b"HEAP\0":
+        source.fail(
+            f"no local heap is at {address:#x}: the bytes there begin with {prefix[:5]!r}, "
+            "not with b'HEAP\\x00'"
+        )
+    nbytes = _integer(prefix, 8, size)
+    free = _integer(prefix, 8 + size, size)
+    place = _integer(prefix, 8 + 2 * size, source.offset_size)
+    if not nbytes:
+        source.fail(f"the {what} has an empty data segment")
+    data = source.take(place, nbytes, f"data segment of the {what}")
+    if segments.setdefault(place, address) != address:
+        source.fail(
+            f"the {what} has its data segment at {place:#x}, as the one at "
+            f"{segments[place]:#x} has"
+        )
+    n_free, block_nbytes = 0, 2 * size
+    while free != NO_FREE_BLOCK:
+        n_free += 1
+        if free > nbytes - block_nbytes or n_free > nbytes // block_nbytes:
+            source.fail(
+                f"free block {n_free} of the {what} is at byte {free} of its data segment "
+                f"({nbytes} bytes), which it leaves or where it forms a loop"
+            )
+        following = _integer(data, free, size)
+        length = _integer(data, free + size, size)
+        if not following or length > nbytes - free:
+            source.fail(
+                f"free block {n_free} of the {what}, at byte {free} of its data segment "
+                f"({nbytes} bytes), has {length} bytes and is followed by one at {following}"
+            )
+        free = following
+    return _Names(source, f"data segment of the {what}", data)
+
+
+# --- the B-tree and the symbol table nodes -----------------------------------------------
+
+
+def _check_tree(source: _Source, root: int, names: _Names) -> None:
+    """Check a B-tree of group nodes, from its root to the entries of its leaves."""
+    level = source.take(root, NODE_HEAD_NBYTES, "B-tree node")[5]
+    nodes = np.array([root], dtype=np.uint64)
+    leftmost, total = root, 0
+    for below in range(level, -1, -1):
+        children, nbytes = _read_level(source, nodes, leftmost, below, names)
+        total += nbytes
+        if total > source.nbytes:
+            source.fail(f"the nodes of the B-tree at {root:#x} overlap")
+        if not len(children):
+            return
+        leftmost, nodes = int(children[0]), children
+    nodes = np.sort(nodes)
+    for begin in range(0, len(nodes), BATCH_NODES):
+        _check_entries(source, nodes[begin : begin + BATCH_NODES], names)
+
+
+def _read_level(
+    source: _Source, nodes: WordArray, leftmost: int, level: int, names: _Names
+) -> tuple[WordArray, int]:
+    """Check all B-tree nodes of one level; return their children in order, and bytes read."""
+    offset_size, length_size = source.offset_size, source.length_size
+    head_nbytes = NODE_HEAD_NBYTES + 2 * offset_size
+    order = np.argsort(nodes)
+    address = _inside(source, nodes[order], head_nbytes, "B-tree node")
+    head = _gather(source, address, np.full(len(address), head_nbytes), "B-tree node")
+    table = head.reshape(-1, head_nbytes)
+    expected = np.frombuffer(b"TREE" + bytes([GROUP_NODE, level]), np.uint8)
+    wrong = np.flatnonzero((table[:, :6] != expected).any(axis=1))
+    if len(wrong):
+        source.fail(
+            f"no B-tree node of a group's level {level} is at {address[wrong[0]]:#x}: the bytes "
+            f"there begin with {table[wrong[0], :6].tobytes()!r}, not with "
+            f"{expected.tobytes()!r}"
+        )
+    used = _column(head, np.arange(len(address)) * head_nbytes + 6, 2).astype(np.int64)
+    if level and not used.all():
+        source.fail(
+            f"the B-tree node at {address[np.flatnonzero(used == 0)[0]]:#x} of level {level} "
+            "has no children"
+        )
+    right = _column(head, np.arange(len(address)) * head_nbytes + 8 + offset_size, offset_size)
+    _check_siblings(source, address, right, leftmost, level)
+
+    # Keys and children take turns, and a last key ends a node that has any.
+    record = length_size + offset_size
+    nbytes = np.where(used > 0, used * record + length_size, 0)
+    body = _gather(source, address + head_nbytes, nbytes, "B-tree node")
+    start = np.cumsum(nbytes) - nbytes
+    keys = _column(body, _ranges(start, used + (used > 0), record), length_size)
+    names.check(keys, "a B-tree key", given=False)
+    in_order = np.argsort(order)  # of the parents, which is the order of the names
+    child = _ranges(start[in_order] + length_size, used[in_order], record)
+    return _column(body, child, offset_size), len(head) + len(body)
+
+
+def _check_siblings(
+    source: _Source, address: IntArray, right: WordArray, leftmost: int, level: int
+) -> None:
+    """Check that the chain of right siblings, which HDF5 follows, ends.
+
+    Each step must lead to another node of the level.
+    """
+    undefined = (1 << 8 * source.offset_size) - 1
+    following = dict(zip(address.tolist(), right.tolist(), strict=True))
+    at = leftmost
+    while (after := following.pop(at)) != undefined:
+        if after not in following:
+            source.fail(
+                f"the B-tree node at {at:#x} has its right sibling at {after:#x}, where no "
+                f"other node of level {level} begins, or one before it"
+            )
+        at = after
+
+
+def _check_entries(source: _Source, nodes: WordArray, names: _Names) -> None:
+    """Check symbol table nodes, in ascending order, and all their entries."""
+    offset_size, length_size = source.offset_size, source.length_size
+    entry_nbytes = length_size + offset_size + 8 + SCRATCH_NBYTES
+    what = "symbol table node"
+    address = _inside(source, nodes, NODE_HEAD_NBYTES, what)
+    head = _gather(source, address, np.full(len(address), NODE_HEAD_NBYTES), what)
+    table = head.reshape(-1, NODE_HEAD_NBYTES)
+    wrong = np.flatnonzero((table[:, :5] != np.frombuffer(b"SNOD\x01", np.uint8)).any(axis=1))
+    if len(wrong):
+        source.fail(
+            f"no symbol table node is at {address[wrong[0]]:#x}: the bytes there begin with "
+            f"{table[wrong[0], :5].tobytes()!r}, not with b'SNOD\\x01'"
+        )
+    n_used = _column(head, np.arange(len(address)) * NODE_HEAD_NBYTES + 6, 2).astype(np.int64)
+    body = _gather(source, address + NODE_HEAD_NBYTES, n_used * entry_nbytes, what)
+    at = np.arange(int(n_used.sum())) * entry_nbytes
+
+    name = _column(body, at, length_size)
+    names.check(name, "a link's name")
+    names.check_not_empty(name, "a link's name")
+    kind = _column(body, at + length_size + offset_size, 4)
+    if (kind > SOFT_LINK).any():
+        source.fail(f"a symbol table entry has cache type {kind.max()}, and the last is 2")
+    value = _column(body, at[kind == SOFT_LINK] + length_size + offset_size + 8, 4)
+    names.check(value, "a soft link's value")
+    target = _column(body, at[kind != SOFT_LINK] + length_size, offset_size)
+    outside = target[(target == 0) | (target >= source.nbytes)]
+    if len(outside):
+        source.fail(
+            f"a link names the object header at {outside[0]:#x}, outside the file "
+            f"({source.nbytes} bytes)"
+        )
+
+
+# --- many nodes with few reads -----------------------------------------------------------
+
+
+def _inside(source: _Source, address: WordArray, nbytes: int, what: str) -> IntArray:
+    """Return addresses as signed integers after checking that they are in the file."""
+    outside = address[address > max(source.nbytes - nbytes, 0)]
+    if len(outside):
+        source.fail(
+            f"a {what} is at {outside[0]:#x}, past the end of the file ({source.nbytes} bytes)"
+        )
+    return address.astype(np.int64)
+
+
+def _gather(source: _Source, address: IntArray, nbytes: IntArray, what: str) -> ByteArray:
+    """Read pieces of the file, ascending and apart, into one array end to end."""
+    end = address + nbytes
+    overlap = np.flatnonzero(address[1:] < end[:-1])
+    if len(overlap):
+        i = int(overlap[0])
+        source.fail(f"a {what} reaches {end[i]:#x}, and another begins at {address[i + 1]:#x}")
+    far = (address[1:] - end[:-1] > READ_GAP) | (np.diff(address // READ_NBYTES) > 0)
+    breaks = [0, *(np.flatnonzero(far) + 1).tolist(), len(address)]
+    pieces = []
+    for i, j in pairwise(breaks):
+        begin = int(address[i])
+        data = source.take(begin, int(end[j - 1]) - begin, what)
+        pieces.append(np.frombuffer(data, np.uint8)[_ranges(address[i:j] - begin, nbytes[i:j])])
+    return np.concatenate(pieces)
+
+
+def _ranges(start: IntArray, count: IntArray, step: int = 1) -> IntArray:
+    """Concatenate ``start + step * arange(count)`` over rows."""
+    before = np.cumsum(count) - count
+    return np.repeat(start - step * before, count) + step * np.arange(int(count.sum()))
+
+
+def _column(data: ByteArray, position: IntArray, size: int) -> WordArray:
+    """Return the little-endian integers of ``size`` bytes at each position."""
+    rows = data[position[:, np.newaxis] + np.arange(size)]
+    return rows.view(f"<u{size}")[:, 0].astype(np.uint64)
