@@ -9,7 +9,10 @@ xref
     remembers of a file helps the next one. ``without open`` leaves out the opening
     alone; the references are still decoded.
 xref, chunks=None
-    The same without dask.
+    The same without dask, which copies what it computes once more.
+xref, mean(); xref, both at once
+    W4 only. ``xref`` takes the values and then NumPy's means of them, as the limit does;
+    these are ``.h5ref.mean()`` alone, and values and means from one `dask.compute`.
 loop
     ``dataset[reference]`` one after the other. It is cut after ``--budget`` seconds
     and extrapolated by count; the regions lie at random, so the first are as good
@@ -33,6 +36,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -61,6 +65,7 @@ from limit import (
     copy_ragged,
     data_file,
     run_limit,
+    whole_image,
 )
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -110,15 +115,24 @@ class Contest:
             rois = rois[:500]
         if self.work == "W4":
             ragged = rois.h5ref.resolve("ragged", coords=False, chunks=chunks)
-            values = ragged[self.variable]
-            means = rois.h5ref.mean(chunks=chunks)
-            if chunks is None:
-                return values.values, means.values
-            return dask.compute(values.data, means.data)
+            values = ragged[self.variable].data
+            flat = np.asarray(values) if chunks is None else values.compute()
+            sizes = ragged.row_size.values
+            return flat, np.add.reduceat(flat, np.cumsum(sizes) - sizes, dtype="f8") / sizes
         values = rois.h5ref.resolve(coords=False, chunks=chunks)
         return values.values if chunks is None else values.data.compute()
 
-    def run_xref(self, chunks, folder):
+    def means_alone(self, dataset):
+        """Return the means of W4 as `xref` gives them; the values are not kept."""
+        return dataset[self.references].h5ref.mean().data.compute()
+
+    def values_and_means(self, dataset):
+        """Return the two results of W4 from one `dask.compute`."""
+        rois = dataset[self.references]
+        ragged = rois.h5ref.resolve("ragged", coords=False)
+        return dask.compute(ragged[self.variable].data, rois.h5ref.mean().data)
+
+    def run_xref(self, resolve, folder):
         """Open the file under a new name and resolve."""
         link = Path(tempfile.mktemp(suffix=".h5", dir=folder))
         link.hardlink_to(self.path)
@@ -126,7 +140,7 @@ class Contest:
             begin = time.perf_counter()
             with xr.open_dataset(link, engine="h5ref") as dataset:
                 opened = time.perf_counter() - begin
-                return opened, self.resolve(dataset, chunks)
+                return opened, resolve(dataset)
         finally:
             link.unlink()
 
@@ -163,8 +177,10 @@ class Contest:
             return windows[truth.movie[:, 1], truth.movie[:, 2]]
         return copy_boxes(values, truth.rois[: 500 if self.work == "W1s" else None], 1)
 
-    def check(self, values):
+    def check(self, values, name):
         """Compare with h5py's values."""
+        if name == "xref, mean()":
+            values = copy_ragged_values(self.truth), values
         if self.work == "W6":
             with np.load(self.truth.data / "w6_truth.npz") as truth:
                 start, stop = truth["start"], truth["start"] + truth["shape"]
@@ -179,9 +195,12 @@ class Contest:
     def contestants(self):
         """Return names and functions; each returns seconds of opening or of all, and values."""
         both = {
-            "xref": lambda folder: self.run_xref("auto", folder),
-            "xref, chunks=None": lambda folder: self.run_xref(None, folder),
+            "xref": partial(self.run_xref, partial(self.resolve, chunks="auto")),
+            "xref, chunks=None": partial(self.run_xref, partial(self.resolve, chunks=None)),
         }
+        if self.work == "W4":
+            both["xref, mean()"] = partial(self.run_xref, self.means_alone)
+            both["xref, both at once"] = partial(self.run_xref, self.values_and_means)
         if self.work == "W6":
             del both["xref, chunks=None"]
         else:
@@ -206,7 +225,7 @@ class Contest:
                     self.laps.setdefault(name, []).append(lap)
                     self.opening.setdefault(name, []).append(opened or 0.0)
                     if rep == 0:
-                        self.check(values)
+                        self.check(values, name)
                     del values
                 with timed() as lap:
                     seconds = self.run_loop()
@@ -262,6 +281,10 @@ class Contest:
         if target:
             row["target"] = target
         return row
+
+
+def copy_ragged_values(truth):
+    return copy_ragged(whole_image(str(truth.data)), truth.ragged_start, truth.ragged_shape)[0]
 
 
 def measure_memory(data):

@@ -8,7 +8,6 @@ xref once and forks for every file, so that a crash costs one case.
 from __future__ import annotations
 
 import faulthandler
-import itertools
 import json
 import os
 import random
@@ -455,12 +454,12 @@ def test_flipped_bytes_of_references_and_heap_raise_or_read(
         (sample.objects_at, sample.objects_at + 40),
         (sample.heap_at, min(sample.heap_at + sample.heap_nbytes, end)),
     ]
-    only_xref_errors(read_all(list(flips(sample, ranges, 150, seed=1))))
+    only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=1))))
 
 
 def test_flipped_bytes_of_chunks_raise_or_read(sample: Sample) -> None:
     ranges = [(at, at + size) for at, size in sample.chunks]
-    only_xref_errors(read_all(list(flips(sample, ranges, 60, seed=2))))
+    only_xref_errors(read_all(list(flips(sample, ranges, 40, seed=2))))
 
 
 def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
@@ -469,16 +468,16 @@ def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
         i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")
     ]
     ranges = [(0, 800), *((i, i + 400) for i in starts)]
-    only_xref_errors(read_all(list(flips(sample, ranges, 150, seed=3))))
+    only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=3))))
 
 
-def test_every_prefix_of_a_small_file_opens_or_raises(tmp_path: Path) -> None:
+def test_files_with_zeros_instead_of_their_end_open_or_raise(tmp_path: Path) -> None:
     whole = tmp_path / "small.h5"
     with h5py.File(whole, "w") as file:
         data = file.create_dataset("d", data=np.arange(6))
         file.create_dataset("r", (1,), dtype=h5py.regionref_dtype)[0] = data.regionref[2:4]
     data, files = whole.read_bytes(), []
-    for n in itertools.chain(range(0, len(data), 97)):
+    for n in np.linspace(0, len(data), 30).astype(int).tolist():
         files.append(tmp_path / f"prefix{n}.h5")
         # Zeros instead of what was cut, as a sparse copy has them: the length is right.
         files[-1].write_bytes(data[:n] + bytes(len(data) - n))

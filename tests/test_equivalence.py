@@ -35,7 +35,7 @@ READERS = ("auto", "direct", "h5py")
 health = [HealthCheck.too_slow, HealthCheck.data_too_large]
 thorough = settings(suppress_health_check=health)
 # Each example opens the file several times.
-brief = settings(thorough, max_examples=settings.default.max_examples // 3)
+brief = settings(thorough, max_examples=settings.default.max_examples // 2)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_each_reference_says_and_gives_what_h5py_does(drawn: Drawn, folder: Path
 
 
 @given(drawn=strategies.files(), chunks=st.sampled_from((None, 1, 2, "auto")))
-@brief
+@thorough
 def test_ragged_values_are_all_results_end_to_end(
     drawn: Drawn, chunks: Any, folder: Path
 ) -> None:
@@ -131,7 +131,7 @@ def test_ragged_values_are_all_results_end_to_end(
 
 
 @given(drawn=strategies.files(n_targets=2), data=st.data())
-@brief
+@thorough
 def test_references_to_several_datasets_give_their_own_values(
     drawn: Drawn, data: st.DataObject, folder: Path
 ) -> None:
@@ -141,7 +141,7 @@ def test_references_to_several_datasets_give_their_own_values(
 
 
 @given(drawn=strategies.files())
-@brief
+@thorough
 def test_stacking_takes_one_shape_and_refuses_others_by_name(
     drawn: Drawn, folder: Path
 ) -> None:
@@ -166,7 +166,7 @@ def test_stacking_takes_one_shape_and_refuses_others_by_name(
 
 
 @given(drawn=strategies.files())
-@brief
+@thorough
 def test_padding_keeps_each_result_in_the_corner_of_its_cell(
     drawn: Drawn, folder: Path
 ) -> None:
@@ -235,7 +235,7 @@ def basic_index(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 @given(drawn=strategies.files(), data=st.data())
-@brief
+@thorough
 def test_selecting_references_before_resolving_selects_their_results(
     drawn: Drawn, data: st.DataObject, folder: Path
 ) -> None:
@@ -258,7 +258,7 @@ def test_selecting_references_before_resolving_selects_their_results(
 
 
 @given(drawn=strategies.files(), reader=st.sampled_from(READERS))
-@brief
+@thorough
 def test_every_reader_gives_the_same_results(drawn: Drawn, reader: str, folder: Path) -> None:
     with Case(drawn, folder) as case, case.open(reader=reader) as dataset:
         try:

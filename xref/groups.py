@@ -67,11 +67,11 @@ MAX_SHARING = 16
 """How many times its size a heap's segment may give in names. libhdf5 writes each
 name once; without a limit, many links to one long name fill the memory."""
 
-READ_GAP = 64 << 10
+READ_GAP = 16 << 10
 """Bytes between two nodes up to which one read takes both, because copying them
 costs about as much as another call."""
 
-READ_NBYTES = 4 << 20
+READ_NBYTES = 256 << 10
 """Bytes after which a read of several nodes ends."""
 
 BATCH_NODES = 1 << 16
@@ -358,17 +358,17 @@ def _read_level(
     wrong = np.flatnonzero((table[:, :6] != expected).any(axis=1))
     if len(wrong):
         source.fail(
-            f"no B-tree node of a group's level {level} is at {address[wrong[0]]:#x}: the bytes "
+            f"no group's B-tree node of level {level} is at {address[wrong[0]]:#x}: the bytes "
             f"there begin with {table[wrong[0], :6].tobytes()!r}, not with "
             f"{expected.tobytes()!r}"
         )
-    used = _column(head, np.arange(len(address)) * head_nbytes + 6, 2).astype(np.int64)
+    used = _words(table, 6, 2).astype(np.int64)
     if level and not used.all():
         source.fail(
             f"the B-tree node at {address[np.flatnonzero(used == 0)[0]]:#x} of level {level} "
             "has no children"
         )
-    right = _column(head, np.arange(len(address)) * head_nbytes + 8 + offset_size, offset_size)
+    right = _words(table, NODE_HEAD_NBYTES + offset_size, offset_size)
     _check_siblings(source, address, right, leftmost, level)
 
     # Keys and children take turns, and a last key ends a node that has any.
@@ -376,11 +376,14 @@ def _read_level(
     nbytes = np.where(used > 0, used * record + length_size, 0)
     body = _gather(source, address + head_nbytes, nbytes, "B-tree node")
     start = np.cumsum(nbytes) - nbytes
-    keys = _column(body, _ranges(start, used + (used > 0), record), length_size)
-    names.check(keys, "a B-tree key", given=False)
+    keys = _ranges(start, used + (used > 0), record)
+    names.check(
+        _words(_rows(body, keys, length_size), 0, length_size), "a B-tree key", given=False
+    )
     in_order = np.argsort(order)  # of the parents, which is the order of the names
-    child = _ranges(start[in_order] + length_size, used[in_order], record)
-    return _column(body, child, offset_size), len(head) + len(body)
+    children = _ranges(start[in_order] + length_size, used[in_order], record)
+    child = _words(_rows(body, children, offset_size), 0, offset_size)
+    return child, len(head) + len(body)
 
 
 def _check_siblings(
@@ -416,19 +419,21 @@ def _check_entries(source: _Source, nodes: WordArray, names: _Names) -> None:
             f"no symbol table node is at {address[wrong[0]]:#x}: the bytes there begin with "
             f"{table[wrong[0], :5].tobytes()!r}, not with b'SNOD\\x01'"
         )
-    n_used = _column(head, np.arange(len(address)) * NODE_HEAD_NBYTES + 6, 2).astype(np.int64)
-    body = _gather(source, address + NODE_HEAD_NBYTES, n_used * entry_nbytes, what)
-    at = np.arange(int(n_used.sum())) * entry_nbytes
+    n_entries = _words(table, 6, 2).astype(np.int64)
+    body = _gather(source, address + NODE_HEAD_NBYTES, n_entries * entry_nbytes, what)
+    entries = body.reshape(-1, entry_nbytes)
 
-    name = _column(body, at, length_size)
+    name = _words(entries, 0, length_size)
     names.check(name, "a link's name")
     names.check_not_empty(name, "a link's name")
-    kind = _column(body, at + length_size + offset_size, 4)
+    kind = _words(entries, length_size + offset_size, 4)
     if (kind > SOFT_LINK).any():
         source.fail(f"a symbol table entry has cache type {kind.max()}, and the last is 2")
-    value = _column(body, at[kind == SOFT_LINK] + length_size + offset_size + 8, 4)
-    names.check(value, "a soft link's value")
-    target = _column(body, at[kind != SOFT_LINK] + length_size, offset_size)
+    soft = kind == SOFT_LINK
+    if soft.any():
+        value = _words(entries[soft], length_size + offset_size + 8, 4)
+        names.check(value, "a soft link's value")
+    target = _words(entries, length_size, offset_size)[~soft]
     outside = target[(target == 0) | (target >= source.nbytes)]
     if len(outside):
         source.fail(
@@ -458,22 +463,27 @@ def _gather(source: _Source, address: IntArray, nbytes: IntArray, what: str) -> 
         i = int(overlap[0])
         source.fail(f"a {what} reaches {end[i]:#x}, and another begins at {address[i + 1]:#x}")
     far = (address[1:] - end[:-1] > READ_GAP) | (np.diff(address // READ_NBYTES) > 0)
-    breaks = [0, *(np.flatnonzero(far) + 1).tolist(), len(address)]
+    begins, ends = address.tolist(), end.tolist()
     pieces = []
-    for i, j in pairwise(breaks):
-        begin = int(address[i])
-        data = source.take(begin, int(end[j - 1]) - begin, what)
-        pieces.append(np.frombuffer(data, np.uint8)[_ranges(address[i:j] - begin, nbytes[i:j])])
-    return np.concatenate(pieces)
+    for i, j in pairwise([0, *(np.flatnonzero(far) + 1).tolist(), len(begins)]):
+        data = source.take(begins[i], ends[j - 1] - begins[i], what)
+        for begin, stop in zip(begins[i:j], ends[i:j], strict=True):
+            pieces.append(data[begin - begins[i] : stop - begins[i]])
+    return np.frombuffer(b"".join(pieces), np.uint8)
 
 
-def _ranges(start: IntArray, count: IntArray, step: int = 1) -> IntArray:
+def _ranges(start: IntArray, count: IntArray, step: int) -> IntArray:
     """Concatenate ``start + step * arange(count)`` over rows."""
     before = np.cumsum(count) - count
     return np.repeat(start - step * before, count) + step * np.arange(int(count.sum()))
 
 
-def _column(data: ByteArray, position: IntArray, size: int) -> WordArray:
-    """Return the little-endian integers of ``size`` bytes at each position."""
-    rows = data[position[:, np.newaxis] + np.arange(size)]
-    return rows.view(f"<u{size}")[:, 0].astype(np.uint64)
+def _rows(data: ByteArray, position: IntArray, nbytes: int) -> ByteArray:
+    """Return the bytes from each position on as rows."""
+    return data[position[:, np.newaxis] + np.arange(nbytes)]
+
+
+def _words(table: ByteArray, column: int, size: int) -> WordArray:
+    """Return the little-endian integer of each row that begins at one column."""
+    words = np.ascontiguousarray(table[:, column : column + size]).view(f"<u{size}")
+    return words[:, 0].astype(np.uint64)

@@ -11,6 +11,7 @@ references never do: they are decoded in `xref.encoding`.
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import struct
@@ -168,6 +169,12 @@ def close_file(location: FileLocation) -> None:
     """Close this process's handles of a file; a later read opens it again."""
     for manager in _managers(location.filename, os.getpid()):
         manager.close()
+
+
+def close_files() -> None:
+    """Close all handles of this process; a later read opens its file again."""
+    _managers.cache_clear()
+    gc.collect()
 
 
 @dataclass(frozen=True, slots=True)

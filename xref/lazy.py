@@ -142,7 +142,7 @@ class StackArray(BackendArray):
             check_unchanged(location)
         bound = bind_references(columns, references.describe)
         cell = self.cell
-        if not self.padded and self.cell:
+        if bound.targets and not self.padded and self.cell:
             steps = _forward_steps(inner, self.cell)
             if steps is not None and any(
                 n < size for (_, n, _), size in zip(steps, cell, strict=True)
@@ -185,7 +185,8 @@ def _index_outer(values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]) ->
     if all(isinstance(k, slice) and k == slice(None) for k in key):
         return values
     for axis in range(len(key) - 1, -1, -1):
-        values = values[(slice(None),) * (first + axis) + (key[axis],)]
+        # The ellipsis keeps a 0-d result an array, of its own dtype.
+        values = values[(*(slice(None),) * (first + axis), key[axis], Ellipsis)]
     return values
 
 
@@ -250,7 +251,7 @@ class SampleArray(BackendArray):
         else:
             low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
             values = items(self._read_samples(low, high))
-            values = values[:: picked.step] if isinstance(k, slice) else values[0]
+            values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
         return _index_outer(values, int(isinstance(k, slice)), key[1:])
 
     def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
-from xref.errors import SelectionError
+from xref.errors import ResultTooLargeError, SelectionError
 from xref.selection import (
     UNLIMITED,
     All,
@@ -534,7 +534,10 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
     regular, low, stride, count, block = regular_from_blocks(start, stop)
     for row in np.flatnonzero(~regular).tolist():
         # Blocks in another order, or cut otherwise, may still be a regular set.
-        axes = outer_axes(start[row], stop[row])
+        try:
+            axes = outer_axes(start[row], stop[row])
+        except ResultTooLargeError:
+            continue  # stays a list; whoever asks for its shape is told
         numbers = [_regular_axis(*axis) for axis in axes] if axes is not None else [None]
         if all(numbers):
             regular[row] = True

@@ -34,6 +34,10 @@ MAX_ROWS = 1 << 26
 """Rows of elements that a union of blocks may span before it is refused."""
 
 
+MAX_CELLS = 1 << 20
+"""Cells between the borders of overlapping blocks that are counted one by one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Empty:
     """No element (``H5S_SEL_NONE``)."""
@@ -180,6 +184,9 @@ def outer_axes(start: IntArray, stop: IntArray) -> list[tuple[IntArray, IntArray
 def union_size(start: IntArray, stop: IntArray) -> int:
     """Count the distinct elements of a union of blocks, exactly.
 
+    Raises `ResultTooLargeError` where that is out of proportion to the blocks.
+
+
     Coordinates of all axes but the last are replaced by the ordinal of their
     interval between block borders, so few large blocks stay few rows.
     """
@@ -193,13 +200,17 @@ def union_size(start: IntArray, stop: IntArray) -> int:
         low[:, axis] = np.searchsorted(borders, start[:, axis])
         high[:, axis] = np.searchsorted(borders, stop[:, axis])
         lengths.append(np.diff(borders))
+    n_cells = (high - low)[:, :-1].astype(float).prod(axis=1).sum()
+    if n_cells > MAX_CELLS + 64 * len(start):
+        raise ResultTooLargeError(
+            f"a union of {len(start)} overlapping blocks in {ndim} dimensions crosses in "
+            f"{n_cells:.0f} places, too many to count its elements"
+        )
     run_start, run_length = row_runs(low, high)
-    total = 0
     weights = np.ones(len(run_start), dtype=object)
     for axis, length in enumerate(lengths):
         weights = weights * length[run_start[:, axis]].astype(object)
-    total = int((weights * run_length.astype(object)).sum())
-    return total
+    return int((weights * run_length.astype(object)).sum())
 
 
 def row_runs(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
