@@ -553,3 +553,18 @@ def test_a_chunk_beyond_what_a_codec_counts_is_left_to_hdf5(
 def test_imagecodecs_is_not_imported_with_the_module() -> None:
     code = "import sys, xref.filters; assert 'imagecodecs' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_lz4_frame_as_long_as_its_output_is_still_decompressed(tmp_path: Path) -> None:
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    pytest.importorskip("imagecodecs")
+    values = np.arange(20).reshape(2, 10).astype("S5")
+    with h5py.File(tmp_path / "frame.h5", "w") as file:
+        d = file.create_dataset("d", data=values, chunks=(2, 10), **hdf5plugin.LZ4())
+        file.flush()
+        _, stored = d.id.read_direct_chunk((0, 0))
+    assert len(stored) == values.nbytes
+    window = np.empty(values.shape, values.dtype)
+    lz4 = Filter(id=32004, flags=1, options=(0,), name="lz4")
+    decode_chunk(stored, window, FilterPipeline(filters=(lz4,)))
+    np.testing.assert_array_equal(window, values)

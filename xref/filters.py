@@ -442,7 +442,8 @@ def _decode_blocks(
     any_plain = any(source.size == target.size for source, target in blocks)
     if codec == "lz4" and whole == nbytes and block_nbytes and not any_plain:
         blocks = [(stored[:end], out)]
-        codec = "lz4h5"
+        # The frame is no block: as long as its output, it is compressed still.
+        codec, keeps_plain = "lz4h5", False
     for source, target in blocks:
         if keeps_plain and source.size == target.size:
             target[:] = source
