@@ -374,6 +374,8 @@ def test_null_references_raise_fill_or_drop(ds: xr.Dataset) -> None:
     assert padded["valid"].any(("y", "x")).values.tolist() == [True, False, True, False]
     times = ds["times_nulls"].h5ref.resolve(on_null="fill")
     assert np.isnat(times.values[1]).all()
+    packed = ds["packed_nulls"].h5ref.resolve(on_null="fill")
+    assert np.isnan(packed.values[1]).all()
     whole = ds["whole_nulls"].h5ref.resolve(on_null="fill")
     assert (whole[1] == 0).all()
     assert whole.dtype == WHOLE.dtype

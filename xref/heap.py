@@ -3,17 +3,18 @@
 In: the bytes of collections, end to end in one buffer, each begun at a multiple
 of eight. Out: position and size of every heap object asked for.
 
-All collections are walked in lockstep: one NumPy step moves each of them to its
-next object, so a million references cost about as many steps as one collection
-has objects (a thousand), not a million. A handful of collections is walked with
-plain integers, which is faster there.
+All collections are walked at once. An object says how long it is, so the next one
+is found only when this one is read; but references of one dataset are nearly all
+of one length. Each step guesses that the next objects of every collection are as
+long as the present one, reads all their headers in one gather, and keeps the
+leading ones that are: their places are then certain. A million references take
+some tens of NumPy steps, not a million.
 
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap".
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,9 +27,10 @@ from xref.errors import CorruptFileError
 HEADER_NBYTES = 16
 """Bytes before the first object of a collection, and before each object's data."""
 
-FEW_COLLECTIONS = 4
-"""Up to so many collections are walked one by one (benchmarks/decode.py)."""
+OBJECTS_AHEAD = 256
+"""Objects of one length that a step looks ahead at most (benchmarks/decode.py)."""
 
+_HEADERS_AT_ONCE = 1 << 20
 _MAX_OBJECTS = 0xFFFF
 
 
@@ -69,11 +71,55 @@ def parse_collection_sizes(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeapObjects(FrozenColumns):
-    """Every object of some collections; ``key`` is collection * 65536 + object index."""
+    """Every object of some collections, by ``key = collection * width + index``.
 
-    key: IntArray  # (n,), ascending
+    Objects come in no particular order. ``row`` has a slot for every possible key;
+    where that would be out of proportion to the objects, it is None and keys are
+    searched by their ``order`` instead.
+    """
+
+    width: int  # above the largest index
+    key: IntArray  # (n,)
     position: IntArray  # (n,), byte in the buffer where the object's data begin
     nbytes: IntArray  # (n,), bytes of data
+    row: IntArray | None  # (slots,), -1 where there is no object
+    order: IntArray  # (n,) or empty
+
+    @classmethod
+    def from_columns(
+        cls,
+        collection: IntArray,
+        index: IntArray,
+        position: IntArray,
+        nbytes: IntArray,
+        describe: Callable[[int], str],
+    ) -> HeapObjects:
+        """Index objects by key; an index may stand once in a collection."""
+        width = int(index.max(initial=0)) + 1
+        key = collection * width + index
+        n_slots = int(key.max(initial=-1)) + 1
+        order = np.zeros(0, dtype=np.int64)
+        if n_slots <= 16 * len(key) + (1 << 20):
+            row: IntArray | None = np.full(n_slots, -1)
+            row[key] = np.arange(len(key))  # type: ignore[index]
+            again = key[row[key] != np.arange(len(key))]  # type: ignore[index]
+        else:
+            row, order = None, np.argsort(key, kind="stable")
+            sorted_key = key[order]
+            again = sorted_key[1:][sorted_key[1:] == sorted_key[:-1]]
+        if len(again):
+            k, number = divmod(int(again[0]), width)
+            raise CorruptFileError(
+                f"{describe(k)} has a global heap collection with two objects {number}"
+            )
+        return cls(
+            width=width,
+            key=key,
+            position=position,
+            nbytes=nbytes,
+            row=row,
+            order=order,
+        )
 
     def find(
         self, collection: IntArray, index: IntArray, describe: Callable[[int], str]
@@ -83,19 +129,20 @@ class HeapObjects(FrozenColumns):
         Raises
         ------
         CorruptFileError
-            If a collection has no object of that index, or more than one.
+            If a collection has no object of that index.
         """
-        key = (collection << 16) | np.minimum(index, _MAX_OBJECTS)
-        n_slots = int(self.key[-1]) + 1 if len(self.key) else 0
-        if n_slots <= 16 * len(self.key) + (1 << 20):
-            # One slot a possible key: a plain look-up, whatever the order of rows.
-            slot = np.full(max(n_slots, int(key.max()) + 1 if len(key) else 0), -1)
-            slot[self.key] = np.arange(len(self.key))
-            at = slot[key]
+        possible = (index >= 1) & (index < self.width)
+        key = collection * self.width + np.where(possible, index, 0)
+        if self.row is not None:
+            possible &= key < len(self.row)
+            at = (
+                self.row[np.where(possible, key, 0)] if len(self.row) else np.full(len(key), -1)
+            )
         else:
-            at = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
-            at[self.key[at] != key] = -1
-        missing = np.flatnonzero((at < 0) | (index > _MAX_OBJECTS) | (index < 1))
+            place = np.searchsorted(self.key, key, sorter=self.order)
+            at = self.order[np.minimum(place, len(self.order) - 1)]
+            at = np.where(self.key[at] == key, at, -1)
+        missing = np.flatnonzero((at < 0) | ~possible)
         if len(missing):
             row = int(missing[0])
             raise CorruptFileError(
@@ -131,100 +178,59 @@ def walk_collections(
     CorruptFileError
         If an object reaches past its collection, or a number stands twice.
     """
-    walk = _walk_each if len(base) <= FEW_COLLECTIONS else _walk_lockstep
-    collection, index, position, nbytes = walk(buffer, base, size, length_size, describe)
-    key = (collection << 16) | index
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    twice = np.flatnonzero(key[1:] == key[:-1])
-    if len(twice):
-        k, i = divmod(int(key[twice[0]]), 1 << 16)
-        raise CorruptFileError(
-            f"{describe(k)} has a global heap collection with two objects {i}"
-        )
-    return HeapObjects(key=key, position=position[order], nbytes=nbytes[order])
-
-
-def _walk_lockstep(
-    buffer: npt.NDArray[np.uint8],
-    base: IntArray,
-    size: IntArray,
-    length_size: int,
-    describe: Callable[[int], str],
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     words = buffer.view("<u8")
-    lanes = np.arange(len(base))
-    at = (base + HEADER_NBYTES) >> 3
-    end = (base + size) >> 3
     mask = np.uint64(2 ** (8 * length_size) - 1)
+    lanes, ahead = np.arange(len(base)), 1
+    at, stop = (base + HEADER_NBYTES) >> 3, base + size
+    n_seen = np.zeros(len(base), dtype=np.int64)
     found: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
-    live = at + 2 <= end
+    live = (at + 2) << 3 <= stop
     while True:
-        lanes, at, end = (lanes, at, end) if live.all() else (lanes[live], at[live], end[live])
+        if not live.all():
+            lanes, at, stop, n_seen = lanes[live], at[live], stop[live], n_seen[live]
         if not len(lanes):
             break
-        index = (words[at] & np.uint64(0xFFFF)).astype(np.int64)
-        used = index != 0  # index 0 is the free space behind the last object
-        if not used.all():
-            lanes, at, end, index = lanes[used], at[used], end[used], index[used]
-            if not len(lanes):
-                break
-        nbytes = words[at + 1] & mask
-        over = np.flatnonzero(nbytes > ((end - at - 2) << 3).astype(np.uint64))
+        used = (words[at] & np.uint64(_MAX_OBJECTS)) != 0  # 0 is free space, of any length
+        length = np.where(used, words[at + 1] & mask, np.uint64(0))
+        over = np.flatnonzero(length > (stop - ((at + 2) << 3)).astype(np.uint64))
         if len(over):
-            _raise_overrun(describe(int(lanes[over[0]])), int(index[over[0]]))
-        if len(found) > _MAX_OBJECTS:
+            lane = int(over[0])
+            index = int(words[at[lane]] & np.uint64(_MAX_OBJECTS))
             raise CorruptFileError(
-                f"{describe(int(lanes[0]))} has a global heap collection of more than "
-                f"{_MAX_OBJECTS} objects"
+                f"{describe(int(lanes[lane]))} has a global heap collection whose object "
+                f"{index} reaches past its end"
             )
-        length = nbytes.astype(np.int64)
-        found.append((lanes, index, (at + 2) << 3, length))
-        at = at + 2 + ((length + 7) >> 3)
-        live = at + 2 <= end
-    if not found:
-        nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing, nothing, nothing
+        n = max(min(ahead, _HEADERS_AT_ONCE // len(lanes)), 1)
+        step = 2 + ((length.astype(np.int64) + 7) >> 3)
+        place = at[:, None] + step[:, None] * np.arange(n)
+        alike = np.arange(n) < (((stop >> 3) - at) // step)[:, None]
+        np.minimum(place, len(words) - 2, out=place)
+        numbers = words[place] & np.uint64(_MAX_OBJECTS)
+        alike &= (numbers != 0) & ((words[place + 1] & mask) == length[:, None])
+        alike[:, 0] = used  # it fits, its padding may not
+        run = np.where(alike.all(axis=1), n, alike.argmin(axis=1))
+        taken = np.arange(n) < run[:, None]
+        found.append(
+            (
+                np.repeat(lanes, run),
+                numbers[taken].astype(np.int64),
+                (place[taken] + 2) << 3,
+                np.repeat(length.astype(np.int64), run),
+            )
+        )
+        at, n_seen = at + step * run, n_seen + run
+        if (n_seen > _MAX_OBJECTS).any():
+            raise CorruptFileError(
+                f"{describe(int(lanes[n_seen.argmax()]))} has a global heap collection of more "
+                f"than {_MAX_OBJECTS} objects"
+            )
+        # A lane that took no object stands at free space, or at its end.
+        live = (run > 0) & ((at + 2) << 3 <= stop)
+        most_agreed = 2 * np.count_nonzero(run == n) >= len(run)
+        ahead = min(4 * ahead, OBJECTS_AHEAD) if most_agreed else max(ahead // 2, 1)
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    return columns[0], columns[1], columns[2], columns[3]
-
-
-def _walk_each(
-    buffer: npt.NDArray[np.uint8],
-    base: IntArray,
-    size: IntArray,
-    length_size: int,
-    describe: Callable[[int], str],
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    read = struct.Struct("<H6xQ").unpack_from
-    data = memoryview(buffer)  # type: ignore[arg-type]
-    mask = 2 ** (8 * length_size) - 1
-    rows: list[tuple[int, int, int, int]] = []
-    for k, (begin, length) in enumerate(zip(base.tolist(), size.tolist(), strict=True)):
-        at, end, n = begin + HEADER_NBYTES, begin + length, 0
-        while at + 16 <= end:
-            index, nbytes = read(data, at)
-            nbytes &= mask
-            if index == 0:
-                break
-            if nbytes > end - at - 16:
-                _raise_overrun(describe(k), index)
-            n += 1
-            if n > _MAX_OBJECTS:
-                raise CorruptFileError(
-                    f"{describe(k)} has a global heap collection of more than "
-                    f"{_MAX_OBJECTS} objects"
-                )
-            rows.append((k, index, at + 16, nbytes))
-            at += 16 + (nbytes + 7) // 8 * 8
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
-
-
-def _raise_overrun(where: str, index: int) -> None:
-    raise CorruptFileError(
-        f"{where} has a global heap collection whose object {index} reaches past its end"
-    )
+    collection, index_of, position, nbytes = columns or [np.zeros(0, dtype=np.int64)] * 4
+    return HeapObjects.from_columns(collection, index_of, position, nbytes, describe)
 
 
 def pack_collections(size: IntArray) -> IntArray:
