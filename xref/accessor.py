@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xref.bind import Resolved, bind
+from xref.bind import Decoder, Resolved, bind
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, chunk_variable
 from xref.lazy import RegionResults, lazily_indexed
-from xref.reduce import Decoder, PerRegion, Statistic
+from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
 from xref.resolve import resolve_references
 from xref.table import reference_table

@@ -7,7 +7,7 @@ are dropped or refused; no target data are read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,20 @@ def decode_variable(
         use_cftime=options.use_cftime,
         decode_timedelta=options.decode_timedelta,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Applies a target's CF attributes to raw values."""
+
+    attributes: Mapping[str, Any]
+    options: DecodeOptions
+
+    def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return decoded values."""
+        dims = tuple(f"axis_{i}" for i in range(values.ndim))
+        variable = xr.Variable(dims, values, dict(self.attributes))
+        return np.asarray(decode_variable(None, variable, self.options).data)
 
 
 def decode_dataset(

@@ -58,6 +58,21 @@ class BoundReferences:
         """Elements of each result, shape ``(n,)``."""
         return self.shape.prod(axis=1)
 
+    def valid(self, cell: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Return where results that lie in cells of one shape have data.
+
+        Shape ``(n, *cell)``; a cell of the results' own shape is valid throughout
+        except for null references.
+        """
+        mask = np.ones((len(self.ndim), *cell), dtype=bool)
+        for axis, n in enumerate(cell):
+            inside = np.arange(n) < self.shape[:, axis : axis + 1]
+            mask &= inside.reshape(
+                len(mask), *(n if a == axis else 1 for a in range(len(cell)))
+            )
+        mask[self.null] = False
+        return mask
+
 
 def split_targets(
     references: References,

@@ -5,7 +5,7 @@ Out: nothing, or a `CorruptFileError`. A group of the old style keeps its links 
 symbol table, which has no checksums and which libhdf5 trusts in places: a damaged
 one can end the process or keep it busy for ever.
 
-1. Walk the object header, block by block, and find Symbol Table messages.
+1. Walk the object header, block by block, and find the Symbol Table message.
 2. Check the local heap that has the names: its prefix, its data segment and the
    chain of its free blocks.
 3. Read the B-tree level by level, each level with few reads, down to the symbol
@@ -18,8 +18,9 @@ and no two nodes share a byte.
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1
 B-trees", "Level 1B - Group Symbol Table Nodes", "Level 1C - Symbol Table Entry",
 "Level 1D - Local Heaps", "Level 2A1 - Version 1 Data Object Header Prefix",
-"Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message" and
-"The Object Header Continuation Message". Where that text and libhdf5 differ, the
+"Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message", "The
+Object Header Continuation Message" and "The Data Storage - External Data Files
+Message". Where that text and libhdf5 differ, the
 check follows libhdf5: the name offset of an entry has the size of lengths.
 """
 
@@ -40,8 +41,9 @@ ByteArray: TypeAlias = npt.NDArray[np.uint8]
 WordArray: TypeAlias = npt.NDArray[np.uint64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
-SYMBOL_TABLE_MESSAGE = 0x0011
+EXTERNAL_FILES_MESSAGE = 0x0007
 CONTINUATION_MESSAGE = 0x0010
+SYMBOL_TABLE_MESSAGE = 0x0011
 
 MAX_MESSAGES = 1 << 18
 """Messages of one object header; version 1 counts them in 16 bits, and compact
@@ -121,8 +123,9 @@ def check_group(
 ) -> None:
     """Check what libhdf5 walks when it lists or searches an old-style group.
 
-    An object without a symbol table, such as a group of the new style, passes when
-    the blocks of its header do.
+    The heap that names a dataset's external files is checked as well, for it can
+    clash with a group's. Any other object, such as a group of the new style, passes
+    when the blocks of its header do.
 
     Parameters
     ----------
@@ -130,7 +133,8 @@ def check_group(
         ``read(address, nbytes)`` returns bytes, ``address`` counted from the base
         address; it raises `xref.errors.FileReadError` when it cannot.
     header_address : int
-        Address of the group's object header.
+        Address of the object header of the group, or of a dataset. Take it from a
+        link or a reference: `h5py.h5o.get_info` walks the B-tree itself.
     offset_size, length_size : {2, 4, 8}
         Sizes of offsets and of lengths from the superblock, in bytes.
     file_nbytes : int
@@ -139,7 +143,7 @@ def check_group(
         Begins each error: the file and the group.
     segments : dict, optional
         Address of each local heap by the address of its data segment, filled here.
-        Pass one dict for all groups that one open HDF5 file is asked about:
+        Pass one dict for all objects that one open HDF5 file is asked about:
         libhdf5 2.0 dereferences a null pointer in the second of two heaps that
         have the same segment, and no heap by itself shows that.
 
@@ -151,9 +155,14 @@ def check_group(
     source = _Source(read, offset_size, length_size, file_nbytes, where)
     if offset_size not in _SIZES or length_size not in _SIZES:
         source.fail(f"offsets of {offset_size} bytes and lengths of {length_size} are unknown")
-    for tree, heap in _symbol_tables(source, header_address):
-        names = _check_heap(source, heap, {} if segments is None else segments)
-        _check_tree(source, tree, names)
+    segments = {} if segments is None else segments
+    for kind, body in _find_messages(source, header_address):
+        what = f"message of type {kind:#06x} of the object header at {header_address:#x}"
+        if kind == SYMBOL_TABLE_MESSAGE:
+            tree, heap = _pair(source, body, offset_size, offset_size, what)
+            _check_tree(source, tree, _check_heap(source, heap, segments))
+        else:
+            _check_external_files(source, body, what, segments)
 
 
 def _integer(data: bytes, position: int, size: int) -> int:
@@ -163,8 +172,8 @@ def _integer(data: bytes, position: int, size: int) -> int:
 # --- the object header -------------------------------------------------------------------
 
 
-def _symbol_tables(source: _Source, address: int) -> list[tuple[int, int]]:
-    """Walk all blocks of an object header; return B-tree and heap of each symbol table."""
+def _find_messages(source: _Source, address: int) -> list[tuple[int, bytes]]:
+    """Walk all blocks of an object header; return the messages that name a local heap."""
     found = []
     version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
     where = f"object header at {address:#x}"
@@ -198,7 +207,7 @@ def _symbol_tables(source: _Source, address: int) -> list[tuple[int, int]]:
             body = data[at : at + size]
             at += size
             if kind == CONTINUATION_MESSAGE:
-                start_next, nbytes_next = _pair(source, body, *sizes, "continuation", where)
+                start_next, nbytes_next = _pair(source, body, *sizes, f"message of the {where}")
                 if start_next in seen or not nbytes_next:
                     source.fail(
                         f"the {where} continues at {start_next:#x} ({nbytes_next} bytes), "
@@ -206,8 +215,8 @@ def _symbol_tables(source: _Source, address: int) -> list[tuple[int, int]]:
                     )
                 seen.add(start_next)
                 blocks.append((start_next, nbytes_next))
-            elif kind == SYMBOL_TABLE_MESSAGE:
-                found.append(_pair(source, body, sizes[0], sizes[0], "symbol table", where))
+            elif kind in (SYMBOL_TABLE_MESSAGE, EXTERNAL_FILES_MESSAGE):
+                found.append((kind, body))
     return found
 
 
@@ -231,10 +240,10 @@ def _parse_prefix(source: _Source, address: int) -> tuple[int, int, int, int, in
 
 
 def _pair(
-    source: _Source, body: bytes, size: int, second_size: int, what: str, where: str
+    source: _Source, body: bytes, size: int, second_size: int, what: str
 ) -> tuple[int, int]:
     if len(body) < size + second_size:
-        source.fail(f"the {what} message of the {where} has {len(body)} bytes")
+        source.fail(f"a {what} has {len(body)} of {size + second_size} bytes")
     return _integer(body, 0, size), _integer(body, size, second_size)
 
 
@@ -247,39 +256,40 @@ class _Names:
     def __init__(self, source: _Source, what: str, data: bytes) -> None:
         self._source = source
         self._what = what
-        self._data = np.frombuffer(data, np.uint8)
-        self._zeros = np.flatnonzero(self._data == 0)
-        self._n_given = 0
+        self._data = data
+        self._last_zero = data.rfind(0)
+        self._n_copied = 0
 
-    def check(self, offset: WordArray, what: str, *, given: bool = True) -> None:
-        """Check that a string begins at each offset and ends inside the segment.
-
-        Strings that libhdf5 copies for each link are ``given``; keys are only compared.
-        """
-        nbytes = len(self._data)
-        last = int(self._zeros[-1]) if len(self._zeros) else -1
-        wrong = np.flatnonzero(offset > last) if last >= 0 else np.arange(len(offset))
-        if len(wrong):
-            first = int(offset[wrong[0]])
-            found = "past the segment's end" if first >= nbytes else "without a null byte after"
+    def check_inside(self, offset: WordArray, what: str) -> None:
+        """Check that a string begins at each offset and ends inside the segment."""
+        # A string ends when any null byte comes after its begin: the last one tells.
+        inside = offset <= self._last_zero if self._last_zero >= 0 else offset < 0
+        if not inside.all():
+            first = int(offset[~inside][0])
+            nbytes = len(self._data)
+            found = "past its end" if first >= nbytes else "without a null byte before its end"
             self._source.fail(
-                f"{what} is at byte {first} of the {self._what}, {found} ({nbytes} bytes)"
-            )
-        if not given:
-            return
-        begin = offset.astype(np.int64)
-        self._n_given += int((self._zeros[np.searchsorted(self._zeros, begin)] - begin).sum())
-        if self._n_given > MAX_SHARING * nbytes:
-            self._source.fail(
-                f"the names in the {self._what} ({nbytes} bytes) overlap: they have more than "
-                f"{MAX_SHARING} times its size"
+                f"{what} is at byte {first} of the {self._what}, {found} ({nbytes})"
             )
 
-    def check_not_empty(self, offset: WordArray, what: str) -> None:
-        """Check that no string is empty; all of them were checked to be inside."""
-        empty = offset[self._data[offset.astype(np.int64)] == 0]
-        if len(empty):
-            self._source.fail(f"{what} is empty, at byte {empty[0]} of the {self._what}")
+    def check_copied(self, offset: WordArray, what: str) -> None:
+        """Check strings that libhdf5 copies for each link; none may be empty."""
+        self.check_inside(offset, what)
+        find, limit = self._data.find, MAX_SHARING * len(self._data)
+        for begin in offset.tolist():
+            length = find(0, begin) - begin
+            if not length:
+                self._source.fail(f"{what} is empty, at byte {begin} of the {self._what}")
+            self._n_copied += length
+            if self._n_copied > limit:
+                self._source.fail(
+                    f"the names in the {self._what} ({len(self._data)} bytes) overlap: they "
+                    f"have more than {MAX_SHARING} times its size"
+                )
+
+    def get(self, offset: int) -> bytes:
+        """Return a string that was checked."""
+        return self._data[offset : self._data.index(0, offset)]
 
 
 def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Names:
@@ -321,6 +331,21 @@ def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Nam
             )
         free = following
     return _Names(source, f"data segment of the {what}", data)
+
+
+def _check_external_files(
+    source: _Source, body: bytes, what: str, segments: dict[int, int]
+) -> None:
+    """Check the heap of a dataset's external files, and their names in it."""
+    head_nbytes, slot_nbytes = 8 + source.offset_size, 3 * source.length_size
+    n_used = _integer(body, 6, 2)
+    if len(body) < head_nbytes + n_used * slot_nbytes:
+        source.fail(f"a {what} has {len(body)} bytes, too few for {n_used} external files")
+    names = _check_heap(source, _integer(body, 8, source.offset_size), segments)
+    slots = np.frombuffer(body, np.uint8, n_used * slot_nbytes, head_nbytes)
+    names.check_copied(
+        _words(slots.reshape(-1, slot_nbytes), 0, source.length_size), "an external file's name"
+    )
 
 
 # --- the B-tree and the symbol table nodes -----------------------------------------------
@@ -377,9 +402,7 @@ def _read_level(
     body = _gather(source, address + head_nbytes, nbytes, "B-tree node")
     start = np.cumsum(nbytes) - nbytes
     keys = _ranges(start, used + (used > 0), record)
-    names.check(
-        _words(_rows(body, keys, length_size), 0, length_size), "a B-tree key", given=False
-    )
+    names.check_inside(_words(_rows(body, keys, length_size), 0, length_size), "a B-tree key")
     in_order = np.argsort(order)  # of the parents, which is the order of the names
     children = _ranges(start[in_order] + length_size, used[in_order], record)
     child = _words(_rows(body, children, offset_size), 0, offset_size)
@@ -424,21 +447,20 @@ def _check_entries(source: _Source, nodes: WordArray, names: _Names) -> None:
     entries = body.reshape(-1, entry_nbytes)
 
     name = _words(entries, 0, length_size)
-    names.check(name, "a link's name")
-    names.check_not_empty(name, "a link's name")
+    names.check_copied(name, "a link's name")
     kind = _words(entries, length_size + offset_size, 4)
     if (kind > SOFT_LINK).any():
         source.fail(f"a symbol table entry has cache type {kind.max()}, and the last is 2")
     soft = kind == SOFT_LINK
     if soft.any():
         value = _words(entries[soft], length_size + offset_size + 8, 4)
-        names.check(value, "a soft link's value")
-    target = _words(entries, length_size, offset_size)[~soft]
-    outside = target[(target == 0) | (target >= source.nbytes)]
-    if len(outside):
+        names.check_copied(value, "a soft link's value")
+    target = _words(entries, length_size, offset_size)
+    wrong = np.flatnonzero(~soft & ((target == 0) | (target >= source.nbytes)))
+    if len(wrong):
         source.fail(
-            f"a link names the object header at {outside[0]:#x}, outside the file "
-            f"({source.nbytes} bytes)"
+            f"link {names.get(int(name[wrong[0]]))!r} names the object header at "
+            f"{target[wrong[0]]:#x}, outside the file ({source.nbytes} bytes)"
         )
 
 

@@ -28,8 +28,6 @@ from xref.h5file import (
     Object,
     check_external,
     file_format,
-    known_path,
-    object_address,
     open_dataset,
     text,
 )
@@ -103,9 +101,8 @@ class DatasetLabel:
     dataset: h5py.Dataset
 
     def __str__(self) -> str:
-        address = object_address(self.dataset)
-        path = known_path(self.location, address) or self.dataset.name
-        return f"{self.location.filename}: {path or f'dataset at {address:#x}'}"
+        path = self.dataset.name or "a dataset without a name"
+        return f"{self.location.filename}: {path}"
 
 
 @dataclass(frozen=True, slots=True)

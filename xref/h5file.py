@@ -30,6 +30,7 @@ from xarray.backends import CachingFileManager
 
 from xref.columns import IntArray
 from xref.errors import (
+    CorruptFileError,
     DanglingReferenceError,
     ExternalFileError,
     FileChangedError,
@@ -249,8 +250,17 @@ def file_format(location: FileLocation) -> FileFormat:
 
 
 def object_address(item: Object) -> int:
-    """Return the address of an object's header, in bytes from the base address."""
-    return int(h5o.get_info(item.id).addr)
+    """Return the address of an object's header, in bytes from the base address.
+
+    Raises
+    ------
+    CorruptFileError
+        If HDF5 cannot read the object's header.
+    """
+    try:
+        return int(h5o.get_info(item.id).addr)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorruptFileError(f"an object's header cannot be read: {error}") from error
 
 
 def file_of(item: Object, outer: FileLocation) -> FileLocation:

@@ -12,17 +12,16 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from xref.bind import Resolved, decode_variable
+from xref.bind import Decoder, Resolved, decode_variable
 from xref.columns import IntArray
 from xref.decode import References
 from xref.gather import BoundReferences, bind_references
 from xref.graph import auto_chunk_nbytes, chunk_variable
 from xref.h5data import dataset_layout
-from xref.layout import item_dtype
-from xref.lazy import SampleArray, StackArray, lazily_indexed
+from xref.layout import item_dtype, items
+from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
 from xref.references import ReferenceArray
 from xref.regions import project
 from xref.variables import (
@@ -35,20 +34,22 @@ POINT_DIM = "point"
 SAMPLE_DIM = "sample"
 
 
-def default_fill(dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences) -> Any:
-    """Return the value for elements without data: NaN, NaT, or the dataset's own."""
+def default_fill(
+    dtype: np.dtype[Any], raw_dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences
+) -> Any:
+    """Return the decoded value for elements without data.
+
+    NaN or NaT; for integers and the like the dataset's own fill value.
+    """
     if fill_value is not None:
         return fill_value
-    dtype, item_shape = item_dtype(dtype)
-    if item_shape:
-        return np.zeros((), dtype=dtype)[()]
     if dtype.kind in "fc":
         return np.nan
     if dtype.kind in "mM":
         return np.array("NaT", dtype=dtype)[()]
-    if bound.targets and bound.targets[0].layout.dtype == dtype:
+    if bound.targets and bound.targets[0].layout.dtype == dtype == raw_dtype:
         return bound.targets[0].layout.fill_value
-    return np.zeros((), dtype=dtype)[()]
+    return "" if dtype.kind == "O" else np.zeros((), dtype=dtype)[()]
 
 
 def resolve_cells(
@@ -68,12 +69,14 @@ def resolve_cells(
     cell = _cell(resolved, layout)
     uniform = layout == "stack"
     inner = _cell_dims(resolved, len(cell))
-    fill = default_fill(resolved.dtype, fill_value, bound)
-    data = StackArray(references, cell, resolved.dtype, fill_value=fill, padded=not uniform)
     item_dims = _item_dims(resolved, (*resolved.dims, *inner))
     dims = resolved.dims + inner
-    variable = xr.Variable(dims + item_dims, lazily_indexed(data), dict(resolved.attributes))
-    variable = decode_variable(resolved.name, variable, references.options)
+    if uniform and not bound.null.any():
+        data = StackArray(references, cell, resolved.dtype)
+        variable = xr.Variable(dims + item_dims, lazily_indexed(data), resolved.attributes)
+        variable = decode_variable(resolved.name, variable, references.options)
+    else:
+        variable = _filled_variable(resolved, cell, dims + item_dims, fill_value, uniform)
     ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner + item_dims)
     if chunks == "auto" and resolved.dims and not resolved.dtype.hasobject:
         ref_chunks |= _shared_axis_chunks(resolved, inner, cell)
@@ -83,13 +86,34 @@ def resolve_cells(
         if uniform:
             out_coords |= _target_coords(resolved, inner, cell, own)
     name = resolved.name if resolved.name is not None else "values"
+    valid = xr.Variable(dims, lazily_indexed(ValidArray(references, cell)))
     if chunks is not None:
         variable = _chunk(variable, ref_chunks, resolved, "resolve")
+        if not uniform:
+            same = dict(zip(variable.dims, variable.chunks or (), strict=False))
+            valid = _chunk(valid, {d: same[d] for d in dims}, resolved, "valid")
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
-    if uniform:
-        return values
-    valid = _valid_mask(bound, references.shape, cell)
-    return xr.Dataset({name: values, "valid": (dims, valid)}, attrs={})
+    return values if uniform else xr.Dataset({name: values, "valid": valid})
+
+
+def _filled_variable(
+    resolved: Resolved,
+    cell: tuple[int, ...],
+    dims: tuple[Hashable, ...],
+    fill_value: Any,
+    uniform: bool,
+) -> xr.Variable:
+    """Return a variable some elements of which are filled, after decoding."""
+    references = resolved.references
+    decode = Decoder(resolved.attributes, references.options)
+    sample = xr.Variable(
+        ("sample",), items(np.zeros(1, dtype=resolved.dtype)).reshape(-1), resolved.attributes
+    )
+    decoded = decode_variable(resolved.name, sample, references.options)
+    value = default_fill(decoded.dtype, resolved.dtype, fill_value, resolved.bound)
+    fill = Fill(decode, value, decoded.dtype)
+    data = StackArray(references, cell, resolved.dtype, fill=fill, padded=not uniform)
+    return xr.Variable(dims, lazily_indexed(data), decoded.attrs, decoded.encoding)
 
 
 def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
@@ -210,18 +234,6 @@ def _shared_axis_chunks(
 def _chunk(variable: xr.Variable, chunks: Any, resolved: Resolved, what: str) -> xr.Variable:
     """Cut a lazy variable into dask blocks; the same references give the same names."""
     return chunk_variable(variable, chunks, resolved.references, what)
-
-
-def _valid_mask(
-    bound: BoundReferences, outer: tuple[int, ...], cell: tuple[int, ...]
-) -> npt.NDArray[np.bool_]:
-    """Return where padded results have data."""
-    mask = np.ones((len(bound.ndim), *cell), dtype=bool)
-    for axis, n in enumerate(cell):
-        inside = np.arange(n) < bound.shape[:, axis, None]
-        mask &= inside.reshape(len(mask), *(n if a == axis else 1 for a in range(len(cell))))
-    mask[bound.null] = False
-    return mask.reshape(outer + cell)
 
 
 def _place_coords(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,10 +104,43 @@ class DatasetArray(BackendArray):
         return out.reshape(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What stands for elements without data, among decoded values."""
+
+    decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+    value: Any
+    dtype: np.dtype[Any]  # of decoded values
+
+
+class ValidArray(BackendArray):
+    """Where padded results have data; shape and index as of their `StackArray`."""
+
+    def __init__(self, references: ReferenceArray, cell: tuple[int, ...]) -> None:
+        self.references = references
+        self.cell = cell
+        self.dtype = np.dtype(bool)
+        self.shape = references.shape + cell
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Work out the elements of an xarray index."""
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        bound = bind_references(references.columns, references.describe)
+        mask = bound.valid(self.cell).reshape(references.shape + self.cell)
+        return _index_outer(mask, references.ndim, key[split:])
+
+
 class StackArray(BackendArray):
     """Results of one shape stacked over the references; also padded ones.
 
-    Shape: the references' shape, then ``cell``.
+    Shape: the references' shape, then ``cell``. With ``fill``, values are decoded
+    here, since what stands for missing data is a decoded value.
     """
 
     def __init__(
@@ -116,14 +149,16 @@ class StackArray(BackendArray):
         cell: tuple[int, ...],
         dtype: np.dtype[Any],
         *,
-        fill_value: Any = None,
+        fill: Fill | None = None,
         padded: bool = False,
     ) -> None:
         self.references = references
         self.cell = cell
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
-        self.fill_value = fill_value
+        if fill is not None:
+            self.dtype = fill.dtype
+        self.fill = fill
         self.padded = padded
         self.shape = references.shape + cell + item_shape
 
@@ -157,9 +192,8 @@ class StackArray(BackendArray):
         n_cell = math.prod(cell)
         n = references.size
         check_size(n * n_cell, self.raw_dtype, bound, "the result")
-        out = np.empty(n * n_cell, dtype=self.raw_dtype)
-        if self.padded or bool(bound.null.any()):
-            items(out)[...] = self.fill_value
+        make = np.empty if self.fill is None else np.zeros
+        out = make(n * n_cell, dtype=self.raw_dtype)
         read_into(
             bound,
             out,
@@ -168,6 +202,9 @@ class StackArray(BackendArray):
             references.options.reader,
         )
         values = items(out.reshape(references.shape + cell))
+        if self.fill is not None:
+            values = np.array(self.fill.decode(values), dtype=self.fill.dtype)
+            values[~bound.valid(cell).reshape(references.shape + cell)] = self.fill.value
         return _index_outer(values, references.ndim, (*inner, *item_key))
 
 

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray
+from xref.columns import IntArray, ragged_ranges
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import decode_chunk
 from xref.layout import ChunkIndex, DatasetLayout
@@ -44,7 +44,13 @@ COPY_NBYTES = 1 << 19
 """Bytes copied by one fancy index, so that its temporary stays in the cache."""
 
 FEW_PIECES = 6
-"""Up to so many pieces of one shape are copied one by one (benchmarks/tiles.py)."""
+"""Up to so many pieces of one shape are no group of windows (benchmarks/tiles.py)."""
+
+FEW_GROUPS = 8
+"""Up to so many shapes in a tile are copied piece by piece, not by rows."""
+
+ROWS_NBYTES = 1 << 15
+"""Larger pieces are copied one by one: the copy outweighs the call."""
 
 KEEP_NBYTES = 64 << 20
 """Largest buffer that a thread keeps for the next tile."""
@@ -358,20 +364,85 @@ def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[A
 def _copy_pieces(
     plan: ReadPlan, tile: int, canvas: npt.NDArray[Any], out: npt.NDArray[Any]
 ) -> None:
-    """Copy every piece of a tile from its canvas to the output."""
+    """Copy every piece of a tile from its canvas to the output.
+
+    Many pieces of one shape go with one fancy index of windows. Pieces of shapes
+    that few others have are cut into rows, and rows of one width go together.
+    """
     begin, end = int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1])
-    group = plan.group[begin:end]
-    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1)) + begin
-    strides = canvas_strides(plan.tile_shape)
-    itemsize = out.dtype.itemsize
+    group, src, dst = plan.group[begin:end], plan.src[begin:end], plan.dst[begin:end]
+    strides = np.array(canvas_strides(plan.tile_shape), dtype=np.int64)
     flat = canvas.reshape(-1)
-    for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        g = int(plan.group[a])
-        shape = tuple(plan.group_shape[g].tolist())
-        steps = plan.group_step[g].tolist()
-        src_strides = tuple(s * n * itemsize for s, n in zip(strides, steps, strict=True))
-        dst_strides = tuple(n * itemsize for n in plan.group_dst_stride[g].tolist())
-        _copy_group(flat, plan.src[a:b], src_strides, out, plan.dst[a:b], dst_strides, shape)
+    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
+    sizes = np.diff(cuts)
+    rest = np.ones(len(sizes), dtype=bool)
+    if len(sizes) > FEW_GROUPS and len(strides) and not out.dtype.hasobject:
+        shape = plan.group_shape[group[cuts[:-1]]]
+        by_rows = (sizes <= FEW_PIECES) & (plan.group_step[group[cuts[:-1]], -1] == 1)
+        by_rows &= shape.prod(axis=1) * out.dtype.itemsize <= ROWS_NBYTES
+        by_rows &= plan.group_dst_stride[group[cuts[:-1]], -1] == 1
+        rest = ~by_rows
+        pieces = np.flatnonzero(np.repeat(by_rows, sizes))
+        if len(pieces):
+            of = group[pieces]
+            _copy_rows(
+                (flat, src[pieces], plan.group_step[of] * strides),
+                (out, dst[pieces], plan.group_dst_stride[of]),
+                plan.group_shape[of],
+            )
+    for k in np.flatnonzero(rest).tolist():
+        a, b = int(cuts[k]), int(cuts[k + 1])
+        g = int(group[a])
+        window = tuple(plan.group_shape[g].tolist())
+        src_strides = tuple((plan.group_step[g] * strides * out.dtype.itemsize).tolist())
+        dst_strides = tuple((plan.group_dst_stride[g] * out.dtype.itemsize).tolist())
+        _copy_group(flat, src[a:b], src_strides, out, dst[a:b], dst_strides, window)
+
+
+def _copy_rows(
+    source: tuple[npt.NDArray[Any], IntArray, IntArray],
+    target: tuple[npt.NDArray[Any], IntArray, IntArray],
+    shape: IntArray,
+) -> None:
+    """Copy boxes of many shapes row by row, rows of one width together.
+
+    Parameters
+    ----------
+    source, target : tuple
+        Flat array, first element of each box (``(n,)``) and distance between its
+        elements along each axis (``(n, ndim)``), all in elements. Rows are
+        contiguous on both sides.
+    shape : numpy.ndarray
+        Shape ``(n, ndim)``.
+    """
+    order = np.argsort(shape[:, -1], kind="stable")
+    shape = shape[order]
+    n_rows = shape[:, :-1].prod(axis=1)
+    box = np.repeat(np.arange(len(order)), n_rows)
+    ordinal = ragged_ranges(np.zeros(len(order), dtype=np.int64), n_rows)
+    places = [first[order][box] for _, first, _ in (source, target)]
+    for axis in range(shape.shape[1] - 2, -1, -1):
+        step = ordinal
+        if axis > 0:
+            ordinal, step = np.divmod(ordinal, shape[box, axis])
+        for place, (_, _, strides) in zip(places, (source, target), strict=True):
+            place += step * strides[order, axis][box]
+    widths = shape[:, -1]
+    new = np.flatnonzero(np.diff(widths, prepend=-1))
+    row_cuts = np.append(np.append(0, np.cumsum(n_rows))[new], len(box)).tolist()
+    itemsize = source[0].dtype.itemsize
+    views = [array.view(np.uint8) for array, _, _ in (source, target)]
+    for k, width in enumerate(widths[new].tolist()):
+        # A row is one opaque item that may begin at any element.
+        item = np.dtype((np.void, width * itemsize))
+        rows_from, rows_to = (
+            np.ndarray(((v.size - item.itemsize) // itemsize + 1,), item, v, 0, (itemsize,))
+            for v in views
+        )
+        batch = max(COPY_NBYTES // item.itemsize, 1)
+        for a in range(row_cuts[k], row_cuts[k + 1], batch):
+            at = slice(a, min(a + batch, row_cuts[k + 1]))
+            rows_to[places[1][at]] = rows_from[places[0][at]]
 
 
 def _copy_group(
@@ -399,18 +470,27 @@ def _copy_group(
             to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
             to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
         return
-    n_src = (
-        len(flat)
-        - sum((n - 1) * s for n, s in zip(shape, src_strides, strict=True)) // itemsize
+    windows, places = (
+        np.ndarray(
+            (len(array) - _reach(shape, strides) // itemsize, *shape),
+            dtype,
+            buffer,
+            0,
+            (itemsize, *strides),
+        )
+        for array, buffer, strides in (
+            (flat, source, src_strides),
+            (out, target, dst_strides),
+        )
     )
-    n_dst = (
-        len(out) - sum((n - 1) * s for n, s in zip(shape, dst_strides, strict=True)) // itemsize
-    )
-    windows = np.ndarray((n_src, *shape), dtype, source, 0, (itemsize, *src_strides))
-    places = np.ndarray((n_dst, *shape), dtype, target, 0, (itemsize, *dst_strides))
     batch = max(COPY_NBYTES // max(math.prod(shape) * itemsize, 1), 1)
     for i in range(0, len(src), batch):
         places[dst[i : i + batch]] = windows[src[i : i + batch]]
+
+
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Return the bytes from the first to the last element of a window."""
+    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
 def _element_index(

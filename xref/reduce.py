@@ -13,27 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
-from xref.bind import decode_variable
 from xref.columns import row_offsets
-from xref.elements import DecodeOptions
 from xref.gather import BoundReferences
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """Applies a target's CF attributes to raw values."""
-
-    attributes: Mapping[str, Any]
-    options: DecodeOptions
-
-    def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return decoded values."""
-        variable = xr.Variable(("sample",), values, dict(self.attributes))
-        return np.asarray(decode_variable(None, variable, self.options).data)
 
 
 @dataclass(frozen=True, slots=True)
