@@ -65,11 +65,12 @@ class BoundReferences:
         except for null references.
         """
         mask = np.ones((len(self.ndim), *cell), dtype=bool)
-        for axis, n in enumerate(cell):
+        # Narrower than the cell where all references are null.
+        for axis, n in enumerate(cell[: self.shape.shape[1]]):
+            spread = [1] * len(cell)
+            spread[axis] = n
             inside = np.arange(n) < self.shape[:, axis : axis + 1]
-            mask &= inside.reshape(
-                len(mask), *(n if a == axis else 1 for a in range(len(cell)))
-            )
+            mask &= inside.reshape(len(mask), *spread)
         mask[self.null] = False
         return mask
 

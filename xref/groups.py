@@ -20,8 +20,8 @@ B-trees", "Level 1B - Group Symbol Table Nodes", "Level 1C - Symbol Table Entry"
 "Level 1D - Local Heaps", "Level 2A1 - Version 1 Data Object Header Prefix",
 "Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message", "The
 Object Header Continuation Message" and "The Data Storage - External Data Files
-Message". Where that text and libhdf5 differ, the
-check follows libhdf5: the name offset of an entry has the size of lengths.
+Message". Where that text and libhdf5 differ, the check follows libhdf5: the name
+offset of an entry has the size of lengths.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Source:
                 f"the {what} at {address:#x} ({nbytes} bytes) reaches past the end of the "
                 f"file ({self.nbytes} bytes)"
             )
-        data = self.read(address, nbytes)
+        data = self.read(address, nbytes) if nbytes else b""
         if len(data) != nbytes:
             self.fail(f"reading {nbytes} bytes of the {what} at {address:#x} gave {len(data)}")
         return data
