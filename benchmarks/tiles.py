@@ -14,8 +14,9 @@ READ_GAP_NBYTES, READ_NBYTES
     How far apart chunks may lie in the file to be read together, and how much.
 CONTIGUOUS_GAP_NBYTES
     The same for pieces of contiguous data. ``W2s`` reads 500 of its regions.
-FEW_PIECES
-    Up to so many pieces of one shape in a tile are copied one by one.
+FEW_PIECES, FEW_GROUPS, ROWS_NBYTES
+    Pieces of a shape that no more than FEW_PIECES have are copied by rows, in tiles of
+    more than FEW_GROUPS shapes, unless they are larger than ROWS_NBYTES.
 COPY_NBYTES
     Bytes that one fancy index copies.
 """
@@ -47,6 +48,8 @@ SWEEPS = {
     ("xref.readers", "READ_NBYTES"): [128 * KIB, 512 * KIB, MIB, 2 * MIB, 8 * MIB],
     ("xref.plan", "CONTIGUOUS_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
     ("xref.readers", "FEW_PIECES"): [0, 2, 4, 6, 10, 16, 32],
+    ("xref.readers", "FEW_GROUPS"): [0, 4, 8, 16, 64],
+    ("xref.readers", "ROWS_NBYTES"): [8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
     ("xref.readers", "COPY_NBYTES"): [64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB],
 }
 WORKLOADS = {
@@ -63,6 +66,8 @@ MATTERS = {
     "READ_NBYTES": ("W1", "W3.lz4"),
     "CONTIGUOUS_GAP_NBYTES": ("W2", "W2s"),
     "FEW_PIECES": ("W1s", "W2s", "W4"),
+    "FEW_GROUPS": ("W1s", "W2s", "W4"),
+    "ROWS_NBYTES": ("W1s", "W4"),
     "COPY_NBYTES": ("W1", "W2", "W3.lz4"),
 }
 

@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "selection": ("numpy",),
     "regions": ("numpy",),
     "heap": ("numpy",),
+    "groups": ("numpy",),
     "encoding": ("numpy",),
     "filters": ("numpy",),
     "layout": ("numpy",),

@@ -245,6 +245,7 @@ def test_files_of_netcdf4_open_as_in_h5netcdf(tmp_path: Path) -> None:
         attrs={"title": "x", "list": [1, 2]},
     )
     encoding = {"t": {"dtype": "i2", "scale_factor": 0.1, "_FillValue": -99, "zlib": True}}
+    pytest.importorskip("h5netcdf")
     written.to_netcdf(path, engine="h5netcdf", encoding=encoding, unlimited_dims=["time"])
     with xr.open_dataset(path, engine="h5netcdf") as expected, open_h5(path) as ds:
         xr.testing.assert_equal(ds, expected)
@@ -261,6 +262,7 @@ def test_files_of_netcdf4_open_as_in_h5netcdf(tmp_path: Path) -> None:
 
 
 def test_parity_files_of_the_corpus_open_as_in_h5netcdf(corpus: Path) -> None:
+    pytest.importorskip("h5netcdf")
     for name in ("kerchunk/air.nc", "rioxarray/PLANET_SCOPE_3D.nc", "pyfive/issue23_A.nc"):
         expected = xr.open_dataset(corpus / name, engine="h5netcdf")
         with expected, open_h5(corpus / name) as ds:
@@ -406,7 +408,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KEYS: dict[str, Any] = {
     "all": (),
     "basic": (slice(1, 5), 2, slice(None, None, 3)),
-    "negative step": (slice(None, None, -1), slice(4, 0, -2)),
+    "negative step": (slice(None, None, -1), slice(3, None, -2)),
     "integers": (3, -1, 0),
     "outer": ([4, 0, 2, 2], slice(1, 3), [3, 1]),
     "empty": (slice(2, 2),),

@@ -11,6 +11,7 @@ references never do: they are decoded in `xref.encoding`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import stat
@@ -37,6 +38,7 @@ from xref.errors import (
     FileReadError,
     WrongTargetError,
 )
+from xref.groups import check_group
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -119,6 +121,8 @@ class _OpenFile:
     def __init__(self, filename: str, pid: int) -> None:
         del pid  # keeps a forked child from its parent's handles
         self.held: h5py.File | None = h5py.File(filename, "r")
+        # The heaps of its groups, which HDF5 must not meet twice under one address.
+        self.held._xref_segments = {}
 
     def close(self) -> None:
         self.held = None
@@ -429,34 +433,23 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     """Walk all hard links once and return a path of each object, by address.
 
     The shortest path is taken, the first by name among equals; objects without a
-    link from the root are absent.
+    link from the root are absent. Damaged groups give their members no path.
     """
-    file = open_file(location)
-    root = h5g.open(file.id, b"/")
-    paths = {int(h5o.get_info(root).addr): "/"}
-    queue: deque[tuple[Any, str]] = deque([(root, "")])
+    root, address = _open_root(location)
+    paths = {address: "/"}
+    queue: deque[tuple[Any, str]] = deque([(root.id, "")])
     while queue:
         group, prefix = queue.popleft()
-        links: list[tuple[bytes, int]] = []
-
-        def visit(name: bytes, info: Any, links: list[tuple[bytes, int]] = links) -> None:
-            if info.type == h5l.TYPE_HARD:
-                links.append((name, int(info.u)))
-
-        try:
-            group.links.iterate(visit, info=True)
-        except (RuntimeError, OSError, ValueError, KeyError):
-            continue  # a damaged group: its members have no known path
-        for name, address in links:
+        for address, name in _hard_links(group).items():
             if address in paths:
                 continue
-            path = f"{prefix}/{name.decode('utf-8', 'surrogateescape')}"
+            path = f"{prefix}/{text(name)}"
             paths[address] = path
-            try:
-                if h5o.get_info(group, name).type == h5o.TYPE_GROUP:
+            with contextlib.suppress(*_HDF5_ERRORS):
+                # Unlike get_info, this does not walk into the group.
+                if h5g.get_objinfo(group, name).type == h5g.GROUP:
+                    check_listing(location, root, address, path)
                     queue.append((h5g.open(group, name), path))
-            except (RuntimeError, OSError, ValueError, KeyError):
-                continue  # named, but cannot be opened
     return paths
 
 
@@ -496,22 +489,83 @@ def text(value: bytes | str) -> str:
 
 
 def open_group(location: FileLocation, path: str) -> h5py.Group:
-    """Open a group by path.
+    """Open a group by path, link by link, each group checked before HDF5 searches it.
 
     Raises
     ------
     OSError
         If there is no group of that path, as other engines do.
+    CorruptFileError
+        If a group on the way is damaged.
     """
+    group, _ = _open_root(location)
+    walked = ""
+    for part in path.encode("utf-8", "surrogateescape").split(b"/"):
+        if part in (b"", b"."):
+            continue
+        walked += f"/{text(part)}"
+        try:
+            item, address = _follow_link(location, group, part)
+        except (*_HDF5_ERRORS, TypeError) as error:
+            raise OSError(
+                f"{location.filename}: group {walked!r} not found: {error}"
+            ) from error
+        if not isinstance(item, h5py.Group):
+            raise OSError(f"{location.filename}: {walked!r} is no group")
+        if address is not None:
+            check_listing(location, group, address, walked)
+        group = item
+    return group
+
+
+_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError)
+
+
+def _open_root(location: FileLocation) -> tuple[h5py.Group, int]:
+    """Open the root group, checked, and return it with its address."""
     file = open_file(location)
-    try:
-        item = file[path.encode("utf-8", "surrogateescape")]
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
-    if not isinstance(item, h5py.Group):
-        raise OSError(f"{location.filename}: {path!r} is no group")
-    item._xref_file = file
-    return item
+    low, high = h5g.get_objinfo(file.id, b"/").objno
+    root = _wrap(h5g.open(file.id, b"/"), file)
+    address = int(low) | int(high) << 32
+    check_listing(location, root, address, "/")
+    return root, address
+
+
+def check_listing(location: FileLocation, item: Object, address: int, path: str) -> None:
+    """Check the structures of the group at an address that listing it walks.
+
+    HDF5 2.0 dies of some that contradict each other.
+    """
+    form = file_format(location)
+    source = FileBytes(location)
+
+    def read(at: int, nbytes: int) -> bytes:
+        buffer = bytearray(nbytes)
+        source.read_into(form.base_address + at, memoryview(buffer))
+        return bytes(buffer)
+
+    check_group(
+        read,
+        address,
+        offset_size=form.offset_size,
+        length_size=form.length_size,
+        file_nbytes=form.file_nbytes - form.base_address,
+        where=f"{location.filename}: {path!r}",
+        segments=item._xref_file._xref_segments,
+    )
+
+
+def _follow_link(
+    location: FileLocation, group: h5py.Group, name: bytes
+) -> tuple[Object, int | None]:
+    """Open what a link leads to; its address is None where another group is searched."""
+    link = group.id.links.get_info(name)
+    if link.type == h5l.TYPE_EXTERNAL:
+        target, _ = group.id.links.get_val(name)
+        where = f"{location.filename}: link {text(name)!r}"
+        check_external(location, os.fsdecode(target), where)
+    address = int(link.u) if link.type == h5l.TYPE_HARD else None
+    return _wrap(h5o.open(group.id, name), group._xref_file), address
 
 
 def iterate_members(
@@ -528,13 +582,8 @@ def iterate_members(
         return
     for name in names:
         try:
-            link = group.id.links.get_info(name)
-            if link.type == h5l.TYPE_EXTERNAL:
-                target, _ = group.id.links.get_val(name)
-                where = f"{location.filename}: link {text(name)!r}"
-                check_external(location, os.fsdecode(target), where)
-            yield text(name), _wrap(h5o.open(group.id, name), group._xref_file)
-        except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+            yield text(name), _follow_link(location, group, name)[0]
+        except (*_HDF5_ERRORS, TypeError) as error:
             yield text(name), error
 
 
@@ -542,37 +591,42 @@ def group_paths(location: FileLocation, top: str) -> list[str]:
     """Return the paths of a group and all groups below it by hard links, each once.
 
     Parents come before their children; cycles of links end where they close.
+    Damaged groups are left out: opening their parent warns of them.
     """
     group = open_group(location, top)
     seen = {object_address(group)}
     paths, queue = [top], deque([(group, top)])
     while queue:
         parent, path = queue.popleft()
-        for address, name in link_addresses(parent).items():
+        for address, name in _hard_links(parent.id).items():
             if address in seen:
                 continue
-            raw = name.encode("utf-8", "surrogateescape")
-            try:
-                if h5o.get_info(parent.id, raw).type != h5o.TYPE_GROUP:
-                    continue
-                child = _wrap(h5o.open(parent.id, raw), parent._xref_file)
-            except (RuntimeError, OSError, ValueError, KeyError):
-                continue  # opening its parent warns of it
             seen.add(address)
-            paths.append(f"{path.rstrip('/')}/{name}")
-            queue.append((child, paths[-1]))
+            child_path = f"{path.rstrip('/')}/{text(name)}"
+            with contextlib.suppress(*_HDF5_ERRORS):
+                if h5g.get_objinfo(parent.id, name).type != h5g.GROUP:
+                    continue
+                check_listing(location, parent, address, child_path)
+                child = _wrap(h5g.open(parent.id, name), parent._xref_file)
+                paths.append(child_path)
+                queue.append((child, child_path))
     return paths
 
 
 def link_addresses(group: h5py.Group) -> dict[int, str]:
     """Return the name of each hard-linked member by its address."""
-    found: dict[int, str] = {}
+    return {address: text(name) for address, name in _hard_links(group.id).items()}
+
+
+def _hard_links(group: Any) -> dict[int, bytes]:
+    """Return the first name of each hard-linked member, as bytes, by its address."""
+    found: dict[int, bytes] = {}
 
     def visit(name: bytes, info: Any) -> None:
         if info.type == h5l.TYPE_HARD:
-            found.setdefault(int(info.u), text(name))
+            found.setdefault(int(info.u), name)
 
-    group.id.links.iterate(visit, info=True)
+    group.links.iterate(visit, info=True)
     return found
 
 
