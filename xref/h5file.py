@@ -508,10 +508,12 @@ def open_group(location: FileLocation, path: str) -> h5py.Group:
             item, address = _follow_link(location, group, part)
         except (*_HDF5_ERRORS, TypeError) as error:
             raise OSError(
-                f"{location.filename}: group {walked!r} not found: {error}"
+                f"{location.filename}: group {path!r} not found: {walked!r}: {error}"
             ) from error
         if not isinstance(item, h5py.Group):
-            raise OSError(f"{location.filename}: {walked!r} is no group")
+            raise OSError(
+                f"{location.filename}: group {path!r} not found: {walked!r} is no group"
+            )
         if address is not None:
             check_listing(location, group, address, walked)
         group = item
