@@ -33,6 +33,7 @@ from common import (
     describe_machine,
     median,
     print_table,
+    settle_memory,
     timed,
     wait_for_calm,
     warm,
@@ -44,6 +45,7 @@ MOVIE_BOX = 16
 READ_GAP_NBYTES = 1 << 16
 READ_NBYTES = 1 << 20
 N_COPIES = 16
+SETTLED_NBYTES = 1 << 30
 MOVIE_CODECS = {"lz4": "blosc", "zstd": "zstd", "lzf": "lzf"}
 WORKS = ("W1", "W1s", "W2", "W3.lz4", "W3.zstd", "W3.lzf", "W4", "W5")
 
@@ -345,6 +347,7 @@ def main():
         for rep in range(arguments.reps):
             for case in cases:
                 wait_for_calm()
+                settle_memory(SETTLED_NBYTES)
                 with timed() as lap:
                     stages, values = run_limit(work, truth, *case)
                 lap.stages = stages

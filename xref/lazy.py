@@ -25,10 +25,17 @@ from xref.gather import BoundReferences, bind_references, check_size, read_into
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
-from xref.plan import canvas_strides, plan_parts, plan_read
+from xref.plan import (
+    Segments,
+    canvas_strides,
+    interval_segments,
+    plan_outer,
+    plan_read,
+    regular_segments,
+)
 from xref.readers import read_plan
 from xref.references import ReferenceArray
-from xref.regions import narrow, outer_blocks, table_from_blocks
+from xref.regions import narrow
 from xref.selection import merge_intervals
 
 Axis = int | slice | npt.NDArray[Any]
@@ -39,21 +46,48 @@ def lazily_indexed(array: BackendArray) -> indexing.LazilyIndexedArray:
     return indexing.LazilyIndexedArray(array)
 
 
-def _axis_intervals(key: Axis, extent: int) -> tuple[tuple[Any, Any], Axis | None]:
-    """Return the sorted elements of one axis as intervals, and how to reorder them after."""
+def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:
+    """Return the elements of one axis in ascending order, and how to reorder them after."""
     if isinstance(key, slice):
-        picked = np.arange(extent)[key]
-    else:
-        picked = np.atleast_1d(np.asarray(key))
-        picked = np.where(picked < 0, picked + extent, picked)
-        if ((picked < 0) | (picked >= extent)).any():
-            raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
-    wanted, back = np.unique(picked, return_inverse=True)
-    after: Axis | None = None if np.array_equal(wanted, picked) else back
-    return merge_intervals(wanted, wanted + 1), after
+        picked = range(extent)[key]
+        forward = picked if picked.step > 0 else picked[::-1]
+        after = None if picked.step > 0 else slice(None, None, -1)
+        return regular_segments(forward.start, forward.step, len(forward)), after
+    wanted = np.atleast_1d(np.asarray(key))
+    wanted = np.where(wanted < 0, wanted + extent, wanted)
+    if ((wanted < 0) | (wanted >= extent)).any():
+        raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
+    ascending, back = np.unique(wanted, return_inverse=True)
+    low, high = merge_intervals(ascending, ascending + 1)
+    return interval_segments(low, high), None if np.array_equal(ascending, wanted) else back
 
 
-class DatasetArray(BackendArray):
+class LazyArray(BackendArray):
+    """Base of the lazy arrays: what an index of xarray selects comes from ``_read``.
+
+    ``_read`` takes integers, slices and 1-D arrays, each for its own axis. The state
+    of an array is plain: it pickles, and names dask's tasks.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index."""
+        if isinstance(key, indexing.VectorizedIndexer):
+            return indexing.explicit_indexing_adapter(
+                key, self.shape, indexing.IndexingSupport.OUTER, self._read
+            )
+        return self._read(key.tuple)
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        raise NotImplementedError
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return type(self).__name__, tuple(sorted(vars(self).items()))
+
+
+class DatasetArray(LazyArray):
     """One dataset; reads what an index selects, each chunk once."""
 
     def __init__(
@@ -67,41 +101,26 @@ class DatasetArray(BackendArray):
         self.dtype, item_shape = item_dtype(layout.dtype)
         self.shape = layout.shape + item_shape
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Read the elements of an xarray index."""
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
-
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
         layout = dataset_layout(self.location, self.address)
         split = len(self.extent)
-        pairs = [_axis_intervals(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
-        axes = [axis for axis, _ in pairs]
-        shape = tuple(int((high - low).sum()) for low, high in axes)
-        out = items(self._read_boxes(layout, axes, shape))
-        for axis, (_, order) in enumerate(pairs):
-            if order is not None:
-                out = out[(slice(None),) * axis + (order,)]
-        out = _index_outer(out, split, key[split:])
-        drop = tuple(i for i, k in enumerate(key[:split]) if isinstance(k, int | np.integer))
-        return out.squeeze(drop) if drop else out
-
-    def _read_boxes(self, layout: Any, axes: list[Any], shape: tuple[int, ...]) -> Any:
+        axes = [_axis_segments(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
+        shape = tuple(int(segments.count.sum()) for segments, _ in axes)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
-        if not out.size:
-            return out.reshape(shape)
-        low, high = (
-            outer_blocks(axes) if axes else (np.zeros((1, 0), int), np.zeros((1, 0), int))
-        )
-        table = table_from_blocks(low[None], high[None])
-        strides = np.array([canvas_strides(shape)], dtype=np.int64).reshape(1, -1)
-        parts = plan_parts(table, np.zeros(1, dtype=np.int64), strides)
-        plan = plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
-        loader = tile_loader(self.location, self.address, layout, reader=self.reader)
-        read_plan(plan, loader, out)
-        return out.reshape(shape)
+        if out.size:
+            strides = np.array(canvas_strides(shape), dtype=np.int64)
+            parts = plan_outer([segments for segments, _ in axes], 0, strides)
+            plan = plan_read(parts, layout.shape, layout.chunks, max(out.itemsize, 1))
+            loader = tile_loader(self.location, self.address, layout, reader=self.reader)
+            read_plan(plan, loader, out)
+        values = items(out.reshape(shape))
+        for axis, (_, order) in enumerate(axes):
+            if order is not None:
+                values = values[(slice(None),) * axis + (order,)]
+        values = _index_outer(values, split, key[split:])
+        drop = tuple(i for i, k in enumerate(key[:split]) if isinstance(k, int | np.integer))
+        return values.squeeze(drop) if drop else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +132,7 @@ class Fill:
     dtype: np.dtype[Any]  # of decoded values
 
 
-class ValidArray(BackendArray):
+class ValidArray(LazyArray):
     """Where padded results have data; shape and index as of their `StackArray`."""
 
     def __init__(self, references: ReferenceArray, cell: tuple[int, ...]) -> None:
@@ -121,12 +140,6 @@ class ValidArray(BackendArray):
         self.cell = cell
         self.dtype = np.dtype(bool)
         self.shape = references.shape + cell
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Work out the elements of an xarray index."""
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
@@ -136,7 +149,7 @@ class ValidArray(BackendArray):
         return _index_outer(mask, references.ndim, key[split:])
 
 
-class StackArray(BackendArray):
+class StackArray(LazyArray):
     """Results of one shape stacked over the references; also padded ones.
 
     Shape: the references' shape, then ``cell``. With ``fill``, values are decoded
@@ -161,12 +174,6 @@ class StackArray(BackendArray):
         self.fill = fill
         self.padded = padded
         self.shape = references.shape + cell + item_shape
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Read the elements of an xarray index."""
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
@@ -257,7 +264,7 @@ COARSE_ROWS = 4096
 """References between two row offsets that a `SampleArray` keeps."""
 
 
-class SampleArray(BackendArray):
+class SampleArray(LazyArray):
     """Results of any shapes, one after the other along one sample dimension.
 
     Only every `COARSE_ROWS`-th row offset is kept; the ones between are worked out
@@ -274,14 +281,11 @@ class SampleArray(BackendArray):
         self.dtype, item_shape = item_dtype(dtype)
         self.shape = (int(offsets[-1]), *item_shape)
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Read the elements of an xarray index."""
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, self._read
-        )
-
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         n, k = self.shape[0], key[0]
+        if isinstance(k, np.ndarray):
+            low = int(k.min(initial=n))
+            return self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))[k - low]
         picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
         if not picked:
             values = items(np.empty(0, dtype=self.raw_dtype))
@@ -315,7 +319,7 @@ class SampleArray(BackendArray):
         return out[low - before : high - before]
 
 
-class RegionResults(BackendArray):
+class RegionResults(LazyArray):
     """What a function makes of each region: one item of shape ``cell`` a reference.
 
     ``function(values, bound)`` gets the values of some references, flat and
@@ -338,12 +342,6 @@ class RegionResults(BackendArray):
         self.function = function
         self.cell = cell
         self.shape = references.shape + cell
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Work out the elements of an xarray index."""
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
 from xref.errors import UnsupportedError
-from xref.regions import Kind, RegionTable, outer_blocks
-from xref.selection import axis_intervals, outer_axes, row_runs
+from xref.regions import Kind, RegionTable
+from xref.selection import outer_axes, row_runs
 
 TILE_NBYTES = 4 << 20
 """Canvas of one tile (benchmarks/tiles.py)."""
@@ -177,42 +177,94 @@ def _unit_parts(start: IntArray, dst: IntArray) -> Parts:
     return Parts(start=start, shape=ones, step=ones, dst=dst, dst_stride=ones)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Segments(FrozenColumns):
+    """Evenly spaced runs of elements of one axis, and where they go along it."""
+
+    start: IntArray  # (n,), first element
+    count: IntArray  # (n,), elements
+    step: IntArray  # (n,), distance between elements
+    place: IntArray  # (n,), ordinal of the first element in the result
+    place_step: IntArray  # (n,), distance between elements in the result
+
+
+def regular_segments(start: int, stride: int, count: int, block: int = 1) -> Segments:
+    """Return the axis of a regular hyperslab in as few segments as it takes.
+
+    That is one for each block, or one for each element of a block.
+    """
+    if stride == block or count <= 1:
+        stride, count, block = 1, count * block, 1
+    if count <= block:
+        ordinal = np.arange(count, dtype=np.int64)
+        n, first, step, place_step = block, ordinal * stride, 1, 1
+        place = ordinal * block
+    else:
+        place = first = np.arange(block, dtype=np.int64)
+        n, step, place_step = count, stride, block
+    return Segments(
+        start=start + first,
+        count=np.full(len(first), n, dtype=np.int64),
+        step=np.full(len(first), step, dtype=np.int64),
+        place=place,
+        place_step=np.full(len(first), place_step, dtype=np.int64),
+    )
+
+
+def interval_segments(start: IntArray, stop: IntArray) -> Segments:
+    """Return disjoint intervals in ascending order as segments."""
+    ones = np.ones(len(start), dtype=np.int64)
+    return Segments(
+        start=start,
+        count=stop - start,
+        step=ones,
+        place=row_offsets(stop - start)[:-1],
+        place_step=ones,
+    )
+
+
+def plan_outer(axes: Sequence[Segments], dst: int, dst_stride: IntArray) -> Parts:
+    """Turn an outer product of segments into parts; its result begins at ``dst``."""
+    counts = [len(a.start) for a in axes]
+    n = math.prod(counts)
+    if not axes:
+        return _unit_parts(np.zeros((n, 0), dtype=np.int64), np.full(n, dst))
+    ordinals = np.unravel_index(np.arange(n), counts)
+
+    def table(name: str) -> IntArray:
+        columns = [getattr(a, name)[o] for a, o in zip(axes, ordinals, strict=True)]
+        return np.stack(columns, axis=1)
+
+    return Parts(
+        start=table("start"),
+        shape=table("count"),
+        step=table("step"),
+        dst=dst + _linear(table("place"), dst_stride.tolist()),
+        dst_stride=table("place_step") * dst_stride,
+    )
+
+
 def _plan_row(regions: RegionTable, row: int, dst: int, dst_stride: IntArray) -> Parts:
     """Turn one union of boxes into parts."""
     if regions.kind[row] == Kind.HYPERSLAB:
-        numbers = zip(
-            regions.start[row].tolist(),
-            regions.stride[row].tolist(),
-            regions.count[row].tolist(),
-            regions.block[row].tolist(),
-            strict=True,
-        )
-        axes = [axis_intervals(*axis) for axis in numbers]
-    else:
-        at = regions.list_rows(row)
-        low, high = regions.block_start[at], regions.block_stop[at]
-        outer = outer_axes(low, high)
-        if outer is None:
-            start, length = row_runs(low, high)
-            shape = np.ones(start.shape, dtype=np.int64)
-            shape[:, -1] = length
-            ones = np.ones(start.shape, dtype=np.int64)
-            return Parts(
-                start=start,
-                shape=shape,
-                step=ones,
-                dst=dst + row_offsets(length)[:-1],
-                dst_stride=ones,
-            )
-        axes = outer
-    low, high = outer_blocks(axes)
-    place, _ = outer_blocks([(row_offsets(b - a)[:-1], b) for a, b in axes])
+        columns = (regions.start, regions.stride, regions.count, regions.block)
+        numbers = zip(*(c[row].tolist() for c in columns), strict=True)
+        return plan_outer([regular_segments(*axis) for axis in numbers], dst, dst_stride)
+    at = regions.list_rows(row)
+    low, high = regions.block_start[at], regions.block_stop[at]
+    outer = outer_axes(low, high)
+    if outer is not None:
+        return plan_outer([interval_segments(*axis) for axis in outer], dst, dst_stride)
+    start, length = row_runs(low, high)
+    ones = np.ones(start.shape, dtype=np.int64)
+    shape = ones.copy()
+    shape[:, -1] = length
     return Parts(
-        start=low,
-        shape=high - low,
-        step=np.ones(low.shape, dtype=np.int64),
-        dst=dst + (place * dst_stride).sum(axis=1),
-        dst_stride=np.broadcast_to(dst_stride, low.shape),
+        start=start,
+        shape=shape,
+        step=ones,
+        dst=dst + row_offsets(length)[:-1],
+        dst_stride=ones,
     )
 
 

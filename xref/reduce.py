@@ -58,9 +58,10 @@ class Statistic:
             return counts
         if valid is not None:
             values = np.where(valid, values, 0)
-        totals = _sums(values, npoints)
         if self.name == "sum":
-            return totals
+            return _sums(values, npoints)
+        # Like NumPy's, means add up in double precision: integers would overflow.
+        totals = _sums(values.astype(np.float64, copy=False), npoints)
         with np.errstate(divide="ignore", invalid="ignore"):
             means = totals / counts
             if self.name == "mean":
