@@ -14,7 +14,7 @@ import xarray as xr
 
 from xref.bind import Decoder, Resolved, bind
 from xref.gather import BoundReferences
-from xref.graph import auto_chunk_nbytes, chunk_variable
+from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.lazy import RegionResults, lazily_indexed
 from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
@@ -77,8 +77,9 @@ class ReferenceAccessor:
             to the largest shape, with a fill value and a ``valid`` mask.
         chunks : "auto", int, dict or None
             Dask blocks, each of whole regions: "auto" fills dask's chunk size, an
-            int counts references, a dict says it by dimension. None gives lazy
-            arrays without dask.
+            int counts references (along each dimension of the variable for "stack"
+            and "pad", in all for "ragged"), a dict says it by dimension. None gives
+            lazy arrays without dask.
         coords : bool
             Bring the target's coordinates along: 1-D where all references select
             alike, else by reference. ``y_start`` and so on say where in its target
@@ -302,11 +303,10 @@ def _results(
     data = RegionResults(resolved.references, dtype, resolved.dtype, decode, function, cell)
     dims = (*resolved.dims, *(d for d, _ in sizes))
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
+    check_chunks(chunks, dims)
     if chunks is not None:
-        wanted = _result_chunks(chunks, resolved)
-        for dim, _ in sizes:
-            wanted[dim] = -1
-        variable = chunk_variable(variable, wanted, resolved.references, what, function)
+        wanted = {**_result_chunks(chunks, resolved), **{dim: -1 for dim, _ in sizes}}
+        variable = chunk_variable(variable, data, wanted, what)
     own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(dims)}
     return xr.DataArray(variable, coords=own, name=array.name)
 
@@ -315,8 +315,6 @@ def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
     """Return chunks of references whose values fill dask's chunk size."""
     if isinstance(chunks, dict):
         return {**dict.fromkeys(resolved.dims, -1), **chunks}
-    if not (chunks == "auto" or isinstance(chunks, int)):
-        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
     if not resolved.dims:
         return {}
     if chunks != "auto":

@@ -67,11 +67,15 @@ class ObjectReference:
         if not isinstance(other, ObjectReference):
             return NotImplemented
         return self.address == other.address and (
-            self.address == 0 or self.filename == other.filename
+            self.address == 0 or self._file_key() == other._file_key()
         )
 
     def __hash__(self) -> int:
-        return hash((self.address, self.filename if self.address else None))
+        return hash((self.address, self._file_key() if self.address else None))
+
+    def _file_key(self) -> tuple[int, ...] | None:
+        """Return device and inode: one file may be reached by several paths."""
+        return self.location.identity[:2] if self.location else None
 
     @property
     def filename(self) -> str | None:

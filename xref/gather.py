@@ -328,7 +328,11 @@ def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
     if not dtypes:
         return np.dtype(float)
     if all(d.kind in "iufcb" for d in dtypes):
-        return np.result_type(*dtypes)
+        common = np.result_type(*dtypes)
+        digits = np.finfo(common).nmant + 1 if common.kind in "fc" else 64
+        needed = [8 * d.itemsize - (d.kind == "i") for d in dtypes if d.kind in "iu"]
+        if max(needed, default=0) <= digits:
+            return common
     raise ValueError(
         f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which make no "
         "common array; select references of one target"

@@ -7,6 +7,7 @@ again where they are computed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -17,16 +18,15 @@ import xarray as xr
 from xref.bind import Decoder, Resolved, decode_variable
 from xref.columns import IntArray
 from xref.decode import References
-from xref.gather import BoundReferences, bind_references
-from xref.graph import auto_chunk_nbytes, chunk_variable
+from xref.errors import SelectionError
+from xref.gather import BoundReferences
+from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5data import dataset_layout
 from xref.layout import item_dtype, items
 from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
 from xref.references import ReferenceArray
 from xref.regions import project
-from xref.variables import (
-    open_target,
-)
+from xref.variables import open_target, warn_unreadable
 
 POINT_DIM = "point"
 
@@ -76,24 +76,25 @@ def resolve_cells(
         variable = xr.Variable(dims + item_dims, lazily_indexed(data), resolved.attributes)
         variable = decode_variable(resolved.name, variable, references.options)
     else:
-        variable = _filled_variable(resolved, cell, dims + item_dims, fill_value, uniform)
-    ref_chunks = _chunks_of_cells(chunks, resolved.dims, inner + item_dims)
-    if chunks == "auto" and resolved.dims and not resolved.dtype.hasobject:
-        ref_chunks |= _shared_axis_chunks(resolved, inner, cell)
+        variable, data = _filled_variable(resolved, cell, dims + item_dims, fill_value, uniform)
+    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell)
     out_coords = dict(own)
     if coords:
         out_coords |= _place_coords(resolved, inner, own)
         if uniform:
             out_coords |= _target_coords(resolved, inner, cell, own)
-    name = resolved.name if resolved.name is not None else "values"
-    valid = xr.Variable(dims, lazily_indexed(ValidArray(references, cell)))
     if chunks is not None:
-        variable = _chunk(variable, ref_chunks, resolved, "resolve")
-        if not uniform:
-            same = dict(zip(variable.dims, variable.chunks or (), strict=False))
-            valid = _chunk(valid, {d: same[d] for d in dims}, resolved, "valid")
+        variable = chunk_variable(variable, data, ref_chunks, "resolve")
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
-    return values if uniform else xr.Dataset({name: values, "valid": valid})
+    if uniform:
+        return values
+    mask = ValidArray(references, cell)
+    valid = xr.Variable(dims, lazily_indexed(mask))
+    if chunks is not None:
+        same = dict(zip(variable.dims, variable.chunks or (), strict=False))
+        valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
+    name = _free_name(resolved.name or "values", dims)
+    return xr.Dataset({name: values, _free_name("valid", (*dims, name)): valid})
 
 
 def _filled_variable(
@@ -102,7 +103,7 @@ def _filled_variable(
     dims: tuple[Hashable, ...],
     fill_value: Any,
     uniform: bool,
-) -> xr.Variable:
+) -> tuple[xr.Variable, StackArray]:
     """Return a variable some elements of which are filled, after decoding."""
     references = resolved.references
     decode = Decoder(resolved.attributes, references.options)
@@ -111,9 +112,21 @@ def _filled_variable(
     )
     decoded = decode_variable(resolved.name, sample, references.options)
     value = default_fill(decoded.dtype, resolved.dtype, fill_value, resolved.bound)
-    fill = Fill(decode, value, decoded.dtype)
+    fill = Fill(decode, value, _dtype_with(decoded.dtype, value))
     data = StackArray(references, cell, resolved.dtype, fill=fill, padded=not uniform)
-    return xr.Variable(dims, lazily_indexed(data), decoded.attrs, decoded.encoding)
+    return xr.Variable(dims, lazily_indexed(data), decoded.attrs, decoded.encoding), data
+
+
+def _dtype_with(dtype: np.dtype[Any], value: Any) -> np.dtype[Any]:
+    """Return the dtype that holds values of ``dtype`` and a fill value, unchanged."""
+    if dtype.kind not in "biufc":
+        return dtype
+    unfit = (TypeError, ValueError, OverflowError)
+    with np.errstate(invalid="ignore"), contextlib.suppress(*unfit):
+        kept = np.asarray(value).astype(dtype)
+        if kept == value or (dtype.kind in "fc" and np.isnan(value)):
+            return dtype
+    return np.result_type(dtype, np.asarray(value).dtype)
 
 
 def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
@@ -177,24 +190,24 @@ def _item_dims(resolved: Resolved, taken: tuple[Hashable, ...]) -> tuple[Hashabl
 
 
 def _chunks_of_cells(
-    chunks: Any, outer: tuple[Hashable, ...], inner: tuple[Hashable, ...]
+    chunks: Any, resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...]
 ) -> Any:
     """Turn the user's chunks into chunks of references, each with whole results."""
-    if chunks is None:
-        return None
+    outer = resolved.dims
+    check_chunks(chunks, (*outer, *inner))
+    whole = {**dict.fromkeys(outer, -1), **dict.fromkeys(inner, -1)}
+    if chunks == "auto":
+        n = len(resolved.bound.ndim)
+        # Dask cuts what has no bytes to divide by, and what fits needs no cut.
+        if n * math.prod(cell) * resolved.dtype.itemsize <= auto_chunk_nbytes():
+            return whole
+        shared = {} if resolved.dtype.hasobject else _shared_axis_chunks(resolved, inner, cell)
+        return {**whole, **dict.fromkeys(outer, "auto"), **shared}
     if isinstance(chunks, dict):
-        unknown = set(chunks) - set(outer) - set(inner)
-        if unknown:
-            raise ValueError(
-                f"chunks names dimensions {sorted(map(str, unknown))}; the result has "
-                f"{(*outer, *inner)}"
-            )
-        return {**dict.fromkeys(outer, "auto"), **dict.fromkeys(inner, -1), **chunks}
-    if not (chunks == "auto" or isinstance(chunks, int)):
-        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
+        return {**whole, **dict.fromkeys(outer, "auto"), **chunks}
     if not outer:
         return dict.fromkeys(inner, chunks)
-    return {**dict.fromkeys(outer, chunks), **dict.fromkeys(inner, -1)}
+    return {**whole, **dict.fromkeys(outer, chunks)}
 
 
 def _shared_axis_chunks(
@@ -207,7 +220,7 @@ def _shared_axis_chunks(
     """
     limit = auto_chunk_nbytes()
     n, itemsize = len(resolved.bound.ndim), resolved.dtype.itemsize
-    if len(resolved.targets) != 1 or n * math.prod(cell) * itemsize <= limit:
+    if len(resolved.targets) != 1 or not resolved.dims:
         return {}
     target = resolved.bound.targets[0]
     chunks = target.layout.chunks
@@ -229,11 +242,6 @@ def _shared_axis_chunks(
         outer = "auto" if row_nbytes * chunks[axis] > limit else -1
         return {**dict.fromkeys(resolved.dims, outer), inner[axis]: tuple(sizes)}
     return {}
-
-
-def _chunk(variable: xr.Variable, chunks: Any, resolved: Resolved, what: str) -> xr.Variable:
-    """Cut a lazy variable into dask blocks; the same references give the same names."""
-    return chunk_variable(variable, chunks, resolved.references, what)
 
 
 def _place_coords(
@@ -292,10 +300,17 @@ def _target_coords(
             columns=columns.take(slice(0, 1)) if same else columns,
             options=options,
         )
-        if dataset_layout(target.location, address).reference_kind:
+        layout = dataset_layout(target.location, address)
+        extent = tuple(bound.targets[0].layout.shape[axis] for axis in axes)
+        if layout.reference_kind or layout.shape != extent:
+            # As where an unlimited dimension has grown for some variables only.
+            if layout.shape != extent:
+                warn_unreadable(
+                    f"{target.location.filename}: coordinate {name!r}",
+                    SelectionError(f"it has shape {layout.shape}, its axes have {extent}"),
+                )
             continue
         attributes = open_target(target.location, address, options).attributes
-        layout = bind_references(references.columns, references.describe).targets[0].layout
         part_cell = cell if scattered else tuple(cell[axis] for axis in axes)
         part_dims = inner if scattered else tuple(inner[axis] for axis in axes)
         data = StackArray(references, part_cell, layout.dtype)
@@ -311,7 +326,9 @@ def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) ->
     """Return values along one sample dimension, in the CF contiguous ragged form."""
     bound, references = resolved.bound, resolved.references
     row_size = bound.npoints.reshape(references.shape)
-    sample = _free_name(SAMPLE_DIM, resolved.dims)
+    name = _free_name(resolved.name or "values", resolved.dims)
+    sample = _free_name(SAMPLE_DIM, (*resolved.dims, name))
+    check_chunks(chunks, (*resolved.dims, sample))
     data = SampleArray(references, row_size, resolved.dtype)
     item_dims = _item_dims(resolved, (*resolved.dims, sample))
     variable = xr.Variable(
@@ -321,16 +338,22 @@ def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) ->
     if chunks is not None:
         sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
         wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
-        variable = _chunk(variable, wanted, resolved, "ragged")
-    name = resolved.name if resolved.name is not None else "values"
+        variable = chunk_variable(variable, data, wanted, "ragged")
     widest = bound.shape.shape[1]
     shape = bound.shape.reshape(*references.shape, widest)
     coords = {**own, **_place_coords(resolved, _ragged_dims(resolved), own)}
     return xr.Dataset(
         {
             name: variable,
-            "row_size": (resolved.dims, row_size, {"sample_dimension": sample}),
-            "row_shape": ((*resolved.dims, "axis"), shape),
+            _free_name("row_size", (*resolved.dims, name)): (
+                resolved.dims,
+                row_size,
+                {"sample_dimension": sample},
+            ),
+            _free_name("row_shape", (*resolved.dims, name)): (
+                (*resolved.dims, _free_name("axis", resolved.dims)),
+                shape,
+            ),
         },
         coords=coords,
     )
@@ -341,7 +364,7 @@ def _ragged_dims(resolved: Resolved) -> tuple[Hashable, ...]:
     return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
 
 
-def _free_name(name: str, taken: Sequence[Hashable]) -> str:
+def _free_name(name: Hashable, taken: Sequence[Hashable]) -> Hashable:
     k, candidate = 1, name
     while candidate in taken:
         candidate = f"{name}_{k}"
@@ -350,7 +373,7 @@ def _free_name(name: str, taken: Sequence[Hashable]) -> str:
 
 
 def _sample_chunks(
-    chunks: Any, row_size: IntArray, resolved: Resolved, sample: str
+    chunks: Any, row_size: IntArray, resolved: Resolved, sample: Hashable
 ) -> tuple[int, ...]:
     """Cut samples into blocks at row borders.
 
@@ -359,24 +382,20 @@ def _sample_chunks(
     ends = np.cumsum(row_size)
     n = int(ends[-1]) if len(ends) else 0
     if isinstance(chunks, dict):
-        if sample in chunks:
+        if sample in chunks and chunks[sample] != "auto":
             return _even_chunks(n, chunks[sample])
         chunks = next((chunks[d] for d in resolved.dims if d in chunks), "auto")
     if isinstance(chunks, int):
         if chunks == -1:
             return (n,)
-        if chunks < 1:
-            raise ValueError(f"chunks is {chunks}; a positive number of references is needed")
         cuts = ends[chunks - 1 :: chunks]
-    elif chunks == "auto":
+    else:
         limit = max(auto_chunk_nbytes() // max(resolved.dtype.itemsize, 1), 1)
         if n <= limit:
             return (n,)
         # The last row that ends within each multiple of the limit.
         at = np.searchsorted(ends, np.arange(limit, n, limit), side="right") - 1
         cuts = ends[np.unique(np.clip(at, 0, None))]
-    else:
-        raise ValueError(f"chunks is {chunks!r}; None, 'auto', an int or a dict is needed")
     sizes = np.diff(np.unique(np.concatenate([[0], cuts, [n]])))
     return tuple(int(s) for s in sizes) or (0,)
 
@@ -384,6 +403,6 @@ def _sample_chunks(
 def _even_chunks(n: int, chunk: Any) -> tuple[int, ...]:
     if not isinstance(chunk, int):
         return tuple(chunk)
-    if chunk in (-1, 0) or chunk >= n:
+    if chunk == -1 or chunk >= n:
         return (n,)
     return tuple(min(chunk, n - i) for i in range(0, n, chunk))

@@ -467,8 +467,9 @@ def _compare(left: Any, right: Any) -> Any:
         x.columns.take(np.broadcast_to(x._rows(), shape).reshape(-1)) for x in (left, right)
     )
     null = (a.address == 0) & (b.address == 0)
-    names = {f.filename: i for i, f in enumerate((*a.files, *b.files))}
-    numbers = [np.array([names[f.filename] for f in x.files] or [0]) for x in (a, b)]
+    # One file may be reached by several paths: device and inode tell.
+    names = {f.identity[:2]: i for i, f in enumerate((*a.files, *b.files))}
+    numbers = [np.array([names[f.identity[:2]] for f in x.files] or [0]) for x in (a, b)]
     same = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
     if a.regions is not None and b.regions is not None:
         same &= a.regions.same_rows(b.regions)

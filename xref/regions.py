@@ -422,6 +422,8 @@ def _limit_axis(
 
 def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
     """Return every box of an outer product of intervals, in C order, shape ``(n, ndim)``."""
+    if not axes:
+        return np.zeros((1, 0), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
     counts = [len(low) for low, _ in axes]
     ordinals = np.unravel_index(np.arange(math.prod(counts)), counts)
     low = np.stack([a[o] for (a, _), o in zip(axes, ordinals, strict=True)], axis=1)

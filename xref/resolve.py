@@ -50,7 +50,7 @@ def resolve_references(
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it can be one of {LAYOUTS}")
     if not references.is_region:
-        groups = _resolve_groups(array, references, on_null, chunks)
+        groups = _resolve_groups(references, on_null, chunks)
         if groups is not None:
             return groups
     resolved, kept = bind(references, array.dims, on_null, array.name)
@@ -63,7 +63,7 @@ def resolve_references(
 
 
 def _resolve_groups(
-    array: xr.DataArray, references: ReferenceArray, on_null: str, chunks: Any
+    references: ReferenceArray, on_null: str, chunks: Any
 ) -> dict[Any, Any] | None:
     """Open references to groups as Datasets by index; None when they are to datasets."""
     columns = references.columns
@@ -73,12 +73,11 @@ def _resolve_groups(
     first = references._element(int(live[0]))
     if first.kind != "group":
         return None
-    if len(live) < len(columns) and on_null == "raise":
+    if len(live) < len(columns) and on_null != "drop":
         row = int(np.flatnonzero(columns.address == 0)[0])
         raise NullReferenceError(
             f"{references.describe(row)} is null; resolve with on_null='drop'"
         )
-    del array
     out: dict[Any, Any] = {}
     for row in live.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
@@ -88,8 +87,9 @@ def _resolve_groups(
                 f"{references.describe(row)} points at a {element.kind}, others at groups; "
                 "resolve one by one with .h5ref.items()"
             )
-        out[index[0] if len(index) == 1 else index] = element.resolve(chunks=None)
-    del chunks
+        # "auto" is for stacked results; variables of groups stay as they were stored.
+        wanted = None if chunks == "auto" else chunks
+        out[index[0] if len(index) == 1 else index] = element.resolve(chunks=wanted)
     return out
 
 

@@ -43,8 +43,12 @@ def reference_table(
         filename[rows] = location.filename
     shape = references.shape
 
+    axis = AXIS_DIM
+    while axis in dims:
+        axis += "_"
+
     def column(values: Any) -> tuple[tuple[Hashable, ...], Any]:
-        extra = (AXIS_DIM,) if values.ndim == 2 else ()
+        extra = (axis,) if values.ndim == 2 else ()
         return (*dims, *extra), values.reshape(shape + values.shape[1:])
 
     table = {

@@ -244,7 +244,7 @@ def open_members(
     for member in members:
         if member.location == location:
             remember_paths(location, {member.address: posixpath.join(path, member.name)})
-    scales = _axis_scales(members, group, path)
+    scales = _axis_scales(members, path)
     names = phony or PhonyNames()
     sizes: dict[str, int] = {}
     variables: dict[str, xr.Variable] = {}
@@ -287,7 +287,7 @@ def _is_scale(member: _Member) -> bool:
     return _label(member.attributes, "CLASS") == "DIMENSION_SCALE"
 
 
-def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str | None]]:
+def _axis_scales(members: list[_Member], path: str) -> list[list[str | None]]:
     """Return the name of the scale of each axis of each member, None without one."""
     wanted: list[tuple[int, int, Any]] = []
     scales: list[list[str | None]] = []
@@ -300,7 +300,7 @@ def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str
         elif _is_scale(member) and len(member.shape) == 1:
             scales[row][0] = member.name
     addresses = reference_addresses([reference for _, _, reference in wanted])
-    names = _scale_names(members, group, path, set(addresses))
+    names = _scale_names(members, path, set(addresses))
     for (row, axis, _), address in zip(wanted, addresses, strict=True):
         scales[row][axis] = names.get(address)
     ids = {
@@ -316,9 +316,7 @@ def _axis_scales(members: list[_Member], group: Any, path: str) -> list[list[str
     return scales
 
 
-def _scale_names(
-    members: list[_Member], group: Any, path: str, wanted: set[int]
-) -> dict[int, str]:
+def _scale_names(members: list[_Member], path: str, wanted: set[int]) -> dict[int, str]:
     """Return the link name of each scale: from this group, else from those above it."""
     names = {m.address: m.name for m in members}
     location = members[0].location if members else None
@@ -332,7 +330,6 @@ def _scale_names(
     if missing and location is not None:
         paths = object_paths(location)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
-    del group
     return names
 
 
