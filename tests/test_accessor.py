@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(path, "w") as file:
         file["y"] = np.arange(N_Y) * 10.0
         file["x"] = np.arange(N_X)
-        file["area"] = np.arange(N_Y * N_X).reshape(N_Y, N_X)
+        file["area"] = np.arange(N_Y * N_X, dtype="i4").reshape(N_Y, N_X)
         stored = {"data": DATA, "whole": WHOLE, "times": TIMES, "packed": PACKED}
         for name, values in stored.items():
             file.create_dataset(name, data=values, chunks=(16, 16), compression="gzip")
@@ -548,3 +548,137 @@ def test_schedulers_give_equal_values(ds: xr.Dataset, scheduler: str) -> None:
     np.testing.assert_array_equal(
         middle, [np.median(WHOLE[y : y + 4, x : x + 6]) for y, x in STARTS]
     )
+
+
+def write_regions(path: Path, datasets: dict[str, Any], regions: dict[str, list[Any]]) -> None:
+    """Write datasets, and one variable of region references (target, key) each."""
+    with h5py.File(path, "w") as file:
+        for name, data in datasets.items():
+            file[name] = data
+        for name, pairs in regions.items():
+            refs = file.create_dataset(name, (len(pairs),), dtype=h5py.regionref_dtype)
+            for i, pair in enumerate(pairs):
+                if pair is not None:
+                    refs[i] = file[pair[0]].regionref[pair[1]]
+
+
+def test_results_that_differ_have_tasks_of_different_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.h5"
+    write_regions(path, {"d": np.arange(8)}, {"r": [("d", np.s_[0:2]), None]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        r = ds["r"].h5ref
+        one = r.resolve(on_null="fill", fill_value=-1)
+        two = r.resolve(on_null="fill", fill_value=-2)
+        assert one.data.name != two.data.name
+        assert (one - two).values[1].tolist() == [1, 1]
+        again = r.resolve(on_null="fill", fill_value=-1)
+        assert again.data.name == one.data.name
+
+
+def test_means_of_large_integers_do_not_overflow(tmp_path: Path) -> None:
+    path = tmp_path / "large.h5"
+    values = np.full(20, 1_700_000_000_000_000_000)
+    write_regions(path, {"d": values}, {"r": [("d", np.s_[0:20])]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        np.testing.assert_allclose(ds["r"].h5ref.mean(), values.mean())
+        np.testing.assert_allclose(ds["r"].h5ref.std(), 0)
+
+
+@pytest.mark.parametrize("name", ["valid", "row_size", "row_shape", "sample", "phony_dim_0"])
+def test_targets_with_the_names_of_helpers_keep_their_values(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "helpers.h5"
+    write_regions(path, {name: np.arange(8)}, {"r": [(name, np.s_[0:2]), (name, np.s_[2:6])]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        ragged, padded = ds["r"].h5ref.resolve("ragged"), ds["r"].h5ref.resolve("pad")
+        flat = [v for v in ragged.data_vars.values() if len(v.dims) == 1 and v.size == 6]
+        assert [v.values.tolist() for v in flat] == [[0, 1, 2, 3, 4, 5]]
+        cells = [v for v in padded.data_vars.values() if v.dtype == np.arange(1).dtype]
+        assert [v.values.tolist() for v in cells] == [[[0, 1, 0, 0], [2, 3, 4, 5]]]
+
+
+def test_a_coordinate_shorter_than_its_axis_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "short.h5"
+    write_regions(path, {"d": np.arange(10), "t": np.arange(4)}, {"r": [("d", np.s_[6:8])]})
+    with h5py.File(path, "r+") as file:
+        file["t"].make_scale("t")
+        file["d"].dims[0].attach_scale(file["t"])
+    with pytest.warns(xref.UnreadableMemberWarning):
+        ds = xr.open_dataset(path, engine="h5ref")
+    with ds, pytest.warns(xref.UnreadableMemberWarning, match=r"'t'.*\(4,\)"):
+        assert ds["r"].h5ref.resolve().values.tolist() == [[6, 7]]
+
+
+def test_integers_that_floats_would_round_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.h5"
+    data = {"i": np.array([2**62 + 1]), "u": np.array([2**63 + 1], "u8")}
+    write_regions(path, data, {"r": [("i", np.s_[0:1]), ("u", np.s_[0:1])]})
+    with xr.open_dataset(path, engine="h5ref") as ds, pytest.raises(ValueError, match="uint64"):
+        ds["r"].h5ref.resolve()
+
+
+def test_a_fill_value_that_does_not_fit_makes_the_type_wider(tmp_path: Path) -> None:
+    path = tmp_path / "fill.h5"
+    write_regions(path, {"d": np.arange(4)}, {"r": [("d", np.s_[0:2]), None]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        filled = ds["r"].h5ref.resolve(on_null="fill", fill_value=0.5)
+        assert filled.values.tolist() == [[0.0, 1.0], [0.5, 0.5]]
+        filled = ds["r"].h5ref.resolve(on_null="fill", fill_value=np.nan)
+        assert np.isnan(filled.values[1]).all()
+
+
+def test_references_along_a_dimension_named_axis_have_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "axis.h5"
+    write_regions(path, {"d": np.arange(8)}, {"r": [("d", np.s_[0:2]), ("d", np.s_[2:6])]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        r = ds["r"].rename({ds["r"].dims[0]: "axis"})
+        assert r.h5ref.table()["stop"].values.tolist() == [[2], [6]]
+        assert r.h5ref.resolve("ragged")["row_size"].values.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("chunks", [0, -2, "typo", {"typo": 5}, 1.5, True])
+def test_chunks_that_cannot_be_are_refused_everywhere(ds: xr.Dataset, chunks: Any) -> None:
+    rois = ds["data_rois"].h5ref
+    for call in (rois.resolve, rois.mean, lambda chunks: rois.resolve("ragged", chunks=chunks)):
+        with pytest.raises(ValueError, match="chunks"):
+            call(chunks=chunks)
+
+
+def test_strided_indices_are_planned_by_axis_not_by_element(tmp_path: Path) -> None:
+    path = tmp_path / "strided.h5"
+    image = np.arange(64 * 64).reshape(64, 64)
+    with h5py.File(path, "w") as file:
+        d = file.create_dataset("d", data=image, chunks=(16, 16))
+        space = h5py.h5s.create_simple(d.shape)
+        space.select_hyperslab((1, 0), (20, 21), stride=(3, 3), block=(2, 2))
+        refs = file.create_dataset("r", (1,), dtype=h5py.regionref_dtype)
+        refs[0] = h5py.h5r.create(d.id, b".", h5py.h5r.DATASET_REGION, space)
+    rows = [y for y in range(64) if y >= 1 and (y - 1) % 3 < 2 and (y - 1) // 3 < 20]
+    columns = [x for x in range(64) if x % 3 < 2 and x // 3 < 21]
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        np.testing.assert_array_equal(ds["d"][::2, 5::7], image[::2, 5::7])
+        np.testing.assert_array_equal(ds["r"].h5ref.resolve()[0], image[np.ix_(rows, columns)])
+
+
+def test_references_through_another_path_of_one_file_are_equal(tmp_path: Path) -> None:
+    path, link = tmp_path / "one.h5", tmp_path / "link.h5"
+    write_regions(path, {"d": np.arange(8)}, {"r": [("d", np.s_[0:2])]})
+    link.symlink_to(path)
+    with xr.open_dataset(path, engine="h5ref") as a, xr.open_dataset(link, engine="h5ref") as b:
+        assert a["r"].values[0] == b["r"].values[0]
+        assert hash(a["r"].values[0]) == hash(b["r"].values[0])
+        assert (a["r"] == b["r"]).all()
+
+
+def test_functions_get_the_items_of_array_types(tmp_path: Path) -> None:
+    path = tmp_path / "items.h5"
+    values = np.arange(24).reshape(8, 3)
+    with h5py.File(path, "w") as file:
+        d = file.create_dataset("d", (8,), dtype=np.dtype(("i8", (3,))))
+        d[...] = values
+        refs = file.create_dataset("r", (2,), dtype=h5py.regionref_dtype)
+        refs[0], refs[1] = d.regionref[0:2], d.regionref[4:8]
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        medians = ds["r"].h5ref.reduce(np.median)
+        assert medians.values.tolist() == [np.median(values[0:2]), np.median(values[4:8])]
+        with pytest.raises(TypeError, match="arrays"):
+            ds["r"].h5ref.mean()

@@ -15,6 +15,7 @@ import xarray as xr
 from xref.bind import Decoder, Resolved, bind
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
+from xref.layout import item_dtype, items
 from xref.lazy import RegionResults, lazily_indexed
 from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
@@ -249,6 +250,10 @@ class ReferenceAccessor:
 
     def _statistic(self, name: str, chunks: Any, on_null: str) -> xr.DataArray:
         resolved, array = self._bind(on_null)
+        if item_dtype(resolved.dtype)[1]:
+            raise TypeError(
+                f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
+            )
         statistic = Statistic(name)
         decode = Decoder(resolved.attributes, resolved.references.options)
         values = decode(np.zeros(1, dtype=resolved.dtype))
@@ -275,7 +280,10 @@ def _infer_dtype(
     bound = resolved.bound
     row = int(np.argmax(bound.npoints > 0)) if len(bound.ndim) else None
     shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-    values = decode(np.ones(1, dtype=resolved.dtype))
+    one = np.zeros(1, dtype=resolved.dtype)
+    items(one)[...] = 1 if items(one).dtype.kind in "biufc" else items(one)
+    values = decode(items(one))
+    shape += values.shape[1:]
     try:
         result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
     except Exception as error:

@@ -334,6 +334,6 @@ def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
         if max(needed, default=0) <= digits:
             return common
     raise ValueError(
-        f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which make no "
-        "common array; select references of one target"
+        f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which no one "
+        "type holds exactly; select references of one target"
     )

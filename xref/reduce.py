@@ -117,6 +117,7 @@ class PerRegion:
         out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
         shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
         for row, (ndim, shape) in enumerate(shapes):
-            region = values[offsets[row] : offsets[row + 1]].reshape(shape[:ndim])
+            region = values[offsets[row] : offsets[row + 1]]
+            region = region.reshape(*shape[:ndim], *values.shape[1:])
             out[row] = self.function(region, *self.args, **self.kwargs)
         return out
