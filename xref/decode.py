@@ -49,9 +49,6 @@ from xref.selection import Hyperslab
 HEAP_BATCH_NBYTES = 64 << 20
 """Heap collections held in memory at a time."""
 
-_FIRST_READ_NBYTES = 4096
-"""Bytes of a collection read before its size is known: the smallest collection."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class References(FrozenColumns):
@@ -185,11 +182,7 @@ class BoxReader:
         """Read the box of ``window``'s shape at ``start`` into it."""
         dataset = open_dataset(self.location, self.address)
         if self.raw:
-            values = read_raw(dataset, start, window.shape)
-            width = window.dtype.itemsize
-            if values.dtype.itemsize != width:
-                values = _shorten_addresses(values, file_format(self.location).offset_size)
-            window[...] = values
+            window[...] = read_raw(dataset, start, window.shape)
             return
         values = read_values(dataset, start, window.shape)
         if values.dtype.hasobject:
@@ -206,7 +199,8 @@ class BoxReader:
                     out[name] = self._replace_references(values[name])
             return out
         if is_reference_dtype(dtype):
-            addresses = reference_addresses(values.ravel().tolist())
+            offset_size = file_format(self.location).offset_size
+            addresses = reference_addresses(values.ravel().tolist(), offset_size)
             made = np.empty(values.size, dtype=object)
             made[:] = [ObjectReference(self.location if a else None, a) for a in addresses]
             return made.reshape(values.shape)
@@ -220,13 +214,6 @@ class BoxReader:
         for i, v in enumerate(values.flat):
             out[i] = self._replace_references(v) if nested[i] else v
         return out.reshape(values.shape)
-
-
-def _shorten_addresses(values: npt.NDArray[np.void], offset_size: int) -> npt.NDArray[Any]:
-    """Cut the 8-byte addresses that HDF5 makes in memory to the file's own size."""
-    raw = values.reshape(-1).view(np.uint8).reshape(values.size, -1)
-    kept = np.concatenate([raw[:, :offset_size], raw[:, 8:]], axis=1)
-    return np.ascontiguousarray(kept).view(f"V{kept.shape[1]}").reshape(values.shape)
 
 
 def tile_loader(

@@ -49,9 +49,5 @@ class ResultTooLargeError(XrefError, MemoryError):
     """A result is out of proportion to the bytes that the file stores for it."""
 
 
-class MissingDependencyError(XrefError, ImportError):
-    """An optional package is needed; the message names the install command."""
-
-
 class UnreadableMemberWarning(UserWarning):
     """A member or attribute could not be read and was left out."""

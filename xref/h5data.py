@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5a, h5d, h5p, h5s, h5t
+from h5py import h5a, h5d, h5i, h5p, h5s, h5t
 
 from xref.errors import (
     CorruptFileError,
@@ -135,7 +135,9 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     scales: tuple[int, ...] = ()
     if len(attached) == len(layout.shape) and any(len(axis) for axis in attached):
         # Several scales on one axis: the last one wins.
-        found = iter(reference_addresses([axis[-1] for axis in attached if len(axis)]))
+        offset_size = file_format(location).offset_size
+        last = [axis[-1] for axis in attached if len(axis)]
+        found = iter(reference_addresses(last, offset_size))
         scales = tuple(next(found) if len(axis) else 0 for axis in attached)
     return DatasetFacts(layout, attributes, scales)
 
@@ -211,7 +213,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     if stored == 0:
         offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
-        needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
+        needed = int(np.prod(shape, dtype=np.int64)) * itemsize
         if offset + needed > location.identity[2]:
             raise CorruptFileError(
                 f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
@@ -363,7 +366,7 @@ def _box_space(
 def read_raw(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[np.void]:
-    """Return elements as the bytes they are stored in, without any conversion."""
+    """Return references as the bytes they are stored in, without any conversion."""
     datatype = dataset.id.get_type()
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     if out.size:
@@ -372,7 +375,28 @@ def read_raw(
             dataset.id.read(memory, space, out, mtype=datatype)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise _read_error(dataset, start, shape, error) from error
-    return out
+    offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
+    return _as_stored(out, reference_kind(datatype), offset_size)
+
+
+def _as_stored(
+    values: npt.NDArray[np.void], kind: str, offset_size: int
+) -> npt.NDArray[np.void]:
+    """Give references read by HDF5 the width they have in the file.
+
+    HDF5 makes room for addresses of 8 bytes. It widens an object reference to them;
+    region references it leaves as stored, one after the other, and the room at the
+    end unused.
+    """
+    width = offset_size + (4 if kind == "region" else 0)
+    if width == values.dtype.itemsize:
+        return values
+    raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    if kind == "region":
+        kept = raw[: values.size * width]
+    else:
+        kept = raw.reshape(values.size, -1)[:, :width].reshape(-1)
+    return np.ascontiguousarray(kept).view(f"V{width}").reshape(values.shape)
 
 
 def _read_error(
@@ -415,7 +439,7 @@ class RawReferences:
 
     kind: str  # "object" or "region"
     shape: tuple[int, ...]
-    data: bytes  # 8 or 12 bytes an element: address (8), heap index (4)
+    data: bytes  # an address of the file's size each, for regions a heap index (4 bytes)
 
 
 def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]:
@@ -455,7 +479,9 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
         out = np.zeros(attribute.shape, dtype=f"V{datatype.get_size()}")
         if out.size:
             attribute.read(out, mtype=datatype)
-        return RawReferences(kind, attribute.shape, out.tobytes())
+        offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
+        stored = _as_stored(out, kind, offset_size)
+        return RawReferences(kind, attribute.shape, stored.tobytes())
     if kind == "std" or (holds_references(datatype) and name not in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
     if holds_references(datatype) and reference_kinds(datatype) != {"object"}:
@@ -467,11 +493,11 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
 
-def reference_addresses(references: list[h5py.Reference]) -> list[int]:
+def reference_addresses(references: list[h5py.Reference], offset_size: int) -> list[int]:
     """Return the addresses in h5py object references, without following them.
 
     h5py shows no bytes of a reference; written to a dataset in memory they can be
-    read back as they are.
+    read back as they are. Only ``offset_size`` bytes of them have a meaning.
     """
     if not references:
         return []
@@ -480,7 +506,9 @@ def reference_addresses(references: list[h5py.Reference]) -> list[int]:
         objects = np.empty(len(references), dtype=object)
         objects[:] = references
         dataset[...] = objects
-        return read_raw(dataset, (0,), (len(references),)).view("<u8").tolist()
+        found = read_raw(dataset, (0,), (len(references),)).view("<u8")
+    mask = np.uint64(2 ** (8 * offset_size) - 1)
+    return (found & mask).tolist()
 
 
 def dataset_kind(dataset: h5py.Dataset) -> str:

@@ -47,9 +47,11 @@ def default_fill(
         return np.nan
     if dtype.kind in "mM":
         return np.array("NaT", dtype=dtype)[()]
+    if dtype.kind == "O":
+        return ""
     if bound.targets and bound.targets[0].layout.dtype == dtype == raw_dtype:
         return bound.targets[0].layout.fill_value
-    return "" if dtype.kind == "O" else np.zeros((), dtype=dtype)[()]
+    return np.zeros((), dtype=dtype)[()]
 
 
 def resolve_cells(
@@ -322,7 +324,9 @@ def _target_coords(
     return out
 
 
-def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) -> xr.Dataset:
+def resolve_ragged(
+    resolved: Resolved, own: dict[Hashable, Any], chunks: Any, coords: bool
+) -> xr.Dataset:
     """Return values along one sample dimension, in the CF contiguous ragged form."""
     bound, references = resolved.bound, resolved.references
     row_size = bound.npoints.reshape(references.shape)
@@ -341,7 +345,9 @@ def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) ->
         variable = chunk_variable(variable, data, wanted, "ragged")
     widest = bound.shape.shape[1]
     shape = bound.shape.reshape(*references.shape, widest)
-    coords = {**own, **_place_coords(resolved, _ragged_dims(resolved), own)}
+    out_coords = dict(own)
+    if coords:
+        out_coords |= _place_coords(resolved, _ragged_dims(resolved), own)
     return xr.Dataset(
         {
             name: variable,
@@ -355,7 +361,7 @@ def resolve_ragged(resolved: Resolved, own: dict[Hashable, Any], chunks: Any) ->
                 shape,
             ),
         },
-        coords=coords,
+        coords=out_coords,
     )
 
 

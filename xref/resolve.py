@@ -58,7 +58,7 @@ def resolve_references(
         array = array[{array.dims[0]: kept}]
     own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
     if layout == "ragged":
-        return resolve_ragged(resolved, own, chunks)
+        return resolve_ragged(resolved, own, chunks, coords)
     return resolve_cells(resolved, own, layout, chunks, coords, fill_value)
 
 

@@ -35,6 +35,7 @@ from xref.h5data import (
 from xref.h5file import (
     FileLocation,
     Object,
+    file_format,
     file_of,
     is_dataset,
     iterate_members,
@@ -183,7 +184,8 @@ def _attribute_references(
     if value.kind == "region":
         address, regions = decode_regions(location, raw, lambda _: where)
     else:
-        address = np.ascontiguousarray(raw[:, :8]).view("<u8")[:, 0].astype(np.uint64)
+        width = raw.shape[1]
+        address = np.ascontiguousarray(raw).view(f"<u{width}")[:, 0].astype(np.uint64)
     columns = References(
         files=(location,),
         file=np.zeros(n, dtype=np.int64),
@@ -299,7 +301,8 @@ def _axis_scales(members: list[_Member], path: str) -> list[list[str | None]]:
             wanted += [(row, axis, refs[-1]) for axis, refs in enumerate(attached) if len(refs)]
         elif _is_scale(member) and len(member.shape) == 1:
             scales[row][0] = member.name
-    addresses = reference_addresses([reference for _, _, reference in wanted])
+    offset_size = file_format(members[0].location).offset_size if members else 8
+    addresses = reference_addresses([reference for _, _, reference in wanted], offset_size)
     names = _scale_names(members, path, set(addresses))
     for (row, axis, _), address in zip(wanted, addresses, strict=True):
         scales[row][axis] = names.get(address)
