@@ -682,3 +682,33 @@ def test_functions_get_the_items_of_array_types(tmp_path: Path) -> None:
         assert medians.values.tolist() == [np.median(values[0:2]), np.median(values[4:8])]
         with pytest.raises(TypeError, match="arrays"):
             ds["r"].h5ref.mean()
+
+
+def test_one_region_that_does_not_fit_leaves_the_rows_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "shrunk.h5"
+    with h5py.File(path, "w") as file:
+        d = file.create_dataset("d", data=np.arange(10), chunks=(2,), maxshape=(None,))
+        refs = file.create_dataset("r", (3,), dtype=h5py.regionref_dtype)
+        refs[0], refs[1] = d.regionref[0:2], d.regionref[8:10]
+        space = h5py.h5s.create_simple((10,))
+        space.select_all()
+        refs[2] = h5py.h5r.create(d.id, b".", h5py.h5r.DATASET_REGION, space)
+        d.resize((6,))
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        table = ds["r"].h5ref.table()
+    assert table["fits"].values.tolist() == [True, False, True]
+    assert table["npoints"].values.tolist() == [2, 2, 6]
+    assert table["stop"].values.tolist() == [[2], [10], [6]]
+
+
+def test_functions_get_an_empty_array_for_null_and_results_keep_their_type(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "function.h5"
+    write_regions(path, {"d": np.arange(8)}, {"r": [("d", np.s_[1:3]), None]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        sums = ds["r"].h5ref.reduce(np.sum, on_null="fill")
+        assert sums.values.tolist() == [3, 0]
+        halves = ds["r"].h5ref.reduce(lambda v: 0.5 if v.sum() == 3 else 1, on_null="fill")
+        with pytest.raises(TypeError, match="dtype="):
+            halves.compute()

@@ -621,3 +621,37 @@ def test_datatrees_open(make: Callable[..., Path]) -> None:
     assert {"/", "/a", "/a/b"} <= set(groups)
     for ds in groups.values():
         ds.close()
+
+
+@pytest.mark.parametrize("offset_size", [2, 4])
+def test_files_with_short_addresses_open_whole(tmp_path: Path, offset_size: int) -> None:
+    path = tmp_path / "short.h5"
+    properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    properties.set_sizes(offset_size, offset_size)
+    identifier = h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, fcpl=properties)
+    values = np.arange(20).reshape(4, 5)
+    with h5py.File(identifier) as file:
+        d = file.create_dataset("d", data=values)
+        for axis, name in enumerate("yx"):
+            file[name] = np.arange(values.shape[axis])
+            file[name].make_scale(name)
+            d.dims[axis].attach_scale(file[name])
+        for name, options in {"r": {}, "packed": {"chunks": (2,), "compression": 4}}.items():
+            refs = file.create_dataset(name, (3,), dtype=h5py.regionref_dtype, **options)
+            refs[0], refs[1] = d.regionref[1:3, 2:4], d.regionref[0:2, 0:2]
+        file.create_dataset("o", (2,), dtype=h5py.ref_dtype)[0] = d.ref
+        d.attrs["region"], d.attrs["object"] = d.regionref[0:2], file["y"].ref
+        record = np.dtype([("n", "i4"), ("target", h5py.ref_dtype)])
+        file.create_dataset("record", (1,), dtype=record)[0] = (3, d.ref)
+    identifier.close()
+    for reader in ("auto", "h5py"):
+        with xr.open_dataset(path, engine="h5ref", reader=reader) as ds:
+            assert ds["d"].dims == ("y", "x")
+            for name in ("r", "packed"):
+                patches = ds[name][:2].h5ref.resolve()
+                np.testing.assert_array_equal(patches, [values[1:3, 2:4], values[0:2, 0:2]])
+                assert not ds[name].values[2]
+            assert ds["o"].values[0].path == "/d"
+            assert ds["d"].attrs["region"].bounds == ((0, 0), (2, 5))
+            assert ds["d"].attrs["object"].path == "/y"
+            assert ds["record"].values["target"][0].path == "/d"

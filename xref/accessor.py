@@ -22,6 +22,9 @@ from xref.references import ReferenceArray
 from xref.resolve import resolve_references
 from xref.table import reference_table
 
+SAMPLE_LENGTH = 64
+"""Longest axis of the ones that a function is called with to learn its dtype."""
+
 
 @xr.register_dataarray_accessor("h5ref")  # type: ignore[no-untyped-call]
 class ReferenceAccessor:
@@ -125,8 +128,9 @@ class ReferenceAccessor:
             By reference: ``path`` (empty without a name), ``address``, ``kind`` and
             ``filename`` of the target. For region references also ``selection``
             (its kind), ``npoints``, ``start`` and ``stop`` (elements along each
-            axis, stop exclusive), and ``ndim`` and ``shape`` of what resolving
-            gives (-1 past its axes).
+            axis, stop exclusive), ``ndim`` and ``shape`` of what resolving gives
+            (-1 past its axes), and ``fits``: whether the region lies within its
+            target as it is now.
         """
         array = self._array
         return reference_table(self.references, array.dims, dict(array.coords))
@@ -283,7 +287,8 @@ def _infer_dtype(
     one = np.zeros(1, dtype=resolved.dtype)
     items(one)[...] = 1 if items(one).dtype.kind in "biufc" else items(one)
     values = decode(items(one))
-    shape += values.shape[1:]
+    # A sample: large regions need not be made up to learn a type.
+    shape = tuple(min(n, SAMPLE_LENGTH) for n in shape) + values.shape[1:]
     try:
         result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
     except Exception as error:

@@ -154,7 +154,11 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
                     address=address,
                     layout=layout,
                     rows=rows,
-                    regions=_whole(layout.shape, count),
+                    regions=(
+                        _whole(layout.shape)
+                        if count == 1
+                        else empty_table(count, 0, Kind.ALL).fit(layout.shape, str)
+                    ),
                     whole=True,
                 )
             )
@@ -183,9 +187,9 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
 
 
 @lru_cache(maxsize=256)
-def _whole(extent: tuple[int, ...], count: int) -> RegionTable:
-    """Return rows that select all of an extent; many small targets share a shape."""
-    return empty_table(count, 0, Kind.ALL).fit(extent, str)
+def _whole(extent: tuple[int, ...]) -> RegionTable:
+    """Return one row that selects all of an extent; many small targets share a shape."""
+    return empty_table(1, 0, Kind.ALL).fit(extent, str)
 
 
 def check_size(

@@ -376,23 +376,23 @@ def read_raw(
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise _read_error(dataset, start, shape, error) from error
     offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
-    return _as_stored(out, reference_kind(datatype), offset_size)
+    kind = reference_kind(datatype)
+    return _as_stored(out, kind, offset_size, packed=kind == "region")
 
 
 def _as_stored(
-    values: npt.NDArray[np.void], kind: str, offset_size: int
+    values: npt.NDArray[np.void], kind: str, offset_size: int, *, packed: bool
 ) -> npt.NDArray[np.void]:
     """Give references read by HDF5 the width they have in the file.
 
-    HDF5 makes room for addresses of 8 bytes. It widens an object reference to them;
-    region references it leaves as stored, one after the other, and the room at the
-    end unused.
+    HDF5 makes room for addresses of 8 bytes. The elements stand at the beginning of
+    their room, or, ``packed``, one after the other at the beginning of all of it.
     """
     width = offset_size + (4 if kind == "region" else 0)
     if width == values.dtype.itemsize:
         return values
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    if kind == "region":
+    if packed:
         kept = raw[: values.size * width]
     else:
         kept = raw.reshape(values.size, -1)[:, :width].reshape(-1)
@@ -480,7 +480,7 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
         if out.size:
             attribute.read(out, mtype=datatype)
         offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
-        stored = _as_stored(out, kind, offset_size)
+        stored = _as_stored(out, kind, offset_size, packed=False)
         return RawReferences(kind, attribute.shape, stored.tobytes())
     if kind == "std" or (holds_references(datatype) and name not in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")

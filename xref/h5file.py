@@ -469,13 +469,15 @@ def check_external(location: FileLocation, name: str, where: str) -> None:
 
 
 _known_paths: dict[FileLocation, dict[int, str]] = {}
+_known_paths_lock = threading.Lock()
 
 
 def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
     """Keep paths that were seen on the way, so that a repr can show them."""
-    if location not in _known_paths and len(_known_paths) >= 256:
-        _known_paths.pop(next(iter(_known_paths)))
-    _known_paths.setdefault(location, {}).update(paths)
+    with _known_paths_lock:
+        if location not in _known_paths and len(_known_paths) >= 256:
+            _known_paths.pop(next(iter(_known_paths)))
+        _known_paths.setdefault(location, {}).update(paths)
 
 
 def known_path(location: FileLocation, address: int) -> str | None:

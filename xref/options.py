@@ -19,7 +19,8 @@ class set_options:
         processors that this process may use.
     large_results : bool
         Allow results of more than 4 GiB that are also more than 1,000 times as
-        large as what the file stores for them. False by default.
+        large as what the file stores for them. False by default. It is looked at
+        where a result is computed: on a cluster, in the workers.
 
     Raises
     ------

@@ -118,6 +118,14 @@ class PerRegion:
         shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
         for row, (ndim, shape) in enumerate(shapes):
             region = values[offsets[row] : offsets[row + 1]]
-            region = region.reshape(*shape[:ndim], *values.shape[1:])
-            out[row] = self.function(region, *self.args, **self.kwargs)
+            # Without axes of its own a null reference is an empty row.
+            region = region.reshape(*(shape[:ndim] or [len(region)]), *values.shape[1:])
+            result = self.function(region, *self.args, **self.kwargs)
+            found = self.dtype if self.dtype.hasobject else np.asarray(result).dtype
+            if not np.can_cast(found, self.dtype, "same_kind"):
+                raise TypeError(
+                    f"{self.function!r} gave a result of type {found} where {self.dtype} was "
+                    "expected; pass dtype="
+                )
+            out[row] = result
         return out

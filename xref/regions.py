@@ -33,6 +33,7 @@ from xref.selection import (
     outer_axes,
     regular_from_blocks,
     row_runs,
+    screen_unions,
     union_size,
 )
 
@@ -167,6 +168,14 @@ class RegionTable(FrozenColumns):
             stop[rows] = np.maximum.reduceat(high[at], cuts, axis=0) + (kind == Kind.POINTS)
         return start, stop
 
+    def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Tell of each row whether it lies within a dataset of the given extent."""
+        bound = self.kind >= Kind.POINTS
+        right = ~bound | (self.rank == len(extent))
+        _, stop = self._widen(len(extent)).bounds()
+        right &= ~bound | (stop <= np.array(extent, dtype=np.int64)).all(axis=1)
+        return right
+
     def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> RegionTable:
         """Bind every row to a dataset of the given extent.
 
@@ -288,16 +297,20 @@ class RegionTable(FrozenColumns):
         empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
         shape[empty] = 0
         ndim[empty] = max(self.ndim, 1)
-        for row in np.flatnonzero(self.kind == Kind.BLOCKS).tolist():
-            rows = self.list_rows(row)
-            low, high = self.block_start[rows], self.block_stop[rows]
-            axes = outer_axes(low, high)
-            if axes is None:
-                ndim[row] = 1
-                shape[row] = 1
-                shape[row, 0] = union_size(low, high)
-            else:
-                shape[row] = [int((b - a).sum()) for a, b in axes]
+        unions = np.flatnonzero(self.kind == Kind.BLOCKS)
+        for n_blocks in np.unique(self.size[unions]).tolist():
+            rows = unions[self.size[unions] == n_blocks]
+            at = self.first[rows][:, None] + np.arange(n_blocks)
+            starts, stops = self.block_start[at], self.block_stop[at]
+            maybe_outer, sizes = screen_unions(starts, stops)
+            ndim[rows], shape[rows], shape[rows, 0] = 1, 1, sizes
+            for k in np.flatnonzero(maybe_outer | (sizes < 0)).tolist():
+                axes = outer_axes(starts[k], stops[k]) if maybe_outer[k] else None
+                if axes is not None:
+                    ndim[rows[k]] = self.ndim
+                    shape[rows[k]] = [int((b - a).sum()) for a, b in axes]
+                elif sizes[k] < 0:
+                    shape[rows[k], 0] = union_size(starts[k], stops[k])
         return ndim, shape
 
     def same_rows(self, other: RegionTable) -> npt.NDArray[np.bool_]:
@@ -534,7 +547,8 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
     """
     m, n_blocks, ndim = start.shape
     regular, low, stride, count, block = regular_from_blocks(start, stop)
-    for row in np.flatnonzero(~regular).tolist():
+    maybe_outer, _ = screen_unions(start, stop)
+    for row in np.flatnonzero(~regular & maybe_outer).tolist():
         # Blocks in another order, or cut otherwise, may still be a regular set.
         try:
             axes = outer_axes(start[row], stop[row])

@@ -38,6 +38,10 @@ MAX_CELLS = 1 << 20
 """Cells between the borders of overlapping blocks that are counted one by one."""
 
 
+MAX_PAIRED_BLOCKS = 16
+"""Up to so many blocks of a union are compared in pairs, for many unions at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Empty:
     """No element (``H5S_SEL_NONE``)."""
@@ -211,6 +215,42 @@ def union_size(start: IntArray, stop: IntArray) -> int:
     for axis, length in enumerate(lengths):
         weights = weights * length[run_start[:, axis]].astype(object)
     return int((weights * run_length.astype(object)).sum())
+
+
+def screen_unions(start: IntArray, stop: IntArray) -> tuple[np.ndarray, IntArray]:
+    """Tell of many unions at once what can be told without looking at each.
+
+    Parameters
+    ----------
+    start, stop : numpy.ndarray
+        Shape ``(m, n_blocks, ndim)``, stop exclusive, no block empty.
+
+    Returns
+    -------
+    maybe_outer : numpy.ndarray
+        Shape ``(m,)``, bool: False where the blocks have fewer elements than the
+        product of their projections, so the union is no outer product.
+    size : numpy.ndarray
+        Shape ``(m,)``: distinct elements where no two blocks overlap, else -1.
+    """
+    m, n_blocks, ndim = start.shape
+    product = np.ones(m)
+    for axis in range(ndim):
+        order = np.argsort(start[:, :, axis], axis=1)
+        low = np.take_along_axis(start[:, :, axis], order, axis=1)
+        high = np.take_along_axis(stop[:, :, axis], order, axis=1)
+        before = np.maximum.accumulate(high, axis=1)
+        low[:, 1:] = np.maximum(low[:, 1:], before[:, :-1])
+        product *= np.clip(high - low, 0, None).sum(axis=1)
+    volume = (stop - start).astype(float).prod(axis=2).sum(axis=1)
+    size = np.where(volume < 2**53, volume, -1).astype(np.int64)
+    if n_blocks > MAX_PAIRED_BLOCKS:
+        size[:] = -1
+    for i in range(n_blocks if n_blocks <= MAX_PAIRED_BLOCKS else 0):
+        for j in range(i):
+            apart = (start[:, i] >= stop[:, j]) | (start[:, j] >= stop[:, i])
+            size[~apart.any(axis=1)] = -1
+    return volume >= product, size
 
 
 def row_runs(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:

@@ -14,7 +14,6 @@ import xarray as xr
 
 from xref.errors import (
     DanglingReferenceError,
-    SelectionError,
     UnsupportedError,
     WrongTargetError,
 )
@@ -22,7 +21,7 @@ from xref.gather import split_targets
 from xref.h5data import dataset_layout
 from xref.h5file import known_path, object_kind, object_paths
 from xref.references import ReferenceArray
-from xref.regions import KIND_NAMES, Kind, RegionTable
+from xref.regions import KIND_NAMES, Kind, RegionTable, concat_tables
 
 AXIS_DIM = "axis"
 
@@ -73,26 +72,34 @@ def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[s
     shape = np.full(start.shape, -1, dtype=np.int64)
     ndim = np.zeros(n, dtype=np.int64)
     npoints = np.zeros(n, dtype=np.int64)
+    fits = np.zeros(n, dtype=bool)
     width = start.shape[1]
     for location, address, rows in groups:
         part = regions.take(rows)
         try:
             extent = dataset_layout(location, address).shape
-            part = part.fit(extent, lambda _: "")
-        except (DanglingReferenceError, SelectionError, UnsupportedError, WrongTargetError):
-            pass
-        else:
+        except (DanglingReferenceError, UnsupportedError, WrongTargetError):
+            extent = None
+        if extent is not None:
             if len(extent) > width:
                 start, stop = (_widen(c, len(extent), 0) for c in (start, stop))
                 shape = _widen(shape, len(extent), -1)
                 width = len(extent)
+            inside = part.fits(extent)
+            fits[np.arange(n)[rows]] = inside
+            if inside.all():
+                part = part.fit(extent, str)
+            elif inside.any():
+                kept = [part.take(inside).fit(extent, str), part.take(~inside)]
+                back = np.argsort(np.argsort(~inside, kind="stable"), kind="stable")
+                part = concat_tables(kept).take(back)
         known = part.kind != Kind.ALL
         axes, sizes = part.result_shapes()
         low, high = part.bounds()
         at = np.arange(n)[rows]
         start[at, : low.shape[1]], stop[at, : high.shape[1]] = low, high
-        inside = np.arange(sizes.shape[1]) < axes[:, None]
-        sizes_shown = np.where(inside & known[:, None], sizes, -1)
+        own_axes = np.arange(sizes.shape[1]) < axes[:, None]
+        sizes_shown = np.where(own_axes & known[:, None], sizes, -1)
         shown = min(width, sizes.shape[1])
         shape[at, :shown] = sizes_shown[:, :shown]
         ndim[at] = np.where(known, axes, 0)
@@ -104,6 +111,7 @@ def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[s
         "stop": stop,
         "ndim": ndim,
         "shape": shape,
+        "fits": fits,
     }
 
 
