@@ -520,8 +520,10 @@ def test_arrays_are_made_from_references(ds: xr.Dataset) -> None:
     assert nested.astype(bool).tolist() == [[True, False], [True, True]]
     assert not ReferenceArray.from_references([objects[0]]).is_region
     assert ReferenceArray.nulls((2, 3), is_region=True).astype(bool).sum() == 0
-    with pytest.raises(TypeError):
-        ReferenceArray.from_references([line[0], objects[0]])
+    # Where object references work, so do region references: as their objects.
+    mixed = ReferenceArray.from_references([line[0], objects[0]])
+    assert not mixed.is_region
+    assert same(mixed, [line[0].object, objects[0]])
     with pytest.raises(TypeError):
         ReferenceArray.from_references([1, 2])
     array = xr.DataArray(line[:3], dims="roi")

@@ -58,18 +58,26 @@ class BoundReferences:
         """Elements of each result, shape ``(n,)``."""
         return self.shape.prod(axis=1)
 
-    def valid(self, cell: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    def valid(self, positions: Sequence[IntArray]) -> npt.NDArray[np.bool_]:
         """Return where results that lie in cells of one shape have data.
 
-        Shape ``(n, *cell)``; a cell of the results' own shape is valid throughout
-        except for null references.
+        Parameters
+        ----------
+        positions : sequence of numpy.ndarray
+            The positions looked at along each axis of the cells.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(n, len(positions[0]), ...)``; False throughout for null.
         """
-        mask = np.ones((len(self.ndim), *cell), dtype=bool)
-        # Narrower than the cell where all references are null.
-        for axis, n in enumerate(cell[: self.shape.shape[1]]):
-            spread = [1] * len(cell)
-            spread[axis] = n
-            inside = np.arange(n) < self.shape[:, axis : axis + 1]
+        lengths = [len(p) for p in positions]
+        mask = np.ones((len(self.ndim), *lengths), dtype=bool)
+        # Narrower than the cells where all references are null.
+        for axis, at in enumerate(positions[: self.shape.shape[1]]):
+            spread = [1] * len(lengths)
+            spread[axis] = len(at)
+            inside = at < self.shape[:, axis : axis + 1]
             mask &= inside.reshape(len(mask), *spread)
         mask[self.null] = False
         return mask

@@ -145,8 +145,14 @@ class ValidArray(LazyArray):
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
         bound = bind_references(references.columns, references.describe)
-        mask = bound.valid(self.cell).reshape(references.shape + self.cell)
-        return _index_outer(mask, references.ndim, key[split:])
+        inner = key[split:]
+        positions = [
+            np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.cell, inner, strict=True)
+        ]
+        mask = bound.valid(positions)
+        mask = mask.reshape(references.shape + tuple(len(p) for p in positions))
+        picked = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
+        return _index_outer(mask, references.ndim, picked)
 
 
 class StackArray(LazyArray):
@@ -211,7 +217,8 @@ class StackArray(LazyArray):
         values = items(out.reshape(references.shape + cell))
         if self.fill is not None:
             values = np.array(self.fill.decode(values), dtype=self.fill.dtype)
-            values[~bound.valid(cell).reshape(references.shape + cell)] = self.fill.value
+            valid = bound.valid([np.arange(n) for n in cell])
+            values[~valid.reshape(references.shape + cell)] = self.fill.value
         return _index_outer(values, references.ndim, (*inner, *item_key))
 
 

@@ -49,6 +49,10 @@ class ReferenceArray:
     Arrays may be used from several threads; what the lock guards is the one-time
     decoding of the columns.
 
+    Elements compare by what they point at, null ones as equal. Only an array
+    compared with itself differs where it is null: ``data != data`` is how xarray
+    asks for missing values, so ``isnull``, ``dropna`` and ``combine_first`` work.
+
     Notes
     -----
     Made by `xarray.open_dataset` with ``engine="h5ref"``, or from references by
@@ -80,11 +84,17 @@ class ReferenceArray:
     def from_references(cls, references: Any) -> ReferenceArray:
         """Make an array from references, nested sequences of them or an object array.
 
-        All must be of one kind; None stands for a null reference.
+        Among object references, region references stand for their objects. None
+        stands for a null reference.
         """
         objects = np.asarray(references, dtype=object)
         flat = objects.ravel().tolist()
-        is_region = any(isinstance(r, RegionReference) for r in flat)
+        is_region = not any(isinstance(r, ObjectReference) for r in flat) and any(
+            isinstance(r, RegionReference) for r in flat
+        )
+        if not is_region:
+            # Among object references a region reference stands for its object.
+            flat = [r.object if isinstance(r, RegionReference) else r for r in flat]
         wanted = RegionReference if is_region else ObjectReference
         null = null_reference(is_region)
         flat = [null if r is None else r for r in flat]
