@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "plan": ("numpy",),
     "readers": ("numpy",),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
+    "h5objects": ("h5py", "numpy"),
     "h5data": ("h5py", "numpy"),
     "elements": ("xarray",),
     "decode": ("numpy",),
@@ -142,7 +143,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         package: [name for name, allowed in LAYERS.items() if package in allowed]
         for package in ("h5py", "dask")
     }
-    assert owners == {"h5py": ["h5file", "h5data", "demo"], "dask": ["graph", "demo"]}
+    assert owners == {"h5py": ["h5file", "h5objects", "h5data", "demo"], "dask": ["graph", "demo"]}
 
 
 @pytest.mark.parametrize(

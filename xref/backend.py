@@ -13,7 +13,8 @@ from xarray.backends import BackendEntrypoint
 
 from xref.bind import decode_dataset
 from xref.elements import DecodeOptions
-from xref.h5file import FileLocation, close_file, group_paths, locate_file
+from xref.h5file import FileLocation, close_file, locate_file
+from xref.h5objects import group_paths
 from xref.variables import PhonyNames, open_members
 
 READERS = ("auto", "direct", "h5py")
@@ -98,17 +99,12 @@ decode_timedelta
         filename_or_obj: str | os.PathLike[str],
         *,
         drop_variables: str | Iterable[str] | None = None,
-        mask_and_scale: bool = True,
-        decode_times: Any = True,
-        concat_characters: bool = True,
-        decode_coords: bool | str = True,
-        use_cftime: bool | None = None,
-        decode_timedelta: Any = None,
         group: str | None = None,
         external: str = "same-dir",
         reader: str = "auto",
+        **decoding: Any,
     ) -> dict[str, xr.Dataset]:
-        """Open a group and all groups below it, each once; see `open_dataset`.
+        """Open a group and all groups below it, each once; options as in `open_dataset`.
 
         Returns
         -------
@@ -116,15 +112,7 @@ decode_timedelta
             By path, relative to ``group``.
         """
         location = _locate(filename_or_obj, external)
-        options = _options(
-            mask_and_scale=mask_and_scale,
-            decode_times=decode_times,
-            concat_characters=concat_characters,
-            decode_coords=decode_coords,
-            use_cftime=use_cftime,
-            decode_timedelta=decode_timedelta,
-            reader=reader,
-        )
+        options = _options(reader=reader, **decoding)
         top, phony = _group_path(group), PhonyNames()
         found = {}
         for path in group_paths(location, top):

@@ -32,7 +32,8 @@ from xref.h5data import (
     read_values,
     reference_addresses,
 )
-from xref.h5file import FileBytes, FileLocation, file_format, open_dataset
+from xref.h5file import FileBytes, FileLocation, file_format
+from xref.h5objects import open_dataset
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 from xref.layout import DatasetLayout, items
 from xref.plan import plan_parts, plan_read, row_strides

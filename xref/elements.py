@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from xref.errors import NullReferenceError
 from xref.h5data import dataset_layout
-from xref.h5file import FileLocation, known_path, object_kind, object_paths
+from xref.h5file import FileLocation
+from xref.h5objects import known_path, object_kind, object_paths
 from xref.regions import Kind, RegionTable, table_from_selections
 from xref.selection import Selection
 

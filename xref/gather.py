@@ -21,7 +21,8 @@ from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
 from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
 from xref.h5data import dataset_layout
-from xref.h5file import FileBytes, FileLocation, prepare_references
+from xref.h5file import FileBytes, FileLocation
+from xref.h5objects import prepare_references
 from xref.layout import DatasetLayout
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides

@@ -23,14 +23,8 @@ from xref.errors import (
     UnsupportedError,
 )
 from xref.filters import Filter, FilterPipeline
-from xref.h5file import (
-    FileLocation,
-    Object,
-    check_external,
-    file_format,
-    open_dataset,
-    text,
-)
+from xref.h5file import FileLocation, check_external, file_format
+from xref.h5objects import Object, open_dataset, text
 from xref.layout import (
     ChunkIndex,
     DatasetLayout,

@@ -27,14 +27,12 @@ from xref.h5data import (
     read_attributes,
     reference_kinds,
 )
-from xref.h5file import (
-    FileLocation,
-    close_file,
+from xref.h5file import FileLocation, close_file, locate_file
+from xref.h5objects import (
     file_of,
     is_dataset,
     is_group,
     iterate_members,
-    locate_file,
     object_address,
     object_paths,
     open_group,

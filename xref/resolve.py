@@ -22,7 +22,7 @@ from xref.elements import ObjectReference, RegionReference
 from xref.errors import NullReferenceError
 from xref.gather import BoundReferences, bind_references
 from xref.h5data import dataset_kind
-from xref.h5file import is_dataset, is_group, open_dataset, open_object
+from xref.h5objects import is_dataset, is_group, open_dataset, open_object
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.plan import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray

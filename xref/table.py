@@ -19,7 +19,7 @@ from xref.errors import (
 )
 from xref.gather import split_targets
 from xref.h5data import dataset_layout
-from xref.h5file import known_path, object_kind, object_paths
+from xref.h5objects import known_path, object_kind, object_paths
 from xref.references import ReferenceArray
 from xref.regions import KIND_NAMES, Kind, RegionTable, concat_tables
 

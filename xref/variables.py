@@ -32,10 +32,9 @@ from xref.h5data import (
     read_layout,
     reference_addresses,
 )
-from xref.h5file import (
-    FileLocation,
+from xref.h5file import FileLocation, file_format
+from xref.h5objects import (
     Object,
-    file_format,
     file_of,
     is_dataset,
     iterate_members,
