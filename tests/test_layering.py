@@ -143,7 +143,10 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         package: [name for name, allowed in LAYERS.items() if package in allowed]
         for package in ("h5py", "dask")
     }
-    assert owners == {"h5py": ["h5file", "h5objects", "h5data", "demo"], "dask": ["graph", "demo"]}
+    assert owners == {
+        "h5py": ["h5file", "h5objects", "h5data", "demo"],
+        "dask": ["graph", "demo"],
+    }
 
 
 @pytest.mark.parametrize(
