@@ -712,3 +712,28 @@ def test_functions_get_an_empty_array_for_null_and_results_keep_their_type(
         halves = ds["r"].h5ref.reduce(lambda v: 0.5 if v.sum() == 3 else 1, on_null="fill")
         with pytest.raises(TypeError, match="dtype="):
             halves.compute()
+
+
+def test_coordinates_come_along_beside_nulls_and_from_several_targets(tmp_path: Path) -> None:
+    path = tmp_path / "coords.h5"
+    data = {"a": np.arange(40, dtype="i4").reshape(4, 10), "b": np.arange(40.0).reshape(4, 10)}
+    regions = {
+        "nulls": [("a", np.s_[:, 2:4]), None, ("a", np.s_[:, 5:7])],
+        "both": [("a", np.s_[:, 2:4]), ("b", np.s_[:, 5:7])],
+    }
+    write_regions(path, {**data, "t": np.arange(4) * 2, "x": np.arange(10) + 100}, regions)
+    with h5py.File(path, "r+") as file:
+        for axis, name in enumerate("tx"):
+            file[name].make_scale(name)
+            for target in data:
+                file[target].dims[axis].attach_scale(file[name])
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        nulls = ds["nulls"].h5ref.resolve(on_null="fill")
+        assert nulls["t"].values.tolist() == [0, 2, 4, 6]
+        np.testing.assert_array_equal(nulls["x"], [[102, 103], [np.nan] * 2, [105, 106]])
+        both = ds["both"].h5ref.resolve()
+        assert both["t"].values.tolist() == [0, 2, 4, 6]
+        assert both["x"].values.tolist() == [[102, 103], [105, 106]]
+        along = ds["both"].rename({ds["both"].dims[0]: "x"}).h5ref.resolve()
+        assert along.dims == ("x", "t", "x_1")
+        assert along["x_1"].values.tolist() == [[102, 103], [105, 106]]

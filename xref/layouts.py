@@ -25,12 +25,10 @@ from xref.h5data import dataset_layout
 from xref.layout import item_dtype, items
 from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
 from xref.references import ReferenceArray
-from xref.regions import project
+from xref.regions import concat_tables, empty_table, project
 from xref.variables import open_target, warn_unreadable
 
 POINT_DIM = "point"
-
-
 SAMPLE_DIM = "sample"
 
 
@@ -275,53 +273,96 @@ def _target_coords(
     cell: tuple[int, ...],
     own: dict[Hashable, Any],
 ) -> dict[Hashable, Any]:
-    """Select the target's coordinates as the regions select its data."""
-    bound = resolved.bound
-    if len(resolved.targets) != 1 or bound.null.any() or not len(bound.ndim):
+    """Select the targets' common coordinates as the regions select their data."""
+    targets = resolved.targets
+    if not targets:
         return {}
-    target, regions = resolved.targets[0], bound.targets[0].regions
-    options = resolved.references.options
-    scattered = len(inner) == 1 and len(target.dims) > 1
+    first = targets[0]
+    scattered = len(inner) == 1 and len(first.dims) > 1
     out: dict[Hashable, Any] = {}
-    for name, (address, dims) in target.coords.items():
-        if name in own or name in resolved.dims:
-            continue
-        axes = [target.dims.index(dim) for dim in dims]
-        part = project(regions, axes)
-        columns = References(
-            files=(target.location,),
-            file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(part),)),
-            address=np.broadcast_to(np.array([address], dtype=np.uint64), (len(part),)),
-            regions=part,
-        )
-        same = len(part) > 0 and bool(part.same_rows(part.take(np.zeros(len(part), int))).all())
-        shape: tuple[int, ...] = () if same else resolved.references.shape
-        references = ReferenceArray(
-            shape,
-            is_region=True,
-            columns=columns.take(slice(0, 1)) if same else columns,
-            options=options,
-        )
-        layout = dataset_layout(target.location, address)
-        extent = tuple(bound.targets[0].layout.shape[axis] for axis in axes)
-        if layout.reference_kind or layout.shape != extent:
-            # As where an unlimited dimension has grown for some variables only.
-            if layout.shape != extent:
-                warn_unreadable(
-                    f"{target.location.filename}: coordinate {name!r}",
-                    SelectionError(f"it has shape {layout.shape}, its axes have {extent}"),
-                )
-            continue
-        attributes = open_target(target.location, address, options).attributes
-        part_cell = cell if scattered else tuple(cell[axis] for axis in axes)
+    for name, (address, dims) in first.coords.items():
+        axes = [first.dims.index(dim) for dim in dims]
         part_dims = inner if scattered else tuple(inner[axis] for axis in axes)
-        data = StackArray(references, part_cell, layout.dtype)
-        variable = xr.Variable(
-            (() if same else resolved.dims) + part_dims, lazily_indexed(data), attributes
-        )
         label = part_dims[0] if not scattered and part_dims and dims == (name,) else name
-        out[label] = decode_variable(label, variable, options)
+        shared = all(
+            t.location == first.location and t.coords.get(name) == (address, dims)
+            for t in targets
+        )
+        if not shared or label in own or label in resolved.dims:
+            continue
+        if _fits_axes(resolved, name, address, dims):
+            part_cell = cell if scattered else tuple(cell[axis] for axis in axes)
+            out[label] = _coordinate(resolved, label, address, dims, part_dims, part_cell)
     return out
+
+
+def _fits_axes(
+    resolved: Resolved, name: str, address: int, dims: tuple[str | None, ...]
+) -> bool:
+    """Tell whether a coordinate has the extent of the axes that it belongs to."""
+    location = resolved.targets[0].location
+    layout = dataset_layout(location, address)
+    for target, bound in zip(resolved.targets, resolved.bound.targets, strict=True):
+        extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
+        if layout.shape != extent:
+            # As where an unlimited dimension has grown for some variables only.
+            problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
+            warn_unreadable(f"{location.filename}: coordinate {name!r}", problem)
+            return False
+    return not layout.reference_kind
+
+
+def _coordinate(
+    resolved: Resolved,
+    label: Hashable,
+    address: int,
+    dims: tuple[str | None, ...],
+    part_dims: tuple[Hashable, ...],
+    part_cell: tuple[int, ...],
+) -> xr.Variable:
+    """Return one coordinate, once if all references select it alike, else for each."""
+    bound, options = resolved.bound, resolved.references.options
+    location = resolved.targets[0].location
+    shadows, rows = [], []
+    for target, part in zip(resolved.targets, bound.targets, strict=True):
+        shadows.append(project(part.regions, [target.dims.index(dim) for dim in dims]))
+        rows.append(np.arange(len(bound.ndim))[part.rows])
+    shadow, row = concat_tables(shadows), np.concatenate(rows)
+    live = len(shadow)
+    same = bool(shadow.same_rows(shadow.take(np.zeros(live, dtype=np.int64))).all())
+    shape: tuple[int, ...] = ()
+    null = np.zeros(1, dtype=bool)
+    if same:
+        shadow = shadow.take(slice(0, 1))
+    else:
+        # Rows in the order of the references, a null one for each that is null.
+        back = np.full(len(bound.ndim), live)
+        back[row] = np.arange(live)
+        shadow = concat_tables([shadow, empty_table(1, shadow.ndim)]).take(back)
+        shape, null = resolved.references.shape, bound.null
+    columns = References(
+        files=(location,),
+        file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(shadow),)),
+        address=np.where(null, 0, address).astype(np.uint64),
+        regions=shadow,
+    )
+    references = ReferenceArray(shape, is_region=True, columns=columns, options=options)
+    attributes = open_target(location, address, options).attributes
+    dtype = dataset_layout(location, address).dtype
+    all_dims = (() if same else resolved.dims) + part_dims
+    if not null.any():
+        array = StackArray(references, part_cell, dtype)
+        variable = xr.Variable(all_dims, lazily_indexed(array), attributes)
+        return decode_variable(label, variable, options)
+    decode = Decoder(attributes, options)
+    decoded = decode(np.zeros(1, dtype=dtype)).dtype
+    value: Any = "" if decoded.kind == "O" else np.nan
+    if decoded.kind in "mM":
+        value = np.array("NaT", dtype=decoded)[()]
+    fill = Fill(decode, value, _dtype_with(decoded, value))
+    return xr.Variable(
+        all_dims, lazily_indexed(StackArray(references, part_cell, dtype, fill=fill))
+    )
 
 
 def resolve_ragged(
