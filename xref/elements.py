@@ -244,7 +244,8 @@ class RegionReference:
         """
         from xref.resolve import resolve_region
 
-        return resolve_region(self, chunks=chunks)
+        result: xr.DataArray = resolve_region(self, chunks=chunks)
+        return result
 
     def __repr__(self) -> str:
         if not self or self.selection is None:

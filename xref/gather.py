@@ -57,7 +57,8 @@ class BoundReferences:
     @property
     def npoints(self) -> IntArray:
         """Elements of each result, shape ``(n,)``."""
-        return self.shape.prod(axis=1)
+        result: IntArray = self.shape.prod(axis=1)
+        return result
 
     def valid(self, positions: Sequence[IntArray]) -> npt.NDArray[np.bool_]:
         """Return where results that lie in cells of one shape have data.

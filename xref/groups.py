@@ -502,7 +502,8 @@ def _ranges(start: IntArray, count: IntArray, step: int) -> IntArray:
 
 def _rows(data: ByteArray, position: IntArray, nbytes: int) -> ByteArray:
     """Return the bytes from each position on as rows."""
-    return data[position[:, np.newaxis] + np.arange(nbytes)]
+    result: ByteArray = data[position[:, np.newaxis] + np.arange(nbytes)]
+    return result
 
 
 def _words(table: ByteArray, column: int, size: int) -> WordArray:

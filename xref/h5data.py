@@ -316,7 +316,8 @@ def _chunk_offsets_skip_userblock() -> bool:
     position += 512 if image.startswith(b"\x89HDF") else 0
     if offset not in (position, position - 512):
         raise UnsupportedError("this release of HDF5 gives chunk offsets in an unknown way")
-    return offset != position
+    result: bool = offset != position
+    return result
 
 
 @lru_cache(maxsize=64)
@@ -502,7 +503,8 @@ def reference_addresses(references: list[h5py.Reference], offset_size: int) -> l
         dataset[...] = objects
         found = read_raw(dataset, (0,), (len(references),)).view("<u8")
     mask = np.uint64(2 ** (8 * offset_size) - 1)
-    return (found & mask).tolist()
+    result: list[int] = (found & mask).tolist()
+    return result
 
 
 def dataset_kind(dataset: h5py.Dataset) -> str:

@@ -232,7 +232,9 @@ def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> Refere
     return references
 
 
-def _index_outer(values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]) -> Any:
+def _index_outer(
+    values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]
+) -> npt.NDArray[Any]:
     if all(isinstance(k, slice) and k == slice(None) for k in key):
         return values
     for axis in range(len(key) - 1, -1, -1):
@@ -292,7 +294,9 @@ class SampleArray(LazyArray):
         n, k = self.shape[0], key[0]
         if isinstance(k, np.ndarray):
             low = int(k.min(initial=n))
-            return self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))[k - low]
+            hull = self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))
+            picks: npt.NDArray[Any] = hull[k - low]
+            return picks
         picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
         if not picked:
             values = items(np.empty(0, dtype=self.raw_dtype))

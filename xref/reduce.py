@@ -40,7 +40,7 @@ class Statistic:
         if not numeric and not (self.name in ("min", "max") and dtype.kind in "mM"):
             raise TypeError(f"no {self.name} of values of type {dtype}")
         if self.name == "sum":
-            return np.zeros(1, dtype).sum().dtype
+            return np.dtype(np.zeros(1, dtype).sum().dtype)
         if self.name in ("mean", "std"):
             return dtype if dtype.kind == "f" else np.dtype(np.float64)
         return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
@@ -63,13 +63,14 @@ class Statistic:
         # Like NumPy's, means add up in double precision: integers would overflow.
         totals = _sums(values.astype(np.float64, copy=False), npoints)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means = totals / counts
+            means: npt.NDArray[Any] = totals / counts
             if self.name == "mean":
                 return means
             deviation = values - np.repeat(means, npoints)
             if valid is not None:
                 deviation[~valid] = 0
-            return np.sqrt(_sums(deviation * deviation, npoints) / counts)
+            variance = _sums(deviation * deviation, npoints) / counts
+            return np.asarray(np.sqrt(variance))
 
 
 def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -77,7 +78,7 @@ def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArr
     kind = values.dtype.kind
     dtype = np.dtype("u8" if kind == "u" else "i8" if kind in "ib" else "f8")
     if len(npoints) and (npoints == npoints[0]).all():
-        return values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype)
+        return np.asarray(values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype))
     out = np.zeros(len(npoints), dtype=dtype)
     filled = np.flatnonzero(npoints)
     if len(filled):

@@ -285,7 +285,8 @@ class ReferenceArray:
         if copy is False:
             raise ValueError("references are made as objects: copy=False is not possible")
         if dtype is not None and np.dtype(dtype) == np.bool_:
-            return self.astype(bool)
+            result: npt.NDArray[Any] = self.astype(bool)
+            return result
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise TypeError(f"references are objects and do not convert to {dtype}")
         out = np.empty(self.size, dtype=object)

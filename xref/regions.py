@@ -174,7 +174,8 @@ class RegionTable(FrozenColumns):
         right = ~bound | (self.rank == len(extent))
         _, stop = self._widen(len(extent)).bounds()
         right &= ~bound | (stop <= np.array(extent, dtype=np.int64)).all(axis=1)
-        return right
+        result: npt.NDArray[np.bool_] = right
+        return result
 
     def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> RegionTable:
         """Bind every row to a dataset of the given extent.
@@ -404,7 +405,8 @@ def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
     if column.ndim == 2 and column.strides[0] == 0 and len(column):
         n = len(np.empty(len(column), dtype=np.bool_)[index])
         return np.broadcast_to(column[:1], (n, column.shape[1]))
-    return column[index]
+    result: npt.NDArray[Any] = column[index]
+    return result
 
 
 def _limit_axis(
