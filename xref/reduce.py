@@ -40,7 +40,8 @@ class Statistic:
         if not numeric and not (self.name in ("min", "max") and dtype.kind in "mM"):
             raise TypeError(f"no {self.name} of values of type {dtype}")
         if self.name == "sum":
-            return np.dtype(np.zeros(1, dtype).sum().dtype)
+            total: np.dtype[Any] = np.zeros(1, dtype).sum().dtype
+            return total
         if self.name in ("mean", "std"):
             return dtype if dtype.kind == "f" else np.dtype(np.float64)
         return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
