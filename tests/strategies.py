@@ -61,6 +61,8 @@ PLUGINS = {
 }
 LAYOUTS = ("contiguous", "compact", *FILTERS, *PLUGINS)
 INDIRECT = ("compact", "blosc2")
+if importlib.util.find_spec("imagecodecs") is None:
+    INDIRECT += ("lzf", "zstd", "blosc", "lz4", "bitshuffle")
 """Layouts that reader="direct" refuses and others leave to h5py."""
 
 HAVE_PLUGINS = importlib.util.find_spec("hdf5plugin") is not None
