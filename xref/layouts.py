@@ -72,7 +72,7 @@ def resolve_cells(
     item_dims = _item_dims(resolved, (*resolved.dims, *inner))
     dims = resolved.dims + inner
     if uniform and not bound.null.any():
-        data = StackArray(references, cell, resolved.dtype)
+        data = StackArray(references, cell, resolved.dtype, bound=bound)
         variable = xr.Variable(dims + item_dims, lazily_indexed(data), resolved.attributes)
         variable = decode_variable(resolved.name, variable, references.options)
     else:

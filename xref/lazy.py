@@ -83,8 +83,12 @@ class LazyArray(BackendArray):
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a name begins with "_" for is at hand in this process only.
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return type(self).__name__, tuple(sorted(vars(self).items()))
+        return type(self).__name__, tuple(sorted(self.__getstate__().items()))
 
 
 class DatasetArray(LazyArray):
@@ -170,6 +174,7 @@ class StackArray(LazyArray):
         *,
         fill: Fill | None = None,
         padded: bool = False,
+        bound: BoundReferences | None = None,
     ) -> None:
         self.references = references
         self.cell = cell
@@ -180,6 +185,7 @@ class StackArray(LazyArray):
         self.fill = fill
         self.padded = padded
         self.shape = references.shape + cell + item_shape
+        self._bound = bound
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
@@ -188,7 +194,9 @@ class StackArray(LazyArray):
         columns = references.columns
         for location in columns.files:
             check_unchanged(location)
-        bound = bind_references(columns, references.describe)
+        bound = getattr(self, "_bound", None)
+        if bound is None or references is not self.references:
+            bound = bind_references(columns, references.describe)
         cell = self.cell
         if bound.targets and not self.padded and self.cell:
             steps = _forward_steps(inner, self.cell)
@@ -224,6 +232,9 @@ class StackArray(LazyArray):
 
 def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
     """Index references by integers, slices and arrays, each on its own axis."""
+    sides = zip(key, references.shape, strict=True)
+    if all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in sides):
+        return references
     if all(isinstance(k, int | np.integer | slice) for k in key):
         picked: ReferenceArray = references[(*key, Ellipsis)]
         return picked
