@@ -737,3 +737,24 @@ def test_coordinates_come_along_beside_nulls_and_from_several_targets(tmp_path: 
         along = ds["both"].rename({ds["both"].dims[0]: "x"}).h5ref.resolve()
         assert along.dims == ("x", "t", "x_1")
         assert along["x_1"].values.tolist() == [[102, 103], [105, 106]]
+
+
+def test_a_scalar_coordinate_comes_along_with_any_selection(tmp_path: Path) -> None:
+    path = tmp_path / "station.h5"
+    image = np.arange(40).reshape(4, 10)
+    regions = {"r": [("img", np.s_[:, [1, 5, 9]]), ("img", np.s_[:, 2:5])]}
+    write_regions(path, {"img": image, "station": np.array(7)}, regions)
+    with h5py.File(path, "r+") as file:
+        file["img"].attrs["coordinates"] = "station"
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        listed = ds["r"].values[0].resolve()
+        assert listed["station"].item() == 7
+        np.testing.assert_array_equal(listed, image[:, [1, 5, 9]])
+
+
+def test_null_text_is_filled_with_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.h5"
+    write_regions(path, {"d": np.array(["a", "bb"], object)}, {"r": [("d", np.s_[0:2]), None]})
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        filled = ds["r"].h5ref.resolve(on_null="fill")
+        assert filled.values.tolist() == [["a", "bb"], ["", ""]]
