@@ -188,11 +188,13 @@ def outer_axes(start: IntArray, stop: IntArray) -> list[tuple[IntArray, IntArray
 def union_size(start: IntArray, stop: IntArray) -> int:
     """Count the distinct elements of a union of blocks, exactly.
 
-    Raises `ResultTooLargeError` where that is out of proportion to the blocks.
-
-
     Coordinates of all axes but the last are replaced by the ordinal of their
     interval between block borders, so few large blocks stay few rows.
+
+    Raises
+    ------
+    ResultTooLargeError
+        If the blocks cross in more places than is in proportion to their number.
     """
     ndim = start.shape[1]
     if len(start) < 2 or ndim == 0:
