@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 from h5py import h5d, h5p, h5r, h5s, h5t
+from hypothesis import assume
 from hypothesis import strategies as st
 
 MAX_ELEMENTS = 4096
@@ -152,7 +153,20 @@ def select(dataset: h5py.Dataset, selected: Selected) -> h5py.RegionReference | 
         case "hyper":
             for op, start, n, stride, block in selected.data:
                 space.select_hyperslab(start, n, stride, block, HYPER_OPS[op])
+            assume(not has_inverted_block(space))
     return region_of(dataset, space)
+
+
+def has_inverted_block(space: h5s.SpaceID) -> bool:
+    """Whether HDF5 itself made a block whose start is past its end.
+
+    HDF5 does so where "xor" takes away a part of a single block, stores such bytes, and
+    reads another selection back than it was told: no oracle for that one.
+    """
+    if space.get_select_type() != h5s.SEL_HYPERSLABS or not space.get_select_npoints():
+        return False
+    blocks = space.get_select_hyper_blocklist()
+    return bool((blocks[:, 0] > blocks[:, 1]).any())
 
 
 def region_of(dataset: h5py.Dataset, space: h5s.SpaceID) -> h5py.RegionReference:
