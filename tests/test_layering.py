@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "decode": ("numpy",),
     "gather": ("numpy",),
     "references": ("numpy",),
+    "array_functions": ("numpy",),
     "lazy": ("numpy", "xarray.backends.BackendArray", "xarray.core.indexing"),
     "variables": ("numpy", "xarray"),
     "graph": ("dask", "xarray"),

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import xref.array_functions  # noqa: F401, enters NumPy's functions
 from xref.accessor import ReferenceAccessor
 from xref.elements import ObjectReference, RegionReference
 from xref.errors import (

@@ -144,7 +144,7 @@ class ReferenceAccessor:
         references = self.references
         for row in range(references.size):
             index = tuple(int(i) for i in np.unravel_index(row, references.shape))
-            element = references._element(row)
+            element = references.element(row)
             yield (
                 index[0] if len(index) == 1 else index,
                 element.resolve() if element else None,

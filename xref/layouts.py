@@ -41,15 +41,18 @@ def default_fill(
     """
     if fill_value is not None:
         return fill_value
-    if dtype.kind in "fc":
-        return np.nan
-    if dtype.kind in "mM":
-        return np.array("NaT", dtype=dtype)[()]
-    if dtype.kind == "O":
-        return ""
+    if dtype.kind in "fcmMO":
+        return _missing(dtype)
     if bound.targets and bound.targets[0].layout.dtype == dtype == raw_dtype:
         return bound.targets[0].layout.fill_value
     return np.zeros((), dtype=dtype)[()]
+
+
+def _missing(dtype: np.dtype[Any]) -> Any:
+    """Return what stands for a missing value: NaT, no text, else NaN."""
+    if dtype.kind in "mM":
+        return np.array("NaT", dtype=dtype)[()]
+    return "" if dtype.kind == "O" else np.nan
 
 
 def resolve_cells(
@@ -356,9 +359,7 @@ def _coordinate(
         return decode_variable(label, variable, options)
     decode = Decoder(attributes, options)
     decoded = decode(np.zeros(1, dtype=dtype)).dtype
-    value: Any = "" if decoded.kind == "O" else np.nan
-    if decoded.kind in "mM":
-        value = np.array("NaT", dtype=decoded)[()]
+    value = _missing(decoded)
     fill = Fill(decode, value, _dtype_with(decoded, value))
     return xr.Variable(
         all_dims, lazily_indexed(StackArray(references, part_cell, dtype, fill=fill))
@@ -421,8 +422,8 @@ def _free_name(name: Hashable, taken: Sequence[Hashable]) -> Hashable:
 
 def _sample_chunks(
     chunks: Any, row_size: IntArray, resolved: Resolved, sample: Hashable
-) -> tuple[int, ...]:
-    """Cut samples into blocks at row borders.
+) -> Any:
+    """Cut samples into blocks at row borders, or as the user says of the samples.
 
     An int counts references; "auto" fills dask's chunk size.
     """
@@ -430,7 +431,7 @@ def _sample_chunks(
     n = int(ends[-1]) if len(ends) else 0
     if isinstance(chunks, dict):
         if sample in chunks and chunks[sample] != "auto":
-            return _even_chunks(n, chunks[sample])
+            return chunks[sample]
         chunks = next((chunks[d] for d in resolved.dims if d in chunks), "auto")
     if isinstance(chunks, int):
         if chunks == -1:
@@ -445,11 +446,3 @@ def _sample_chunks(
         cuts = ends[np.unique(np.clip(at, 0, None))]
     sizes = np.diff(np.unique(np.concatenate([[0], cuts, [n]])))
     return tuple(int(s) for s in sizes) or (0,)
-
-
-def _even_chunks(n: int, chunk: Any) -> tuple[int, ...]:
-    if not isinstance(chunk, int):
-        return tuple(chunk)
-    if chunk == -1 or chunk >= n:
-        return (n,)
-    return tuple(min(chunk, n - i) for i in range(0, n, chunk))

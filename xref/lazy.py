@@ -148,7 +148,7 @@ class ValidArray(LazyArray):
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
-        bound = bind_references(references.columns, references.describe)
+        bound = _bind_unchanged(references)
         inner = key[split:]
         positions = [
             np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.cell, inner, strict=True)
@@ -191,25 +191,13 @@ class StackArray(LazyArray):
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
         inner, item_key = key[split : split + len(self.cell)], key[split + len(self.cell) :]
-        columns = references.columns
-        for location in columns.files:
-            check_unchanged(location)
-        bound = getattr(self, "_bound", None)
-        if bound is None or references is not self.references:
-            bound = bind_references(columns, references.describe)
+        known = getattr(self, "_bound", None) if references is self.references else None
+        bound = _bind_unchanged(references, known)
         cell = self.cell
-        if bound.targets and not self.padded and self.cell:
-            steps = _forward_steps(inner, self.cell)
-            if steps is not None and any(
-                n < size for (_, n, _), size in zip(steps, cell, strict=True)
-            ):
-                narrowed = [narrow(t.regions, steps) for t in bound.targets]
-                if all(table is not None for table in narrowed):
-                    cell = tuple(n for _, n, _ in steps)
-                    bound = _with_regions(bound, narrowed, cell)
-                    inner = tuple(
-                        0 if isinstance(k, int | np.integer) else slice(None) for k in inner
-                    )
+        narrowed = None if self.padded else _narrowed(bound, inner, cell)
+        if narrowed is not None:
+            bound, cell = narrowed
+            inner = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
         n_cell = math.prod(cell)
         n = references.size
         check_size(n * n_cell, self.raw_dtype, bound, "the result")
@@ -272,12 +260,46 @@ def _forward_steps(
     return out
 
 
-def _with_regions(bound: Any, regions: list[Any], cell: tuple[int, ...]) -> Any:
-    """Exchange the regions of bound references for narrower ones of one shape."""
-    targets = tuple(replace(t, regions=r) for t, r in zip(bound.targets, regions, strict=True))
-    shape = bound.shape.copy()
-    shape[~bound.null, : len(cell)] = cell
-    return replace(bound, targets=targets, shape=shape)
+def _narrowed(
+    bound: BoundReferences, key: tuple[Axis, ...], cell: tuple[int, ...]
+) -> tuple[BoundReferences, tuple[int, ...]] | None:
+    """Apply an index of the cells to the regions, so that less is read.
+
+    Returns
+    -------
+    bound : BoundReferences
+        With narrower regions of one shape.
+    cell : tuple of int
+        That shape; an integer of ``key`` leaves an axis of one element.
+    """
+    steps = _forward_steps(key, cell)
+    if not bound.targets or steps is None:
+        return None
+    shape = tuple(n for _, n, _ in steps)
+    if shape == cell:
+        return None
+    targets = []
+    for target in bound.targets:
+        regions = narrow(target.regions, steps)
+        if regions is None:
+            return None
+        targets.append(replace(target, regions=regions))
+    sizes = bound.shape.copy()
+    sizes[~bound.null, : len(shape)] = shape
+    return replace(bound, targets=tuple(targets), shape=sizes), shape
+
+
+def _bind_unchanged(
+    references: ReferenceArray, known: BoundReferences | None = None
+) -> BoundReferences:
+    """Bind references of files that are still those that were opened.
+
+    ``known`` is what binding these references gave before, in this process.
+    """
+    columns = references.columns
+    for location in columns.files:
+        check_unchanged(location)
+    return bind_references(columns, references.describe) if known is None else known
 
 
 COARSE_ROWS = 4096
@@ -322,9 +344,7 @@ class SampleArray(LazyArray):
         first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
         last = int(np.searchsorted(self.coarse, high, side="left"))
         part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
-        for location in part.columns.files:
-            check_unchanged(location)
-        bound = bind_references(part.columns, part.describe)
+        bound = _bind_unchanged(part)
         ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
         begin = int(np.searchsorted(ends, low, side="right"))
         end = int(np.searchsorted(ends, high, side="left")) + 1
@@ -368,10 +388,7 @@ class RegionResults(LazyArray):
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
-        columns = references.columns
-        for location in columns.files:
-            check_unchanged(location)
-        bound = bind_references(columns, references.describe)
+        bound = _bind_unchanged(references)
         offsets = row_offsets(bound.npoints)
         check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
         flat = np.empty(int(offsets[-1]), dtype=self.raw_dtype)

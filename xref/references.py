@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.decode import References, StoredReferences, concat_references
+from xref.decode import References, StoredReferences
 from xref.elements import (
     DEFAULT_OPTIONS,
     DecodeOptions,
@@ -29,6 +29,9 @@ from xref.elements import (
 )
 from xref.errors import XrefError
 from xref.regions import Kind, empty_table, table_from_selections
+
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""What NumPy's functions do with a `ReferenceArray`; see `xref.array_functions`."""
 
 
 @dataclass(slots=True)
@@ -161,7 +164,8 @@ class ReferenceArray:
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
         return f"{file}: {kind} reference {index[0] if len(index) == 1 else index}"
 
-    def _element(self, row: int) -> ObjectReference | RegionReference:
+    def element(self, row: int) -> ObjectReference | RegionReference:
+        """Return one element in C order; decodes all of them the first time."""
         columns = self.columns
         address = int(columns.address[row])
         null = address == 0 or (
@@ -227,21 +231,22 @@ class ReferenceArray:
                 shape, is_region=self.is_region, stored=stored, options=self._options
             )
             if self._columns.value is not None:
-                rows = self._rows()[key].reshape(-1)
-                part._columns.value = self._columns.value.take(_as_slice(rows))
+                rows = self.row_numbers()[key].reshape(-1)
+                part._columns.value = self._columns.value.take(as_slice(rows))
             scalar = not shape and Ellipsis not in key
-            return part._element(0) if scalar else part
-        rows = self._rows()[key]
+            return part.element(0) if scalar else part
+        rows = self.row_numbers()[key]
         if not isinstance(rows, np.ndarray):
-            return self._element(int(rows))
+            return self.element(int(rows))
         return ReferenceArray(
             rows.shape,
             is_region=self.is_region,
-            columns=self.columns.take(_as_slice(rows.reshape(-1))),
+            columns=self.columns.take(as_slice(rows.reshape(-1))),
             options=self._options,
         )
 
-    def _rows(self) -> npt.NDArray[np.int64]:
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """Return the C-order number of each element, in the shape of the array."""
         return np.arange(self.size).reshape(self._shape)
 
     def _basic_box(
@@ -291,7 +296,7 @@ class ReferenceArray:
             raise TypeError(f"references are objects and do not convert to {dtype}")
         out = np.empty(self.size, dtype=object)
         for row in range(self.size):
-            out[row] = self._element(row)
+            out[row] = self.element(row)
         return out.reshape(self._shape)
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Any:
@@ -310,23 +315,24 @@ class ReferenceArray:
 
     def item(self, *args: Any) -> Any:
         """Return one reference, as `numpy.ndarray.item` does."""
-        return self._element(int(self._rows().item(*args)))
+        return self.element(int(self.row_numbers().item(*args)))
 
     def reshape(self, *shape: Any) -> ReferenceArray:
         """Return the elements in another shape, C order."""
         new = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return self._by_rows(self._rows().reshape(new))
+        return self.take_rows(self.row_numbers().reshape(new))
 
     def transpose(self, *axes: Any) -> ReferenceArray:
         """Return the array with its axes permuted."""
         new = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
-        return self._by_rows(self._rows().transpose(*(new or ())))
+        return self.take_rows(self.row_numbers().transpose(*(new or ())))
 
     def ravel(self) -> ReferenceArray:
         """Return the elements in C order along one axis."""
         return self.reshape((self.size,))
 
-    def _by_rows(self, rows: npt.NDArray[np.int64]) -> ReferenceArray:
+    def take_rows(self, rows: npt.NDArray[np.int64]) -> ReferenceArray:
+        """Return the elements of some `row_numbers`, in the shape of ``rows``."""
         if rows.shape == self._shape and rows.size == self.size:
             flat = rows.reshape(-1)
             if len(flat) < 2 or (np.diff(flat) == 1).all():
@@ -334,7 +340,7 @@ class ReferenceArray:
         return ReferenceArray(
             rows.shape,
             is_region=self.is_region,
-            columns=self.columns.take(_as_slice(rows.reshape(-1))),
+            columns=self.columns.take(as_slice(rows.reshape(-1))),
             options=self._options,
         )
 
@@ -399,7 +405,7 @@ class ReferenceArray:
     def __array_function__(
         self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
-        handler = _FUNCTIONS.get(func)
+        handler = FUNCTIONS.get(func)
         return NotImplemented if handler is None else handler(*args, **kwargs)
 
     # --- text ------------------------------------------------------------------
@@ -418,13 +424,13 @@ class ReferenceArray:
         kind = "region" if self.is_region else "object"
         head = f"<xref.ReferenceArray {self._shape} of {kind} references"
         try:
-            few = [f"  {self._element_at(i)!r}" for i in range(min(self.size, 3))]
+            few = [f"  {self.element_at(i)!r}" for i in range(min(self.size, 3))]
         except (XrefError, OSError) as error:  # a repr must not fail: it says what would
             return f"{head}: {type(error).__name__}: {error}>"
         more = ["  ..."] if self.size > 3 else []
         return "\n".join([head + ">", *few, *more])
 
-    def _element_at(self, row: int) -> Any:
+    def element_at(self, row: int) -> Any:
         """Return one element in C order, decoding no more than it."""
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
         return self[index]
@@ -442,7 +448,7 @@ def _restore(
     )
 
 
-def _as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
+def as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
     """Return evenly spaced ascending rows as a slice, so that columns are views."""
     if not len(rows):
         return slice(0, 0)
@@ -475,7 +481,8 @@ def _compare(left: Any, right: Any) -> Any:
     if left.is_region != right.is_region:
         return np.zeros(shape, dtype=bool)
     a, b = (
-        x.columns.take(np.broadcast_to(x._rows(), shape).reshape(-1)) for x in (left, right)
+        x.columns.take(np.broadcast_to(x.row_numbers(), shape).reshape(-1))
+        for x in (left, right)
     )
     null = (a.address == 0) & (b.address == 0)
     # One file may be reached by several paths: device and inode tell.
@@ -485,134 +492,3 @@ def _compare(left: Any, right: Any) -> Any:
     if a.regions is not None and b.regions is not None:
         same &= a.regions.same_rows(b.regions)
     return (same | null).reshape(shape)
-
-
-def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceArray:
-    del kwargs
-    parts = _same_kind(arrays)
-    if axis is None:
-        parts, axis = [p.ravel() for p in parts], 0
-    begins = np.cumsum([0, *(p.size for p in parts)])
-    rows = np.concatenate(
-        [p._rows() + begin for p, begin in zip(parts, begins[:-1], strict=True)], axis=axis
-    )
-    return _gather(parts, rows)
-
-
-def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
-    """Pick rows of several arrays, counted through all of them."""
-    columns = concat_references([p.columns for p in parts])
-    options = next((p.options for p in parts if p.size), DEFAULT_OPTIONS)
-    return ReferenceArray(
-        rows.shape,
-        is_region=parts[0].is_region,
-        columns=columns.take(_as_slice(rows.reshape(-1))),
-        options=options,
-    )
-
-
-def _same_kind(arrays: Any) -> list[ReferenceArray]:
-    """Turn all operands into arrays of one kind; missing values become null."""
-    arrays = list(arrays)
-    is_region = next(a.is_region for a in arrays if isinstance(a, ReferenceArray))
-    out = []
-    for array in arrays:
-        if not isinstance(array, ReferenceArray):
-            objects = np.asarray(array, dtype=object)
-            missing = all(_is_missing(o) for o in objects.flat)
-            array = (
-                ReferenceArray.nulls(objects.shape, is_region=is_region)
-                if missing
-                else ReferenceArray.from_references(objects)
-            )
-        if array.is_region != is_region:
-            raise TypeError("object references and region references do not mix in one array")
-        out.append(array)
-    return out
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _stack(arrays: Any, axis: int = 0, **kwargs: Any) -> ReferenceArray:
-    del kwargs
-    parts = _same_kind(arrays)
-    rows = [np.expand_dims(p._rows(), axis) for p in parts]
-    return _concatenate([p._by_rows(r) for p, r in zip(parts, rows, strict=True)], axis=axis)
-
-
-def _where(condition: Any, x: Any, y: Any) -> ReferenceArray:
-    first, second = _same_kind([x, y])
-    condition = np.asarray(condition)
-    rows = np.where(condition, first._rows(), second._rows() + first.size)
-    return _gather([first, second], rows)
-
-
-def _pad(a: ReferenceArray, pad_width: Any, mode: str = "constant", **kwargs: Any) -> Any:
-    """Pad with nulls, or with elements where the mode moves elements."""
-    if mode != "constant":
-        return a._by_rows(np.pad(a._rows(), pad_width, mode=mode, **kwargs))  # type: ignore[call-overload]
-    fill = kwargs.get("constant_values")
-    if not all(_is_missing(v) for v in np.asarray(fill, dtype=object).flat):
-        raise TypeError(f"references are padded with null, not with {fill!r}")
-    rows = np.pad(a._rows(), pad_width, constant_values=a.size)
-    null = ReferenceArray.nulls((1,), is_region=a.is_region)
-    return _gather([a, null], rows)
-
-
-def _take(a: ReferenceArray, indices: Any, axis: int | None = None, **kwargs: Any) -> Any:
-    del kwargs
-    return a._by_rows(np.asarray(np.take(a._rows(), indices, axis=axis)))
-
-
-def _by_index_function(function: Callable[..., Any]) -> Callable[..., ReferenceArray]:
-    """Apply a function that only moves elements."""
-
-    def apply(a: ReferenceArray, *args: Any, **kwargs: Any) -> ReferenceArray:
-        return a._by_rows(function(a._rows(), *args, **kwargs))
-
-    return apply
-
-
-_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    np.concatenate: _concatenate,
-    np.stack: _stack,
-    np.where: _where,
-    np.take: _take,
-    np.pad: _pad,
-    np.array_equal: lambda a, b, **_: bool(np.shape(a) == np.shape(b) and np.all(a == b)),
-    np.shape: lambda a: a.shape,
-    np.result_type: lambda *_: np.dtype(object),
-    np.ndim: lambda a: a.ndim,
-    np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
-    np.copy: lambda a, **_: a,
-    np.empty_like: lambda a, dtype=None, order="K", subok=True, shape=None, **_: (
-        ReferenceArray.nulls(
-            a.shape if shape is None else tuple(np.atleast_1d(shape).tolist()),
-            is_region=a.is_region,
-        )
-    ),
-    np.full_like: lambda a, fill_value, dtype=None, order="K", subok=True, shape=None, **_: (
-        _same_kind([a, np.full(a.shape if shape is None else shape, fill_value, object)])[1]
-    ),
-}
-_FUNCTIONS.update(
-    (function, _by_index_function(function))
-    for function in (
-        np.broadcast_to,
-        np.reshape,
-        np.ravel,
-        np.transpose,
-        np.moveaxis,
-        np.swapaxes,
-        np.expand_dims,
-        np.squeeze,
-        np.flip,
-        np.roll,
-        np.repeat,
-        np.tile,
-        np.atleast_1d,
-        np.rollaxis,
-    )
-)

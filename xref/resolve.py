@@ -70,7 +70,7 @@ def _resolve_groups(
     live = np.flatnonzero(columns.address)
     if not len(live):
         return None
-    first = references._element(int(live[0]))
+    first = references.element(int(live[0]))
     if first.kind != "group":
         return None
     if len(live) < len(columns) and on_null != "drop":
@@ -81,7 +81,7 @@ def _resolve_groups(
     out: dict[Any, Any] = {}
     for row in live.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
-        element = references._element(row)
+        element = references.element(row)
         if element.kind != "group":
             raise ValueError(
                 f"{references.describe(row)} points at a {element.kind}, others at groups; "
@@ -149,7 +149,7 @@ def _resolve_reference_values(
     ndim, shape = int(bound.ndim[0]), bound.shape[0]
     # The selection picks positions as it would pick values.
     positions = select_positions(bound)
-    values = whole.variable.data._by_rows(positions.reshape(shape[:ndim]))
+    values = whole.variable.data.take_rows(positions.reshape(shape[:ndim]))
     dims = whole.dims if ndim == whole.ndim else (POINT_DIM,)
     return xr.DataArray(type(whole.variable)(dims, values, whole.attrs), name=whole.name)
 

@@ -146,7 +146,7 @@ def plain_attributes(
 def _plain(value: Any, location: FileLocation, where: str, options: DecodeOptions) -> Any:
     if isinstance(value, RawReferences):
         array = _attribute_references(value, location, where, options)
-        return array._element_at(0) if array.shape == () else np.asarray(array)
+        return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, bytes):
         return text(value)
     if isinstance(value, np.ndarray):
