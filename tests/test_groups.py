@@ -433,29 +433,6 @@ def test_two_heaps_with_one_segment_are_found(old: Old) -> None:
         check(source, old.address["b"], segments)
 
 
-def test_external_files_cannot_share_a_groups_heap(tmp_path: Path) -> None:
-    # Opening such a dataset ends libhdf5 2.0 in the same way.
-    with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
-        group = h5o.get_info(file.create_group("g").id).addr
-        names = [(f"{i}.bin", 0, 8) for i in range(3)]
-        item = file.create_dataset("x", shape=(3,), dtype="f8", external=names)
-        dataset = h5o.get_info(item.id).addr
-    data = bytearray((tmp_path / "f.h5").read_bytes())
-    segments: dict[int, int] = {}
-    check(Bytes(data), group, segments)
-    check(Bytes(data), dataset, segments)
-    assert len(segments) == 2
-    place, taken = list(segments)[::-1]
-    heap = segments[place]
-    struct.pack_into(
-        "<QQQ", data, heap + 8, *struct.unpack_from("<QQQ", data, segments[taken] + 8)
-    )
-    segments = {}
-    check(Bytes(data), group, segments)
-    with pytest.raises(CorruptFileError, match="has its data segment at"):
-        check(Bytes(data), dataset, segments)
-
-
 def test_the_known_crash_is_refused(corpus: Path) -> None:
     source = Bytes((corpus / "cve_hdf5" / "cve-2024-32609.h5").read_bytes())
     outer, inner = 1576, 2552  # headers of /int and /int/uint

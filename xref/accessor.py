@@ -15,6 +15,7 @@ import xarray as xr
 from xref.bind import Decoder, Resolved, bind
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
+from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import item_dtype, items
 from xref.lazy import RegionResults, lazily_indexed
 from xref.reduce import PerRegion, Statistic
@@ -143,6 +144,9 @@ class ReferenceAccessor:
         """
         references = self.references
         for row in range(references.size):
+            if row % PREPARED_AT_ONCE == 0:
+                part = references.columns.address[row : row + PREPARED_AT_ONCE]
+                prepare_references(part.tolist())
             index = tuple(int(i) for i in np.unravel_index(row, references.shape))
             element = references.element(row)
             yield (

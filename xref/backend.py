@@ -14,8 +14,8 @@ from xarray.backends import BackendEntrypoint
 from xref.bind import decode_dataset
 from xref.elements import DecodeOptions
 from xref.h5file import FileLocation, close_file, locate_file
-from xref.h5objects import group_paths
-from xref.variables import PhonyNames, open_members
+from xref.h5objects import walk_groups
+from xref.variables import PhonyNames, open_members, warn_unreadable
 
 READERS = ("auto", "direct", "h5py")
 
@@ -115,7 +115,10 @@ decode_timedelta
         options = _options(reader=reader, **decoding)
         top, phony = _group_path(group), PhonyNames()
         found = {}
-        for path in group_paths(location, top):
+        for path, links in walk_groups(location, top):
+            if isinstance(links, Exception):
+                warn_unreadable(f"{location.filename}: {path!r}", links)
+                continue
             name = "/" + posixpath.relpath(path, top) if path != top else "/"
             found[name] = _open_group(location, path, options, drop_variables, phony)
             phony = phony.following()

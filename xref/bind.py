@@ -92,7 +92,7 @@ def bind(
                 "references; resolve it by itself, element by element (.h5ref.items())"
             )
     options = references.options
-    targets = tuple(open_target(t.location, t.address, options) for t in bound.targets)
+    targets = tuple(open_target(t.location, t.address, t.facts, options) for t in bound.targets)
     what = f"the reference variable {name!r}" if name is not None else "the references"
     resolved = Resolved(
         references=references,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -71,11 +72,11 @@ def _run_in_child(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     if os.WIFSIGNALED(status):
-        print(
-            f"xref: {options.file}: the HDF5 library crashed on it (signal "
-            f"{os.WTERMSIG(status)}); the file is damaged",
-            file=sys.stderr,
-        )
+        number = os.WTERMSIG(status)
+        crashed = number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE)
+        ended = "the HDF5 library crashed on it" if crashed else "reading it was ended"
+        hint = "; the file is damaged" if crashed else ""
+        print(f"xref: {options.file}: {ended} (signal {number}){hint}", file=sys.stderr)
         return 1
     return os.waitstatus_to_exitcode(status)
 

@@ -36,16 +36,9 @@ from xref.h5file import FileBytes, FileLocation, file_format
 from xref.h5objects import open_dataset
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 from xref.layout import DatasetLayout, items
-from xref.plan import plan_parts, plan_read, row_strides
+from xref.plan import canvas_strides, plan_outer, plan_read, regular_segments
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
-from xref.regions import (
-    Kind,
-    RegionTable,
-    concat_tables,
-    empty_table,
-    table_from_selections,
-)
-from xref.selection import Hyperslab
+from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
 
 HEAP_BATCH_NBYTES = 64 << 20
 """Heap collections held in memory at a time."""
@@ -59,6 +52,17 @@ class References(FrozenColumns):
     file: IntArray  # (n,), row of `files` that the target lives in
     address: npt.NDArray[np.uint64]  # (n,), target's object header, from the base address
     regions: RegionTable | None  # n rows; None for object references
+
+    @classmethod
+    def of_file(
+        cls,
+        location: FileLocation,
+        address: npt.NDArray[np.uint64],
+        regions: RegionTable | None = None,
+    ) -> References:
+        """Return references whose targets all live in one file."""
+        file = np.broadcast_to(np.zeros(1, dtype=np.int64), (len(address),))
+        return cls(files=(location,), file=file, address=address, regions=regions)
 
     def __len__(self) -> int:
         return len(self.address)
@@ -104,8 +108,6 @@ class StoredReferences:
         Of the dataset, for messages.
     is_region : bool
         Region references rather than object references.
-    extent : tuple of int
-        Shape of the whole dataset.
     slices : tuple of (start, count, step)
         The elements wanted along each axis.
     """
@@ -114,7 +116,6 @@ class StoredReferences:
     address: int
     path: str
     is_region: bool
-    extent: tuple[int, ...]
     slices: tuple[tuple[int, int, int], ...]
 
     @property
@@ -141,19 +142,7 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
-        raw = self._read_raw()
-        form = file_format(self.location)
-        if not self.is_region:
-            address = raw.reshape(-1).view(f"<u{form.offset_size}").astype(np.uint64)
-            regions = None
-        else:
-            address, regions = decode_regions(self.location, raw, self.describe)
-        return References(
-            files=(self.location,),
-            file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(address),)),
-            address=address,
-            regions=regions,
-        )
+        return decode_references(self.location, self._read_raw(), self.is_region, self.describe)
 
     def _read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
@@ -161,11 +150,8 @@ class StoredReferences:
         n, width = math.prod(self.shape), layout.dtype.itemsize
         out = np.zeros(n, dtype=layout.dtype)
         if n:
-            start, count, step = zip(*self.slices, strict=True) if self.slices else ((), (), ())
-            box = Hyperslab(start, step, count, (1,) * len(start))
-            table = table_from_selections([box]).fit(layout.shape, lambda _: self.path)
-            strides = row_strides(np.array([self.shape], dtype=np.int64).reshape(1, -1))
-            parts = plan_parts(table, np.zeros(1, dtype=np.int64), strides)
+            axes = [regular_segments(start, step, count) for start, count, step in self.slices]
+            parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
             read_plan(plan, tile_loader(self.location, self.address, layout, raw=True), out)
         return out.view(np.uint8).reshape(n, width)
@@ -260,6 +246,20 @@ def tile_loader(
     return ChunkLoader(layout, index, FileBytes(location), read_box, where)
 
 
+def decode_references(
+    location: FileLocation,
+    raw: npt.NDArray[np.uint8],
+    is_region: bool,
+    describe: Callable[[int], str],
+) -> References:
+    """Decode raw references of one file, shape ``(n, width)`` as they are stored."""
+    if is_region:
+        return References.of_file(location, *decode_regions(location, raw, describe))
+    width = file_format(location).offset_size
+    address = np.ascontiguousarray(raw).view(f"<u{width}")[:, 0].astype(np.uint64)
+    return References.of_file(location, address)
+
+
 def decode_regions(
     location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
 ) -> tuple[npt.NDArray[np.uint64], RegionTable]:
@@ -350,9 +350,7 @@ def decode_regions(
     null = np.setdiff1d(np.arange(len(address)), live)
     tables.append(empty_table(len(null), tables[0].ndim, Kind.NULL))
     order.append(null)
-    back = np.empty(len(address), dtype=np.int64)
-    back[np.concatenate(order)] = np.arange(len(address))
-    return address, concat_tables(tables).take(back)
+    return address, in_order(tables, order)
 
 
 def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:

@@ -155,7 +155,7 @@ def write_sample(path: Path) -> None:
         for axis, name in enumerate(("time", "y", "x")):
             data.dims[axis].attach_scale(file[name])
         _write_cells(file, y, x)
-        _write_shapes(file, y, x)
+        _write_shapes(file)
         session = file.create_group("session")
         session.attrs["instrument"] = "made by xref demo"
         session["dark_frame"] = np.full((SIDE, SIDE), 100, dtype="u2")
@@ -230,7 +230,7 @@ def _write_cells(file: h5py.File, y: Floats, x: Floats) -> None:
     cells[...] = boxes
 
 
-def _write_shapes(file: h5py.File, y: Floats, x: Floats) -> None:
+def _write_shapes(file: h5py.File) -> None:
     movie = file["movie"]
     kinds = ("box", "wide box", "every 8th pixel", "bright pixels", "box with a hole", "null")
     shapes = file.create_dataset("shapes", (len(kinds),), dtype=h5py.regionref_dtype)

@@ -26,8 +26,8 @@ from xref.regions import (
     Kind,
     RegionTable,
     box_table,
-    concat_tables,
     empty_table,
+    in_order,
     table_from_blocks,
 )
 from xref.selection import UNLIMITED
@@ -159,17 +159,7 @@ def decode_selections(
         index = np.flatnonzero(groups == group)
         tables.append(_decode_group(rows.take(index), group, address_size + 8))
         order.append(index)
-    return address, _in_order(tables, order)
-
-
-def _in_order(tables: list[RegionTable], order: list[npt.NDArray[np.intp]]) -> RegionTable:
-    """Concatenate tables whose rows belong at the positions ``order``."""
-    if not order:
-        return concat_tables(tables)
-    place = np.concatenate(order)
-    back = np.empty(len(place), dtype=np.int64)
-    back[place] = np.arange(len(place))
-    return concat_tables(tables).take(back)
+    return address, in_order(tables, order)
 
 
 def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
@@ -217,7 +207,7 @@ def _by_number_size(
         return decode(rows, at + 1, sizes[0])
     order = [np.flatnonzero(size == s) for s in sizes]
     tables = [decode(rows.take(i), at + 1, s) for i, s in zip(order, sizes, strict=True)]
-    return _in_order(tables, order)
+    return in_order(tables, order)
 
 
 def _decode_points_v2(rows: _Rows, at: int, size: int) -> RegionTable:
@@ -239,7 +229,7 @@ def _decode_hyperslab_v3(rows: _Rows, at: int, size: int) -> RegionTable:
             count = part.read(at + 4, size)
             tables.append(_decode_blocks(part, at, count, at + 4 + size, size))
         order.append(index)
-    return tables[0] if len(tables) == 1 else _in_order(tables, order)
+    return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
 def _ranks(rows: _Rows, at: int) -> IntArray:
@@ -262,7 +252,7 @@ def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTabl
         numbers = part.read_table(at, 4 * rank, size).reshape(-1, rank, 4)
         tables.append(_regular_table(part, *np.moveaxis(numbers, 2, 0)))
         order.append(index)
-    return tables[0] if len(tables) == 1 else _in_order(tables, order)
+    return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
 def _regular_table(
@@ -327,7 +317,7 @@ def _decode_points(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
             )
         )
         order.append(index)
-    return tables[0] if len(tables) == 1 else _in_order(tables, order)
+    return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
 def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
@@ -354,7 +344,7 @@ def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
         else:
             tables.append(table_from_blocks(low, high + 1))
         order.append(index)
-    return tables[0] if len(tables) == 1 else _in_order(tables, order)
+    return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
 def split_heap_ids(data: Bytes, *, offset_size: int = 8) -> tuple[IntArray, IntArray]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,17 @@ import numpy.typing as npt
 from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References, tile_loader
 from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
-from xref.h5data import dataset_layout
+from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
-from xref.h5objects import prepare_references
+from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides
 from xref.readers import read_plan
 from xref.regions import Kind, RegionTable, empty_table
+
+# A file, the address of a dataset in it, and the rows of the references to it.
+TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
 
 LARGE_RESULT_NBYTES = 4 << 30
 LARGE_RESULT_RATIO = 1000
@@ -39,10 +42,15 @@ class BoundTarget:
 
     location: FileLocation
     address: int
-    layout: DatasetLayout
+    facts: DatasetFacts
     rows: npt.NDArray[np.intp] | slice
     regions: RegionTable
     whole: bool = False  # every row selects the whole extent, as object references do
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """Shape, type and storage of the dataset."""
+        return self.facts.layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,7 +95,7 @@ class BoundReferences:
 
 def split_targets(
     references: References,
-) -> tuple[list[tuple[FileLocation, int, npt.NDArray[np.intp] | slice]], npt.NDArray[np.bool_]]:
+) -> tuple[list[TargetRows], npt.NDArray[np.bool_]]:
     """Group references by target, in the order of first appearance.
 
     Returns
@@ -110,7 +118,7 @@ def split_targets(
     distinct, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
     cuts = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(distinct) + 1))
-    groups: list[tuple[FileLocation, int, npt.NDArray[np.intp] | slice]] = [
+    groups: list[TargetRows] = [
         (
             references.files[int(distinct[k, 0])],
             int(distinct[k, 1]),
@@ -142,42 +150,44 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     """
     n = len(references)
     groups, null = split_targets(references)
-    prepare_references([address for _, address, _ in groups])
     targets = []
-    for location, address, rows in groups:
+    for k, (location, address, rows) in enumerate(groups):
+        if k % PREPARED_AT_ONCE == 0:
+            prepare_references([a for _, a, _ in groups[k : k + PREPARED_AT_ONCE]])
 
         def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            layout = dataset_layout(location, address)
+            facts = dataset_facts(location, address)
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
                 f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
                 "point at, .h5ref.items() resolves one by one"
             ) from error
+        extent = facts.layout.shape
         count = n if isinstance(rows, slice) else len(rows)
         if references.regions is None:
             targets.append(
                 BoundTarget(
                     location=location,
                     address=address,
-                    layout=layout,
+                    facts=facts,
                     rows=rows,
                     regions=(
-                        _whole(layout.shape)
+                        _whole(extent)
                         if count == 1
-                        else empty_table(count, 0, Kind.ALL).fit(layout.shape, str)
+                        else empty_table(count, 0, Kind.ALL).fit(extent, str)
                     ),
                     whole=True,
                 )
             )
             continue
         regions = references.regions.take(rows)
-        fitted = regions.fit(layout.shape, name_row)
+        fitted = regions.fit(extent, name_row)
         targets.append(
             BoundTarget(
-                location=location, address=address, layout=layout, rows=rows, regions=fitted
+                location=location, address=address, facts=facts, rows=rows, regions=fitted
             )
         )
     widest = max((max(len(t.layout.shape), 1) for t in targets), default=1)

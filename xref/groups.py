@@ -18,10 +18,9 @@ and no two nodes share a byte.
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1
 B-trees", "Level 1B - Group Symbol Table Nodes", "Level 1C - Symbol Table Entry",
 "Level 1D - Local Heaps", "Level 2A1 - Version 1 Data Object Header Prefix",
-"Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message", "The
-Object Header Continuation Message" and "The Data Storage - External Data Files
-Message". Where that text and libhdf5 differ, the check follows libhdf5: the name
-offset of an entry has the size of lengths.
+"Level 2A2 - Version 2 Data Object Header Prefix", "The Symbol Table Message" and "The
+Object Header Continuation Message". Where that text and libhdf5 differ, the check
+follows libhdf5: the name offset of an entry has the size of lengths.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ from typing import NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from xref.columns import IntArray
 from xref.errors import CorruptFileError
 
 Read: TypeAlias = Callable[[int, int], bytes]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 WordArray: TypeAlias = npt.NDArray[np.uint64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
 
-EXTERNAL_FILES_MESSAGE = 0x0007
 CONTINUATION_MESSAGE = 0x0010
 SYMBOL_TABLE_MESSAGE = 0x0011
 
@@ -123,9 +121,8 @@ def check_group(
 ) -> None:
     """Check what libhdf5 walks when it lists or searches an old-style group.
 
-    The heap that names a dataset's external files is checked as well, for it can
-    clash with a group's. Any other object, such as a group of the new style, passes
-    when the blocks of its header do.
+    Any other object, such as a group of the new style, passes when the blocks of its
+    header do.
 
     Parameters
     ----------
@@ -133,8 +130,8 @@ def check_group(
         ``read(address, nbytes)`` returns bytes, ``address`` counted from the base
         address; it raises `xref.errors.FileReadError` when it cannot.
     header_address : int
-        Address of the object header of the group, or of a dataset. Take it from a
-        link or a reference: `h5py.h5o.get_info` walks the B-tree itself.
+        Address of the object header of the group. Take it from a link or a
+        reference: `h5py.h5o.get_info` walks the B-tree itself.
     offset_size, length_size : {2, 4, 8}
         Sizes of offsets and of lengths from the superblock, in bytes.
     file_nbytes : int
@@ -143,7 +140,7 @@ def check_group(
         Begins each error: the file and the group.
     segments : dict, optional
         Address of each local heap by the address of its data segment, filled here.
-        Pass one dict for all objects that one open HDF5 file is asked about:
+        Pass one dict for all groups that one open HDF5 file is asked about:
         libhdf5 2.0 dereferences a null pointer in the second of two heaps that
         have the same segment, and no heap by itself shows that.
 
@@ -156,13 +153,10 @@ def check_group(
     if offset_size not in _SIZES or length_size not in _SIZES:
         source.fail(f"offsets of {offset_size} bytes and lengths of {length_size} are unknown")
     segments = {} if segments is None else segments
-    for kind, body in _find_messages(source, header_address):
-        what = f"message of type {kind:#06x} of the object header at {header_address:#x}"
-        if kind == SYMBOL_TABLE_MESSAGE:
-            tree, heap = _pair(source, body, offset_size, offset_size, what)
-            _check_tree(source, tree, _check_heap(source, heap, segments))
-        else:
-            _check_external_files(source, body, what, segments)
+    for body in _find_symbol_tables(source, header_address):
+        what = f"symbol table message of the object header at {header_address:#x}"
+        tree, heap = _pair(source, body, offset_size, offset_size, what)
+        _check_tree(source, tree, _check_heap(source, heap, segments))
 
 
 def _integer(data: bytes, position: int, size: int) -> int:
@@ -172,8 +166,8 @@ def _integer(data: bytes, position: int, size: int) -> int:
 # --- the object header -------------------------------------------------------------------
 
 
-def _find_messages(source: _Source, address: int) -> list[tuple[int, bytes]]:
-    """Walk all blocks of an object header; return the messages that name a local heap."""
+def _find_symbol_tables(source: _Source, address: int) -> list[bytes]:
+    """Walk all blocks of an object header; return its Symbol Table messages."""
     found = []
     version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
     where = f"object header at {address:#x}"
@@ -215,8 +209,8 @@ def _find_messages(source: _Source, address: int) -> list[tuple[int, bytes]]:
                     )
                 seen.add(start_next)
                 blocks.append((start_next, nbytes_next))
-            elif kind in (SYMBOL_TABLE_MESSAGE, EXTERNAL_FILES_MESSAGE):
-                found.append((kind, body))
+            elif kind == SYMBOL_TABLE_MESSAGE:
+                found.append(body)
     return found
 
 
@@ -331,21 +325,6 @@ def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Nam
             )
         free = following
     return _Names(source, f"data segment of the {what}", data)
-
-
-def _check_external_files(
-    source: _Source, body: bytes, what: str, segments: dict[int, int]
-) -> None:
-    """Check the heap of a dataset's external files, and their names in it."""
-    head_nbytes, slot_nbytes = 8 + source.offset_size, 3 * source.length_size
-    n_used = _integer(body, 6, 2)
-    if len(body) < head_nbytes + n_used * slot_nbytes:
-        source.fail(f"a {what} has {len(body)} bytes, too few for {n_used} external files")
-    names = _check_heap(source, _integer(body, 8, source.offset_size), segments)
-    slots = np.frombuffer(body, np.uint8, n_used * slot_nbytes, head_nbytes)
-    names.check_copied(
-        _words(slots.reshape(-1, slot_nbytes), 0, source.length_size), "an external file's name"
-    )
 
 
 # --- the B-tree and the symbol table nodes -----------------------------------------------

@@ -1,12 +1,15 @@
 """Datasets and attributes through h5py: types, layouts, chunk indices, plain reads.
 
-In: open objects of `xref.h5file`, or their addresses. Out: frozen values, NumPy
+In: open objects of `xref.h5objects`, or their addresses. Out: frozen values, NumPy
 arrays, raw bytes of references. What the direct reader cannot decode is read
 here, under h5py's lock.
 """
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,6 +29,7 @@ from xref.filters import Filter, FilterPipeline
 from xref.h5file import FileLocation, check_external, file_format
 from xref.h5objects import Object, open_dataset, text
 from xref.layout import (
+    UNDEFINED_ADDRESS,
     ChunkIndex,
     DatasetLayout,
     build_chunk_index,
@@ -33,8 +37,6 @@ from xref.layout import (
     element_dtype,
     items,
 )
-
-UNDEFINED_ADDRESS = 2**64 - 1
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
@@ -46,19 +48,6 @@ def reference_kind(datatype: h5t.TypeID) -> str:
     if datatype.equal(h5t.STD_REF_DSETREG):
         return "region"
     return "std"
-
-
-def holds_references(datatype: h5t.TypeID) -> bool:
-    """Tell whether a type is or contains references, at any depth."""
-    match datatype.get_class():
-        case h5t.REFERENCE:
-            return True
-        case h5t.COMPOUND:
-            members = range(datatype.get_nmembers())
-            return any(holds_references(datatype.get_member_type(i)) for i in members)
-        case h5t.VLEN | h5t.ARRAY:
-            return holds_references(datatype.get_super())
-    return False
 
 
 def reference_kinds(datatype: h5t.TypeID) -> set[str]:
@@ -108,6 +97,8 @@ class DatasetFacts:
     layout : DatasetLayout
     attributes : dict
         As `read_attributes` gives them, without the lists of dimension scales.
+    problems : dict
+        Why an attribute could not be read, by name.
     scales : tuple of int
         Address of the dimension scale of each axis, 0 where there is none; empty
         when the dataset lists none.
@@ -115,6 +106,7 @@ class DatasetFacts:
 
     layout: DatasetLayout
     attributes: dict[str, Any]
+    problems: dict[str, Exception]
     scales: tuple[int, ...]
 
 
@@ -123,17 +115,28 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     """Open the dataset at an address and return what it says of itself."""
     dataset = open_dataset(location, address)
     layout = read_layout(dataset, location)
-    attributes, _ = read_attributes(dataset)
-    attached = attributes.pop("DIMENSION_LIST", ())
-    attributes.pop("REFERENCE_LIST", None)
-    scales: tuple[int, ...] = ()
-    if len(attached) == len(layout.shape) and any(len(axis) for axis in attached):
-        # Several scales on one axis: the last one wins.
-        offset_size = file_format(location).offset_size
-        last = [axis[-1] for axis in attached if len(axis)]
-        found = iter(reference_addresses(last, offset_size))
-        scales = tuple(next(found) if len(axis) else 0 for axis in attached)
-    return DatasetFacts(layout, attributes, scales)
+    attributes, problems = read_attributes(dataset)
+    attached = attached_scales(attributes, len(layout.shape))
+    scales = reference_addresses(attached, file_format(location).offset_size)
+    for name in SCALE_ATTRIBUTES:
+        attributes.pop(name, None)
+        problems.pop(name, None)
+    return DatasetFacts(layout, attributes, problems, tuple(scales) if any(scales) else ())
+
+
+def attached_scales(attributes: dict[str, Any], ndim: int) -> list[h5py.Reference | None]:
+    """Return a reference to the dimension scale of each axis, the last one attached.
+
+    None for an axis without one; for all of them where the attribute is not what
+    the specification of dimension scales (1.0, "DIMENSION_LIST") says.
+    """
+    attached = attributes.get("DIMENSION_LIST")
+    if not isinstance(attached, np.ndarray) or attached.shape != (ndim,):
+        return [None] * ndim
+    last = [
+        axis[-1] if isinstance(axis, np.ndarray) and axis.size else None for axis in attached
+    ]
+    return [r if isinstance(r, h5py.Reference) else None for r in last]
 
 
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
@@ -148,6 +151,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     ------
     UnsupportedError
         If its elements have no NumPy type, or its extent cannot be numbered.
+    CorruptFileError
+        If its storage cannot be what it says.
     ExternalFileError
         If its data lie in other files that the location does not allow.
     """
@@ -157,13 +162,12 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
     kind = reference_kind(datatype)
+    if kind == "std":
+        raise UnsupportedError(f"{where} holds references of HDF5 1.12 and later (H5T_STD_REF)")
+    stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
     try:
         # References are bytes here; HDF5 is asked for neither kind of target.
-        dtype = np.dtype(f"V{datatype.get_size()}") if kind else element_dtype(dataset.dtype)
-        if kind in ("object", "region"):
-            # In memory HDF5 has 8-byte addresses; in the file they have the file's size.
-            width = file_format(location).offset_size + (4 if kind == "region" else 0)
-            dtype = np.dtype(f"V{width}")
+        dtype = np.dtype(f"V{stored_itemsize}") if kind else element_dtype(dataset.dtype)
     except TypeError as error:
         raise UnsupportedError(
             f"{where} has a type that h5py does not read: {error}"
@@ -207,8 +211,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     if stored == 0:
         offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
-        itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
-        needed = int(np.prod(shape, dtype=np.int64)) * itemsize
+        needed = math.prod(shape) * stored_itemsize
         if offset + needed > location.identity[2]:
             raise CorruptFileError(
                 f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
@@ -223,7 +226,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         offset=offset,
         pipeline=pipeline,
         fill_value=fill_value,
-        stored_itemsize=_stored_itemsize(datatype, file_format(location).offset_size),
+        stored_itemsize=stored_itemsize,
         reference_kind=kind,
         stored_nbytes=stored,
         indirect=indirect,
@@ -250,10 +253,7 @@ def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
         case h5t.STRING if datatype.is_variable_str():
             return 4 + offset_size + 4
         case h5t.REFERENCE:
-            kind = reference_kind(datatype)
-            if kind == "std":
-                return int(datatype.get_size())
-            return offset_size + (4 if kind == "region" else 0)
+            return offset_size + (4 if reference_kind(datatype) == "region" else 0)
     return int(datatype.get_size())
 
 
@@ -281,12 +281,17 @@ def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) 
 def _check_raw_external(
     dataset: h5py.Dataset, location: FileLocation, where: DatasetLabel
 ) -> None:
+    names = [os.fspath(name) for name, _, _ in dataset.external or ()]
     if location.external != "all":
-        names = [name for name, _, _ in dataset.external or ()]
         raise ExternalFileError(
-            f"{where} keeps its data in other files ({', '.join(map(str, names))}); "
+            f"{where} keeps its data in other files ({', '.join(names)}); "
             'pass external="all" if this file is trusted'
         )
+    for name in names:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise ExternalFileError(
+                f"{where} keeps its data in {name!r}, which is no regular file"
+            )
 
 
 def _check_virtual(
@@ -446,7 +451,7 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
     Returns
     -------
     values : dict
-        Plain values, and `RawReferences` for references.
+        Plain values, `RawReferences` for references, None for one without a value.
     problems : dict
         Why an attribute could not be read, by name.
     """
@@ -463,7 +468,7 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
             name = text(attribute.name)
             values[name] = _attribute_value(item, name, attribute)
         except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
-            problems[name] = error
+            problems[name] = error.with_traceback(None)  # it would keep the file open
     return values, problems
 
 
@@ -477,25 +482,26 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
         offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
         stored = _as_stored(out, kind, offset_size, packed=False)
         return RawReferences(kind, attribute.shape, stored.tobytes())
-    if kind == "std" or (holds_references(datatype) and name not in SCALE_ATTRIBUTES):
+    within = reference_kinds(datatype)
+    if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
-    if holds_references(datatype) and reference_kinds(datatype) != {"object"}:
-        raise UnsupportedError("region references within a compound or sequence")
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
-    return value
+    return None if isinstance(value, h5py.Empty) else value
 
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
 
-def reference_addresses(references: list[h5py.Reference], offset_size: int) -> list[int]:
-    """Return the addresses in h5py object references, without following them.
+def reference_addresses(
+    references: Sequence[h5py.Reference | None], offset_size: int
+) -> list[int]:
+    """Return the addresses in h5py object references, 0 for None, without following them.
 
     h5py shows no bytes of a reference; written to a dataset in memory they can be
     read back as they are. Only ``offset_size`` bytes of them have a meaning.
     """
-    if not references:
-        return []
+    if not any(references):
+        return [0] * len(references)
     with h5py.File("xref-addresses", "w", driver="core", backing_store=False) as file:
         dataset = file.create_dataset("r", (len(references),), dtype=h5py.ref_dtype)
         objects = np.empty(len(references), dtype=object)

@@ -5,9 +5,9 @@ each process; positional reads; open `h5py.File` objects for immediate use. Noth
 that h5py made is put into a graph. Handles are cached and closed by xarray's file
 manager, so any call here is safe from any thread.
 
-h5py is imported here, in `xref.h5objects` and in `xref.h5data` only. Only object
-addresses that were checked go to HDF5. The bytes of region references never do:
-they are decoded in `xref.encoding`.
+h5py is imported here, in `xref.h5objects` and in `xref.h5data`, and by the demo that
+writes a file. The bytes of region references never go to HDF5: they are decoded in
+`xref.encoding`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -101,6 +101,17 @@ def check_unchanged(location: FileLocation) -> None:
         )
 
 
+@dataclass(slots=True)
+class GroupChecks:
+    """What has been checked of the groups of one open file."""
+
+    addresses: set[int] = field(default_factory=set)
+    """Object headers of the groups that passed."""
+
+    segments: dict[int, int] = field(default_factory=dict)
+    """Heaps by data segment, which HDF5 must not meet twice under one address."""
+
+
 class _OpenFile:
     """What the file manager closes: it drops the file, objects in use still hold it.
 
@@ -109,9 +120,11 @@ class _OpenFile:
 
     def __init__(self, filename: str, pid: int) -> None:
         del pid  # keeps a forked child from its parent's handles
+        self.identity = _identity(filename)
         self.held: h5py.File | None = h5py.File(filename, "r")
-        # The heaps of its groups, which HDF5 must not meet twice under one address.
-        self.held._xref_segments = {}
+        if _identity(filename) != self.identity:
+            raise FileChangedError(f"{filename} changed while it was opened; open it again")
+        self.held._xref_checks = GroupChecks()
 
     def close(self) -> None:
         self.held = None
@@ -151,12 +164,18 @@ def _managers(
 
 
 def open_file(location: FileLocation) -> h5py.File:
-    """Return the open file, checked to be the version that was located."""
-    check_unchanged(location)
+    """Return the open file, checked to be the version that was located.
+
+    A handle of an earlier version is let go: HDF5 would go on using what it has read.
+    """
     manager = _managers(location.filename, os.getpid())[0]
-    while (file := manager.acquire().held) is None:  # closed by another thread just now
-        manager.close()
-    return file
+    while True:
+        check_unchanged(location)
+        opened = manager.acquire()
+        file: h5py.File | None = opened.held
+        if file is not None and opened.identity == location.identity:
+            return file
+        manager.close()  # of another version, or closed by another thread just now
 
 
 def close_file(location: FileLocation) -> None:
@@ -242,15 +261,21 @@ def file_format(location: FileLocation) -> FileFormat:
     )
 
 
-def check_external(location: FileLocation, name: str, where: str) -> None:
-    """Raise `ExternalFileError` unless the file may point at the file ``name``."""
+def check_external(location: FileLocation, name: str, where: str) -> str:
+    """Return the path of the file ``name``, if the file may point at it.
+
+    Raises
+    ------
+    ExternalFileError
+        If it may not, or if that is a device, a pipe or a folder.
+    """
     folder = os.path.dirname(os.path.realpath(location.filename))
     target = os.path.realpath(os.path.join(folder, name))
     inside = os.path.commonpath([folder, target]) == folder
     if location.external == "all" or (location.external == "same-dir" and inside):
         if os.path.exists(target) and not os.path.isfile(target):
             raise ExternalFileError(f"{where} names {name!r}, which is no regular file")
-        return
+        return target
     raise ExternalFileError(
         f'{where} names the file {name!r}, which external="{location.external}" does not '
         'allow; pass external="all" if this file is trusted'

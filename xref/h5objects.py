@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import struct
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -23,14 +25,16 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
 
 from xref.errors import (
-    CorruptFileError,
     DanglingReferenceError,
+    UnsupportedError,
     WrongTargetError,
+    XrefError,
 )
 from xref.groups import check_group
 from xref.h5file import (
     FileBytes,
     FileLocation,
+    GroupChecks,
     check_external,
     file_format,
     locate_file,
@@ -40,32 +44,12 @@ from xref.h5file import (
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
 
-def object_address(item: Object) -> int:
-    """Return the address of an object's header, in bytes from the base address.
-
-    Raises
-    ------
-    CorruptFileError
-        If HDF5 cannot read the object's header.
-    """
-    try:
-        return int(h5o.get_info(item.id).addr)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise CorruptFileError(f"an object's header cannot be read: {error}") from error
-
-
-def file_of(item: Object, outer: FileLocation) -> FileLocation:
-    """Return the location of the file that an object lives in.
-
-    Across an external link it is not the file that was opened.
-    """
-    filename = os.path.abspath(os.fsdecode(h5f.get_name(item.id)))
-    return outer if filename == outer.filename else locate_file(filename, outer.external)
-
-
 _SLOTS = 1024
 
 _KEPT_REFERENCES = 1 << 16
+
+PREPARED_AT_ONCE = 1 << 14
+"""Objects to prepare references to in one go; all of them stay at hand."""
 
 
 @lru_cache(maxsize=1)
@@ -139,34 +123,30 @@ def header_problem(location: FileLocation, address: int) -> str:
     return ""
 
 
-def open_objects(location: FileLocation, addresses: list[int]) -> Iterator[Object]:
-    """Open objects by address, one after the other.
+def open_object(location: FileLocation, address: int) -> Object:
+    """Open one object by address.
 
     Raises
     ------
     DanglingReferenceError
-        If there is no object at an address.
+        If there is no object.
     """
     file = open_file(location)
-    for address in addresses:
-        problem = header_problem(location, address)
-        if problem:
-            raise DanglingReferenceError(
-                f"{location.filename}: address {address:#x} {problem}; "
-                "the reference is dangling"
-            )
-    for address, reference in zip(addresses, _references(addresses), strict=True):
-        try:
-            identifier = h5r.dereference(reference, file.id)
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
-            raise DanglingReferenceError(
-                f"{location.filename}: no object at address {address:#x}: {error}"
-            ) from error
-        if identifier is None:
-            raise DanglingReferenceError(
-                f"{location.filename}: no object at address {address:#x}"
-            )
-        yield _wrap(identifier, file)
+    problem = header_problem(location, address)
+    if problem:
+        raise DanglingReferenceError(
+            f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
+        )
+    (reference,) = _references([address])
+    try:
+        identifier = h5r.dereference(reference, file.id)
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise DanglingReferenceError(
+            f"{location.filename}: no object at address {address:#x}: {error}"
+        ) from error
+    if identifier is None:
+        raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
+    return _wrap(identifier, file)
 
 
 def _wrap(identifier: Any, file: h5py.File) -> Object:
@@ -182,20 +162,19 @@ def _wrap(identifier: Any, file: h5py.File) -> Object:
     return item
 
 
-def open_object(location: FileLocation, address: int) -> Object:
-    """Open one object by address."""
-    return next(open_objects(location, [address]))
+def kind_of(item: Object) -> str:
+    """Return "dataset", "group" or "datatype"."""
+    if isinstance(item, h5py.Dataset):
+        return "dataset"
+    return "group" if isinstance(item, h5py.Group) else "datatype"
 
 
 def object_kind(location: FileLocation, address: int) -> str:
     """Return "dataset", "group", "datatype", or "dangling" if there is no object."""
     try:
-        item = open_object(location, address)
+        return kind_of(open_object(location, address))
     except DanglingReferenceError:
         return "dangling"
-    if isinstance(item, h5py.Dataset):
-        return "dataset"
-    return "group" if isinstance(item, h5py.Group) else "datatype"
 
 
 def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
@@ -211,8 +190,8 @@ def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
     item = open_object(location, address)
     if not isinstance(item, h5py.Dataset):
         raise WrongTargetError(
-            f"{location.filename}: the object at {address:#x} is a "
-            f"{type(item).__name__.lower()}, not a dataset"
+            f"{location.filename}: the object at {address:#x} is a {kind_of(item)}, "
+            "not a dataset"
         )
     return item
 
@@ -224,21 +203,13 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     The shortest path is taken, the first by name among equals; objects without a
     link from the root are absent. Damaged groups give their members no path.
     """
-    root, address = _open_root(location)
-    paths = {address: "/"}
-    queue: deque[tuple[Any, str]] = deque([(root.id, "")])
-    while queue:
-        group, prefix = queue.popleft()
-        for address, name in _hard_links(group).items():
-            if address in paths:
-                continue
-            path = f"{prefix}/{text(name)}"
-            paths[address] = path
-            with contextlib.suppress(*_HDF5_ERRORS):
-                # Unlike get_info, this does not walk into the group.
-                if h5g.get_objinfo(group, name).type == h5g.GROUP:
-                    check_listing(location, root, address, path)
-                    queue.append((h5g.open(group, name), path))
+    root = _open_root(location)
+    paths = {root.address: "/"}
+    for path, links in _walk_groups(root, "/"):
+        if isinstance(links, Exception):
+            continue
+        for address, name in links.items():
+            paths.setdefault(address, posixpath.join(path, text(name)))
     return paths
 
 
@@ -265,7 +236,22 @@ def text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
 
 
-def open_group(location: FileLocation, path: str) -> h5py.Group:
+_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
+
+MAX_LINKS = 16
+"""Soft and external links on the way to one object; HDF5 allows as many by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An object that a link leads to."""
+
+    item: Object
+    location: FileLocation  # the file that it lives in
+    address: int  # its object header, bytes from the base address
+
+
+def open_group(location: FileLocation, path: str) -> Member:
     """Open a group by path, link by link, each group checked before HDF5 searches it.
 
     Raises
@@ -274,47 +260,43 @@ def open_group(location: FileLocation, path: str) -> h5py.Group:
         If there is no group of that path, as other engines do.
     CorruptFileError
         If a group on the way is damaged.
+    ExternalFileError
+        If the path leads to a file that the location does not allow.
     """
-    group, _ = _open_root(location)
-    walked = ""
-    for part in path.encode("utf-8", "surrogateescape").split(b"/"):
-        if part in (b"", b"."):
-            continue
-        walked += f"/{text(part)}"
-        try:
-            item, address = _follow_link(location, group, part)
-        except (*_HDF5_ERRORS, TypeError) as error:
-            raise OSError(
-                f"{location.filename}: group {path!r} not found: {walked!r}: {error}"
-            ) from error
-        if not isinstance(item, h5py.Group):
-            raise OSError(
-                f"{location.filename}: group {path!r} not found: {walked!r} is no group"
-            )
-        if address is not None:
-            check_listing(location, group, address, walked)
-        group = item
-    return group
+    try:
+        found = _walk(
+            _open_root(location),
+            path.encode("utf-8", "surrogateescape"),
+            iter(range(MAX_LINKS)),
+        )
+        _check_group(found, path)
+    except XrefError:
+        raise
+    except _HDF5_ERRORS as error:
+        raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
+    return found
 
 
-_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError)
-
-
-def _open_root(location: FileLocation) -> tuple[h5py.Group, int]:
-    """Open the root group, checked, and return it with its address."""
+def _open_root(location: FileLocation) -> Member:
+    """Open the root group."""
     file = open_file(location)
     low, high = h5g.get_objinfo(file.id, b"/").objno
     root = _wrap(h5g.open(file.id, b"/"), file)
-    address = int(low) | int(high) << 32
-    check_listing(location, root, address, "/")
-    return root, address
+    return Member(root, location, int(low) | int(high) << 32)
 
 
-def check_listing(location: FileLocation, item: Object, address: int, path: str) -> None:
-    """Check the structures of the group at an address that listing it walks.
+def _check_group(member: Member, path: str) -> None:
+    """Check the structures of a group that listing or searching it walks.
 
-    HDF5 2.0 dies of some that contradict each other.
+    HDF5 2.0 dies of some that contradict each other. Each group is checked once in
+    an open file.
     """
+    item, location, address = member.item, member.location, member.address
+    if not isinstance(item, h5py.Group):
+        raise OSError(f"{path!r} is no group")
+    checks: GroupChecks = item._xref_file._xref_checks
+    if address in checks.addresses:
+        return
     form = file_format(location)
     source = FileBytes(location)
 
@@ -330,71 +312,128 @@ def check_listing(location: FileLocation, item: Object, address: int, path: str)
         length_size=form.length_size,
         file_nbytes=form.file_nbytes - form.base_address,
         where=f"{location.filename}: {path!r}",
-        segments=item._xref_file._xref_segments,
+        segments=checks.segments,
     )
+    checks.addresses.add(address)
 
 
-def _follow_link(
-    location: FileLocation, group: h5py.Group, name: bytes
-) -> tuple[Object, int | None]:
-    """Open what a link leads to; its address is None where another group is searched."""
-    link = group.id.links.get_info(name)
+def _walk(start: Member, path: bytes, links: Iterator[int]) -> Member:
+    """Follow a path from a group; ``links`` ends when too many links were followed."""
+    found, walked = start, ""
+    for part in path.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        _check_group(found, walked or "/")
+        walked += f"/{text(part)}"
+        try:
+            found = _follow_link(found, part, links)
+        except XrefError:
+            raise
+        except _HDF5_ERRORS as error:
+            raise OSError(f"{walked!r}: {error}") from error
+    return found
+
+
+def _follow_link(group: Member, name: bytes, links: Iterator[int]) -> Member:
+    """Open what a link of a checked group leads to.
+
+    HDF5 itself follows hard links only: a soft one may name a group that is damaged,
+    or an external link on its way.
+    """
+    link = group.item.id.links.get_info(name)
+    if link.type == h5l.TYPE_HARD:
+        item = _wrap(h5o.open(group.item.id, name), group.item._xref_file)
+        return Member(item, group.location, int(link.u))
+    location = group.location
+    where = f"{location.filename}: link {text(name)!r}"
+    if next(links, None) is None:
+        raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
+    value = group.item.id.links.get_val(name)
+    if link.type == h5l.TYPE_SOFT:
+        start = _open_root(location) if value.startswith(b"/") else group
+        return _walk(start, value, links)
     if link.type == h5l.TYPE_EXTERNAL:
-        target, _ = group.id.links.get_val(name)
-        where = f"{location.filename}: link {text(name)!r}"
-        check_external(location, os.fsdecode(target), where)
-    address = int(link.u) if link.type == h5l.TYPE_HARD else None
-    return _wrap(h5o.open(group.id, name), group._xref_file), address
+        filename, path = value
+        other = locate_file(
+            check_external(location, os.fsdecode(filename), where), location.external
+        )
+        # A link into its own file stays in the file as it was opened.
+        same = other.identity == location.identity
+        return _walk(_open_root(location if same else other), path, links)
+    raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 itself does not know")
 
 
-def iterate_members(
-    group: h5py.Group, location: FileLocation
-) -> Iterator[tuple[str, Object | Exception]]:
+def iterate_members(group: Member) -> Iterator[tuple[str, Member | Exception]]:
     """Yield each member of a group, or the reason why it cannot be opened.
 
     External links are followed where the location allows it.
     """
     try:
-        names = list(group.id)
+        names = list(group.item.id)
     except (RuntimeError, OSError, ValueError) as error:
         yield "", error
         return
     for name in names:
         try:
-            yield text(name), _follow_link(location, group, name)[0]
-        except (*_HDF5_ERRORS, TypeError) as error:
+            yield text(name), _follow_link(group, name, iter(range(MAX_LINKS)))
+        except _HDF5_ERRORS as error:
             yield text(name), error
 
 
-def group_paths(location: FileLocation, top: str) -> list[str]:
-    """Return the paths of a group and all groups below it by hard links, each once.
+def is_hard_link(group: Member, name: str) -> bool:
+    """Tell whether a member is linked by a hard link, which cannot lead nowhere."""
+    try:
+        link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
+    except _HDF5_ERRORS:
+        return True
+    return bool(link.type == h5l.TYPE_HARD)
 
-    Parents come before their children; cycles of links end where they close.
-    Damaged groups are left out: opening their parent warns of them.
+
+def walk_groups(
+    location: FileLocation, top: str
+) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+    """Yield a group and all groups below it by hard links, each once, parents first.
+
+    Cycles of links end where they close.
+
+    Yields
+    ------
+    path : str
+    links : dict or Exception
+        The first name of each hard-linked member by its address, or why the group
+        cannot be listed.
     """
-    group = open_group(location, top)
-    seen = {object_address(group)}
-    paths, queue = [top], deque([(group, top)])
+    yield from _walk_groups(open_group(location, top), top)
+
+
+def _walk_groups(start: Member, top: str) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+    location, seen = start.location, {start.address}
+    queue = deque([(start, top)])
     while queue:
         parent, path = queue.popleft()
-        for address, name in _hard_links(parent.id).items():
+        try:
+            _check_group(parent, path)
+            links = _hard_links(parent.item.id)
+        except _HDF5_ERRORS as error:
+            yield path, error
+            continue
+        yield path, links
+        for address, name in links.items():
             if address in seen:
                 continue
             seen.add(address)
-            child_path = f"{path.rstrip('/')}/{text(name)}"
+            # What has no header to read is for those who open the parent's members.
             with contextlib.suppress(*_HDF5_ERRORS):
-                if h5g.get_objinfo(parent.id, name).type != h5g.GROUP:
-                    continue
-                check_listing(location, parent, address, child_path)
-                child = _wrap(h5g.open(parent.id, name), parent._xref_file)
-                paths.append(child_path)
-                queue.append((child, child_path))
-    return paths
+                # Unlike get_info, this does not walk into the group.
+                if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
+                    child = _wrap(h5g.open(parent.item.id, name), parent.item._xref_file)
+                    below = posixpath.join(path, text(name))
+                    queue.append((Member(child, location, address), below))
 
 
-def link_addresses(group: h5py.Group) -> dict[int, str]:
+def link_addresses(group: Member) -> dict[int, str]:
     """Return the name of each hard-linked member by its address."""
-    return {address: text(name) for address, name in _hard_links(group.id).items()}
+    return {address: text(name) for address, name in _hard_links(group.item.id).items()}
 
 
 def _hard_links(group: Any) -> dict[int, bytes]:
@@ -407,13 +446,3 @@ def _hard_links(group: Any) -> dict[int, bytes]:
 
     group.links.iterate(visit, info=True)
     return found
-
-
-def is_dataset(item: Any) -> bool:
-    """Tell whether an object is a dataset."""
-    return isinstance(item, h5py.Dataset)
-
-
-def is_group(item: Any) -> bool:
-    """Tell whether an object is a group."""
-    return isinstance(item, h5py.Group)

@@ -18,31 +18,34 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xref.columns import IntArray
 from xref.elements import DecodeOptions
-from xref.errors import ExternalFileError, XrefError
+from xref.errors import DanglingReferenceError, ExternalFileError, UnsupportedError, XrefError
+from xref.gather import split_targets
 from xref.h5data import (
     SCALE_ATTRIBUTES,
     RawReferences,
     dataset_kind,
     read_attributes,
+    read_layout,
     reference_kinds,
 )
 from xref.h5file import FileLocation, close_file, locate_file
 from xref.h5objects import (
-    file_of,
-    is_dataset,
-    is_group,
+    Member,
+    Object,
+    is_hard_link,
     iterate_members,
-    object_address,
+    kind_of,
     object_paths,
     open_group,
     open_object,
-    open_objects,
+    prepare_references,
     remember_paths,
 )
 from xref.references import ReferenceArray
-from xref.table import reference_table
-from xref.variables import _attribute_references, build_variable
+from xref.table import describe_regions
+from xref.variables import attribute_references, build_variable
 
 TARGETS_SHOWN = 8
 """Targets of one holder that the text lists; JSON has all."""
@@ -125,28 +128,28 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
     known: Known = {}
     found: list[Found] = []
     top = open_group(location, path)
-    known[object_address(top)] = path, "group", None
+    known[top.address] = path, "group", None
     stack = [path]
     while stack:
         where = stack.pop()
         try:
             group = open_group(location, where)
-        except OSError as error:
+        except _FAILURES as error:
             report.problems.append(_problem(where, error, location))
             continue
         report.groups += 1
-        found += _attribute_holders(report, location, where, group)
+        found += _attribute_holders(report, group.location, where, group.item)
         below: list[str] = []
-        for name, item in iterate_members(group, location):
+        for name, member in iterate_members(group):
             full = posixpath.join(where, name)
-            if isinstance(item, Exception):
-                if isinstance(item, ExternalFileError) or _is_soft(group, name):
+            if isinstance(member, Exception):
+                if isinstance(member, ExternalFileError) or not is_hard_link(group, name):
                     report.notes.append(f"{full}: not followed, or leads nowhere")
                 else:
-                    report.problems.append(_problem(full, item, location))
+                    report.problems.append(_problem(full, member, location))
                 continue
             try:
-                found += _inspect_member(report, location, full, item, known, below)
+                found += _inspect_member(report, location, full, member, known, below)
             except _FAILURES as error:
                 report.problems.append(_problem(full, error, location))
         stack += reversed(below)
@@ -165,25 +168,23 @@ def _inspect_member(
     report: FileReport,
     location: FileLocation,
     where: str,
-    item: Any,
+    member: Member,
     known: Known,
     below: list[str],
 ) -> list[Found]:
-    home = file_of(item, location)
-    if home != location:
-        report.notes.append(f"{where}: in another file, {home.filename}")
+    item, address = member.item, member.address
+    if member.location != location:
+        report.notes.append(f"{where}: in another file, {member.location.filename}")
         return []
-    address = object_address(item)
     if address in known:
         return []
-    if is_group(item):
+    if kind_of(item) == "group":
         known[address] = where, "group", None
         below.append(where)
         return []
-    shape = list(item.shape or ()) if is_dataset(item) else None
-    known[address] = where, "datatype" if shape is None else "dataset", shape
+    known[address] = where, kind_of(item), _extent(item)
     found = _attribute_holders(report, location, where, item)
-    if shape is None:
+    if kind_of(item) == "datatype":
         return found
     report.datasets += 1
     kind = dataset_kind(item)
@@ -191,8 +192,9 @@ def _inspect_member(
         report.not_read.append(f"{where}: references of HDF5 1.12 and later (H5T_STD_REF)")
     elif kind:
         remember_paths(location, {address: where})
-        dims = tuple(f"dim_{i}" for i in range(len(shape)))
-        variable = build_variable(location, address, item, dims, {}, DecodeOptions())
+        layout = read_layout(item, location)
+        dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
+        variable = build_variable(location, address, layout, dims, {}, DecodeOptions())
         found.insert(0, (where, None, variable.data))
     else:
         _note_inner(report, where, item.id)
@@ -224,14 +226,15 @@ def _attribute_holders(
         except _FAILURES:
             report.problems.append(_problem(label, error, location))
         else:
-            # An attribute that h5py cannot read is of interest for its references only.
-            _note_inner(report, label, attribute)
+            noted = _note_inner(report, label, attribute)
+            if not (noted and isinstance(error, UnsupportedError)):
+                report.problems.append(_problem(label, error, location))
     found: list[Found] = []
     for name, value in values.items():
         if isinstance(value, RawReferences) and name not in SCALE_ATTRIBUTES:
             label = f"{where}, attribute {name!r}"
             try:
-                array = _attribute_references(value, location, label, DecodeOptions())
+                array = attribute_references(value, location, label, DecodeOptions())
             except _FAILURES as error:
                 report.problems.append(_problem(label, error, location))
             else:
@@ -239,13 +242,9 @@ def _attribute_holders(
     return found
 
 
-def _is_soft(group: Any, name: str) -> bool:
-    """Tell whether a link is soft or external: one that leads nowhere is no damage."""
-    try:
-        link = group.get(name.encode("utf-8", "surrogateescape"), getlink=True)
-    except _FAILURES:
-        return False
-    return type(link).__name__ in ("SoftLink", "ExternalLink")
+def _extent(item: Object) -> list[int] | None:
+    """Return the extent of a dataset, None for anything else."""
+    return list(item.shape or ()) if kind_of(item) == "dataset" else None
 
 
 def _describe(
@@ -256,38 +255,25 @@ def _describe(
     known: Known,
 ) -> HolderReport:
     columns = references.columns
-    null = columns.address == 0
+    groups, null = split_targets(columns)
+    _look_up(location, [address for _, address, _ in groups], known)
     regions: dict[str, Any] = {}
     selections: dict[str, int] = {}
-    if references.is_region:
-        dims = tuple(f"dim_{i}" for i in range(references.ndim))
-        table = reference_table(references, dims, {})
-        regions = {
-            name: table[name].values.reshape((references.size, -1))
-            for name in ("npoints", "start", "stop")
-        }
-        kinds = table["selection"].values.reshape(-1)
-        null = null | (kinds == "null")
-        names, numbers = np.unique(kinds[~null], return_counts=True)
+    if columns.regions is not None:
+        regions = describe_regions(columns.regions, groups, len(columns))
+        regions["rank"] = columns.regions.rank
+        names, numbers = np.unique(regions["selection"][~null], return_counts=True)
         selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
-    live = np.flatnonzero(~null)
-    # References of one holder live in one file: that of the holder.
-    addresses, first, inverse, counts = np.unique(
-        columns.address[live], return_index=True, return_inverse=True, return_counts=True
-    )
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    rows = np.split(live[order], np.cumsum(counts)[:-1])
-    _look_up(location, [int(a) for a in addresses], known)
     targets = []
-    for k in np.lexsort((first, -counts)).tolist():
-        where, kind, shape = known[int(addresses[k])]
-        start, stop, outside = _box(regions, rows[k], shape)
+    for _, address, rows in groups:
+        where, kind, shape = known[address]
+        start, stop, outside = _box(regions, np.arange(len(columns))[rows], shape)
         targets.append(
             TargetReport(
                 path=where,
-                address=int(addresses[k]),
+                address=address,
                 kind=kind,
-                count=int(counts[k]),
+                count=len(null) if isinstance(rows, slice) else len(rows),
                 shape=shape,
                 outside=outside,
                 start=start,
@@ -303,7 +289,7 @@ def _describe(
         null=int(null.sum()),
         dangling=sum(t.count for t in targets if t.kind == "dangling"),
         selections=selections,
-        targets=targets,
+        targets=sorted(targets, key=lambda t: -t.count),  # first come first among equals
     )
 
 
@@ -311,43 +297,30 @@ def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None
     """Add the objects that the walk did not meet: unnamed ones, or outside its group."""
     missing = [address for address in addresses if address not in known]
     paths = object_paths(location) if missing else {}
-    done = 0
-    try:
-        for address, item in zip(missing, open_objects(location, missing), strict=True):
-            shape = list(item.shape or ()) if is_dataset(item) else None
-            kind = "group" if is_group(item) else "datatype" if shape is None else "dataset"
-            known[address] = paths.get(address), kind, shape
-            done += 1
-    except _FAILURES:
-        # One address without an object fails the batch: the rest is opened one by one.
-        for address in missing[done:]:
-            known[address] = _look_at(location, address, paths.get(address))
-
-
-def _look_at(
-    location: FileLocation, address: int, path: str | None
-) -> tuple[str | None, str, list[int] | None]:
-    try:
-        item = open_object(location, address)
-        if is_dataset(item):
-            return path, "dataset", list(item.shape or ())
-        return path, "group" if is_group(item) else "datatype", None
-    except _FAILURES:
-        return path, "dangling", None
+    prepare_references(missing)
+    for address in missing:
+        try:
+            item = open_object(location, address)
+        except DanglingReferenceError:
+            known[address] = paths.get(address), "dangling", None
+        else:
+            known[address] = paths.get(address), kind_of(item), _extent(item)
 
 
 def _box(
-    regions: dict[str, Any], rows: Any, shape: list[int] | None
+    regions: dict[str, Any], rows: IntArray, shape: list[int] | None
 ) -> tuple[list[int] | None, list[int] | None, int]:
-    """Return the box around regions, and how many reach beyond their target."""
+    """Return the box around regions, and how many do not fit their target."""
     if not regions:
         return None, None, 0
-    rows = rows[regions["npoints"][rows, 0] != 0]
     ndim = regions["start"].shape[1] if shape is None else len(shape)
+    # Regions of another rank than their target have no place in it.
+    placed = regions["fits"] | (regions["rank"] == ndim)
+    outside = 0 if shape is None else int((~regions["fits"][rows]).sum())
+    rows = rows[(regions["npoints"][rows] != 0) & placed[rows]]
+    if not len(rows) or not ndim:
+        return None, None, outside
     start, stop = regions["start"][rows, :ndim], regions["stop"][rows, :ndim]
-    if not len(rows) or start.shape[1] < ndim:
-        return None, None, 0
-    outside = 0 if shape is None else int((stop > np.array(shape)).any(axis=1).sum())
     return start.min(axis=0).tolist(), stop.max(axis=0).tolist(), outside
 
 

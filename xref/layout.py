@@ -17,6 +17,9 @@ from xref.columns import FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import FilterPipeline
 
+UNDEFINED_ADDRESS = 2**64 - 1
+"""HDF5's address of what has none, such as a chunk that was never written."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChunkIndex(FrozenColumns):
@@ -158,7 +161,7 @@ def build_chunk_index(
     if (cell * chunks != origin).any() or (origin < 0).any():
         raise CorruptFileError(f"{where} has a chunk that is not on its grid")
     # A missing chunk may be listed with an undefined address.
-    inside &= address != np.uint64(2**64 - 1)
+    inside &= address != np.uint64(UNDEFINED_ADDRESS)
     cell, address, nbytes = cell[inside], address[inside], nbytes[inside]
     filter_mask = filter_mask[inside]
     end = address.astype(float) + nbytes.astype(float)

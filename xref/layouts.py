@@ -21,7 +21,7 @@ from xref.decode import References
 from xref.errors import SelectionError
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.h5data import dataset_layout
+from xref.h5data import dataset_facts, dataset_layout
 from xref.layout import item_dtype, items
 from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
 from xref.references import ReferenceArray
@@ -343,15 +343,11 @@ def _coordinate(
         back[row] = np.arange(live)
         shadow = concat_tables([shadow, empty_table(1, shadow.ndim)]).take(back)
         shape, null = resolved.references.shape, bound.null
-    columns = References(
-        files=(location,),
-        file=np.broadcast_to(np.zeros(1, dtype=np.int64), (len(shadow),)),
-        address=np.where(null, 0, address).astype(np.uint64),
-        regions=shadow,
-    )
+    columns = References.of_file(location, np.where(null, 0, address).astype(np.uint64), shadow)
     references = ReferenceArray(shape, is_region=True, columns=columns, options=options)
-    attributes = open_target(location, address, options).attributes
-    dtype = dataset_layout(location, address).dtype
+    facts = dataset_facts(location, address)
+    attributes = open_target(location, address, facts, options).attributes
+    dtype = facts.layout.dtype
     all_dims = (() if same else resolved.dims) + part_dims
     if not null.any():
         array = StackArray(references, part_cell, dtype)

@@ -281,7 +281,6 @@ class ReferenceArray:
             stored.address,
             stored.path,
             stored.is_region,
-            stored.extent,
             tuple(slices),
         )
         return place, tuple(shape)

@@ -360,6 +360,15 @@ def narrow(regions: RegionTable, key: Sequence[tuple[int, int, int]]) -> RegionT
     )
 
 
+def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -> RegionTable:
+    """Concatenate tables whose rows belong at the positions ``order``."""
+    table = concat_tables(list(tables))
+    place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
+    back = np.empty(len(place), dtype=np.int64)
+    back[place] = np.arange(len(place))
+    return table.take(back)
+
+
 def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
     """Drop the axes of fitted selections that are not among ``axes``.
 
@@ -395,9 +404,7 @@ def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
             low, high = outer_blocks([outer[axis] for axis in axes])
             rows.append(table_from_blocks(low[None], high[None]))
         order.append(np.array([row]))
-    back = np.empty(len(regions), dtype=np.int64)
-    back[np.concatenate(order)] = np.arange(len(regions))
-    return concat_tables(rows).take(back)
+    return in_order(rows, order)
 
 
 def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:

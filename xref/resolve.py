@@ -21,8 +21,8 @@ from xref.decode import References
 from xref.elements import ObjectReference, RegionReference
 from xref.errors import NullReferenceError
 from xref.gather import BoundReferences, bind_references
-from xref.h5data import dataset_kind
-from xref.h5objects import is_dataset, is_group, open_dataset, open_object
+from xref.h5data import dataset_facts, dataset_kind
+from xref.h5objects import kind_of, open_dataset, open_object, prepare_references
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.plan import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray
@@ -79,6 +79,7 @@ def _resolve_groups(
             f"{references.describe(row)} is null; resolve with on_null='drop'"
         )
     out: dict[Any, Any] = {}
+    prepare_references(columns.address[live].tolist())
     for row in live.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
         element = references.element(row)
@@ -99,27 +100,28 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
         raise NullReferenceError("a null object reference points at nothing")
     location, options = reference.location, reference.options
     item = open_object(location, reference.address)
-    if is_group(item):
+    if kind_of(item) == "group":
         variables, attributes = open_members(
             location, group_path(location, reference.address), options
         )
         dataset = decode_dataset(variables, attributes, options)
         return dataset if chunks is None else dataset.chunk(chunks)
-    if not is_dataset(item):
+    if kind_of(item) == "datatype":
         return item.dtype
-    target = open_target(location, reference.address, options)
+    facts = dataset_facts(location, reference.address)
+    target = open_target(location, reference.address, facts, options)
     dims = _free_dims(target.dims)
     if dataset_kind(item):
         variable = build_variable(
-            location, reference.address, item, dims, target.attributes, options
+            location,
+            reference.address,
+            facts.layout,
+            dims,
+            target.attributes,
+            options,
         )
         return xr.DataArray(variable, name=target.name)
-    columns = References(
-        files=(location,),
-        file=np.zeros(1, dtype=np.int64),
-        address=np.array([reference.address], dtype=np.uint64),
-        regions=None,
-    )
+    columns = References.of_file(location, np.array([reference.address], dtype=np.uint64))
     array = ReferenceArray((), is_region=False, columns=columns, options=options)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from xref.errors import (
@@ -17,11 +18,11 @@ from xref.errors import (
     UnsupportedError,
     WrongTargetError,
 )
-from xref.gather import split_targets
+from xref.gather import TargetRows, split_targets
 from xref.h5data import dataset_layout
-from xref.h5objects import known_path, object_kind, object_paths
+from xref.h5objects import known_path, object_kind, object_paths, prepare_references
 from xref.references import ReferenceArray
-from xref.regions import KIND_NAMES, Kind, RegionTable, concat_tables
+from xref.regions import KIND_NAMES, Kind, RegionTable, in_order
 
 AXIS_DIM = "axis"
 
@@ -32,6 +33,7 @@ def reference_table(
     """Describe references; see `xref.accessor.ReferenceAccessor.table`."""
     columns = references.columns
     groups, _ = split_targets(columns)
+    prepare_references([address for _, address, _ in groups])
     n = len(columns)
     path = np.full(n, "", dtype=object)
     kind = np.full(n, "null", dtype=object)
@@ -57,12 +59,14 @@ def reference_table(
         "filename": column(filename),
     }
     if columns.regions is not None:
-        described = _describe_regions(columns.regions, groups, n)
+        described = describe_regions(columns.regions, groups, n)
         table |= {name: column(values) for name, values in described.items()}
     return xr.Dataset(table, coords=coords)
 
 
-def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[str, Any]:
+def describe_regions(
+    regions: RegionTable, groups: Sequence[TargetRows], n: int
+) -> dict[str, npt.NDArray[Any]]:
     """Return selection kind, element count, bounds and result shape of each row.
 
     A region that does not fit its target keeps the bounds that it states; where
@@ -91,8 +95,7 @@ def _describe_regions(regions: RegionTable, groups: list[Any], n: int) -> dict[s
                 part = part.fit(extent, str)
             elif inside.any():
                 kept = [part.take(inside).fit(extent, str), part.take(~inside)]
-                back = np.argsort(np.argsort(~inside, kind="stable"), kind="stable")
-                part = concat_tables(kept).take(back)
+                part = in_order(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
         known = part.kind != Kind.ALL
         axes, sizes = part.result_shapes()
         low, high = part.bounds()

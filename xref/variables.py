@@ -12,41 +12,43 @@ of netCDF-4.
 
 from __future__ import annotations
 
+import math
 import posixpath
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xref.decode import References, StoredReferences, decode_regions
+from xref.decode import StoredReferences, decode_references
 from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, UnsupportedError, XrefError
 from xref.h5data import (
+    DatasetFacts,
     RawReferences,
+    attached_scales,
     dataset_facts,
-    dataset_kind,
     read_attributes,
     read_layout,
     reference_addresses,
 )
 from xref.h5file import FileLocation, file_format
 from xref.h5objects import (
+    Member,
     Object,
-    file_of,
-    is_dataset,
     iterate_members,
+    kind_of,
     known_path,
     link_addresses,
-    object_address,
     object_paths,
     open_group,
     remember_paths,
     text,
 )
-from xref.layout import item_dtype
+from xref.layout import DatasetLayout, item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
 from xref.references import ReferenceArray
 
@@ -103,11 +105,17 @@ class _Member:
     """A dataset on its way to a variable."""
 
     name: str
-    item: Any
+    path: str
     location: FileLocation
     address: int
+    layout: DatasetLayout
     attributes: dict[str, Any]
-    shape: tuple[int, ...]
+    problems: dict[str, Exception]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes of the dataset, then those of an array type."""
+        return self.layout.shape + item_dtype(self.layout.dtype)[1]
 
 
 def warn_unreadable(where: str, error: Exception) -> None:
@@ -123,19 +131,27 @@ def attribute_values(
     item: Object, location: FileLocation, where: str, options: DecodeOptions
 ) -> dict[str, Any]:
     """Return an object's attributes as plain, picklable values; warn of others."""
-    raw, problems = read_attributes(item)
-    for name, problem in problems.items():
-        if name not in HIDDEN_ATTRIBUTES:
-            warn_unreadable(f"{where}: attribute {name!r}", problem)
-    return plain_attributes(raw, location, where, options)
+    return plain_attributes(*read_attributes(item), location, where, options)
 
 
 def plain_attributes(
-    raw: dict[str, Any], location: FileLocation, where: str, options: DecodeOptions
+    raw: dict[str, Any],
+    problems: dict[str, Exception],
+    location: FileLocation,
+    where: str,
+    options: DecodeOptions,
 ) -> dict[str, Any]:
-    """Turn attribute values into plain, picklable ones; warn of others."""
+    """Turn attribute values into plain, picklable ones; warn of others.
+
+    Those that only say how the file is organised are left out.
+    """
     values = {}
+    for name, problem in problems.items():
+        if name not in HIDDEN_ATTRIBUTES:
+            warn_unreadable(f"{where}: attribute {name!r}", problem)
     for name, value in raw.items():
+        if name in HIDDEN_ATTRIBUTES:
+            continue
         try:
             values[name] = _plain(value, location, f"{where}: attribute {name!r}", options)
         except XrefError as error:
@@ -145,7 +161,7 @@ def plain_attributes(
 
 def _plain(value: Any, location: FileLocation, where: str, options: DecodeOptions) -> Any:
     if isinstance(value, RawReferences):
-        array = _attribute_references(value, location, where, options)
+        array = attribute_references(value, location, where, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, bytes):
         return text(value)
@@ -156,8 +172,6 @@ def _plain(value: Any, location: FileLocation, where: str, options: DecodeOption
             return _plain_objects(value)
         # A one-element array is a number to netCDF.
         return value[0] if value.shape == (1,) else value
-    if type(value).__module__.startswith("h5py"):
-        return None if type(value).__name__ == "Empty" else str(value)
     return value
 
 
@@ -174,26 +188,14 @@ def _plain_objects(value: Any) -> Any:
     return value
 
 
-def _attribute_references(
+def attribute_references(
     value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
 ) -> ReferenceArray:
-    n = int(np.prod(value.shape, dtype=np.int64))
-    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
-    regions = None
-    if value.kind == "region":
-        address, regions = decode_regions(location, raw, lambda _: where)
-    else:
-        width = raw.shape[1]
-        address = np.ascontiguousarray(raw).view(f"<u{width}")[:, 0].astype(np.uint64)
-    columns = References(
-        files=(location,),
-        file=np.zeros(n, dtype=np.int64),
-        address=address,
-        regions=regions,
-    )
-    return ReferenceArray(
-        value.shape, is_region=value.kind == "region", columns=columns, options=options
-    )
+    """Decode the references of an attribute."""
+    is_region = value.kind == "region"
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
+    columns = decode_references(location, raw, is_region, lambda _: where)
+    return ReferenceArray(value.shape, is_region=is_region, columns=columns, options=options)
 
 
 def open_members(
@@ -228,24 +230,22 @@ def open_members(
     """
     group = open_group(location, path)
     where = f"{location.filename}: {path}"
-    attributes = attribute_values(group, location, where, options)
+    attributes = attribute_values(group.item, group.location, where, options)
     dropped = set(drop)
     members: list[_Member] = []
-    for name, item in iterate_members(group, location):
+    for name, found in iterate_members(group):
         if name in dropped:
             continue
         full = posixpath.join(path, name)
-        if isinstance(item, Exception):
-            warn_unreadable(f"{location.filename}: {full!r}", item)
-        elif is_dataset(item):
+        if isinstance(found, Exception):
+            warn_unreadable(f"{location.filename}: {full!r}", found)
+        elif kind_of(found.item) == "dataset":
             try:
-                members.append(_open_member(name, full, item, location))
+                members.append(_open_member(name, full, found))
             except (XrefError, OSError, RuntimeError, ValueError, TypeError) as error:
                 warn_unreadable(f"{location.filename}: {full!r}", error)
-    for member in members:
-        if member.location == location:
-            remember_paths(location, {member.address: posixpath.join(path, member.name)})
-    scales = _axis_scales(members, path)
+    remember_paths(location, {m.address: m.path for m in members if m.location == location})
+    scales = _axis_scales(members, location, path)
     names = phony or PhonyNames()
     sizes: dict[str, int] = {}
     variables: dict[str, xr.Variable] = {}
@@ -256,24 +256,14 @@ def open_members(
         try:
             variables[member.name] = _build_variable(member, dims, options)
         except (XrefError, OSError, RuntimeError, ValueError, TypeError) as error:
-            warn_unreadable(
-                f"{location.filename}: {posixpath.join(path, member.name)!r}", error
-            )
-    return variables, {k: v for k, v in attributes.items() if k not in HIDDEN_ATTRIBUTES}
+            warn_unreadable(f"{location.filename}: {member.path!r}", error)
+    return variables, attributes
 
 
-def _open_member(name: str, path: str, item: Any, outer: FileLocation) -> _Member:
-    location = file_of(item, outer)
-    kind = dataset_kind(item)
-    if kind == "std":
-        raise UnsupportedError("references of HDF5 1.12 and later (H5T_STD_REF)")
-    layout = read_layout(item, location)
-    raw, problems = read_attributes(item)
-    for attribute, problem in problems.items():
-        if attribute not in HIDDEN_ATTRIBUTES:
-            warn_unreadable(f"{location.filename}: {path!r}: attribute {attribute!r}", problem)
-    shape = layout.shape + item_dtype(layout.dtype)[1]
-    return _Member(name, item, location, object_address(item), raw, shape)
+def _open_member(name: str, path: str, member: Member) -> _Member:
+    layout = read_layout(member.item, member.location)
+    raw, problems = read_attributes(member.item)
+    return _Member(name, path, member.location, member.address, layout, raw, problems)
 
 
 def _label(attributes: dict[str, Any], name: str) -> str:
@@ -288,48 +278,65 @@ def _is_scale(member: _Member) -> bool:
     return _label(member.attributes, "CLASS") == "DIMENSION_SCALE"
 
 
-def _axis_scales(members: list[_Member], path: str) -> list[list[str | None]]:
+def _axis_scales(
+    members: list[_Member], location: FileLocation, path: str
+) -> list[list[str | None]]:
     """Return the name of the scale of each axis of each member, None without one."""
-    wanted: list[tuple[int, int, Any]] = []
+    scales: dict[int, list[str | None]] = {}
+    # Addresses and dimension numbers count within one file.
+    for home in dict.fromkeys(m.location for m in members):
+        part = [m for m in members if m.location == home]
+        above = posixpath.dirname(path) if home == location and path != "/" else None
+        found = _axis_scales_of_file(part, home, above)
+        scales |= dict(zip(map(id, part), found, strict=True))
+    return [scales[id(m)] for m in members]
+
+
+def _axis_scales_of_file(
+    members: list[_Member], location: FileLocation, above: str | None
+) -> list[list[str | None]]:
+    attached = [attached_scales(m.attributes, len(m.layout.shape)) for m in members]
+    addresses = iter(
+        reference_addresses(list(chain(*attached)), file_format(location).offset_size)
+    )
+    wanted = [[next(addresses) for _ in references] for references in attached]
+    names = _scale_names(members, location, above, set(chain(*wanted)) - {0})
+    numbers = {m.name: _integers(m, "_Netcdf4Dimid") for m in members if _is_scale(m)}
+    of_number = {found[0]: name for name, found in numbers.items() if found}
     scales: list[list[str | None]] = []
-    for row, member in enumerate(members):
-        scales.append([None] * len(member.shape))
-        attached = member.attributes.get("DIMENSION_LIST")
-        if attached is not None and len(attached) <= len(member.shape):
-            # Several scales on one axis: the last one wins.
-            wanted += [(row, axis, refs[-1]) for axis, refs in enumerate(attached) if len(refs)]
-        elif _is_scale(member) and len(member.shape) == 1:
-            scales[row][0] = member.name
-    offset_size = file_format(members[0].location).offset_size if members else 8
-    addresses = reference_addresses([reference for _, _, reference in wanted], offset_size)
-    names = _scale_names(members, path, set(addresses))
-    for (row, axis, _), address in zip(wanted, addresses, strict=True):
-        scales[row][axis] = names.get(address)
-    ids = {
-        int(np.asarray(m.attributes["_Netcdf4Dimid"]).reshape(-1)[0]): m.name
-        for m in members
-        if _is_scale(m) and "_Netcdf4Dimid" in m.attributes
-    }
-    for row, member in enumerate(members):
-        numbers = member.attributes.get("_Netcdf4Coordinates")
-        # A coordinate variable of several dimensions names them by number.
-        if _is_scale(member) and numbers is not None and len(member.shape) == np.size(numbers):
-            scales[row] = [ids.get(int(n)) for n in np.asarray(numbers).reshape(-1)]
+    for member, axes in zip(members, wanted, strict=True):
+        ndim = len(member.shape)
+        own: list[str | None] = [names.get(address) for address in axes]
+        own += [None] * (ndim - len(own))
+        if _is_scale(member):
+            # A coordinate variable of several dimensions names them by number.
+            coordinates = _integers(member, "_Netcdf4Coordinates")
+            if len(coordinates) == ndim and ndim:
+                own = [of_number.get(n) for n in coordinates]
+            elif ndim == 1 and not any(axes):
+                own = [member.name]
+        scales.append(own)
     return scales
 
 
-def _scale_names(members: list[_Member], path: str, wanted: set[int]) -> dict[int, str]:
+def _integers(member: _Member, name: str) -> list[int]:
+    """Return the integers of an attribute; none where it holds anything else."""
+    values = np.asarray(member.attributes.get(name, ()))
+    return [int(n) for n in values.reshape(-1)] if values.dtype.kind in "iu" else []
+
+
+def _scale_names(
+    members: list[_Member], location: FileLocation, above: str | None, wanted: set[int]
+) -> dict[int, str]:
     """Return the link name of each scale: from this group, else from those above it."""
     names = {m.address: m.name for m in members}
-    location = members[0].location if members else None
     missing = wanted - set(names)
-    above = path
-    while missing and above not in ("", "/") and location is not None:
-        above = posixpath.dirname(above)
+    while missing and above is not None:
         found = link_addresses(open_group(location, above))
         names |= {a: n for a, n in found.items() if a in missing}
         missing -= set(found)
-    if missing and location is not None:
+        above = posixpath.dirname(above) if above != "/" else None
+    if missing:
         paths = object_paths(location)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
     return names
@@ -384,24 +391,21 @@ def _dimension_names(
 def _build_variable(
     member: _Member, dims: tuple[str, ...], options: DecodeOptions
 ) -> xr.Variable:
-    where = f"{member.location.filename}: {member.name!r}"
-    shown = {k: v for k, v in member.attributes.items() if k not in HIDDEN_ATTRIBUTES}
-    attributes = plain_attributes(shown, member.location, where, options)
-    return build_variable(
-        member.location, member.address, member.item, dims, attributes, options
-    )
+    location, layout = member.location, member.layout
+    where = f"{location.filename}: {member.path!r}"
+    attributes = plain_attributes(member.attributes, member.problems, location, where, options)
+    return build_variable(location, member.address, layout, dims, attributes, options)
 
 
 def build_variable(
     location: FileLocation,
     address: int,
-    item: Any,
+    layout: DatasetLayout,
     dims: tuple[str, ...],
     attributes: dict[str, Any],
     options: DecodeOptions,
 ) -> xr.Variable:
     """Make the variable of one dataset."""
-    layout = read_layout(item, location)
     encoding: dict[str, Any] = {
         "source": location.filename,
         "original_shape": layout.shape,
@@ -417,7 +421,6 @@ def build_variable(
             address,
             known_path(location, address) or f"object at {address:#x}",
             kind == "region",
-            layout.shape,
             tuple((0, n, 1) for n in layout.shape),
         )
         data = ReferenceArray(
@@ -449,13 +452,13 @@ class Target:
     coords: dict[str, tuple[int, tuple[str | None, ...]]]
 
 
-def open_target(location: FileLocation, address: int, options: DecodeOptions) -> Target:
+def open_target(
+    location: FileLocation, address: int, facts: DatasetFacts, options: DecodeOptions
+) -> Target:
     """Look at one dataset: its name, dimensions, attributes and coordinates."""
     where = f"{location.filename}: dataset at {address:#x}"
-    raw = dataset_facts(location, address).attributes
-    dims, scales = _target_dimensions(location, address)
-    shown = {k: v for k, v in raw.items() if k not in HIDDEN_ATTRIBUTES}
-    attributes = plain_attributes(shown, location, where, options)
+    dims, scales = _target_dimensions(location, address, facts)
+    attributes = plain_attributes(facts.attributes, facts.problems, location, where, options)
     coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
     for dim, scale in scales.items():
         if scale != address:
@@ -472,10 +475,9 @@ def open_target(location: FileLocation, address: int, options: DecodeOptions) ->
 
 
 def _target_dimensions(
-    location: FileLocation, address: int
+    location: FileLocation, address: int, facts: DatasetFacts
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
-    facts = dataset_facts(location, address)
     ndim = len(facts.layout.shape)
     if not facts.scales:
         own = known_path(location, address)
@@ -510,7 +512,7 @@ def _named_coordinates(
         if name not in members or name in dims:
             continue
         address = members[name]
-        axes, _ = _target_dimensions(location, address)
+        axes, _ = _target_dimensions(location, address, dataset_facts(location, address))
         if all(axis in dims and axis is not None for axis in axes):
             found[name] = (address, axes)
     return found
