@@ -172,9 +172,10 @@ def open_file(location: FileLocation) -> h5py.File:
     while True:
         check_unchanged(location)
         opened = manager.acquire()
-        file: h5py.File | None = opened.held
-        if file is not None and opened.identity == location.identity:
-            return file
+        if opened.identity == location.identity:
+            file: h5py.File | None = opened.held
+            if file is not None:
+                return file
         manager.close()  # of another version, or closed by another thread just now
 
 
