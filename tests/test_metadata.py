@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -96,6 +97,53 @@ def test_targets_that_hold_references_of_hdf5_112_are_named(
         address = h5py.h5o.get_info(file[member].id).addr
     with pytest.raises(UnsupportedError, match="H5T_STD_REF"):
         ObjectReference(locate_file(path), address).resolve()
+
+
+# --- object references within elements --------------------------------------------------
+
+WITHIN = {
+    "sequence": h5py.vlen_dtype(h5py.ref_dtype),
+    "compound": np.dtype([("n", "i4"), ("ref", h5py.ref_dtype)]),
+    "array": np.dtype([("refs", h5py.ref_dtype, (2,))]),
+    "sequence in compound": np.dtype([("refs", h5py.vlen_dtype(h5py.ref_dtype))]),
+    "compound in sequence": h5py.vlen_dtype(np.dtype([("n", "i4"), ("ref", h5py.ref_dtype)])),
+}
+
+
+def leaves(value: Any) -> list[Any]:
+    """Everything in nested elements that is neither a compound nor a sequence."""
+    if isinstance(value, np.void):
+        return [leaf for name in value.dtype.names for leaf in leaves(value[name])]
+    if isinstance(value, np.ndarray):
+        return [leaf for item in value.ravel() for leaf in leaves(item)]
+    return [value]
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_references_within_elements_are_picklable_elements(tmp_path: Path, within: str) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        target = file.create_dataset("target", data=np.arange(3)).ref
+        null = h5py.Reference()
+        data = file.create_dataset("data", (2,), dtype=WITHIN[within])
+        pair = np.array([target, null], dtype=h5py.ref_dtype)
+        compound = np.array([(7, target), (8, null)], WITHIN["compound"])
+        match within:
+            case "sequence":
+                data[0] = pair
+            case "compound":
+                data[...] = compound
+            case "array":
+                data[0] = np.array((pair,), dtype=WITHIN[within])
+            case "sequence in compound":
+                data[0] = (pair,)
+            case "compound in sequence":
+                data[0], data[1] = compound, compound  # HDF5 fails to read empty ones
+    ds = xr.open_dataset(tmp_path / "f.h5", engine="h5ref")
+    values = pickle.loads(pickle.dumps(ds["data"].values))
+    found = [leaf for leaf in leaves(values) if isinstance(leaf, ObjectReference)]
+    assert [bool(r) for r in found][:2] == [True, False]
+    assert not any(isinstance(leaf, h5py.Reference) for leaf in leaves(values))
+    np.testing.assert_array_equal(found[0].resolve(), np.arange(3))
 
 
 # --- what `xref info` tells -------------------------------------------------------------

@@ -27,10 +27,12 @@ from xref.errors import CorruptFileError, UnsupportedError
 from xref.h5data import (
     chunk_index,
     dataset_layout,
+    holds_references,
     is_reference_dtype,
     read_raw,
     read_values,
     reference_addresses,
+    sequence_base,
 )
 from xref.h5file import FileBytes, FileLocation, file_format
 from xref.h5objects import open_dataset
@@ -173,34 +175,34 @@ class BoxReader:
             return
         values = read_values(dataset, start, window.shape)
         if values.dtype.hasobject:
-            values = self._replace_references(values)
+            values = self._replace_references(values, dataset.dtype.base)
         items(window)[...] = values
 
-    def _replace_references(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Exchange h5py's references within elements for picklable ones."""
-        dtype = values.dtype
+    def _replace_references(
+        self, values: npt.NDArray[Any], dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
+        """Exchange h5py's references within elements of ``dtype`` for picklable ones."""
+        if not holds_references(dtype):
+            return values
         if dtype.names:
             out = values.copy()
             for name in dtype.names:
-                if dtype[name].hasobject:
-                    out[name] = self._replace_references(values[name])
+                out[name] = self._replace_references(values[name], dtype[name].base)
             return out
+        made = np.empty(values.size, dtype=object)
         if is_reference_dtype(dtype):
             offset_size = file_format(self.location).offset_size
             addresses = reference_addresses(values.ravel().tolist(), offset_size)
-            made = np.empty(values.size, dtype=object)
             made[:] = [ObjectReference(self.location if a else None, a) for a in addresses]
-            return made.reshape(values.shape)
-        nested = [
-            isinstance(v, np.ndarray) and (v.dtype.hasobject or is_reference_dtype(v.dtype))
-            for v in values.flat
-        ]
-        if not any(nested):
-            return values
-        out = np.empty(values.size, dtype=object)
-        for i, v in enumerate(values.flat):
-            out[i] = self._replace_references(v) if nested[i] else v
-        return out.reshape(values.shape)
+        else:
+            sequences = values.ravel().tolist()
+            lengths = [len(sequence) for sequence in sequences]
+            joined = np.concatenate([np.empty(0, sequences[0].dtype), *sequences])
+            elements = self._replace_references(joined, sequence_base(dtype))
+            stops = np.cumsum(lengths).tolist()
+            for i, (n, stop) in enumerate(zip(lengths, stops, strict=True)):
+                made[i] = elements[stop - n : stop]
+        return made.reshape(values.shape)
 
 
 def tile_loader(

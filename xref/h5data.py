@@ -433,6 +433,21 @@ def is_reference_dtype(dtype: np.dtype[Any]) -> bool:
     return h5py.check_ref_dtype(dtype) is h5py.Reference
 
 
+def sequence_base(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the elements of variable-length sequences; text has none."""
+    base = h5py.check_vlen_dtype(dtype)
+    return np.dtype(base) if isinstance(base, np.dtype) else np.dtype(object)
+
+
+def holds_references(dtype: np.dtype[Any]) -> bool:
+    """Tell whether h5py reads elements of a dtype as object references, at any depth."""
+    if dtype.names:
+        return any(holds_references(dtype[name].base) for name in dtype.names)
+    if h5py.check_vlen_dtype(dtype) is not None:
+        return holds_references(sequence_base(dtype))
+    return is_reference_dtype(dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class RawReferences:
     """References of an attribute as the bytes they are stored in."""
