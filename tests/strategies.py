@@ -422,6 +422,11 @@ class Drawn:
     libver: Any
     user_block: int
 
+    @property
+    def indirect(self) -> bool:
+        """Whether reader="direct" refuses a target."""
+        return any(DTYPES[t.dtype].hasobject or t.layout in INDIRECT for t in self.targets)
+
     def write(self, path: Path) -> None:
         """Write the file."""
         with h5py.File(path, "w", libver=self.libver, userblock_size=self.user_block) as file:
