@@ -171,9 +171,15 @@ def test_reprs_show_targets_and_bounds_without_looking_up_names(
     def refuse(*_: Any) -> None:
         raise AssertionError("a name was looked up")
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("xref.") and hasattr(module, "object_paths"):
-            monkeypatch.setattr(module, "object_paths", refuse)
+    patched = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("xref.") and hasattr(module, "object_paths")
+    ]
+    assert patched
+    for module in patched:
+        monkeypatch.setattr(module, "object_paths", refuse)
+    monkeypatch.setattr(h5py.h5i, "get_name", refuse)
     line, objects = ds["line"].values, ds["objects"].values
     assert repr(line[2]) == "<RegionReference -> /data[2:6, 4:10]>"
     assert repr(objects[0]) == "<ObjectReference -> /data>"
