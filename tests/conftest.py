@@ -3,7 +3,8 @@
 Environment variables:
 
 - ``XREF_CORPUS``: folder of files from other writers; by default
-  ``shared/corpus`` beside the repository. Tests that need it skip without it.
+  ``shared/corpus`` beside the repository. Tests that need it skip without it, and
+  fail where the variable names no folder.
 - ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default) or ``long``.
 """
 
@@ -38,8 +39,6 @@ settings.load_profile(os.environ.get("XREF_HYPOTHESIS_PROFILE", "ci"))
 SHARED_POOLS = (
     "xref-read",  # the pools of xref.readers, kept for the process
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
-    "Dask-Offload",  # distributed's pool for serialising large messages
-    "asyncio_",  # the default executor of an event loop that fsspec keeps
 )
 
 THREAD_GRACE = 2.0  # seconds for threads that are on their way out
@@ -49,9 +48,12 @@ passed = pytest.StashKey[bool]()
 
 @pytest.fixture(scope="session")
 def corpus() -> Path:
-    """Folder of files from other writers, or skip."""
-    folder = Path(os.environ.get("XREF_CORPUS", REPOSITORY.parent / "shared" / "corpus"))
+    """Folder of files from other writers; skip without it, fail if it was named."""
+    named = os.environ.get("XREF_CORPUS")
+    folder = Path(named or REPOSITORY.parent / "shared" / "corpus")
     if not folder.is_dir():
+        if named:
+            pytest.fail(f"XREF_CORPUS names {folder}, which is no folder")
         pytest.skip(f"no corpus at {folder}; XREF_CORPUS names it")
     return folder
 
@@ -66,7 +68,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a passing test that leaves threads, or descriptors of its own files.
+    """Fail a passing test that leaves threads, or descriptors of temporary files.
 
     A failing test is not checked: its traceback keeps its objects alive.
     """
@@ -75,9 +77,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.node.stash.get(passed, False):
         return
     assert not (threads := leaked_threads(before)), f"threads still run: {threads}"
-    if "tmp_path" in request.node.funcargs:
-        folder = request.node.funcargs["tmp_path"]
-        assert not (files := leaked_files(folder)), f"files still open: {files}"
+    if factory := request.node.funcargs.get("tmp_path_factory"):
+        files = leaked_files(factory.getbasetemp())
+        assert not files, f"files still open: {files}"
 
 
 def leaked_threads(before: set[threading.Thread]) -> list[str]:
