@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forks import in_fork
 
 import xref
 
@@ -170,3 +171,38 @@ def test_an_error_in_one_thread_leaves_the_others_right(path: Path) -> None:
                 np.testing.assert_array_equal(got, PATCHES[row])
 
         run([lambda r=r: read(r) for r in range(N)])
+
+
+def test_a_fork_reads_what_its_parent_opened_and_read(path: Path) -> None:
+    with xr.open_dataset(path, engine="h5ref") as ds:
+
+        def matches() -> bool:
+            rois = ds["gzip_rois"].h5ref.resolve(chunks=None).values
+            return bool((rois == PATCHES).all() and (ds["lzf"].values == DATA).all())
+
+        with xref.set_options(threads=3):
+            assert matches()  # with threads, which a fork does not inherit
+            assert in_fork(matches) == {"result": True}
+            assert matches()
+
+
+def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> None:
+    for k in range(3):
+        with h5py.File(tmp_path / f"{k}.h5", "w") as file:
+            data = file.create_dataset("data", data=DATA + 1000 * k, chunks=(32, 32))
+            regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
+            file.create_dataset("rois", data=regions, dtype=h5py.regionref_dtype)
+    with xr.set_options(file_cache_maxsize=1):
+        datasets = [xr.open_dataset(tmp_path / f"{k}.h5", engine="h5ref") for k in range(3)]
+
+        def read(task: int) -> None:
+            file, part = task % 3, slice(task, None, 5)
+            rois = datasets[file]["rois"][part].h5ref.resolve(chunks=None)
+            np.testing.assert_array_equal(rois, PATCHES[part] + 1000 * file)
+            np.testing.assert_array_equal(
+                datasets[file]["data"][part], DATA[part] + 1000 * file
+            )
+
+        run([lambda t=t: read(t) for t in range(24)])
+        for ds in datasets:
+            ds.close()
