@@ -174,14 +174,20 @@ def read_all(filenames: list[Path]) -> dict[str, list[str]]:
 
 
 def only_xref_errors(raised: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Fail if an exception came from elsewhere, once a file was open."""
+    """Fail if an exception came from elsewhere; HDF5 alone may refuse to open a group."""
     other = {
         name: strange
         for name, errors in raised.items()
-        if (strange := [e for e in errors if ": other: " in e and not e.startswith("open ")])
+        if (strange := [e for e in errors if ": other: " in e and not refused_by_hdf5(e)])
     }
     assert not other, json.dumps(other, indent=1)[:5000]
     return raised
+
+
+def refused_by_hdf5(error: str) -> bool:
+    """Whether a group did not open, by an exception that h5py makes of HDF5's errors."""
+    refusals = (": other: OSError: ", ": other: RuntimeError: Can't get info for object")
+    return error.startswith("open ") and any(r in error for r in refusals)
 
 
 def test_damaged_files_of_the_corpus_open_or_raise(corpus: Path) -> None:
@@ -281,7 +287,7 @@ def test_truncated_files_open_or_raise(sample: Sample) -> None:
     ]:
         files.append(sample.path.with_name(f"cut{n}.h5"))
         files[-1].write_bytes(sample.data[:n])
-    raised = read_all(files)
+    raised = only_xref_errors(read_all(files))
     assert all(r and r[0].startswith("open ") for r in raised.values())
 
 
