@@ -18,6 +18,7 @@ from oracle import assert_same
 
 import xref
 from xref import ReferenceArray, UnreadableMemberWarning
+from xref.errors import UnsupportedError
 
 DATA = np.arange(600, dtype="f4").reshape(20, 30)
 
@@ -63,7 +64,7 @@ def test_arguments_are_checked(make: Callable[..., Path], tmp_path: Path) -> Non
         open_h5(path, reader="quick")
     with pytest.raises(ValueError, match="external"):
         open_h5(path, external="some")
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="unknown"):
         open_h5(path, unknown=1)
     with pytest.raises(FileNotFoundError):
         open_h5(tmp_path / "absent.h5")
@@ -73,7 +74,7 @@ def test_arguments_are_checked(make: Callable[..., Path], tmp_path: Path) -> Non
     with pytest.raises(OSError, match="signature"):
         open_h5(tmp_path / "text.h5")
     (tmp_path / "empty.h5").write_bytes(b"")
-    with pytest.raises(OSError, match=r"."):
+    with pytest.raises(OSError, match="signature"):
         open_h5(tmp_path / "empty.h5")
     with pytest.raises(OSError, match="/dev/null"):
         open_h5(Path("/dev/null"))
@@ -130,28 +131,33 @@ def test_a_missing_group_is_an_error_that_names_it(
 # --- reference datasets -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (2, 2, 2), (0,), (0, 3)])
+REFERENCE_SHAPES = [(), (1,), (5,), (2, 3), (2, 2, 2), (0,), (0, 3)]
+REFERENCE_STORAGE = [
+    {},
+    {"chunks": True},
+    {"chunks": True, "compression": "gzip"},
+    {"chunks": True, "shuffle": True, "fletcher32": True},
+    {"maxshape": "unlimited"},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"chunks": True},
-        {"chunks": True, "compression": "gzip"},
-        {"chunks": True, "shuffle": True, "fletcher32": True},
-        {"maxshape": "unlimited"},
-    ],
+    ("shape", "options"),
+    # Scalar datasets have one storage.
+    [(s, o) for s in REFERENCE_SHAPES for o in REFERENCE_STORAGE if s or not o],
     ids=str,
 )
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_reference_datasets_of_any_shape_and_storage_open(
     make: Callable[..., Path], shape: tuple[int, ...], options: dict[str, Any], libver: str
 ) -> None:
-    if not shape and options:
-        pytest.skip("scalar datasets have one storage")
     options = dict(options)
-    if options.get("chunks"):
+    if "chunks" in options:
         options["chunks"] = (2,) * len(shape)
-    options["maxshape"] = (None,) * len(shape) if options else None
+        # Only axes that can grow take chunks longer than they are.
+        options["maxshape"] = tuple(n if n >= 2 else None for n in shape)
+    elif "maxshape" in options:
+        options["maxshape"] = (None,) * len(shape)
     path = make(lambda f: add_regions(f, "refs", shape, **options), libver=libver)
     with open_h5(path) as ds:
         refs = ds["refs"]
@@ -163,11 +169,8 @@ def test_reference_datasets_of_any_shape_and_storage_open(
         resolved = refs.h5ref.resolve()
         assert resolved.sizes.keys() >= set(refs.dims)
         if refs.size:
-            assert resolved.shape == (*shape, 2, 3)
-            assert (
-                resolved.values.reshape(-1, 2, 3)[-1][0, 0]
-                == DATA[refs.size - 1, refs.size - 1]
-            )
+            expected = np.array([DATA[k : k + 2, k : k + 3] for k in range(refs.size)])
+            assert_same(resolved, expected.reshape(*shape, 2, 3))
         else:
             assert resolved.size == 0
 
@@ -300,9 +303,8 @@ def test_unreadable_members_are_left_out_with_a_warning(make: Callable[..., Path
     with pytest.warns(UnreadableMemberWarning) as caught:
         ds = open_h5(path)
     with ds:
-        assert {"refs", "data", "soft_data"} <= set(ds.variables)
+        assert set(ds.variables) == {"data", "null", "opaque", "refs", "soft_data"}
         assert ds["null"].size == 0
-        assert not {"time", "soft"} & set(ds.variables)
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve()[2], DATA[2:4, 2:5])
     messages = [str(w.message) for w in caught]
     for name in ("time", "soft"):
@@ -335,18 +337,35 @@ def test_references_of_hdf5_112_do_not_stop_the_rest(
             assert_same(ds[member], file["Group1"][member][...], member)
 
 
+# How many members and attributes of a root group are left out, and why.
+LEFT_OUT = {
+    "hdf5/h5diff_attr1.h5": 6,  # opaque attributes, which h5py cannot read
+    "hdf5/tattr2.h5": 6,  # the same
+    "hdf5/h5repack_objs.h5": 2,  # links to nothing
+    "hdf5/trefer_attr.h5": 1,  # references of HDF5 1.12
+    "hdf5/trefer_grp.h5": 1,
+    "hdf5/trefer_obj.h5": 2,
+    "hdfview/bug1604_CompoundTest.h5": 1,  # region references in compounds
+    "hdfview/h5ex_t_cpxcmpd.h5": 1,
+}
+
+
 def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
     import json
 
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
+    left_out = {}
     for row in manifest["files"]:
         if row["role"] == "damaged":
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of xarray, about odd times, as well
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # of xarray, about odd times, as well
             with open_h5(corpus / row["file"], decode_times=False) as ds:
                 assert str(ds)
                 assert ds._repr_html_()
+        n = sum(issubclass(w.category, UnreadableMemberWarning) for w in caught)
+        left_out |= {row["file"]: n} if n else {}
+    assert left_out == LEFT_OUT
 
 
 def test_attributes_that_hold_references_are_plain_elements(make: Callable[..., Path]) -> None:
@@ -434,13 +453,19 @@ KEYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("storage", STORAGE)
-@pytest.mark.parametrize("reader", ["auto", "h5py"])
+@pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
 def test_ordinary_variables_equal_those_of_h5py(
     ordinary: Path, storage: str, reader: str
 ) -> None:
+    if (storage, reader) == ("lzf", "direct"):
+        pytest.importorskip("imagecodecs")
     with h5py.File(ordinary) as file, open_h5(ordinary, group=storage, reader=reader) as ds:
         assert set(ds.variables) == {*VALUES, "text"}
         for name, variable in ds.variables.items():
+            if (name, reader) == ("text", "direct"):
+                with pytest.raises(UnsupportedError):
+                    variable.load()
+                continue
             item = file[storage][name]
             whole = item.asstr()[...] if name == "text" else item[...]
             for label, key in KEYS.items():
@@ -448,8 +473,8 @@ def test_ordinary_variables_equal_those_of_h5py(
                 for axis, k in reversed(list(enumerate(expand(key, 3)))):
                     expected = expected[(slice(None),) * axis + (k,)]
                 got = variable.copy(deep=False)[key].values
-                np.testing.assert_array_equal(got, expected, err_msg=f"{name} {label}")
-                assert got.dtype.kind == whole.dtype.kind, name
+                assert_same(got, np.asarray(expected, whole.dtype), (name, label))
+                assert h5py.check_enum_dtype(got.dtype) == h5py.check_enum_dtype(whole.dtype)
             p = xr.Variable("p", [3, 0, 5])
             picked = variable[p, xr.Variable("p", [1, 1, 4])].values
             np.testing.assert_array_equal(picked, whole[[3, 0, 5], [1, 1, 4]], err_msg=name)
