@@ -34,7 +34,10 @@ class Answer:
 
 
 def answer(dataset: h5py.Dataset, region: Any) -> Answer:
-    """What resolving ``region``, a region reference or a SpaceID, has to give."""
+    """What resolving ``region`` has to give: a region or object reference, or a SpaceID."""
+    if isinstance(region, h5py.Reference) and not isinstance(region, h5py.RegionReference):
+        whole = read_flat(dataset, dataset.id.get_space())
+        return Answer(whole, dataset.shape, None)
     space = region if isinstance(region, h5s.SpaceID) else h5r.get_region(region, dataset.id)
     places = positions(space)
     return Answer(read_flat(dataset, space), result_shape(space, places), bounds(space, places))

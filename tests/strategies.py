@@ -127,19 +127,22 @@ HYPER_OPS = {
 class Selected:
     """A drawn selection.
 
-    ``kind`` is "null", "all", "none", "points" (``data``: coordinates), "hyper"
-    (``data``: steps of operation, start, count, stride and block), or "numpy"
-    (``data``: an index for ``dataset.regionref``).
+    ``kind`` is "null", "object" (no selection, a reference to the dataset), "all",
+    "none", "points" (``data``: coordinates), "hyper" (``data``: steps of operation,
+    start, count, stride and block), or "numpy" (``data``: an index for
+    ``dataset.regionref``).
     """
 
     kind: str
     data: Any = None
 
 
-def select(dataset: h5py.Dataset, selected: Selected) -> h5py.RegionReference | None:
-    """Make the region reference of a drawn selection; None for a null one."""
+def select(dataset: h5py.Dataset, selected: Selected) -> h5py.Reference | None:
+    """Make the reference of a drawn selection; None for a null one."""
     if selected.kind == "null":
         return None
+    if selected.kind == "object":
+        return dataset.ref
     if selected.kind == "numpy":
         return dataset.regionref[selected.data]
     space = dataset.id.get_space()
@@ -371,6 +374,7 @@ class Holder:
 
     shape: tuple[int, ...]
     layout: str  # "contiguous", "chunked", "gzip+shuffle" or "resizable"
+    kind: str  # "region" or "object"
 
     @property
     def size(self) -> int:
@@ -386,8 +390,7 @@ class Holder:
             options |= {"compression": "gzip", "shuffle": True}
         if self.layout == "resizable" and self.shape:
             options |= {"maxshape": (None,) * len(self.shape)}
-        regions = any(isinstance(r, h5py.RegionReference) for r in references)
-        dtype = h5py.regionref_dtype if regions or not self.size else h5py.ref_dtype
+        dtype = h5py.regionref_dtype if self.kind == "region" else h5py.ref_dtype
         dataset = group.create_dataset(name, self.shape, dtype=dtype, **options)
         for place, reference in zip(np.ndindex(self.shape), references, strict=True):
             if reference is not None:
@@ -396,7 +399,7 @@ class Holder:
 
 
 @st.composite
-def holders(draw: st.DrawFn) -> Holder:
+def holders(draw: st.DrawFn, kinds: tuple[str, ...]) -> Holder:
     shape = draw(
         st.one_of(
             st.just(()),
@@ -406,7 +409,7 @@ def holders(draw: st.DrawFn) -> Holder:
         )
     )
     layouts = ("contiguous", "chunked", "gzip+shuffle", "resizable")
-    return Holder(shape, draw(st.sampled_from(layouts)))
+    return Holder(shape, draw(st.sampled_from(layouts)), draw(st.sampled_from(kinds)))
 
 
 # --- files -------------------------------------------------------------------------
@@ -433,7 +436,8 @@ class Drawn:
             datasets = [t.create(file, f"t{i}") for i, t in enumerate(self.targets)]
             made = [select(datasets[i], selected) for i, selected in self.references]
             if all(r is None for r in made):
-                made[0] = datasets[0].regionref[...]
+                region = self.holder.kind == "region"
+                made[0] = datasets[0].regionref[...] if region else datasets[0].ref
             self.holder.create(file, "refs", made)
 
 
@@ -441,10 +445,12 @@ class Drawn:
 def files(draw: st.DrawFn, *, n_targets: int = 1, same_size: bool = False) -> Drawn:
     """Files of one or more targets and references to them.
 
-    All targets have one type. With ``same_size`` they have one rank too and every
+    All targets have one type. The references are to regions, and in a quarter of the
+    files to objects. With ``same_size`` the targets have one rank too and every
     reference selects a box of one shape, so that the results stack.
     """
-    holder = draw(holders())
+    kinds = ("region",) if same_size else ("region", "region", "region", "object")
+    holder = draw(holders(kinds))
     if same_size:
         first = draw(targets(empty=False))
         chosen = [first] + [
@@ -463,7 +469,13 @@ def files(draw: st.DrawFn, *, n_targets: int = 1, same_size: bool = False) -> Dr
     for _ in range(holder.size):
         at = draw(st.integers(0, n_targets - 1))
         shape = chosen[at].shape
-        references.append((at, draw(boxes(shape, size) if same_size else selections(shape))))
+        if holder.kind == "object":
+            selected = st.sampled_from(
+                [Selected(kind) for kind in ("object", "object", "null")]
+            )
+        else:
+            selected = boxes(shape, size) if same_size else selections(shape)
+        references.append((at, draw(selected)))
     return Drawn(
         tuple(chosen),
         holder,

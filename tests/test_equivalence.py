@@ -109,9 +109,10 @@ def test_each_reference_says_and_gives_what_h5py_does(drawn: Drawn, folder: Path
             assert reference
             assert reference.kind == "dataset"
             assert reference.path == path
-            assert reference.bounds == expected.bounds
-            assert reference.shape == expected.shape
-            assert reference.size == len(expected.values)
+            if drawn.holder.kind == "region":
+                assert reference.bounds == expected.bounds
+                assert reference.shape == expected.shape
+                assert reference.size == len(expected.values)
             assert_same(reference.resolve(), expected.array, reference)
 
 
@@ -358,7 +359,10 @@ def test_a_strided_slice_keeps_its_rank(table: Table) -> None:
 
 
 def test_a_slice_of_strides_wider_than_a_chunk_keeps_its_rank(table: Table) -> None:
-    table.check(lambda d: d.regionref[tuple(slice(0, n, n // 2 + 1) for n in d.shape)])
+    def make(dataset: h5py.Dataset) -> Any:
+        return dataset.regionref[tuple(slice(0, n, n // 2 + 1) for n in dataset.shape)]
+
+    table.check(make, (2,) * len(table.shape))
 
 
 def test_a_strided_slice_of_blocks_is_an_outer_product(table: Table) -> None:
@@ -427,7 +431,9 @@ def test_points_come_in_stored_order_with_duplicates(table: Table) -> None:
         space.select_elements(np.array(listed, dtype=np.uint64))
         return region_of(dataset, space)
 
-    assert table.check(make, (5,)).values[0] == table.check(make).values[2]
+    values = distinct_values(table.shape, np.dtype("<i4"))
+    expected = [values[tuple(spot)] for spot in listed]
+    assert table.check(make, (5,)).values.tolist() == expected
 
 
 def test_a_boolean_mask_is_flat(table: Table) -> None:
