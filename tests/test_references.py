@@ -391,7 +391,7 @@ def test_bool_is_the_mask_of_references_that_are_not_null(ds: xr.Dataset) -> Non
     assert ds["line"].astype(bool).values.tolist() == [True] * 11 + [False]
     assert ds["objects"].data.astype(bool).tolist() == [True] * 4 + [False]
     assert np.asarray(ds["objects"].data, dtype=bool).tolist() == [True] * 4 + [False]
-    assert ds["line"].notnull().shape == (12,)
+    assert ds["line"].notnull().values.tolist() == [True] * 11 + [False]
     assert ds["line"].data.astype(object) is ds["line"].data
     with pytest.raises(TypeError):
         ds["line"].data.astype(float)

@@ -163,7 +163,7 @@ def test_blocks_of_a_regular_hyperslab_are_recognised(slab: Hyperslab) -> None:
         )
 
 
-@given(union=unions())
+@given(union=st.one_of(unions(), outer_products()))
 def test_what_is_called_regular_holds_the_same_elements(union) -> None:
     shape, start, stop = union
     regular, *columns = regular_from_blocks(start[None], stop[None])
