@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_ragged_and_padded_layouts_equal_h5py(path: Path, ds: xr.Dataset) -> Non
     ],
     ids=str,
 )
-def test_chunks_cut_at_whole_regions(ds: xr.Dataset, chunks: Any, expected: Any) -> None:
+def test_chunks_are_those_asked_for(ds: xr.Dataset, chunks: Any, expected: Any) -> None:
     rois = ds["data_rois"].rename({ds["data_rois"].dims[0]: "rois"})
     stacked = rois.h5ref.resolve(chunks=chunks)
     assert stacked.chunks == expected
@@ -639,25 +640,16 @@ def test_references_along_a_dimension_named_axis_have_a_table(tmp_path: Path) ->
 @pytest.mark.parametrize("chunks", [0, -2, "typo", {"typo": 5}, 1.5, True])
 def test_chunks_that_cannot_be_are_refused_everywhere(ds: xr.Dataset, chunks: Any) -> None:
     rois = ds["data_rois"].h5ref
-    for call in (rois.resolve, rois.mean, lambda chunks: rois.resolve("ragged", chunks=chunks)):
+    for call in (
+        rois.resolve,
+        partial(rois.resolve, "ragged"),
+        partial(rois.resolve, "pad"),
+        rois.mean,
+        partial(rois.map, np.median, dtype=float),
+        partial(rois.reduce, np.median),
+    ):
         with pytest.raises(ValueError, match="chunks"):
             call(chunks=chunks)
-
-
-def test_strided_indices_are_planned_by_axis_not_by_element(tmp_path: Path) -> None:
-    path = tmp_path / "strided.h5"
-    image = np.arange(64 * 64).reshape(64, 64)
-    with h5py.File(path, "w") as file:
-        d = file.create_dataset("d", data=image, chunks=(16, 16))
-        space = h5py.h5s.create_simple(d.shape)
-        space.select_hyperslab((1, 0), (20, 21), stride=(3, 3), block=(2, 2))
-        refs = file.create_dataset("r", (1,), dtype=h5py.regionref_dtype)
-        refs[0] = h5py.h5r.create(d.id, b".", h5py.h5r.DATASET_REGION, space)
-    rows = [y for y in range(64) if y >= 1 and (y - 1) % 3 < 2 and (y - 1) // 3 < 20]
-    columns = [x for x in range(64) if x % 3 < 2 and x // 3 < 21]
-    with xr.open_dataset(path, engine="h5ref") as ds:
-        np.testing.assert_array_equal(ds["d"][::2, 5::7], image[::2, 5::7])
-        np.testing.assert_array_equal(ds["r"].h5ref.resolve()[0], image[np.ix_(rows, columns)])
 
 
 def test_references_through_another_path_of_one_file_are_equal(tmp_path: Path) -> None:

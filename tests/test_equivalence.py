@@ -639,8 +639,14 @@ def test_a_result_out_of_proportion_is_refused_before_it_is_made(path: Path) -> 
         refs[0] = dataset.regionref[...]
     (reference,) = open_refs(path).values
     assert reference.shape == (side, side)
-    with pytest.raises(xref.XrefError, match="large_results"):
-        reference.resolve().load()
+    tracemalloc.start()
+    try:
+        with pytest.raises(xref.XrefError, match="large_results"):
+            reference.resolve().load()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def test_object_references_give_the_whole_dataset(path: Path) -> None:

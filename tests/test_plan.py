@@ -164,6 +164,19 @@ def test_steps_of_any_width_against_chunks_of_any_width(stride: int, chunk: int)
     assert out.reshape(expected.shape).tolist() == expected.tolist()
 
 
+def test_strided_blocks_are_planned_by_axis_not_by_element() -> None:
+    image = np.arange(64 * 64).reshape(64, 64)
+    slab = Hyperslab((1, 0), (3, 3), (20, 21), (2, 2))
+    plan, _, offsets = plan_all([slab], image.shape, (16, 16), 1 << 20)
+    assert offsets[-1] == 40 * 42
+    assert len(plan.dst) == 4
+    out = np.empty(offsets[-1], dtype=image.dtype)
+    read_plan(plan, ArrayLoader(image, (16, 16)), out)
+    rows = [y for y in range(64) if y >= 1 and (y - 1) % 3 < 2 and (y - 1) // 3 < 20]
+    columns = [x for x in range(64) if x % 3 < 2 and x // 3 < 21]
+    np.testing.assert_array_equal(out.reshape(40, 42), image[np.ix_(rows, columns)])
+
+
 def test_points_far_apart_need_one_chunk_each() -> None:
     side = 2**17
     spots = np.array([[i * side // 8, i * side // 9] for i in range(8)])
