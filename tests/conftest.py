@@ -41,7 +41,7 @@ SHARED_POOLS = (
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
 )
 
-THREAD_GRACE = 2.0  # seconds for threads that are on their way out
+THREAD_GRACE = 30.0  # seconds for threads that are on their way out
 
 passed = pytest.StashKey[bool]()
 

@@ -11,7 +11,6 @@ import faulthandler
 import json
 import os
 import random
-import resource
 import signal
 import struct
 import subprocess
@@ -24,12 +23,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import h5py
 import numpy as np
 import pytest
-
-LIMIT = 5.0  # seconds for one file
-MEMORY = 8 << 30  # bytes of address space for one file
+from forks import PATIENCE, in_fork
 
 # --- the program that reads one file to the end -----------------------------------------
 
@@ -91,47 +89,12 @@ def exercise(filename: str, groups: list[str]) -> list[str]:
     return raised
 
 
-def in_child(action: Callable[[], Any]) -> dict[str, Any]:
-    """Run an action in a fork; return its result, or how the fork died."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(read)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        try:
-            answer = {"result": action()}
-        except Exception as error:  # noqa: BLE001 - told to the parent
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        with os.fdopen(write, "w") as pipe:
-            json.dump(answer, pipe)
-        os._exit(0)
-    os.close(write)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    try:
-        with os.fdopen(read) as pipe:
-            text = pipe.read()
-        _, status = os.waitpid(child, 0)
-    except TimeoutError:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return {"died": f"still running after {LIMIT} s"}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    if os.WIFSIGNALED(status):
-        return {"died": f"signal {signal.Signals(os.WTERMSIG(status)).name}"}
-    return json.loads(text)
-
-
 def main() -> None:
     import dask
 
     import xref
 
-    def interrupt(*_: Any) -> None:
-        raise TimeoutError
-
     faulthandler.enable()
-    signal.signal(signal.SIGALRM, interrupt)
     warnings.simplefilter("ignore")
     dask.config.set(scheduler="synchronous")
     with tempfile.TemporaryDirectory() as folder, xref.set_options(threads=1):
@@ -142,8 +105,8 @@ def main() -> None:
     answers = []
     for filename in json.load(sys.stdin):
         # HDF5 itself may fail to list a file; then its root is tried alone.
-        groups = in_child(lambda f=filename: list_groups(f)).get("result", ["/"])
-        answers.append(in_child(lambda f=filename, g=groups: exercise(f, g)))
+        groups = in_fork(lambda f=filename: list_groups(f)).get("result", ["/"])
+        answers.append(in_fork(lambda f=filename, g=groups: exercise(f, g)))
         if "died" in answers[-1]:
             print(f"{filename}: {answers[-1]}", file=sys.stderr)  # noqa: T201
     json.dump(answers, sys.stdout)
@@ -159,7 +122,7 @@ def read_all(filenames: list[Path]) -> dict[str, list[str]]:
         input=json.dumps([str(f) for f in filenames]),
         capture_output=True,
         text=True,
-        timeout=LIMIT * 2 * len(filenames) + 60,
+        timeout=2 * PATIENCE * len(filenames) + 60,
         check=False,
     )
     assert not done.returncode, done.stderr[-5000:]
@@ -188,6 +151,20 @@ def refused_by_hdf5(error: str) -> bool:
     """Whether a group did not open, by an exception that h5py makes of HDF5's errors."""
     refusals = (": other: OSError: ", ": other: RuntimeError: Can't get info for object")
     return error.startswith("open ") and any(r in error for r in refusals)
+
+
+def test_a_crash_a_hang_and_an_error_of_a_fork_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hang() -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(forks, "SECONDS", 1)
+    crash = in_fork(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert crash == {"died": "signal SIGKILL"}
+    assert in_fork(hang) == {"died": "signal SIGXCPU"}
+    assert in_fork(lambda: [][0]) == {"error": "IndexError: list index out of range"}
 
 
 def test_damaged_files_of_the_corpus_open_or_raise(corpus: Path) -> None:
