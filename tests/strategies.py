@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -391,11 +392,23 @@ class Holder:
         if self.layout == "resizable" and self.shape:
             options |= {"maxshape": (None,) * len(self.shape)}
         dtype = h5py.regionref_dtype if self.kind == "region" else h5py.ref_dtype
-        dataset = group.create_dataset(name, self.shape, dtype=dtype, **options)
-        for place, reference in zip(np.ndindex(self.shape), references, strict=True):
-            if reference is not None:
-                dataset[place] = reference
-        return dataset
+        return write_references(group, name, references, self.shape, dtype=dtype, **options)
+
+
+def write_references(
+    group: h5py.Group,
+    name: str,
+    references: Sequence[h5py.Reference | None],
+    shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> h5py.Dataset:
+    """Write references, of regions unless ``dtype`` says so; None leaves a null one."""
+    shape = (len(references),) if shape is None else shape
+    dataset = group.create_dataset(name, shape, **{"dtype": h5py.regionref_dtype} | options)
+    for place, reference in zip(np.ndindex(shape), references, strict=True):
+        if reference is not None:
+            dataset[place] = reference
+    return dataset
 
 
 @st.composite

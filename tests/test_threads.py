@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dask
 import h5py
 import numpy as np
 import pytest
@@ -129,12 +130,15 @@ def test_schedulers_give_equal_values(path: Path, scheduler: str) -> None:
         stacked = ds["gzip_rois"].h5ref.resolve(chunks=50)
         ragged = ds["gzip_rois"].h5ref.resolve("ragged", chunks=50)["gzip"]
         means = ds["gzip_rois"].h5ref.mean(chunks=50)
+        medians = ds["gzip_rois"].h5ref.reduce(np.median, chunks=50)
         options = {"scheduler": scheduler}
         if scheduler == "processes":
             options["num_workers"] = 2
         np.testing.assert_array_equal(stacked.compute(**options), PATCHES)
         np.testing.assert_array_equal(ragged.compute(**options), PATCHES.ravel())
-        np.testing.assert_allclose(means.compute(**options), PATCHES.mean((1, 2)))
+        means, medians = dask.compute(means, medians, **options)
+        np.testing.assert_allclose(means, PATCHES.mean((1, 2)))
+        np.testing.assert_array_equal(medians, np.median(PATCHES, (1, 2)))
 
 
 def test_many_threads_with_many_decoding_threads(path: Path) -> None:
