@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_regions import describe, elements, points, slabs, unions
+from selections import describe, elements, points, slabs, unions
 
 from xref.columns import row_offsets
 from xref.errors import UnsupportedError
