@@ -14,11 +14,15 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h5py
 import pytest
+import xarray as xr
 from hypothesis import settings
+from rois import write_rois
 
 from xref.h5file import close_files
 
@@ -56,6 +60,52 @@ def corpus() -> Path:
             pytest.fail(f"XREF_CORPUS names {folder}, which is no folder")
         pytest.skip(f"no corpus at {folder}; XREF_CORPUS names it")
     return folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test writes its one file."""
+    return tmp_path / "file.h5"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file with a function of its h5py.File."""
+
+    def write(fill: Callable[[h5py.File], None], name: str = "file.h5", **options: Any) -> Path:
+        with h5py.File(tmp_path / name, "w", **options) as file:
+            fill(file)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def rois_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `rois`, which no test writes to."""
+    path = tmp_path_factory.mktemp("rois") / "rois.h5"
+    write_rois(path)
+    return path
+
+
+@pytest.fixture
+def rois_ds(rois_path: Path) -> Iterator[xr.Dataset]:
+    with xr.open_dataset(rois_path, engine="h5ref") as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
+    """Open the variable ``refs`` of a file, which is closed when the test ends."""
+    opened: list[xr.Dataset] = []
+
+    def open_file(path: Path, **options: Any) -> xr.DataArray:
+        opened.append(xr.open_dataset(path, engine="h5ref", **options))
+        return opened[-1]["refs"]
+
+    yield open_file
+    for dataset in opened:
+        dataset.close()
 
 
 @pytest.hookimpl(wrapper=True)

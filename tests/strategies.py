@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ if importlib.util.find_spec("imagecodecs") is None:
     INDIRECT += ("lzf", "zstd", "blosc", "lz4", "bitshuffle")
 """Layouts that reader="direct" refuses and others leave to h5py."""
 
+READERS = ("auto", "direct", "h5py")
 HAVE_PLUGINS = importlib.util.find_spec("hdf5plugin") is not None
 
 LIBVERS = ("earliest", "latest", ("earliest", "v108"), ("v108", "v110"), ("v110", "latest"))
@@ -176,6 +177,45 @@ def has_inverted_block(space: h5s.SpaceID) -> bool:
 def region_of(dataset: h5py.Dataset, space: h5s.SpaceID) -> h5py.RegionReference:
     """Make a region reference from a dataspace."""
     return h5r.create(dataset.id, b".", h5r.DATASET_REGION, space)
+
+
+Make = Callable[[h5py.Dataset], h5py.RegionReference]
+
+
+def hyperslabs(*boxes: tuple[Any, Any], op: int = h5s.SELECT_OR) -> Make:
+    """Unite boxes, each of (start, shape)."""
+
+    def make(dataset: h5py.Dataset) -> h5py.RegionReference:
+        space = dataset.id.get_space()
+        for i, (start, shape) in enumerate(boxes):
+            ones = (1,) * len(start)
+            space.select_hyperslab(start, ones, ones, shape, op if i else h5s.SELECT_SET)
+        return region_of(dataset, space)
+
+    return make
+
+
+def listed_points(points: Any) -> Make:
+    """Select elements by their coordinates, in that order."""
+
+    def make(dataset: h5py.Dataset) -> h5py.RegionReference:
+        space = dataset.id.get_space()
+        space.select_elements(np.array(points, dtype=np.uint64))
+        return region_of(dataset, space)
+
+    return make
+
+
+def everything(dataset: h5py.Dataset) -> h5py.RegionReference:
+    """Select "all", which grows with the dataset."""
+    return region_of(dataset, dataset.id.get_space())
+
+
+def nothing(dataset: h5py.Dataset) -> h5py.RegionReference:
+    """Select "none"."""
+    space = dataset.id.get_space()
+    space.select_none()
+    return region_of(dataset, space)
 
 
 @st.composite
@@ -409,6 +449,29 @@ def write_references(
         if reference is not None:
             dataset[place] = reference
     return dataset
+
+
+def write_regions(
+    path: Path,
+    datasets: dict[str, Any],
+    regions: dict[str, list[tuple[str, Any] | None]],
+    **options: Any,
+) -> None:
+    """Write datasets and variables of region references, each of (target, key) or null.
+
+    A key that is a function gets the dataset and returns the reference. The options
+    are those of the datasets.
+    """
+    with h5py.File(path, "w") as file:
+        for name, data in datasets.items():
+            file.create_dataset(name, data=data, **options)
+        for name, pairs in regions.items():
+            made = [pair and make_region(file[pair[0]], pair[1]) for pair in pairs]
+            write_references(file, name, made)
+
+
+def make_region(dataset: h5py.Dataset, key: Any) -> h5py.RegionReference:
+    return key(dataset) if callable(key) else dataset.regionref[key]
 
 
 @st.composite

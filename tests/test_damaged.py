@@ -396,24 +396,6 @@ def test_a_chunk_that_does_not_inflate_to_its_size_raises(
             ds["regions"][:1].h5ref.resolve().load()
 
 
-def test_a_region_of_a_dataset_that_shrank_raises(sample: Sample) -> None:
-    import xarray as xr
-
-    import xref
-
-    with h5py.File(sample.path, "r+") as file:
-        file["packed"].resize((39, 50))
-    with xr.open_dataset(sample.path, engine="h5ref") as ds:
-        regions = ds["regions"]
-        for row in (2, 3):
-            message = rf"sample\.h5: region reference {row} of '/regions'.*\(39, 50\)"
-            with pytest.raises(xref.SelectionError, match=message):
-                regions[row : row + 1].h5ref.resolve()
-            with pytest.raises(xref.SelectionError, match=r"\(39, 50\)"):
-                regions.data[row].resolve()
-        np.testing.assert_array_equal(regions.data[0].resolve().values, PACKED[2:6, 10:30])
-
-
 def flips(sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int) -> Iterator[Path]:
     """Write copies of a file with one to three bytes changed within some ranges."""
     chance = random.Random(seed)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from strategies import region_of, write_references
+from strategies import region_of, write_references, write_regions
 
 import xref
 from xref import ObjectReference, ReferenceArray, RegionReference
@@ -89,6 +89,16 @@ def test_two_opens_of_a_file_give_equal_elements_and_a_copy_does_not(
     with xr.open_dataset(copy, engine="h5ref") as other:
         assert other["line"].values[0] != ds["line"].values[0]
         assert other["line"].values[11] == ds["line"].values[11]  # null
+
+
+def test_references_through_another_path_of_one_file_are_equal(tmp_path: Path) -> None:
+    path, link = tmp_path / "one.h5", tmp_path / "link.h5"
+    write_regions(path, {"d": np.arange(8)}, {"r": [("d", np.s_[0:2])]})
+    link.symlink_to(path)
+    with xr.open_dataset(path, engine="h5ref") as a, xr.open_dataset(link, engine="h5ref") as b:
+        assert a["r"].values[0] == b["r"].values[0]
+        assert hash(a["r"].values[0]) == hash(b["r"].values[0])
+        assert (a["r"] == b["r"]).all()
 
 
 @pytest.mark.parametrize("libver", ["earliest", ("v110", "v110"), ("v112", "v112"), "latest"])
