@@ -60,10 +60,8 @@ def write_rois(path: Path) -> None:
         file.create_group("more")["v"] = np.arange(3)
 
         def objects(name: str, *targets: str | None) -> None:
-            refs = file.create_dataset(name, (len(targets),), dtype=h5py.ref_dtype)
-            for k, target in enumerate(targets):
-                if target:
-                    refs[k] = file[target].ref
+            refs = [target and file[target].ref for target in targets]
+            write_references(file, name, refs, dtype=h5py.ref_dtype)
 
         objects("equal", "parts/a", "parts/b", "parts/c")
         objects("unequal", "parts/a", "parts/long")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from samples import DATA, add_regions, open_h5
+from strategies import write_references
 
 import xref
 from xref import UnreadableMemberWarning
@@ -166,8 +167,8 @@ def test_files_with_short_addresses_open_whole(tmp_path: Path, offset_size: int)
             file[name].make_scale(name)
             d.dims[axis].attach_scale(file[name])
         for name, options in {"r": {}, "packed": {"chunks": (2,), "compression": 4}}.items():
-            refs = file.create_dataset(name, (3,), dtype=h5py.regionref_dtype, **options)
-            refs[0], refs[1] = d.regionref[1:3, 2:4], d.regionref[0:2, 0:2]
+            regions = [d.regionref[1:3, 2:4], d.regionref[0:2, 0:2], None]
+            write_references(file, name, regions, **options)
         file.create_dataset("o", (2,), dtype=h5py.ref_dtype)[0] = d.ref
         d.attrs["region"], d.attrs["object"] = d.regionref[0:2], file["y"].ref
         record = np.dtype([("n", "i4"), ("target", h5py.ref_dtype)])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from rois import DATA, STARTS, TIMES, WHOLE, regions_of
-from strategies import write_regions
+from strategies import write_references, write_regions
 
 import xref
 
@@ -135,8 +135,7 @@ def test_functions_get_the_items_of_array_types(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         d = file.create_dataset("d", (8,), dtype=np.dtype(("i8", (3,))))
         d[...] = values
-        refs = file.create_dataset("r", (2,), dtype=h5py.regionref_dtype)
-        refs[0], refs[1] = d.regionref[0:2], d.regionref[4:8]
+        write_references(file, "r", [d.regionref[0:2], d.regionref[4:8]])
     with xr.open_dataset(path, engine="h5ref") as ds:
         medians = ds["r"].h5ref.reduce(np.median)
         assert medians.values.tolist() == [np.median(values[0:2]), np.median(values[4:8])]

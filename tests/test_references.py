@@ -26,21 +26,16 @@ def write(path: Path, libver: Any = None) -> Path:
         data = file.create_dataset("data", data=DATA)
         other = file.create_dataset("deep/other", data=DATA[::-1] * 2)
         regions = [data.regionref[i : i + 4, 2 * i : 2 * i + 6] for i in range(11)]
-        line = file.create_dataset("line", (12,), dtype=h5py.regionref_dtype)
-        line[:11] = np.array(regions, dtype=h5py.regionref_dtype)
-        grid = file.create_dataset("grid", (3, 4), dtype=h5py.regionref_dtype)
-        flat = np.array(regions[:6] + [other.regionref[:4, :6]] * 6, dtype=h5py.regionref_dtype)
-        grid[...] = flat.reshape(3, 4)
-        file.create_dataset("zero", (), dtype=h5py.regionref_dtype)[()] = regions[3]
+        write_references(file, "line", [*regions, None])
+        grid = regions[:6] + [other.regionref[:4, :6]] * 6
+        write_references(file, "grid", grid, (3, 4))
+        write_references(file, "zero", [regions[3]], ())
         objects = file.create_dataset("objects", (5,), dtype=h5py.ref_dtype)
         objects[:4] = np.array(
             [data.ref, other.ref, data.ref, file["deep"].ref], h5py.ref_dtype
         )
-        kinds = file.create_dataset("kinds", (4,), dtype=h5py.regionref_dtype)
-        kinds[0] = data.regionref[...]
-        kinds[1] = data.regionref[np.eye(40, 50, dtype=bool)]
-        kinds[2] = data.regionref[2:9:3, 1:4]
-        kinds[3] = data.regionref[:, [1, 7]]
+        kinds = [np.s_[...], np.eye(40, 50, dtype=bool), np.s_[2:9:3, 1:4], np.s_[:, [1, 7]]]
+        write_references(file, "kinds", [data.regionref[key] for key in kinds])
     return path
 
 

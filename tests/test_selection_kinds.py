@@ -57,7 +57,7 @@ class Table:
             dataset[...] = distinct_values(self.shape, dtype)
             region = make(dataset)
             expected = oracle.answer(dataset, region)
-            file.create_dataset("refs", (2,), dtype=h5py.regionref_dtype)[:] = [region, region]
+            write_references(file, "refs", [region, region])
         if shape is not None:
             assert expected.shape == shape
         for reader in READERS:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from forks import in_fork
+from strategies import write_references
 
 import xref
 
@@ -40,8 +41,7 @@ def path(tmp_path: Path) -> Path:
                 name, data=DATA, chunks=None if name == "raw" else (32, 32), **options
             )
             regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
-            line = file.create_dataset(f"{name}_rois", (N,), dtype=h5py.regionref_dtype)
-            line[:] = np.array(regions, dtype=h5py.regionref_dtype)
+            write_references(file, f"{name}_rois", regions)
         file["texts"] = np.array(["a", "bb", "ccc"] * 10, dtype=object)
         objects = file.create_dataset("objects", (3,), dtype=h5py.ref_dtype)
         objects[:] = np.array([file[n].ref for n in stored], dtype=h5py.ref_dtype)
@@ -195,7 +195,7 @@ def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> N
         with h5py.File(tmp_path / f"{k}.h5", "w") as file:
             data = file.create_dataset("data", data=DATA + 1000 * k, chunks=(32, 32))
             regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
-            file.create_dataset("rois", data=regions, dtype=h5py.regionref_dtype)
+            write_references(file, "rois", regions)
     with xr.set_options(file_cache_maxsize=1):
         datasets = [xr.open_dataset(tmp_path / f"{k}.h5", engine="h5ref") for k in range(3)]
 
