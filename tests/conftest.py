@@ -3,7 +3,8 @@
 Environment variables:
 
 - ``XREF_CORPUS``: folder of files from other writers; by default
-  ``shared/corpus`` beside the repository. Tests that need it skip without it.
+  ``shared/corpus`` beside the repository. Tests that need it skip without it, and
+  fail where the variable names no folder.
 - ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default) or ``long``.
 """
 
@@ -13,11 +14,15 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h5py
 import pytest
+import xarray as xr
 from hypothesis import settings
+from rois import write_rois
 
 from xref.h5file import close_files
 
@@ -38,22 +43,69 @@ settings.load_profile(os.environ.get("XREF_HYPOTHESIS_PROFILE", "ci"))
 SHARED_POOLS = (
     "xref-read",  # the pools of xref.readers, kept for the process
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
-    "Dask-Offload",  # distributed's pool for serialising large messages
-    "asyncio_",  # the default executor of an event loop that fsspec keeps
 )
 
-THREAD_GRACE = 2.0  # seconds for threads that are on their way out
+THREAD_GRACE = 30.0  # seconds for threads that are on their way out
 
 passed = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
 def corpus() -> Path:
-    """Folder of files from other writers, or skip."""
-    folder = Path(os.environ.get("XREF_CORPUS", REPOSITORY.parent / "shared" / "corpus"))
+    """Folder of files from other writers; skip without it, fail if it was named."""
+    named = os.environ.get("XREF_CORPUS")
+    folder = Path(named or REPOSITORY.parent / "shared" / "corpus")
     if not folder.is_dir():
+        if named:
+            pytest.fail(f"XREF_CORPUS names {folder}, which is no folder")
         pytest.skip(f"no corpus at {folder}; XREF_CORPUS names it")
     return folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test writes its one file."""
+    return tmp_path / "file.h5"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file with a function of its h5py.File."""
+
+    def write(fill: Callable[[h5py.File], None], name: str = "file.h5", **options: Any) -> Path:
+        with h5py.File(tmp_path / name, "w", **options) as file:
+            fill(file)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def rois_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `rois`, which no test writes to."""
+    path = tmp_path_factory.mktemp("rois") / "rois.h5"
+    write_rois(path)
+    return path
+
+
+@pytest.fixture
+def rois_ds(rois_path: Path) -> Iterator[xr.Dataset]:
+    with xr.open_dataset(rois_path, engine="h5ref") as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
+    """Open the variable ``refs`` of a file, which is closed when the test ends."""
+    opened: list[xr.Dataset] = []
+
+    def open_file(path: Path, **options: Any) -> xr.DataArray:
+        opened.append(xr.open_dataset(path, engine="h5ref", **options))
+        return opened[-1]["refs"]
+
+    yield open_file
+    for dataset in opened:
+        dataset.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,7 +118,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a passing test that leaves threads, or descriptors of its own files.
+    """Fail a passing test that leaves threads, or descriptors of temporary files.
 
     A failing test is not checked: its traceback keeps its objects alive.
     """
@@ -75,9 +127,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.node.stash.get(passed, False):
         return
     assert not (threads := leaked_threads(before)), f"threads still run: {threads}"
-    if "tmp_path" in request.node.funcargs:
-        folder = request.node.funcargs["tmp_path"]
-        assert not (files := leaked_files(folder)), f"files still open: {files}"
+    if factory := request.node.funcargs.get("tmp_path_factory"):
+        files = leaked_files(factory.getbasetemp())
+        assert not files, f"files still open: {files}"
 
 
 def leaked_threads(before: set[threading.Thread]) -> list[str]:

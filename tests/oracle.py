@@ -16,6 +16,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import xarray as xr
 from h5py import h5r, h5s
 
 
@@ -34,7 +35,10 @@ class Answer:
 
 
 def answer(dataset: h5py.Dataset, region: Any) -> Answer:
-    """What resolving ``region``, a region reference or a SpaceID, has to give."""
+    """What resolving ``region`` has to give: a region or object reference, or a SpaceID."""
+    if isinstance(region, h5py.Reference) and not isinstance(region, h5py.RegionReference):
+        whole = read_flat(dataset, dataset.id.get_space())
+        return Answer(whole, dataset.shape, None)
     space = region if isinstance(region, h5s.SpaceID) else h5r.get_region(region, dataset.id)
     places = positions(space)
     return Answer(read_flat(dataset, space), result_shape(space, places), bounds(space, places))
@@ -128,6 +132,12 @@ def distinct_chunks(chunks: tuple[int, ...], start: np.ndarray, shape: tuple[int
         grid = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1)
         touched.update(map(tuple, grid.reshape(-1, len(chunks)).tolist()))
     return len(touched)
+
+
+def values_of(dataset: xr.Dataset) -> xr.DataArray:
+    """The resolved values of a "ragged" or "pad" result, whatever their name."""
+    (name,) = set(dataset.data_vars) - {"row_size", "row_shape", "valid"}
+    return dataset[name]
 
 
 def assert_same(actual: Any, expected: np.ndarray, what: Any = "") -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ if importlib.util.find_spec("imagecodecs") is None:
     INDIRECT += ("lzf", "zstd", "blosc", "lz4", "bitshuffle")
 """Layouts that reader="direct" refuses and others leave to h5py."""
 
+READERS = ("auto", "direct", "h5py")
 HAVE_PLUGINS = importlib.util.find_spec("hdf5plugin") is not None
 
 LIBVERS = ("earliest", "latest", ("earliest", "v108"), ("v108", "v110"), ("v110", "latest"))
@@ -127,19 +129,22 @@ HYPER_OPS = {
 class Selected:
     """A drawn selection.
 
-    ``kind`` is "null", "all", "none", "points" (``data``: coordinates), "hyper"
-    (``data``: steps of operation, start, count, stride and block), or "numpy"
-    (``data``: an index for ``dataset.regionref``).
+    ``kind`` is "null", "object" (no selection, a reference to the dataset), "all",
+    "none", "points" (``data``: coordinates), "hyper" (``data``: steps of operation,
+    start, count, stride and block), or "numpy" (``data``: an index for
+    ``dataset.regionref``).
     """
 
     kind: str
     data: Any = None
 
 
-def select(dataset: h5py.Dataset, selected: Selected) -> h5py.RegionReference | None:
-    """Make the region reference of a drawn selection; None for a null one."""
+def select(dataset: h5py.Dataset, selected: Selected) -> h5py.Reference | None:
+    """Make the reference of a drawn selection; None for a null one."""
     if selected.kind == "null":
         return None
+    if selected.kind == "object":
+        return dataset.ref
     if selected.kind == "numpy":
         return dataset.regionref[selected.data]
     space = dataset.id.get_space()
@@ -172,6 +177,45 @@ def has_inverted_block(space: h5s.SpaceID) -> bool:
 def region_of(dataset: h5py.Dataset, space: h5s.SpaceID) -> h5py.RegionReference:
     """Make a region reference from a dataspace."""
     return h5r.create(dataset.id, b".", h5r.DATASET_REGION, space)
+
+
+Make = Callable[[h5py.Dataset], h5py.RegionReference]
+
+
+def hyperslabs(*boxes: tuple[Any, Any], op: int = h5s.SELECT_OR) -> Make:
+    """Unite boxes, each of (start, shape)."""
+
+    def make(dataset: h5py.Dataset) -> h5py.RegionReference:
+        space = dataset.id.get_space()
+        for i, (start, shape) in enumerate(boxes):
+            ones = (1,) * len(start)
+            space.select_hyperslab(start, ones, ones, shape, op if i else h5s.SELECT_SET)
+        return region_of(dataset, space)
+
+    return make
+
+
+def listed_points(points: Any) -> Make:
+    """Select elements by their coordinates, in that order."""
+
+    def make(dataset: h5py.Dataset) -> h5py.RegionReference:
+        space = dataset.id.get_space()
+        space.select_elements(np.array(points, dtype=np.uint64))
+        return region_of(dataset, space)
+
+    return make
+
+
+def everything(dataset: h5py.Dataset) -> h5py.RegionReference:
+    """Select "all", which grows with the dataset."""
+    return region_of(dataset, dataset.id.get_space())
+
+
+def nothing(dataset: h5py.Dataset) -> h5py.RegionReference:
+    """Select "none"."""
+    space = dataset.id.get_space()
+    space.select_none()
+    return region_of(dataset, space)
 
 
 @st.composite
@@ -371,6 +415,7 @@ class Holder:
 
     shape: tuple[int, ...]
     layout: str  # "contiguous", "chunked", "gzip+shuffle" or "resizable"
+    kind: str  # "region" or "object"
 
     @property
     def size(self) -> int:
@@ -386,17 +431,51 @@ class Holder:
             options |= {"compression": "gzip", "shuffle": True}
         if self.layout == "resizable" and self.shape:
             options |= {"maxshape": (None,) * len(self.shape)}
-        regions = any(isinstance(r, h5py.RegionReference) for r in references)
-        dtype = h5py.regionref_dtype if regions or not self.size else h5py.ref_dtype
-        dataset = group.create_dataset(name, self.shape, dtype=dtype, **options)
-        for place, reference in zip(np.ndindex(self.shape), references, strict=True):
-            if reference is not None:
-                dataset[place] = reference
-        return dataset
+        dtype = h5py.regionref_dtype if self.kind == "region" else h5py.ref_dtype
+        return write_references(group, name, references, self.shape, dtype=dtype, **options)
+
+
+def write_references(
+    group: h5py.Group,
+    name: str,
+    references: Sequence[h5py.Reference | None],
+    shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> h5py.Dataset:
+    """Write references, of regions unless ``dtype`` says so; None leaves a null one."""
+    shape = (len(references),) if shape is None else shape
+    dataset = group.create_dataset(name, shape, **{"dtype": h5py.regionref_dtype} | options)
+    for place, reference in zip(np.ndindex(shape), references, strict=True):
+        if reference is not None:
+            dataset[place] = reference
+    return dataset
+
+
+def write_regions(
+    path: Path,
+    datasets: dict[str, Any],
+    regions: dict[str, list[tuple[str, Any] | None]],
+    **options: Any,
+) -> None:
+    """Write datasets and variables of region references, each of (target, key) or null.
+
+    A key that is a function gets the dataset and returns the reference. The options
+    are those of the datasets.
+    """
+    with h5py.File(path, "w") as file:
+        for name, data in datasets.items():
+            file.create_dataset(name, data=data, **options)
+        for name, pairs in regions.items():
+            made = [pair and make_region(file[pair[0]], pair[1]) for pair in pairs]
+            write_references(file, name, made)
+
+
+def make_region(dataset: h5py.Dataset, key: Any) -> h5py.RegionReference:
+    return key(dataset) if callable(key) else dataset.regionref[key]
 
 
 @st.composite
-def holders(draw: st.DrawFn) -> Holder:
+def holders(draw: st.DrawFn, kinds: tuple[str, ...]) -> Holder:
     shape = draw(
         st.one_of(
             st.just(()),
@@ -406,7 +485,7 @@ def holders(draw: st.DrawFn) -> Holder:
         )
     )
     layouts = ("contiguous", "chunked", "gzip+shuffle", "resizable")
-    return Holder(shape, draw(st.sampled_from(layouts)))
+    return Holder(shape, draw(st.sampled_from(layouts)), draw(st.sampled_from(kinds)))
 
 
 # --- files -------------------------------------------------------------------------
@@ -422,13 +501,19 @@ class Drawn:
     libver: Any
     user_block: int
 
+    @property
+    def indirect(self) -> bool:
+        """Whether reader="direct" refuses a target."""
+        return any(DTYPES[t.dtype].hasobject or t.layout in INDIRECT for t in self.targets)
+
     def write(self, path: Path) -> None:
         """Write the file."""
         with h5py.File(path, "w", libver=self.libver, userblock_size=self.user_block) as file:
             datasets = [t.create(file, f"t{i}") for i, t in enumerate(self.targets)]
             made = [select(datasets[i], selected) for i, selected in self.references]
             if all(r is None for r in made):
-                made[0] = datasets[0].regionref[...]
+                region = self.holder.kind == "region"
+                made[0] = datasets[0].regionref[...] if region else datasets[0].ref
             self.holder.create(file, "refs", made)
 
 
@@ -436,10 +521,12 @@ class Drawn:
 def files(draw: st.DrawFn, *, n_targets: int = 1, same_size: bool = False) -> Drawn:
     """Files of one or more targets and references to them.
 
-    All targets have one type. With ``same_size`` they have one rank too and every
+    All targets have one type. The references are to regions, and in a quarter of the
+    files to objects. With ``same_size`` the targets have one rank too and every
     reference selects a box of one shape, so that the results stack.
     """
-    holder = draw(holders())
+    kinds = ("region",) if same_size else ("region", "region", "region", "object")
+    holder = draw(holders(kinds))
     if same_size:
         first = draw(targets(empty=False))
         chosen = [first] + [
@@ -458,7 +545,13 @@ def files(draw: st.DrawFn, *, n_targets: int = 1, same_size: bool = False) -> Dr
     for _ in range(holder.size):
         at = draw(st.integers(0, n_targets - 1))
         shape = chosen[at].shape
-        references.append((at, draw(boxes(shape, size) if same_size else selections(shape))))
+        if holder.kind == "object":
+            selected = st.sampled_from(
+                [Selected(kind) for kind in ("object", "object", "null")]
+            )
+        else:
+            selected = boxes(shape, size) if same_size else selections(shape)
+        references.append((at, draw(selected)))
     return Drawn(
         tuple(chosen),
         holder,

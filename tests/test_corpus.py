@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,8 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from oracle import assert_same
+from samples import open_h5
 
 import xref
 
@@ -216,3 +219,66 @@ def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
     passed = set(EXPECTED_FAILURES) - set(problems)
     assert not passed, f"these were expected to fail and pass: {passed}"
     assert checked == {"object": 736, "region": 16}
+
+
+# How many members and attributes of a root group are left out, and why.
+LEFT_OUT = {
+    "hdf5/h5diff_attr1.h5": 6,  # opaque attributes, which h5py cannot read
+    "hdf5/tattr2.h5": 6,  # the same
+    "hdf5/h5repack_objs.h5": 2,  # links to nothing
+    "hdf5/trefer_attr.h5": 1,  # references of HDF5 1.12
+    "hdf5/trefer_grp.h5": 1,
+    "hdf5/trefer_obj.h5": 2,
+    "hdfview/bug1604_CompoundTest.h5": 1,  # region references in compounds
+    "hdfview/h5ex_t_cpxcmpd.h5": 1,
+}
+
+
+def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
+    manifest = json.loads((corpus / "MANIFEST.json").read_text())
+    left_out = {}
+    for row in manifest["files"]:
+        if row["role"] == "damaged":
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # of xarray, about odd times, as well
+            with open_h5(corpus / row["file"], decode_times=False) as ds:
+                assert str(ds)
+                assert ds._repr_html_()
+        n = sum(issubclass(w.category, xref.UnreadableMemberWarning) for w in caught)
+        left_out |= {row["file"]: n} if n else {}
+    assert left_out == LEFT_OUT
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "kept"),
+    [
+        ("trefer_obj.h5", ["/Dataset3", "/Dataset5"], {"Dataset4", "Dataset6"}),
+        ("trefer_grp.h5", ["/dset"], set()),
+        ("trefer_attr.h5", ["/Dataset3"], set()),
+    ],
+)
+def test_references_of_hdf5_112_do_not_stop_the_rest(
+    corpus: Path, name: str, left_out: list[str], kept: set[str]
+) -> None:
+    path = corpus / "hdf5" / name
+    with pytest.warns(xref.UnreadableMemberWarning) as caught:
+        ds = open_h5(path)
+    with ds:
+        assert set(ds.variables) == kept
+        assert all(isinstance(v.data, xref.ReferenceArray) for v in ds.variables.values())
+    named = [re.search(r"'(/[^']*)'", str(w.message)).group(1) for w in caught]
+    assert sorted(named) == left_out
+    if name == "trefer_grp.h5":
+        return
+    with h5py.File(path) as file, open_h5(path, group="Group1") as ds:
+        for member in ("Dataset1", "Dataset2"):
+            assert_same(ds[member], file["Group1"][member][...], member)
+
+
+def test_parity_files_of_the_corpus_open_as_in_h5netcdf(corpus: Path) -> None:
+    pytest.importorskip("h5netcdf")
+    for name in ("kerchunk/air.nc", "rioxarray/PLANET_SCOPE_3D.nc", "pyfive/issue23_A.nc"):
+        expected = xr.open_dataset(corpus / name, engine="h5netcdf")
+        with expected, open_h5(corpus / name) as ds:
+            xr.testing.assert_equal(ds, expected)

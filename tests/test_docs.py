@@ -84,7 +84,7 @@ def run_page(name: str, page: str) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed = None
     for block in blocks(page):
-        if block.info == "python":
+        if block.info.split(" ")[0] == "python":
             # Blank lines in front make tracebacks point at the page's own line.
             code = compile("\n" * (block.line - 1) + block.text, name, "exec")
             with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -127,6 +127,11 @@ def test_wrong_output_fails_with_its_line() -> None:
     page = "```python\nprint(1)\n```\n\n```text\n2\n```\n"
     with pytest.raises(pytest.fail.Exception, match="a page, line 6"):
         run_page("a page", page)
+
+
+def test_a_block_with_words_behind_python_runs() -> None:
+    with pytest.raises(SystemExit):
+        run_page("a page", "```python skip\nraise SystemExit\n```\n")
 
 
 def test_output_is_compared_only_with_the_block_before() -> None:

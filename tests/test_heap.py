@@ -22,7 +22,6 @@ from xref.heap import (
 )
 
 # Collections are walked together: one alone, and some of which each may end first.
-FEW_COLLECTIONS = 4
 COPIES = pytest.mark.parametrize("copies", [1, 6])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_regions import describe, elements, points, slabs, unions
+from selections import describe, elements, points, slabs, unions
 
 from xref.columns import row_offsets
 from xref.errors import UnsupportedError
@@ -162,6 +162,19 @@ def test_steps_of_any_width_against_chunks_of_any_width(stride: int, chunk: int)
     read_plan(plan, ArrayLoader(values, (chunk, 2)), out)
     expected = values[2 : 2 + stride * count : stride, 1:7:2]
     assert out.reshape(expected.shape).tolist() == expected.tolist()
+
+
+def test_strided_blocks_are_planned_by_axis_not_by_element() -> None:
+    image = np.arange(64 * 64).reshape(64, 64)
+    slab = Hyperslab((1, 0), (3, 3), (20, 21), (2, 2))
+    plan, _, offsets = plan_all([slab], image.shape, (16, 16), 1 << 20)
+    assert offsets[-1] == 40 * 42
+    assert len(plan.dst) == 4
+    out = np.empty(offsets[-1], dtype=image.dtype)
+    read_plan(plan, ArrayLoader(image, (16, 16)), out)
+    rows = [y for y in range(64) if y >= 1 and (y - 1) % 3 < 2 and (y - 1) // 3 < 20]
+    columns = [x for x in range(64) if x % 3 < 2 and x // 3 < 21]
+    np.testing.assert_array_equal(out.reshape(40, 42), image[np.ix_(rows, columns)])
 
 
 def test_points_far_apart_need_one_chunk_each() -> None:

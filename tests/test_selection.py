@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import mask_shape
+from selections import axis_indices, mask_of_blocks, outer_products, unions
 
 from xref.errors import ResultTooLargeError
 from xref.selection import (
@@ -29,58 +29,39 @@ from xref.selection import (
 SHAPES = {1: (20,), 2: (8, 9), 3: (5, 4, 6), 4: (4, 3, 4, 3)}
 
 
+Union = tuple[tuple[int, ...], np.ndarray, np.ndarray]  # shape, start and stop
+
+
 @st.composite
-def unions(draw: st.DrawFn) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Shape, start and stop of one to eight blocks that may overlap."""
+def shaped_unions(draw: st.DrawFn) -> Union:
+    """One to eight blocks that may overlap."""
     shape = SHAPES[draw(st.integers(1, 4))]
-    blocks = []
-    for _ in range(draw(st.integers(1, 8))):
-        low = [draw(st.integers(0, n - 1)) for n in shape]
-        high = [draw(st.integers(a + 1, n)) for a, n in zip(low, shape, strict=True)]
-        blocks.append((low, high))
-    start, stop = np.moveaxis(np.array(blocks), 1, 0)
-    return shape, start, stop
+    blocks = draw(unions(shape, most=8))
+    return shape, blocks.start, blocks.stop
 
 
 @st.composite
-def outer_products(draw: st.DrawFn) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Blocks that are an outer product, in any order, some of them twice."""
+def shaped_products(draw: st.DrawFn) -> Union:
+    """Blocks that are an outer product."""
     shape = SHAPES[draw(st.integers(1, 3))]
-    cuts = []
-    for n in shape:
-        borders = sorted(draw(st.sets(st.integers(0, n), min_size=2, max_size=6)))
-        pairs = list(itertools.pairwise(borders))
-        cuts.append(draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True)))
-    grid = np.stack(np.meshgrid(*(range(len(c)) for c in cuts), indexing="ij"), axis=-1)
-    blocks = [
-        [c[i] for c, i in zip(cuts, row, strict=True)] for row in grid.reshape(-1, len(cuts))
-    ]
-    blocks += draw(st.lists(st.sampled_from(blocks), max_size=2))
-    table = np.array(draw(st.permutations(blocks)))
-    return shape, table[:, :, 0], table[:, :, 1]
-
-
-def mask_of(shape: tuple[int, ...], start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    mask = np.zeros(shape, dtype=bool)
-    for low, high in zip(start, stop, strict=True):
-        mask[tuple(map(slice, low, high))] = True
-    return mask
+    blocks = draw(outer_products(shape))
+    return shape, blocks.start, blocks.stop
 
 
 def indices(intervals: tuple[np.ndarray, np.ndarray]) -> list[int]:
     return [i for a, b in zip(*intervals, strict=True) for i in range(a, b)]
 
 
-@given(union=st.one_of(unions(), outer_products()))
+@given(union=st.one_of(shaped_unions(), shaped_products()))
 def test_a_union_has_the_size_of_its_mask(union) -> None:
     shape, start, stop = union
-    assert union_size(start, stop) == mask_of(shape, start, stop).sum()
+    assert union_size(start, stop) == mask_of_blocks(shape, start, stop).sum()
 
 
-@given(union=st.one_of(unions(), outer_products()))
+@given(union=st.one_of(shaped_unions(), shaped_products()))
 def test_axes_are_found_exactly_when_the_mask_is_an_outer_product(union) -> None:
     shape, start, stop = union
-    mask = mask_of(shape, start, stop)
+    mask = mask_of_blocks(shape, start, stop)
     axes = outer_axes(start, stop)
     if axes is None:
         assert len(mask_shape(mask)) < mask.ndim
@@ -91,13 +72,13 @@ def test_axes_are_found_exactly_when_the_mask_is_an_outer_product(union) -> None
     assert (mask == expected).all()
 
 
-@given(product=outer_products())
+@given(product=shaped_products())
 def test_an_outer_product_is_recognised_in_any_order_of_blocks(product) -> None:
     _, start, stop = product
     assert outer_axes(start, stop) is not None
 
 
-@given(union=st.one_of(unions(), outer_products()))
+@given(union=st.one_of(shaped_unions(), shaped_products()))
 def test_runs_name_each_element_once_in_c_order(union) -> None:
     shape, start, stop = union
     first, length = row_runs(start, stop)
@@ -107,7 +88,7 @@ def test_runs_name_each_element_once_in_c_order(union) -> None:
             for f, n in zip(first, length, strict=True)
         ]
     )
-    expected = np.flatnonzero(mask_of(shape, start, stop))
+    expected = np.flatnonzero(mask_of_blocks(shape, start, stop))
     assert places.tolist() == expected.tolist()
     assert (first[:, -1] + length <= shape[-1]).all()
 
@@ -133,7 +114,7 @@ def test_merged_intervals_are_disjoint_and_hold_the_same_numbers(pairs) -> None:
 )
 def test_intervals_of_an_axis_are_its_blocks(start, gap, count, block) -> None:
     stride = block + gap
-    expected = [start + i * stride + j for i in range(count) for j in range(block)]
+    expected = axis_indices(start, stride, count, block)
     assert indices(axis_intervals(start, stride, count, block)) == expected
 
 
@@ -163,7 +144,7 @@ def test_blocks_of_a_regular_hyperslab_are_recognised(slab: Hyperslab) -> None:
         )
 
 
-@given(union=unions())
+@given(union=st.one_of(shaped_unions(), shaped_products()))
 def test_what_is_called_regular_holds_the_same_elements(union) -> None:
     shape, start, stop = union
     regular, *columns = regular_from_blocks(start[None], stop[None])
@@ -171,20 +152,22 @@ def test_what_is_called_regular_holds_the_same_elements(union) -> None:
         numbers = zip(*(column[0].tolist() for column in columns), strict=True)
         mask = np.zeros(shape, dtype=bool)
         mask[np.ix_(*(indices(axis_intervals(*axis)) for axis in numbers))] = True
-        assert (mask == mask_of(shape, start, stop)).all()
+        assert (mask == mask_of_blocks(shape, start, stop)).all()
 
 
-@given(union=st.one_of(unions(), outer_products()), data=st.data())
+@given(union=st.one_of(shaped_unions(), shaped_products()), data=st.data())
 def test_unions_are_equal_exactly_when_their_elements_are(union, data) -> None:
     shape, start, stop = union
     _, other_start, other_stop = data.draw(
-        st.one_of(unions(), st.just((shape, *cut_last_axis(start, stop))))
+        st.one_of(shaped_unions(), st.just((shape, *cut_last_axis(start, stop))))
     )
     mine, theirs = Blocks(start, stop), Blocks(other_start, other_stop)
     if start.shape[1] != other_start.shape[1]:
         assert mine != theirs
         return
-    equal = (mask_of(shape, start, stop) == mask_of(shape, other_start, other_stop)).all()
+    equal = (
+        mask_of_blocks(shape, start, stop) == mask_of_blocks(shape, other_start, other_stop)
+    ).all()
     assert (mine == theirs) == equal
     if equal:
         assert hash(mine) == hash(theirs)

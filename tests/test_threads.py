@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dask
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forks import in_fork
+from strategies import write_references
 
 import xref
 
@@ -38,8 +41,7 @@ def path(tmp_path: Path) -> Path:
                 name, data=DATA, chunks=None if name == "raw" else (32, 32), **options
             )
             regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
-            line = file.create_dataset(f"{name}_rois", (N,), dtype=h5py.regionref_dtype)
-            line[:] = np.array(regions, dtype=h5py.regionref_dtype)
+            write_references(file, f"{name}_rois", regions)
         file["texts"] = np.array(["a", "bb", "ccc"] * 10, dtype=object)
         objects = file.create_dataset("objects", (3,), dtype=h5py.ref_dtype)
         objects[:] = np.array([file[n].ref for n in stored], dtype=h5py.ref_dtype)
@@ -128,12 +130,15 @@ def test_schedulers_give_equal_values(path: Path, scheduler: str) -> None:
         stacked = ds["gzip_rois"].h5ref.resolve(chunks=50)
         ragged = ds["gzip_rois"].h5ref.resolve("ragged", chunks=50)["gzip"]
         means = ds["gzip_rois"].h5ref.mean(chunks=50)
+        medians = ds["gzip_rois"].h5ref.reduce(np.median, chunks=50)
         options = {"scheduler": scheduler}
         if scheduler == "processes":
             options["num_workers"] = 2
         np.testing.assert_array_equal(stacked.compute(**options), PATCHES)
         np.testing.assert_array_equal(ragged.compute(**options), PATCHES.ravel())
-        np.testing.assert_allclose(means.compute(**options), PATCHES.mean((1, 2)))
+        means, medians = dask.compute(means, medians, **options)
+        np.testing.assert_allclose(means, PATCHES.mean((1, 2)))
+        np.testing.assert_array_equal(medians, np.median(PATCHES, (1, 2)))
 
 
 def test_many_threads_with_many_decoding_threads(path: Path) -> None:
@@ -170,3 +175,38 @@ def test_an_error_in_one_thread_leaves_the_others_right(path: Path) -> None:
                 np.testing.assert_array_equal(got, PATCHES[row])
 
         run([lambda r=r: read(r) for r in range(N)])
+
+
+def test_a_fork_reads_what_its_parent_opened_and_read(path: Path) -> None:
+    with xr.open_dataset(path, engine="h5ref") as ds:
+
+        def matches() -> bool:
+            rois = ds["gzip_rois"].h5ref.resolve(chunks=None).values
+            return bool((rois == PATCHES).all() and (ds["lzf"].values == DATA).all())
+
+        with xref.set_options(threads=3):
+            assert matches()  # with threads, which a fork does not inherit
+            assert in_fork(matches) == {"result": True}
+            assert matches()
+
+
+def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> None:
+    for k in range(3):
+        with h5py.File(tmp_path / f"{k}.h5", "w") as file:
+            data = file.create_dataset("data", data=DATA + 1000 * k, chunks=(32, 32))
+            regions = [data.regionref[y : y + 8, x : x + 9] for y, x in STARTS.tolist()]
+            write_references(file, "rois", regions)
+    with xr.set_options(file_cache_maxsize=1):
+        datasets = [xr.open_dataset(tmp_path / f"{k}.h5", engine="h5ref") for k in range(3)]
+
+        def read(task: int) -> None:
+            file, part = task % 3, slice(task, None, 5)
+            rois = datasets[file]["rois"][part].h5ref.resolve(chunks=None)
+            np.testing.assert_array_equal(rois, PATCHES[part] + 1000 * file)
+            np.testing.assert_array_equal(
+                datasets[file]["data"][part], DATA[part] + 1000 * file
+            )
+
+        run([lambda t=t: read(t) for t in range(24)])
+        for ds in datasets:
+            ds.close()
