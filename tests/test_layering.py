@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "layout": ("numpy",),
     "plan": ("numpy",),
     "readers": ("numpy",),
+    "sources": ("h5py", "xarray.backends.h5netcdf_"),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "h5objects": ("h5py", "numpy"),
     "h5data": ("h5py", "numpy"),
@@ -43,6 +44,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "references": ("numpy",),
     "array_functions": ("numpy",),
     "lazy": ("numpy", "xarray.backends.BackendArray", "xarray.core.indexing"),
+    "attribute_values": ("numpy",),
+    "dimensions": ("numpy",),
+    "targets": (),
     "variables": ("numpy", "xarray"),
     "graph": ("dask", "xarray"),
     "bind": ("numpy", "xarray"),
@@ -145,7 +149,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         for package in ("h5py", "dask")
     }
     assert owners == {
-        "h5py": ["h5file", "h5objects", "h5data", "demo"],
+        "h5py": ["sources", "h5file", "h5objects", "h5data", "demo"],
         "dask": ["graph", "demo"],
     }
 

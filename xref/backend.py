@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
-import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xref.attribute_values import warn_unreadable
 from xref.bind import decode_dataset
+from xref.dimensions import PHONY_DIMS, PhonyNames
 from xref.elements import DecodeOptions
-from xref.h5file import FileLocation, close_file, locate_file
-from xref.h5objects import walk_groups
-from xref.variables import PhonyNames, open_members, warn_unreadable
+from xref.h5file import FileLocation, close_file, locate_source
+from xref.h5objects import Member, group_at, walk_groups
+from xref.sources import find_source
+from xref.variables import count_phony, open_members
 
 READERS = ("auto", "direct", "h5py")
+
+FORMATS = (None, "NETCDF4", "NETCDF4_CLASSIC")
 
 
 class H5RefBackendEntrypoint(BackendEntrypoint):
@@ -36,30 +40,49 @@ class H5RefBackendEntrypoint(BackendEntrypoint):
         "group",
         "external",
         "reader",
+        "format",
+        "lock",
+        "invalid_netcdf",
+        "phony_dims",
+        "decode_vlen_strings",
+        "driver",
+        "driver_kwds",
+        "storage_options",
+        "open_kwargs",
     )
     supports_groups: ClassVar[bool] = True
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self,
-        filename_or_obj: str | os.PathLike[str],
+        filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        mask_and_scale: bool = True,
+        mask_and_scale: Any = True,
         decode_times: Any = True,
-        concat_characters: bool = True,
+        concat_characters: Any = True,
         decode_coords: bool | str = True,
-        use_cftime: bool | None = None,
+        use_cftime: Any = None,
         decode_timedelta: Any = None,
         group: str | None = None,
         external: str = "same-dir",
         reader: str = "auto",
+        format: str | None = "NETCDF4",
+        lock: Any = None,
+        invalid_netcdf: bool | None = None,
+        phony_dims: str | None = None,
+        decode_vlen_strings: bool = True,
+        driver: str | None = None,
+        driver_kwds: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        open_kwargs: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open one group of an HDF5 file lazily.
 
         Parameters
         ----------
-        filename_or_obj : str or os.PathLike
-            A local file.
+        filename_or_obj : str, os.PathLike, bytes, memoryview, file object or h5py object
+            A local path, a URL that fsspec opens, the content of a file, a binary
+            file object, or an open `h5py.File` or `h5py.Group`.
         drop_variables : str or iterable of str, optional
             Members to leave out.
         mask_and_scale, decode_times, concat_characters, decode_coords, use_cftime, \
@@ -75,6 +98,23 @@ decode_timedelta
         reader : {"auto", "direct", "h5py"}
             "auto" reads chunks directly, outside HDF5's lock, wherever it can and
             through h5py otherwise. The others force one.
+        format : {"NETCDF4", "NETCDF4_CLASSIC"}, optional
+            Accepted for the sake of other engines' users: the file tells.
+        lock : lock, optional
+            Held while data are read; none is needed.
+        invalid_netcdf : bool, optional
+            Accepted for the sake of other engines' users: any HDF5 file opens.
+        phony_dims : {None, "access", "sort"}
+            How axes without a dimension scale are numbered, in ``phony_dim_N``: from
+            0 in the group that is opened, by "access" after those of the groups that
+            it is in, by "sort" as netCDF counts: with all dimensions of the file.
+        decode_vlen_strings : bool
+            False gives text of variable length as bytes.
+        driver, driver_kwds
+            HDF5's file driver and more keywords for `h5py.File`, such as
+            ``rdcc_nbytes``, ``page_buf_size``, ``libver``, ``swmr``, ``locking``.
+        storage_options, open_kwargs : dict, optional
+            For the file system of a URL, and for opening a file of it.
 
         Returns
         -------
@@ -82,26 +122,45 @@ decode_timedelta
             Members that cannot be read are left out with an
             `UnreadableMemberWarning`.
         """
-        location = _locate(filename_or_obj, external)
+        del invalid_netcdf
+        location, top = _locate(
+            filename_or_obj,
+            group,
+            external=external,
+            driver=driver,
+            driver_kwds=driver_kwds,
+            storage_options=storage_options,
+            open_kwargs=open_kwargs,
+        )
         options = _options(
+            format=format,
             mask_and_scale=mask_and_scale,
             decode_times=decode_times,
             concat_characters=concat_characters,
             decode_coords=decode_coords,
             use_cftime=use_cftime,
             decode_timedelta=decode_timedelta,
+            decode_vlen_strings=decode_vlen_strings,
             reader=reader,
+            lock=lock,
         )
-        return _open_group(location, _group_path(group), options, drop_variables)
+        phony = _phony_names(location, top, phony_dims)
+        return _open_group(location, top, options, drop_variables, phony)
 
-    def open_groups_as_dict(  # type: ignore[override]
+    def open_groups_as_dict(
         self,
-        filename_or_obj: str | os.PathLike[str],
+        filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
         group: str | None = None,
         external: str = "same-dir",
-        reader: str = "auto",
+        format: str | None = "NETCDF4",
+        invalid_netcdf: bool | None = None,
+        phony_dims: str | None = None,
+        driver: str | None = None,
+        driver_kwds: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        open_kwargs: Mapping[str, Any] | None = None,
         **decoding: Any,
     ) -> dict[str, xr.Dataset]:
         """Open a group and all groups below it, each once; options as in `open_dataset`.
@@ -109,46 +168,110 @@ decode_timedelta
         Returns
         -------
         dict of str to xarray.Dataset
-            By path, relative to ``group``.
+            By path, relative to ``group``; a group's own before those below it.
         """
-        location = _locate(filename_or_obj, external)
-        options = _options(reader=reader, **decoding)
-        top, phony = _group_path(group), PhonyNames()
+        del invalid_netcdf
+        location, top = _locate(
+            filename_or_obj,
+            group,
+            external=external,
+            driver=driver,
+            driver_kwds=driver_kwds,
+            storage_options=storage_options,
+            open_kwargs=open_kwargs,
+        )
+        options = _options(format=format, **decoding)
+        phony = _phony_names(location, top, phony_dims)
+        home, addresses = _list_groups(location, top)
         found = {}
-        for path, links in walk_groups(location, top):
-            if isinstance(links, Exception):
-                warn_unreadable(f"{location.filename}: {path!r}", links)
-                continue
+        for path in _depth_first(addresses, top):
             name = "/" + posixpath.relpath(path, top) if path != top else "/"
-            found[name] = _open_group(location, path, options, drop_variables, phony)
-            phony = phony.following()
+            member = group_at(home, addresses[path])
+            found[name] = _open_group(home, path, options, drop_variables, phony, member)
         return found
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
         """Open a group and all groups below it as a tree; see `open_dataset`."""
-        return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
+        groups = self.open_groups_as_dict(filename_or_obj, **options)
+        tree = xr.DataTree.from_dict(groups)
+        for path, dataset in groups.items():
+            tree[path].set_close(dataset._close)
+        return tree
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return False: HDF5 files have other engines, this one is asked for by name."""
         return False
 
 
-def _locate(filename_or_obj: Any, external: str) -> FileLocation:
-    if not isinstance(filename_or_obj, str | os.PathLike):
-        raise TypeError(
-            f"engine 'h5ref' opens local files by path, not {type(filename_or_obj).__name__}"
-        )
-    return locate_file(filename_or_obj, external)
+def _locate(
+    file: Any,
+    group: str | None,
+    *,
+    external: str,
+    driver: str | None,
+    driver_kwds: Mapping[str, Any] | None,
+    storage_options: Mapping[str, Any] | None,
+    open_kwargs: Mapping[str, Any] | None,
+) -> tuple[FileLocation, str]:
+    """Return where a file is and the path of the group that is meant."""
+    hdf5_options = dict(driver_kwds or {}) | ({"driver": driver} if driver else {})
+    source, base = find_source(
+        file,
+        hdf5_options=hdf5_options,
+        storage_options=storage_options,
+        open_kwargs=open_kwargs,
+    )
+    path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
+    return locate_source(source, external), path
 
 
-def _options(*, reader: str, **options: Any) -> DecodeOptions:
+def _options(*, format: str | None, reader: str = "auto", **options: Any) -> DecodeOptions:
     if reader not in READERS:
         raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; files of HDF5 are of one of {FORMATS}")
+    options["lock"] = options.get("lock") or None  # False is xarray's word for none
     return DecodeOptions(reader=reader, **options)
 
 
-def _group_path(group: str | None) -> str:
-    return posixpath.normpath(posixpath.join("/", group or "/"))
+def _list_groups(location: FileLocation, top: str) -> tuple[FileLocation, dict[str, int]]:
+    """Return the file that the group is in, and all groups from there by path."""
+    home, addresses = location, {}
+    for path, group, links in walk_groups(location, top):
+        home = group.location
+        if isinstance(links, Exception):
+            warn_unreadable(f"{location.filename}: {path!r}", links)
+        else:
+            addresses[path] = group.address
+    return home, addresses
+
+
+def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
+    """Sort paths so that each group is followed by all that is below it."""
+    below: dict[str, list[str]] = {}
+    for path in paths:
+        below.setdefault(posixpath.dirname(path) if path != top else "", []).append(path)
+    stack = below.get("", [])
+    while stack:
+        path = stack.pop()
+        yield path
+        stack += reversed(below.get(path, []))
+
+
+def _phony_names(location: FileLocation, path: str, mode: str | None) -> PhonyNames:
+    """Return names that go on from the groups that come before one."""
+    if mode not in PHONY_DIMS:
+        raise ValueError(f"phony_dims is {mode!r}; it can be one of {PHONY_DIMS}")
+    phony = PhonyNames(mode)
+    if mode is None or path == "/":
+        return phony
+    home, addresses = _list_groups(location, "/")
+    for before in _depth_first(addresses, "/"):
+        if before == path:
+            break
+        if mode == "sort" or path.startswith(before.rstrip("/") + "/"):
+            count_phony(home, before, group_at(home, addresses[before]), phony)
+    return phony
 
 
 def _open_group(
@@ -156,12 +279,13 @@ def _open_group(
     path: str,
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
-    phony: PhonyNames | None = None,
+    phony: PhonyNames,
+    group: Member | None = None,
 ) -> xr.Dataset:
     drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
     try:
-        variables, attributes = open_members(location, path, options, drop, phony)
-        dataset = decode_dataset(variables, attributes, options)
+        members = open_members(location, path, options, drop, phony, group)
+        dataset = decode_dataset(*members, options)
     except BaseException:
         close_file(location)
         raise

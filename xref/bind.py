@@ -18,12 +18,10 @@ import xarray as xr
 from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError
 from xref.gather import BoundReferences, bind_references, common_dtype
+from xref.lazy import hold_back_objects
 from xref.references import ReferenceArray
-from xref.variables import (
-    ReferenceVariable,
-    Target,
-    open_target,
-)
+from xref.targets import Target, open_target
+from xref.variables import ReferenceVariable
 
 ON_NULL = ("raise", "fill", "drop")
 
@@ -143,10 +141,10 @@ def decode_variable(
         name or "values",
         variable,
         concat_characters=False,
-        mask_and_scale=options.mask_and_scale,
-        decode_times=options.decode_times,
-        use_cftime=options.use_cftime,
-        decode_timedelta=options.decode_timedelta,
+        mask_and_scale=_of(options.mask_and_scale, name),
+        decode_times=_of(options.decode_times, name),
+        use_cftime=_of(options.use_cftime, name),
+        decode_timedelta=_of(options.decode_timedelta, name),
     )
 
 
@@ -165,26 +163,61 @@ class Decoder:
 
 
 def decode_dataset(
-    variables: dict[str, xr.Variable], attributes: dict[str, Any], options: DecodeOptions
+    variables: dict[str, xr.Variable],
+    attributes: dict[str, Any],
+    unlimited: frozenset[str],
+    options: DecodeOptions,
 ) -> xr.Dataset:
     """Decode ordinary variables by the CF conventions and add the reference variables."""
-    references = {k: v for k, v in variables.items() if isinstance(v, ReferenceVariable)}
-    # xarray would read the first element of text and sequences.
-    compounds = {k: v for k, v in variables.items() if v.dtype.kind in "VO"}
-    untouched = {**references, **compounds}
+    # xarray's decoders take compounds of another byte order for bytes.
+    untouched = {
+        k: v
+        for k, v in variables.items()
+        if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
+    }
     ordinary = {k: v for k, v in variables.items() if k not in untouched}
-    decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
-        ordinary,
-        attributes,
-        concat_characters=options.concat_characters,
-        mask_and_scale=options.mask_and_scale,
-        decode_times=options.decode_times,
-        decode_coords=options.decode_coords,
-        use_cftime=options.use_cftime,
-        decode_timedelta=options.decode_timedelta,
-    )
+    values_only = {k for k, v in ordinary.items() if _has_no_conventions(v)}
+    with hold_back_objects():
+        decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
+            ordinary,
+            attributes,
+            concat_characters=_except_for(values_only, options.concat_characters, ordinary),
+            mask_and_scale=_except_for(values_only, options.mask_and_scale, ordinary),
+            decode_times=_except_for(values_only, options.decode_times, ordinary),
+            decode_coords=options.decode_coords,
+            use_cftime=options.use_cftime,
+            decode_timedelta=_except_for(values_only, options.decode_timedelta, ordinary),
+        )
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
-    dataset = xr.Dataset(
-        {k: v for k, v in merged.items() if v is not None}, attrs=new_attributes
-    )
-    return dataset.set_coords(coord_names.intersection(dataset.variables))
+    data: dict[Hashable, xr.Variable] = {}
+    coords: dict[Hashable, xr.Variable] = {}
+    for name, variable in merged.items():
+        if variable is not None:
+            is_coord = name in coord_names or variable.dims == (name,)
+            # xarray writes a variable without a name under one of its own.
+            known = None if name == _NO_NAME else name
+            (coords if is_coord else data)[known] = variable
+    # Indexes are left to xarray, which makes them if the user wants them.
+    dataset = xr.Dataset(data, xr.Coordinates(coords, indexes={}), new_attributes)
+    dataset.encoding["unlimited_dims"] = set(unlimited)
+    return dataset
+
+
+_NO_NAME = "__values__"
+
+
+def _has_no_conventions(variable: xr.Variable) -> bool:
+    """Tell whether values are objects that CF says nothing about, such as sequences."""
+    return variable.dtype.kind == "O" and variable.encoding.get("dtype") is not str
+
+
+def _except_for(names: set[str], option: Any, variables: Mapping[str, xr.Variable]) -> Any:
+    """Switch a decoder off for some variables."""
+    if not names:
+        return option
+    return {name: False if name in names else _of(option, name) for name in variables}
+
+
+def _of(option: Any, name: Hashable | None) -> Any:
+    """Return what an option says of one variable; it may be a mapping by name."""
+    return option.get(name, True) if isinstance(option, Mapping) else option

@@ -35,7 +35,9 @@ class DecodeOptions:
     decode_coords: Any = True
     use_cftime: bool | None = None
     decode_timedelta: Any = None
+    decode_vlen_strings: bool = True
     reader: str = "auto"
+    lock: Any = None
 
     def __hash__(self) -> int:
         return hash(repr(self))

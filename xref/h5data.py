@@ -7,6 +7,7 @@ here, under h5py's lock.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from xref.errors import (
     UnsupportedError,
 )
 from xref.filters import Filter, FilterPipeline
-from xref.h5file import FileLocation, check_external, file_format
+from xref.h5file import FileLocation, cached_by_location, check_external, file_format
 from xref.h5objects import Object, open_dataset, text
 from xref.layout import (
     UNDEFINED_ADDRESS,
@@ -110,7 +111,7 @@ class DatasetFacts:
     scales: tuple[int, ...]
 
 
-@lru_cache(maxsize=1 << 15)
+@cached_by_location(maxsize=1 << 15)
 def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     """Open the dataset at an address and return what it says of itself."""
     dataset = open_dataset(location, address)
@@ -181,6 +182,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
     indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
+    if location.source.live:
+        indirect = "file: open for writing"
     pipeline = FilterPipeline(
         filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
     )
@@ -221,6 +224,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
             raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
     return DatasetLayout(
         shape=shape,
+        maxshape=_maxshape(space),
         dtype=dtype,
         chunks=chunks,
         offset=offset,
@@ -231,6 +235,13 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         stored_nbytes=stored,
         indirect=indirect,
     )
+
+
+def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
+    if space.get_simple_extent_type() != h5s.SIMPLE:
+        return () if space.get_simple_extent_type() == h5s.SCALAR else (0,)
+    limits = space.get_simple_extent_dims(True)
+    return tuple(None if n == h5s.UNLIMITED else int(n) for n in limits)
 
 
 def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
@@ -325,7 +336,7 @@ def _chunk_offsets_skip_userblock() -> bool:
     return result
 
 
-@lru_cache(maxsize=64)
+@cached_by_location(maxsize=64)
 def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
     dataset = open_dataset(location, address)
@@ -466,7 +477,7 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
     Returns
     -------
     values : dict
-        Plain values, `RawReferences` for references, None for one without a value.
+        Plain values, `RawReferences` for references.
     problems : dict
         Why an attribute could not be read, by name.
     """
@@ -501,8 +512,26 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
-    return None if isinstance(value, h5py.Empty) else value
+    string = h5py.check_string_dtype(attribute.dtype)
+    if isinstance(value, h5py.Empty):
+        # What netCDF writes for a text of no character is a null dataspace.
+        is_text = string is not None and string.length == 1
+        return b"" if is_text else np.empty(0, dtype=attribute.dtype)
+    if string is not None and string.length is not None and string.length > 1:
+        texts = np.char.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
+        return texts.astype(object) if texts.ndim else str(texts[()])
+    return value
 
+
+def read_attribute(item: Object, name: str) -> Any:
+    """Read one attribute as `read_attributes` does; None where there is none."""
+    key = name.encode("utf-8", "surrogateescape")
+    if not h5a.exists(item.id, key):
+        return None
+    return _attribute_value(item, name, h5a.open(item.id, key))
+
+
+_file_numbers = itertools.count()
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
@@ -517,7 +546,9 @@ def reference_addresses(
     """
     if not any(references):
         return [0] * len(references)
-    with h5py.File("xref-addresses", "w", driver="core", backing_store=False) as file:
+    # HDF5 tells files in memory apart by name.
+    name = f"xref-addresses-{next(_file_numbers)}"
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:
         dataset = file.create_dataset("r", (len(references),), dtype=h5py.ref_dtype)
         objects = np.empty(len(references), dtype=object)
         objects[:] = references

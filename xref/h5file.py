@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import gc
 import os
-import stat
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py import h5f
 from xarray.backends import CachingFileManager
 
 from xref.columns import IntArray
@@ -30,8 +33,12 @@ from xref.errors import (
     FileChangedError,
     FileReadError,
 )
+from xref.sources import ByteHandle, FileSource, Identity, LocalFile, as_options
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +47,56 @@ class FileLocation:
 
     Attributes
     ----------
-    filename : str
-        Absolute path.
-    identity : tuple of int
-        Device, inode, bytes and modification time (ns) when it was opened.
+    source : FileSource
+        What opens it.
+    identity : tuple
+        Two values that no other file has, bytes, version: device, inode, bytes and
+        modification time (ns) of a local file.
     external : {"same-dir", "all", "none"}
         Which other files its links and virtual sources may name.
+
+    Notes
+    -----
+    The file stays open in this process as long as a location of it lives, so that
+    dropping all variables of a file closes it. A key of a cache is no such location.
     """
 
-    filename: str
-    identity: tuple[int, int, int, int]
+    source: FileSource
+    identity: Identity
     external: str = "same-dir"
+    is_key: bool = field(default=False, repr=False, compare=False)
+    held: list[_Handles] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def filename(self) -> str:
+        """Path or URL."""
+        return self.source.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileLocation, (self.source, self.identity, self.external)
+
+
+def cached_by_location(
+    maxsize: int,
+) -> Callable[
+    [Callable[Concatenate[FileLocation, P], R]], Callable[Concatenate[FileLocation, P], R]
+]:
+    """Cache a function of a location and more, without keeping the file open."""
+
+    def decorate(
+        function: Callable[Concatenate[FileLocation, P], R],
+    ) -> Callable[Concatenate[FileLocation, P], R]:
+        cached: Any = lru_cache(maxsize=maxsize)(function)
+
+        @wraps(function)
+        def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            key = location if location.is_key else replace(location, is_key=True, held=[])
+            result: R = cached(key, *args, **kwargs)
+            return result
+
+        return cast(Callable[Concatenate[FileLocation, P], R], call)
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +109,11 @@ class FileFormat:
     file_nbytes: int
 
 
-def locate_file(path: str | os.PathLike[str], external: str = "same-dir") -> FileLocation:
+def locate_file(
+    path: str | os.PathLike[str],
+    external: str = "same-dir",
+    options: Mapping[str, Any] | None = None,
+) -> FileLocation:
     """Return the location of a local file as it is now.
 
     Raises
@@ -75,30 +125,47 @@ def locate_file(path: str | os.PathLike[str], external: str = "same-dir") -> Fil
     ValueError
         If ``external`` is not one of its three values.
     """
+    filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    return locate_source(LocalFile(filename, as_options(options)), external)
+
+
+def locate_source(source: FileSource, external: str = "same-dir") -> FileLocation:
+    """Return the location of a source as it is now; see `locate_file`.
+
+    What a writer in this process has not written yet is flushed.
+    """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
-    filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
-    return FileLocation(filename, _identity(filename), external)
-
-
-def _identity(filename: str) -> tuple[int, int, int, int]:
-    status = os.stat(filename)
-    if not stat.S_ISREG(status.st_mode):
-        raise FileReadError(f"{filename} is not a regular file")
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    location = FileLocation(source, source.identity(), external)
+    if source.live or not isinstance(source, LocalFile):
+        return location
+    file = open_file(location)
+    if not file.id.get_intent() & h5f.ACC_RDWR:
+        return location
+    # HDF5 shares one state of a file among all in this process who opened it.
+    file.flush()
+    flushed = FileLocation(source, source.identity(), external, held=location.held)
+    _hold(flushed).hdf5.acquire().identity = flushed.identity
+    return flushed
 
 
 def check_unchanged(location: FileLocation) -> None:
     """Raise `FileChangedError` unless the file is still the one that was located."""
     try:
-        now = _identity(location.filename)
+        now = location.source.identity()
     except FileNotFoundError as error:
         raise FileChangedError(f"{location.filename} is gone since it was opened") from error
-    if now != location.identity:
+    if not _same_version(location, now):
         raise FileChangedError(
             f"{location.filename} has changed since it was opened: (device, inode, bytes, "
             f"modification time) were {location.identity} and are {now}; open it again"
         )
+
+
+def _same_version(location: FileLocation, identity: Identity) -> bool:
+    if location.source.live:
+        return location.identity[:2] == identity[:2]
+    return location.identity == identity
 
 
 @dataclass(slots=True)
@@ -118,49 +185,65 @@ class _OpenFile:
     h5py's own ``File.close`` would pull the file from under other threads.
     """
 
-    def __init__(self, filename: str, pid: int) -> None:
+    def __init__(self, source: FileSource, pid: int) -> None:
         del pid  # keeps a forked child from its parent's handles
-        self.identity = _identity(filename)
-        self.held: h5py.File | None = h5py.File(filename, "r")
-        if _identity(filename) != self.identity:
-            raise FileChangedError(f"{filename} changed while it was opened; open it again")
+        self.identity = source.identity()
+        self.held: h5py.File | None = source.open_hdf5()
+        if not source.live and source.identity() != self.identity:
+            raise FileChangedError(f"{source.name} changed while it was opened; open it again")
         self.held._xref_checks = GroupChecks()
 
     def close(self) -> None:
         self.held = None
 
 
-class _OpenDescriptor:
-    """A file descriptor that closes when the last reader lets go of it."""
+class _OpenBytes:
+    """What the file manager closes: it drops the handle, readers may still hold it."""
 
-    def __init__(self, filename: str) -> None:
-        self.number = os.open(filename, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-class _Descriptor:
-    """What the file manager closes: it drops the descriptor, readers may still hold it."""
-
-    def __init__(self, filename: str, pid: int) -> None:
+    def __init__(self, source: FileSource, pid: int) -> None:
         del pid
-        self.held: _OpenDescriptor | None = _OpenDescriptor(filename)
+        self.held: ByteHandle | None = source.open_bytes()
 
     def close(self) -> None:
         self.held = None
 
 
-@lru_cache(maxsize=4096)
-def _managers(
-    filename: str, pid: int
-) -> tuple[CachingFileManager[Any], CachingFileManager[Any]]:
-    # The id makes managers of one file share one handle.
-    return (
-        CachingFileManager(_OpenFile, filename, pid, manager_id="xref-hdf5"),
-        CachingFileManager(_Descriptor, filename, pid, manager_id="xref-bytes"),
-    )
+class _Handles:
+    """Handles of one source in this process, shared by all locations of it.
+
+    The managers close what they hold when the last location lets go of them.
+    """
+
+    def __init__(self, source: FileSource, pid: int) -> None:
+        self.pid = pid
+        # The id makes managers of one file share one handle.
+        self.hdf5: CachingFileManager[Any] = CachingFileManager(
+            _OpenFile, source, pid, manager_id="xref-hdf5"
+        )
+        self.bytes: CachingFileManager[Any] = CachingFileManager(
+            _OpenBytes, source, pid, manager_id="xref-bytes"
+        )
+
+
+_handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
+    weakref.WeakValueDictionary()
+)
+
+_handles_lock = threading.Lock()
+
+
+def _hold(location: FileLocation) -> _Handles:
+    """Return the handles of a file, held open by ``location`` unless it is a key."""
+    pid = os.getpid()
+    if location.held and location.held[0].pid == pid:
+        return location.held[0]
+    with _handles_lock:
+        handles = _handles.get((location.source, pid))
+        if handles is None:
+            handles = _handles[location.source, pid] = _Handles(location.source, pid)
+    if not location.is_key:
+        location.held[:] = [handles]
+    return handles
 
 
 def open_file(location: FileLocation) -> h5py.File:
@@ -168,26 +251,31 @@ def open_file(location: FileLocation) -> h5py.File:
 
     A handle of an earlier version is let go: HDF5 would go on using what it has read.
     """
-    manager = _managers(location.filename, os.getpid())[0]
+    handles = _hold(location)
     while True:
         check_unchanged(location)
-        opened = manager.acquire()
-        if opened.identity == location.identity:
+        opened = handles.hdf5.acquire()
+        if _same_version(location, opened.identity):
             file: h5py.File | None = opened.held
             if file is not None:
                 return file
-        manager.close()  # of another version, or closed by another thread just now
+        handles.hdf5.close()  # of another version, or closed by another thread just now
 
 
 def close_file(location: FileLocation) -> None:
     """Close this process's handles of a file; a later read opens it again."""
-    for manager in _managers(location.filename, os.getpid()):
-        manager.close()
+    handles = _hold(location)
+    handles.hdf5.close()
+    handles.bytes.close()
 
 
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
-    _managers.cache_clear()
+    with _handles_lock:
+        every = list(_handles.values())
+    for handles in every:
+        handles.hdf5.close()
+        handles.bytes.close()
     gc.collect()
 
 
@@ -207,13 +295,13 @@ class FileBytes:
         FileChangedError
             If the file is another than the one located.
         """
-        self._read(self._descriptor(), offset, buffer)
+        self._read(self._handle(), offset, buffer)
 
-    def _read(self, held: _OpenDescriptor, offset: int, buffer: memoryview) -> None:
+    def _read(self, held: ByteHandle, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             try:
-                n = os.preadv(held.number, [buffer[done:]], offset + done)
+                n = held.read(offset + done, buffer[done:])
             except OSError as error:
                 raise FileReadError(
                     f"{self.location.filename}: reading {len(buffer)} bytes at {offset:#x} "
@@ -231,28 +319,26 @@ class FileBytes:
     ) -> None:
         """Read many ranges, each to its place ``at`` in ``buffer``."""
         view = memoryview(buffer)  # type: ignore[arg-type]
-        held = self._descriptor()
+        held = self._handle()
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             self._read(held, o, view[a : a + n])
 
-    def _descriptor(self) -> _OpenDescriptor:
-        """Return a descriptor of this version of the file; the caller keeps it alive."""
-        manager = _managers(self.location.filename, os.getpid())[1]
+    def _handle(self) -> ByteHandle:
+        """Return a handle of this version of the file; the caller keeps it alive."""
+        handles = _hold(self.location)
         for _ in range(8):
-            held: _OpenDescriptor | None = manager.acquire().held
+            held: ByteHandle | None = handles.bytes.acquire().held
             if held is None:  # closed by another thread just now
                 continue
-            status = os.fstat(held.number)
-            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if identity == self.location.identity:
+            if _same_version(self.location, held.identity()):
                 return held
-            # Written to in place, or the descriptor is older than the location.
+            # Written to in place, or the handle is older than the location.
             check_unchanged(self.location)
-            manager.close()
+            handles.bytes.close()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
 
 
-@lru_cache(maxsize=1024)
+@cached_by_location(maxsize=1024)
 def file_format(location: FileLocation) -> FileFormat:
     """Return sizes and base address of a file."""
     properties = open_file(location).id.get_create_plist()
@@ -270,7 +356,12 @@ def check_external(location: FileLocation, name: str, where: str) -> str:
     ExternalFileError
         If it may not, or if that is a device, a pipe or a folder.
     """
-    folder = os.path.dirname(os.path.realpath(location.filename))
+    folder = location.source.folder
+    if folder is None:
+        raise ExternalFileError(
+            f"{where} names the file {name!r}, but {location.filename} has no folder that "
+            "the name could count from"
+        )
     target = os.path.realpath(os.path.join(folder, name))
     inside = os.path.commonpath([folder, target]) == folder
     if location.external == "all" or (location.external == "same-dir" and inside):

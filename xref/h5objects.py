@@ -35,6 +35,7 @@ from xref.h5file import (
     FileBytes,
     FileLocation,
     GroupChecks,
+    cached_by_location,
     check_external,
     file_format,
     locate_file,
@@ -196,7 +197,7 @@ def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
     return item
 
 
-@lru_cache(maxsize=16)
+@cached_by_location(maxsize=16)
 def object_paths(location: FileLocation) -> dict[int, str]:
     """Walk all hard links once and return a path of each object, by address.
 
@@ -205,7 +206,7 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     """
     root = _open_root(location)
     paths = {root.address: "/"}
-    for path, links in _walk_groups(root, "/"):
+    for path, _, links in _walk_groups(root, "/"):
         if isinstance(links, Exception):
             continue
         for address, name in links.items():
@@ -369,6 +370,7 @@ def iterate_members(group: Member) -> Iterator[tuple[str, Member | Exception]]:
     External links are followed where the location allows it.
     """
     try:
+        _check_group(group, "")
         names = list(group.item.id)
     except (RuntimeError, OSError, ValueError) as error:
         yield "", error
@@ -391,7 +393,7 @@ def is_hard_link(group: Member, name: str) -> bool:
 
 def walk_groups(
     location: FileLocation, top: str
-) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
     """Yield a group and all groups below it by hard links, each once, parents first.
 
     Cycles of links end where they close.
@@ -399,6 +401,9 @@ def walk_groups(
     Yields
     ------
     path : str
+    group : Member
+        For use before the next one is asked for: HDF5 slows down with the number of
+        open objects.
     links : dict or Exception
         The first name of each hard-linked member by its address, or why the group
         cannot be listed.
@@ -406,29 +411,35 @@ def walk_groups(
     yield from _walk_groups(open_group(location, top), top)
 
 
-def _walk_groups(start: Member, top: str) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+def _walk_groups(
+    start: Member, top: str
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
     location, seen = start.location, {start.address}
-    queue = deque([(start, top)])
+    queue = deque([(start.address, top)])
     while queue:
-        parent, path = queue.popleft()
+        address, path = queue.popleft()
+        parent = group_at(location, address)
         try:
             _check_group(parent, path)
             links = _hard_links(parent.item.id)
         except _HDF5_ERRORS as error:
-            yield path, error
+            yield path, parent, error
             continue
-        yield path, links
-        for address, name in links.items():
-            if address in seen:
+        yield path, parent, links
+        for child, name in links.items():
+            if child in seen:
                 continue
-            seen.add(address)
+            seen.add(child)
             # What has no header to read is for those who open the parent's members.
             with contextlib.suppress(*_HDF5_ERRORS):
                 # Unlike get_info, this does not walk into the group.
                 if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
-                    child = _wrap(h5g.open(parent.item.id, name), parent.item._xref_file)
-                    below = posixpath.join(path, text(name))
-                    queue.append((Member(child, location, address), below))
+                    queue.append((child, posixpath.join(path, text(name))))
+
+
+def group_at(location: FileLocation, address: int) -> Member:
+    """Open the group at an address, to be checked before it is listed."""
+    return Member(open_object(location, address), location, address)
 
 
 def link_addresses(group: Member) -> dict[int, str]:

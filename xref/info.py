@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xref.attribute_values import attribute_references
 from xref.columns import IntArray
 from xref.elements import DecodeOptions
 from xref.errors import DanglingReferenceError, ExternalFileError, UnsupportedError, XrefError
@@ -45,7 +46,7 @@ from xref.h5objects import (
 )
 from xref.references import ReferenceArray
 from xref.table import describe_regions
-from xref.variables import attribute_references, build_variable
+from xref.variables import build_variable
 
 TARGETS_SHOWN = 8
 """Targets of one holder that the text lists; JSON has all."""

@@ -7,6 +7,7 @@ use; nothing here opens a file.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,8 @@ class DatasetLayout:
         Bytes that the file holds for the data.
     stored_itemsize : int
         Bytes of one element as stored.
+    maxshape : tuple of (int or None)
+        Largest extent; None along an axis without a limit.
     reference_kind : str
         "object", "region" or "std" for datasets of references, else empty.
     indirect : str
@@ -67,6 +70,7 @@ class DatasetLayout:
     """
 
     shape: tuple[int, ...]
+    maxshape: tuple[int | None, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...] | None
     offset: int | None
@@ -76,6 +80,13 @@ class DatasetLayout:
     stored_itemsize: int
     reference_kind: str
     indirect: str
+
+    @property
+    def text(self) -> str:
+        """Character set of text of variable length, "utf-8" or "ascii"; else empty."""
+        metadata: Mapping[str, Any] = self.dtype.metadata or {}
+        kind = metadata.get("vlen")
+        return "utf-8" if kind is str else "ascii" if kind is bytes else ""
 
     @property
     def cell(self) -> tuple[int, ...]:

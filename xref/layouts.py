@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xref.attribute_values import warn_unreadable
 from xref.bind import Decoder, Resolved, decode_variable
 from xref.columns import IntArray
 from xref.decode import References
@@ -26,7 +27,7 @@ from xref.layout import item_dtype, items
 from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
 from xref.references import ReferenceArray
 from xref.regions import concat_tables, empty_table, project
-from xref.variables import open_target, warn_unreadable
+from xref.targets import open_target
 
 POINT_DIM = "point"
 SAMPLE_DIM = "sample"

@@ -9,8 +9,11 @@ xarray's indexing internals are imported here and in `xref.backend` only.
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +24,7 @@ from xarray.core import indexing
 
 from xref.columns import row_offsets
 from xref.decode import tile_loader
+from xref.elements import DecodeOptions
 from xref.gather import BoundReferences, bind_references, check_size, read_into
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_unchanged
@@ -37,6 +41,23 @@ from xref.readers import read_plan
 from xref.references import ReferenceArray
 from xref.regions import narrow
 from xref.selection import merge_intervals
+
+_holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
+
+
+@contextmanager
+def hold_back_objects() -> Iterator[None]:
+    """Give None for objects while xarray decodes.
+
+    It reads one element of each object variable, to see whether they are dates, which
+    no HDF5 file holds.
+    """
+    token = _holding_back.set(True)
+    try:
+        yield
+    finally:
+        _holding_back.reset(token)
+
 
 Axis = int | slice | npt.NDArray[Any]
 
@@ -80,6 +101,10 @@ class LazyArray(BackendArray):
             )
         return self._read(key.tuple)
 
+    async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index in a thread."""
+        return await asyncio.to_thread(self.__getitem__, key)
+
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         raise NotImplementedError
 
@@ -92,20 +117,59 @@ class LazyArray(BackendArray):
 
 
 class DatasetArray(LazyArray):
-    """One dataset; reads what an index selects, each chunk once."""
+    """One dataset; reads what an index selects, each chunk once.
+
+    ``shape`` may be longer than what is stored, along unlimited dimensions: the
+    dataset's fill value stands for the rest.
+    """
 
     def __init__(
-        self, location: FileLocation, address: int, layout: DatasetLayout, reader: str = "auto"
+        self,
+        location: FileLocation,
+        address: int,
+        layout: DatasetLayout,
+        options: DecodeOptions,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
         self.location = location
         self.address = address
-        self.reader = reader
+        self.reader = options.reader
+        self.lock = options.lock
+        self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
         self.raw_dtype = layout.dtype
         self.dtype, item_shape = item_dtype(layout.dtype)
-        self.shape = layout.shape + item_shape
+        self.shape = layout.shape + item_shape if shape is None else shape
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        if _holding_back.get() and self.dtype.hasobject:
+            nothing = np.broadcast_to(np.array(None, dtype=self.dtype), self.shape)
+            return _index_outer(nothing, 0, key)
+        with self.lock or nullcontext():
+            return self._read_padded(key) if self._is_padded() else self._read_stored(key)
+
+    def _is_padded(self) -> bool:
+        return self.shape[: len(self.extent)] != self.extent
+
+    def _read_padded(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        """Read what is stored of an index, and fill up the rest."""
+        split = len(self.extent)
+        sides = zip(self.shape[:split], key[:split], strict=True)
+        positions = [np.atleast_1d(np.arange(n)[k]) for n, k in sides]
+        inside = [p < n for p, n in zip(positions, self.extent, strict=True)]
+        if all(i.all() for i in inside):
+            return self._read_stored(key)
+        stored = [p[i] for p, i in zip(positions, inside, strict=True)]
+        values = self._read_stored((*stored, *key[split:]))
+        layout = dataset_layout(self.location, self.address)
+        shape = (*(len(p) for p in positions), *values.shape[split:])
+        out = np.zeros(shape, dtype=values.dtype)
+        if layout.fill_value is not None:
+            out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
+        out[np.ix_(*inside)] = values
+        return _drop_integers(out, key[:split])
+
+    def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
         layout = dataset_layout(self.location, self.address)
         split = len(self.extent)
@@ -118,13 +182,20 @@ class DatasetArray(LazyArray):
             plan = plan_read(parts, layout.shape, layout.chunks, max(out.itemsize, 1))
             loader = tile_loader(self.location, self.address, layout, reader=self.reader)
             read_plan(plan, loader, out)
+        if self.encode_text:
+            out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
         values = items(out.reshape(shape))
         for axis, (_, order) in enumerate(axes):
             if order is not None:
                 values = values[(slice(None),) * axis + (order,)]
         values = _index_outer(values, split, key[split:])
-        drop = tuple(i for i, k in enumerate(key[:split]) if isinstance(k, int | np.integer))
-        return values.squeeze(drop) if drop else values
+        return _drop_integers(values, key[:split])
+
+
+def _drop_integers(values: npt.NDArray[Any], key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+    """Drop the axes that an integer selects."""
+    drop = tuple(i for i, k in enumerate(key) if isinstance(k, int | np.integer))
+    return values.squeeze(drop) if drop else values
 
 
 @dataclass(frozen=True, slots=True)

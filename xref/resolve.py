@@ -26,12 +26,8 @@ from xref.h5objects import kind_of, open_dataset, open_object, prepare_reference
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.plan import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray
-from xref.variables import (
-    build_variable,
-    group_path,
-    open_members,
-    open_target,
-)
+from xref.targets import group_path, open_target
+from xref.variables import build_variable, open_members
 
 LAYOUTS = ("stack", "ragged", "pad")
 
@@ -101,10 +97,8 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     location, options = reference.location, reference.options
     item = open_object(location, reference.address)
     if kind_of(item) == "group":
-        variables, attributes = open_members(
-            location, group_path(location, reference.address), options
-        )
-        dataset = decode_dataset(variables, attributes, options)
+        members = open_members(location, group_path(location, reference.address), options)
+        dataset = decode_dataset(*members, options)
         return dataset if chunks is None else dataset.chunk(chunks)
     if kind_of(item) == "datatype":
         return item.dtype

@@ -1,0 +1,111 @@
+"""Attributes as xarray holds them: plain values that pickle.
+
+In: what `xref.h5data` read of an object's attributes. Out: numbers, text, arrays and
+references, in the forms that other readers of netCDF-4 give; a warning for each
+attribute that cannot be had.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from xref.decode import decode_references
+from xref.elements import DecodeOptions
+from xref.errors import UnreadableMemberWarning, XrefError
+from xref.h5data import RawReferences, read_attributes
+from xref.h5file import FileLocation
+from xref.h5objects import Object
+from xref.references import ReferenceArray
+
+HIDDEN_ATTRIBUTES = {
+    "CLASS",
+    "NAME",
+    "DIMENSION_LIST",
+    "REFERENCE_LIST",
+    "_Netcdf4Dimid",
+    "_Netcdf4Coordinates",
+    "_NCProperties",
+    "_nc3_strict",
+}
+
+FILL_ATTRIBUTES = ("_FillValue", "missing_value")
+
+
+def warn_unreadable(where: str, error: Exception) -> None:
+    """Tell that something was left out."""
+    warnings.warn(
+        f"{where} was left out: {type(error).__name__}: {error}",
+        UnreadableMemberWarning,
+        stacklevel=2,
+    )
+
+
+def attribute_values(
+    item: Object, location: FileLocation, where: str, options: DecodeOptions
+) -> dict[str, Any]:
+    """Return an object's attributes as plain, picklable values; warn of others."""
+    return plain_attributes(*read_attributes(item), location, where, options)
+
+
+def plain_attributes(
+    raw: dict[str, Any],
+    problems: dict[str, Exception],
+    location: FileLocation,
+    where: str,
+    options: DecodeOptions,
+) -> dict[str, Any]:
+    """Turn attribute values into plain, picklable ones; warn of others.
+
+    Those that only say how the file is organised are left out.
+    """
+    values = {}
+    for name, problem in problems.items():
+        if name not in HIDDEN_ATTRIBUTES:
+            warn_unreadable(f"{where}: attribute {name!r}", problem)
+    for name, value in raw.items():
+        if name in HIDDEN_ATTRIBUTES:
+            continue
+        what = f"{where}: attribute {name!r}"
+        try:
+            values[name] = _plain(name, value, location, what, options)
+        except XrefError as error:
+            warn_unreadable(what, error)
+    return values
+
+
+def _plain(
+    name: str, value: Any, location: FileLocation, where: str, options: DecodeOptions
+) -> Any:
+    if isinstance(value, RawReferences):
+        array = attribute_references(value, location, where, options)
+        return array.element_at(0) if array.shape == () else np.asarray(array)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
+        is_text = all(isinstance(v, str | bytes) for v in value.flat)
+        value = value.tolist() if is_text and value.size else value
+    if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
+        value = value[0]  # an array of one element is a number to netCDF
+    if isinstance(value, bytes) and name not in FILL_ATTRIBUTES:
+        return _decoded(value, where)
+    return value
+
+
+def _decoded(value: bytes, where: str) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        warnings.warn(f"{where}: {error}, returning bytes undecoded", UnicodeWarning, 2)
+        return bytes(value)
+
+
+def attribute_references(
+    value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
+) -> ReferenceArray:
+    """Decode the references of an attribute."""
+    is_region = value.kind == "region"
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
+    columns = decode_references(location, raw, is_region, lambda _: where)
+    return ReferenceArray(value.shape, is_region=is_region, columns=columns, options=options)

@@ -1,0 +1,371 @@
+"""Names and lengths of the axes of a group's datasets.
+
+In: the datasets of one group. Out: the dimensions of each, and their lengths.
+
+Names come from dimension scales (HDF5 Dimension Scale Specification and Support, 1.0;
+netCDF-4 stores its dimensions that way). Axes without a scale get the name of a
+dimension of the group that is as long, else ``phony_dim_N``, as in other readers of
+netCDF-4. An unlimited dimension is as long as the longest dataset along it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from xref.errors import DanglingReferenceError, UnreadableMemberWarning, WrongTargetError
+from xref.h5data import (
+    attached_scales,
+    dataset_layout,
+    read_attribute,
+    reference_addresses,
+)
+from xref.h5file import FileLocation, cached_by_location, file_format
+from xref.h5objects import link_addresses, object_paths, open_dataset, open_group, text
+from xref.layout import DatasetLayout, item_dtype
+
+NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
+
+NAME_CLASH = "_nc4_non_coord_"
+"""What netCDF-4 puts before the name of a variable that only shares a dimension's."""
+
+PHONY_DIMS = (None, "sort", "access")
+
+
+@dataclass(slots=True)
+class MemberDataset:
+    """A dataset of a group on its way to a variable."""
+
+    name: str
+    path: str
+    location: FileLocation
+    address: int
+    layout: DatasetLayout
+    attributes: dict[str, Any]
+    problems: dict[str, Exception]
+    scales: list[int] = field(default_factory=list)
+    """Address of the scale of each axis, 0 for none; as long as the dataset's axes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes of the dataset, then those of an array type."""
+        return self.layout.shape + item_dtype(self.layout.dtype)[1]
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether the dataset is a dimension scale."""
+        return label(self.attributes, "CLASS") == "DIMENSION_SCALE"
+
+    @property
+    def is_variable(self) -> bool:
+        """False for a scale that only stands for its dimension."""
+        return not label(self.attributes, "NAME").startswith(NO_VARIABLE)
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether the dataset is a scale without a limit."""
+        return self.is_scale and self.layout.maxshape == (None,)
+
+
+def label(attributes: dict[str, Any], name: str) -> str:
+    """Return a text attribute, also from an array of one; empty for anything else."""
+    value = attributes.get(name)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return text(value) if isinstance(value, str | bytes) else ""
+
+
+@dataclass(slots=True)
+class PhonyNames:
+    """Counts the names of axes without a scale, over the groups of a file.
+
+    Attributes
+    ----------
+    mode : {None, "access", "sort"}
+        "sort" counts dimension scales as well, as netCDF does; the others do not.
+    phony, scales : int
+        How many there were in the groups before.
+    """
+
+    mode: str | None = None
+    phony: int = 0
+    scales: int = 0
+
+    def new(self) -> str:
+        """Return the next name."""
+        number = self.phony + (self.scales if self.mode == "sort" else 0)
+        self.phony += 1
+        return f"phony_dim_{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """The dimensions of one group's datasets.
+
+    Attributes
+    ----------
+    of : list of tuple of str
+        Of each dataset.
+    shape : list of tuple of int
+        Of each dataset, longer than it is stored along unlimited dimensions.
+    unlimited : frozenset of str
+        Unlimited dimensions whose scale is in the group.
+    """
+
+    of: list[tuple[str, ...]]
+    shape: list[tuple[int, ...]]
+    unlimited: frozenset[str]
+
+
+def name_dimensions(
+    members: list[MemberDataset], location: FileLocation, path: str, phony: PhonyNames
+) -> Dimensions:
+    """Name the axes of all datasets of a group."""
+    names = _axis_scales(members, location, path)
+    lengths = _unlimited_lengths(members, names)
+    sizes = {m.name: m.layout.shape[0] for m in members if m.is_scale and m.layout.shape}
+    sizes |= {n: lengths[n] for n in sizes if n in lengths}
+    by_size: dict[int, list[str]] = {}
+    for name, size in sizes.items():
+        by_size.setdefault(size, []).append(name)
+    phony.scales += sum(m.is_scale for m in members)
+    _add_phony(members, names, by_size, set(lengths), phony)
+    found: dict[str, int] = {}
+    dims, shapes = [], []
+    for member, axes in zip(members, names, strict=True):
+        where = f"{member.location.filename}: {member.path}"
+        axis_names, shape = _name_axes(member, axes, lengths, found, by_size, phony, where)
+        dims.append(axis_names)
+        shapes.append(shape)
+    own = frozenset(m.name for m in members if m.is_unlimited)
+    return Dimensions(dims, shapes, own)
+
+
+def count_dimensions(members: list[MemberDataset], phony: PhonyNames) -> None:
+    """Count the scales and phony dimensions of a group that is not opened itself."""
+    names: list[list[str | None]] = [
+        [str(a) if a else None for a in axes] for axes in _scale_addresses(members)
+    ]
+    by_size: dict[int, list[str]] = {}
+    for m in members:
+        if m.is_scale and m.layout.shape:
+            by_size.setdefault(m.layout.shape[0], []).append(m.name)
+    phony.scales += sum(m.is_scale for m in members)
+    _add_phony(members, names, by_size, set(), phony)
+
+
+def _add_phony(
+    members: list[MemberDataset],
+    names: list[list[str | None]],
+    by_size: dict[int, list[str]],
+    unlimited: set[str],
+    phony: PhonyNames,
+) -> None:
+    """Make the dimensions that datasets without any scale need, size by size."""
+    needed: Counter[int] = Counter()
+    for member, axes in zip(members, names, strict=True):
+        if not member.is_scale and not any(axes):
+            needed |= Counter(member.shape)
+    for size, count in needed.items():
+        known = by_size.setdefault(size, [])
+        n_limited = sum(name not in unlimited for name in known)
+        known.extend(phony.new() for _ in range(n_limited, count))
+
+
+def _name_axes(
+    member: MemberDataset,
+    axes: list[str | None],
+    lengths: dict[str, int],
+    sizes: dict[str, int],
+    by_size: dict[int, list[str]],
+    phony: PhonyNames,
+    where: str,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Name the axes of one dataset so that it fits with those before it."""
+    dims: list[str] = []
+    shape: list[int] = []
+    used: Counter[int] = Counter()
+    for name, stored in zip(axes, member.shape, strict=True):
+        size = max(stored, lengths.get(name, 0)) if name is not None else stored
+        if name is not None and (name in dims or sizes.get(name, size) != size):
+            if name not in dims:
+                warnings.warn(
+                    f"{where}: dimension {name!r} has {sizes[name]} elements elsewhere and "
+                    f"{size} here; this axis is named otherwise",
+                    UnreadableMemberWarning,
+                    stacklevel=2,
+                )
+            name, size = None, stored
+        if name is None:
+            name = _unused(by_size.setdefault(size, []), used[size], size, dims, sizes, phony)
+            used[size] += 1
+        sizes[name] = size
+        dims.append(name)
+        shape.append(size)
+    return tuple(dims), tuple(shape)
+
+
+def _unused(
+    known: list[str],
+    occurrence: int,
+    size: int,
+    dims: list[str],
+    sizes: dict[str, int],
+    phony: PhonyNames,
+) -> str:
+    """Return a dimension of one size that a dataset does not have yet."""
+    for name in known[occurrence:]:
+        if name not in dims and sizes.get(name, size) == size:
+            return name
+    known.append(phony.new())
+    return known[-1]
+
+
+# --- scales ------------------------------------------------------------------------
+
+
+def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
+    """Return the address of the scale of each axis of each member, 0 without one."""
+    for home in dict.fromkeys(m.location for m in members):
+        part = [m for m in members if m.location == home]
+        attached = [attached_scales(m.attributes, len(m.layout.shape)) for m in part]
+        offset_size = file_format(home).offset_size
+        addresses = iter(reference_addresses(list(chain(*attached)), offset_size))
+        for member, references in zip(part, attached, strict=True):
+            member.scales = [next(addresses) for _ in references]
+    return [m.scales for m in members]
+
+
+def _axis_scales(
+    members: list[MemberDataset], location: FileLocation, path: str
+) -> list[list[str | None]]:
+    """Return the name of the scale of each axis of each member, None without one."""
+    _scale_addresses(members)
+    scales: dict[int, list[str | None]] = {}
+    # Addresses and dimension numbers count within one file.
+    for home in dict.fromkeys(m.location for m in members):
+        part = [m for m in members if m.location == home]
+        above = posixpath.dirname(path) if home == location and path != "/" else None
+        found = _axis_scales_of_file(part, home, above)
+        scales |= dict(zip(map(id, part), found, strict=True))
+    return [scales[id(m)] for m in members]
+
+
+def _axis_scales_of_file(
+    members: list[MemberDataset], location: FileLocation, above: str | None
+) -> list[list[str | None]]:
+    wanted = set(chain(*(m.scales for m in members))) - {0}
+    names = _scale_names(members, location, above, wanted)
+    numbers = {m.name: _integers(m, "_Netcdf4Dimid") for m in members if m.is_scale}
+    of_number = {found[0]: name for name, found in numbers.items() if found}
+    scales: list[list[str | None]] = []
+    for member in members:
+        ndim = len(member.shape)
+        own: list[str | None] = [names.get(address) for address in member.scales]
+        own += [None] * (ndim - len(own))
+        if member.is_scale:
+            # A coordinate variable of several dimensions names them by number.
+            coordinates = _integers(member, "_Netcdf4Coordinates")
+            if len(coordinates) == ndim and ndim:
+                own = [of_number.get(n) for n in coordinates]
+            elif ndim == 1 and not any(member.scales):
+                own = [member.name]
+        scales.append(own)
+    return scales
+
+
+def _integers(member: MemberDataset, name: str) -> list[int]:
+    """Return the integers of an attribute; none where it holds anything else."""
+    values = np.asarray(member.attributes.get(name, ()))
+    return [int(n) for n in values.reshape(-1)] if values.dtype.kind in "iu" else []
+
+
+def _scale_names(
+    members: list[MemberDataset], location: FileLocation, above: str | None, wanted: set[int]
+) -> dict[int, str]:
+    """Return the link name of each scale: from this group, else from those above it."""
+    names = {m.address: m.name for m in members}
+    missing = wanted - set(names)
+    while missing and above is not None:
+        found = link_addresses(open_group(location, above))
+        names |= {a: n for a, n in found.items() if a in missing}
+        missing -= set(found)
+        above = posixpath.dirname(above) if above != "/" else None
+    if missing:
+        paths = object_paths(location)
+        names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
+    return names
+
+
+# --- unlimited dimensions ----------------------------------------------------------
+
+
+def _unlimited_lengths(
+    members: list[MemberDataset], names: list[list[str | None]]
+) -> dict[str, int]:
+    """Return the length of each unlimited dimension that the members lie along."""
+    own = {(m.location, m.address): m for m in members}
+    lengths: dict[str, int] = {}
+    attached: Counter[str] = Counter()
+    scales: dict[str, tuple[FileLocation, int]] = {}
+    for member, axes in zip(members, names, strict=True):
+        if member.is_unlimited:
+            scales[member.name] = member.location, member.address
+            lengths[member.name] = max(lengths.get(member.name, 0), member.shape[0])
+        for name, address, size in zip(axes, member.scales, member.shape, strict=False):
+            if name is None or not address:
+                continue
+            attached[name] += 1
+            lengths[name] = max(lengths.get(name, 0), size)
+            scales.setdefault(name, (member.location, address))
+    unlimited = {}
+    for name, (location, address) in scales.items():
+        member_scale = own.get((location, address))
+        if member_scale is None:
+            length = _unlimited_length(location, address)
+        elif not member_scale.is_unlimited:
+            continue
+        elif _n_references(member_scale.attributes.get("REFERENCE_LIST")) == attached[name]:
+            length = lengths[name]  # all that lie along it are here
+        else:
+            length = _unlimited_length(location, address)
+        if length is not None:
+            unlimited[name] = max(length, lengths[name])
+    return unlimited
+
+
+def _n_references(listed: Any) -> int:
+    return int(listed.size) if isinstance(listed, np.ndarray) else 0
+
+
+@cached_by_location(maxsize=4096)
+def _unlimited_length(location: FileLocation, address: int) -> int | None:
+    """Return the length of an unlimited scale with all that lies along it, else None."""
+    layout = dataset_layout(location, address)
+    if layout.maxshape != (None,):
+        return None
+    listed = read_attribute(open_dataset(location, address), "REFERENCE_LIST")
+    length = layout.shape[0]
+    if not isinstance(listed, np.ndarray) or listed.dtype.names is None:
+        return length
+    reference, axis = listed.dtype.names[:2]
+    offset_size = file_format(location).offset_size
+    addresses = reference_addresses(listed[reference].tolist(), offset_size)
+    for where, number in zip(addresses, listed[axis].tolist(), strict=True):
+        length = max(length, _axis_length(location, where, int(number)))
+    return length
+
+
+def _axis_length(location: FileLocation, address: int, axis: int) -> int:
+    """Return the length of one axis of a dataset, 0 where there is none."""
+    try:
+        shape = open_dataset(location, address).shape
+    except (DanglingReferenceError, WrongTargetError):
+        return 0  # what a scale lists may be gone
+    return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0

@@ -1,0 +1,119 @@
+"""What a reference points at, as xarray needs to know it.
+
+In: the address of a dataset. Out: a `Target`: its name, dimensions, attributes and
+coordinates; or the path of a group.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from xref.attribute_values import plain_attributes
+from xref.dimensions import NO_VARIABLE, label
+from xref.elements import DecodeOptions
+from xref.errors import UnsupportedError
+from xref.h5data import DatasetFacts, dataset_facts
+from xref.h5file import FileLocation
+from xref.h5objects import known_path, link_addresses, object_paths, open_group
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A dataset by address, with what xarray needs to know of it.
+
+    ``dims`` has None for an axis without a dimension scale. ``coords`` are the
+    coordinates that the dataset names: its scales that hold values, and those in
+    its ``coordinates`` attribute.
+    """
+
+    location: FileLocation
+    address: int
+    name: str | None
+    dims: tuple[str | None, ...]
+    attributes: dict[str, Any]
+    coords: dict[str, tuple[int, tuple[str | None, ...]]]
+
+
+def open_target(
+    location: FileLocation, address: int, facts: DatasetFacts, options: DecodeOptions
+) -> Target:
+    """Look at one dataset: its name, dimensions, attributes and coordinates."""
+    where = f"{location.filename}: dataset at {address:#x}"
+    dims, scales = _target_dimensions(location, address, facts)
+    attributes = plain_attributes(facts.attributes, facts.problems, location, where, options)
+    coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    for dim, scale in scales.items():
+        if scale != address:
+            coords[dim] = (scale, (dim,))
+    name = known_path(location, address)
+    if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
+        name = name or object_paths(location).get(address)
+        if name is not None:
+            coords |= _named_coordinates(
+                location, name, attributes["coordinates"].split(), dims
+            )
+    short = posixpath.basename(name) if name else None
+    return Target(location, address, short, dims, attributes, coords)
+
+
+def _target_dimensions(
+    location: FileLocation, address: int, facts: DatasetFacts
+) -> tuple[tuple[str | None, ...], dict[str, int]]:
+    """Return the axis names of a dataset, and the scales among them that hold values."""
+    ndim = len(facts.layout.shape)
+    if not facts.scales:
+        own = known_path(location, address)
+        is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
+        own_name = posixpath.basename(own) if own and is_scale and ndim == 1 else None
+        return (own_name,) * ndim, {}
+    dims: list[str | None] = [None] * ndim
+    scales: dict[str, int] = {}
+    for axis, scale in enumerate(facts.scales):
+        if not scale:
+            continue
+        path = known_path(location, scale) or object_paths(location).get(scale)
+        scale_label = label(dataset_facts(location, scale).attributes, "NAME")
+        name = posixpath.basename(path) if path else scale_label
+        if not name or name in dims:
+            continue
+        dims[axis] = name
+        if not scale_label.startswith(NO_VARIABLE):
+            scales[name] = scale
+    return tuple(dims), scales
+
+
+def _named_coordinates(
+    location: FileLocation, path: str, names: list[str], dims: tuple[str | None, ...]
+) -> dict[str, tuple[int, tuple[str | None, ...]]]:
+    """Find the datasets of a ``coordinates`` attribute beside their variable."""
+    found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    members = {
+        n: a for a, n in link_addresses(open_group(location, posixpath.dirname(path))).items()
+    }
+    for name in names:
+        if name not in members or name in dims:
+            continue
+        address = members[name]
+        axes, _ = _target_dimensions(location, address, dataset_facts(location, address))
+        if all(axis in dims and axis is not None for axis in axes):
+            found[name] = (address, axes)
+    return found
+
+
+def group_path(location: FileLocation, address: int) -> str:
+    """Return a path of the group at an address, for opening it as a Dataset.
+
+    Raises
+    ------
+    UnsupportedError
+        If no link leads to it.
+    """
+    path = known_path(location, address) or object_paths(location).get(address)
+    if path is None:
+        raise UnsupportedError(
+            f"{location.filename}: the group at {address:#x} has no name; open its members by "
+            "their own references"
+        )
+    return path
