@@ -174,8 +174,7 @@ def _build_variable(
         location, member.address, layout, dims, attributes, options, shape
     )
     if variable.encoding.get("dtype") is str:
-        # Read directly, text would fail: it does so when it is asked for.
-        return variable if options.reader == "direct" else _loaded_text(variable)
+        return _loaded_text(variable, options)
     return variable
 
 
@@ -186,9 +185,10 @@ TEXT_PADDING = 16
 """How many times larger text may become as NumPy's, of one length, beyond a MiB."""
 
 
-def _loaded_text(variable: xr.Variable) -> xr.Variable:
+def _loaded_text(variable: xr.Variable, options: DecodeOptions) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length only the values tell."""
-    if variable.size <= TEXT_ELEMENTS:
+    # Read directly, text would fail: it does so when it is asked for.
+    if variable.size <= TEXT_ELEMENTS and options.reader != "direct":
         values = variable.values
         longest = max(map(len, values.flat), default=0)
         padded = 4 * longest * values.size
