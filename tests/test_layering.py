@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "attribute_values": ("numpy",),
     "dimensions": ("numpy",),
     "targets": (),
+    "object_variables": ("numpy", "xarray"),
     "variables": ("numpy", "xarray"),
     "graph": ("dask", "xarray"),
     "bind": ("numpy", "xarray"),

@@ -19,6 +19,7 @@ from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError
 from xref.gather import BoundReferences, bind_references, common_dtype
 from xref.lazy import hold_back_objects
+from xref.object_variables import ObjectVariable
 from xref.references import ReferenceArray
 from xref.targets import Target, open_target
 from xref.variables import ReferenceVariable
@@ -194,6 +195,12 @@ def decode_dataset(
     for name, variable in merged.items():
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
+            is_index = variable.dims == (name,)
+            is_objects = name in values_only or (
+                name in untouched and variable.dtype.kind == "V" and variable.dtype.hasobject
+            )
+            if is_objects and not is_index:
+                variable = ObjectVariable.of(variable)
             # xarray writes a variable without a name under one of its own.
             known = None if name == _NO_NAME else name
             (coords if is_coord else data)[known] = variable
