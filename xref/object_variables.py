@@ -34,11 +34,15 @@ def _objects(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
 class _SizedObjects(indexing.ExplicitlyIndexedNDArrayMixin):
     """A lazy array of objects under another type."""
 
-    __slots__ = ("array", "dtype")
+    __slots__ = ("_dtype", "array")
 
     def __init__(self, array: Any, dtype: np.dtype[Any]) -> None:
         self.array = array
-        self.dtype = dtype
+        self._dtype = dtype
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
 
     def get_duck_array(self) -> Any:
         return self.array.get_duck_array()
