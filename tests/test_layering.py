@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "structures": (),
     "dense": (),
     "headers": (),
+    "datatypes": ("numpy",),
     "groups": ("numpy",),
     "encoding": ("numpy",),
     "filters": ("numpy",),
