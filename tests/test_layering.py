@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "headers": (),
     "datatypes": ("numpy",),
+    "attributes": (),
     "groups": ("numpy",),
     "encoding": ("numpy",),
     "filters": ("numpy",),
