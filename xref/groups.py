@@ -25,27 +25,18 @@ follows libhdf5: the name offset of an entry has the size of lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray
-from xref.errors import CorruptFileError
+from xref.headers import SYMBOL_TABLE_MESSAGE, integer_pair, walk_messages
+from xref.structures import Read, Source, integer
 
-Read: TypeAlias = Callable[[int, int], bytes]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 WordArray: TypeAlias = npt.NDArray[np.uint64]
-
-CONTINUATION_MESSAGE = 0x0010
-SYMBOL_TABLE_MESSAGE = 0x0011
-
-MAX_MESSAGES = 1 << 18
-"""Messages of one object header; version 1 counts them in 16 bits, and compact
-links and attributes of version 2 end at 65535 each."""
 
 NO_FREE_BLOCK = 1
 """Ends the chain of a heap's free blocks; the only such value that libhdf5 knows."""
@@ -76,37 +67,6 @@ READ_NBYTES = 256 << 10
 
 BATCH_NODES = 1 << 16
 """Symbol table nodes whose entries are in memory at once."""
-
-_SIZES = (2, 4, 8)
-
-_OHDR_FLAGS = 0x3F
-_OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Bytes of the file, and what errors say about where they are."""
-
-    read: Read
-    offset_size: int
-    length_size: int
-    nbytes: int  # from the base address to the end of the file
-    where: str
-
-    def fail(self, found: str) -> NoReturn:
-        raise CorruptFileError(f"{self.where}: {found}")
-
-    def take(self, address: int, nbytes: int, what: str) -> bytes:
-        """Return bytes that must lie inside the file."""
-        if not 0 <= address <= self.nbytes - nbytes:
-            self.fail(
-                f"the {what} at {address:#x} ({nbytes} bytes) reaches past the end of the "
-                f"file ({self.nbytes} bytes)"
-            )
-        data = self.read(address, nbytes) if nbytes else b""
-        if len(data) != nbytes:
-            self.fail(f"reading {nbytes} bytes of the {what} at {address:#x} gave {len(data)}")
-        return data
 
 
 def check_group(
@@ -149,96 +109,13 @@ def check_group(
     CorruptFileError
         If a structure contradicts the format or another structure.
     """
-    source = _Source(read, offset_size, length_size, file_nbytes, where)
-    if offset_size not in _SIZES or length_size not in _SIZES:
-        source.fail(f"offsets of {offset_size} bytes and lengths of {length_size} are unknown")
+    source = Source(read, offset_size, length_size, file_nbytes, where)
     segments = {} if segments is None else segments
-    for body in _find_symbol_tables(source, header_address):
+    messages = walk_messages(source, header_address, verify=False)
+    for body in [body for kind, _, body in messages if kind == SYMBOL_TABLE_MESSAGE]:
         what = f"symbol table message of the object header at {header_address:#x}"
-        tree, heap = _pair(source, body, offset_size, offset_size, what)
+        tree, heap = integer_pair(source, body, offset_size, offset_size, what)
         _check_tree(source, tree, _check_heap(source, heap, segments))
-
-
-def _integer(data: bytes, position: int, size: int) -> int:
-    return int.from_bytes(data[position : position + size], "little")
-
-
-# --- the object header -------------------------------------------------------------------
-
-
-def _find_symbol_tables(source: _Source, address: int) -> list[bytes]:
-    """Walk all blocks of an object header; return its Symbol Table messages."""
-    found = []
-    version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
-    where = f"object header at {address:#x}"
-    sizes = source.offset_size, source.length_size
-    blocks = [(first, nbytes)]
-    seen = {first}
-    n_messages = total = 0
-    for start, nbytes in blocks:  # grows while it is walked
-        total += nbytes
-        if total > source.nbytes:
-            source.fail(f"the blocks of the {where} have more bytes than the file")
-        data = source.take(start, nbytes, "object header block")
-        at, end = 0, nbytes
-        if version == 2 and start != first:
-            if data[:4] != b"OCHK" or nbytes < 8:
-                source.fail(
-                    f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
-                    f"begin with {data[:4]!r}, not with b'OCHK'"
-                )
-            at, end = 4, nbytes - 4  # a checksum follows
-        while at + head_nbytes <= end:
-            kind = _integer(data, at, type_size)
-            size = _integer(data, at + type_size, 2)
-            at += head_nbytes
-            n_messages += 1
-            if size > end - at or (version == 1 and size % 8) or n_messages > MAX_MESSAGES:
-                source.fail(
-                    f"message {n_messages} (type {kind:#06x}) of the {where} has {size} bytes, "
-                    f"and {end - at} are left in its block"
-                )
-            body = data[at : at + size]
-            at += size
-            if kind == CONTINUATION_MESSAGE:
-                start_next, nbytes_next = _pair(source, body, *sizes, f"message of the {where}")
-                if start_next in seen or not nbytes_next:
-                    source.fail(
-                        f"the {where} continues at {start_next:#x} ({nbytes_next} bytes), "
-                        "where no block or one of its own begins"
-                    )
-                seen.add(start_next)
-                blocks.append((start_next, nbytes_next))
-            elif kind == SYMBOL_TABLE_MESSAGE:
-                found.append(body)
-    return found
-
-
-def _parse_prefix(source: _Source, address: int) -> tuple[int, int, int, int, int]:
-    """Return version, bytes of message types and heads, and the first block's place."""
-    # The shortest prefix of version 1 has 16 bytes with its padding; of version 2, 7.
-    head = source.take(address, min(16, max(7, source.nbytes - address)), "object header")
-    if head[:4] != b"OHDR":
-        if head[0] != 1 or len(head) < 16:
-            source.fail(f"no object header is at {address:#x}: the bytes are {head!r}")
-        return 1, 2, 8, address + 16, _integer(head, 8, 4)
-    version, flags = head[4], head[5]
-    if version != 2 or flags & ~_OHDR_FLAGS:
-        source.fail(
-            f"the object header at {address:#x} has version {version} and flags {flags:#04x}"
-        )
-    at = 6 + (16 if flags & _OHDR_TIMES else 0) + (4 if flags & _OHDR_PHASES else 0)
-    size = 1 << (flags & 3)
-    nbytes = int.from_bytes(source.take(address + at, size, "object header"), "little")
-    return 2, 1, 6 if flags & _OHDR_ORDERED else 4, address + at + size, nbytes
-
-
-def _pair(
-    source: _Source, body: bytes, size: int, second_size: int, what: str
-) -> tuple[int, int]:
-    if len(body) < size + second_size:
-        source.fail(f"a {what} has {len(body)} of {size + second_size} bytes")
-    return _integer(body, 0, size), _integer(body, size, second_size)
 
 
 # --- the local heap ----------------------------------------------------------------------
@@ -247,7 +124,7 @@ def _pair(
 class _Names:
     """The data segment of a local heap, which strings are looked up in."""
 
-    def __init__(self, source: _Source, what: str, data: bytes) -> None:
+    def __init__(self, source: Source, what: str, data: bytes) -> None:
         self._source = source
         self._what = what
         self._data = data
@@ -286,7 +163,7 @@ class _Names:
         return self._data[offset : self._data.index(0, offset)]
 
 
-def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Names:
+def _check_heap(source: Source, address: int, segments: dict[int, int]) -> _Names:
     """Check a local heap's prefix, segment and free blocks; return the segment."""
     size = source.length_size
     what = f"local heap at {address:#x}"
@@ -297,9 +174,9 @@ def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Nam
             f"no local heap is at {address:#x}: the bytes there begin with {prefix[:5]!r}, "
             "not with b'HEAP\\x00'"
         )
-    nbytes = _integer(prefix, 8, size)
-    free = _integer(prefix, 8 + size, size)
-    place = _integer(prefix, 8 + 2 * size, source.offset_size)
+    nbytes = integer(prefix, 8, size)
+    free = integer(prefix, 8 + size, size)
+    place = integer(prefix, 8 + 2 * size, source.offset_size)
     if not nbytes:
         source.fail(f"the {what} has an empty data segment")
     data = source.take(place, nbytes, f"data segment of the {what}")
@@ -316,8 +193,8 @@ def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Nam
                 f"free block {n_free} of the {what} is at byte {free} of its data segment "
                 f"({nbytes} bytes), which it leaves or where it forms a loop"
             )
-        following = _integer(data, free, size)
-        length = _integer(data, free + size, size)
+        following = integer(data, free, size)
+        length = integer(data, free + size, size)
         if not following or length > nbytes - free:
             source.fail(
                 f"free block {n_free} of the {what}, at byte {free} of its data segment "
@@ -330,7 +207,7 @@ def _check_heap(source: _Source, address: int, segments: dict[int, int]) -> _Nam
 # --- the B-tree and the symbol table nodes -----------------------------------------------
 
 
-def _check_tree(source: _Source, root: int, names: _Names) -> None:
+def _check_tree(source: Source, root: int, names: _Names) -> None:
     """Check a B-tree of group nodes, from its root to the entries of its leaves."""
     level = source.take(root, NODE_HEAD_NBYTES, "B-tree node")[5]
     nodes = np.array([root], dtype=np.uint64)
@@ -338,7 +215,7 @@ def _check_tree(source: _Source, root: int, names: _Names) -> None:
     for below in range(level, -1, -1):
         children, nbytes = _read_level(source, nodes, leftmost, below, names)
         total += nbytes
-        if total > source.nbytes:
+        if total > source.file_nbytes:
             source.fail(f"the nodes of the B-tree at {root:#x} overlap")
         if not len(children):
             return
@@ -349,7 +226,7 @@ def _check_tree(source: _Source, root: int, names: _Names) -> None:
 
 
 def _read_level(
-    source: _Source, nodes: WordArray, leftmost: int, level: int, names: _Names
+    source: Source, nodes: WordArray, leftmost: int, level: int, names: _Names
 ) -> tuple[WordArray, int]:
     """Check all B-tree nodes of one level; return their children in order, and bytes read."""
     offset_size, length_size = source.offset_size, source.length_size
@@ -389,7 +266,7 @@ def _read_level(
 
 
 def _check_siblings(
-    source: _Source, address: IntArray, right: WordArray, leftmost: int, level: int
+    source: Source, address: IntArray, right: WordArray, leftmost: int, level: int
 ) -> None:
     """Check that the chain of right siblings, which HDF5 follows, ends.
 
@@ -407,7 +284,7 @@ def _check_siblings(
         at = after
 
 
-def _check_entries(source: _Source, nodes: WordArray, names: _Names) -> None:
+def _check_entries(source: Source, nodes: WordArray, names: _Names) -> None:
     """Check symbol table nodes, in ascending order, and all their entries."""
     offset_size, length_size = source.offset_size, source.length_size
     entry_nbytes = length_size + offset_size + 8 + SCRATCH_NBYTES
@@ -435,28 +312,29 @@ def _check_entries(source: _Source, nodes: WordArray, names: _Names) -> None:
         value = _words(entries[soft], length_size + offset_size + 8, 4)
         names.check_copied(value, "a soft link's value")
     target = _words(entries, length_size, offset_size)
-    wrong = np.flatnonzero(~soft & ((target == 0) | (target >= source.nbytes)))
+    wrong = np.flatnonzero(~soft & ((target == 0) | (target >= source.file_nbytes)))
     if len(wrong):
         source.fail(
             f"link {names.get(int(name[wrong[0]]))!r} names the object header at "
-            f"{target[wrong[0]]:#x}, outside the file ({source.nbytes} bytes)"
+            f"{target[wrong[0]]:#x}, outside the file ({source.file_nbytes} bytes)"
         )
 
 
 # --- many nodes with few reads -----------------------------------------------------------
 
 
-def _inside(source: _Source, address: WordArray, nbytes: int, what: str) -> IntArray:
+def _inside(source: Source, address: WordArray, nbytes: int, what: str) -> IntArray:
     """Return addresses as signed integers after checking that they are in the file."""
-    outside = address[address > max(source.nbytes - nbytes, 0)]
+    outside = address[address > max(source.file_nbytes - nbytes, 0)]
     if len(outside):
         source.fail(
-            f"a {what} is at {outside[0]:#x}, past the end of the file ({source.nbytes} bytes)"
+            f"a {what} is at {outside[0]:#x}, past the end of the file "
+            f"({source.file_nbytes} bytes)"
         )
     return address.astype(np.int64)
 
 
-def _gather(source: _Source, address: IntArray, nbytes: IntArray, what: str) -> ByteArray:
+def _gather(source: Source, address: IntArray, nbytes: IntArray, what: str) -> ByteArray:
     """Read pieces of the file, ascending and apart, into one array end to end."""
     end = address + nbytes
     overlap = np.flatnonzero(address[1:] < end[:-1])

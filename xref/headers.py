@@ -1,0 +1,339 @@
+"""Object headers: their messages, and those that objects share.
+
+In: the address of an object header and bytes of the file. Out: type, flags and body
+of each message.
+
+1. Read the prefix, which tells the version and the first block.
+2. Walk the messages of a block; a continuation message names another block.
+3. Where a message is shared, its body tells where it is: in the header of a committed
+   datatype, or in the heap of the file's shared messages. The message there takes its
+   place.
+
+Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
+Prefix", "Level 2A2 - Version 2 Data Object Header Prefix", "The Object Header
+Continuation Message", "The Data Layout Message", "The Shared Message Table Message",
+"Shared Message Record" and "Disk Format: Level 0A - Format Signature and Superblock".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from xref.dense import FractalHeap
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.structures import Source, integer
+
+DATASPACE_MESSAGE = 0x0001
+DATATYPE_MESSAGE = 0x0003
+LAYOUT_MESSAGE = 0x0008
+ATTRIBUTE_MESSAGE = 0x000C
+SHARED_TABLE_MESSAGE = 0x000F
+CONTINUATION_MESSAGE = 0x0010
+SYMBOL_TABLE_MESSAGE = 0x0011
+ATTRIBUTE_INFO_MESSAGE = 0x0015
+
+SHARED = 0x02
+"""Flag of a message whose body tells where the message is."""
+
+MAX_MESSAGES = 1 << 18
+"""Messages of one object header; version 1 counts them in 16 bits, and compact
+links and attributes of version 2 end at 65535 each."""
+
+_OHDR_FLAGS = 0x3F
+_OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
+_OHDR_NBYTES = 34  # of the longest prefix of version 2
+_IN_HEAP = 1
+_HEAP_ID_NBYTES = 8
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_COMPACT = 0
+
+
+class Message(NamedTuple):
+    """One message of an object header."""
+
+    kind: int  # message type number
+    flags: int
+    body: bytes
+
+
+def walk_messages(source: Source, address: int, *, verify: bool = True) -> Iterator[Message]:
+    """Yield all messages of an object header, shared ones as they are stored.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    address : int
+        Address of the object header.
+    verify : bool
+        Whether to check the checksums of version 2. libhdf5 checks them itself when
+        it opens an object.
+
+    Raises
+    ------
+    CorruptFileError
+        If a block contradicts the format, its checksum or another block.
+    """
+    version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
+    where = f"object header at {address:#x}"
+    blocks = [(first, nbytes)]
+    seen = {first}
+    n_messages = total = 0
+    for start, nbytes in blocks:  # grows while it is walked
+        total += nbytes
+        if total > source.file_nbytes:
+            source.fail(f"the blocks of the {where} have more bytes than the file")
+        at, end = 0, nbytes
+        if version == 2 and start == first and verify:
+            # The checksum stands behind the first block and covers the prefix too.
+            data = source.take(address, first + nbytes + 4 - address, "object header block")
+            source.verify(data, address, "object header")
+            at, end = first - address, len(data) - 4
+        else:
+            data = source.take(start, nbytes, "object header block")
+        if version == 2 and start != first:
+            if data[:4] != b"OCHK" or nbytes < 8:
+                source.fail(
+                    f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
+                    f"begin with {data[:4]!r}, not with b'OCHK'"
+                )
+            if verify:
+                source.verify(data, start, "object header block")
+            at, end = 4, nbytes - 4
+        while at + head_nbytes <= end:
+            kind = integer(data, at, type_size)
+            size = integer(data, at + type_size, 2)
+            flags = data[at + type_size + 2]
+            at += head_nbytes
+            n_messages += 1
+            if size > end - at or (version == 1 and size % 8) or n_messages > MAX_MESSAGES:
+                source.fail(
+                    f"message {n_messages} (type {kind:#06x}) of the {where} has {size} bytes, "
+                    f"and {end - at} are left in its block"
+                )
+            body = data[at : at + size]
+            at += size
+            if kind == CONTINUATION_MESSAGE:
+                start_next, nbytes_next = integer_pair(
+                    source,
+                    body,
+                    source.offset_size,
+                    source.length_size,
+                    f"message of the {where}",
+                )
+                if start_next in seen or not nbytes_next:
+                    source.fail(
+                        f"the {where} continues at {start_next:#x} ({nbytes_next} bytes), "
+                        "where no block or one of its own begins"
+                    )
+                seen.add(start_next)
+                blocks.append((start_next, nbytes_next))
+            else:
+                yield Message(kind, flags, body)
+
+
+def _parse_prefix(source: Source, address: int) -> tuple[int, int, int, int, int]:
+    """Return version, bytes of message types and heads, and the first block's place."""
+    # The shortest prefix of version 1 has 16 bytes with its padding; of version 2, 7.
+    nbytes = min(_OHDR_NBYTES, max(7, source.file_nbytes - address))
+    head = source.take(address, nbytes, "object header")
+    if head[:4] != b"OHDR":
+        if head[0] != 1 or len(head) < 16:
+            source.fail(f"no object header is at {address:#x}: the bytes are {head[:16]!r}")
+        return 1, 2, 8, address + 16, integer(head, 8, 4)
+    version, flags = head[4], head[5]
+    if version != 2 or flags & ~_OHDR_FLAGS:
+        source.fail(
+            f"the object header at {address:#x} has version {version} and flags {flags:#04x}"
+        )
+    at = 6 + (16 if flags & _OHDR_TIMES else 0) + (4 if flags & _OHDR_PHASES else 0)
+    end = at + (1 << (flags & 3))
+    if end > len(head):
+        source.fail(f"the object header at {address:#x} reaches past the end of the file")
+    return 2, 1, 6 if flags & _OHDR_ORDERED else 4, address + end, integer(head, at, end - at)
+
+
+def integer_pair(
+    source: Source, body: bytes, size: int, second_size: int, what: str
+) -> tuple[int, int]:
+    """Return the two integers that a message body begins with."""
+    if len(body) < size + second_size:
+        source.fail(f"a {what} has {len(body)} of {size + second_size} bytes")
+    return integer(body, 0, size), integer(body, size, second_size)
+
+
+def read_messages(
+    source: Source, address: int, kinds: Collection[int] | None = None
+) -> list[Message]:
+    """Return the messages of an object header, shared ones as they are where they are.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    address : int
+        Address of the object header.
+    kinds : collection of int, optional
+        Message types to return, by default all. Shared messages of other types are
+        not looked up.
+
+    Returns
+    -------
+    list of Message
+        In stored order. The flag `SHARED` is never set.
+
+    Raises
+    ------
+    CorruptFileError
+        If the header, or a structure that it shares, contradicts the format.
+    UnsupportedError
+        If a shared message lies in a heap with filters.
+    """
+    shared = SharedMessages(source)
+    return [
+        Message(kind, flags & ~SHARED, shared.resolve(kind, body) if flags & SHARED else body)
+        for kind, flags, body in walk_messages(source, address)
+        if kinds is None or kind in kinds
+    ]
+
+
+class SharedMessages:
+    """Messages that several objects share, each read once.
+
+    Not safe to share between threads.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._found: dict[tuple[int, bytes], bytes] = {}
+        self._heaps: list[tuple[int, FractalHeap]] | None = None
+
+    def resolve(self, kind: int, body: bytes) -> bytes:
+        """Return the message that the body of a shared one leads to.
+
+        Raises
+        ------
+        CorruptFileError
+            If no such message is there.
+        UnsupportedError
+            If it lies in a heap with filters.
+        """
+        key = kind, body
+        if key not in self._found:
+            self._found[key] = self._read(kind, body)
+        return self._found[key]
+
+    def _read(self, kind: int, body: bytes) -> bytes:
+        source, size = self._source, self._source.offset_size
+        version, place = (body[0], body[1]) if len(body) > 1 else (0, 0)
+        # Version 1 keeps the address as the entry of a symbol table does, after the
+        # place of a name.
+        at = 8 + source.length_size if version == 1 else 2
+        in_heap = version == 3 and place == _IN_HEAP
+        end = at + (_HEAP_ID_NBYTES if in_heap else size)
+        if not 1 <= version <= 3 or len(body) < end:
+            source.fail(
+                f"a shared message of type {kind:#06x} has version {version} and "
+                f"{len(body)} bytes"
+            )
+        if in_heap:
+            return self.read_from_heap(kind, body[at:end])
+        address = integer(body, at, size)
+        for found in walk_messages(source, address):
+            if found.kind == kind and not found.flags & SHARED:
+                return found.body
+        source.fail(
+            f"a shared message of type {kind:#06x} is not in the object header at {address:#x}"
+        )
+
+    def read_from_heap(self, kind: int, heap_id: bytes) -> bytes:
+        """Return a message from the heap that the file has for its type."""
+        if self._heaps is None:
+            self._heaps = list(self._open_heaps())
+        for kinds, heap in self._heaps:
+            if kinds >> kind & 1:
+                return heap.get(heap_id)
+        self._source.fail(f"the file has no heap of shared messages of type {kind:#06x}")
+
+    def _open_heaps(self) -> Iterator[tuple[int, FractalHeap]]:
+        """Yield the message types, one a bit, and the heap of each index."""
+        source = self._source
+        size = source.offset_size
+        head = source.take(0, 12 + 4 * size + 4, "superblock")
+        if head[:8] != _SIGNATURE:
+            source.fail(f"no superblock is at the base address: the bytes are {head[:8]!r}")
+        extension = integer(head, 12 + size, size)
+        if head[8] < 2 or extension == source.undefined:
+            source.fail("messages are shared, and the superblock has no extension")
+        tables = [
+            body
+            for kind, _, body in walk_messages(source, extension)
+            if kind == SHARED_TABLE_MESSAGE
+        ]
+        if len(tables) != 1:
+            source.fail(
+                "messages are shared, and the superblock extension has "
+                f"{len(tables)} tables of them, not one"
+            )
+        body = tables[0]
+        if len(body) < size + 2:
+            source.fail(f"the message of the shared message table has {len(body)} bytes")
+        table, n = integer(body, 1, size), body[1 + size]
+        step = 14 + 2 * size
+        data = source.take_checked(table, 8 + n * step, b"SMTB", "shared message table")
+        for at in range(4, 4 + n * step, step):
+            heap = integer(data, at + 14 + size, size)
+            if heap != source.undefined:
+                yield integer(data, at + 2, 2), FractalHeap(source, heap)
+
+
+def compact_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the raw data that a compact dataset keeps in its object header.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None where the layout is not compact, or there is none.
+
+    Raises
+    ------
+    CorruptFileError
+        If the layout message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+    """
+    for kind, _, body in messages:
+        if kind != LAYOUT_MESSAGE:
+            continue
+        if len(body) < 3:
+            raise CorruptFileError(f"{where}: a layout message has {len(body)} bytes")
+        version = body[0]
+        if not 1 <= version <= 5:
+            raise UnsupportedError(f"{where}: a layout message has version {version}")
+        if version < 3:
+            if body[2] != _COMPACT:
+                return None
+            at, size = 8 + 4 * body[1], 4
+        else:
+            if body[1] != _COMPACT:
+                return None
+            at, size = 2, 2
+        nbytes = integer(body, at, size)
+        data = body[at + size : at + size + nbytes]
+        if len(body) < at + size or len(data) != nbytes:
+            raise CorruptFileError(
+                f"{where}: a compact layout message of {len(body)} bytes has {nbytes} bytes "
+                "of data"
+            )
+        return data
+    return None
