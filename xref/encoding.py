@@ -144,22 +144,38 @@ def decode_selections(
     at = np.ndarray(
         (len(buffer) - address_size + 1,), f"<u{address_size}", buffer, strides=(1,)
     )
-    address = at[position].astype(np.uint64)
-    kind = rows.read(address_size, 4)
-    version = rows.read(address_size + 4, 4)
+    return at[position].astype(np.uint64), _decode_rows(rows, address_size)
+
+
+def decode_serialized(
+    buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe
+) -> RegionTable:
+    """Decode serialized selections without anything before them.
+
+    The parameters are those of `decode_selections`.
+    """
+    rows = _Rows(buffer, position, nbytes, describe)
+    rows.need(8, "a selection's header")
+    return _decode_rows(rows, 0)
+
+
+def _decode_rows(rows: _Rows, at: int) -> RegionTable:
+    """Decode the selections that begin ``at`` bytes into each row."""
+    kind = rows.read(at, 4)
+    version = rows.read(at + 4, 4)
     rows.fail(kind > ALL, lambda i: f"has selection type {kind[i]}; 0 to 3 are known")
     rows.fail(
         (version < 1) | (version > 3), lambda i: f"has a selection of version {version[i]}"
     )
     groups = kind * 4 + version
     if len(groups) and (groups == groups[0]).all():
-        return address, _decode_group(rows, int(groups[0]), address_size + 8)
+        return _decode_group(rows, int(groups[0]), at + 8)
     tables, order = [], []
     for group in np.unique(groups).tolist():
         index = np.flatnonzero(groups == group)
-        tables.append(_decode_group(rows.take(index), group, address_size + 8))
+        tables.append(_decode_group(rows.take(index), group, at + 8))
         order.append(index)
-    return address, in_order(tables, order)
+    return in_order(tables, order)
 
 
 def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
@@ -250,7 +266,12 @@ def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTabl
         index = np.flatnonzero(ranks == rank)
         part = rows if len(index) == len(rows) else rows.take(index)
         numbers = part.read_table(at, 4 * rank, size).reshape(-1, rank, 4)
-        tables.append(_regular_table(part, *np.moveaxis(numbers, 2, 0)))
+        start, stride, count, block = np.moveaxis(numbers, 2, 0)
+        # HDF5 writes all ones of any size for a count or block without limit.
+        count, block = (
+            np.where(c == 2 ** (8 * size) - 1, UNLIMITED, c) for c in (count, block)
+        )
+        tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
