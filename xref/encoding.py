@@ -16,6 +16,7 @@ and 2, H5S_SEL_HYPER versions 1, 2 and 3, H5S_SEL_ALL).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,11 @@ Bytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]
 
 
-class _Rows:
-    """Unaligned little-endian reads at one byte position a row."""
+class Rows:
+    """Unaligned little-endian reads at one byte position a row.
+
+    What is read must have been asked for with `need`.
+    """
 
     def __init__(self, buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe):
         self.buffer = buffer
@@ -57,9 +61,10 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.position)
 
-    def take(self, index: npt.NDArray[np.intp]) -> _Rows:
+    def take(self, index: npt.NDArray[np.intp]) -> Rows:
+        """Return some of the rows."""
         describe = self.describe
-        return _Rows(
+        return Rows(
             self.buffer,
             self.position[index],
             self.nbytes[index],
@@ -80,6 +85,12 @@ class _Rows:
     def read(self, offset: int | IntArray, size: int) -> npt.NDArray[np.int64]:
         """Return the unsigned number of ``size`` bytes at ``offset`` in each row."""
         return _gather(self.buffer, self.position + offset, size, self.describe)
+
+    def read_address(self, offset: int, size: int) -> npt.NDArray[np.uint64]:
+        """Return the address at ``offset`` in each row, which may be any number."""
+        n = max(len(self.buffer) - size + 1, 0)
+        view: npt.NDArray[Any] = np.ndarray((n,), f"<u{size}", self.buffer, strides=(1,))
+        return view[self.position + offset].astype(np.uint64)
 
     def read_table(self, offset: int, columns: int, size: int) -> npt.NDArray[np.int64]:
         """Return ``columns`` numbers in a row from ``offset``, shape ``(n, columns)``."""
@@ -139,12 +150,9 @@ def decode_selections(
     CorruptFileError
         If the bytes are no selection, or count more than they hold.
     """
-    rows = _Rows(buffer, position, nbytes, describe)
+    rows = Rows(buffer, position, nbytes, describe)
     rows.need(address_size + 8, "an address and a selection's header")
-    at = np.ndarray(
-        (len(buffer) - address_size + 1,), f"<u{address_size}", buffer, strides=(1,)
-    )
-    return at[position].astype(np.uint64), _decode_rows(rows, address_size)
+    return rows.read_address(0, address_size), _decode_rows(rows, address_size)
 
 
 def decode_serialized(
@@ -154,12 +162,12 @@ def decode_serialized(
 
     The parameters are those of `decode_selections`.
     """
-    rows = _Rows(buffer, position, nbytes, describe)
+    rows = Rows(buffer, position, nbytes, describe)
     rows.need(8, "a selection's header")
     return _decode_rows(rows, 0)
 
 
-def _decode_rows(rows: _Rows, at: int) -> RegionTable:
+def _decode_rows(rows: Rows, at: int) -> RegionTable:
     """Decode the selections that begin ``at`` bytes into each row."""
     kind = rows.read(at, 4)
     version = rows.read(at + 4, 4)
@@ -178,7 +186,7 @@ def _decode_rows(rows: _Rows, at: int) -> RegionTable:
     return in_order(tables, order)
 
 
-def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
+def _decode_group(rows: Rows, group: int, at: int) -> RegionTable:
     """Decode rows of one selection type and version; ``at`` is behind the version."""
     kind, version = divmod(group, 4)
     match kind, version:
@@ -210,7 +218,7 @@ def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
 
 
 def _by_number_size(
-    rows: _Rows, at: int, decode: Callable[[_Rows, int, int], RegionTable]
+    rows: Rows, at: int, decode: Callable[[Rows, int, int], RegionTable]
 ) -> RegionTable:
     """Group rows by the size of their numbers, a byte at ``at``."""
     rows.need(at + 5, "a selection")
@@ -226,12 +234,12 @@ def _by_number_size(
     return in_order(tables, order)
 
 
-def _decode_points_v2(rows: _Rows, at: int, size: int) -> RegionTable:
+def _decode_points_v2(rows: Rows, at: int, size: int) -> RegionTable:
     rows.need(at + 4 + size, "a point selection")
     return _decode_points(rows, at, rows.read(at + 4, size), at + 4 + size, size)
 
 
-def _decode_hyperslab_v3(rows: _Rows, at: int, size: int) -> RegionTable:
+def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> RegionTable:
     flags = rows.read(at - 2, 1)
     rows.fail(flags > _REGULAR_FLAG, lambda i: f"has a hyperslab with flags {flags[i]:#x}")
     order, tables = [], []
@@ -248,7 +256,7 @@ def _decode_hyperslab_v3(rows: _Rows, at: int, size: int) -> RegionTable:
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
-def _ranks(rows: _Rows, at: int) -> IntArray:
+def _ranks(rows: Rows, at: int) -> IntArray:
     rank = rows.read(at, 4)
     rows.fail(
         (rank < 1) | (rank > MAX_RANK),
@@ -257,7 +265,7 @@ def _ranks(rows: _Rows, at: int) -> IntArray:
     return rank
 
 
-def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTable:
+def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> RegionTable:
     """Decode start, stride, count and block of each axis, axis by axis."""
     ranks = _ranks(rows, rank_at)
     rows.need(at + 4 * size * ranks, "a regular hyperslab")
@@ -277,7 +285,7 @@ def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTabl
 
 
 def _regular_table(
-    rows: _Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
+    rows: Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
 ) -> RegionTable:
     unlimited = (count == UNLIMITED) | (block == UNLIMITED)
     several = (count > 1) | (count == UNLIMITED)
@@ -308,7 +316,7 @@ def _regular_table(
     )
 
 
-def _check_list(rows: _Rows, ranks: IntArray, n: IntArray, each: int, at: int) -> None:
+def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) -> None:
     """Check that ``n`` items of ``each`` bytes an axis fit into each row."""
     room = np.maximum(rows.nbytes - at, 0)
     rows.fail(
@@ -317,7 +325,7 @@ def _check_list(rows: _Rows, ranks: IntArray, n: IntArray, each: int, at: int) -
     )
 
 
-def _decode_points(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, size, at)
     order, tables = [], []
@@ -341,7 +349,7 @@ def _decode_points(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
-def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
     """Decode lists of (first corner, last corner), both inclusive."""
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, 2 * size, at)
