@@ -26,6 +26,7 @@ from xarray.backends import CachingFileManager
 
 from xref.columns import IntArray
 from xref.errors import (
+    DanglingReferenceError,
     ExternalFileError,
     FileChangedError,
     FileReadError,
@@ -51,6 +52,32 @@ class FileLocation:
     filename: str
     identity: tuple[int, int, int, int]
     external: str = "same-dir"
+
+    @property
+    def key(self) -> tuple[int | str, ...]:
+        """Device and inode: one file may be reached by several paths."""
+        return self.identity[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class UnreachableFile(FileLocation):
+    """A file that a reference names, and that is not there or may not be opened.
+
+    Attributes
+    ----------
+    problem : str
+        What is said when something asks for it.
+    refused : bool
+        Whether the option ``external`` does not allow it.
+    """
+
+    problem: str = ""
+    refused: bool = False
+
+    @property
+    def key(self) -> tuple[int | str, ...]:
+        """The filename: nothing else is known of it."""
+        return (self.filename,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +116,16 @@ def _identity(filename: str) -> tuple[int, int, int, int]:
 
 
 def check_unchanged(location: FileLocation) -> None:
-    """Raise `FileChangedError` unless the file is still the one that was located."""
+    """Raise `FileChangedError` unless the file is still the one that was located.
+
+    Raises
+    ------
+    ExternalFileError, DanglingReferenceError
+        If it never was: the file that a reference names is not allowed, or not there.
+    """
+    if isinstance(location, UnreachableFile):
+        error = ExternalFileError if location.refused else DanglingReferenceError
+        raise error(location.problem)
     try:
         now = _identity(location.filename)
     except FileNotFoundError as error:
@@ -237,6 +273,8 @@ class FileBytes:
 
     def _descriptor(self) -> _OpenDescriptor:
         """Return a descriptor of this version of the file; the caller keeps it alive."""
+        if isinstance(self.location, UnreachableFile):
+            check_unchanged(self.location)
         manager = _managers(self.location.filename, os.getpid())[1]
         for _ in range(8):
             held: _OpenDescriptor | None = manager.acquire().held
@@ -281,3 +319,41 @@ def check_external(location: FileLocation, name: str, where: str) -> str:
         f'{where} names the file {name!r}, which external="{location.external}" does not '
         'allow; pass external="all" if this file is trusted'
     )
+
+
+def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
+    """Return the location of a file that a reference in another one names.
+
+    HDF5 stores the name by which the writer had the file open. Here it counts from the
+    folder of the file that holds the reference; where there is no such file, its last
+    part is looked for in that folder, as HDF5 does for external links.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file that holds the reference.
+    name : str
+        As stored.
+    where : str
+        Names the reference in messages.
+
+    Returns
+    -------
+    FileLocation
+        ``location`` itself where the name leads back to it. An `UnreachableFile` where
+        the file is not there or not allowed: other references are not the worse for it.
+    """
+    try:
+        target = check_external(location, name, where)
+        if not os.path.exists(target):
+            target = check_external(location, os.path.basename(name), where)
+        found = locate_file(target, location.external)
+        if not h5py.is_hdf5(target):
+            raise DanglingReferenceError(f"{where} names {name!r}, which is no HDF5 file")
+    except (ExternalFileError, DanglingReferenceError) as error:
+        refused = isinstance(error, ExternalFileError)
+        return UnreachableFile(name, (0, 0, 0, 0), location.external, str(error), refused)
+    except (OSError, ValueError) as error:
+        problem = f"{where} names the file {name!r}, which cannot be opened: {error}"
+        return UnreachableFile(name, (0, 0, 0, 0), location.external, problem)
+    return location if found.identity == location.identity else found
