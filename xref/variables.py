@@ -192,10 +192,9 @@ def attribute_references(
     value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
 ) -> ReferenceArray:
     """Decode the references of an attribute."""
-    is_region = value.kind == "region"
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = decode_references(location, raw, is_region, lambda _: where)
-    return ReferenceArray(value.shape, is_region=is_region, columns=columns, options=options)
+    columns = decode_references(location, raw, value.kind, lambda _: where)
+    return ReferenceArray(value.shape, kind=value.kind, columns=columns, options=options)
 
 
 def open_members(
@@ -420,12 +419,10 @@ def build_variable(
             location,
             address,
             known_path(location, address) or f"object at {address:#x}",
-            kind == "region",
+            kind,
             tuple((0, n, 1) for n in layout.shape),
         )
-        data = ReferenceArray(
-            layout.shape, is_region=kind == "region", stored=stored, options=options
-        )
+        data = ReferenceArray(layout.shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
     array = DatasetArray(location, address, layout, options.reader)
