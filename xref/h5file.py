@@ -343,10 +343,10 @@ def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
         ``location`` itself where the name leads back to it. An `UnreachableFile` where
         the file is not there or not allowed: other references are not the worse for it.
     """
+    folder = os.path.dirname(os.path.realpath(location.filename))
     try:
-        target = check_external(location, name, where)
-        if not os.path.exists(target):
-            target = check_external(location, os.path.basename(name), where)
+        there = os.path.lexists(os.path.join(folder, name))
+        target = check_external(location, name if there else os.path.basename(name), where)
         found = locate_file(target, location.external)
         if not h5py.is_hdf5(target):
             raise DanglingReferenceError(f"{where} names {name!r}, which is no HDF5 file")
