@@ -129,11 +129,18 @@ def test_info_names_what_is_not_read(sample: Path, capsys: pytest.CaptureFixture
     assert found["groups"] == 2
 
 
-def test_info_names_new_style_references(
+def test_info_describes_new_style_references(
     corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = report(capsys, str(corpus / "hdf5" / "trefer_attr.h5"))
-    assert any("H5T_STD_REF" in line for line in found["not_read"])
+    (holder,) = found["references"]
+    assert (holder["path"], holder["kind"], holder["count"]) == ("/Dataset3", "std", 4)
+    assert {t["path"]: t["kind"] for t in holder["targets"]} == {
+        "/Group1/Dataset1": "dataset",
+        "/Group1/Dataset2": "dataset",
+        "/Group1": "group",
+        "/Group1/Datatype1": "datatype",
+    }
 
 
 def test_info_counts_dangling_references(

@@ -169,8 +169,14 @@ def test_a_list_of_blocks_and_a_regular_hyperslab_of_the_same_elements_are_equal
 def test_unlimited_counts_and_blocks_are_all_ones() -> None:
     count = decode_one(regular_v2([(3, 4, UNLIMITED, 2)]))
     assert count == Hyperslab((3,), (4,), (UNLIMITED,), (2,))
-    block = decode_one(regular_v3([(3, 1, 1, UNLIMITED)], 8))
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_unlimited_numbers_of_version_3_are_all_ones_of_their_size(size: int) -> None:
+    block = decode_one(regular_v3([(3, 1, 1, UNLIMITED)], size))
     assert block == Hyperslab((3,), (1,), (1,), (UNLIMITED,))
+    count = decode_one(regular_v3([(0, 1, 1, 5), (3, 4, UNLIMITED, 2)], size))
+    assert count == Hyperslab((0, 3), (1, 4), (1, UNLIMITED), (5, 2))
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -14,7 +14,6 @@ import pytest
 import xarray as xr
 
 from xref import ObjectReference, UnreadableMemberWarning
-from xref.errors import UnsupportedError
 from xref.h5file import locate_file
 from xref.info import inspect_file
 
@@ -87,16 +86,17 @@ def test_resolving_warns_of_attributes_that_cannot_be_read(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "member"), [("trefer_obj.h5", "Dataset3"), ("trefer_grp.h5", "dset")]
+    ("name", "member", "path"),
+    [("trefer_obj.h5", "Dataset3", "/Group1/Dataset1"), ("trefer_grp.h5", "dset", "/group")],
 )
-def test_targets_that_hold_references_of_hdf5_112_are_named(
-    corpus: Path, name: str, member: str
+def test_targets_that_hold_references_of_hdf5_112_are_references(
+    corpus: Path, name: str, member: str, path: str
 ) -> None:
-    path = corpus / "hdf5" / name
-    with h5py.File(path) as file:
+    filename = corpus / "hdf5" / name
+    with h5py.File(filename) as file:
         address = h5py.h5o.get_info(file[member].id).addr
-    with pytest.raises(UnsupportedError, match="H5T_STD_REF"):
-        ObjectReference(locate_file(path), address).resolve()
+    resolved = ObjectReference(locate_file(filename), address).resolve()
+    assert resolved.values.flat[0].path == path
 
 
 # --- object references within elements --------------------------------------------------

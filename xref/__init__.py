@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import xref.array_functions  # noqa: F401, enters NumPy's functions
 from xref.accessor import ReferenceAccessor
-from xref.elements import ObjectReference, RegionReference
+from xref.elements import AttributeReference, ObjectReference, RegionReference
 from xref.errors import (
     CorruptFileError,
     DanglingReferenceError,
@@ -24,6 +24,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AttributeReference",
     "CorruptFileError",
     "DanglingReferenceError",
     "FileChangedError",

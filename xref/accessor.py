@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xref.bind import Decoder, Resolved, bind
+from xref.decode import KIND_NOUNS
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
@@ -99,7 +100,8 @@ class ReferenceAccessor:
         -------
         xarray.DataArray, xarray.Dataset or dict
             A DataArray for "stack", a Dataset otherwise. References to groups give
-            a dict of lazily opened Datasets by element.
+            a dict of lazily opened Datasets by element. References to attributes of
+            one shape and type give their values, read at once.
 
         Raises
         ------
@@ -131,7 +133,8 @@ class ReferenceAccessor:
             (its kind), ``npoints``, ``start`` and ``stop`` (elements along each
             axis, stop exclusive), ``ndim`` and ``shape`` of what resolving gives
             (-1 past its axes), and ``fits``: whether the region lies within its
-            target as it is now.
+            target as it is now. With references to attributes among them also
+            ``attribute``: its name, empty for other references.
         """
         array = self._array
         return reference_table(self.references, array.dims, dict(array.coords))
@@ -356,6 +359,5 @@ class DatasetAccessor:
         for name, variable in self._dataset.variables.items():
             data = variable._data
             if isinstance(data, ReferenceArray):
-                kind = "region" if data.is_region else "object"
-                out[name] = f"{kind} references {dict(variable.sizes)}"
+                out[name] = f"{KIND_NOUNS[data.kind]}s {dict(variable.sizes)}"
         return out

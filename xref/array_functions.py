@@ -38,29 +38,33 @@ def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> Referen
     options = next((p.options for p in parts if p.size), DEFAULT_OPTIONS)
     return ReferenceArray(
         rows.shape,
-        is_region=parts[0].is_region,
+        kind="std" if any(p.kind == "std" for p in parts) else parts[0].kind,
         columns=columns.take(as_slice(rows.reshape(-1))),
         options=options,
     )
 
 
 def _same_kind(arrays: Any) -> list[ReferenceArray]:
-    """Turn all operands into arrays of one kind; missing values become null."""
+    """Turn all operands into arrays of one kind; missing values become null.
+
+    References of HDF5 1.12 and later, which may be of any kind, mix with all others.
+    """
     arrays = list(arrays)
-    is_region = next(a.is_region for a in arrays if isinstance(a, ReferenceArray))
+    kind = next(a.kind for a in arrays if isinstance(a, ReferenceArray))
     out = []
     for array in arrays:
         if not isinstance(array, ReferenceArray):
             objects = np.asarray(array, dtype=object)
             missing = all(_is_missing(o) for o in objects.flat)
             array = (
-                ReferenceArray.nulls(objects.shape, is_region=is_region)
+                ReferenceArray.nulls(objects.shape, is_region=kind == "region")
                 if missing
                 else ReferenceArray.from_references(objects)
             )
-        if array.is_region != is_region:
-            raise TypeError("object references and region references do not mix in one array")
         out.append(array)
+    kinds = {array.kind for array in out}
+    if len(kinds) > 1 and "std" not in kinds:
+        raise TypeError("object references and region references do not mix in one array")
     return out
 
 
@@ -90,7 +94,7 @@ def _pad(a: ReferenceArray, pad_width: Any, mode: str = "constant", **kwargs: An
     if not all(_is_missing(v) for v in np.asarray(fill, dtype=object).flat):
         raise TypeError(f"references are padded with null, not with {fill!r}")
     rows = np.pad(a.row_numbers(), pad_width, constant_values=a.size)
-    null = ReferenceArray.nulls((1,), is_region=a.is_region)
+    null = ReferenceArray.nulls((1,), is_region=a.kind == "region")
     return _gather([a, null], rows)
 
 
@@ -123,7 +127,7 @@ FUNCTIONS |= {
     np.empty_like: lambda a, dtype=None, order="K", subok=True, shape=None, **_: (
         ReferenceArray.nulls(
             a.shape if shape is None else tuple(np.atleast_1d(shape).tolist()),
-            is_region=a.is_region,
+            is_region=a.kind == "region",
         )
     ),
     np.full_like: lambda a, fill_value, dtype=None, order="K", subok=True, shape=None, **_: (

@@ -105,7 +105,6 @@ def attribute_references(
     value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
 ) -> ReferenceArray:
     """Decode the references of an attribute."""
-    is_region = value.kind == "region"
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = decode_references(location, raw, is_region, lambda _: where)
-    return ReferenceArray(value.shape, is_region=is_region, columns=columns, options=options)
+    columns = decode_references(location, raw, value.kind, lambda _: where)
+    return ReferenceArray(value.shape, kind=value.kind, columns=columns, options=options)

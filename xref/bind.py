@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.elements import DecodeOptions
-from xref.errors import NullReferenceError, UnsupportedError
+from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
 from xref.gather import BoundReferences, bind_references, common_dtype
 from xref.lazy import hold_back_objects
 from xref.object_variables import ObjectVariable
@@ -65,6 +65,12 @@ def bind(
     """
     if on_null not in ON_NULL:
         raise ValueError(f"on_null is {on_null!r}; it can be one of {ON_NULL}")
+    if len(references.columns.attribute_rows):
+        row = int(references.columns.attribute_rows[0])
+        raise WrongTargetError(
+            f"{references.describe(row)} points at an attribute; only .h5ref.resolve() and "
+            ".h5ref.items() read those, select the others by the kind in .h5ref.table()"
+        )
     kept = None
     valid = references.astype(bool)
     if not valid.all():
@@ -84,7 +90,7 @@ def bind(
             references = references[valid]
     bound = bind_references(references.columns, references.describe)
     for t in bound.targets:
-        kind = t.layout.reference_kind
+        kind = t.layout.reference_kind.replace("std", "H5T_STD_REF")
         if kind:
             raise UnsupportedError(
                 f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "

@@ -4,18 +4,19 @@ In: where a reference dataset is and which part of it is wanted. Out:
 `References`, one row an element.
 
 1. The raw elements are read with the same planner and readers as any dataset.
-2. Region references name an object in a global heap collection each. The
-   distinct collections are read once, in file order and in batches.
+2. Region references, and most of HDF5 1.12 and later, name an object in a global
+   heap collection each. The distinct collections are read once, in file order and in
+   batches.
 3. All objects of a batch are found and decoded together (`xref.heap`,
-   `xref.encoding`).
+   `xref.encoding`, `xref.stdrefs`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +35,19 @@ from xref.h5data import (
     reference_addresses,
     sequence_base,
 )
-from xref.h5file import FileBytes, FileLocation, file_format
+from xref.h5file import FileBytes, FileLocation, file_format, locate_named
 from xref.h5objects import open_dataset
-from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
+from xref.heapread import read_heap_objects
 from xref.layout import DatasetLayout, items
 from xref.plan import canvas_strides, plan_outer, plan_read, regular_segments
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
+from xref.stdrefs import REGION, decode_std_objects, split_std_references
 
-HEAP_BATCH_NBYTES = 64 << 20
-"""Heap collections held in memory at a time."""
+_T = TypeVar("_T")
+
+KIND_NOUNS = {"object": "object reference", "region": "region reference", "std": "reference"}
+"""What an element is called in messages, by the kind of its array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,7 +57,9 @@ class References(FrozenColumns):
     files: tuple[FileLocation, ...]
     file: IntArray  # (n,), row of `files` that the target lives in
     address: npt.NDArray[np.uint64]  # (n,), target's object header, from the base address
-    regions: RegionTable | None  # n rows; None for object references
+    regions: RegionTable | None  # n rows; None where no row is a region
+    attribute: IntArray | None = None  # (n,), row of `names`, -1 for none; None without any
+    names: tuple[str, ...] = ()  # of attributes of the targets
 
     @classmethod
     def of_file(
@@ -71,29 +77,67 @@ class References(FrozenColumns):
 
     def take(self, index: npt.NDArray[np.intp] | slice) -> References:
         """Return the rows that ``index`` selects."""
-        regions = None if self.regions is None else self.regions.take(index)
         return References(
             files=self.files,
             file=self.file[index],
             address=self.address[index],
-            regions=regions,
+            regions=None if self.regions is None else self.regions.take(index),
+            attribute=None if self.attribute is None else self.attribute[index],
+            names=self.names,
         )
+
+    @property
+    def attribute_rows(self) -> npt.NDArray[np.intp]:
+        """The rows that refer to an attribute of their target."""
+        if self.attribute is None:
+            return np.zeros(0, dtype=np.intp)
+        return np.flatnonzero(self.attribute >= 0)
+
+    def attribute_names(self) -> npt.NDArray[np.object_]:
+        """Return the name of each row's attribute, None where it is no attribute."""
+        names = np.array([*self.names, None], dtype=object)
+        number = np.full(len(self), -1) if self.attribute is None else self.attribute
+        found: npt.NDArray[np.object_] = names[number]
+        return found
+
+    def used_files(self) -> tuple[FileLocation, ...]:
+        """Return the files that targets live in."""
+        if len(self.files) < 2:
+            return self.files
+        return tuple(self.files[k] for k in np.unique(self.file[self.address != 0]).tolist())
+
+    def region_table(self) -> RegionTable:
+        """Return the regions; rows that are none stand for the object itself, or null."""
+        return object_table(self.address) if self.regions is None else self.regions
+
+
+def object_table(address: npt.NDArray[np.uint64]) -> RegionTable:
+    """Return rows that select nothing within their targets; null where there is none."""
+    kind = np.where(address != 0, Kind.OBJECT, Kind.NULL).astype(np.uint8)
+    return empty_table(len(address), 0).replace(kind=kind)
 
 
 def concat_references(parts: list[References]) -> References:
     """Put rows of several tables one after the other; files are listed once."""
     files = tuple(dict.fromkeys(f for part in parts for f in part.files))
     rows = [np.array([files.index(f) for f in part.files] or [0]) for part in parts]
-    kinds = {part.regions is None for part in parts}
-    if len(kinds) > 1:
-        raise TypeError("object references and region references do not mix in one array")
-    regions = [part.regions for part in parts if part.regions is not None]
+    names = _Numbers(name for part in parts for name in part.names)
+    regions = any(part.regions is not None for part in parts)
     return References(
         files=files,
         file=np.concatenate([r[part.file] for r, part in zip(rows, parts, strict=True)]),
         address=np.concatenate([part.address for part in parts]),
-        regions=concat_tables(regions) if regions else None,
+        regions=concat_tables([part.region_table() for part in parts]) if regions else None,
+        attribute=np.concatenate([_renumber(part, names) for part in parts]) if names else None,
+        names=tuple(names),
     )
+
+
+def _renumber(part: References, names: _Numbers[str]) -> IntArray:
+    """Return the attribute column by the rows of other names, which contain its own."""
+    if part.attribute is None:
+        return np.full(len(part), -1, dtype=np.int64)
+    return np.array([*names.number(part.names), -1])[part.attribute]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +152,8 @@ class StoredReferences:
         The dataset's object header, bytes from the base address.
     path : str
         Of the dataset, for messages.
-    is_region : bool
-        Region references rather than object references.
+    kind : {"object", "region", "std"}
+        Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind.
     slices : tuple of (start, count, step)
         The elements wanted along each axis.
     """
@@ -117,7 +161,7 @@ class StoredReferences:
     location: FileLocation
     address: int
     path: str
-    is_region: bool
+    kind: str
     slices: tuple[tuple[int, int, int], ...]
 
     @property
@@ -132,9 +176,9 @@ class StoredReferences:
             start + int(i) * step
             for (start, _, step), i in zip(self.slices, ordinals, strict=True)
         )
-        kind = "region" if self.is_region else "object"
         element = index[0] if len(index) == 1 else index
-        return f"{self.location.filename}: {kind} reference {element} of {self.path!r}"
+        noun = KIND_NOUNS[self.kind]
+        return f"{self.location.filename}: {noun} {element} of {self.path!r}"
 
     def read(self) -> References:
         """Read and decode the elements, in C order.
@@ -144,7 +188,7 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
-        return decode_references(self.location, self._read_raw(), self.is_region, self.describe)
+        return decode_references(self.location, self._read_raw(), self.kind, self.describe)
 
     def _read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
@@ -251,11 +295,30 @@ def tile_loader(
 def decode_references(
     location: FileLocation,
     raw: npt.NDArray[np.uint8],
-    is_region: bool,
+    kind: str,
     describe: Callable[[int], str],
 ) -> References:
-    """Decode raw references of one file, shape ``(n, width)`` as they are stored."""
-    if is_region:
+    """Decode raw references of one file.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file that the bytes come from.
+    raw : numpy.ndarray
+        Shape ``(n, width)``, uint8, as they are stored.
+    kind : {"object", "region", "std"}
+        Their type.
+    describe : callable
+        Names row i in errors.
+
+    Raises
+    ------
+    CorruptFileError
+        If bytes of the references or of the heap make no sense.
+    """
+    if kind == "std":
+        return decode_std_references(location, raw, describe)
+    if kind == "region":
         return References.of_file(location, *decode_regions(location, raw, describe))
     width = file_format(location).offset_size
     address = np.ascontiguousarray(raw).view(f"<u{width}")[:, 0].astype(np.uint64)
@@ -287,66 +350,15 @@ def decode_regions(
     heap, index = split_heap_ids(raw, offset_size=form.offset_size)
     live = np.flatnonzero(heap)
     address = np.zeros(len(heap), dtype=np.uint64)
-    if not len(live):
-        return address, empty_table(len(heap), 0)
-    heap, index = heap[live], index[live]
-    collections, of = _distinct(heap)
-
-    def describe_collection(k: int) -> str:
-        return describe(int(live[np.flatnonzero(of == k)[0]]))
-
-    position = collections + form.base_address
-    outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
-    if outside.any():
-        k = int(np.flatnonzero(outside)[0])
-        named = int(collections[k]) & (2**64 - 1)
-        raise CorruptFileError(
-            f"{describe_collection(k)} has heap address {named:#x}, "
-            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
-        )
-    source = FileBytes(location)
-    heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
-    at = HEADER_NBYTES * np.arange(len(collections))
-    source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
-    size = parse_collection_sizes(heads, form.length_size, describe_collection)
-    # Disjoint collections inside the file: all together no larger than it.
-    limit = np.append(position[1:], form.file_nbytes)
-    wrong = np.flatnonzero(position + size > limit)
-    if len(wrong):
-        k = int(wrong[0])
-        end = "the next one" if k + 1 < len(size) else "the end of the file"
-        raise CorruptFileError(
-            f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
-            f"{int(position[k]):#x}, which reaches past {end}"
-        )
-    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
-    edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
     tables, order = [], []
-    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        rows = (
-            np.arange(len(of))
-            if len(edges) == 2
-            else np.flatnonzero((of >= begin) & (of < end))
+    for batch in read_heap_objects(location, heap, index, live, describe):
+        address[batch.rows], table = decode_selections(
+            batch.buffer, batch.position, batch.nbytes, form.offset_size, batch.describe
         )
-
-        def describe_row(i: int, rows: npt.NDArray[np.intp] = rows) -> str:
-            return describe(int(live[rows[i]]))
-
-        base = pack_collections(size[begin:end])
-        buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
-        source.read_ranges(position[begin:end], size[begin:end], buffer, base[:-1])
-        objects = walk_collections(
-            buffer,
-            base[:-1],
-            size[begin:end],
-            form.length_size,
-            lambda k, begin=begin: describe_collection(begin + k),  # type: ignore[misc]
-        )
-        place, nbytes = objects.find(of[rows] - begin, index[rows], describe_row)
-        found, table = decode_selections(buffer, place, nbytes, form.offset_size, describe_row)
-        address[live[rows]] = found
         tables.append(table)
-        order.append(live[rows])
+        order.append(batch.rows)
+    if not tables:
+        return address, empty_table(len(heap), 0)
     if len(live) == len(address) and len(tables) == 1:
         return address, table
     null = np.setdiff1d(np.arange(len(address)), live)
@@ -355,8 +367,98 @@ def decode_regions(
     return address, in_order(tables, order)
 
 
-def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return distinct values, ascending, and the row of each; fast where runs repeat."""
-    head = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
-    distinct, inverse = np.unique(values[head], return_inverse=True)
-    return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))
+def decode_std_references(
+    location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
+) -> References:
+    """Decode raw references of HDF5 1.12 and later (``H5T_STD_REF``) of one file.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file whose heap they name.
+    raw : numpy.ndarray
+        Shape ``(n, offset_size + 10)``, uint8.
+    describe : callable
+        Names row i in errors.
+
+    Returns
+    -------
+    columns : References
+        With regions only if there is one among them; rows of other kinds are then of
+        `Kind.OBJECT`. A file that cannot be opened is an error when it is asked for.
+    """
+    elements = split_std_references(
+        raw, offset_size=file_format(location).offset_size, describe=describe
+    )
+    n = len(elements.type)
+    address, file = elements.address.copy(), np.zeros(n, dtype=np.int64)
+    attribute = np.full(n, -1, dtype=np.int64)
+    files, names = _Numbers[FileLocation]([location]), _Numbers[str]()
+    tables, order = [], []
+    live = np.flatnonzero(elements.in_heap)
+    for batch in read_heap_objects(location, elements.heap, elements.index, live, describe):
+        rows = batch.rows
+        differ = np.flatnonzero(batch.nbytes != elements.nbytes[rows])
+        if len(differ):
+            i = int(differ[0])
+            raise CorruptFileError(
+                f"{batch.describe(i)} states {elements.nbytes[rows[i]]} bytes, its global heap "
+                f"object has {batch.nbytes[i]}"
+            )
+        # Each heap object once, however many elements name it.
+        key = batch.position * 16 + 2 * elements.type[rows] + elements.external[rows]
+        first, of = _first_of_each(key)
+        found = decode_std_objects(
+            batch.buffer,
+            batch.position[first],
+            batch.nbytes[first],
+            elements.type[rows[first]],
+            elements.external[rows[first]],
+            lambda i, batch=batch, first=first: batch.describe(int(first[i])),  # type: ignore[misc]
+        )
+        address[rows] = found.address[of]
+        if found.filenames:
+            _, by_name = np.unique(found.file[found.file >= 0], return_index=True)
+            users = first[np.flatnonzero(found.file >= 0)[by_name]]
+            named = [
+                locate_named(location, name, batch.describe(int(i)))
+                for name, i in zip(found.filenames, users, strict=True)
+            ]
+            file[rows] = np.array([*files.number(named), 0])[found.file[of]]
+        if found.names:
+            attribute[rows] = np.array([*names.number(found.names), -1])[found.attribute[of]]
+        is_region = np.flatnonzero(elements.type[rows] == REGION)
+        tables.append(found.regions.take(np.searchsorted(found.region, of[is_region])))
+        order.append(rows[is_region])
+    regions = None
+    if any(len(part) for part in order):
+        others = np.setdiff1d(np.arange(n), np.concatenate(order))
+        regions = in_order([*tables, object_table(address[others])], [*order, others])
+    return References(
+        files=tuple(files),
+        file=file,
+        address=address,
+        regions=regions,
+        attribute=attribute if names else None,
+        names=tuple(names),
+    )
+
+
+class _Numbers(dict[_T, int]):
+    """Numbers things in the order in which they first come."""
+
+    def __init__(self, things: Iterable[_T] = ()) -> None:
+        super().__init__()
+        self.number(things)
+
+    def number(self, things: Iterable[_T]) -> list[int]:
+        return [self.setdefault(thing, len(self)) for thing in things]
+
+
+def _first_of_each(key: IntArray) -> tuple[IntArray, IntArray]:
+    """Return a row of each distinct key, and for each row which of them it equals."""
+    if len(key) < 2 or (np.diff(key) > 0).all():
+        rows = np.arange(len(key))
+        return rows, rows
+    _, first, of = np.unique(key, return_index=True, return_inverse=True)
+    return first, of.reshape(-1)

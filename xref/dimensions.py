@@ -23,6 +23,7 @@ from xref.errors import DanglingReferenceError, UnreadableMemberWarning, WrongTa
 from xref.h5data import (
     attached_scales,
     dataset_layout,
+    has_attribute,
     read_attribute,
     reference_addresses,
 )
@@ -350,7 +351,12 @@ def _unlimited_length(location: FileLocation, address: int) -> int | None:
     layout = dataset_layout(location, address)
     if layout.maxshape != (None,):
         return None
-    listed = read_attribute(open_dataset(location, address), "REFERENCE_LIST")
+    dataset = open_dataset(location, address)
+    listed = (
+        read_attribute(dataset, "REFERENCE_LIST")
+        if has_attribute(dataset, "REFERENCE_LIST")
+        else None
+    )
     length = layout.shape[0]
     if not isinstance(listed, np.ndarray) or listed.dtype.names is None:
         return length

@@ -1,8 +1,8 @@
 """One reference: what it points at, and what it resolves to.
 
-In: a file's location and an address, for regions a selection. Out:
-`ObjectReference` and `RegionReference`, plain frozen values. Neither names nor
-target data are read to make, compare, pickle or print one.
+In: a file's location and an address, for regions a selection, for attributes a name.
+Out: `ObjectReference`, `RegionReference` and `AttributeReference`, plain frozen
+values. Neither names nor target data are read to make, compare, pickle or print one.
 
 They define neither ``__array__`` nor ``__len__``: xarray looks at the first
 element of object variables, and NumPy would read the target.
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from xref.errors import NullReferenceError
-from xref.h5data import dataset_layout
+from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
+from xref.h5data import dataset_layout, has_attribute
 from xref.h5file import FileLocation
-from xref.h5objects import known_path, object_kind, object_paths
+from xref.h5objects import known_path, object_kind, object_paths, open_object
 from xref.regions import Kind, RegionTable, table_from_selections
 from xref.selection import Selection
 
@@ -76,9 +76,8 @@ class ObjectReference:
     def __hash__(self) -> int:
         return hash((self.address, self._file_key() if self.address else None))
 
-    def _file_key(self) -> tuple[int, ...] | None:
-        """Return device and inode: one file may be reached by several paths."""
-        return self.location.identity[:2] if self.location else None
+    def _file_key(self) -> tuple[int | str, ...] | None:
+        return self.location.key if self.location else None
 
     @property
     def filename(self) -> str | None:
@@ -254,6 +253,109 @@ class RegionReference:
             return "<RegionReference null>"
         selection = _describe_selection(self.selection)
         return f"<RegionReference {self.object.target_text()}{selection}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AttributeReference:
+    """A reference to an attribute of an object.
+
+    Only references of HDF5 1.12 and later (``H5T_STD_REF``) have such targets.
+
+    Attributes
+    ----------
+    object : ObjectReference
+        The object that has the attribute: a dataset, a group or a named datatype.
+    name : str
+        Of the attribute; empty when null.
+    """
+
+    object: ObjectReference
+    name: str
+
+    def __bool__(self) -> bool:
+        return bool(self.object)
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, AttributeReference):
+            return NotImplemented
+        return self.object == other.object and (not self or self.name == other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.object, self.name if self else None))
+
+    @property
+    def location(self) -> FileLocation | None:
+        """The file that the object lives in; None when null."""
+        return self.object.location
+
+    @property
+    def address(self) -> int:
+        """The object's header, in bytes from the file's base address."""
+        return self.object.address
+
+    @property
+    def options(self) -> DecodeOptions:
+        """How references in the attribute's value resolve."""
+        return self.object.options
+
+    @property
+    def filename(self) -> str | None:
+        """The file that the object lives in."""
+        return self.object.filename
+
+    @property
+    def path(self) -> str | None:
+        """A path of the object from the root; None when it has no name."""
+        return self.object.path
+
+    @property
+    def kind(self) -> str:
+        """What the target is: "attribute", "null" or "dangling"."""
+        if self.location is None or not self:
+            return "null"
+        return attribute_kind(self.location, self.address, self.name)
+
+    def resolve(self, chunks: Any = None) -> xr.DataArray:
+        """Read the attribute.
+
+        Parameters
+        ----------
+        chunks : None, int, dict or "auto"
+            As in `xarray.open_dataset`; the value is read at once all the same.
+
+        Returns
+        -------
+        xarray.DataArray
+            Named after the attribute, with dimensions ``dim_0``, ``dim_1`` ...
+
+        Raises
+        ------
+        NullReferenceError
+            If the reference is null.
+        DanglingReferenceError
+            If there is no such object, or it has no such attribute.
+        """
+        from xref.resolve import resolve_attribute
+
+        result: xr.DataArray = resolve_attribute(self, chunks=chunks)
+        return result
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<AttributeReference null>"
+        return f"<AttributeReference {self.object.target_text()} @{self.name}>"
+
+
+Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
+
+
+def attribute_kind(location: FileLocation, address: int, name: str) -> str:
+    """Return "attribute", or "dangling" if there is no object or no such attribute."""
+    try:
+        found = has_attribute(open_object(location, address), name)
+    except (DanglingReferenceError, ExternalFileError):
+        return "dangling"
+    return "attribute" if found else "dangling"
 
 
 def _describe_selection(selection: Selection) -> str:

@@ -16,6 +16,7 @@ and 2, H5S_SEL_HYPER versions 1, 2 and 3, H5S_SEL_ALL).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,11 @@ Bytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]
 
 
-class _Rows:
-    """Unaligned little-endian reads at one byte position a row."""
+class Rows:
+    """Unaligned little-endian reads at one byte position a row.
+
+    What is read must have been asked for with `need`.
+    """
 
     def __init__(self, buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe):
         self.buffer = buffer
@@ -57,9 +61,10 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.position)
 
-    def take(self, index: npt.NDArray[np.intp]) -> _Rows:
+    def take(self, index: npt.NDArray[np.intp]) -> Rows:
+        """Return some of the rows."""
         describe = self.describe
-        return _Rows(
+        return Rows(
             self.buffer,
             self.position[index],
             self.nbytes[index],
@@ -80,6 +85,12 @@ class _Rows:
     def read(self, offset: int | IntArray, size: int) -> npt.NDArray[np.int64]:
         """Return the unsigned number of ``size`` bytes at ``offset`` in each row."""
         return _gather(self.buffer, self.position + offset, size, self.describe)
+
+    def read_address(self, offset: int, size: int) -> npt.NDArray[np.uint64]:
+        """Return the address at ``offset`` in each row, which may be any number."""
+        n = max(len(self.buffer) - size + 1, 0)
+        view: npt.NDArray[Any] = np.ndarray((n,), f"<u{size}", self.buffer, strides=(1,))
+        return view[self.position + offset].astype(np.uint64)
 
     def read_table(self, offset: int, columns: int, size: int) -> npt.NDArray[np.int64]:
         """Return ``columns`` numbers in a row from ``offset``, shape ``(n, columns)``."""
@@ -139,30 +150,43 @@ def decode_selections(
     CorruptFileError
         If the bytes are no selection, or count more than they hold.
     """
-    rows = _Rows(buffer, position, nbytes, describe)
+    rows = Rows(buffer, position, nbytes, describe)
     rows.need(address_size + 8, "an address and a selection's header")
-    at = np.ndarray(
-        (len(buffer) - address_size + 1,), f"<u{address_size}", buffer, strides=(1,)
-    )
-    address = at[position].astype(np.uint64)
-    kind = rows.read(address_size, 4)
-    version = rows.read(address_size + 4, 4)
+    return rows.read_address(0, address_size), _decode_rows(rows, address_size)
+
+
+def decode_serialized(
+    buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe
+) -> RegionTable:
+    """Decode serialized selections without anything before them.
+
+    The parameters are those of `decode_selections`.
+    """
+    rows = Rows(buffer, position, nbytes, describe)
+    rows.need(8, "a selection's header")
+    return _decode_rows(rows, 0)
+
+
+def _decode_rows(rows: Rows, at: int) -> RegionTable:
+    """Decode the selections that begin ``at`` bytes into each row."""
+    kind = rows.read(at, 4)
+    version = rows.read(at + 4, 4)
     rows.fail(kind > ALL, lambda i: f"has selection type {kind[i]}; 0 to 3 are known")
     rows.fail(
         (version < 1) | (version > 3), lambda i: f"has a selection of version {version[i]}"
     )
     groups = kind * 4 + version
     if len(groups) and (groups == groups[0]).all():
-        return address, _decode_group(rows, int(groups[0]), address_size + 8)
+        return _decode_group(rows, int(groups[0]), at + 8)
     tables, order = [], []
     for group in np.unique(groups).tolist():
         index = np.flatnonzero(groups == group)
-        tables.append(_decode_group(rows.take(index), group, address_size + 8))
+        tables.append(_decode_group(rows.take(index), group, at + 8))
         order.append(index)
-    return address, in_order(tables, order)
+    return in_order(tables, order)
 
 
-def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
+def _decode_group(rows: Rows, group: int, at: int) -> RegionTable:
     """Decode rows of one selection type and version; ``at`` is behind the version."""
     kind, version = divmod(group, 4)
     match kind, version:
@@ -194,7 +218,7 @@ def _decode_group(rows: _Rows, group: int, at: int) -> RegionTable:
 
 
 def _by_number_size(
-    rows: _Rows, at: int, decode: Callable[[_Rows, int, int], RegionTable]
+    rows: Rows, at: int, decode: Callable[[Rows, int, int], RegionTable]
 ) -> RegionTable:
     """Group rows by the size of their numbers, a byte at ``at``."""
     rows.need(at + 5, "a selection")
@@ -210,12 +234,12 @@ def _by_number_size(
     return in_order(tables, order)
 
 
-def _decode_points_v2(rows: _Rows, at: int, size: int) -> RegionTable:
+def _decode_points_v2(rows: Rows, at: int, size: int) -> RegionTable:
     rows.need(at + 4 + size, "a point selection")
     return _decode_points(rows, at, rows.read(at + 4, size), at + 4 + size, size)
 
 
-def _decode_hyperslab_v3(rows: _Rows, at: int, size: int) -> RegionTable:
+def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> RegionTable:
     flags = rows.read(at - 2, 1)
     rows.fail(flags > _REGULAR_FLAG, lambda i: f"has a hyperslab with flags {flags[i]:#x}")
     order, tables = [], []
@@ -232,7 +256,7 @@ def _decode_hyperslab_v3(rows: _Rows, at: int, size: int) -> RegionTable:
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
-def _ranks(rows: _Rows, at: int) -> IntArray:
+def _ranks(rows: Rows, at: int) -> IntArray:
     rank = rows.read(at, 4)
     rows.fail(
         (rank < 1) | (rank > MAX_RANK),
@@ -241,7 +265,7 @@ def _ranks(rows: _Rows, at: int) -> IntArray:
     return rank
 
 
-def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTable:
+def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> RegionTable:
     """Decode start, stride, count and block of each axis, axis by axis."""
     ranks = _ranks(rows, rank_at)
     rows.need(at + 4 * size * ranks, "a regular hyperslab")
@@ -250,13 +274,18 @@ def _decode_regular(rows: _Rows, rank_at: int, at: int, size: int) -> RegionTabl
         index = np.flatnonzero(ranks == rank)
         part = rows if len(index) == len(rows) else rows.take(index)
         numbers = part.read_table(at, 4 * rank, size).reshape(-1, rank, 4)
-        tables.append(_regular_table(part, *np.moveaxis(numbers, 2, 0)))
+        start, stride, count, block = np.moveaxis(numbers, 2, 0)
+        # HDF5 writes all ones of any size for a count or block without limit.
+        count, block = (
+            np.where(c == 2 ** (8 * size) - 1, UNLIMITED, c) for c in (count, block)
+        )
+        tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
 def _regular_table(
-    rows: _Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
+    rows: Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
 ) -> RegionTable:
     unlimited = (count == UNLIMITED) | (block == UNLIMITED)
     several = (count > 1) | (count == UNLIMITED)
@@ -287,7 +316,7 @@ def _regular_table(
     )
 
 
-def _check_list(rows: _Rows, ranks: IntArray, n: IntArray, each: int, at: int) -> None:
+def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) -> None:
     """Check that ``n`` items of ``each`` bytes an axis fit into each row."""
     room = np.maximum(rows.nbytes - at, 0)
     rows.fail(
@@ -296,7 +325,7 @@ def _check_list(rows: _Rows, ranks: IntArray, n: IntArray, each: int, at: int) -
     )
 
 
-def _decode_points(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, size, at)
     order, tables = [], []
@@ -320,7 +349,7 @@ def _decode_points(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
-def _decode_blocks(rows: _Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
     """Decode lists of (first corner, last corner), both inclusive."""
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, 2 * size, at)

@@ -22,9 +22,11 @@ from h5py import h5a, h5d, h5i, h5p, h5s, h5t
 
 from xref.errors import (
     CorruptFileError,
+    DanglingReferenceError,
     ExternalFileError,
     FileReadError,
     UnsupportedError,
+    XrefError,
 )
 from xref.filters import Filter, FilterPipeline
 from xref.h5file import FileLocation, cached_by_location, check_external, file_format
@@ -38,6 +40,7 @@ from xref.layout import (
     element_dtype,
     items,
 )
+from xref.stdrefs import std_itemsize
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
@@ -163,8 +166,6 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
     kind = reference_kind(datatype)
-    if kind == "std":
-        raise UnsupportedError(f"{where} holds references of HDF5 1.12 and later (H5T_STD_REF)")
     stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
     try:
         # References are bytes here; HDF5 is asked for neither kind of target.
@@ -264,8 +265,15 @@ def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
         case h5t.STRING if datatype.is_variable_str():
             return 4 + offset_size + 4
         case h5t.REFERENCE:
-            return offset_size + (4 if reference_kind(datatype) == "region" else 0)
+            return _reference_itemsize(reference_kind(datatype), offset_size)
     return int(datatype.get_size())
+
+
+def _reference_itemsize(kind: str, offset_size: int) -> int:
+    """Return the bytes of one stored reference."""
+    if kind == "std":
+        return std_itemsize(offset_size)
+    return offset_size + (4 if kind == "region" else 0)
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> Filter:
@@ -377,8 +385,22 @@ def _box_space(
 def read_raw(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[np.void]:
-    """Return references as the bytes they are stored in, without any conversion."""
+    """Return references as the bytes they are stored in, without any conversion.
+
+    Raises
+    ------
+    FileReadError
+        If h5py cannot read them.
+    UnsupportedError
+        If they are of HDF5 1.12 and later: the library makes other objects of them.
+    """
     datatype = dataset.id.get_type()
+    if reference_kind(datatype) == "std":
+        raise UnsupportedError(
+            f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'} holds "
+            "H5T_STD_REF references in storage that is not read directly (compact, virtual, "
+            "external, or with a filter that is not known)"
+        )
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     if out.size:
         space, memory = _box_space(dataset, start, shape)
@@ -399,7 +421,7 @@ def _as_stored(
     HDF5 makes room for addresses of 8 bytes. The elements stand at the beginning of
     their room, or, ``packed``, one after the other at the beginning of all of it.
     """
-    width = offset_size + (4 if kind == "region" else 0)
+    width = _reference_itemsize(kind, offset_size)
     if width == values.dtype.itemsize:
         return values
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
@@ -498,6 +520,33 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
     return values, problems
 
 
+def has_attribute(item: Object, name: str) -> bool:
+    """Tell whether an object has an attribute."""
+    return bool(h5a.exists(item.id, name.encode("utf-8", "surrogateescape")))
+
+
+def read_attribute(item: Object, name: str) -> Any:
+    """Read one attribute; the value is as `read_attributes` gives it.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If the object has none of that name.
+    FileReadError
+        If h5py cannot read it.
+    """
+    where = f"{item.file.filename}: attribute {name!r} of {item.name or 'an unnamed object'}"
+    try:
+        if not has_attribute(item, name):
+            raise DanglingReferenceError(f"{where}: there is none of that name")
+        attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
+        return _attribute_value(item, name, attribute)
+    except XrefError:
+        raise
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
+        raise FileReadError(f"{where} could not be read: {error}") from error
+
+
 def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
     datatype = attribute.get_type()
     kind = reference_kind(datatype)
@@ -521,14 +570,6 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
         texts = np.char.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
         return texts.astype(object) if texts.ndim else str(texts[()])
     return value
-
-
-def read_attribute(item: Object, name: str) -> Any:
-    """Read one attribute as `read_attributes` does; None where there is none."""
-    key = name.encode("utf-8", "surrogateescape")
-    if not h5a.exists(item.id, key):
-        return None
-    return _attribute_value(item, name, h5a.open(item.id, key))
 
 
 _file_numbers = itertools.count()

@@ -29,11 +29,19 @@ from xarray.backends import CachingFileManager
 
 from xref.columns import IntArray
 from xref.errors import (
+    DanglingReferenceError,
     ExternalFileError,
     FileChangedError,
     FileReadError,
 )
-from xref.sources import ByteHandle, FileSource, Identity, LocalFile, as_options
+from xref.sources import (
+    ByteHandle,
+    FileSource,
+    Identity,
+    LocalFile,
+    UnreachableFile,
+    as_options,
+)
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
@@ -71,6 +79,11 @@ class FileLocation:
     def filename(self) -> str:
         """Path or URL."""
         return self.source.name
+
+    @property
+    def key(self) -> tuple[Any, Any]:
+        """What tells the file from others: it may be reached by several paths."""
+        return self.identity[:2]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FileLocation, (self.source, self.identity, self.external)
@@ -150,7 +163,13 @@ def locate_source(source: FileSource, external: str = "same-dir") -> FileLocatio
 
 
 def check_unchanged(location: FileLocation) -> None:
-    """Raise `FileChangedError` unless the file is still the one that was located."""
+    """Raise `FileChangedError` unless the file is still the one that was located.
+
+    Raises
+    ------
+    ExternalFileError, DanglingReferenceError
+        If it never was: the file that a reference names is not allowed, or not there.
+    """
     try:
         now = location.source.identity()
     except FileNotFoundError as error:
@@ -372,3 +391,47 @@ def check_external(location: FileLocation, name: str, where: str) -> str:
         f'{where} names the file {name!r}, which external="{location.external}" does not '
         'allow; pass external="all" if this file is trusted'
     )
+
+
+def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
+    """Return the location of a file that a reference in another one names.
+
+    HDF5 stores the name by which the writer had the file open. Here it counts from the
+    folder of the file that holds the reference; where there is no such file, its last
+    part is looked for in that folder, as HDF5 does for external links.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file that holds the reference.
+    name : str
+        As stored.
+    where : str
+        Names the reference in messages.
+
+    Returns
+    -------
+    FileLocation
+        ``location`` itself where the name leads back to it. One of an `UnreachableFile`
+        where the file is not there or not allowed: other references are not the worse for it.
+    """
+    folder = location.source.folder
+    try:
+        there = folder is not None and os.path.lexists(os.path.join(folder, name))
+        target = check_external(location, name if there else os.path.basename(name), where)
+        found = locate_file(target, location.external)
+        if not h5py.is_hdf5(target):
+            raise DanglingReferenceError(f"{where} names {name!r}, which is no HDF5 file")
+    except (ExternalFileError, DanglingReferenceError) as error:
+        return _unreachable(location, name, str(error), isinstance(error, ExternalFileError))
+    except (OSError, ValueError) as error:
+        problem = f"{where} names the file {name!r}, which cannot be opened: {error}"
+        return _unreachable(location, name, problem, refused=False)
+    return location if found.identity == location.identity else found
+
+
+def _unreachable(
+    location: FileLocation, name: str, problem: str, refused: bool
+) -> FileLocation:
+    source = UnreachableFile(name, problem, refused)
+    return FileLocation(source, ("unreachable", name, 0, 0), location.external)

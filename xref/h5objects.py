@@ -26,6 +26,7 @@ from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
 
 from xref.errors import (
     DanglingReferenceError,
+    ExternalFileError,
     UnsupportedError,
     WrongTargetError,
     XrefError,
@@ -41,6 +42,7 @@ from xref.h5file import (
     locate_file,
     open_file,
 )
+from xref.sources import UnreachableFile
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -171,10 +173,13 @@ def kind_of(item: Object) -> str:
 
 
 def object_kind(location: FileLocation, address: int) -> str:
-    """Return "dataset", "group", "datatype", or "dangling" if there is no object."""
+    """Return "dataset", "group", "datatype", or "dangling" if there is no object.
+
+    An object in a file that may not be opened is none.
+    """
     try:
         return kind_of(open_object(location, address))
-    except DanglingReferenceError:
+    except (DanglingReferenceError, ExternalFileError):
         return "dangling"
 
 
@@ -202,8 +207,11 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     """Walk all hard links once and return a path of each object, by address.
 
     The shortest path is taken, the first by name among equals; objects without a
-    link from the root are absent. Damaged groups give their members no path.
+    link from the root are absent. Damaged groups give their members no path, nor does
+    a file that cannot be opened because a reference alone names it.
     """
+    if isinstance(location.source, UnreachableFile):
+        return {}
     root = _open_root(location)
     paths = {root.address: "/"}
     for path, _, links in _walk_groups(root, "/"):

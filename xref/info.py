@@ -20,6 +20,7 @@ import numpy as np
 
 from xref.attribute_values import attribute_references
 from xref.columns import IntArray
+from xref.decode import KIND_NOUNS
 from xref.elements import DecodeOptions
 from xref.errors import DanglingReferenceError, ExternalFileError, UnsupportedError, XrefError
 from xref.gather import split_targets
@@ -64,7 +65,7 @@ Found: TypeAlias = tuple[str, str | None, ReferenceArray]
 class TargetReport:
     """One object that references of a holder point at."""
 
-    path: str | None  # None for an object without a name
+    path: str | None  # None for an object without a name; of one elsewhere its file
     address: int  # object header, bytes from the base address
     kind: str  # "dataset", "group", "datatype" or "dangling"
     count: int  # references that point here
@@ -80,7 +81,7 @@ class HolderReport:
 
     path: str
     attribute: str | None  # None for a dataset
-    kind: str  # "object" or "region"
+    kind: str  # "object", "region" or "std" (H5T_STD_REF, which holds any kind)
     shape: list[int]
     count: int
     null: int
@@ -189,9 +190,7 @@ def _inspect_member(
         return found
     report.datasets += 1
     kind = dataset_kind(item)
-    if kind == "std":
-        report.not_read.append(f"{where}: references of HDF5 1.12 and later (H5T_STD_REF)")
-    elif kind:
+    if kind:
         remember_paths(location, {address: where})
         layout = read_layout(item, location)
         dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
@@ -257,17 +256,20 @@ def _describe(
 ) -> HolderReport:
     columns = references.columns
     groups, null = split_targets(columns)
-    _look_up(location, [address for _, address, _ in groups], known)
+    _look_up(location, [address for file, address, _ in groups if file == location], known)
     regions: dict[str, Any] = {}
     selections: dict[str, int] = {}
-    if columns.regions is not None:
+    if columns.regions is not None and references.is_region:
         regions = describe_regions(columns.regions, groups, len(columns))
         regions["rank"] = columns.regions.rank
         names, numbers = np.unique(regions["selection"][~null], return_counts=True)
         selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
     targets = []
-    for _, address, rows in groups:
-        where, kind, shape = known[address]
+    for file, address, rows in groups:
+        if file == location:
+            where, kind, shape = known[address]
+        else:
+            where, (kind, shape) = file.filename, _look_at(file, address)
         start, stop, outside = _box(regions, np.arange(len(columns))[rows], shape)
         targets.append(
             TargetReport(
@@ -284,7 +286,7 @@ def _describe(
     return HolderReport(
         path=path,
         attribute=attribute,
-        kind="region" if references.is_region else "object",
+        kind=references.kind,
         shape=list(references.shape),
         count=references.size,
         null=int(null.sum()),
@@ -300,12 +302,16 @@ def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None
     paths = object_paths(location) if missing else {}
     prepare_references(missing)
     for address in missing:
-        try:
-            item = open_object(location, address)
-        except DanglingReferenceError:
-            known[address] = paths.get(address), "dangling", None
-        else:
-            known[address] = paths.get(address), kind_of(item), _extent(item)
+        known[address] = paths.get(address), *_look_at(location, address)
+
+
+def _look_at(location: FileLocation, address: int) -> tuple[str, list[int] | None]:
+    """Return the kind of an object, and the extent of a dataset."""
+    try:
+        item = open_object(location, address)
+    except (DanglingReferenceError, ExternalFileError):
+        return "dangling", None
+    return kind_of(item), _extent(item)
 
 
 def _box(
@@ -373,7 +379,7 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
     if holder.attribute is not None:
         name += f", attribute {holder.attribute!r}"
     shape = f", shape {tuple(holder.shape)}" if len(holder.shape) != 1 else ""
-    parts = [f"{_number(holder.count, f'{holder.kind} reference')}{shape}"]
+    parts = [f"{_number(holder.count, KIND_NOUNS[holder.kind])}{shape}"]
     parts += [
         f"{n} {what}" for n, what in ((holder.null, "null"), (holder.dangling, "dangling")) if n
     ]

@@ -345,7 +345,7 @@ def _coordinate(
         shadow = concat_tables([shadow, empty_table(1, shadow.ndim)]).take(back)
         shape, null = resolved.references.shape, bound.null
     columns = References.of_file(location, np.where(null, 0, address).astype(np.uint64), shadow)
-    references = ReferenceArray(shape, is_region=True, columns=columns, options=options)
+    references = ReferenceArray(shape, kind="region", columns=columns, options=options)
     facts = dataset_facts(location, address)
     attributes = open_target(location, address, facts, options).attributes
     dtype = facts.layout.dtype

@@ -368,7 +368,7 @@ def _bind_unchanged(
     ``known`` is what binding these references gave before, in this process.
     """
     columns = references.columns
-    for location in columns.files:
+    for location in columns.used_files():
         check_unchanged(location)
     return bind_references(columns, references.describe) if known is None else known
 

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.decode import References, StoredReferences
+from xref.decode import KIND_NOUNS, References, StoredReferences
 from xref.elements import (
     DEFAULT_OPTIONS,
+    AttributeReference,
     DecodeOptions,
     ObjectReference,
+    Reference,
     RegionReference,
     null_reference,
 )
@@ -43,7 +45,10 @@ class _Columns:
 
 
 class ReferenceArray:
-    """An immutable array of references of one kind, kept as columns.
+    """An immutable array of references, kept as columns.
+
+    Its ``kind`` is "object", "region", or "std" for references of HDF5 1.12 and later
+    (``H5T_STD_REF``), among which may be some to objects, regions and attributes.
 
     To NumPy and xarray it is a duck array of dtype object. An integer index for
     each axis gives a reference, anything else another `ReferenceArray`.
@@ -62,13 +67,13 @@ class ReferenceArray:
     `ReferenceArray.from_references`.
     """
 
-    __slots__ = ("__weakref__", "_columns", "_options", "_shape", "_stored", "is_region")
+    __slots__ = ("__weakref__", "_columns", "_options", "_shape", "_stored", "kind")
 
     def __init__(
         self,
         shape: tuple[int, ...],
         *,
-        is_region: bool,
+        kind: str,
         columns: References | None = None,
         stored: StoredReferences | None = None,
         options: DecodeOptions = DEFAULT_OPTIONS,
@@ -78,7 +83,7 @@ class ReferenceArray:
         if columns is not None and len(columns) != math.prod(shape):
             raise ValueError(f"{len(columns)} references do not fill an array of shape {shape}")
         self._shape = shape
-        self.is_region = is_region
+        self.kind = kind
         self._columns = _Columns(columns)
         self._stored = stored
         self._options = options
@@ -87,11 +92,14 @@ class ReferenceArray:
     def from_references(cls, references: Any) -> ReferenceArray:
         """Make an array from references, nested sequences of them or an object array.
 
-        Among object references, region references stand for their objects. None
-        stands for a null reference.
+        Among object references, region references stand for their objects. With a
+        reference to an attribute among them, all keep their kind. None stands for a null
+        reference.
         """
         objects = np.asarray(references, dtype=object)
         flat = objects.ravel().tolist()
+        if any(isinstance(r, AttributeReference) for r in flat):
+            return _mixed_array(flat, objects.shape)
         is_region = not any(isinstance(r, ObjectReference) for r in flat) and any(
             isinstance(r, RegionReference) for r in flat
         )
@@ -115,7 +123,8 @@ class ReferenceArray:
             regions=regions,
         )
         options = next((r.options for r in flat if r), DEFAULT_OPTIONS)
-        return cls(objects.shape, is_region=is_region, columns=columns, options=options)
+        kind = "region" if is_region else "object"
+        return cls(objects.shape, kind=kind, columns=columns, options=options)
 
     @classmethod
     def nulls(cls, shape: tuple[int, ...], *, is_region: bool) -> ReferenceArray:
@@ -127,7 +136,7 @@ class ReferenceArray:
             address=np.zeros(n, dtype=np.uint64),
             regions=empty_table(n, 0) if is_region else None,
         )
-        return cls(shape, is_region=is_region, columns=columns)
+        return cls(shape, kind="region" if is_region else "object", columns=columns)
 
     # --- what it holds ---------------------------------------------------------
 
@@ -145,6 +154,14 @@ class ReferenceArray:
         return columns
 
     @property
+    def is_region(self) -> bool:
+        """Whether it holds regions; only an array of the kind "std" must be read to tell."""
+        if self.kind != "std":
+            return self.kind == "region"
+        regions = self.columns.regions
+        return regions is not None and bool((~np.isin(regions.kind, _NO_REGION)).any())
+
+    @property
     def stored(self) -> StoredReferences | None:
         """Where the elements are stored, if they are a box of one dataset."""
         return self._stored
@@ -158,23 +175,22 @@ class ReferenceArray:
         """Name one element in a message; ``row`` counts in C order."""
         if self._stored is not None:
             return self._stored.describe(row)
-        kind = "region" if self.is_region else "object"
         columns = self.columns
         file = columns.files[int(columns.file[row])].filename if columns.files else "no file"
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
-        return f"{file}: {kind} reference {index[0] if len(index) == 1 else index}"
+        return f"{file}: {KIND_NOUNS[self.kind]} {index[0] if len(index) == 1 else index}"
 
-    def element(self, row: int) -> ObjectReference | RegionReference:
+    def element(self, row: int) -> Reference:
         """Return one element in C order; decodes all of them the first time."""
         columns = self.columns
         address = int(columns.address[row])
-        null = address == 0 or (
-            columns.regions is not None and columns.regions.kind[row] == Kind.NULL
-        )
-        if null:
-            return null_reference(self.is_region)
+        kind = Kind.OBJECT if columns.regions is None else columns.regions.kind[row]
+        if address == 0 or kind == Kind.NULL:
+            return null_reference(self.kind == "region")
         target = ObjectReference(columns.files[int(columns.file[row])], address, self._options)
-        if columns.regions is None:
+        if columns.attribute is not None and columns.attribute[row] >= 0:
+            return AttributeReference(target, columns.names[int(columns.attribute[row])])
+        if columns.regions is None or kind == Kind.OBJECT:
             return target
         return RegionReference(target, columns.regions.selection(row))
 
@@ -227,9 +243,7 @@ class ReferenceArray:
         box = self._basic_box(key)
         if box is not None:
             stored, shape = box
-            part = ReferenceArray(
-                shape, is_region=self.is_region, stored=stored, options=self._options
-            )
+            part = ReferenceArray(shape, kind=self.kind, stored=stored, options=self._options)
             if self._columns.value is not None:
                 rows = self.row_numbers()[key].reshape(-1)
                 part._columns.value = self._columns.value.take(as_slice(rows))
@@ -240,7 +254,7 @@ class ReferenceArray:
             return self.element(int(rows))
         return ReferenceArray(
             rows.shape,
-            is_region=self.is_region,
+            kind=self.kind,
             columns=self.columns.take(as_slice(rows.reshape(-1))),
             options=self._options,
         )
@@ -280,7 +294,7 @@ class ReferenceArray:
             stored.location,
             stored.address,
             stored.path,
-            stored.is_region,
+            stored.kind,
             tuple(slices),
         )
         return place, tuple(shape)
@@ -338,7 +352,7 @@ class ReferenceArray:
                 return self
         return ReferenceArray(
             rows.shape,
-            is_region=self.is_region,
+            kind=self.kind,
             columns=self.columns.take(as_slice(rows.reshape(-1))),
             options=self._options,
         )
@@ -356,7 +370,7 @@ class ReferenceArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         columns = None if self._stored is not None else self.columns
-        return _restore, (self._shape, self.is_region, columns, self._stored, self._options)
+        return _restore, (self._shape, self.kind, columns, self._stored, self._options)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -376,6 +390,8 @@ class ReferenceArray:
             c.file.tobytes(),
             c.address.tobytes(),
             table,
+            c.names,
+            () if c.attribute is None else c.attribute.tobytes(),
             self._shape,
             repr(self._options),
         )
@@ -411,7 +427,7 @@ class ReferenceArray:
 
     def _repr_inline_(self, max_width: int) -> str:
         """Describe the array on one line, for the repr of a Dataset; reads nothing."""
-        text = "RegionReference" if self.is_region else "ObjectReference"
+        text = _CLASS_NAMES[self.kind]
         columns = self._columns.value
         some = columns is not None and columns.files and len(columns)
         if columns is not None and some and (columns.address == columns.address[0]).all():
@@ -420,8 +436,7 @@ class ReferenceArray:
         return f"<{text}>"[:max_width]
 
     def __repr__(self) -> str:
-        kind = "region" if self.is_region else "object"
-        head = f"<xref.ReferenceArray {self._shape} of {kind} references"
+        head = f"<xref.ReferenceArray {self._shape} of {KIND_NOUNS[self.kind]}s"
         try:
             few = [f"  {self.element_at(i)!r}" for i in range(min(self.size, 3))]
         except (XrefError, OSError) as error:  # a repr must not fail: it says what would
@@ -435,16 +450,43 @@ class ReferenceArray:
         return self[index]
 
 
+_CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
+
+_NO_REGION = (Kind.NULL, Kind.OBJECT)
+
+
 def _restore(
     shape: tuple[int, ...],
-    is_region: bool,
+    kind: str,
     columns: References | None,
     stored: StoredReferences | None,
     options: DecodeOptions,
 ) -> ReferenceArray:
-    return ReferenceArray(
-        shape, is_region=is_region, columns=columns, stored=stored, options=options
+    return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
+
+
+def _mixed_array(flat: list[Any], shape: tuple[int, ...]) -> ReferenceArray:
+    """Make an array of references of all kinds."""
+    flat = [null_reference(False) if r is None else r for r in flat]
+    for r in flat:
+        if not isinstance(r, Reference):
+            raise TypeError(f"{r!r} is no reference")
+    files = list(dict.fromkeys(r.location for r in flat if r.location is not None))
+    names = list(dict.fromkeys(r.name for r in flat if isinstance(r, AttributeReference)))
+    selections = [r.selection if isinstance(r, RegionReference) else None for r in flat]
+    whole = np.array([bool(r) and not isinstance(r, RegionReference) for r in flat])
+    table = table_from_selections(selections)
+    numbers = [names.index(r.name) if isinstance(r, AttributeReference) else -1 for r in flat]
+    columns = References(
+        files=tuple(files),
+        file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
+        address=np.array([r.address for r in flat], dtype=np.uint64),
+        regions=table.replace(kind=np.where(whole, Kind.OBJECT, table.kind).astype(np.uint8)),
+        attribute=np.array(numbers, dtype=np.int64),
+        names=tuple(names),
     )
+    options = next((r.options for r in flat if r), DEFAULT_OPTIONS)
+    return ReferenceArray(shape, kind="std", columns=columns, options=options)
 
 
 def as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
@@ -462,32 +504,31 @@ def _compare(left: Any, right: Any) -> Any:
     if not isinstance(left, ReferenceArray):
         left, right = right, left
     if not isinstance(right, ReferenceArray):
-        single = isinstance(right, ObjectReference | RegionReference) or right is None
+        single = isinstance(right, Reference) or right is None
         objects = np.empty((), dtype=object)
         objects[()] = right
         if not single:
             objects = np.asarray(right, dtype=object)
-        if not all(
-            r is None or isinstance(r, ObjectReference | RegionReference) for r in objects.flat
-        ):
+        if not all(r is None or isinstance(r, Reference) for r in objects.flat):
             shape = np.broadcast_shapes(left.shape, objects.shape)
             return np.zeros(shape, dtype=bool)
         if objects.size == 0 or all(r is None for r in objects.flat):
-            right = ReferenceArray.nulls(objects.shape, is_region=left.is_region)
+            right = ReferenceArray.nulls(objects.shape, is_region=left.kind == "region")
         else:
             right = ReferenceArray.from_references(objects)
     shape = np.broadcast_shapes(left.shape, right.shape)
-    if left.is_region != right.is_region:
+    if left.kind != right.kind and "std" not in (left.kind, right.kind):
         return np.zeros(shape, dtype=bool)
     a, b = (
         x.columns.take(np.broadcast_to(x.row_numbers(), shape).reshape(-1))
         for x in (left, right)
     )
     null = (a.address == 0) & (b.address == 0)
-    # One file may be reached by several paths: device and inode tell.
-    names = {f.identity[:2]: i for i, f in enumerate((*a.files, *b.files))}
-    numbers = [np.array([names[f.identity[:2]] for f in x.files] or [0]) for x in (a, b)]
+    keys = {f.key: i for i, f in enumerate((*a.files, *b.files))}
+    numbers = [np.array([keys[f.key] for f in x.files] or [0]) for x in (a, b)]
     same = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
-    if a.regions is not None and b.regions is not None:
-        same &= a.regions.same_rows(b.regions)
+    if a.regions is not None or b.regions is not None:
+        same &= a.region_table().same_rows(b.region_table())
+    if a.attribute is not None or b.attribute is not None:
+        same &= a.attribute_names() == b.attribute_names()
     return (same | null).reshape(shape)

@@ -44,12 +44,16 @@ class Kind(IntEnum):
     NULL = 0
     NONE = 1
     ALL = 2
-    POINTS = 3
-    HYPERSLAB = 4
-    BLOCKS = 5
+    OBJECT = 3  # no selection: the object itself, of a dataset all elements
+    POINTS = 4
+    HYPERSLAB = 5
+    BLOCKS = 6
 
 
-KIND_NAMES = np.array(["null", "none", "all", "points", "hyperslab", "blocks"])
+KIND_NAMES = np.array(["null", "none", "all", "object", "points", "hyperslab", "blocks"])
+
+_WHOLE = (Kind.ALL, Kind.OBJECT)
+_AXIS_NAMES = ("start", "stride", "count", "block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +92,7 @@ class RegionTable(FrozenColumns):
         """
         columns = {
             name: _take_rows(getattr(self, name), index)
-            for name in ("kind", "rank", "start", "stride", "count", "block", "first", "size")
+            for name in ("kind", "rank", *_AXIS_NAMES, "first", "size")
         }
         table = self.replace(**columns)
         kept = int(table.size.sum())
@@ -116,10 +120,10 @@ class RegionTable(FrozenColumns):
         return slice(begin, begin + int(self.size[row]))
 
     def selection(self, row: int) -> Selection | None:
-        """Return one row as a value; None for a null reference."""
+        """Return one row as a value; None where there is none: null, an object itself."""
         rank = int(self.rank[row])
         match Kind(int(self.kind[row])):
-            case Kind.NULL:
+            case Kind.NULL | Kind.OBJECT:
                 return None
             case Kind.NONE:
                 return Empty()
@@ -143,8 +147,8 @@ class RegionTable(FrozenColumns):
         -------
         start, stop : numpy.ndarray
             Shape ``(n, ndim)``, elements, stop exclusive. Rows whose bytes do not
-            say (all, none, null, unlimited) have a start of 0 and a stop of
-            `UNLIMITED` (all and unlimited) or 0.
+            say (all, object, none, null, unlimited) have a start of 0 and a stop of
+            `UNLIMITED` (all, object and unlimited) or 0.
         """
         start = self.start.copy()
         stop = self.start + (self.count - 1) * self.stride + self.block
@@ -153,7 +157,7 @@ class RegionTable(FrozenColumns):
             stop[unlimited] = UNLIMITED
         empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
         start[empty], stop[empty] = 0, 0
-        whole = self.kind == Kind.ALL
+        whole = np.isin(self.kind, _WHOLE)
         start[whole], stop[whole] = 0, UNLIMITED
         for kind, low, high in (
             (Kind.POINTS, self.points, self.points),
@@ -180,7 +184,7 @@ class RegionTable(FrozenColumns):
     def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> RegionTable:
         """Bind every row to a dataset of the given extent.
 
-        "All" becomes the whole extent and unlimited hyperslabs end with it.
+        What is whole becomes the whole extent; unlimited hyperslabs end with it.
 
         Parameters
         ----------
@@ -204,7 +208,7 @@ class RegionTable(FrozenColumns):
                 f"its target has {ndim} (shape {extent})"
             )
         table = self._widen(ndim)
-        whole = table.kind == Kind.ALL
+        whole = np.isin(table.kind, _WHOLE)
         unlimited = ((table.count == UNLIMITED) | (table.block == UNLIMITED)).any(axis=1)
         if whole.any() or unlimited.any():
             table = table._limit(extent, whole, unlimited)
@@ -225,7 +229,7 @@ class RegionTable(FrozenColumns):
             return self
         n = len(self)
         if self.ndim > ndim:
-            names = ("start", "stride", "count", "block", "points", "block_start", "block_stop")
+            names = (*_AXIS_NAMES, "points", "block_start", "block_stop")
             return self.replace(**{name: getattr(self, name)[:, :ndim] for name in names})
         fills = {"start": 0, "stride": 1, "count": 1, "block": 1}
         columns = {name: np.full((n, ndim), fill) for name, fill in fills.items()}
@@ -235,9 +239,7 @@ class RegionTable(FrozenColumns):
     def _limit(
         self, extent: tuple[int, ...], whole: np.ndarray, unlimited: np.ndarray
     ) -> RegionTable:
-        columns = {
-            name: getattr(self, name).copy() for name in ("start", "stride", "count", "block")
-        }
+        columns = {name: getattr(self, name).copy() for name in _AXIS_NAMES}
         kind, rank = self.kind.copy(), self.rank.copy()
         kind[whole] = Kind.HYPERSLAB
         rank[whole] = len(extent)
@@ -321,7 +323,7 @@ class RegionTable(FrozenColumns):
         if len(regular):
             equal = self.rank[regular] == other.rank[regular]
             width = min(self.ndim, other.ndim)
-            for name in ("start", "stride", "count", "block"):
+            for name in _AXIS_NAMES:
                 mine, theirs = getattr(self, name), getattr(other, name)
                 equal &= (mine[regular, :width] == theirs[regular, :width]).all(axis=1)
             same[regular] = equal
@@ -376,9 +378,7 @@ def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
     point's coordinates. Unions that are no outer product become their elements.
     """
     axes = list(axes)
-    columns = {
-        name: getattr(regions, name)[:, axes] for name in ("start", "stride", "count", "block")
-    }
+    columns = {name: getattr(regions, name)[:, axes] for name in _AXIS_NAMES}
     kept = np.isin(regions.kind, (Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS))
     table = regions.replace(
         rank=np.where(kept, len(axes), 0),

@@ -10,24 +10,27 @@ decode again where they are computed.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from xref.attribute_values import attribute_references
 from xref.bind import bind, decode_dataset
 from xref.columns import IntArray
 from xref.decode import References
-from xref.elements import ObjectReference, RegionReference
+from xref.elements import AttributeReference, ObjectReference, RegionReference
 from xref.errors import NullReferenceError
 from xref.gather import BoundReferences, bind_references
-from xref.h5data import dataset_facts, dataset_kind
-from xref.h5objects import kind_of, open_dataset, open_object, prepare_references
+from xref.h5data import RawReferences, dataset_facts, dataset_kind, read_attribute
+from xref.h5objects import kind_of, open_dataset, open_object, prepare_references, text
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.plan import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray
 from xref.targets import group_path, open_target
-from xref.variables import build_variable, open_members
+from xref.variables import ReferenceVariable, build_variable, open_members
 
 LAYOUTS = ("stack", "ragged", "pad")
 
@@ -45,6 +48,8 @@ def resolve_references(
     """Resolve a reference variable; see `xref.accessor`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it can be one of {LAYOUTS}")
+    if len(references.columns.attribute_rows):
+        return _resolve_attributes(array, references, layout, on_null)
     if not references.is_region:
         groups = _resolve_groups(references, on_null, chunks)
         if groups is not None:
@@ -90,6 +95,97 @@ def _resolve_groups(
     return out
 
 
+def _resolve_attributes(
+    array: xr.DataArray, references: ReferenceArray, layout: str, on_null: str
+) -> xr.DataArray:
+    """Stack the values of attributes of one shape and type; they are read here."""
+    hint = "resolve one by one with .h5ref.items()"
+    if layout != "stack":
+        raise ValueError(f"layout={layout!r} is not for references to attributes; {hint}")
+    valid = references.astype(bool)
+    if not valid.all():
+        if on_null == "drop" and references.ndim == 1:
+            return _resolve_attributes(
+                array[{array.dims[0]: valid}], references[valid], layout, "raise"
+            )
+        row = int(np.flatnonzero(~valid.reshape(-1))[0])
+        raise NullReferenceError(
+            f"{references.describe(row)} is null; resolve a 1-D variable with on_null='drop', "
+            "or select the others"
+        )
+    values: list[xr.DataArray] = []
+    for row in range(references.size):
+        element = references.element(row)
+        if not isinstance(element, AttributeReference):
+            raise ValueError(
+                f"{references.describe(row)} is {element!r}, others point at attributes; {hint}"
+            )
+        found = element.resolve()
+        if isinstance(found.variable.data, ReferenceArray):
+            raise ValueError(
+                f"{references.describe(row)} points at an attribute of references; {hint}"
+            )
+        values.append(found)
+        if _cell_type(found) != _cell_type(values[0]):
+            raise ValueError(
+                f"{references.describe(row)} points at an attribute of {found.dtype} "
+                f"{found.shape}, others of {values[0].dtype} {values[0].shape}; {hint}"
+            )
+    names = {found.name for found in values}
+    stacked = np.stack([found.values for found in values])
+    cell = values[0]
+    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
+    return xr.DataArray(
+        stacked.reshape(references.shape + cell.shape),
+        dims=(*array.dims, *_numbered_dims(cell.ndim, array.dims)),
+        coords=own,
+        name=names.pop() if len(names) == 1 else array.name,
+    )
+
+
+def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.DataArray:
+    """Read the attribute that a reference points at; see `AttributeReference.resolve`."""
+    location = reference.location
+    if location is None or not reference:
+        raise NullReferenceError("a null attribute reference points at nothing")
+    item = open_object(location, reference.address)
+    value = read_attribute(item, reference.name)
+    variable: xr.Variable
+    if isinstance(value, RawReferences):
+        where = f"{location.filename}: attribute {reference.name!r}"
+        data = attribute_references(value, location, where, reference.options)
+        variable = ReferenceVariable(_numbered_dims(data.ndim), data)
+    else:
+        values = _attribute_array(value)
+        variable = xr.Variable(_numbered_dims(values.ndim), values)
+    array = xr.DataArray(variable, name=reference.name)
+    return array if chunks is None else array.chunk(chunks)
+
+
+def _cell_type(value: xr.DataArray) -> tuple[Any, ...]:
+    """Return what must be the same of values that are stacked; lengths of text need not."""
+    return value.shape, value.dtype if value.dtype.kind == "V" else value.dtype.kind
+
+
+def _numbered_dims(ndim: int, taken: Sequence[Hashable] = ()) -> tuple[str, ...]:
+    free = (f"dim_{i}" for i in count() if f"dim_{i}" not in taken)
+    return tuple(islice(free, ndim))
+
+
+def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
+    """Return an attribute's value as an array, text decoded; of no element if it is null."""
+    if value is None:
+        return np.empty(0)
+    values = np.asarray(text(value) if isinstance(value, bytes) else value)
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "surrogateescape") if values.size else values
+    if values.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in values.flat):
+        decoded = np.empty(values.size, dtype=object)
+        decoded[:] = [text(v) for v in values.flat]
+        return decoded.reshape(values.shape)
+    return values
+
+
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     """Open what an object reference points at; see `ObjectReference.resolve`."""
     if reference.location is None or not reference:
@@ -116,7 +212,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
         )
         return xr.DataArray(variable, name=target.name)
     columns = References.of_file(location, np.array([reference.address], dtype=np.uint64))
-    array = ReferenceArray((), is_region=False, columns=columns, options=options)
+    array = ReferenceArray((), kind="object", columns=columns, options=options)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
 

@@ -15,12 +15,12 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import h5py
 from h5py import h5f
 
-from xref.errors import FileReadError
+from xref.errors import DanglingReferenceError, ExternalFileError, FileReadError
 
 Identity: TypeAlias = tuple[Any, Any, int, Any]
 """What a file is (two values that no other file has), its bytes, its version."""
@@ -410,6 +410,52 @@ class _RemoteHandle:
             )
         buffer[: len(data)] = data
         return len(data)
+
+
+# --- files that are not there ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UnreachableFile:
+    """A file that a reference names, and that is not there or may not be opened.
+
+    Attributes
+    ----------
+    name : str
+    problem : str
+        What is said when something asks for it.
+    refused : bool
+        Whether the option ``external`` does not allow it.
+    """
+
+    name: str
+    problem: str
+    refused: bool
+
+    @property
+    def folder(self) -> str | None:
+        """None."""
+        return None
+
+    @property
+    def live(self) -> bool:
+        """False."""
+        return False
+
+    def _fail(self) -> NoReturn:
+        raise (ExternalFileError if self.refused else DanglingReferenceError)(self.problem)
+
+    def identity(self) -> Identity:
+        """Raise what is wrong with the file."""
+        self._fail()
+
+    def open_hdf5(self) -> h5py.File:
+        """Raise what is wrong with the file."""
+        self._fail()
+
+    def open_bytes(self) -> ByteHandle:
+        """Raise what is wrong with the file."""
+        self._fail()
 
 
 # --- what users give ---------------------------------------------------------------

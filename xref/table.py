@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref.decode import References
+from xref.elements import attribute_kind
 from xref.errors import (
     DanglingReferenceError,
+    ExternalFileError,
     UnsupportedError,
     WrongTargetError,
 )
@@ -42,6 +45,7 @@ def reference_table(
         path[rows] = known_path(location, address) or object_paths(location).get(address, "")
         kind[rows] = object_kind(location, address)
         filename[rows] = location.filename
+    attribute = _describe_attributes(columns, kind)
     shape = references.shape
 
     axis = AXIS_DIM
@@ -58,10 +62,38 @@ def reference_table(
         "kind": column(kind.astype(str)),
         "filename": column(filename),
     }
-    if columns.regions is not None:
+    if attribute is not None:
+        table["attribute"] = column(attribute)
+    if columns.regions is not None and references.is_region:
         described = describe_regions(columns.regions, groups, n)
         table |= {name: column(values) for name, values in described.items()}
     return xr.Dataset(table, coords=coords)
+
+
+def _describe_attributes(
+    columns: References, kind: npt.NDArray[Any]
+) -> npt.NDArray[Any] | None:
+    """Return the name of each row's attribute, and enter in ``kind`` whether it is there.
+
+    None where no row refers to an attribute.
+    """
+    rows = columns.attribute_rows
+    if columns.attribute is None or not len(rows):
+        return None
+    key = [columns.file[rows], columns.address[rows], columns.attribute[rows]]
+    _, first, of = np.unique(
+        np.stack([c.astype(np.uint64) for c in key]),
+        axis=1,
+        return_index=True,
+        return_inverse=True,
+    )
+    names = columns.attribute_names()
+    kinds = [
+        attribute_kind(columns.files[int(columns.file[i])], int(columns.address[i]), names[i])
+        for i in rows[first].tolist()
+    ]
+    kind[rows] = np.array(kinds, dtype=object)[of.reshape(-1)]
+    return np.where(names == None, "", names).astype(str)  # noqa: E711, element by element
 
 
 def describe_regions(
@@ -82,7 +114,12 @@ def describe_regions(
         part = regions.take(rows)
         try:
             extent = dataset_layout(location, address).shape
-        except (DanglingReferenceError, UnsupportedError, WrongTargetError):
+        except (
+            DanglingReferenceError,
+            ExternalFileError,
+            UnsupportedError,
+            WrongTargetError,
+        ):
             extent = None
         if extent is not None:
             if len(extent) > width:
@@ -96,7 +133,7 @@ def describe_regions(
             elif inside.any():
                 kept = [part.take(inside).fit(extent, str), part.take(~inside)]
                 part = in_order(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
-        known = part.kind != Kind.ALL
+        known = ~np.isin(part.kind, (Kind.ALL, Kind.OBJECT))
         axes, sizes = part.result_shapes()
         low, high = part.bounds()
         at = np.arange(n)[rows]

@@ -216,12 +216,10 @@ def build_variable(
             location,
             address,
             known_path(location, address) or f"object at {address:#x}",
-            kind == "region",
+            kind,
             tuple((0, n, 1) for n in layout.shape),
         )
-        data = ReferenceArray(
-            layout.shape, is_region=kind == "region", stored=stored, options=options
-        )
+        data = ReferenceArray(layout.shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
     array = DatasetArray(location, address, layout, options, shape)

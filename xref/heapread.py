@@ -1,0 +1,128 @@
+"""Global heap objects of a file: which references name them, and their bytes.
+
+In: the heap IDs of references. Out: batches of objects in one buffer each. The distinct
+collections are read once, in file order; `xref.heap` finds the objects in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import IntArray
+from xref.errors import CorruptFileError
+from xref.h5file import FileBytes, FileLocation, file_format
+from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
+
+HEAP_BATCH_NBYTES = 64 << 20
+"""Heap collections held in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeapBatch:
+    """Heap objects of some references, in memory."""
+
+    rows: npt.NDArray[np.intp]  # (m,), the references
+    buffer: npt.NDArray[np.uint8]
+    position: IntArray  # (m,), byte of the buffer where the object's data begin
+    nbytes: IntArray  # (m,)
+    describe: Callable[[int], str]  # names reference i of the batch
+
+
+def read_heap_objects(
+    location: FileLocation,
+    heap: IntArray,
+    index: IntArray,
+    live: npt.NDArray[np.intp],
+    describe: Callable[[int], str],
+) -> Iterator[HeapBatch]:
+    """Read the global heap objects that references name, each collection once.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file of the heap.
+    heap, index : numpy.ndarray
+        Shape ``(n,)``: address of the collection and number of the object.
+    live : numpy.ndarray
+        The rows that name an object.
+    describe : callable
+        Names row i in errors.
+
+    Yields
+    ------
+    HeapBatch
+        Collections of up to `HEAP_BATCH_NBYTES` together, in file order.
+
+    Raises
+    ------
+    CorruptFileError
+        If there is no such object.
+    """
+    if not len(live):
+        return
+    form = file_format(location)
+    heap, index = heap[live], index[live]
+    collections, of = _distinct(heap)
+
+    def describe_collection(k: int) -> str:
+        return describe(int(live[np.flatnonzero(of == k)[0]]))
+
+    position = collections + form.base_address
+    outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
+    if outside.any():
+        k = int(np.flatnonzero(outside)[0])
+        named = int(collections[k]) & (2**64 - 1)
+        raise CorruptFileError(
+            f"{describe_collection(k)} has heap address {named:#x}, "
+            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
+        )
+    source = FileBytes(location)
+    heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
+    at = HEADER_NBYTES * np.arange(len(collections))
+    source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
+    size = parse_collection_sizes(heads, form.length_size, describe_collection)
+    # Disjoint collections inside the file: all together no larger than it.
+    limit = np.append(position[1:], form.file_nbytes)
+    wrong = np.flatnonzero(position + size > limit)
+    if len(wrong):
+        k = int(wrong[0])
+        end = "the next one" if k + 1 < len(size) else "the end of the file"
+        raise CorruptFileError(
+            f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
+            f"{int(position[k]):#x}, which reaches past {end}"
+        )
+    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
+    edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
+    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        rows = (
+            np.arange(len(of))
+            if len(edges) == 2
+            else np.flatnonzero((of >= begin) & (of < end))
+        )
+
+        def describe_row(i: int, rows: npt.NDArray[np.intp] = rows) -> str:
+            return describe(int(live[rows[i]]))
+
+        base = pack_collections(size[begin:end])
+        buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
+        source.read_ranges(position[begin:end], size[begin:end], buffer, base[:-1])
+        objects = walk_collections(
+            buffer,
+            base[:-1],
+            size[begin:end],
+            form.length_size,
+            lambda k, begin=begin: describe_collection(begin + k),  # type: ignore[misc]
+        )
+        place, nbytes = objects.find(of[rows] - begin, index[rows], describe_row)
+        yield HeapBatch(live[rows], buffer, place, nbytes, describe_row)
+
+
+def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return distinct values, ascending, and the row of each; fast where runs repeat."""
+    head = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    distinct, inverse = np.unique(values[head], return_inverse=True)
+    return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))
