@@ -38,9 +38,10 @@ from xref.h5file import FileBytes, FileLocation, file_format
 from xref.h5objects import open_dataset
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 from xref.layout import DatasetLayout, items
-from xref.plan import canvas_strides, plan_outer, plan_read, regular_segments
+from xref.plan import canvas_strides, plan_outer, plan_points, plan_read, regular_segments
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
+from xref.virtual import StoredPart, check_sources, split_virtual
 
 HEAP_BATCH_NBYTES = 64 << 20
 """Heap collections held in memory at a time."""
@@ -83,7 +84,8 @@ class References(FrozenColumns):
 def concat_references(parts: list[References]) -> References:
     """Put rows of several tables one after the other; files are listed once."""
     files = tuple(dict.fromkeys(f for part in parts for f in part.files))
-    rows = [np.array([files.index(f) for f in part.files] or [0]) for part in parts]
+    number = {f: i for i, f in enumerate(files)}
+    rows = [np.array([number[f] for f in part.files] or [0]) for part in parts]
     kinds = {part.regions is None for part in parts}
     if len(kinds) > 1:
         raise TypeError("object references and region references do not mix in one array")
@@ -144,7 +146,24 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
+        if dataset_layout(self.location, self.address).virtual:
+            return self._read_virtual()
         return decode_references(self.location, self._read_raw(), self.is_region, self.describe)
+
+    def _read_virtual(self) -> References:
+        """Read the elements where they are stored: each counts in its own file."""
+        axes = [start + np.arange(count) * step for start, count, step in self.slices]
+        grid = np.meshgrid(*axes, indexing="ij")
+        n = math.prod(self.shape)
+        coords = np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+        tables = [null_references(n, self.is_region)]
+        place = np.arange(n)
+        used = n
+        for part in split_virtual(self.location, self.address, coords):
+            place[part.rows] = used + np.arange(len(part.rows))
+            used += len(part.rows)
+            tables.append(read_part(part, self.is_region))
+        return concat_references(tables).take(place)
 
     def _read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
@@ -166,9 +185,12 @@ class BoxReader:
     location: FileLocation
     address: int
     raw: bool = False
+    virtual: bool = False
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
+        if self.virtual:
+            check_sources(self.location, self.address, start, window.shape[: len(start)])
         dataset = open_dataset(self.location, self.address)
         if self.raw:
             window[...] = read_raw(dataset, start, window.shape)
@@ -234,7 +256,7 @@ def tile_loader(
         raise UnsupportedError(
             f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
         )
-    read_box = BoxReader(location, address, raw)
+    read_box = BoxReader(location, address, raw, layout.virtual)
     if reader == "h5py" or layout.indirect:
         check = None
         if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
@@ -246,6 +268,48 @@ def tile_loader(
         return ContiguousLoader(layout, FileBytes(location))
     index = chunk_index(location, address)
     return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+
+
+def read_part(part: StoredPart, is_region: bool) -> References:
+    """Read and decode references at places of one dataset that is not virtual.
+
+    Raises
+    ------
+    UnsupportedError
+        If the dataset holds anything else.
+    """
+    location, address = part.location, part.address
+    layout = dataset_layout(location, address)
+    kind = "region" if is_region else "object"
+    if layout.reference_kind != kind:
+        raise UnsupportedError(
+            f"{location.filename}: {part.path!r} holds {layout.reference_kind or 'values'!r}, "
+            f"its virtual dataset {kind} references"
+        )
+    n, width = len(part.rows), layout.dtype.itemsize
+    out = np.zeros(n, dtype=layout.dtype)
+    parts = plan_points(part.coords)
+    plan = plan_read(parts, layout.shape, layout.chunks, width)
+    read_plan(plan, tile_loader(location, address, layout, raw=True), out)
+
+    def describe(row: int) -> str:
+        index = tuple(part.coords[row].tolist())
+        element = index[0] if len(index) == 1 else index
+        return f"{location.filename}: {kind} reference {element} of {part.path!r}"
+
+    return decode_references(
+        location, out.view(np.uint8).reshape(n, width), is_region, describe
+    )
+
+
+def null_references(n: int, is_region: bool) -> References:
+    """Return n null references."""
+    return References(
+        files=(),
+        file=np.zeros(n, dtype=np.int64),
+        address=np.zeros(n, dtype=np.uint64),
+        regions=empty_table(n, 0) if is_region else None,
+    )
 
 
 def decode_references(

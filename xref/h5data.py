@@ -24,6 +24,7 @@ from xref.errors import (
     ExternalFileError,
     FileReadError,
     UnsupportedError,
+    XrefError,
 )
 from xref.filters import Filter, FilterPipeline
 from xref.h5file import FileLocation, check_external, file_format
@@ -37,6 +38,8 @@ from xref.layout import (
     element_dtype,
     items,
 )
+from xref.mappings import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
+from xref.selection import row_runs
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
@@ -158,6 +161,10 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     """
     where = DatasetLabel(location, dataset)
     datatype = dataset.id.get_type()
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
+        _check_virtual(properties, location, where)
     space = dataset.id.get_space()
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
@@ -176,8 +183,6 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         raise UnsupportedError(
             f"{where} holds region references, or references of HDF5 1.12, within its elements"
         )
-    properties = dataset.id.get_create_plist()
-    storage = properties.get_layout()
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
     indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
@@ -199,7 +204,6 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
             if missing:
                 indirect = indirect or f"filters: {', '.join(missing)}"
         case _:
-            _check_virtual(properties, location, where)
             indirect = indirect or "storage: virtual"
     try:
         stored = int(dataset.id.get_storage_size())
@@ -230,6 +234,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         reference_kind=kind,
         stored_nbytes=stored,
         indirect=indirect,
+        virtual=storage == h5d.VIRTUAL,
     )
 
 
@@ -301,6 +306,52 @@ def _check_virtual(
         name = properties.get_virtual_filename(i)
         if name != ".":
             check_external(location, name, f"{where} (virtual source)")
+
+
+@lru_cache(maxsize=64)
+def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMapping, ...]:
+    """Return where the elements of the virtual dataset at an address come from."""
+    dataset = open_dataset(location, address)
+    properties = dataset.id.get_create_plist()
+    where = DatasetLabel(location, dataset)
+    try:
+        return tuple(
+            VirtualMapping(
+                text(properties.get_virtual_filename(i)),
+                text(properties.get_virtual_dsetname(i)),
+                _picked(properties.get_virtual_vspace(i), where),
+                _picked(properties.get_virtual_srcspace(i), where),
+            )
+            for i in range(properties.get_virtual_count())
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, UnicodeError) as error:
+        if isinstance(error, XrefError):
+            raise
+        raise CorruptFileError(
+            f"{where} has a mapping that HDF5 cannot read: {error}"
+        ) from error
+
+
+def _picked(space: h5s.SpaceID, where: DatasetLabel) -> Picked:
+    match space.get_select_type():
+        case h5s.SEL_ALL:
+            return Whole()
+        case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
+            return Outer(
+                tuple(
+                    virtual_axis(start, stride, count, block, where)
+                    for start, stride, count, block in zip(
+                        *space.get_regular_hyperslab(), strict=True
+                    )
+                )
+            )
+        case h5s.SEL_HYPERSLABS:
+            blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
+            start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
+            return Runs(start=start, length=length)
+        case h5s.SEL_NONE:
+            return Outer((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
+    raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")
 
 
 @lru_cache(maxsize=1)
