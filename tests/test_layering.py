@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "h5objects": ("h5py", "numpy"),
     "h5data": ("h5py", "numpy"),
+    "h5virtual": ("h5py", "numpy"),
     "virtual": ("numpy",),
     "elements": ("xarray",),
     "decode": ("numpy",),
@@ -147,7 +148,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         for package in ("h5py", "dask")
     }
     assert owners == {
-        "h5py": ["h5file", "h5objects", "h5data", "demo"],
+        "h5py": ["h5file", "h5objects", "h5data", "h5virtual", "demo"],
         "dask": ["graph", "demo"],
     }
 

@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray
 from xref.errors import ExternalFileError, UnsupportedError
-from xref.h5data import dataset_layout, virtual_mappings
+from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_external, locate_file
 from xref.h5objects import known_path, open_member
+from xref.h5virtual import virtual_mappings
 from xref.mappings import VirtualMapping
 from xref.plan import canvas_strides
 
