@@ -24,7 +24,6 @@ from xref.errors import (
     ExternalFileError,
     FileReadError,
     UnsupportedError,
-    XrefError,
 )
 from xref.filters import Filter, FilterPipeline
 from xref.h5file import FileLocation, check_external, file_format
@@ -38,8 +37,6 @@ from xref.layout import (
     element_dtype,
     items,
 )
-from xref.mappings import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
-from xref.selection import row_runs
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
@@ -64,6 +61,28 @@ def reference_kinds(datatype: h5t.TypeID) -> set[str]:
         case h5t.VLEN | h5t.ARRAY:
             return reference_kinds(datatype.get_super())
     return set()
+
+
+_TIMES = (
+    (h5t.UNIX_D32LE, "<i4"),
+    (h5t.UNIX_D32BE, ">i4"),
+    (h5t.UNIX_D64LE, "<i8"),
+    (h5t.UNIX_D64BE, ">i8"),
+)
+
+
+def _time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the integers that times are stored as; None for any other type.
+
+    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 converts it to no
+    other: its elements are read as they are stored.
+    """
+    if datatype.get_class() != h5t.TIME:
+        return None
+    for known, dtype in _TIMES:
+        if datatype.equal(known):
+            return np.dtype(dtype)
+    return None
 
 
 def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
@@ -174,7 +193,9 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
     try:
         # References are bytes here; HDF5 is asked for neither kind of target.
-        dtype = np.dtype(f"V{stored_itemsize}") if kind else element_dtype(dataset.dtype)
+        time = _time_dtype(datatype)
+        dtype = np.dtype(f"V{stored_itemsize}") if kind else time
+        dtype = element_dtype(dataset.dtype) if dtype is None else dtype
     except TypeError as error:
         raise UnsupportedError(
             f"{where} has a type that h5py does not read: {error}"
@@ -185,7 +206,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         )
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
-    indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
+    indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
     pipeline = FilterPipeline(
         filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
     )
@@ -308,52 +329,6 @@ def _check_virtual(
             check_external(location, name, f"{where} (virtual source)")
 
 
-@lru_cache(maxsize=64)
-def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMapping, ...]:
-    """Return where the elements of the virtual dataset at an address come from."""
-    dataset = open_dataset(location, address)
-    properties = dataset.id.get_create_plist()
-    where = DatasetLabel(location, dataset)
-    try:
-        return tuple(
-            VirtualMapping(
-                text(properties.get_virtual_filename(i)),
-                text(properties.get_virtual_dsetname(i)),
-                _picked(properties.get_virtual_vspace(i), where),
-                _picked(properties.get_virtual_srcspace(i), where),
-            )
-            for i in range(properties.get_virtual_count())
-        )
-    except (OSError, RuntimeError, ValueError, TypeError, UnicodeError) as error:
-        if isinstance(error, XrefError):
-            raise
-        raise CorruptFileError(
-            f"{where} has a mapping that HDF5 cannot read: {error}"
-        ) from error
-
-
-def _picked(space: h5s.SpaceID, where: DatasetLabel) -> Picked:
-    match space.get_select_type():
-        case h5s.SEL_ALL:
-            return Whole()
-        case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
-            return Outer(
-                tuple(
-                    virtual_axis(start, stride, count, block, where)
-                    for start, stride, count, block in zip(
-                        *space.get_regular_hyperslab(), strict=True
-                    )
-                )
-            )
-        case h5s.SEL_HYPERSLABS:
-            blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
-            start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
-            return Runs(start=start, length=length)
-        case h5s.SEL_NONE:
-            return Outer((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
-    raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")
-
-
 @lru_cache(maxsize=1)
 def _chunk_offsets_skip_userblock() -> bool:
     """Tell whether this HDF5 counts chunk offsets from the base address.
@@ -420,15 +395,23 @@ def read_raw(
     """Return references as the bytes they are stored in, without any conversion."""
     datatype = dataset.id.get_type()
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
-    if out.size:
-        space, memory = _box_space(dataset, start, shape)
-        try:
-            dataset.id.read(memory, space, out, mtype=datatype)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise _read_error(dataset, start, shape, error) from error
+    _read_unconverted(dataset, start, out)
     offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
     kind = reference_kind(datatype)
     return _as_stored(out, kind, offset_size, packed=kind == "region")
+
+
+def _read_unconverted(
+    dataset: h5py.Dataset, start: tuple[int, ...], out: npt.NDArray[Any]
+) -> None:
+    """Read the box of ``out``'s shape in the type that it has in the file."""
+    if not out.size:
+        return
+    space, memory = _box_space(dataset, start, out.shape)
+    try:
+        dataset.id.read(memory, space, out, mtype=dataset.id.get_type())
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise _read_error(dataset, start, out.shape, error) from error
 
 
 def _as_stored(
@@ -462,19 +445,29 @@ def _read_error(
 def read_values(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """Return elements as h5py converts them; text as str.
+    """Return elements as h5py converts them; text as str, times as integers.
 
     Raises
     ------
     FileReadError
         If h5py cannot read them.
     """
+    time = _time_dtype(dataset.id.get_type())
+    if time is not None:
+        out = np.zeros(shape, dtype=time)
+        _read_unconverted(dataset, start, out)
+        return out
     key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
     string = h5py.check_string_dtype(dataset.dtype)
     try:
         if string is not None and string.length is None:
             return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
-        return np.asarray(dataset[key])
+        found = dataset[key]
+        if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
+            one = np.empty((), dtype=object)  # one sequence, not its elements
+            one[()] = found
+            return one
+        return np.asarray(found)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
 
@@ -517,7 +510,8 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
     Returns
     -------
     values : dict
-        Plain values, `RawReferences` for references, None for one without a value.
+        Plain values, `RawReferences` for references, an array of none for one
+        without a value.
     problems : dict
         Why an attribute could not be read, by name.
     """
@@ -551,8 +545,15 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
+    time = _time_dtype(datatype)
+    if time is not None:
+        out = np.zeros(attribute.shape, dtype=time)
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        return out[()]
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
-    return None if isinstance(value, h5py.Empty) else value
+    # As netCDF readers have it: no value is an array of none.
+    return np.empty(0, dtype=value.dtype) if isinstance(value, h5py.Empty) else value
 
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")

@@ -167,7 +167,8 @@ def _plain(value: Any, location: FileLocation, where: str, options: DecodeOption
         return text(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind == "S":
-            return np.char.decode(value, "utf-8", "surrogateescape") if value.size else value
+            decoded = np.char.decode(value, "utf-8", "surrogateescape") if value.size else value
+            return str(decoded[0]) if decoded.shape == (1,) else decoded
         if value.dtype.hasobject:
             return _plain_objects(value)
         # A one-element array is a number to netCDF.
