@@ -122,7 +122,9 @@ def unreadable(file: h5py.File) -> None:
     add_regions(file, "refs", (3,))
     file["null"] = h5py.Empty("f4")
     opaque = h5py.h5t.create(h5py.h5t.OPAQUE, 3)
-    time_type = h5py.h5t.UNIX_D32LE
+    # h5py lacks a type for times; alone they are read as integers.
+    time_type = h5py.h5t.create(h5py.h5t.COMPOUND, 4)
+    time_type.insert(b"when", 0, h5py.h5t.UNIX_D32LE)
     space = h5py.h5s.create_simple((2,))
     h5py.h5d.create(file.id, b"time", time_type, space)
     h5py.h5d.create(file.id, b"opaque", opaque, space)

@@ -39,12 +39,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "filters": ("numpy",),
     "layout": ("numpy",),
     "plan": ("numpy",),
+    "mappings": ("numpy",),
     "readers": ("numpy",),
     "sources": ("h5py", "xarray.backends.h5netcdf_"),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "heapread": ("numpy",),
     "h5objects": ("h5py", "numpy"),
     "h5data": ("h5py", "numpy"),
+    "h5virtual": ("h5py", "numpy"),
+    "virtual": ("numpy",),
     "elements": ("xarray",),
     "decode": ("numpy",),
     "gather": ("numpy",),
@@ -157,7 +160,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         for package in ("h5py", "dask")
     }
     assert owners == {
-        "h5py": ["sources", "h5file", "h5objects", "h5data", "demo"],
+        "h5py": ["sources", "h5file", "h5objects", "h5data", "h5virtual", "demo"],
         "dask": ["graph", "demo"],
     }
 

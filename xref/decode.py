@@ -39,10 +39,11 @@ from xref.h5file import FileBytes, FileLocation, file_format, locate_named
 from xref.h5objects import open_dataset
 from xref.heapread import read_heap_objects
 from xref.layout import DatasetLayout, items
-from xref.plan import canvas_strides, plan_outer, plan_read, regular_segments
+from xref.plan import canvas_strides, plan_outer, plan_points, plan_read, regular_segments
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
 from xref.stdrefs import REGION, decode_std_objects, split_std_references
+from xref.virtual import StoredPart, check_sources, split_virtual
 
 _T = TypeVar("_T")
 
@@ -120,7 +121,8 @@ def object_table(address: npt.NDArray[np.uint64]) -> RegionTable:
 def concat_references(parts: list[References]) -> References:
     """Put rows of several tables one after the other; files are listed once."""
     files = tuple(dict.fromkeys(f for part in parts for f in part.files))
-    rows = [np.array([files.index(f) for f in part.files] or [0]) for part in parts]
+    number = {f: i for i, f in enumerate(files)}
+    rows = [np.array([number[f] for f in part.files] or [0]) for part in parts]
     names = _Numbers(name for part in parts for name in part.names)
     regions = any(part.regions is not None for part in parts)
     return References(
@@ -188,7 +190,24 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
+        if dataset_layout(self.location, self.address).virtual:
+            return self._read_virtual()
         return decode_references(self.location, self._read_raw(), self.kind, self.describe)
+
+    def _read_virtual(self) -> References:
+        """Read the elements where they are stored: each counts in its own file."""
+        axes = [start + np.arange(count) * step for start, count, step in self.slices]
+        grid = np.meshgrid(*axes, indexing="ij")
+        n = math.prod(self.shape)
+        coords = np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+        tables = [null_references(n)]
+        place = np.arange(n)
+        used = n
+        for part in split_virtual(self.location, self.address, coords):
+            place[part.rows] = used + np.arange(len(part.rows))
+            used += len(part.rows)
+            tables.append(read_part(part, self.kind))
+        return concat_references(tables).take(place)
 
     def _read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
@@ -210,9 +229,12 @@ class BoxReader:
     location: FileLocation
     address: int
     raw: bool = False
+    virtual: bool = False
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
+        if self.virtual:
+            check_sources(self.location, self.address, start, window.shape[: len(start)])
         dataset = open_dataset(self.location, self.address)
         if self.raw:
             window[...] = read_raw(dataset, start, window.shape)
@@ -278,7 +300,7 @@ def tile_loader(
         raise UnsupportedError(
             f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
         )
-    read_box = BoxReader(location, address, raw)
+    read_box = BoxReader(location, address, raw, layout.virtual)
     if reader == "h5py" or layout.indirect:
         check = None
         if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
@@ -290,6 +312,45 @@ def tile_loader(
         return ContiguousLoader(layout, FileBytes(location))
     index = chunk_index(location, address)
     return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+
+
+def read_part(part: StoredPart, kind: str) -> References:
+    """Read and decode references at places of one dataset that is not virtual.
+
+    Raises
+    ------
+    UnsupportedError
+        If the dataset holds anything else.
+    """
+    location, address = part.location, part.address
+    layout = dataset_layout(location, address)
+    if layout.reference_kind != kind:
+        raise UnsupportedError(
+            f"{location.filename}: {part.path!r} holds {layout.reference_kind or 'values'!r}, "
+            f"its virtual dataset {KIND_NOUNS[kind]}s"
+        )
+    n, width = len(part.rows), layout.dtype.itemsize
+    out = np.zeros(n, dtype=layout.dtype)
+    parts = plan_points(part.coords)
+    plan = plan_read(parts, layout.shape, layout.chunks, width)
+    read_plan(plan, tile_loader(location, address, layout, raw=True), out)
+
+    def describe(row: int) -> str:
+        index = tuple(part.coords[row].tolist())
+        element = index[0] if len(index) == 1 else index
+        return f"{location.filename}: {KIND_NOUNS[kind]} {element} of {part.path!r}"
+
+    return decode_references(location, out.view(np.uint8).reshape(n, width), kind, describe)
+
+
+def null_references(n: int) -> References:
+    """Return n null references."""
+    return References(
+        files=(),
+        file=np.zeros(n, dtype=np.int64),
+        address=np.zeros(n, dtype=np.uint64),
+        regions=None,
+    )
 
 
 def decode_references(

@@ -67,6 +67,28 @@ def reference_kinds(datatype: h5t.TypeID) -> set[str]:
     return set()
 
 
+_TIMES = (
+    (h5t.UNIX_D32LE, "<i4"),
+    (h5t.UNIX_D32BE, ">i4"),
+    (h5t.UNIX_D64LE, "<i8"),
+    (h5t.UNIX_D64BE, ">i8"),
+)
+
+
+def _time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the integers that times are stored as; None for any other type.
+
+    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 converts it to no
+    other: its elements are read as they are stored.
+    """
+    if datatype.get_class() != h5t.TIME:
+        return None
+    for known, dtype in _TIMES:
+        if datatype.equal(known):
+            return np.dtype(dtype)
+    return None
+
+
 def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
     """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
     if dtype.hasobject:
@@ -162,6 +184,10 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     """
     where = DatasetLabel(location, dataset)
     datatype = dataset.id.get_type()
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
+        _check_virtual(properties, location, where)
     space = dataset.id.get_space()
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
@@ -169,7 +195,9 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
     try:
         # References are bytes here; HDF5 is asked for neither kind of target.
-        dtype = np.dtype(f"V{stored_itemsize}") if kind else element_dtype(dataset.dtype)
+        time = _time_dtype(datatype)
+        dtype = np.dtype(f"V{stored_itemsize}") if kind else time
+        dtype = element_dtype(dataset.dtype) if dtype is None else dtype
     except TypeError as error:
         raise UnsupportedError(
             f"{where} has a type that h5py does not read: {error}"
@@ -178,11 +206,9 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         raise UnsupportedError(
             f"{where} holds region references, or references of HDF5 1.12, within its elements"
         )
-    properties = dataset.id.get_create_plist()
-    storage = properties.get_layout()
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
-    indirect = "" if kind else _indirect_type(datatype, dataset.dtype)
+    indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
     if location.source.live:
         indirect = "file: open for writing"
     pipeline = FilterPipeline(
@@ -203,7 +229,6 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
             if missing:
                 indirect = indirect or f"filters: {', '.join(missing)}"
         case _:
-            _check_virtual(properties, location, where)
             indirect = indirect or "storage: virtual"
     try:
         stored = int(dataset.id.get_storage_size())
@@ -235,6 +260,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         reference_kind=kind,
         stored_nbytes=stored,
         indirect=indirect,
+        virtual=storage == h5d.VIRTUAL,
     )
 
 
@@ -402,15 +428,23 @@ def read_raw(
             "external, or with a filter that is not known)"
         )
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
-    if out.size:
-        space, memory = _box_space(dataset, start, shape)
-        try:
-            dataset.id.read(memory, space, out, mtype=datatype)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise _read_error(dataset, start, shape, error) from error
+    _read_unconverted(dataset, start, out)
     offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
     kind = reference_kind(datatype)
     return _as_stored(out, kind, offset_size, packed=kind == "region")
+
+
+def _read_unconverted(
+    dataset: h5py.Dataset, start: tuple[int, ...], out: npt.NDArray[Any]
+) -> None:
+    """Read the box of ``out``'s shape in the type that it has in the file."""
+    if not out.size:
+        return
+    space, memory = _box_space(dataset, start, out.shape)
+    try:
+        dataset.id.read(memory, space, out, mtype=dataset.id.get_type())
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise _read_error(dataset, start, out.shape, error) from error
 
 
 def _as_stored(
@@ -444,19 +478,29 @@ def _read_error(
 def read_values(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """Return elements as h5py converts them; text as str.
+    """Return elements as h5py converts them; text as str, times as integers.
 
     Raises
     ------
     FileReadError
         If h5py cannot read them.
     """
+    time = _time_dtype(dataset.id.get_type())
+    if time is not None:
+        out = np.zeros(shape, dtype=time)
+        _read_unconverted(dataset, start, out)
+        return out
     key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
     string = h5py.check_string_dtype(dataset.dtype)
     try:
         if string is not None and string.length is None:
             return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
-        return np.asarray(dataset[key])
+        found = dataset[key]
+        if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
+            one = np.empty((), dtype=object)  # one sequence, not its elements
+            one[()] = found
+            return one
+        return np.asarray(found)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
 
@@ -499,7 +543,8 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
     Returns
     -------
     values : dict
-        Plain values, `RawReferences` for references.
+        Plain values, `RawReferences` for references, an array of none for one
+        without a value.
     problems : dict
         Why an attribute could not be read, by name.
     """
@@ -560,6 +605,12 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
+    time = _time_dtype(datatype)
+    if time is not None:
+        out = np.zeros(attribute.shape, dtype=time)
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        return out[()]
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
     string = h5py.check_string_dtype(attribute.dtype)
     if isinstance(value, h5py.Empty):

@@ -286,6 +286,22 @@ def open_group(location: FileLocation, path: str) -> Member:
     return found
 
 
+def open_member(location: FileLocation, path: str) -> Member:
+    """Open an object by path, link by link, as `open_group` does.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a link on the way, or the file that it names, is not there.
+    OSError
+        If a link leads elsewhere than to a group or object.
+    ExternalFileError
+        If the path leads to a file that the location does not allow.
+    """
+    name = path.encode("utf-8", "surrogateescape")
+    return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
+
+
 def _open_root(location: FileLocation) -> Member:
     """Open the root group."""
     file = open_file(location)
@@ -335,9 +351,13 @@ def _walk(start: Member, path: bytes, links: Iterator[int]) -> Member:
         _check_group(found, walked or "/")
         walked += f"/{text(part)}"
         try:
+            if not found.item.id.links.exists(part):
+                raise FileNotFoundError("there is no such link")
             found = _follow_link(found, part, links)
         except XrefError:
             raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{walked!r}: {error}") from error
         except _HDF5_ERRORS as error:
             raise OSError(f"{walked!r}: {error}") from error
     return found

@@ -67,6 +67,8 @@ class DatasetLayout:
         "object", "region" or "std" for datasets of references, else empty.
     indirect : str
         Why the data have to be read through h5py; empty when they need not.
+    virtual : bool
+        Whether the elements are those of other datasets.
     """
 
     shape: tuple[int, ...]
@@ -80,6 +82,7 @@ class DatasetLayout:
     stored_itemsize: int
     reference_kind: str
     indirect: str
+    virtual: bool = False
 
     @property
     def text(self) -> str:

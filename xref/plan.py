@@ -177,6 +177,11 @@ def _unit_parts(start: IntArray, dst: IntArray) -> Parts:
     return Parts(start=start, shape=ones, step=ones, dst=dst, dst_stride=ones)
 
 
+def plan_points(coords: IntArray) -> Parts:
+    """Turn single elements, shape ``(n, ndim)``, into parts; the n-th goes to place n."""
+    return _unit_parts(coords, np.arange(len(coords)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segments(FrozenColumns):
     """Evenly spaced runs of elements of one axis, and where they go along it."""
