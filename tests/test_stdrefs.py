@@ -683,6 +683,25 @@ def test_hyperslabs_without_limit_end_with_the_dataset(
             assert blocked.resolve().values.tolist() == list(range(start, extent))
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_a_cut_block_on_one_of_two_axes_stays_an_outer_product(
+    libver: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "std.h5"
+    with create(path, libver) as file:
+        file.create_dataset("data", data=VALUES, maxshape=(None, 8), chunks=(2, 8))
+        space = select(file, "data", ((1, 0), (h5s.UNLIMITED, 2), (3, 4), (2, 3)))
+        write_dataset(file, "refs", [to_region(file, "data", space)])
+    for extent in (5, 6):
+        with h5py.File(path, "r+") as file:
+            file["data"].resize((extent, 8))
+            file["data"][...] = VALUES[:extent]
+        rows = unlimited_positions(1, 3, 2, extent)
+        with open_h5(path) as ds:
+            found = ds["refs"].values[0].resolve().values
+        np.testing.assert_array_equal(found, VALUES[np.ix_(rows, [0, 1, 2, 4, 5, 6])])
+
+
 # --- damage ----------------------------------------------------------------------------
 
 
