@@ -419,9 +419,9 @@ def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
     try:
         there = folder is not None and os.path.lexists(os.path.join(folder, name))
         target = check_external(location, name if there else os.path.basename(name), where)
-        found = locate_file(target, location.external)
-        if not h5py.is_hdf5(target):
+        if os.path.isfile(target) and not h5py.is_hdf5(target):
             raise DanglingReferenceError(f"{where} names {name!r}, which is no HDF5 file")
+        found = locate_file(target, location.external)
     except (ExternalFileError, DanglingReferenceError) as error:
         return _unreachable(location, name, str(error), isinstance(error, ExternalFileError))
     except (OSError, ValueError) as error:
