@@ -144,6 +144,38 @@ def reference_kinds(datatype: Datatype) -> set[str]:
     return found
 
 
+def value_dtype(datatype: Datatype) -> np.dtype[Any]:
+    """Return the NumPy dtype of decoded elements.
+
+    References, sequences and text of variable length are objects.
+
+    Raises
+    ------
+    UnsupportedError
+        If NumPy has no such type.
+    """
+    match datatype:
+        case Datatype(kind="reference" | "vlen"):
+            return np.dtype(object)
+        case Datatype(kind="array", base=Datatype() as base):
+            return np.dtype((value_dtype(base), datatype.shape))
+        case Datatype(kind="compound", fields=fields):
+            names = [field.name for field in fields]
+            if len(set(names)) == len(names):
+                return np.dtype([(f.name, value_dtype(f.datatype)) for f in fields])
+            raise UnsupportedError(f"a compound type names two members alike: {names}")
+        case Datatype(kind="enum", members=members, dtype=np.dtype() as dtype):
+            if dict(members) == {"FALSE": 0, "TRUE": 1} and dtype.itemsize == 1:
+                return np.dtype(bool)
+            kept: Any = {"enum": dict(members)}
+            return np.dtype(dtype, metadata=kept)
+        case Datatype(dtype=np.dtype() as dtype):
+            return dtype
+    raise UnsupportedError(
+        f"NumPy has no type for elements of class {datatype.kind!r}, {datatype.itemsize} bytes"
+    )
+
+
 def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
     """Decode a dataspace message.
 

@@ -158,6 +158,10 @@ class StoredReferences:
         Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind.
     slices : tuple of (start, count, step)
         The elements wanted along each axis.
+    field : str
+        Member of a compound type that the references are, with dots between levels.
+    offset : int
+        Where it begins in an element, bytes.
     """
 
     location: FileLocation
@@ -165,6 +169,8 @@ class StoredReferences:
     path: str
     kind: str
     slices: tuple[tuple[int, int, int], ...]
+    field: str = ""
+    offset: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -180,7 +186,8 @@ class StoredReferences:
         )
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind]
-        return f"{self.location.filename}: {noun} {element} of {self.path!r}"
+        of = f"{self.path!r}, member {self.field!r}" if self.field else f"{self.path!r}"
+        return f"{self.location.filename}: {noun} {element} of {of}"
 
     def read(self) -> References:
         """Read and decode the elements, in C order.
@@ -192,155 +199,188 @@ class StoredReferences:
         """
         if dataset_layout(self.location, self.address).virtual:
             return self._read_virtual()
-        return decode_references(self.location, self._read_raw(), self.kind, self.describe)
+        raw = self.cut(self.read_raw())
+        return decode_references(self.location, raw, self.kind, self.describe)
 
     def _read_virtual(self) -> References:
         """Read the elements where they are stored: each counts in its own file."""
-        axes = [start + np.arange(count) * step for start, count, step in self.slices]
-        grid = np.meshgrid(*axes, indexing="ij")
         n = math.prod(self.shape)
-        coords = np.array(grid, dtype=np.int64).reshape(len(axes), n).T
         tables = [null_references(n)]
         place = np.arange(n)
         used = n
-        for part in split_virtual(self.location, self.address, coords):
+        for part in split_virtual(self.location, self.address, self.coords()):
             place[part.rows] = used + np.arange(len(part.rows))
             used += len(part.rows)
-            tables.append(read_part(part, self.kind))
+            tables.append(read_part(part, self))
         return concat_references(tables).take(place)
 
-    def _read_raw(self) -> npt.NDArray[np.uint8]:
+    def coords(self) -> IntArray:
+        """Return the place of each element in its dataset, shape ``(n, ndim)``."""
+        axes = [start + np.arange(count) * step for start, count, step in self.slices]
+        grid = np.meshgrid(*axes, indexing="ij")
+        n = math.prod(self.shape)
+        return np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+
+    def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return the references' part of elements as stored."""
+        width = reference_itemsize(self.kind, file_format(self.location).offset_size)
+        return raw[:, self.offset : self.offset + width]
+
+    def read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
         layout = dataset_layout(self.location, self.address)
-        n, width = math.prod(self.shape), layout.dtype.itemsize
-        out = np.zeros(n, dtype=layout.dtype)
+        n, width = math.prod(self.shape), layout.stored_itemsize
+        out = np.zeros(n, dtype=f"V{width}")
         if n:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
-            read_plan(plan, tile_loader(self.location, self.address, layout, raw=True), out)
+            read_plan(plan, stored_loader(self.location, self.address, layout), out)
         return out.view(np.uint8).reshape(n, width)
 
 
 @dataclass(frozen=True, slots=True)
-class BoxReader:
-    """Reads boxes of one dataset through h5py, under its lock."""
+class StoredReader:
+    """Reads boxes of one dataset's elements as the bytes they are stored in."""
 
     location: FileLocation
     address: int
-    raw: bool = False
-    virtual: bool = False
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        if self.virtual:
-            check_sources(self.location, self.address, start, window.shape[: len(start)])
-        dataset = open_dataset(self.location, self.address)
-        if self.raw:
-            window[...] = read_raw(dataset, start, window.shape)
+        layout = dataset_layout(self.location, self.address)
+        if layout.stored_indirect == COMPACT:
+            where = f"{self.location.filename}: dataset at {self.address:#x}"
+            data = read_compact(self.location, self.address, where)
+            n = math.prod(layout.shape)
+            if len(data) < n * layout.stored_itemsize:
+                raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
+            dtype = np.dtype(f"V{layout.stored_itemsize}")
+            whole = np.frombuffer(data, dtype, n).reshape(layout.shape)
+            sides = zip(start, window.shape, strict=True)
+            window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
-        values = read_values(dataset, start, window.shape)
-        if values.dtype.hasobject:
-            values = self._replace_references(values, dataset.dtype.base)
-        items(window)[...] = values
-
-    def _replace_references(
-        self, values: npt.NDArray[Any], dtype: np.dtype[Any]
-    ) -> npt.NDArray[Any]:
-        """Exchange h5py's references within elements of ``dtype`` for picklable ones."""
-        if not holds_references(dtype):
-            return values
-        if dtype.names:
-            out = values.copy()
-            for name in dtype.names:
-                out[name] = self._replace_references(values[name], dtype[name].base)
-            return out
-        made = np.empty(values.size, dtype=object)
-        if is_reference_dtype(dtype):
-            offset_size = file_format(self.location).offset_size
-            addresses = reference_addresses(values.ravel().tolist(), offset_size)
-            made[:] = [ObjectReference(self.location if a else None, a) for a in addresses]
-        else:
-            sequences = values.ravel().tolist()
-            lengths = [len(sequence) for sequence in sequences]
-            joined = np.concatenate([np.empty(0, sequences[0].dtype), *sequences])
-            elements = self._replace_references(joined, sequence_base(dtype))
-            stops = np.cumsum(lengths).tolist()
-            for i, (n, stop) in enumerate(zip(lengths, stops, strict=True)):
-                made[i] = elements[stop - n : stop]
-        return made.reshape(values.shape)
+        window[...] = read_raw(
+            open_dataset(self.location, self.address), start, window.shape
+        )
 
 
-def tile_loader(
-    location: FileLocation,
-    address: int,
-    layout: DatasetLayout,
-    *,
-    raw: bool = False,
-    reader: str = "auto",
+def stored_loader(
+    location: FileLocation, address: int, layout: DatasetLayout
 ) -> TileLoader:
-    """Choose how the dataset at an address is read.
-
-    Parameters
-    ----------
-    location, address, layout
-        The dataset.
-    raw : bool
-        Read the elements as the bytes they are stored in.
-    reader : {"auto", "direct", "h5py"}
-        "auto" reads directly where it can and through h5py otherwise.
+    """Choose how the elements of a dataset are read as they are stored.
 
     Raises
     ------
     UnsupportedError
-        If ``reader="direct"`` and the dataset needs h5py.
+        If only HDF5 can read the storage, and it would make something else of them.
     """
     where = f"{location.filename}: dataset at {address:#x}"
-    if reader == "direct" and layout.indirect:
-        raise UnsupportedError(
-            f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
-        )
-    read_box = BoxReader(location, address, raw, layout.virtual)
-    if reader == "h5py" or layout.indirect:
-        check = None
-        if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
-            stored = replace(layout, dtype=np.dtype(f"V{layout.stored_itemsize}"))
-            index = chunk_index(location, address)
-            check = ChunkLoader(stored, index, FileBytes(location), read_box, where)
-        return BoxLoader(layout, read_box, check)
+    stored = layout.stored
+    read_box = StoredReader(location, address)
+    if stored.indirect and stored.indirect != COMPACT:
+        if layout.reference_kind not in ("object", "region"):
+            raise UnsupportedError(
+                f"{where} holds references in storage that is not read directly "
+                f"({stored.indirect})"
+            )
+        return BoxLoader(stored, read_box)
+    if stored.indirect:
+        return BoxLoader(stored, read_box)
     if layout.chunks is None:
-        return ContiguousLoader(layout, FileBytes(location))
-    index = chunk_index(location, address)
-    return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+        return ContiguousLoader(stored, FileBytes(location))
+    return ChunkLoader(
+        stored, chunk_index(location, address), FileBytes(location), read_box, where
+    )
 
 
-def read_part(part: StoredPart, kind: str) -> References:
+@dataclass(frozen=True, slots=True)
+class StoredElements:
+    """Some elements as stored, from one dataset that is not virtual."""
+
+    location: FileLocation
+    elements: Datatype
+    rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
+    raw: npt.NDArray[np.uint8]  # (m, itemsize)
+    describe: Callable[[int], str]
+
+
+def read_box_of_stored(
+    location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
+) -> list[StoredElements]:
+    """Read a box of elements that hold references, from the datasets that store them.
+
+    Elements of a virtual dataset without a source are zeros, in the virtual dataset.
+    """
+    layout = dataset_layout(location, address)
+    if layout.elements is None:
+        raise UnsupportedError(f"{location.filename}: dataset at {address:#x} has no references")
+    name = known_path(location, address) or f"object at {address:#x}"
+    slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
+    place = StoredReferences(location, address, name, "object", slices)
+    rows = np.arange(math.prod(shape))
+    if not layout.virtual:
+        raw = place.read_raw()
+        return [StoredElements(location, layout.elements, rows, raw, place.describe)]
+    parts = []
+    for part in split_virtual(location, address, place.coords()):
+        source = dataset_layout(part.location, part.address)
+        if source.elements != layout.elements:
+            raise UnsupportedError(
+                f"{part.location.filename}: {part.path!r} is of another type than its virtual "
+                f"dataset {name!r}"
+            )
+        raw = read_places(part.location, part.address, part.coords)
+        describe = describe_places(part, "element")
+        parts.append(StoredElements(part.location, layout.elements, part.rows, raw, describe))
+    rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
+    zeros = np.zeros((len(rest), layout.stored_itemsize), dtype=np.uint8)
+    return [*parts, StoredElements(location, layout.elements, rest, zeros, place.describe)]
+
+
+def read_places(
+    location: FileLocation, address: int, coords: IntArray
+) -> npt.NDArray[np.uint8]:
+    """Read elements at any places as stored, shape ``(n, itemsize)``."""
+    layout = dataset_layout(location, address)
+    n, width = len(coords), layout.stored_itemsize
+    out = np.zeros(n, dtype=f"V{width}")
+    if n:
+        plan = plan_read(plan_points(coords), layout.shape, layout.chunks, width)
+        read_plan(plan, stored_loader(location, address, layout), out)
+    return out.view(np.uint8).reshape(n, width)
+
+
+def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
+    """Return what names the elements of a part in messages."""
+
+    def describe(row: int) -> str:
+        index = tuple(part.coords[row].tolist())
+        element = index[0] if len(index) == 1 else index
+        return f"{part.location.filename}: {noun} {element} of {part.path!r}"
+
+    return describe
+
+
+def read_part(part: StoredPart, place: StoredReferences) -> References:
     """Read and decode references at places of one dataset that is not virtual.
 
     Raises
     ------
     UnsupportedError
-        If the dataset holds anything else.
+        If the dataset is of another type than the virtual one.
     """
     location, address = part.location, part.address
     layout = dataset_layout(location, address)
-    if layout.reference_kind != kind:
+    virtual = dataset_layout(place.location, place.address)
+    if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         raise UnsupportedError(
             f"{location.filename}: {part.path!r} holds {layout.reference_kind or 'values'!r}, "
-            f"its virtual dataset {KIND_NOUNS[kind]}s"
+            f"its virtual dataset {KIND_NOUNS[place.kind]}s"
         )
-    n, width = len(part.rows), layout.dtype.itemsize
-    out = np.zeros(n, dtype=layout.dtype)
-    parts = plan_points(part.coords)
-    plan = plan_read(parts, layout.shape, layout.chunks, width)
-    read_plan(plan, tile_loader(location, address, layout, raw=True), out)
-
-    def describe(row: int) -> str:
-        index = tuple(part.coords[row].tolist())
-        element = index[0] if len(index) == 1 else index
-        return f"{location.filename}: {KIND_NOUNS[kind]} {element} of {part.path!r}"
-
-    return decode_references(location, out.view(np.uint8).reshape(n, width), kind, describe)
+    raw = read_places(location, address, part.coords)
+    describe = describe_places(part, KIND_NOUNS[place.kind])
+    return decode_references(location, place.cut(raw), place.kind, describe)
 
 
 def null_references(n: int) -> References:

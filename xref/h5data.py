@@ -140,29 +140,71 @@ class DatasetFacts:
 def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     """Open the dataset at an address and return what it says of itself."""
     dataset = open_dataset(location, address)
-    layout = read_layout(dataset, location)
-    attributes, problems = read_attributes(dataset)
-    attached = attached_scales(attributes, len(layout.shape))
-    scales = reference_addresses(attached, file_format(location).offset_size)
+    layout = read_layout(dataset, location, address)
+    attributes, problems = read_attributes(dataset, location, address)
+    (scales,) = scale_addresses([(attributes, len(layout.shape))], location)
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)
         problems.pop(name, None)
     return DatasetFacts(layout, attributes, problems, tuple(scales) if any(scales) else ())
 
 
-def attached_scales(attributes: dict[str, Any], ndim: int) -> list[h5py.Reference | None]:
-    """Return a reference to the dimension scale of each axis, the last one attached.
+def scale_addresses(
+    datasets: Sequence[tuple[dict[str, Any], int]], location: FileLocation
+) -> list[list[int]]:
+    """Return the address of the scale of each axis, the last one attached.
 
-    None for an axis without one; for all of them where the attribute is not what
-    the specification of dimension scales (1.0, "DIMENSION_LIST") says.
+    Parameters
+    ----------
+    datasets : sequence of (dict, int)
+        Attributes and number of axes of each dataset.
+    location : FileLocation
+        The file that they are in.
+
+    Returns
+    -------
+    list of list of int
+        0 for an axis without a scale; for all of them where the attribute is not what
+        the specification of dimension scales (1.0, "DIMENSION_LIST") says.
     """
-    attached = attributes.get("DIMENSION_LIST")
-    if not isinstance(attached, np.ndarray) or attached.shape != (ndim,):
-        return [None] * ndim
-    last = [
-        axis[-1] if isinstance(axis, np.ndarray) and axis.size else None for axis in attached
-    ]
-    return [r if isinstance(r, h5py.Reference) else None for r in last]
+    found: list[list[int]] = []
+    attached: list[h5py.Reference | None] = []
+    for attributes, ndim in datasets:
+        value = attributes.get("DIMENSION_LIST")
+        if isinstance(value, RawElements):
+            found.append(_std_scales(value, ndim, location))
+            attached += [None] * ndim
+            continue
+        found.append([0] * ndim)
+        is_list = isinstance(value, np.ndarray) and value.shape == (ndim,)
+        for axis in value if is_list else [None] * ndim:
+            last = axis[-1] if isinstance(axis, np.ndarray) and axis.size else None
+            attached.append(last if isinstance(last, h5py.Reference) else None)
+    addresses = iter(reference_addresses(attached, file_format(location).offset_size))
+    return [[next(addresses) or known for known in scales] for scales in found]
+
+
+def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[int]:
+    """Return what `scale_addresses` does for one list of references of HDF5 1.12."""
+    base = value.datatype.base
+    if value.shape != (ndim,) or base is None or base.reference != "std":
+        return [0] * ndim
+
+    def describe(axis: int) -> str:
+        return f"{location.filename}: dimension scale of axis {axis}"
+
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
+    sequences = read_sequences(location, raw, base.itemsize, describe)
+    last = np.cumsum(sequences.length)[sequences.length > 0] - 1
+    elements = split_std_references(
+        sequences.elements[last],
+        offset_size=file_format(location).offset_size,
+        describe=describe,
+    )
+    scales = np.zeros(ndim, dtype=np.uint64)
+    scales[sequences.length > 0] = elements.address
+    result: list[int] = scales.tolist()
+    return result
 
 
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
@@ -170,8 +212,10 @@ def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
     return dataset_facts(location, address).layout
 
 
-def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
-    """Return shape, type and storage of an open dataset.
+def read_layout(
+    dataset: h5py.Dataset, location: FileLocation, address: int
+) -> DatasetLayout:
+    """Return shape, type and storage of an open dataset, whose address is known.
 
     Raises
     ------
@@ -193,24 +237,29 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
     kind = reference_kind(datatype)
     stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
-    try:
-        # References are bytes here; HDF5 is asked for neither kind of target.
-        time = _time_dtype(datatype)
-        dtype = np.dtype(f"V{stored_itemsize}") if kind else time
-        dtype = element_dtype(dataset.dtype) if dtype is None else dtype
-    except TypeError as error:
-        raise UnsupportedError(
-            f"{where} has a type that h5py does not read: {error}"
-        ) from error
-    if not kind and reference_kinds(datatype) - {"object"}:
-        raise UnsupportedError(
-            f"{where} holds region references, or references of HDF5 1.12, within its elements"
-        )
+    time, elements = _time_dtype(datatype), None
+    if kind:
+        dtype = np.dtype(f"V{stored_itemsize}")  # references are bytes here
+    elif time is not None:
+        dtype = time
+    elif reference_kinds(datatype):
+        elements = _stored_type(location, address, where)
+        dtype = element_dtype(value_dtype(elements))
+        stored_itemsize = elements.itemsize
+    else:
+        try:
+            dtype = element_dtype(dataset.dtype)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"{where} has a type that h5py does not read: {error}"
+            ) from error
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
-    indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
-    if location.source.live:
-        indirect = "file: open for writing"
+    if elements is not None:
+        indirect = f"type {dtype}: references within elements"
+    else:
+        indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
+    storage_problem = "file: open for writing" if location.source.live else ""
     pipeline = FilterPipeline(
         filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
     )
@@ -219,17 +268,17 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         case h5d.CONTIGUOUS:
             if properties.get_external_count():
                 _check_raw_external(dataset, location, where)
-                indirect = indirect or "storage: external files"
+                storage_problem = storage_problem or "storage: external files"
             else:
                 offset = dataset.id.get_offset()
         case h5d.COMPACT:
-            indirect = indirect or "storage: compact"
+            storage_problem = storage_problem or COMPACT
         case h5d.CHUNKED:
             missing = pipeline.unsupported()
             if missing:
-                indirect = indirect or f"filters: {', '.join(missing)}"
+                storage_problem = storage_problem or f"filters: {', '.join(missing)}"
         case _:
-            indirect = indirect or "storage: virtual"
+            storage_problem = storage_problem or "storage: virtual"
     try:
         stored = int(dataset.id.get_storage_size())
     except (RuntimeError, OSError, ValueError) as error:
@@ -259,9 +308,31 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation) -> DatasetLayout:
         stored_itemsize=stored_itemsize,
         reference_kind=kind,
         stored_nbytes=stored,
-        indirect=indirect,
+        elements=elements,
+        indirect=indirect or storage_problem,
+        stored_indirect=storage_problem,
         virtual=storage == h5d.VIRTUAL,
     )
+
+
+COMPACT = "storage: compact"
+
+
+def _stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+    """Return the type of a dataset from the bytes of its object header."""
+    source = byte_source(location, str(where))
+    for message in read_messages(source, address, {DATATYPE_MESSAGE}):
+        return decode_datatype(message.body, str(where))
+    raise CorruptFileError(f"{where} has no datatype in its object header")
+
+
+def read_compact(location: FileLocation, address: int, where: str) -> bytes:
+    """Return the data that a compact dataset keeps in its object header."""
+    source = byte_source(location, where)
+    data = compact_data(read_messages(source, address, {LAYOUT_MESSAGE}), where)
+    if data is None:
+        raise CorruptFileError(f"{where} has no compact data in its object header")
+    return data
 
 
 def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
@@ -534,8 +605,19 @@ class RawReferences:
     data: bytes  # an address of the file's size each, for regions a heap index (4 bytes)
 
 
-def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]:
-    """Read all attributes of an object.
+@dataclass(frozen=True, slots=True)
+class RawElements:
+    """Elements of an attribute that hold references among other things, as stored."""
+
+    datatype: Datatype
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def read_attributes(
+    item: Object, location: FileLocation, address: int
+) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Read all attributes of an object, whose address is known.
 
     The type is looked at before the value: h5py is not asked for region references
     in variable-length sequences, which corrupt its memory.
@@ -559,7 +641,7 @@ def read_attributes(item: Object) -> tuple[dict[str, Any], dict[str, Exception]]
         try:
             attribute = h5a.open(item.id, index=index)
             name = text(attribute.name)
-            values[name] = _attribute_value(item, name, attribute)
+            values[name] = _attribute_value(item, name, attribute, location, address)
         except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
             problems[name] = error.with_traceback(None)  # it would keep the file open
     return values, problems
@@ -570,7 +652,7 @@ def has_attribute(item: Object, name: str) -> bool:
     return bool(h5a.exists(item.id, name.encode("utf-8", "surrogateescape")))
 
 
-def read_attribute(item: Object, name: str) -> Any:
+def read_attribute(item: Object, name: str, location: FileLocation, address: int) -> Any:
     """Read one attribute; the value is as `read_attributes` gives it.
 
     Raises
@@ -585,14 +667,28 @@ def read_attribute(item: Object, name: str) -> Any:
         if not has_attribute(item, name):
             raise DanglingReferenceError(f"{where}: there is none of that name")
         attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
-        return _attribute_value(item, name, attribute)
+        return _attribute_value(item, name, attribute, location, address)
     except XrefError:
         raise
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
         raise FileReadError(f"{where} could not be read: {error}") from error
 
 
-def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
+def _raw_elements(location: FileLocation, address: int, name: str) -> RawElements:
+    """Read an attribute from the bytes of its object."""
+    problems: dict[str, XrefError] = {}
+    source = byte_source(location, f"{location.filename}: object at {address:#x}")
+    for raw in read_raw_attributes(source, address, problems.__setitem__):
+        if raw.name == name:
+            return RawElements(raw.datatype, (0,) if raw.is_null else raw.shape, raw.data)
+    raise problems.get(name) or CorruptFileError(
+        f"{source.where} has no attribute {name!r} in its object header"
+    )
+
+
+def _attribute_value(
+    item: Object, name: str, attribute: h5a.AttrID, location: FileLocation, address: int
+) -> Any:
     datatype = attribute.get_type()
     kind = reference_kind(datatype)
     if kind in ("object", "region"):
@@ -604,7 +700,7 @@ def _attribute_value(item: Object, name: str, attribute: h5a.AttrID) -> Any:
         return RawReferences(kind, attribute.shape, stored.tobytes())
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
-        raise UnsupportedError("references of HDF5 1.12, or within a compound or sequence")
+        return _raw_elements(location, address, name)
     time = _time_dtype(datatype)
     if time is not None:
         out = np.zeros(attribute.shape, dtype=time)

@@ -34,6 +34,7 @@ from xref.errors import (
     FileChangedError,
     FileReadError,
 )
+from xref.structures import Source
 from xref.sources import (
     ByteHandle,
     FileSource,
@@ -355,6 +356,24 @@ class FileBytes:
             check_unchanged(self.location)
             handles.bytes.close()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
+
+
+def byte_source(location: FileLocation, where: str) -> Source:
+    """Return the file's bytes for the parsers of headers; ``where`` names the object."""
+    form, file = file_format(location), FileBytes(location)
+
+    def read(address: int, nbytes: int) -> bytes:
+        buffer = bytearray(nbytes)
+        file.read_into(form.base_address + address, memoryview(buffer))
+        return bytes(buffer)
+
+    return Source(
+        read,
+        form.offset_size,
+        form.length_size,
+        form.file_nbytes - form.base_address,
+        where,
+    )
 
 
 @cached_by_location(maxsize=1024)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray
-from xref.errors import CorruptFileError
+from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.encoding import split_heap_ids
+from xref.errors import CorruptFileError, ResultTooLargeError
 from xref.h5file import FileBytes, FileLocation, file_format
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 
@@ -119,6 +120,82 @@ def read_heap_objects(
         )
         place, nbytes = objects.find(of[rows] - begin, index[rows], describe_row)
         yield HeapBatch(live[rows], buffer, place, nbytes, describe_row)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Elements of variable-length sequences, one sequence after the other."""
+
+    length: IntArray  # (n,), elements of each
+    elements: npt.NDArray[np.uint8]  # (sum of lengths, itemsize), as stored
+
+
+SEQUENCES_NBYTES = 64 << 20
+
+SEQUENCES_RATIO = 16
+"""How many times the file's size sequences may take that share heap objects."""
+
+
+def read_sequences(
+    location: FileLocation,
+    raw: npt.NDArray[np.uint8],
+    itemsize: int,
+    describe: Callable[[int], str],
+) -> Sequences:
+    """Read what variable-length elements hold.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file of the heap.
+    raw : numpy.ndarray
+        Shape ``(n, offset_size + 8)``, uint8, as stored.
+    itemsize : int
+        Bytes of one element of a sequence, as stored.
+    describe : callable
+        Names row i in errors.
+
+    Raises
+    ------
+    CorruptFileError
+        If there is no such heap object, or it is shorter than its sequence.
+    ResultTooLargeError
+        If sequences that share their bytes are out of proportion to the file.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "Global Heap" and "The Datatype Message" (class
+    variable-length).
+    """
+    form = file_format(location)
+    packed = np.ascontiguousarray(raw)
+    length = packed[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
+    heap, index = split_heap_ids(
+        np.ascontiguousarray(packed[:, 4:]).reshape(-1), offset_size=form.offset_size
+    )
+    live = np.flatnonzero((length > 0) & (heap != 0))
+    length[heap == 0] = 0
+    nbytes = length * itemsize
+    total = int(nbytes.sum())
+    if total > max(SEQUENCES_NBYTES, SEQUENCES_RATIO * form.file_nbytes):
+        raise ResultTooLargeError(
+            f"{describe(0)} and others hold sequences of {total} bytes, in a file of "
+            f"{form.file_nbytes} bytes; read fewer at a time"
+        )
+    out = np.zeros(total, dtype=np.uint8)
+    begin = row_offsets(nbytes)[:-1]
+    for batch in read_heap_objects(location, heap, index, live, describe):
+        wanted = nbytes[batch.rows]
+        short = np.flatnonzero(batch.nbytes < wanted)
+        if len(short):
+            i = int(short[0])
+            raise CorruptFileError(
+                f"{batch.describe(i)} has a sequence of {wanted[i]} bytes in a heap object of "
+                f"{batch.nbytes[i]}"
+            )
+        places = ragged_ranges(begin[batch.rows], wanted)
+        out[places] = batch.buffer[ragged_ranges(batch.position, wanted)]
+    return Sequences(length, out.reshape(-1, itemsize))
 
 
 def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray
+from xref.datatypes import Datatype
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import FilterPipeline
 
@@ -65,8 +66,12 @@ class DatasetLayout:
         Largest extent; None along an axis without a limit.
     reference_kind : str
         "object", "region" or "std" for datasets of references, else empty.
+    elements : Datatype or None
+        Type of elements that hold references among other things.
     indirect : str
         Why the data have to be read through h5py; empty when they need not.
+    stored_indirect : str
+        Why not even the bytes of elements can be read directly.
     virtual : bool
         Whether the elements are those of other datasets.
     """
@@ -81,8 +86,21 @@ class DatasetLayout:
     stored_nbytes: int
     stored_itemsize: int
     reference_kind: str
+    elements: Datatype | None
     indirect: str
+    stored_indirect: str
     virtual: bool = False
+
+    @property
+    def stored(self) -> DatasetLayout:
+        """The same dataset with its elements as they are stored."""
+        return replace(
+            self,
+            dtype=np.dtype(f"V{self.stored_itemsize}"),
+            fill_value=np.zeros((), dtype=f"V{self.stored_itemsize}")[()],
+            elements=None,
+            indirect=self.stored_indirect,
+        )
 
     @property
     def text(self) -> str:

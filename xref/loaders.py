@@ -1,0 +1,98 @@
+"""How one dataset is read: directly, through h5py, or from stored elements.
+
+In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
+with its values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.decode import read_box_of_stored, stored_loader
+from xref.errors import UnsupportedError
+from xref.h5data import chunk_index, dataset_layout, read_values
+from xref.h5file import FileBytes, FileLocation
+from xref.h5objects import open_dataset
+from xref.layout import DatasetLayout, items
+from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
+from xref.values import decode_values
+from xref.virtual import check_sources
+
+
+def tile_loader(
+    location: FileLocation, address: int, layout: DatasetLayout, *, reader: str = "auto"
+) -> TileLoader:
+    """Choose how the dataset at an address is read.
+
+    Parameters
+    ----------
+    location, address, layout
+        The dataset.
+    reader : {"auto", "direct", "h5py"}
+        "auto" reads directly where it can and through h5py otherwise. References, and
+        what holds them, are never read by h5py.
+
+    Raises
+    ------
+    UnsupportedError
+        If ``reader="direct"`` and the dataset needs h5py.
+    """
+    if layout.reference_kind:
+        return stored_loader(location, address, layout)
+    where = f"{location.filename}: dataset at {address:#x}"
+    if layout.elements is not None:
+        return BoxLoader(layout, ElementReader(location, address))
+    if reader == "direct" and layout.indirect:
+        raise UnsupportedError(
+            f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
+        )
+    read_box = BoxReader(location, address)
+    if reader == "h5py" or layout.indirect:
+        check = None
+        if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
+            index = chunk_index(location, address)
+            check = ChunkLoader(layout.stored, index, FileBytes(location), read_box, where)
+        return BoxLoader(layout, read_box, check)
+    if layout.chunks is None:
+        return ContiguousLoader(layout, FileBytes(location))
+    index = chunk_index(location, address)
+    return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxReader:
+    """Reads boxes of one dataset through h5py, under its lock."""
+
+    location: FileLocation
+    address: int
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        if dataset_layout(self.location, self.address).virtual:
+            check_sources(self.location, self.address, start, window.shape[: len(start)])
+        dataset = open_dataset(self.location, self.address)
+        items(window)[...] = read_values(dataset, start, window.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ElementReader:
+    """Reads boxes of elements that hold references, as stored, and decodes them."""
+
+    location: FileLocation
+    address: int
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        shape = window.shape[: len(start)]
+        n = math.prod(shape)
+        flat = np.empty(n, dtype=window.dtype)
+        for part in read_box_of_stored(self.location, self.address, start, shape):
+            values = decode_values(part.location, part.elements, part.raw, part.describe)
+            rows = items(flat)
+            rows[part.rows] = values
+        window[...] = flat.reshape(shape)
