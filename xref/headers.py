@@ -90,25 +90,13 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
         total += nbytes
         if total > source.file_nbytes:
             source.fail(f"the blocks of the {where} have more bytes than the file")
-        at, end = 0, nbytes
         # Of blocks that go on and on, only the first have their checksums worked out.
         verify = verify and total <= MAX_CHECKED_NBYTES
-        if version == 2 and start == first and verify:
-            # The checksum stands behind the first block and covers the prefix too.
-            data = source.take(address, first + nbytes + 4 - address, "object header block")
-            source.verify(data, address, "object header")
-            at, end = first - address, len(data) - 4
+        if version == 1:
+            data, at, end = source.take(start, nbytes, "object header block"), 0, nbytes
         else:
-            data = source.take(start, nbytes, "object header block")
-        if version == 2 and start != first:
-            if data[:4] != b"OCHK" or nbytes < 8:
-                source.fail(
-                    f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
-                    f"begin with {data[:4]!r}, not with b'OCHK'"
-                )
-            if verify:
-                source.verify(data, start, "object header block")
-            at, end = 4, nbytes - 4
+            begin = address if start == first else start
+            data, at, end = _read_block_v2(source, begin, start, nbytes, verify, where)
         while at + head_nbytes <= end:
             kind, size, flags = head.unpack_from(data, at)
             at += head_nbytes
@@ -137,6 +125,27 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
                 blocks.append((start_next, nbytes_next))
             else:
                 yield Message(kind, flags, body)
+
+
+def _read_block_v2(
+    source: Source, begin: int, start: int, nbytes: int, verify: bool, where: str
+) -> tuple[bytes, int, int]:
+    """Return bytes of a block, and where in them its messages begin and end.
+
+    The first block has the header's prefix before it, from ``begin`` on, and its
+    checksum behind it; the others have both inside.
+    """
+    if begin < start:
+        nbytes += start - begin + 4
+    data = source.take(begin, nbytes, "object header block")
+    if begin == start and (data[:4] != b"OCHK" or nbytes < 8):
+        source.fail(
+            f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
+            f"begin with {data[:4]!r}, not with b'OCHK'"
+        )
+    if verify:
+        source.verify(data, begin, "object header block")
+    return data, max(start - begin, 4), nbytes - 4
 
 
 def _parse_prefix(source: Source, address: int) -> tuple[int, struct.Struct, int, int, int]:
