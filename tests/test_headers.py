@@ -154,6 +154,18 @@ def test_a_flip_in_a_continued_block_is_noticed() -> None:
     assert message.body == b"abce"
 
 
+def test_checksums_end_after_many_blocks() -> None:
+    # Each block has less than the limit; only the second takes all beyond it.
+    filler = [message_v2(0, bytes(60000)) for _ in range(12)]
+    block = with_checksum(b"OCHK" + b"".join(filler))
+    place = 900_000
+    first = header_v2(message_v2(0x10, struct.pack("<QQ", place, len(block))), *filler)
+    data = first.ljust(place, b"\0") + block
+    messages = list(walk_messages(source_of(data), 0))
+    assert list(walk_messages(source_of(data[:-1] + b"!"), 0)) == messages
+    assert len(messages) == 24
+
+
 def test_checksums_of_very_large_blocks_are_left() -> None:
     many = [message_v2(0, bytes(60000)) for _ in range(MAX_CHECKED_NBYTES // 60000 + 1)]
     damaged = header_v2(*many)[:-1] + b"!"
@@ -204,6 +216,19 @@ def test_a_shared_message_that_leads_nowhere_is_named(body: bytes, message: str)
     data = bytes(64) + header_v2(message_v2(DATATYPE_MESSAGE, body, SHARED)) + bytes(64)
     with pytest.raises(CorruptFileError, match=message):
         read_messages(source_of(data), 64)
+
+
+def test_shared_messages_that_overlap_are_refused() -> None:
+    # The block of each header reaches to the end of the file.
+    message = message_v1(DATATYPE_MESSAGE, b"the type")
+    data = b"".join(
+        struct.pack("<BxHII4x", 1, 1, 1, 32 * n - 16) + message for n in range(200, 0, -1)
+    )
+    shared = SharedMessages(source_of(data))
+    bodies = [bytes([3, 2]) + struct.pack("<Q", 32 * i) for i in range(200)]
+    assert shared.resolve(DATATYPE_MESSAGE, bodies[0]) == b"the type"
+    with pytest.raises(CorruptFileError, match="more bytes than the file: parts overlap"):
+        [shared.resolve(DATATYPE_MESSAGE, body) for body in bodies]
 
 
 def test_unknown_sizes_are_refused() -> None:

@@ -27,6 +27,7 @@ from xref.headers import (
     ATTRIBUTE_MESSAGE,
     DATASPACE_MESSAGE,
     DATATYPE_MESSAGE,
+    IN_HEAP,
     SHARED,
     SharedMessages,
     walk_messages,
@@ -56,7 +57,7 @@ class RawAttribute:
 
 
 def read_raw_attributes(
-    source: Source, address: int, on_error: OnError | None = None
+    source: Source, address: int, on_error: OnError | None = None, *, verify: bool = True
 ) -> list[RawAttribute]:
     """Return all attributes of an object.
 
@@ -70,6 +71,9 @@ def read_raw_attributes(
         Called with the name of an attribute that cannot be decoded, empty where that
         is unknown, and the error; the attribute is left out. By default the error
         is raised.
+    verify : bool
+        Whether to check the checksum of the object header, as in
+        `xref.headers.walk_messages`. Those of dense storage are always checked.
 
     Returns
     -------
@@ -90,7 +94,7 @@ def read_raw_attributes(
     """
     shared = SharedMessages(source)
     found = []
-    for body in _read_bodies(source, address, shared):
+    for body in _read_bodies(source, address, shared, verify):
         decoder = _Decoder(source, shared)
         try:
             found.append(decoder.decode(body()))
@@ -102,10 +106,10 @@ def read_raw_attributes(
 
 
 def _read_bodies(
-    source: Source, address: int, shared: SharedMessages
+    source: Source, address: int, shared: SharedMessages, verify: bool
 ) -> Iterator[Callable[[], bytes]]:
     """Yield, for each attribute, what returns the body of its message."""
-    for kind, flags, body in walk_messages(source, address):
+    for kind, flags, body in walk_messages(source, address, verify=verify):
         if kind == ATTRIBUTE_INFO_MESSAGE:
             yield from _read_dense(source, body, shared)
         elif kind == ATTRIBUTE_MESSAGE:
@@ -132,7 +136,7 @@ def _read_dense(
     budget = Budget(source, f"attributes in the fractal heap at {heap_address:#x}")
     for heap_id, flags, *_ in records:
         if flags & SHARED:
-            yield partial(shared.read_from_heap, ATTRIBUTE_MESSAGE, heap_id)
+            yield partial(shared.resolve, ATTRIBUTE_MESSAGE, IN_HEAP + heap_id)
         else:
             yield partial(_get, heap, heap_id, budget)
 

@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -33,6 +34,10 @@ MAX_RANK = 32
 
 MAX_DTYPE_NBYTES = 2**31 - 1
 """Bytes of one element that NumPy can describe."""
+
+CACHED_NBYTES = 256
+"""Bytes of a message up to which its type is kept for the next one that is equal:
+attributes of a file have few types."""
 
 _HEAD_NBYTES = 8
 _VERSIONS = 5
@@ -123,7 +128,17 @@ def decode_datatype(body: bytes, where: str) -> Datatype:
     >>> decode_datatype(bytes([0x10, 8, 0, 0, 4, 0, 0, 0, 0, 0, 32, 0]), "f.h5").dtype
     dtype('int32')
     """
-    return _Decoder(body, where).decode(0, 0)[0]
+    try:
+        return (_decode_cached if len(body) <= CACHED_NBYTES else _decode)(body)
+    except (CorruptFileError, UnsupportedError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _decode(body: bytes) -> Datatype:
+    return _Decoder(body).decode(0, 0)[0]
+
+
+_decode_cached = lru_cache(maxsize=1024)(_decode)
 
 
 def reference_kinds(datatype: Datatype) -> set[str]:
@@ -232,33 +247,28 @@ def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
 class _Decoder:
     """Decodes one datatype message; each method returns a type and where it ends."""
 
-    def __init__(self, body: bytes, where: str) -> None:
+    def __init__(self, body: bytes) -> None:
         self._body = body
-        self._where = where
 
     def fail(self, found: str) -> NoReturn:
-        raise CorruptFileError(f"{self._where}: the datatype has {found}")
+        raise CorruptFileError(f"the datatype has {found}")
 
     def unpack(self, layout: str, at: int) -> tuple[int, ...]:
         try:
             return struct.unpack_from(layout, self._body, at)
         except struct.error as error:
             raise CorruptFileError(
-                f"{self._where}: a datatype message of {len(self._body)} bytes ends inside a "
+                f"a datatype message of {len(self._body)} bytes ends inside a "
                 f"type, at byte {at}"
             ) from error
 
     def decode(self, at: int, depth: int) -> tuple[Datatype, int]:
         if depth > MAX_DEPTH:
-            raise UnsupportedError(
-                f"{self._where}: the datatype nests deeper than {MAX_DEPTH} types"
-            )
+            raise UnsupportedError(f"the datatype nests deeper than {MAX_DEPTH} types")
         first, flags_low, flags_high, size = self.unpack("<BBHI", at)
         version, kind, flags = first >> 4, first & 0xF, flags_low | flags_high << 8
         if not 1 <= version <= _VERSIONS or kind >= len(_CLASSES):
-            raise UnsupportedError(
-                f"{self._where}: the datatype has class {kind} of version {version}"
-            )
+            raise UnsupportedError(f"the datatype has class {kind} of version {version}")
         if not size:
             self.fail("elements of 0 bytes")
         return _CLASSES[kind](self, version, flags, size, at + _HEAD_NBYTES, depth)
@@ -344,9 +354,7 @@ class _Decoder:
             self.fail(f"references of type {kind}")
         reference = _REFERENCES[kind]
         if reference == "std" and encoding != _REFERENCE_ENCODING:
-            raise UnsupportedError(
-                f"{self._where}: the datatype has references of encoding {encoding}"
-            )
+            raise UnsupportedError(f"the datatype has references of encoding {encoding}")
         return Datatype("reference", size, None, reference=reference), at
 
     # --- types with others inside --------------------------------------------------------
@@ -399,7 +407,7 @@ class _Decoder:
             self.fail(f"an enum of {size} bytes over a {base.kind} of {base.itemsize}")
         if base.dtype is None:
             raise UnsupportedError(
-                f"{self._where}: the datatype has an enum over an integer that is not of 1, "
+                "the datatype has an enum over an integer that is not of 1, "
                 "2, 4 or 8 bytes, or does not use all bits"
             )
         names = []

@@ -28,6 +28,9 @@ from xref.structures import MAX_CHECKED_NBYTES, Source, integer, integer_nbytes
 HUGE_INDIRECT = 1
 """Type of the B-tree of huge objects whose heap IDs have no room for an address."""
 
+MAX_CHECKED_BLOCKS_NBYTES = 16 << 20
+"""Bytes of one heap's blocks whose checksums are worked out; Python takes 2 s for them."""
+
 _NODE_OVERHEAD = 10  # signature, version, type, checksum
 _MANAGED, _HUGE, _TINY = 0, 1, 2
 _CHECKED_BLOCKS = 0x02
@@ -35,18 +38,28 @@ _MAX_BITS = 64
 
 
 class Budget:
-    """Bytes that the structures of one tree or heap may still read."""
+    """Bytes that may still be read of what lies apart in the file.
 
-    def __init__(self, source: Source, what: str) -> None:
+    Parameters
+    ----------
+    source : Source
+        The file, whose size is the limit.
+    what : str
+        What is read, for the error.
+    times : int
+        How often each byte may be read.
+    """
+
+    def __init__(self, source: Source, what: str, times: int = 1) -> None:
         self._source = source
         self._what = what
-        self._left = source.file_nbytes
+        self._left = times * source.file_nbytes
 
     def spend(self, nbytes: int) -> None:
         """Count bytes read; structures that overlap read more than the file has."""
         self._left -= nbytes
         if self._left < 0:
-            self._source.fail(f"the {self._what} has more bytes than the file; parts overlap")
+            self._source.fail(f"the {self._what} has more bytes than the file: parts overlap")
 
 
 # --- version 2 B-trees -------------------------------------------------------------------
@@ -77,8 +90,8 @@ def read_records(source: Source, address: int, kind: int, record_nbytes: int) ->
     found_kind, node_nbytes, record_size, depth = struct.unpack_from("<BIHH", head, 5)
     if found_kind != kind or record_size != record_nbytes:
         source.fail(
-            f"the {what} has type {found_kind} and records of {record_size} bytes, "
-            f"not of {record_nbytes}"
+            f"the B-tree at {address:#x} has type {found_kind} and records of {record_size} "
+            f"bytes, not type {kind} and {record_nbytes} bytes"
         )
     root, n_root = integer(head, 16, size), integer(head, 16 + size, 2)
     n_total = integer(head, 18 + size, source.length_size)
@@ -159,7 +172,9 @@ class _Table:
 class FractalHeap:
     """The objects of one fractal heap, by heap ID.
 
-    Blocks are kept, so that each is read once. Not safe to share between threads.
+    Blocks are kept, so that each is read once. IDs may name the same bytes again and
+    again: who gets the objects of many must have a `Budget`. Not safe to share between
+    threads.
 
     Parameters
     ----------
@@ -182,6 +197,7 @@ class FractalHeap:
         self._what = f"fractal heap at {address:#x}"
         self._budget = Budget(source, self._what)
         self._blocks: dict[int, bytes] = {}
+        self._n_checked = 0  # bytes
         self._huge: dict[int, tuple[int, int]] | None = None
         size, length = source.offset_size, source.length_size
         nbytes = 26 + 3 * size + 12 * length
@@ -249,7 +265,6 @@ class FractalHeap:
             return self._get_managed(offset, integer(heap_id, end, self._length_nbytes))
         if kind == _HUGE:
             address, nbytes = self._find_huge(heap_id)
-            self._budget.spend(nbytes)
             return self._source.take(address, nbytes, f"object of the {self._what}")
         return self._get_tiny(heap_id)
 
@@ -337,7 +352,8 @@ class FractalHeap:
                     f"no direct heap block is at {address:#x}: the bytes there begin with "
                     f"{data[:5]!r}, not with b'FHDB\\x00'"
                 )
-            if whole and checked:
+            self._n_checked += take
+            if whole and checked and self._n_checked <= MAX_CHECKED_BLOCKS_NBYTES:
                 # The checksum stands before the data, and counts as zeros.
                 at = head_nbytes - 4
                 plain = data[:at] + bytes(4) + data[head_nbytes:] + data[at:head_nbytes]
@@ -347,7 +363,6 @@ class FractalHeap:
         self._check_block(data, address, begin, block_nbytes if whole else head_nbytes)
         if whole:
             return data[position : position + nbytes]
-        self._budget.spend(nbytes)
         return source.take(address + position, nbytes, f"object of the {self._what}")
 
     def _check_block(self, data: bytes, address: int, begin: int, nbytes: int) -> None:

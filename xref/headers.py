@@ -17,12 +17,14 @@ Continuation Message", "The Data Layout Message", "The Shared Message Table Mess
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from xref.dense import FractalHeap
+from xref.dense import Budget, FractalHeap
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.structures import Source, integer
+from xref.structures import MAX_CHECKED_NBYTES, Source, integer
 
 DATASPACE_MESSAGE = 0x0001
 DATATYPE_MESSAGE = 0x0003
@@ -36,14 +38,18 @@ ATTRIBUTE_INFO_MESSAGE = 0x0015
 SHARED = 0x02
 """Flag of a message whose body tells where the message is."""
 
+IN_HEAP = bytes([3, 1])
+"""Begins the body of a message that is in the heap of shared ones; a heap ID follows."""
+
 MAX_MESSAGES = 1 << 18
 """Messages of one object header; version 1 counts them in 16 bits, and compact
 links and attributes of version 2 end at 65535 each."""
 
+_HEAD_V1 = struct.Struct("<HHB")  # type, bytes and flags of a message
+_HEAD_V2 = struct.Struct("<BHB")
 _OHDR_FLAGS = 0x3F
 _OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
 _OHDR_NBYTES = 34  # of the longest prefix of version 2
-_IN_HEAP = 1
 _HEAP_ID_NBYTES = 8
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _COMPACT = 0
@@ -75,7 +81,7 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
     CorruptFileError
         If a block contradicts the format, its checksum or another block.
     """
-    version, type_size, head_nbytes, first, nbytes = _parse_prefix(source, address)
+    version, head, head_nbytes, first, nbytes = _parse_prefix(source, address)
     where = f"object header at {address:#x}"
     blocks = [(first, nbytes)]
     seen = {first}
@@ -84,27 +90,15 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
         total += nbytes
         if total > source.file_nbytes:
             source.fail(f"the blocks of the {where} have more bytes than the file")
-        at, end = 0, nbytes
-        if version == 2 and start == first and verify:
-            # The checksum stands behind the first block and covers the prefix too.
-            data = source.take(address, first + nbytes + 4 - address, "object header block")
-            source.verify(data, address, "object header")
-            at, end = first - address, len(data) - 4
+        # Of blocks that go on and on, only the first have their checksums worked out.
+        verify = verify and total <= MAX_CHECKED_NBYTES
+        if version == 1:
+            data, at, end = source.take(start, nbytes, "object header block"), 0, nbytes
         else:
-            data = source.take(start, nbytes, "object header block")
-        if version == 2 and start != first:
-            if data[:4] != b"OCHK" or nbytes < 8:
-                source.fail(
-                    f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
-                    f"begin with {data[:4]!r}, not with b'OCHK'"
-                )
-            if verify:
-                source.verify(data, start, "object header block")
-            at, end = 4, nbytes - 4
+            begin = address if start == first else start
+            data, at, end = _read_block_v2(source, begin, start, nbytes, verify, where)
         while at + head_nbytes <= end:
-            kind = integer(data, at, type_size)
-            size = integer(data, at + type_size, 2)
-            flags = data[at + type_size + 2]
+            kind, size, flags = head.unpack_from(data, at)
             at += head_nbytes
             n_messages += 1
             if size > end - at or (version == 1 and size % 8) or n_messages > MAX_MESSAGES:
@@ -133,15 +127,36 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
                 yield Message(kind, flags, body)
 
 
-def _parse_prefix(source: Source, address: int) -> tuple[int, int, int, int, int]:
-    """Return version, bytes of message types and heads, and the first block's place."""
+def _read_block_v2(
+    source: Source, begin: int, start: int, nbytes: int, verify: bool, where: str
+) -> tuple[bytes, int, int]:
+    """Return bytes of a block, and where in them its messages begin and end.
+
+    The first block has the header's prefix before it, from ``begin`` on, and its
+    checksum behind it; the others have both inside.
+    """
+    if begin < start:
+        nbytes += start - begin + 4
+    data = source.take(begin, nbytes, "object header block")
+    if begin == start and (data[:4] != b"OCHK" or nbytes < 8):
+        source.fail(
+            f"the {where} continues at {start:#x} ({nbytes} bytes), where the bytes "
+            f"begin with {data[:4]!r}, not with b'OCHK'"
+        )
+    if verify:
+        source.verify(data, begin, "object header block")
+    return data, max(start - begin, 4), nbytes - 4
+
+
+def _parse_prefix(source: Source, address: int) -> tuple[int, struct.Struct, int, int, int]:
+    """Return version, layout and bytes of message heads, and the first block's place."""
     # The shortest prefix of version 1 has 16 bytes with its padding; of version 2, 7.
     nbytes = min(_OHDR_NBYTES, max(7, source.file_nbytes - address))
     head = source.take(address, nbytes, "object header")
     if head[:4] != b"OHDR":
         if head[0] != 1 or len(head) < 16:
             source.fail(f"no object header is at {address:#x}: the bytes are {head[:16]!r}")
-        return 1, 2, 8, address + 16, integer(head, 8, 4)
+        return 1, _HEAD_V1, 8, address + 16, integer(head, 8, 4)
     version, flags = head[4], head[5]
     if version != 2 or flags & ~_OHDR_FLAGS:
         source.fail(
@@ -151,7 +166,8 @@ def _parse_prefix(source: Source, address: int) -> tuple[int, int, int, int, int
     end = at + (1 << (flags & 3))
     if end > len(head):
         source.fail(f"the object header at {address:#x} reaches past the end of the file")
-    return 2, 1, 6 if flags & _OHDR_ORDERED else 4, address + end, integer(head, at, end - at)
+    head_nbytes = 6 if flags & _OHDR_ORDERED else 4
+    return 2, _HEAD_V2, head_nbytes, address + end, integer(head, at, end - at)
 
 
 def integer_pair(
@@ -164,7 +180,11 @@ def integer_pair(
 
 
 def read_messages(
-    source: Source, address: int, kinds: Collection[int] | None = None
+    source: Source,
+    address: int,
+    kinds: Collection[int] | None = None,
+    *,
+    verify: bool = True,
 ) -> list[Message]:
     """Return the messages of an object header, shared ones as they are where they are.
 
@@ -177,6 +197,8 @@ def read_messages(
     kinds : collection of int, optional
         Message types to return, by default all. Shared messages of other types are
         not looked up.
+    verify : bool
+        As in `walk_messages`.
 
     Returns
     -------
@@ -193,7 +215,7 @@ def read_messages(
     shared = SharedMessages(source)
     return [
         Message(kind, flags & ~SHARED, shared.resolve(kind, body) if flags & SHARED else body)
-        for kind, flags, body in walk_messages(source, address)
+        for kind, flags, body in walk_messages(source, address, verify=verify)
         if kinds is None or kind in kinds
     ]
 
@@ -205,7 +227,15 @@ class SharedMessages:
     """
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        # The prefix of a header is read again with its block, and a message may be a
+        # copy from a block of a heap.
+        self._budget = Budget(source, "set of shared messages", times=3)
+
+        def read(address: int, nbytes: int) -> bytes:
+            self._budget.spend(nbytes)
+            return source.read(address, nbytes)
+
+        self._source = replace(source, read=read)
         self._found: dict[tuple[int, bytes], bytes] = {}
         self._heaps: list[tuple[int, FractalHeap]] | None = None
 
@@ -221,16 +251,18 @@ class SharedMessages:
         """
         key = kind, body
         if key not in self._found:
-            self._found[key] = self._read(kind, body)
+            found = self._read(kind, body)
+            self._budget.spend(len(found))
+            self._found[key] = found
         return self._found[key]
 
     def _read(self, kind: int, body: bytes) -> bytes:
         source, size = self._source, self._source.offset_size
-        version, place = (body[0], body[1]) if len(body) > 1 else (0, 0)
+        version = body[0] if body else 0
         # Version 1 keeps the address as the entry of a symbol table does, after the
         # place of a name.
         at = 8 + source.length_size if version == 1 else 2
-        in_heap = version == 3 and place == _IN_HEAP
+        in_heap = body.startswith(IN_HEAP)
         end = at + (_HEAP_ID_NBYTES if in_heap else size)
         if not 1 <= version <= 3 or len(body) < end:
             source.fail(
@@ -238,7 +270,7 @@ class SharedMessages:
                 f"{len(body)} bytes"
             )
         if in_heap:
-            return self.read_from_heap(kind, body[at:end])
+            return self._read_from_heap(kind, body[at:end])
         address = integer(body, at, size)
         for found in walk_messages(source, address):
             if found.kind == kind and not found.flags & SHARED:
@@ -247,7 +279,7 @@ class SharedMessages:
             f"a shared message of type {kind:#06x} is not in the object header at {address:#x}"
         )
 
-    def read_from_heap(self, kind: int, heap_id: bytes) -> bytes:
+    def _read_from_heap(self, kind: int, heap_id: bytes) -> bytes:
         """Return a message from the heap that the file has for its type."""
         if self._heaps is None:
             self._heaps = list(self._open_heaps())
