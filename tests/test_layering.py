@@ -45,14 +45,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "heapread": ("numpy",),
     "h5objects": ("h5py", "numpy"),
+    "h5layout": ("h5py", "numpy"),
+    "h5attributes": ("h5py", "numpy"),
     "h5data": ("h5py", "numpy"),
     "h5virtual": ("h5py", "numpy"),
     "virtual": ("numpy",),
     "elements": ("xarray",),
     "decode": ("numpy",),
-    "gather": ("numpy",),
     "references": ("numpy",),
     "array_functions": ("numpy",),
+    "values": ("numpy",),
+    "loaders": ("numpy",),
+    "gather": ("numpy",),
     "lazy": ("numpy", "xarray.backends.BackendArray", "xarray.core.indexing"),
     "attribute_values": ("numpy",),
     "dimensions": ("numpy",),
@@ -63,6 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "bind": ("numpy", "xarray"),
     "layouts": ("numpy", "xarray"),
     "resolve": ("numpy", "xarray"),
+    "fields": ("numpy", "xarray", "xarray.core.indexing"),
     "table": ("numpy", "xarray"),
     "reduce": ("numpy", "xarray"),
     "accessor": ("numpy", "xarray"),
@@ -160,7 +165,16 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
         for package in ("h5py", "dask")
     }
     assert owners == {
-        "h5py": ["sources", "h5file", "h5objects", "h5data", "h5virtual", "demo"],
+        "h5py": [
+            "sources",
+            "h5file",
+            "h5objects",
+            "h5layout",
+            "h5attributes",
+            "h5data",
+            "h5virtual",
+            "demo",
+        ],
         "dask": ["graph", "demo"],
     }
 

@@ -14,6 +14,7 @@ import xarray as xr
 
 from xref.bind import Decoder, Resolved, bind
 from xref.decode import KIND_NOUNS
+from xref.fields import compound_regions, field_references
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
@@ -23,6 +24,7 @@ from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
 from xref.resolve import resolve_references
 from xref.table import reference_table
+from xref.variables import ReferenceVariable
 
 SAMPLE_LENGTH = 64
 """Longest axis of the ones that a function is called with to learn its dtype."""
@@ -47,8 +49,16 @@ class ReferenceAccessor:
         ------
         TypeError
             If the variable holds none.
+
+        Notes
+        -----
+        Compounds of start, count and reference (as NWB's ``TimeSeriesReference``)
+        stand for regions along the first axis; both numbers negative for none.
         """
-        data = self._array.variable.data
+        array = self._array
+        if array.dtype.names:
+            return compound_regions(array)
+        data = array.variable.data
         if isinstance(data, ReferenceArray):
             return data
         if hasattr(data, "dask") and data.dtype == object:
@@ -121,6 +131,31 @@ class ReferenceAccessor:
             on_null=on_null,
             fill_value=fill_value,
         )
+
+    def field(self, name: str) -> xr.DataArray:
+        """Return the references in one member of a variable of compounds.
+
+        Parameters
+        ----------
+        name : str
+            The member; dots lead into members that are compounds themselves.
+
+        Returns
+        -------
+        xarray.DataArray
+            A reference variable, not read yet where the compounds are not.
+
+        Raises
+        ------
+        KeyError
+            If there is no such member.
+        TypeError
+            If it holds something else.
+        """
+        array = self._array
+        references = field_references(array, name)
+        variable = ReferenceVariable(array.dims, references, array.attrs)
+        return xr.DataArray(variable, coords=array.coords, name=name.rsplit(".", 1)[-1])
 
     def table(self) -> xr.Dataset:
         """Describe the references without reading what they point at.

@@ -16,10 +16,11 @@ import numpy as np
 from xref.decode import decode_references
 from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, XrefError
-from xref.h5data import RawReferences, read_attributes
+from xref.h5attributes import RawElements, RawReferences, read_attributes
 from xref.h5file import FileLocation
 from xref.h5objects import Object
 from xref.references import ReferenceArray
+from xref.values import decode_elements
 
 HIDDEN_ATTRIBUTES = {
     "CLASS",
@@ -45,10 +46,11 @@ def warn_unreadable(where: str, error: Exception) -> None:
 
 
 def attribute_values(
-    item: Object, location: FileLocation, where: str, options: DecodeOptions
+    item: Object, location: FileLocation, address: int, where: str, options: DecodeOptions
 ) -> dict[str, Any]:
     """Return an object's attributes as plain, picklable values; warn of others."""
-    return plain_attributes(*read_attributes(item), location, where, options)
+    values, problems = read_attributes(item, location, address)
+    return plain_attributes(values, problems, location, where, options)
 
 
 def plain_attributes(
@@ -83,6 +85,8 @@ def _plain(
     if isinstance(value, RawReferences):
         array = attribute_references(value, location, where, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
+    if isinstance(value, RawElements):
+        value = decode_elements(value, location, where, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         is_text = all(isinstance(v, str | bytes) for v in value.flat)
         value = value.tolist() if is_text and value.size else value

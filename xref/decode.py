@@ -15,35 +15,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray
-from xref.elements import ObjectReference
+from xref.datatypes import Datatype
 from xref.encoding import decode_selections, split_heap_ids
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.h5data import (
-    chunk_index,
-    dataset_layout,
-    holds_references,
-    is_reference_dtype,
-    read_raw,
-    read_values,
-    reference_addresses,
-    sequence_base,
-)
+from xref.h5data import chunk_index, dataset_layout, read_raw
 from xref.h5file import FileBytes, FileLocation, file_format, locate_named
-from xref.h5objects import open_dataset
+from xref.h5layout import COMPACT, read_compact, reference_itemsize
+from xref.h5objects import known_path, open_dataset
 from xref.heapread import read_heap_objects
-from xref.layout import DatasetLayout, items
+from xref.layout import DatasetLayout
 from xref.plan import canvas_strides, plan_outer, plan_points, plan_read, regular_segments
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
 from xref.stdrefs import REGION, decode_std_objects, split_std_references
-from xref.virtual import StoredPart, check_sources, split_virtual
+from xref.virtual import StoredPart, split_virtual
 
 _T = TypeVar("_T")
 
@@ -260,14 +252,10 @@ class StoredReader:
             sides = zip(start, window.shape, strict=True)
             window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
-        window[...] = read_raw(
-            open_dataset(self.location, self.address), start, window.shape
-        )
+        window[...] = read_raw(open_dataset(self.location, self.address), start, window.shape)
 
 
-def stored_loader(
-    location: FileLocation, address: int, layout: DatasetLayout
-) -> TileLoader:
+def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -> TileLoader:
     """Choose how the elements of a dataset are read as they are stored.
 
     Raises
@@ -314,7 +302,9 @@ def read_box_of_stored(
     """
     layout = dataset_layout(location, address)
     if layout.elements is None:
-        raise UnsupportedError(f"{location.filename}: dataset at {address:#x} has no references")
+        raise UnsupportedError(
+            f"{location.filename}: dataset at {address:#x} has no references"
+        )
     name = known_path(location, address) or f"object at {address:#x}"
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
     place = StoredReferences(location, address, name, "object", slices)

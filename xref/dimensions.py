@@ -10,26 +10,31 @@ netCDF-4. An unlimited dimension is as long as the longest dataset along it.
 
 from __future__ import annotations
 
+import math
 import posixpath
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from xref.elements import DEFAULT_OPTIONS, ObjectReference
 from xref.errors import DanglingReferenceError, UnreadableMemberWarning, WrongTargetError
-from xref.h5data import (
-    attached_scales,
-    dataset_layout,
+from xref.h5attributes import (
+    RawElements,
     has_attribute,
     read_attribute,
     reference_addresses,
+    scale_addresses,
 )
+from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, cached_by_location, file_format
 from xref.h5objects import link_addresses, object_paths, open_dataset, open_group, text
 from xref.layout import DatasetLayout, item_dtype
+from xref.values import decode_elements
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 
@@ -235,11 +240,9 @@ def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
     """Return the address of the scale of each axis of each member, 0 without one."""
     for home in dict.fromkeys(m.location for m in members):
         part = [m for m in members if m.location == home]
-        attached = [attached_scales(m.attributes, len(m.layout.shape)) for m in part]
-        offset_size = file_format(home).offset_size
-        addresses = iter(reference_addresses(list(chain(*attached)), offset_size))
-        for member, references in zip(part, attached, strict=True):
-            member.scales = [next(addresses) for _ in references]
+        found = scale_addresses([(m.attributes, len(m.layout.shape)) for m in part], home)
+        for member, scales in zip(part, found, strict=True):
+            member.scales = scales
     return [m.scales for m in members]
 
 
@@ -342,6 +345,8 @@ def _unlimited_lengths(
 
 
 def _n_references(listed: Any) -> int:
+    if isinstance(listed, RawElements):
+        return math.prod(listed.shape)
     return int(listed.size) if isinstance(listed, np.ndarray) else 0
 
 
@@ -351,21 +356,29 @@ def _unlimited_length(location: FileLocation, address: int) -> int | None:
     layout = dataset_layout(location, address)
     if layout.maxshape != (None,):
         return None
-    dataset = open_dataset(location, address)
-    listed = (
-        read_attribute(dataset, "REFERENCE_LIST")
-        if has_attribute(dataset, "REFERENCE_LIST")
-        else None
-    )
-    length = layout.shape[0]
-    if not isinstance(listed, np.ndarray) or listed.dtype.names is None:
+    dataset, length = open_dataset(location, address), layout.shape[0]
+    if not has_attribute(dataset, "REFERENCE_LIST"):
         return length
-    reference, axis = listed.dtype.names[:2]
-    offset_size = file_format(location).offset_size
-    addresses = reference_addresses(listed[reference].tolist(), offset_size)
-    for where, number in zip(addresses, listed[axis].tolist(), strict=True):
-        length = max(length, _axis_length(location, where, int(number)))
+    listed = read_attribute(dataset, "REFERENCE_LIST", location, address)
+    for where, number in _attached(listed, location):
+        length = max(length, _axis_length(location, where, number))
     return length
+
+
+def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
+    """Yield address and axis of what a scale lists; nothing if it is no such list."""
+    if isinstance(listed, RawElements):
+        what = f"{location.filename}: REFERENCE_LIST"
+        listed = decode_elements(listed, location, what, DEFAULT_OPTIONS)
+    names = listed.dtype.names if isinstance(listed, np.ndarray) else None
+    if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
+        return
+    references, axes = listed[names[0]].ravel().tolist(), listed[names[1]].ravel().tolist()
+    if all(isinstance(r, ObjectReference) for r in references):
+        addresses = [r.address for r in references]
+    else:
+        addresses = reference_addresses(references, file_format(location).offset_size)
+    yield from zip(addresses, axes, strict=True)
 
 
 def _axis_length(location: FileLocation, address: int, axis: int) -> int:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
-from xref.h5data import dataset_layout, has_attribute
+from xref.h5attributes import has_attribute
+from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
 from xref.h5objects import known_path, object_kind, object_paths, open_object
 from xref.regions import Kind, RegionTable, table_from_selections

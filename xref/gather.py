@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
-from xref.decode import References, tile_loader
+from xref.decode import References
+from xref.elements import DecodeOptions
 from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
 from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
+from xref.loaders import tile_loader
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides
 from xref.readers import read_plan
@@ -306,7 +308,9 @@ def _read_target(
     layout = target.layout
     parts = plan_parts(target.regions, dst, row_strides(cells))
     if len(parts):
-        loader = tile_loader(target.location, target.address, layout, reader=reader)
+        loader = tile_loader(
+            target.location, target.address, layout, options=DecodeOptions(reader=reader)
+        )
         plan = plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
         read_plan(plan, loader, out)
 

@@ -34,7 +34,6 @@ from xref.errors import (
     FileChangedError,
     FileReadError,
 )
-from xref.structures import Source
 from xref.sources import (
     ByteHandle,
     FileSource,
@@ -43,6 +42,7 @@ from xref.sources import (
     UnreachableFile,
     as_options,
 )
+from xref.structures import Source
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 

@@ -11,8 +11,8 @@ import numpy as np
 from h5py import h5s
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.h5data import DatasetLabel
 from xref.h5file import FileLocation
+from xref.h5layout import DatasetLabel
 from xref.h5objects import open_dataset, text
 from xref.mappings import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
 from xref.selection import row_runs

@@ -20,19 +20,19 @@ import numpy as np
 
 from xref.attribute_values import attribute_references
 from xref.columns import IntArray
-from xref.decode import KIND_NOUNS
+from xref.decode import KIND_NOUNS, StoredReferences
 from xref.elements import DecodeOptions
-from xref.errors import DanglingReferenceError, ExternalFileError, UnsupportedError, XrefError
+from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
+from xref.fields import reference_members, references_within
 from xref.gather import split_targets
-from xref.h5data import (
+from xref.h5attributes import (
     SCALE_ATTRIBUTES,
+    RawElements,
     RawReferences,
-    dataset_kind,
     read_attributes,
-    read_layout,
-    reference_kinds,
 )
 from xref.h5file import FileLocation, close_file, locate_file
+from xref.h5layout import read_layout
 from xref.h5objects import (
     Member,
     Object,
@@ -47,6 +47,7 @@ from xref.h5objects import (
 )
 from xref.references import ReferenceArray
 from xref.table import describe_regions
+from xref.values import decode_elements
 from xref.variables import build_variable
 
 TARGETS_SHOWN = 8
@@ -140,7 +141,7 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
             report.problems.append(_problem(where, error, location))
             continue
         report.groups += 1
-        found += _attribute_holders(report, group.location, where, group.item)
+        found += _attribute_holders(report, group.location, where, group.item, group.address)
         below: list[str] = []
         for name, member in iterate_members(group):
             full = posixpath.join(where, name)
@@ -185,61 +186,65 @@ def _inspect_member(
         below.append(where)
         return []
     known[address] = where, kind_of(item), _extent(item)
-    found = _attribute_holders(report, location, where, item)
+    found = _attribute_holders(report, location, where, item, address)
     if kind_of(item) == "datatype":
         return found
     report.datasets += 1
-    kind = dataset_kind(item)
-    if kind:
+    layout = read_layout(item, location, address)
+    if layout.reference_kind:
         remember_paths(location, {address: where})
-        layout = read_layout(item, location)
         dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
         variable = build_variable(location, address, layout, dims, {}, DecodeOptions())
         found.insert(0, (where, None, variable.data))
-    else:
-        _note_inner(report, where, item.id)
+    elif layout.elements is not None:
+        remember_paths(location, {address: where})
+        members = list(reference_members(layout.elements))
+        for part in members:
+            slices = tuple((0, n, 1) for n in layout.shape)
+            stored = StoredReferences(
+                location, address, where, part.kind, slices, part.path, part.offset
+            )
+            array = ReferenceArray(layout.shape, kind=part.kind, stored=stored)
+            found.insert(0, (f"{where}[{part.path!r}]", None, array))
+        if not members:
+            report.not_read.append(f"{where}: references within sequences or arrays")
     return found
 
 
-def _note_inner(report: FileReport, label: str, holder: Any) -> bool:
-    """Note references that lie within other types; ``holder`` has HDF5's type."""
-    kinds = reference_kinds(holder.get_type())
-    if kinds:
-        names = " and ".join(sorted(kinds)).replace("std", "HDF5 1.12")
-        report.not_read.append(f"{label}: {names} references, alone or within another type")
-    return bool(kinds)
-
-
 def _attribute_holders(
-    report: FileReport, location: FileLocation, where: str, item: Any
+    report: FileReport, location: FileLocation, where: str, item: Any, address: int
 ) -> list[Found]:
-    values, problems = read_attributes(item)
+    values, problems = read_attributes(item, location, address)
     report.dimension_scale_attributes += sum(
         name in SCALE_ATTRIBUTES for name in (*values, *problems)
     )
     for name, error in problems.items():
-        if name in SCALE_ATTRIBUTES:
+        if name not in SCALE_ATTRIBUTES:
+            label = f"{where}, attribute {name!r}"
+            report.problems.append(_problem(label, error, location))
+    found: list[Found] = []
+    for name, value in values.items():
+        if not isinstance(value, RawReferences | RawElements) or name in SCALE_ATTRIBUTES:
             continue
         label = f"{where}, attribute {name!r}"
         try:
-            attribute = item.attrs.get_id(name)
-        except _FAILURES:
+            for part, array in _attribute_references(value, location, label):
+                found.append((where, f"{name}.{part}" if part else name, array))
+        except _FAILURES as error:
             report.problems.append(_problem(label, error, location))
-        else:
-            noted = _note_inner(report, label, attribute)
-            if not (noted and isinstance(error, UnsupportedError)):
-                report.problems.append(_problem(label, error, location))
-    found: list[Found] = []
-    for name, value in values.items():
-        if isinstance(value, RawReferences) and name not in SCALE_ATTRIBUTES:
-            label = f"{where}, attribute {name!r}"
-            try:
-                array = attribute_references(value, location, label, DecodeOptions())
-            except _FAILURES as error:
-                report.problems.append(_problem(label, error, location))
-            else:
-                found.append((where, name, array))
     return found
+
+
+def _attribute_references(
+    value: RawReferences | RawElements, location: FileLocation, label: str
+) -> Iterator[tuple[str, ReferenceArray]]:
+    """Yield the references of an attribute by member of its type."""
+    if isinstance(value, RawReferences):
+        yield "", attribute_references(value, location, label, DecodeOptions())
+        return
+    values = decode_elements(value, location, label, DecodeOptions())
+    for part, references in references_within(values).items():
+        yield part, ReferenceArray.from_references(references)
 
 
 def _extent(item: Object) -> list[int] | None:

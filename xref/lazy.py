@@ -23,12 +23,12 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from xref.columns import row_offsets
-from xref.decode import tile_loader
 from xref.elements import DecodeOptions
 from xref.gather import BoundReferences, bind_references, check_size, read_into
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
+from xref.loaders import tile_loader
 from xref.plan import (
     Segments,
     canvas_strides,
@@ -133,8 +133,7 @@ class DatasetArray(LazyArray):
     ) -> None:
         self.location = location
         self.address = address
-        self.reader = options.reader
-        self.lock = options.lock
+        self.options = options
         self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
         self.raw_dtype = layout.dtype
@@ -145,7 +144,7 @@ class DatasetArray(LazyArray):
         if _holding_back.get() and self.dtype.hasobject:
             nothing = np.broadcast_to(np.array(None, dtype=self.dtype), self.shape)
             return _index_outer(nothing, 0, key)
-        with self.lock or nullcontext():
+        with self.options.lock or nullcontext():
             return self._read_padded(key) if self._is_padded() else self._read_stored(key)
 
     def _is_padded(self) -> bool:
@@ -180,7 +179,7 @@ class DatasetArray(LazyArray):
             strides = np.array(canvas_strides(shape), dtype=np.int64)
             parts = plan_outer([segments for segments, _ in axes], 0, strides)
             plan = plan_read(parts, layout.shape, layout.chunks, max(out.itemsize, 1))
-            loader = tile_loader(self.location, self.address, layout, reader=self.reader)
+            loader = tile_loader(self.location, self.address, layout, options=self.options)
             read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.decode import read_box_of_stored, stored_loader
+from xref.elements import DecodeOptions
 from xref.errors import UnsupportedError
 from xref.h5data import chunk_index, dataset_layout, read_values
 from xref.h5file import FileBytes, FileLocation
@@ -25,7 +26,7 @@ from xref.virtual import check_sources
 
 
 def tile_loader(
-    location: FileLocation, address: int, layout: DatasetLayout, *, reader: str = "auto"
+    location: FileLocation, address: int, layout: DatasetLayout, *, options: DecodeOptions
 ) -> TileLoader:
     """Choose how the dataset at an address is read.
 
@@ -33,26 +34,26 @@ def tile_loader(
     ----------
     location, address, layout
         The dataset.
-    reader : {"auto", "direct", "h5py"}
-        "auto" reads directly where it can and through h5py otherwise. References, and
-        what holds them, are never read by h5py.
+    options : DecodeOptions
+        ``reader``: "auto" reads directly where it can and through h5py otherwise.
+        References, and what holds them, are never read by h5py.
 
     Raises
     ------
     UnsupportedError
-        If ``reader="direct"`` and the dataset needs h5py.
+        If the reader is "direct" and the dataset needs h5py.
     """
     if layout.reference_kind:
         return stored_loader(location, address, layout)
     where = f"{location.filename}: dataset at {address:#x}"
     if layout.elements is not None:
-        return BoxLoader(layout, ElementReader(location, address))
-    if reader == "direct" and layout.indirect:
+        return BoxLoader(layout, ElementReader(location, address, options))
+    if options.reader == "direct" and layout.indirect:
         raise UnsupportedError(
             f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
         )
     read_box = BoxReader(location, address)
-    if reader == "h5py" or layout.indirect:
+    if options.reader == "h5py" or layout.indirect:
         check = None
         if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
             index = chunk_index(location, address)
@@ -85,6 +86,7 @@ class ElementReader:
 
     location: FileLocation
     address: int
+    options: DecodeOptions
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
@@ -92,7 +94,9 @@ class ElementReader:
         n = math.prod(shape)
         flat = np.empty(n, dtype=window.dtype)
         for part in read_box_of_stored(self.location, self.address, start, shape):
-            values = decode_values(part.location, part.elements, part.raw, part.describe)
+            values = decode_values(
+                part.location, part.elements, part.raw, part.describe, self.options
+            )
             rows = items(flat)
             rows[part.rows] = values
         window[...] = flat.reshape(shape)

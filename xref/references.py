@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -290,13 +290,7 @@ class ReferenceArray:
                 if not -count <= k < count:
                     return None
                 slices.append((start + int(k) % count * step, 1, 1))
-        place = StoredReferences(
-            stored.location,
-            stored.address,
-            stored.path,
-            stored.kind,
-            tuple(slices),
-        )
+        place = replace(stored, slices=tuple(slices))
         return place, tuple(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:

@@ -24,7 +24,8 @@ from xref.decode import References
 from xref.elements import AttributeReference, ObjectReference, RegionReference
 from xref.errors import NullReferenceError
 from xref.gather import BoundReferences, bind_references
-from xref.h5data import RawReferences, dataset_facts, dataset_kind, read_attribute
+from xref.h5attributes import RawReferences, read_attribute
+from xref.h5data import dataset_facts, dataset_kind
 from xref.h5objects import kind_of, open_dataset, open_object, prepare_references, text
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.plan import canvas_strides, plan_parts, row_strides
@@ -149,7 +150,7 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     if location is None or not reference:
         raise NullReferenceError("a null attribute reference points at nothing")
     item = open_object(location, reference.address)
-    value = read_attribute(item, reference.name)
+    value = read_attribute(item, reference.name, location, reference.address)
     variable: xr.Variable
     if isinstance(value, RawReferences):
         where = f"{location.filename}: attribute {reference.name!r}"

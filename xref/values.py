@@ -111,9 +111,7 @@ class _Decode:
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         columns = decode_references(self.location, raw, kind, describe)
-        array = ReferenceArray(
-            (len(raw),), kind=kind, columns=columns, options=self.options
-        )
+        array = ReferenceArray((len(raw),), kind=kind, columns=columns, options=self.options)
         return np.asarray(array)
 
     def texts(self, charset: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
@@ -127,9 +125,7 @@ class _Decode:
             out[i] = text.decode("utf-8", "surrogateescape")
         return out
 
-    def sequences(
-        self, base: Datatype, raw: RawBytes, describe: Describe
-    ) -> npt.NDArray[Any]:
+    def sequences(self, base: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         found = read_sequences(self.location, raw, base.itemsize, describe)
         owner = np.repeat(np.arange(len(raw)), found.length)
         values = self.values(base, found.elements, lambda i: describe(int(owner[i])))

@@ -25,8 +25,9 @@ from xref.dimensions import (
 from xref.elements import DecodeOptions
 from xref.errors import XrefError
 from xref.filters import Filter, FilterPipeline
-from xref.h5data import read_attributes, read_layout
+from xref.h5attributes import read_attributes
 from xref.h5file import FileLocation
+from xref.h5layout import read_layout
 from xref.h5objects import (
     Member,
     iterate_members,
@@ -113,7 +114,7 @@ def open_members(
     """
     group = group or open_group(location, path)
     where = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.location, where, options)
+    attributes = attribute_values(group.item, group.location, group.address, where, options)
     members = list_datasets(location, path, group, drop)
     remember_paths(location, {m.address: m.path for m in members if m.location == location})
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
@@ -156,8 +157,8 @@ def count_phony(location: FileLocation, path: str, group: Member, phony: PhonyNa
 
 
 def _open_member(name: str, path: str, member: Member) -> MemberDataset:
-    layout = read_layout(member.item, member.location)
-    raw, problems = read_attributes(member.item)
+    layout = read_layout(member.item, member.location, member.address)
+    raw, problems = read_attributes(member.item, member.location, member.address)
     return MemberDataset(name, path, member.location, member.address, layout, raw, problems)
 
 

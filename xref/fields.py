@@ -1,0 +1,261 @@
+"""References in compound types: members as reference variables, rows as regions.
+
+In: a variable of compounds. Out: the references of one member, as columns; or, where
+each compound is start, count and reference, the regions that it stands for.
+
+The second is how NWB 2 stores a part of a time series (``TimeSeriesReference``): the
+reference is to a group, whose dataset ``data`` has the values along its first axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.core import indexing
+
+from xref.columns import IntArray
+from xref.datatypes import Datatype
+from xref.decode import References, StoredReferences
+from xref.elements import (
+    AttributeReference,
+    DecodeOptions,
+    ObjectReference,
+    Reference,
+    RegionReference,
+)
+from xref.errors import SelectionError, WrongTargetError
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation
+from xref.h5objects import known_path, link_addresses, object_kind, open_group
+from xref.lazy import DatasetArray
+from xref.references import ReferenceArray
+from xref.regions import Kind, box_table, empty_table, in_order
+from xref.targets import group_path
+
+SERIES_DATA = "data"
+"""Dataset of a group that a compound of start, count and reference selects from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMember:
+    """A member of a compound type that is a reference."""
+
+    path: str  # with dots between levels
+    offset: int  # bytes from the start of the stored element
+    kind: str  # "object", "region" or "std"
+
+
+def reference_members(
+    datatype: Datatype, path: str = "", offset: int = 0
+) -> Iterator[ReferenceMember]:
+    """Yield the references of a compound type, at any depth of compounds."""
+    for field in datatype.fields:
+        where = f"{path}.{field.name}" if path else field.name
+        if field.datatype.kind == "reference":
+            yield ReferenceMember(where, offset + field.offset, field.datatype.reference)
+        yield from reference_members(field.datatype, where, offset + field.offset)
+
+
+def references_within(values: npt.NDArray[Any], path: str = "") -> dict[str, list[Reference]]:
+    """Collect references among decoded values, by member; "" for those in no compound."""
+    found: dict[str, list[Reference]] = {}
+    parts: list[tuple[str, Any]] = []
+    if values.dtype.names:
+        parts = [(f"{path}.{n}" if path else n, values[n]) for n in values.dtype.names]
+    elif values.dtype.hasobject:
+        for value in values.flat:
+            if isinstance(value, ObjectReference | RegionReference | AttributeReference):
+                found.setdefault(path, []).append(value)
+            elif isinstance(value, np.ndarray):
+                parts.append((path, value))
+    for where, part in parts:
+        for name, references in references_within(part, where).items():
+            found.setdefault(name, []).extend(references)
+    return found
+
+
+def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
+    """Return one member of a variable of compounds as references.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        Of a compound type.
+    name : str
+        The member; dots lead into members that are compounds themselves.
+
+    Raises
+    ------
+    KeyError
+        If there is no such member.
+    TypeError
+        If it holds something else.
+    """
+    place = _find_place(array)
+    if place is not None:
+        lazy, slices = place
+        layout = dataset_layout(lazy.location, lazy.address)
+        members = reference_members(layout.elements) if layout.elements else iter(())
+        for member in members:
+            if member.path == name:
+                stored = StoredReferences(
+                    lazy.location,
+                    lazy.address,
+                    known_path(lazy.location, lazy.address) or f"object at {lazy.address:#x}",
+                    member.kind,
+                    slices,
+                    member.path,
+                    member.offset,
+                )
+                return _narrowed(array, stored, lazy.options)
+    values = array.values
+    for part in name.split("."):
+        if values.dtype.names is None or part not in values.dtype.names:
+            known = ", ".join(values.dtype.names or ()) or "none"
+            raise KeyError(f"{array.name!r} has no member {name!r}; it has {known}")
+        values = values[part]
+    if not all(
+        isinstance(v, ObjectReference | RegionReference | AttributeReference)
+        for v in values.flat
+    ):
+        raise TypeError(
+            f"member {name!r} of {array.name!r} holds {values.dtype} values, no references; "
+            "they are in .values"
+        )
+    return ReferenceArray.from_references(values)
+
+
+def _narrowed(
+    array: xr.DataArray, stored: StoredReferences, options: DecodeOptions
+) -> ReferenceArray:
+    references = ReferenceArray(stored.shape, kind=stored.kind, stored=stored, options=options)
+    # An integer in the index of the compounds drops its axis.
+    return references if references.shape == array.shape else references.reshape(array.shape)
+
+
+def _find_place(
+    array: xr.DataArray,
+) -> tuple[DatasetArray, tuple[tuple[int, int, int], ...]] | None:
+    """Return the dataset behind a variable that was not read, and the box of it."""
+    data: Any = array.variable._data
+    key = None
+    while not isinstance(data, DatasetArray):
+        if isinstance(data, indexing.LazilyIndexedArray):
+            key = data.key.tuple
+        data = getattr(data, "array", None)
+        if data is None:
+            return None
+    if key is None or data.shape[: len(data.extent)] != data.extent:
+        return None
+    slices = []
+    for k, n in zip(key, data.extent, strict=False):
+        if isinstance(k, slice):
+            start, stop, step = k.indices(n)
+            if step < 0:
+                return None
+            slices.append((start, len(range(start, stop, step)), step))
+        elif isinstance(k, int | np.integer):
+            slices.append((int(k) % n, 1, 1))
+        else:
+            return None
+    return (data, tuple(slices)) if len(slices) == len(data.extent) else None
+
+
+# --- start, count, reference -------------------------------------------------------
+
+
+def selection_members(dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
+    """Return the members for start, count and reference; None if it is no such compound."""
+    names = dtype.names or ()
+    integers = [n for n in names if dtype[n].kind in "iu"]
+    starts = [n for n in integers if "start" in n.lower()]
+    counts = [n for n in integers if "count" in n.lower()]
+    objects = [n for n in names if dtype[n] == np.dtype(object)]
+    if len(names) == 3 and len(starts) == len(counts) == len(objects) == 1:
+        return starts[0], counts[0], objects[0]
+    return None
+
+
+def compound_regions(array: xr.DataArray) -> ReferenceArray:
+    """Return the regions that compounds of start, count and reference stand for.
+
+    Negative integers stand for no region: a null reference.
+
+    Raises
+    ------
+    TypeError
+        If the variable holds no such compounds.
+    WrongTargetError
+        If a reference is neither to a dataset nor to a group with one named ``data``.
+    SelectionError
+        If a region reaches beyond its dataset.
+    """
+    members = selection_members(array.dtype)
+    if members is None:
+        raise TypeError(f"{array.name!r} holds no compounds of start, count and reference")
+    start_name, count_name, reference_name = members
+    values = array.values.reshape(-1)
+    start = values[start_name].astype(np.int64)
+    count = values[count_name].astype(np.int64)
+    references = field_references(array, reference_name).ravel()
+    columns = references.columns
+    null = (start < 0) | (count < 0) | (columns.address == 0)
+    address = np.where(null, np.uint64(0), columns.address).astype(np.uint64)
+    tables, order = [empty_table(int(null.sum()), 0, Kind.NULL)], [np.flatnonzero(null)]
+    live = np.flatnonzero(~null)
+    pairs = np.stack([columns.file[live].astype(np.uint64), columns.address[live]], axis=1)
+    for file, target in np.unique(pairs, axis=0).tolist():
+        location = columns.files[int(file)]
+        rows = live[(pairs == (file, target)).all(axis=1)]
+        what = references.describe(int(rows[0]))
+        dataset = _series_data(location, int(target), what)
+        shape = dataset_layout(location, dataset).shape
+        _check_rows(start[rows], count[rows], shape, what)
+        full = np.broadcast_to(np.array(shape, dtype=np.int64), (len(rows), len(shape))).copy()
+        begin = np.zeros_like(full)
+        begin[:, 0], full[:, 0] = start[rows], count[rows]
+        empty = full[:, 0] == 0
+        tables += [
+            box_table(begin[~empty], full[~empty]),
+            empty_table(int(empty.sum()), 0, Kind.NONE),
+        ]
+        order += [rows[~empty], rows[empty]]
+        address[rows] = dataset
+    found = References(
+        files=columns.files,
+        file=columns.file,
+        address=address,
+        regions=in_order(tables, order),
+    )
+    return ReferenceArray(array.shape, kind="region", columns=found, options=references.options)
+
+
+def _series_data(location: FileLocation, address: int, what: str) -> int:
+    """Return the address of the dataset that a reference of a series leads to."""
+    kind = object_kind(location, address)
+    if kind == "dataset":
+        return address
+    if kind == "group":
+        path = group_path(location, address)
+        names = {n: a for a, n in link_addresses(open_group(location, path)).items()}
+        if SERIES_DATA in names:
+            return names[SERIES_DATA]
+    raise WrongTargetError(
+        f"{what} points at a {kind}; a dataset is needed, or a group with one named "
+        f"{SERIES_DATA!r}"
+    )
+
+
+def _check_rows(start: IntArray, count: IntArray, shape: tuple[int, ...], what: str) -> None:
+    beyond = np.flatnonzero(start + count > (shape[0] if shape else 0))
+    if len(beyond):
+        i = int(beyond[0])
+        raise SelectionError(
+            f"{what} and others: elements {start[i]} to {start[i] + count[i]} of a dataset of "
+            f"shape {shape}"
+        )

@@ -1,0 +1,314 @@
+"""Types and storage of datasets through h5py.
+
+In: open datasets of `xref.h5objects`. Out: frozen `DatasetLayout` values, checked
+against the size of the file and the option ``external``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t
+
+from xref.datatypes import Datatype, decode_datatype, value_dtype
+from xref.errors import (
+    CorruptFileError,
+    ExternalFileError,
+    UnsupportedError,
+)
+from xref.filters import Filter, FilterPipeline
+from xref.h5file import (
+    FileLocation,
+    byte_source,
+    check_external,
+    file_format,
+)
+from xref.headers import DATATYPE_MESSAGE, LAYOUT_MESSAGE, compact_data, read_messages
+from xref.layout import (
+    DatasetLayout,
+    check_extent,
+    element_dtype,
+    items,
+)
+from xref.stdrefs import std_itemsize
+
+
+def reference_kind(datatype: h5t.TypeID) -> str:
+    """Return "object", "region", "std" (HDF5 1.12) or "" for what is no reference."""
+    if datatype.get_class() != h5t.REFERENCE:
+        return ""
+    if datatype.equal(h5t.STD_REF_OBJ):
+        return "object"
+    if datatype.equal(h5t.STD_REF_DSETREG):
+        return "region"
+    return "std"
+
+
+def reference_kinds(datatype: h5t.TypeID) -> set[str]:
+    """Return the kinds of reference that a type contains, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return {reference_kind(datatype)}
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return set().union(*(reference_kinds(datatype.get_member_type(i)) for i in members))
+        case h5t.VLEN | h5t.ARRAY:
+            return reference_kinds(datatype.get_super())
+    return set()
+
+
+_TIMES = (
+    (h5t.UNIX_D32LE, "<i4"),
+    (h5t.UNIX_D32BE, ">i4"),
+    (h5t.UNIX_D64LE, "<i8"),
+    (h5t.UNIX_D64BE, ">i8"),
+)
+
+
+def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the integers that times are stored as; None for any other type.
+
+    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 converts it to no
+    other: its elements are read as they are stored.
+    """
+    if datatype.get_class() != h5t.TIME:
+        return None
+    for known, dtype in _TIMES:
+        if datatype.equal(known):
+            return np.dtype(dtype)
+    return None
+
+
+def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
+    """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
+    if dtype.hasobject:
+        return f"type {dtype}: elements of variable length"
+    if dtype.itemsize != datatype.get_size():
+        return f"type {dtype}: {datatype.get_size()} bytes stored"
+    try:
+        expected = h5t.py_create(dtype, logical=True)
+    except TypeError:
+        return f"type {dtype}: NumPy's form is not known to h5py"
+    return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLabel:
+    """Names a dataset in messages; its path is searched for only when one is written."""
+
+    location: FileLocation
+    dataset: h5py.Dataset
+
+    def __str__(self) -> str:
+        path = self.dataset.name or "a dataset without a name"
+        return f"{self.location.filename}: {path}"
+
+
+def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> DatasetLayout:
+    """Return shape, type and storage of an open dataset, whose address is known.
+
+    Raises
+    ------
+    UnsupportedError
+        If its elements have no NumPy type, or its extent cannot be numbered.
+    CorruptFileError
+        If its storage cannot be what it says.
+    ExternalFileError
+        If its data lie in other files that the location does not allow.
+    """
+    where = DatasetLabel(location, dataset)
+    datatype = dataset.id.get_type()
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
+        _check_virtual(properties, location, where)
+    space = dataset.id.get_space()
+    # A null dataspace holds no element: an array of none.
+    shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
+    kind = reference_kind(datatype)
+    stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
+    time, elements = time_dtype(datatype), None
+    if kind:
+        dtype = np.dtype(f"V{stored_itemsize}")  # references are bytes here
+    elif time is not None:
+        dtype = time
+    elif reference_kinds(datatype):
+        elements = _stored_type(location, address, where)
+        dtype = element_dtype(value_dtype(elements))
+        stored_itemsize = elements.itemsize
+    else:
+        try:
+            dtype = element_dtype(dataset.dtype)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"{where} has a type that h5py does not read: {error}"
+            ) from error
+    chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
+    check_extent(shape, chunks, where)
+    if elements is not None:
+        indirect = f"type {dtype}: references within elements"
+    else:
+        indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
+    storage_problem = "file: open for writing" if location.source.live else ""
+    pipeline = FilterPipeline(
+        filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
+    )
+    offset = None
+    match storage:
+        case h5d.CONTIGUOUS:
+            if properties.get_external_count():
+                _check_raw_external(dataset, location, where)
+                storage_problem = storage_problem or "storage: external files"
+            else:
+                offset = dataset.id.get_offset()
+        case h5d.COMPACT:
+            storage_problem = storage_problem or COMPACT
+        case h5d.CHUNKED:
+            missing = pipeline.unsupported()
+            if missing:
+                storage_problem = storage_problem or f"filters: {', '.join(missing)}"
+        case _:
+            storage_problem = storage_problem or "storage: virtual"
+    try:
+        stored = int(dataset.id.get_storage_size())
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
+    fill_value = _fill_value(properties, dtype, bool(kind))
+    if fill_value is None:
+        indirect = indirect or "fill value: not known to h5py"
+    if stored == 0:
+        offset = None  # nothing written yet; behind a user block HDF5 gives a number still
+    if offset is not None:
+        needed = math.prod(shape) * stored_itemsize
+        if offset + needed > location.identity[2]:
+            raise CorruptFileError(
+                f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
+                f"({location.identity[2]} bytes); the file may be truncated"
+            )
+        if stored < needed:
+            raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
+    return DatasetLayout(
+        shape=shape,
+        maxshape=_maxshape(space),
+        dtype=dtype,
+        chunks=chunks,
+        offset=offset,
+        pipeline=pipeline,
+        fill_value=fill_value,
+        stored_itemsize=stored_itemsize,
+        reference_kind=kind,
+        stored_nbytes=stored,
+        elements=elements,
+        indirect=indirect or storage_problem,
+        stored_indirect=storage_problem,
+        virtual=storage == h5d.VIRTUAL,
+    )
+
+
+COMPACT = "storage: compact"
+
+
+def _stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+    """Return the type of a dataset from the bytes of its object header."""
+    source = byte_source(location, str(where))
+    for message in read_messages(source, address, {DATATYPE_MESSAGE}):
+        return decode_datatype(message.body, str(where))
+    raise CorruptFileError(f"{where} has no datatype in its object header")
+
+
+def read_compact(location: FileLocation, address: int, where: str) -> bytes:
+    """Return the data that a compact dataset keeps in its object header."""
+    source = byte_source(location, where)
+    data = compact_data(read_messages(source, address, {LAYOUT_MESSAGE}), where)
+    if data is None:
+        raise CorruptFileError(f"{where} has no compact data in its object header")
+    return data
+
+
+def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
+    if space.get_simple_extent_type() != h5s.SIMPLE:
+        return () if space.get_simple_extent_type() == h5s.SCALAR else (0,)
+    limits = space.get_simple_extent_dims(True)
+    return tuple(None if n == h5s.UNLIMITED else int(n) for n in limits)
+
+
+def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
+    """Return the bytes of one element in the file; HDF5 tells its size in memory.
+
+    They differ where an element holds an address: HDF5 File Format Specification
+    4.0, "Variable-length and reference elements" in the global heap section.
+    """
+    match datatype.get_class():
+        case h5t.COMPOUND:
+            members = [datatype.get_member_type(i) for i in range(datatype.get_nmembers())]
+            more = sum(_stored_itemsize(m, offset_size) - m.get_size() for m in members)
+            return int(datatype.get_size() + more)
+        case h5t.ARRAY:
+            base = datatype.get_super()
+            n = datatype.get_size() // base.get_size()
+            return int(n * _stored_itemsize(base, offset_size))
+        case h5t.VLEN:
+            return 4 + offset_size + 4  # length, heap collection, heap object
+        case h5t.STRING if datatype.is_variable_str():
+            return 4 + offset_size + 4
+        case h5t.REFERENCE:
+            return reference_itemsize(reference_kind(datatype), offset_size)
+    return int(datatype.get_size())
+
+
+def reference_itemsize(kind: str, offset_size: int) -> int:
+    """Return the bytes of one stored reference."""
+    if kind == "std":
+        return std_itemsize(offset_size)
+    return offset_size + (4 if kind == "region" else 0)
+
+
+def _filter(properties: h5p.PropDCID, index: int) -> Filter:
+    number, flags, options, name = properties.get_filter(index)
+    return Filter(
+        id=number, flags=flags, options=tuple(options), name=name.decode("utf-8", "replace")
+    )
+
+
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) -> Any:
+    """Return the value of elements that were never written, None where h5py cannot tell."""
+    value = np.zeros(1, dtype=dtype)
+    defined = properties.fill_value_defined()
+    if defined == h5d.FILL_VALUE_USER_DEFINED and not is_bytes:
+        if dtype.hasobject or items(value) is not value:
+            return None
+        try:
+            properties.get_fill_value(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    return value[0]
+
+
+def _check_raw_external(
+    dataset: h5py.Dataset, location: FileLocation, where: DatasetLabel
+) -> None:
+    names = [os.fspath(name) for name, _, _ in dataset.external or ()]
+    if location.external != "all":
+        raise ExternalFileError(
+            f"{where} keeps its data in other files ({', '.join(names)}); "
+            'pass external="all" if this file is trusted'
+        )
+    for name in names:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise ExternalFileError(
+                f"{where} keeps its data in {name!r}, which is no regular file"
+            )
+
+
+def _check_virtual(
+    properties: h5p.PropDCID, location: FileLocation, where: DatasetLabel
+) -> None:
+    for i in range(properties.get_virtual_count()):
+        name = properties.get_virtual_filename(i)
+        if name != ".":
+            check_external(location, name, f"{where} (virtual source)")
