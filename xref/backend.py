@@ -14,7 +14,7 @@ from xarray.backends import BackendEntrypoint
 from xref.bind import decode_dataset
 from xref.elements import DecodeOptions
 from xref.h5file import FileLocation, close_file, locate_file
-from xref.h5objects import walk_groups
+from xref.h5objects import Member, walk_groups
 from xref.variables import PhonyNames, open_members, warn_unreadable
 
 READERS = ("auto", "direct", "h5py")
@@ -115,12 +115,12 @@ decode_timedelta
         options = _options(reader=reader, **decoding)
         top, phony = _group_path(group), PhonyNames()
         found = {}
-        for path, links in walk_groups(location, top):
+        for path, member, links in walk_groups(location, top):
             if isinstance(links, Exception):
                 warn_unreadable(f"{location.filename}: {path!r}", links)
                 continue
-            name = "/" + posixpath.relpath(path, top) if path != top else "/"
-            found[name] = _open_group(location, path, options, drop_variables, phony)
+            name = path.removeprefix(top.rstrip("/")) or "/"
+            found[name] = _open_group(location, path, options, drop_variables, phony, member)
             phony = phony.following()
         return found
 
@@ -157,10 +157,11 @@ def _open_group(
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
     phony: PhonyNames | None = None,
+    group: Member | None = None,
 ) -> xr.Dataset:
     drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
     try:
-        variables, attributes = open_members(location, path, options, drop, phony)
+        variables, attributes = open_members(location, path, options, drop, phony, group)
         dataset = decode_dataset(variables, attributes, options)
     except BaseException:
         close_file(location)

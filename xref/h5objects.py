@@ -205,7 +205,7 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     """
     root = _open_root(location)
     paths = {root.address: "/"}
-    for path, links in _walk_groups(root, "/"):
+    for path, _, links in _walk_groups(root, "/"):
         if isinstance(links, Exception):
             continue
         for address, name in links.items():
@@ -411,7 +411,7 @@ def is_hard_link(group: Member, name: str) -> bool:
 
 def walk_groups(
     location: FileLocation, top: str
-) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
     """Yield a group and all groups below it by hard links, each once, parents first.
 
     Cycles of links end where they close.
@@ -419,6 +419,7 @@ def walk_groups(
     Yields
     ------
     path : str
+    group : Member
     links : dict or Exception
         The first name of each hard-linked member by its address, or why the group
         cannot be listed.
@@ -426,7 +427,9 @@ def walk_groups(
     yield from _walk_groups(open_group(location, top), top)
 
 
-def _walk_groups(start: Member, top: str) -> Iterator[tuple[str, dict[int, bytes] | Exception]]:
+def _walk_groups(
+    start: Member, top: str
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
     location, seen = start.location, {start.address}
     queue = deque([(start, top)])
     while queue:
@@ -435,9 +438,9 @@ def _walk_groups(start: Member, top: str) -> Iterator[tuple[str, dict[int, bytes
             _check_group(parent, path)
             links = _hard_links(parent.item.id)
         except _HDF5_ERRORS as error:
-            yield path, error
+            yield path, parent, error
             continue
-        yield path, links
+        yield path, parent, links
         for address, name in links.items():
             if address in seen:
                 continue

@@ -205,6 +205,7 @@ def open_members(
     options: DecodeOptions,
     drop: Iterable[str] = (),
     phony: PhonyNames | None = None,
+    group: Member | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """Open the datasets of a group.
 
@@ -221,6 +222,8 @@ def open_members(
     phony : PhonyNames, optional
         Names for axes without a scale; to be shared by the groups of a tree, where
         a child must not use a name of its parent for another size.
+    group : Member, optional
+        The group, where it is open already: each path is searched from the root.
 
     Returns
     -------
@@ -229,7 +232,7 @@ def open_members(
     attributes : dict
         The group's.
     """
-    group = open_group(location, path)
+    group = open_group(location, path) if group is None else group
     where = f"{location.filename}: {path}"
     attributes = attribute_values(group.item, group.location, where, options)
     dropped = set(drop)
