@@ -185,7 +185,7 @@ decode_timedelta
         home, addresses = _list_groups(location, top)
         found = {}
         for path in _depth_first(addresses, top):
-            name = "/" + posixpath.relpath(path, top) if path != top else "/"
+            name = path.removeprefix(top.rstrip("/")) or "/"
             member = group_at(home, addresses[path])
             found[name] = _open_group(home, path, options, drop_variables, phony, member)
         return found

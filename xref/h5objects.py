@@ -36,6 +36,7 @@ from xref.h5file import (
     FileBytes,
     FileLocation,
     GroupChecks,
+    byte_source,
     cached_by_location,
     check_external,
     file_format,
@@ -322,21 +323,14 @@ def _check_group(member: Member, path: str) -> None:
     checks: GroupChecks = item._xref_file._xref_checks
     if address in checks.addresses:
         return
-    form = file_format(location)
-    source = FileBytes(location)
-
-    def read(at: int, nbytes: int) -> bytes:
-        buffer = bytearray(nbytes)
-        source.read_into(form.base_address + at, memoryview(buffer))
-        return bytes(buffer)
-
+    source = byte_source(location, f"{location.filename}: {path!r}")
     check_group(
-        read,
+        source.read,
         address,
-        offset_size=form.offset_size,
-        length_size=form.length_size,
-        file_nbytes=form.file_nbytes - form.base_address,
-        where=f"{location.filename}: {path!r}",
+        offset_size=source.offset_size,
+        length_size=source.length_size,
+        file_nbytes=source.file_nbytes,
+        where=source.where,
         segments=checks.segments,
     )
     checks.addresses.add(address)
