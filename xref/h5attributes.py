@@ -33,7 +33,7 @@ from xref.h5file import (
 from xref.h5layout import reference_itemsize, reference_kind, reference_kinds, time_dtype
 from xref.h5objects import Object, text
 from xref.heapread import read_sequences
-from xref.stdrefs import split_std_references
+from xref.stdrefs import split_std_references, std_itemsize
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
@@ -158,7 +158,8 @@ def _attribute_value(
         return b"" if is_text else np.empty(0, dtype=attribute.dtype)
     if string is not None and string.length is not None and string.length > 1:
         texts = np.char.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
-        return texts.astype(object) if texts.ndim else str(texts[()])
+        # Other readers of netCDF-4 give such text as one list, whatever its shape.
+        return texts.astype(object).reshape(-1) if texts.ndim else str(texts[()])
     return value
 
 
@@ -211,11 +212,10 @@ def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[i
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
     sequences = read_sequences(location, raw, base.itemsize, describe)
     last = np.cumsum(sequences.length)[sequences.length > 0] - 1
-    elements = split_std_references(
-        sequences.elements[last],
-        offset_size=file_format(location).offset_size,
-        describe=describe,
-    )
+    offset_size = file_format(location).offset_size
+    # Some writers leave room behind each reference, as much as it has in memory.
+    packed = np.ascontiguousarray(sequences.elements[last][:, : std_itemsize(offset_size)])
+    elements = split_std_references(packed, offset_size=offset_size, describe=describe)
     scales = np.zeros(ndim, dtype=np.uint64)
     scales[sequences.length > 0] = elements.address
     result: list[int] = scales.tolist()

@@ -23,7 +23,8 @@ from xref.decode import decode_references
 from xref.elements import DEFAULT_OPTIONS, DecodeOptions
 from xref.errors import UnsupportedError
 from xref.h5attributes import RawElements
-from xref.h5file import FileLocation
+from xref.h5file import FileLocation, file_format
+from xref.h5layout import reference_itemsize
 from xref.heapread import read_sequences
 from xref.references import ReferenceArray
 
@@ -110,7 +111,10 @@ class _Decode:
         raise UnsupportedError(f"{describe(0)} is of a type without NumPy's: {datatype.kind!r}")
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        columns = decode_references(self.location, raw, kind, describe)
+        # Some writers leave room behind each reference, as much as it has in memory.
+        width = reference_itemsize(kind, file_format(self.location).offset_size)
+        packed = np.ascontiguousarray(raw[:, :width])
+        columns = decode_references(self.location, packed, kind, describe)
         array = ReferenceArray((len(raw),), kind=kind, columns=columns, options=self.options)
         return np.asarray(array)
 
