@@ -198,6 +198,9 @@ class MemoryBytes:
 def layout_of(shape: tuple[int, ...], chunks: tuple[int, ...] | None) -> DatasetLayout:
     known = {
         "shape": shape,
+        "maxshape": shape,
+        "elements": None,
+        "stored_indirect": "",
         "dtype": np.dtype("<i4"),
         "chunks": chunks,
         "offset": 100,

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def decode_chunk(
     items = window.view(f"V{window.itemsize}")
     flat = items.reshape(-1).view(np.uint8) if items.flags.c_contiguous else None
     stored: Bytes = np.frombuffer(data, np.uint8)
+    slot = 0
     for index in reversed(range(len(stages))):
         stage = stages[index]
         if _keeps_size(stage):
@@ -158,13 +160,31 @@ def decode_chunk(
         elif fits and flat is not None:
             out = flat
         else:
-            out = np.empty(nbytes, np.uint8)
+            slot = 1 - slot  # the other buffer may hold what this stage reads
+            out = _scratch(slot, nbytes)
         stored = _undo(stage, stored, out)
     if stored.size != items.nbytes:
         source = stages[0].label if stages else "a chunk without filters"
         raise CorruptFileError(f"{source} gave {stored.size} bytes, chunk needs {items.nbytes}")
     if stored is not flat:
         items[...] = stored.view(items.dtype).reshape(items.shape)
+
+
+_local = threading.local()
+
+KEEP_NBYTES = 64 << 20
+"""Largest buffer that a thread keeps for the next chunk."""
+
+
+def _scratch(slot: int, nbytes: int) -> Bytes:
+    """Return this thread's buffer of a slot: fresh memory costs as much as decoding."""
+    buffers: dict[int, Bytes] = _local.__dict__.setdefault("buffers", {})
+    buffer = buffers.get(slot)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = np.empty(nbytes, np.uint8)
+        if nbytes <= KEEP_NBYTES:
+            buffers[slot] = buffer
+    return buffer[:nbytes]
 
 
 def _undo(stage: Filter, stored: Bytes, out: Bytes) -> Bytes:

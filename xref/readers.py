@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,6 +65,10 @@ class ByteSource(Protocol):
 
 class TileLoader(Protocol):
     """Fills the canvas of one tile, at least where the plan's pieces look."""
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset; None where it is not chunked."""
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
@@ -138,6 +142,11 @@ class ChunkLoader:
     source: ByteSource
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     where: str
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Decode the tile's chunks, each once, into the canvas."""
@@ -234,6 +243,11 @@ class ContiguousLoader:
     layout: DatasetLayout
     source: ByteSource
 
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
+
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read what the tile's pieces touch; a tile is one range of the file."""
         if self.layout.offset is None:
@@ -258,6 +272,11 @@ class BoxLoader:
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     check: ChunkLoader | None = None
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read each needed chunk once; neighbours along the last axis together."""
@@ -350,7 +369,48 @@ def _pool() -> ThreadPoolExecutor:
         return _pools[key]
 
 
+def _whole_chunks(
+    plan: ReadPlan, chunks: tuple[int, ...] | None, tile: int
+) -> tuple[IntArray, tuple[int, ...]] | None:
+    """Return origin and shape of a tile's piece if it is a box of whole chunks."""
+    begin = int(plan.piece_cut[tile])
+    if int(plan.piece_cut[tile + 1]) - begin != 1 or chunks is None:
+        return None
+    group = int(plan.group[begin])
+    shape = plan.group_shape[group]
+    inside = np.unravel_index(int(plan.src[begin]), plan.tile_shape)
+    origin = plan.tile_origin[tile] + np.array(inside, dtype=np.int64)
+    cell = np.array(chunks, dtype=np.int64)
+    if (plan.group_step[group] != 1).any() or (origin % cell).any() or (shape % cell).any():
+        return None
+    n_chunks = int(plan.chunk_cut[tile + 1] - plan.chunk_cut[tile])
+    return (origin, tuple(shape.tolist())) if n_chunks == (shape // cell).prod() else None
+
+
+def _load_in_place(
+    plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]
+) -> bool:
+    """Decode a tile of whole chunks where they belong, without a canvas and a copy."""
+    whole = _whole_chunks(plan, loader.chunks, tile)
+    if whole is None or out.dtype.hasobject:
+        return False
+    origin, shape = whole
+    strides = plan.group_dst_stride[int(plan.group[int(plan.piece_cut[tile])])]
+    if strides[-1] != 1:
+        return False
+    itemsize, first = out.dtype.itemsize, int(plan.dst[int(plan.piece_cut[tile])])
+    window = np.ndarray(
+        shape, out.dtype, out.view(np.uint8), first * itemsize, (strides * itemsize).tolist()
+    )
+    origins = plan.tile_origin.copy()
+    origins[tile] = origin
+    loader.load(replace(plan, tile_shape=shape, tile_origin=origins), tile, window)
+    return True
+
+
 def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]) -> None:
+    if _load_in_place(plan, loader, tile, out):
+        return
     n_elements = math.prod(plan.tile_shape)
     if out.dtype.hasobject:
         canvas = np.empty(plan.tile_shape, dtype=out.dtype)
