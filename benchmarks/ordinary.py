@@ -77,8 +77,7 @@ def read_limit(path, threads):
         out = np.empty(SHAPE, "f4")
     decode = find_decoder("deflate")
     nbytes = int(np.prod(CHUNKS)) * 4
-    stored = Path(path).open("rb")
-    descriptor = stored.fileno()
+    descriptor = os.open(path, os.O_RDONLY)
 
     def place(chunk):
         decoded = decode(os.pread(descriptor, chunk.size, chunk.byte_offset), nbytes)
@@ -88,8 +87,9 @@ def read_limit(path, threads):
         for i, plane in enumerate(decoded.reshape(4, *CHUNKS)):
             columns[..., i] = plane
 
-    with stored, ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(place, found))
+    os.close(descriptor)
     return out
 
 

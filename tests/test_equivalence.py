@@ -244,6 +244,9 @@ def test_every_reader_gives_the_same_results(drawn: Drawn, reader: str, folder: 
     with Case(drawn, folder) as case, case.open(reader=reader) as dataset:
         with h5py.File(case.path) as file:
             whole = np.asarray(file["t0"][()]).astype(file["t0"].dtype)
+            if h5py.check_vlen_dtype(whole.dtype) is str and reader != "direct":
+                # xarray makes NumPy text of what is read when the file is opened.
+                whole = np.asarray(file["t0"].asstr()[()]).astype(str)
         try:
             ragged = dataset["refs"].h5ref.resolve("ragged", on_null="fill").compute()
             target = dataset["t0"].load()
