@@ -30,9 +30,11 @@ from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
 from xref.loaders import tile_loader
 from xref.plan import (
+    ReadPlan,
     Segments,
     canvas_strides,
     interval_segments,
+    plan_chunk,
     plan_outer,
     plan_read,
     regular_segments,
@@ -168,6 +170,19 @@ class DatasetArray(LazyArray):
         out[np.ix_(*inside)] = values
         return _drop_integers(out, key[:split])
 
+    @staticmethod
+    def _plan(axes: list[Segments], shape: tuple[int, ...], layout: DatasetLayout) -> ReadPlan:
+        """Plan the outer product of elements along each axis."""
+        # One segment without steps along each axis is a box.
+        if layout.chunks and all(len(a.start) == 1 and a.step[0] == 1 for a in axes):
+            start = [int(a.start[0]) for a in axes]
+            plan = plan_chunk(start, layout.shape, layout.chunks, shape)
+            if plan is not None:
+                return plan
+        strides = np.array(canvas_strides(shape), dtype=np.int64)
+        parts = plan_outer(axes, 0, strides)
+        return plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+
     def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
         layout = dataset_layout(self.location, self.address)
@@ -176,9 +191,7 @@ class DatasetArray(LazyArray):
         shape = tuple(int(segments.count.sum()) for segments, _ in axes)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if out.size:
-            strides = np.array(canvas_strides(shape), dtype=np.int64)
-            parts = plan_outer([segments for segments, _ in axes], 0, strides)
-            plan = plan_read(parts, layout.shape, layout.chunks, max(out.itemsize, 1))
+            plan = self._plan([segments for segments, _ in axes], shape, layout)
             loader = tile_loader(self.location, self.address, layout, options=self.options)
             read_plan(plan, loader, out)
         if self.encode_text:
