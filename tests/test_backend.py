@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,21 @@ def test_unreadable_members_are_left_out_with_a_warning(make: Callable[..., Path
     messages = [str(w.message) for w in caught]
     for name in ("time", "soft"):
         assert any(f"'/{name}'" in m and "file.h5" in m for m in messages), messages
+
+
+def test_opening_a_million_references_makes_no_objects(tmp_path: Path) -> None:
+    path = tmp_path / "million.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(10)
+        references = np.full(1_000_000, file["data"].ref, dtype=h5py.ref_dtype)
+        file.create_dataset("refs", data=references)
+    open_h5(path).close()  # what is imported and cached once
+    gc.collect()
+    before = len(gc.get_objects())
+    tracemalloc.start()
+    with open_h5(path) as ds:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert ds["refs"].shape == (1_000_000,)
+        assert len(gc.get_objects()) - before < 5_000
+    assert peak < 4 << 20
