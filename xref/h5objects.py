@@ -15,7 +15,7 @@ import posixpath
 import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -222,22 +222,24 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     return paths
 
 
-_known_paths: dict[FileLocation, dict[int, str]] = {}
+_known_paths: dict[tuple[Hashable, ...], dict[int, str]] = {}
+"""By token of the file's location."""
 
 _known_paths_lock = threading.Lock()
 
 
 def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
     """Keep paths that were seen on the way, so that a repr can show them."""
+    token = location.token
     with _known_paths_lock:
-        if location not in _known_paths and len(_known_paths) >= 256:
+        if token not in _known_paths and len(_known_paths) >= 256:
             _known_paths.pop(next(iter(_known_paths)))
-        _known_paths.setdefault(location, {}).update(paths)
+        _known_paths.setdefault(token, {}).update(paths)
 
 
 def known_path(location: FileLocation, address: int) -> str | None:
     """Return the path of an object if it has been seen; never searches the file."""
-    return _known_paths.get(location, {}).get(address)
+    return _known_paths.get(location.token, {}).get(address)
 
 
 def text(value: bytes | str) -> str:
