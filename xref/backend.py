@@ -168,7 +168,8 @@ decode_timedelta
         Returns
         -------
         dict of str to xarray.Dataset
-            By path, relative to ``group``; a group's own before those below it.
+            By path, relative to ``group`` if it is given, whose own is "." then; a
+            group's before those below it.
         """
         del invalid_netcdf
         location, top = _locate(
@@ -185,7 +186,9 @@ decode_timedelta
         home, addresses = _list_groups(location, top)
         found = {}
         for path in _depth_first(addresses, top):
-            name = "/" + posixpath.relpath(path, top) if path != top else "/"
+            name = posixpath.relpath(path, top)
+            if not group:
+                name = posixpath.normpath(f"/{name}")
             member = group_at(home, addresses[path])
             found[name] = _open_group(home, path, options, drop_variables, phony, member)
         return found

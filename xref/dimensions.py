@@ -155,7 +155,7 @@ def count_dimensions(members: list[MemberDataset], phony: PhonyNames) -> None:
     ]
     by_size: dict[int, list[str]] = {}
     for m in members:
-        if m.is_scale and m.layout.shape:
+        if m.is_scale and m.layout.shape and not m.is_unlimited:
             by_size.setdefault(m.layout.shape[0], []).append(m.name)
     phony.scales += sum(m.is_scale for m in members)
     _add_phony(members, names, by_size, set(), phony)

@@ -95,7 +95,7 @@ def open_members(
     options : DecodeOptions
         Travel with references, for what they resolve to.
     drop : iterable of str
-        Names of members to leave alone.
+        Names of members to leave out. They still count for the names of dimensions.
     phony : PhonyNames, optional
         Counts the names of axes without a scale; to be shared by the groups of a
         tree, where a child must not use a name of its parent for another size.
@@ -114,39 +114,45 @@ def open_members(
     group = group or open_group(location, path)
     where = f"{location.filename}: {path}"
     attributes = attribute_values(group.item, group.location, where, options)
-    members = list_datasets(location, path, group, drop)
+    dropped = set(drop)
+    members = list_datasets(location, path, group, dropped)
     remember_paths(location, {m.address: m.path for m in members if m.location == location})
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
     for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
-        if not member.is_variable:
+        name = member.name.replace(NAME_CLASH, "")
+        if not member.is_variable or name in dropped:
             continue
         try:
             variable = _build_variable(member, dims, shape, options)
         except _READ_ERRORS as error:
             warn_unreadable(f"{location.filename}: {member.path!r}", error)
             continue
-        variables[member.name.replace(NAME_CLASH, "")] = variable
+        variables[name] = variable
     return variables, attributes, dimensions.unlimited
 
 
 def list_datasets(
     location: FileLocation, path: str, group: Member, drop: Iterable[str] = ()
 ) -> list[MemberDataset]:
-    """Look at the datasets of a group; warn of those that cannot be read."""
+    """Look at the datasets of a group; warn of those that cannot be read.
+
+    Names in ``drop`` are not worth a warning.
+    """
     dropped = set(drop)
     members = []
     for name, found in iterate_members(group):
-        if name in dropped or name.replace(NAME_CLASH, "") in dropped:
-            continue
         full = posixpath.join(path, name)
+        problem: Exception | None = None
         if isinstance(found, Exception):
-            warn_unreadable(f"{location.filename}: {full!r}", found)
+            problem = found
         elif kind_of(found.item) == "dataset":
             try:
                 members.append(_open_member(name, full, found))
             except _READ_ERRORS as error:
-                warn_unreadable(f"{location.filename}: {full!r}", error)
+                problem = error
+        if problem is not None and name.replace(NAME_CLASH, "") not in dropped:
+            warn_unreadable(f"{location.filename}: {full!r}", problem)
     return members
 
 
