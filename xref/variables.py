@@ -35,7 +35,7 @@ from xref.h5objects import (
     open_group,
     remember_paths,
 )
-from xref.layout import DatasetLayout
+from xref.layout import DatasetLayout, item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
 from xref.references import ReferenceArray
 
@@ -66,6 +66,10 @@ class ReferenceVariable(xr.Variable):
         if hasattr(data, "get_duck_array"):
             data = data.get_duck_array()
         xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
+
+    def to_base_variable(self) -> xr.Variable:
+        """Return the same kind of variable: xarray calls this for coordinates."""
+        return self._replace()
 
     def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
         """Cut into dask chunks; "auto" makes one chunk, as sizes are not known."""
@@ -246,7 +250,7 @@ def storage_encoding(
 ) -> dict[str, Any]:
     """Say how a dataset is stored, in the words of netCDF-4."""
     encoding: dict[str, Any] = {
-        "dtype": str if as_text and layout.text == "utf-8" else layout.dtype,
+        "dtype": str if as_text and layout.text == "utf-8" else item_dtype(layout.dtype)[0],
         "contiguous": layout.chunks is None,
         "chunksizes": layout.chunks,
         **_filter_encoding(layout.pipeline),
