@@ -66,6 +66,8 @@ class MemberDataset:
     problems: dict[str, Exception]
     scales: list[int] = field(default_factory=list)
     """Address of the scale of each axis, 0 for none; as long as the dataset's axes."""
+    type_name: str | None = None
+    """Name of the type, where it is an enumeration that has one in the file."""
 
     @property
     def shape(self) -> tuple[int, ...]:

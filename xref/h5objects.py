@@ -477,6 +477,33 @@ def link_addresses(group: Member) -> dict[int, str]:
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
 
 
+def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
+    """Return the name of a type, in a group or those above it, that a dataset has."""
+    own = dataset.id.get_type()
+    above: str | None = path
+    while above is not None:
+        try:
+            for name, address in _named_types(location, above):
+                item = open_object(location, address)
+                if isinstance(item, h5py.Datatype) and item.id.equal(own):
+                    return name
+        except (XrefError, OSError, KeyError):
+            return None  # a damaged group, or a link to a group of another file
+        above = posixpath.dirname(above) if above != "/" else None
+    return None
+
+
+@cached_by_location(maxsize=256)
+def _named_types(location: FileLocation, path: str) -> tuple[tuple[str, int], ...]:
+    """Return name and address of the datatypes that a group names."""
+    group = open_group(location, path).item.id
+    return tuple(
+        (text(name), address)
+        for address, name in _hard_links(group).items()
+        if h5o.get_info(group, name).type == h5o.TYPE_NAMED_DATATYPE
+    )
+
+
 def _hard_links(group: Any) -> dict[int, bytes]:
     """Return the first name of each hard-linked member, as bytes, by its address."""
     found: dict[int, bytes] = {}

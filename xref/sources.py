@@ -529,6 +529,8 @@ h5py.File or h5py.Group
     if hasattr(file, "open") and hasattr(file, "fs"):
         file = file.open()  # fsspec's OpenFile; what it opens closes with its last user
     if hasattr(file, "read") and hasattr(file, "seek"):
+        if isinstance(file.read(0), str):
+            raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is no binary file")
         path_of_file = _path_of(file)
         source = LocalFile(path_of_file, options) if path_of_file else FileObject(file)
         _check_signature(source)

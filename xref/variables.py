@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xref.attribute_values import attribute_values, plain_attributes, warn_unreadable
@@ -34,6 +35,7 @@ from xref.h5objects import (
     known_path,
     open_group,
     remember_paths,
+    type_name,
 )
 from xref.layout import DatasetLayout, item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
@@ -168,7 +170,11 @@ def count_phony(location: FileLocation, path: str, group: Member, phony: PhonyNa
 def _open_member(name: str, path: str, member: Member) -> MemberDataset:
     layout = read_layout(member.item, member.location)
     raw, problems = read_attributes(member.item)
-    return MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    if "enum" in (layout.dtype.metadata or ()):
+        # xarray writes an enumeration under the name of its type.
+        found.type_name = type_name(member.location, posixpath.dirname(path), member.item)
+    return found
 
 
 def _build_variable(
@@ -183,6 +189,9 @@ def _build_variable(
     variable = build_variable(
         location, member.address, layout, dims, attributes, options, shape
     )
+    if member.type_name is not None:
+        kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
+        variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
     if variable.encoding.get("dtype") is str:
         return _loaded_text(variable, options)
     return variable
