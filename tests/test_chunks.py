@@ -80,7 +80,7 @@ def test_every_kind_of_variable_opens_with_any_chunks(
 def test_trees_and_groups_open_with_any_chunks(make: Callable[..., Path], chunks: Any) -> None:
     path = make(lambda file: fill(file) or fill(file.create_group("below")))
     with xr.open_datatree(path, engine="h5ref", chunks=chunks) as tree:
-        assert_filled(tree["below"].to_dataset(inherit=False))
+        assert_filled(tree["below"].to_dataset())
     groups = xr.open_groups(path, engine="h5ref", chunks=chunks)
     assert list(groups) == ["/", "/below"]
     for ds in groups.values():
