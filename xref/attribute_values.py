@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xref.decode import decode_references
 from xref.elements import DecodeOptions
@@ -88,13 +89,21 @@ def _plain(
     if isinstance(value, RawElements):
         value = decode_elements(value, location, where, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
-        is_text = all(isinstance(v, str | bytes) for v in value.flat)
-        value = value.tolist() if is_text and value.size else value
+        value = value.tolist() if _is_text(value) else value
     if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
         value = value[0]  # an array of one element is a number to netCDF
     if isinstance(value, bytes) and name not in FILL_ATTRIBUTES:
         return _decoded(value, where)
     return value
+
+
+def _is_text(value: npt.NDArray[Any]) -> bool:
+    """Tell whether objects or bytes are text; where there are none, the type tells."""
+    if value.size:
+        return all(isinstance(v, str | bytes) for v in value.flat)
+    kept: Any = value.dtype.metadata or {}
+    # Bytes of a length beyond 1 are read as objects.
+    return value.dtype == "S1" or (value.dtype.kind == "O" and kept.get("vlen", str) is str)
 
 
 def _decoded(value: bytes, where: str) -> str | bytes:

@@ -168,7 +168,8 @@ decode_timedelta
         Returns
         -------
         dict of str to xarray.Dataset
-            By path, relative to ``group``; a group's own before those below it.
+            By path, relative to ``group`` if it is given, whose own is "." then; a
+            group's before those below it.
         """
         del invalid_netcdf
         location, top = _locate(
@@ -185,7 +186,9 @@ decode_timedelta
         home, addresses = _list_groups(location, top)
         found = {}
         for path in _depth_first(addresses, top):
-            name = path.removeprefix(top.rstrip("/")) or "/"
+            # As other engines name them: relative to a group that was asked for.
+            below = path.removeprefix(top.rstrip("/")).lstrip("/")
+            name = (below or ".") if group else f"/{below}"
             member = group_at(home, addresses[path])
             found[name] = _open_group(home, path, options, drop_variables, phony, member)
         return found

@@ -182,8 +182,9 @@ def decode_dataset(
         for k, v in variables.items()
         if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
     }
-    ordinary = {k: v for k, v in variables.items() if k not in untouched}
-    values_only = {k for k, v in ordinary.items() if _has_no_conventions(v)}
+    ordinary = {k: _stand_in(v) if k in untouched else v for k, v in variables.items()}
+    objects = {k for k, v in ordinary.items() if _has_no_conventions(v)}
+    values_only = objects | set(untouched)
     with hold_back_objects():
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
             ordinary,
@@ -195,6 +196,8 @@ def decode_dataset(
             use_cftime=options.use_cftime,
             decode_timedelta=_except_for(values_only, options.decode_timedelta, ordinary),
         )
+    for name, plain in untouched.items():
+        _name_coordinates(plain, decoded[name])
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
     data: dict[Hashable, xr.Variable] = {}
     coords: dict[Hashable, xr.Variable] = {}
@@ -202,7 +205,7 @@ def decode_dataset(
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
             is_index = variable.dims == (name,)
-            is_objects = name in values_only or (
+            is_objects = name in objects or (
                 name in untouched and variable.dtype.kind == "V" and variable.dtype.hasobject
             )
             if is_objects and not is_index:
@@ -217,6 +220,18 @@ def decode_dataset(
 
 
 _NO_NAME = "__values__"
+
+
+def _stand_in(variable: xr.Variable) -> xr.Variable:
+    """Return a variable of numbers, for what xarray does with names and attributes."""
+    numbers = np.broadcast_to(np.int8(0), variable.shape)
+    return xr.Variable(variable.dims, numbers, dict(variable.attrs))
+
+
+def _name_coordinates(variable: xr.Variable, decoded: xr.Variable) -> None:
+    """Move attributes that name coordinates to the encoding, as in a decoded variable."""
+    for name in variable.attrs.keys() - decoded.attrs.keys():
+        variable.encoding[name] = variable.attrs.pop(name)
 
 
 def _has_no_conventions(variable: xr.Variable) -> bool:

@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 
 from xref.elements import DEFAULT_OPTIONS, ObjectReference
-from xref.errors import DanglingReferenceError, UnreadableMemberWarning, WrongTargetError
+from xref.errors import (
+    DanglingReferenceError,
+    UnreadableMemberWarning,
+    WrongTargetError,
+    XrefError,
+)
 from xref.h5attributes import (
     RawElements,
     has_attribute,
@@ -30,9 +35,17 @@ from xref.h5attributes import (
     reference_addresses,
     scale_addresses,
 )
-from xref.h5data import dataset_layout
+from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import FileLocation, cached_by_location, file_format
-from xref.h5objects import link_addresses, object_paths, open_dataset, open_group, text
+from xref.h5objects import (
+    kind_of,
+    link_addresses,
+    object_paths,
+    open_dataset,
+    open_group,
+    open_member,
+    text,
+)
 from xref.layout import DatasetLayout, item_dtype
 from xref.values import decode_elements
 
@@ -57,6 +70,8 @@ class MemberDataset:
     problems: dict[str, Exception]
     scales: list[int] = field(default_factory=list)
     """Address of the scale of each axis, 0 for none; as long as the dataset's axes."""
+    type_name: str | None = None
+    """Name of the type, where it is an enumeration that has one in the file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,6 +157,7 @@ def name_dimensions(
         by_size.setdefault(size, []).append(name)
     phony.scales += sum(m.is_scale for m in members)
     _add_phony(members, names, by_size, set(lengths), phony)
+    _name_after_dimensions(members, names, location, path)
     found: dict[str, int] = {}
     dims, shapes = [], []
     for member, axes in zip(members, names, strict=True):
@@ -160,7 +176,7 @@ def count_dimensions(members: list[MemberDataset], phony: PhonyNames) -> None:
     ]
     by_size: dict[int, list[str]] = {}
     for m in members:
-        if m.is_scale and m.layout.shape:
+        if m.is_scale and m.layout.shape and not m.is_unlimited:
             by_size.setdefault(m.layout.shape[0], []).append(m.name)
     phony.scales += sum(m.is_scale for m in members)
     _add_phony(members, names, by_size, set(), phony)
@@ -305,6 +321,49 @@ def _scale_names(
         paths = object_paths(location)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
     return names
+
+
+def _name_after_dimensions(
+    members: list[MemberDataset],
+    names: list[list[str | None]],
+    location: FileLocation,
+    path: str,
+) -> None:
+    """Name the axis of a dataset after a dimension of a group above that it is named after.
+
+    It is a coordinate of that dimension, as in other readers, if it is as long.
+    """
+    if path == "/":
+        return
+    for member, axes in zip(members, names, strict=True):
+        if axes == [None] and member.location == location:
+            length = _length_above(location, posixpath.dirname(path), member.name)
+            axes[0] = member.name if length == member.shape[0] else None
+
+
+def _length_above(location: FileLocation, above: str | None, name: str) -> int | None:
+    """Return the length of the dimension of a name in a group or those above it."""
+    while above is not None:
+        length = _dimension_length(location, posixpath.join(above, name))
+        if length is not None:
+            return length
+        above = posixpath.dirname(above) if above != "/" else None
+    return None
+
+
+@cached_by_location(maxsize=4096)
+def _dimension_length(location: FileLocation, path: str) -> int | None:
+    """Return the length of the scale of a path, None where there is no scale."""
+    try:
+        found = open_member(location, path)
+        if kind_of(found.item) != "dataset" or found.location != location:
+            return None
+        facts = dataset_facts(location, found.address)
+        if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
+            return None
+        return _unlimited_length(location, found.address) or facts.layout.shape[0]
+    except (XrefError, OSError):
+        return None  # what cannot be opened names nothing
 
 
 # --- unlimited dimensions ----------------------------------------------------------

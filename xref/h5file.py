@@ -16,7 +16,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -86,8 +86,29 @@ class FileLocation:
         """What tells the file from others: it may be reached by several paths."""
         return self.identity[:2]
 
+    @property
+    def token(self) -> tuple[Hashable, ...]:
+        """What equal locations share; unlike a location, it holds no file or content."""
+        return self.source.token, self.identity, self.external
+
     def __reduce__(self) -> tuple[Any, ...]:
         return FileLocation, (self.source, self.identity, self.external)
+
+
+class _Key:
+    """A location among the arguments of a cache, let go of once the call is over."""
+
+    __slots__ = ("location", "token")
+
+    def __init__(self, location: FileLocation) -> None:
+        self.location: FileLocation | None = location
+        self.token = location.token
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.token == other.token
 
 
 def cached_by_location(
@@ -95,17 +116,23 @@ def cached_by_location(
 ) -> Callable[
     [Callable[Concatenate[FileLocation, P], R]], Callable[Concatenate[FileLocation, P], R]
 ]:
-    """Cache a function of a location and more, without keeping the file open."""
+    """Cache a function of a location and more, without keeping the file or its content."""
 
     def decorate(
         function: Callable[Concatenate[FileLocation, P], R],
     ) -> Callable[Concatenate[FileLocation, P], R]:
-        cached: Any = lru_cache(maxsize=maxsize)(function)
+        def of_key(key: _Key, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return function(cast(FileLocation, key.location), *args, **kwargs)
+
+        cached: Any = lru_cache(maxsize=maxsize)(of_key)
 
         @wraps(function)
         def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            key = location if location.is_key else replace(location, is_key=True, held=[])
-            result: R = cached(key, *args, **kwargs)
+            key = _Key(location if location.is_key else replace(location, is_key=True, held=[]))
+            try:
+                result: R = cached(key, *args, **kwargs)
+            finally:
+                key.location = None
             return result
 
         return cast(Callable[Concatenate[FileLocation, P], R], call)

@@ -15,7 +15,7 @@ import posixpath
 import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -223,22 +223,24 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     return paths
 
 
-_known_paths: dict[FileLocation, dict[int, str]] = {}
+_known_paths: dict[tuple[Hashable, ...], dict[int, str]] = {}
+"""By token of the file's location."""
 
 _known_paths_lock = threading.Lock()
 
 
 def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
     """Keep paths that were seen on the way, so that a repr can show them."""
+    token = location.token
     with _known_paths_lock:
-        if location not in _known_paths and len(_known_paths) >= 256:
+        if token not in _known_paths and len(_known_paths) >= 256:
             _known_paths.pop(next(iter(_known_paths)))
-        _known_paths.setdefault(location, {}).update(paths)
+        _known_paths.setdefault(token, {}).update(paths)
 
 
 def known_path(location: FileLocation, address: int) -> str | None:
     """Return the path of an object if it has been seen; never searches the file."""
-    return _known_paths.get(location, {}).get(address)
+    return _known_paths.get(location.token, {}).get(address)
 
 
 def text(value: bytes | str) -> str:
@@ -467,6 +469,33 @@ def group_at(location: FileLocation, address: int) -> Member:
 def link_addresses(group: Member) -> dict[int, str]:
     """Return the name of each hard-linked member by its address."""
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
+
+
+def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
+    """Return the name of a type, in a group or those above it, that a dataset has."""
+    own = dataset.id.get_type()
+    above: str | None = path
+    while above is not None:
+        try:
+            for name, address in _named_types(location, above):
+                item = open_object(location, address)
+                if isinstance(item, h5py.Datatype) and item.id.equal(own):
+                    return name
+        except (XrefError, OSError, KeyError):
+            return None  # a damaged group, or a link to a group of another file
+        above = posixpath.dirname(above) if above != "/" else None
+    return None
+
+
+@cached_by_location(maxsize=256)
+def _named_types(location: FileLocation, path: str) -> tuple[tuple[str, int], ...]:
+    """Return name and address of the datatypes that a group names."""
+    group = open_group(location, path).item.id
+    return tuple(
+        (text(name), address)
+        for address, name in _hard_links(group).items()
+        if h5o.get_info(group, name).type == h5o.TYPE_NAMED_DATATYPE
+    )
 
 
 def _hard_links(group: Any) -> dict[int, bytes]:

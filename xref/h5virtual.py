@@ -5,20 +5,18 @@ In: the address of a virtual dataset. Out: its mappings as plain numbers.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from h5py import h5s
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.h5file import FileLocation
+from xref.h5file import FileLocation, cached_by_location
 from xref.h5layout import DatasetLabel
 from xref.h5objects import open_dataset, text
 from xref.mappings import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
 from xref.selection import row_runs
 
 
-@lru_cache(maxsize=64)
+@cached_by_location(maxsize=64)
 def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMapping, ...]:
     """Return where the elements of the virtual dataset at an address come from."""
     dataset = open_dataset(location, address)

@@ -81,6 +81,20 @@ class ObjectVariable(xr.Variable):
         data = _SizedObjects(variable._data, _sized(variable.dtype))
         return cls(variable.dims, data, variable.attrs, variable.encoding, fastpath=True)
 
+    def to_base_variable(self) -> xr.Variable:
+        """Return the same kind of variable: xarray calls this for coordinates."""
+        return self._replace()
+
+    def to_index_variable(self) -> Any:
+        """Return an index of the objects."""
+        return self._plain().to_index_variable()
+
+    def _plain(self) -> xr.Variable:
+        """Return a variable whose data tell the type of objects."""
+        dtype = _objects(self._data.dtype)
+        data = self._data if dtype is None else _SizedObjects(self._data, dtype)
+        return xr.Variable(self.dims, data, self.attrs, self.encoding, fastpath=True)
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values."""
@@ -89,9 +103,4 @@ class ObjectVariable(xr.Variable):
 
     def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
         """Cut into dask chunks of objects."""
-        dtype = _objects(self._data.dtype)
-        if dtype is None:
-            return super().chunk(chunks, *args, **kwargs)
-        data = _SizedObjects(self._data, dtype)
-        plain = xr.Variable(self.dims, data, self.attrs, self.encoding, fastpath=True)
-        return plain.chunk(chunks, *args, **kwargs)
+        return self._plain().chunk(chunks, *args, **kwargs)

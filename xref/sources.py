@@ -13,7 +13,7 @@ import re
 import stat
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -40,6 +40,10 @@ class ByteHandle(Protocol):
 
 class FileSource(Protocol):
     """A file that can be opened again and again."""
+
+    @property
+    def token(self) -> Hashable:
+        """What equal sources share; it holds no file or content."""
 
     @property
     def name(self) -> str:
@@ -72,12 +76,11 @@ Options: TypeAlias = tuple[tuple[str, Any], ...]
 class _Descriptor:
     """A file descriptor that closes when the last reader lets go of it."""
 
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        os.close(self.number)
 
     def identity(self) -> Identity:
         return _identity(os.fstat(self.number))
@@ -104,6 +107,14 @@ class LocalFile:
     name: str
     options: Options = ()
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # options may hold lists
+
+    @property
+    def token(self) -> Hashable:
+        """The source itself."""
+        return self
+
     @property
     def folder(self) -> str | None:
         """The folder that the file is in."""
@@ -127,7 +138,7 @@ class LocalFile:
 
     def open_bytes(self) -> ByteHandle:
         """Open a descriptor."""
-        return _Descriptor(self.name)
+        return _Descriptor(os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
 
 
 # --- memory ------------------------------------------------------------------------
@@ -298,7 +309,7 @@ class OpenFile:
         if not self.file:
             raise FileReadError(f"{self.token}: the h5py file was closed by its owner")
         if self.file.driver == "sec2":
-            return _identity(os.stat(self.name))
+            return _identity(os.fstat(self.file.id.get_vfd_handle()))
         return "open", self.token, int(self.file.id.get_filesize()), 0
 
     def open_hdf5(self) -> h5py.File:
@@ -310,7 +321,8 @@ class OpenFile:
         if self.live:
             self.file.flush()
         if self.file.driver == "sec2":
-            return _Descriptor(self.name)
+            # The path may lead to another file by now.
+            return _Descriptor(os.dup(self.file.id.get_vfd_handle()))
         # An image leaves the user block out.
         block = bytes(self.file.userblock_size)
         return _Image(self.identity(), block + self.file.id.get_file_image())
@@ -346,6 +358,11 @@ class RemoteFile:
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts
+
+    @property
+    def token(self) -> Hashable:
+        """The source itself."""
+        return self
 
     @property
     def folder(self) -> str | None:
@@ -433,6 +450,11 @@ class UnreachableFile:
     refused: bool
 
     @property
+    def token(self) -> Hashable:
+        """The source itself."""
+        return self
+
+    @property
     def folder(self) -> str | None:
         """None."""
         return None
@@ -474,7 +496,8 @@ def find_source(
 
     Parameters
     ----------
-    file : str, os.PathLike, bytes, memoryview, binary file object, h5py.File or h5py.Group
+    file : str, os.PathLike, bytes, memoryview, binary file object, fsspec's OpenFile, \
+h5py.File or h5py.Group
         Text with a scheme (``s3://``) is a URL.
     hdf5_options : mapping, optional
         Keywords for `h5py.File`.
@@ -491,9 +514,8 @@ def find_source(
     options = as_options(hdf5_options)
     if isinstance(file, h5py.Group):
         whole = file.file
-        is_local = whole.driver == "sec2" and not whole.id.get_intent()
         source: FileSource = LocalFile(os.path.abspath(whole.filename), options)
-        return source if is_local else OpenFile(whole), file.name or "/"
+        return source if _opens_again(whole, source) else OpenFile(whole), file.name or "/"
     if isinstance(file, bytes | memoryview | bytearray):
         source = MemoryFile(bytes(file))
         _check_signature(source)
@@ -504,7 +526,11 @@ def find_source(
     if isinstance(file, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(os.fspath(file)))
         return LocalFile(path, options), "/"
+    if hasattr(file, "open") and hasattr(file, "fs"):
+        file = file.open()  # fsspec's OpenFile; what it opens closes with its last user
     if hasattr(file, "read") and hasattr(file, "seek"):
+        if isinstance(file.read(0), str):
+            raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is no binary file")
         path_of_file = _path_of(file)
         source = LocalFile(path_of_file, options) if path_of_file else FileObject(file)
         _check_signature(source)
@@ -513,6 +539,22 @@ def find_source(
         f"engine 'h5ref' cannot open {type(file).__name__}: a path, a URL, bytes, a binary "
         "file object or an open h5py object is needed"
     )
+
+
+def _opens_again(file: h5py.File, source: FileSource) -> bool:
+    """Tell whether a file that is open in h5py can be read by its path as well.
+
+    A writer's may hold what is not in the file yet; HDF5 refuses to open one file with
+    different options, such as locking, at the same time; and a path may lead to another
+    file by now.
+    """
+    if file.driver != "sec2" or file.id.get_intent():
+        return False
+    try:
+        with source.open_hdf5() as again:
+            return bool(again.id == file.id)
+    except OSError:
+        return False
 
 
 def _path_of(file: Any) -> str | None:

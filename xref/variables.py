@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xref.attribute_values import attribute_values, plain_attributes, warn_unreadable
@@ -35,8 +36,9 @@ from xref.h5objects import (
     known_path,
     open_group,
     remember_paths,
+    type_name,
 )
-from xref.layout import DatasetLayout
+from xref.layout import DatasetLayout, item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
 from xref.references import ReferenceArray
 
@@ -68,6 +70,10 @@ class ReferenceVariable(xr.Variable):
             data = data.get_duck_array()
         xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
+    def to_base_variable(self) -> xr.Variable:
+        """Return the same kind of variable: xarray calls this for coordinates."""
+        return self._replace()
+
     def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
         """Cut into dask chunks; "auto" makes one chunk, as sizes are not known."""
         if chunks == "auto":
@@ -96,7 +102,7 @@ def open_members(
     options : DecodeOptions
         Travel with references, for what they resolve to.
     drop : iterable of str
-        Names of members to leave alone.
+        Names of members to leave out. They still count for the names of dimensions.
     phony : PhonyNames, optional
         Counts the names of axes without a scale; to be shared by the groups of a
         tree, where a child must not use a name of its parent for another size.
@@ -115,39 +121,45 @@ def open_members(
     group = group or open_group(location, path)
     where = f"{location.filename}: {path}"
     attributes = attribute_values(group.item, group.location, group.address, where, options)
-    members = list_datasets(location, path, group, drop)
+    dropped = set(drop)
+    members = list_datasets(location, path, group, dropped)
     remember_paths(location, {m.address: m.path for m in members if m.location == location})
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
     for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
-        if not member.is_variable:
+        name = member.name.replace(NAME_CLASH, "")
+        if not member.is_variable or name in dropped:
             continue
         try:
             variable = _build_variable(member, dims, shape, options)
         except _READ_ERRORS as error:
             warn_unreadable(f"{location.filename}: {member.path!r}", error)
             continue
-        variables[member.name.replace(NAME_CLASH, "")] = variable
+        variables[name] = variable
     return variables, attributes, dimensions.unlimited
 
 
 def list_datasets(
     location: FileLocation, path: str, group: Member, drop: Iterable[str] = ()
 ) -> list[MemberDataset]:
-    """Look at the datasets of a group; warn of those that cannot be read."""
+    """Look at the datasets of a group; warn of those that cannot be read.
+
+    Names in ``drop`` are not worth a warning.
+    """
     dropped = set(drop)
     members = []
     for name, found in iterate_members(group):
-        if name in dropped or name.replace(NAME_CLASH, "") in dropped:
-            continue
         full = posixpath.join(path, name)
+        problem: Exception | None = None
         if isinstance(found, Exception):
-            warn_unreadable(f"{location.filename}: {full!r}", found)
+            problem = found
         elif kind_of(found.item) == "dataset":
             try:
                 members.append(_open_member(name, full, found))
             except _READ_ERRORS as error:
-                warn_unreadable(f"{location.filename}: {full!r}", error)
+                problem = error
+        if problem is not None and name.replace(NAME_CLASH, "") not in dropped:
+            warn_unreadable(f"{location.filename}: {full!r}", problem)
     return members
 
 
@@ -159,7 +171,11 @@ def count_phony(location: FileLocation, path: str, group: Member, phony: PhonyNa
 def _open_member(name: str, path: str, member: Member) -> MemberDataset:
     layout = read_layout(member.item, member.location, member.address)
     raw, problems = read_attributes(member.item, member.location, member.address)
-    return MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    if "enum" in (layout.dtype.metadata or ()):
+        # xarray writes an enumeration under the name of its type.
+        found.type_name = type_name(member.location, posixpath.dirname(path), member.item)
+    return found
 
 
 def _build_variable(
@@ -174,6 +190,9 @@ def _build_variable(
     variable = build_variable(
         location, member.address, layout, dims, attributes, options, shape
     )
+    if member.type_name is not None:
+        kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
+        variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
     if variable.encoding.get("dtype") is str:
         return _loaded_text(variable, options)
     return variable
@@ -241,7 +260,7 @@ def storage_encoding(
 ) -> dict[str, Any]:
     """Say how a dataset is stored, in the words of netCDF-4."""
     encoding: dict[str, Any] = {
-        "dtype": str if as_text and layout.text == "utf-8" else layout.dtype,
+        "dtype": str if as_text and layout.text == "utf-8" else item_dtype(layout.dtype)[0],
         "contiguous": layout.chunks is None,
         "chunksizes": layout.chunks,
         **_filter_encoding(layout.pipeline),

@@ -1,0 +1,328 @@
+"""What can be opened, with which options, and what stays open."""
+
+from __future__ import annotations
+
+import gc
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from xref.errors import FileReadError
+
+VALUES = np.arange(48.0).reshape(6, 8)
+
+
+def fill(file: h5py.File) -> None:
+    image = file.create_dataset("image", data=VALUES, chunks=(3, 4), compression="gzip")
+    rois = file.create_dataset("rois", (2,), dtype=h5py.regionref_dtype)
+    rois[0], rois[1] = image.regionref[0:2, 1:3], image.regionref[3:5, 5:7]
+    file.create_dataset("object", data=image.ref, dtype=h5py.ref_dtype)
+    file["group/inner/numbers"] = np.arange(3)
+    file["text"] = ["a", "ünï"]
+
+
+@pytest.fixture(params=[0, 1024], ids=["plain", "user block"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    with h5py.File(tmp_path / "file.h5", "w", userblock_size=request.param) as file:
+        fill(file)
+    return tmp_path / "file.h5"
+
+
+def assert_resolves(opened: Any, reader: str = "auto", **options: Any) -> None:
+    with xr.open_dataset(opened, engine="h5ref", reader=reader, **options) as ds:
+        expected = np.stack([VALUES[0:2, 1:3], VALUES[3:5, 5:7]])
+        np.testing.assert_array_equal(ds["rois"].h5ref.resolve().values, expected)
+        np.testing.assert_array_equal(ds["object"].values.item().resolve().values, VALUES)
+        np.testing.assert_array_equal(ds["image"].values, VALUES)
+
+
+def opened_file(path: Path, stack: ExitStack) -> Any:
+    return stack.enter_context(path.open("rb"))
+
+
+def at_position(path: Path, stack: ExitStack) -> Any:
+    file = opened_file(path, stack)
+    file.seek(77)
+    return file
+
+
+def unlinked(path: Path, stack: ExitStack) -> Any:
+    copy = path.with_name("unlinked.h5")
+    copy.write_bytes(path.read_bytes())
+    file = opened_file(copy, stack)
+    copy.unlink()
+    return file
+
+
+def renamed(path: Path, stack: ExitStack) -> Any:
+    copy = path.with_name("renamed.h5")
+    copy.write_bytes(path.read_bytes())
+    file = stack.enter_context(h5py.File(copy))
+    copy.unlink()
+    return file
+
+
+def through_fsspec(path: Path, stack: ExitStack) -> Any:
+    fsspec = pytest.importorskip("fsspec")
+    return fsspec.open(f"file://{path}")
+
+
+def opened_by_fsspec(path: Path, stack: ExitStack) -> Any:
+    return stack.enter_context(through_fsspec(path, stack))
+
+
+def opened_by_h5py(**options: Any) -> Callable[[Path, ExitStack], Any]:
+    return lambda path, stack: stack.enter_context(h5py.File(path, **options))
+
+
+INPUTS: dict[str, Callable[[Path, ExitStack], Any]] = {
+    "str": lambda path, stack: str(path),
+    "path": lambda path, stack: path,
+    "file URL": lambda path, stack: pytest.importorskip("fsspec") and f"file://{path}",
+    "bytes": lambda path, stack: path.read_bytes(),
+    "memoryview": lambda path, stack: memoryview(path.read_bytes()),
+    "BytesIO": lambda path, stack: io.BytesIO(path.read_bytes()),
+    "file": opened_file,
+    "file at a position": at_position,
+    "unlinked file": unlinked,
+    "fsspec OpenFile": through_fsspec,
+    "fsspec file": opened_by_fsspec,
+    "h5py": opened_by_h5py(),
+    "h5py, other locking": opened_by_h5py(locking=False),
+    "h5py core": opened_by_h5py(driver="core"),
+    "h5py stdio": opened_by_h5py(driver="stdio"),
+    "h5py unlinked": renamed,
+    "h5py file object": lambda path, stack: stack.enter_context(
+        h5py.File(io.BytesIO(path.read_bytes()))
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", ["direct", "h5py"])
+@pytest.mark.parametrize("what", INPUTS)
+def test_references_resolve_in_all_that_can_be_opened(
+    path: Path, what: str, reader: str
+) -> None:
+    with ExitStack() as stack:
+        opened = INPUTS[what](path, stack)
+        assert_resolves(opened, reader)
+        if hasattr(opened, "closed"):
+            assert not opened.closed  # it is its owner's
+        if isinstance(opened, h5py.File):
+            assert opened["image"].shape == VALUES.shape
+        assert_resolves(opened, reader)
+
+
+def test_the_home_folder_is_expanded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert_resolves("~/file.h5")
+
+
+@pytest.mark.parametrize("reader", ["direct", "h5py"])
+def test_urls_open_with_options(path: Path, reader: str) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/inputs/file.h5", path.read_bytes())
+    try:
+        url = "memory://inputs/file.h5"
+        assert_resolves(
+            url, reader, storage_options={}, open_kwargs={"cache_type": "readahead"}
+        )
+    finally:
+        fsspec.filesystem("memory").rm("/inputs", recursive=True)
+
+
+def test_a_writer_is_read_with_what_it_has_not_written_yet(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["image"][...] = VALUES
+        file["late"] = np.arange(5)
+        assert_resolves(file)
+        with xr.open_dataset(file["group"], engine="h5ref", group="inner") as ds:
+            assert ds["numbers"].values.tolist() == [0, 1, 2]
+        with xr.open_dataset(file, engine="h5ref") as ds:
+            assert ds["late"].size == 5
+        file["after"] = 1.0
+    with h5py.File(path) as file:
+        assert file["after"][()] == 1.0
+
+
+def test_a_group_of_h5py_is_the_top_of_what_is_opened(path: Path) -> None:
+    with h5py.File(path) as file, xr.open_datatree(file["group"], engine="h5ref") as tree:
+        assert list(tree["inner"].data_vars) == ["numbers"]
+
+
+@pytest.mark.parametrize("content", [b"", b"CDF\x01" + bytes(600), b"x" * 5000])
+def test_other_formats_are_refused_with_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other").write_bytes(content)
+    with open(tmp_path / "other", "rb") as file:
+        for opened in (content, memoryview(content), io.BytesIO(content), file):
+            with pytest.raises(ValueError, match="not the signature"):
+                xr.open_dataset(opened, engine="h5ref")
+
+
+def test_what_is_no_file_is_refused_with_words(path: Path) -> None:
+    with pytest.raises(TypeError, match="engine 'h5ref' cannot open int"):
+        xr.open_dataset(5, engine="h5ref")
+    with open(path, encoding="latin-1") as text, pytest.raises(TypeError, match="binary"):
+        xr.open_dataset(text, engine="h5ref")
+    with pytest.raises(FileNotFoundError):
+        xr.open_dataset(path.with_name("missing.h5"), engine="h5ref")
+
+
+@pytest.mark.parametrize("what", ["path", "bytes", "memoryview", "file"])
+def test_what_other_processes_can_read_pickles(path: Path, what: str) -> None:
+    with ExitStack() as stack:
+        ds = stack.enter_context(xr.open_dataset(INPUTS[what](path, stack), engine="h5ref"))
+        again = pickle.loads(pickle.dumps(ds.chunk()))  # xarray fails at bytes with chunks=
+        np.testing.assert_array_equal(again["image"].values, VALUES)
+        assert again["rois"].h5ref.resolve().values.shape == (2, 2, 2)
+        again.close()
+
+
+def test_what_lives_in_one_process_says_so_when_it_is_pickled(path: Path) -> None:
+    with (
+        h5py.File(path, driver="core") as file,
+        xr.open_dataset(file, engine="h5ref") as ds,
+        pytest.raises(TypeError, match="opened from an h5py object"),
+    ):
+        pickle.dumps(ds)
+
+
+def test_a_file_closed_by_its_owner_is_an_error(path: Path) -> None:
+    with open(path, "rb", buffering=0) as file:
+        ds = xr.open_dataset(file, engine="h5ref", cache=False)
+    with ds, pytest.raises(FileReadError, match="closed by its owner"):
+        ds["image"].load()
+    with h5py.File(path, driver="core") as owned:
+        ds = xr.open_dataset(owned, engine="h5ref", cache=False)
+    with ds, pytest.raises(FileReadError, match="closed by its owner"):
+        ds["image"].load()
+
+
+def test_groups_open_with_and_without_a_leading_slash(path: Path) -> None:
+    for group in ("group/inner", "/group/inner", "/group/inner/"):
+        with xr.open_dataset(path, engine="h5ref", group=group) as ds:
+            assert list(ds) == ["numbers"]
+    for group in ("missing", "group/missing", "image"):
+        with pytest.raises(OSError, match=group):
+            xr.open_dataset(path, engine="h5ref", group=group)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("phony_dims", "sorted"),
+        ("format", "NETCDF3"),
+        ("reader", "fast"),
+        ("external", "some"),
+        ("driver", "no such driver"),
+    ],
+)
+def test_unknown_values_are_refused_with_words(path: Path, option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=value):
+        xr.open_dataset(path, engine="h5ref", **{option: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"driver": "core"},
+        {"driver": "stdio"},
+        {"driver_kwds": {"rdcc_nbytes": 1 << 20, "rdcc_nslots": 101}},
+        {"driver_kwds": {"libver": "latest", "locking": False}},
+        {"driver": "core", "driver_kwds": {"backing_store": False}},
+        {"format": None},
+        {"format": "NETCDF4_CLASSIC"},
+        {"invalid_netcdf": True},
+        {"lock": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reader", ["direct", "h5py"])
+def test_options_of_other_engines_are_taken(
+    path: Path, options: dict[str, Any], reader: str
+) -> None:
+    assert_resolves(path, reader, **options)
+
+
+def test_a_paged_file_is_read_with_a_page_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "paged.h5"
+    with h5py.File(path, "w", fs_strategy="page", fs_page_size=4096) as file:
+        fill(file)
+    for reader in ("direct", "h5py"):
+        assert_resolves(path, reader, driver_kwds={"page_buf_size": 1 << 16})
+
+
+class CountedLock:
+    """A lock that tells whether it is held, and how often it was."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.held = self.times = 0
+
+    def __enter__(self) -> CountedLock:
+        self.lock.acquire()
+        self.held += 1
+        self.times += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held -= 1
+        self.lock.release()
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_a_lock_is_held_while_data_are_read(path: Path, chunks: Any) -> None:
+    lock = CountedLock()
+    with xr.open_dataset(path, engine="h5ref", lock=lock, chunks=chunks) as ds:
+        before = lock.times
+        np.testing.assert_array_equal(ds["image"].values, VALUES)
+        assert lock.times > before
+        assert not lock.held
+
+
+def test_text_of_variable_length_is_bytes_if_asked_for(path: Path) -> None:
+    with xr.open_dataset(path, engine="h5ref", decode_vlen_strings=False) as ds:
+        assert ds["text"].values.tolist() == [b"a", "ünï".encode()]
+        assert ds["text"].dtype == object
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        assert ds["text"].values.tolist() == ["a", "ünï"]
+
+
+def read_of(path: Path, how: str) -> list[Any]:
+    """Open a file and read of it; what is returned keeps it open."""
+    if how == "tree":
+        tree = xr.open_datatree(path, engine="h5ref")
+        tree["group/inner/numbers"].load()
+        return [tree]
+    ds = xr.open_dataset(path, engine="h5ref")
+    if how == "resolved":
+        return [ds, ds["rois"].h5ref.resolve().load()]
+    if how == "target":
+        return [ds, ds["object"].values.item().resolve().load()]
+    return [ds]
+
+
+@pytest.mark.parametrize("how", ["dataset", "tree", "resolved", "target"])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
+def test_a_file_can_be_written_once_it_is_closed_or_dropped(
+    path: Path, how: str, closed: bool
+) -> None:
+    held = read_of(path, how)
+    if closed:
+        held[0].close()
+    else:
+        held.clear()
+        gc.collect()  # trees refer to themselves
+    with h5py.File(path, "w") as file:
+        file["new"] = 1
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        assert list(ds) == ["new"]
