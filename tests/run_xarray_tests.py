@@ -6,8 +6,8 @@ Files are written through h5netcdf; every read with ``engine="h5netcdf"`` goes t
     python tests/run_xarray_tests.py [more pytest options]
 
 Tests that ask for h5netcdf's own wording are listed with the reason, and have to fail:
-what is left must pass. Needs h5netcdf, netCDF4 and scipy beside the ``test`` extra;
-with fewer packages fewer tests run.
+what is left must pass. Needs the ``test`` extra and the dependency group
+``xarray-tests``; with fewer packages fewer tests run.
 """
 
 from __future__ import annotations

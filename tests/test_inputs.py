@@ -6,6 +6,7 @@ import gc
 import io
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -309,6 +310,20 @@ def read_of(path: Path, how: str) -> list[Any]:
     if how == "target":
         return [ds, ds["object"].values.item().resolve().load()]
     return [ds]
+
+
+def test_what_was_opened_is_let_go_of(path: Path) -> None:
+    """Nothing keeps the content of a file, or an object that its owner gave."""
+    content = io.BytesIO(path.read_bytes())
+    gone = weakref.ref(content)
+    ds = xr.open_dataset(content, engine="h5ref")
+    ds["rois"].h5ref.resolve().load()
+    assert str(ds)
+    del content
+    assert gone() is not None
+    del ds
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("how", ["dataset", "tree", "resolved", "target"])

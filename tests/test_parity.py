@@ -164,6 +164,36 @@ def test_files_of_h5py_open_as_in_h5netcdf(
         assert_parity(path, group=group, **options)
 
 
+def decoded(file: h5py.File) -> None:
+    for name in ("a", "b"):
+        file[f"packed_{name}"] = np.arange(4, dtype="i2")
+        file[f"packed_{name}"].attrs["scale_factor"] = 0.5
+        file[f"time_{name}"] = np.arange(4)
+        file[f"time_{name}"].attrs["units"] = "days since 2000-01-01"
+        file[f"span_{name}"] = np.arange(4)
+        file[f"span_{name}"].attrs["units"] = "days"
+        file[f"words_{name}"] = np.array([list("ab"), list("cd")], "S1")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_and_scale": {"packed_a": False}},
+        {"decode_times": {"time_a": False}},
+        {"decode_timedelta": {"span_a": True, "span_b": False}},
+        {"concat_characters": {"words_a": False}},
+        {"decode_times": xr.coders.CFDatetimeCoder(time_unit="s")},
+        {"decode_timedelta": xr.coders.CFTimedeltaCoder(time_unit="s")},
+        {"drop_variables": ["time_a", "packed_b"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_decoders_are_for_one_variable_or_all(
+    make: Callable[..., Path], options: dict[str, Any]
+) -> None:
+    assert_parity(make(decoded), **options)
+
+
 def walk(file: h5py.File) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     file.visititems(lambda name, item: found.append((name, item)))

@@ -37,15 +37,7 @@ from xref.h5attributes import (
 )
 from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import FileLocation, cached_by_location, file_format
-from xref.h5objects import (
-    kind_of,
-    link_addresses,
-    object_paths,
-    open_dataset,
-    open_group,
-    open_member,
-    text,
-)
+from xref.h5objects import link_addresses, object_paths, open_dataset, open_group, text
 from xref.layout import DatasetLayout, item_dtype
 from xref.values import decode_elements
 
@@ -344,26 +336,32 @@ def _name_after_dimensions(
 def _length_above(location: FileLocation, above: str | None, name: str) -> int | None:
     """Return the length of the dimension of a name in a group or those above it."""
     while above is not None:
-        length = _dimension_length(location, posixpath.join(above, name))
+        address = _addresses(location, above).get(name)
+        length = _dimension_length(location, address) if address is not None else None
         if length is not None:
             return length
         above = posixpath.dirname(above) if above != "/" else None
     return None
 
 
-@cached_by_location(maxsize=4096)
-def _dimension_length(location: FileLocation, path: str) -> int | None:
-    """Return the length of the scale of a path, None where there is no scale."""
+@cached_by_location(maxsize=64)
+def _addresses(location: FileLocation, path: str) -> dict[str, int]:
+    """Return the address of each hard-linked member of a group by its name."""
     try:
-        found = open_member(location, path)
-        if kind_of(found.item) != "dataset" or found.location != location:
-            return None
-        facts = dataset_facts(location, found.address)
-        if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
-            return None
-        return _unlimited_length(location, found.address) or facts.layout.shape[0]
+        return {n: a for a, n in link_addresses(open_group(location, path)).items()}
+    except (XrefError, OSError, RuntimeError):
+        return {}  # a damaged group names nothing
+
+
+def _dimension_length(location: FileLocation, address: int) -> int | None:
+    """Return the length of a scale, None where there is none."""
+    try:
+        facts = dataset_facts(location, address)
     except (XrefError, OSError):
-        return None  # what cannot be opened names nothing
+        return None  # what is no dataset, or cannot be read, names nothing
+    if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
+        return None
+    return _unlimited_length(location, address) or facts.layout.shape[0]
 
 
 # --- unlimited dimensions ----------------------------------------------------------
