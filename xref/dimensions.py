@@ -37,7 +37,14 @@ from xref.h5attributes import (
 )
 from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import FileLocation, cached_by_location, file_format
-from xref.h5objects import link_addresses, object_paths, open_dataset, open_group, text
+from xref.h5objects import (
+    groups_along,
+    link_addresses,
+    object_paths,
+    open_dataset,
+    open_group,
+    text,
+)
 from xref.layout import DatasetLayout, item_dtype
 from xref.values import decode_elements
 
@@ -109,6 +116,8 @@ class PhonyNames:
     mode: str | None = None
     phony: int = 0
     scales: int = 0
+    scopes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What the groups seen so far, and those above them, name: addresses by path."""
 
     def new(self) -> str:
         """Return the next name."""
@@ -149,7 +158,7 @@ def name_dimensions(
         by_size.setdefault(size, []).append(name)
     phony.scales += sum(m.is_scale for m in members)
     _add_phony(members, names, by_size, set(lengths), phony)
-    _name_after_dimensions(members, names, location, path)
+    _name_after_dimensions(members, names, location, path, phony)
     found: dict[str, int] = {}
     dims, shapes = [], []
     for member, axes in zip(members, names, strict=True):
@@ -320,37 +329,36 @@ def _name_after_dimensions(
     names: list[list[str | None]],
     location: FileLocation,
     path: str,
+    phony: PhonyNames,
 ) -> None:
     """Name the axis of a dataset after a dimension of a group above that it is named after.
 
     It is a coordinate of that dimension, as in other readers, if it is as long.
     """
-    if path == "/":
-        return
+    scope = _scope_above(location, path, phony)
     for member, axes in zip(members, names, strict=True):
-        if axes == [None] and member.location == location:
-            length = _length_above(location, posixpath.dirname(path), member.name)
+        address = scope.get(member.name)
+        if axes == [None] and member.location == location and address is not None:
+            length = _dimension_length(location, address)
             axes[0] = member.name if length == member.shape[0] else None
+    own = {m.name: m.address for m in members if m.is_scale and m.location == location}
+    phony.scopes[path] = scope | own if own else scope
 
 
-def _length_above(location: FileLocation, above: str | None, name: str) -> int | None:
-    """Return the length of the dimension of a name in a group or those above it."""
-    while above is not None:
-        address = _addresses(location, above).get(name)
-        length = _dimension_length(location, address) if address is not None else None
-        if length is not None:
-            return length
-        above = posixpath.dirname(above) if above != "/" else None
-    return None
-
-
-@cached_by_location(maxsize=64)
-def _addresses(location: FileLocation, path: str) -> dict[str, int]:
-    """Return the address of each hard-linked member of a group by its name."""
-    try:
-        return {n: a for a, n in link_addresses(open_group(location, path)).items()}
-    except (XrefError, OSError, RuntimeError):
-        return {}  # a damaged group names nothing
+def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> dict[str, int]:
+    """Return the address of what the groups above a group name, the nearest one's first."""
+    if path == "/":
+        return {}
+    above = posixpath.dirname(path)
+    if above not in phony.scopes:
+        scope: dict[str, int] = {}
+        try:
+            for group in groups_along(location, above):
+                scope |= {name: address for address, name in link_addresses(group).items()}
+        except (XrefError, OSError):
+            scope = {}  # what cannot be opened names nothing
+        phony.scopes[above] = scope
+    return phony.scopes[above]
 
 
 def _dimension_length(location: FileLocation, address: int) -> int | None:

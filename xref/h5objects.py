@@ -305,6 +305,18 @@ def open_member(location: FileLocation, path: str) -> Member:
     return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
 
 
+def groups_along(location: FileLocation, path: str) -> Iterator[Member]:
+    """Yield the groups on a path, from the root on, each checked before it is searched."""
+    found, links = _open_root(location), iter(range(MAX_LINKS))
+    _check_group(found, "/")
+    yield found
+    for part in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
+        if part:
+            found = _walk(found, part, links)
+            _check_group(found, path)
+            yield found
+
+
 def _open_root(location: FileLocation) -> Member:
     """Open the root group."""
     file = open_file(location)
