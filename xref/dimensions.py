@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -101,6 +101,10 @@ def label(attributes: dict[str, Any], name: str) -> str:
     return text(value) if isinstance(value, str | bytes) else ""
 
 
+Scope: TypeAlias = dict[str, tuple[int, ...]]
+"""Addresses of what may be dimensions, by name."""
+
+
 @dataclass(slots=True)
 class PhonyNames:
     """Counts the names of axes without a scale, over the groups of a file.
@@ -116,8 +120,8 @@ class PhonyNames:
     mode: str | None = None
     phony: int = 0
     scales: int = 0
-    scopes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """What the groups seen so far, and those above them, name: addresses by path."""
+    scopes: dict[str, Scope] = field(default_factory=dict)
+    """What the groups seen so far, and those above them, name."""
 
     def new(self) -> str:
         """Return the next name."""
@@ -337,24 +341,25 @@ def _name_after_dimensions(
     """
     scope = _scope_above(location, path, phony)
     for member, axes in zip(members, names, strict=True):
-        address = scope.get(member.name)
-        if axes == [None] and member.location == location and address is not None:
-            length = _dimension_length(location, address)
+        if axes == [None] and member.location == location and member.name in scope:
+            found = (_dimension_length(location, a) for a in scope[member.name])
+            length = next((n for n in found if n is not None), None)
             axes[0] = member.name if length == member.shape[0] else None
-    own = {m.name: m.address for m in members if m.is_scale and m.location == location}
+    own = {m.name: (m.address,) for m in members if m.is_scale and m.location == location}
     phony.scopes[path] = scope | own if own else scope
 
 
-def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> dict[str, int]:
-    """Return the address of what the groups above a group name, the nearest one's first."""
+def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
+    """Return what the groups above a group name, the nearest one's address first."""
     if path == "/":
         return {}
     above = posixpath.dirname(path)
     if above not in phony.scopes:
-        scope: dict[str, int] = {}
+        scope: Scope = {}
         try:
             for group in groups_along(location, above):
-                scope |= {name: address for address, name in link_addresses(group).items()}
+                for address, name in link_addresses(group).items():
+                    scope[name] = (address, *scope.get(name, ()))
         except (XrefError, OSError):
             scope = {}  # what cannot be opened names nothing
         phony.scopes[above] = scope
