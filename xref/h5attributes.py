@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5a, h5i, h5s
+from h5py import h5, h5a, h5i, h5p, h5s
 
 from xref.attributes import read_raw_attributes
 from xref.datatypes import Datatype
@@ -77,7 +77,7 @@ def read_attributes(
     names: list[bytes] = []
     try:
         # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
-        h5a.iterate(item.id, names.append)
+        h5a.iterate(item.id, names.append, index_type=_attribute_order(item))
     except (RuntimeError, OSError, ValueError) as error:
         return values, {"": error}
     for key in names:
@@ -88,6 +88,14 @@ def read_attributes(
         except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
             problems[name] = error.with_traceback(None)  # it would keep the file open
     return values, problems
+
+
+def _attribute_order(item: Object) -> int:
+    """Return the order of attributes: that of their creation where the file keeps it."""
+    kept = 0
+    if not isinstance(item, h5py.Datatype):
+        kept = item.id.get_create_plist().get_attr_creation_order()
+    return int(h5.INDEX_CRT_ORDER if kept & h5p.CRT_ORDER_TRACKED else h5.INDEX_NAME)
 
 
 def has_attribute(item: Object, name: str) -> bool:
