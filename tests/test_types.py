@@ -123,12 +123,6 @@ LOW_LEVEL: dict[str, tuple[h5t.TypeID, np.ndarray, h5t.TypeID | None]] = {
         fixed_text(5, h5t.STR_NULLPAD, h5t.CSET_UTF8),
     ),
     "odd fixed bytes": (fixed_text(3, h5t.STR_NULLPAD), np.full(SHAPE, b"\xff\x00\x80"), None),
-    "native complex": (h5t.COMPLEX_IEEE_F32LE, (NUMBERS * (1 - 2j)).astype("c8"), None),
-    "native big complex": (
-        h5t.COMPLEX_IEEE_F64BE,
-        (NUMBERS * (1 - 2j)).astype("c16"),
-        h5t.NATIVE_DOUBLE_COMPLEX,
-    ),
     "bfloat16": (custom_float(2, 8, 127), NUMBERS.astype("f4"), h5t.NATIVE_FLOAT),
     "float of 8 bits": (custom_float(1, 4, 7), NUMBERS.astype("f4"), h5t.NATIVE_FLOAT),
     "float of 24 bits": (custom_float(3, 9, 255), NUMBERS.astype("f4"), h5t.NATIVE_FLOAT),
@@ -145,6 +139,14 @@ LOW_LEVEL: dict[str, tuple[h5t.TypeID, np.ndarray, h5t.TypeID | None]] = {
         None,
     ),
 }
+if hasattr(h5t, "COMPLEX_IEEE_F32LE"):  # HDF5 2.0
+    values = NUMBERS * (1 - 2j)
+    LOW_LEVEL["native complex"] = (h5t.COMPLEX_IEEE_F32LE, values.astype("c8"), None)
+    LOW_LEVEL["native big complex"] = (
+        h5t.COMPLEX_IEEE_F64BE,
+        values.astype("c16"),
+        h5t.NATIVE_DOUBLE_COMPLEX,
+    )
 
 
 def contiguous(properties: h5p.PropDCID) -> None:
