@@ -298,7 +298,7 @@ def read_box_of_stored(
 ) -> list[StoredElements]:
     """Read a box of elements that hold references, from the datasets that store them.
 
-    Elements of a virtual dataset without a source are zeros, in the virtual dataset.
+    Elements of a virtual dataset without a source are its fill value.
     """
     layout = dataset_layout(location, address)
     if layout.elements is None:
@@ -324,8 +324,9 @@ def read_box_of_stored(
         describe = describe_places(part, "element")
         parts.append(StoredElements(part.location, layout.elements, part.rows, raw, describe))
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
-    zeros = np.zeros((len(rest), layout.stored_itemsize), dtype=np.uint8)
-    return [*parts, StoredElements(location, layout.elements, rest, zeros, place.describe)]
+    fill = layout.stored_elements(len(rest)).view(np.uint8)
+    fill = fill.reshape(len(rest), layout.stored_itemsize)
+    return [*parts, StoredElements(location, layout.elements, rest, fill, place.describe)]
 
 
 def read_places(
