@@ -24,8 +24,12 @@ from samples import open_h5
 
 import xref
 
-# (file, holder, index) -> why it cannot be right yet. Entries that pass are errors.
-EXPECTED_FAILURES: dict[tuple[str, str, tuple[int, ...]], str] = {}
+# (file, holder, element) -> why it cannot be right. Entries that pass are errors.
+EXPECTED_FAILURES: dict[tuple[str, str, tuple[Any, ...]], str] = {
+    # Bytes 1, 2, 3 ... instead of references.
+    ("hdfview/bug1604_CompoundTest.h5", "/CompoundTest", (0, "Data")): "CorruptFileError",
+    ("hdfview/bug1604_CompoundTest.h5", "/CompoundTest", (1, "Data")): "CorruptFileError",
+}
 
 REFERENCES = (xref.ObjectReference, xref.RegionReference, xref.AttributeReference)
 
@@ -41,12 +45,6 @@ RAW = {
 def rows(corpus: Path, *roles: str) -> list[dict[str, Any]]:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     return [row for row in manifest["files"] if row["role"] in roles]
-
-
-def plain_holders(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        holder for holder in row["datasets"] if holder["type"] in ("object", "region", "std")
-    ]
 
 
 def digest(values: Any, first_paths: dict[str, str]) -> str:
@@ -188,56 +186,103 @@ def group_problem(resolved: Any, reference: Any, element: dict[str, Any]) -> str
     return f"lacks the datasets {missing}" if missing else None
 
 
-def open_raw(filename: Path, group: str) -> xr.Dataset:
-    with warnings.catch_warnings():
-        # Other members of the group may be beyond xref; the holder may not.
-        warnings.simplefilter("ignore", xref.UnreadableMemberWarning)
-        return xr.open_dataset(filename, group=group, **RAW)
+def held_by(tree: dict[str, xr.Dataset], holder: dict[str, Any]) -> Any:
+    """Return the variable or attribute that holds references."""
+    path, attribute = holder["path"], holder.get("name")
+    group, name = posixpath.split(path)
+    if attribute is None:
+        return tree[group][name]
+    return (tree[path] if path in tree else tree[group][name]).attrs[attribute]
+
+
+def reference_at(held: Any, holder: dict[str, Any], element: dict[str, Any]) -> Any:
+    """Return one reference of a variable or attribute."""
+    index, member = tuple(element["index"]), element.get("member")
+    if isinstance(held, xr.DataArray):
+        array = held.h5ref.field(member) if member else held
+        found = array.data[index] if isinstance(array.data, xref.ReferenceArray) else array
+        return found.values[index] if isinstance(found, xr.DataArray) else found
+    if not isinstance(held, np.ndarray | np.void):
+        held = np.array(held, dtype=object)
+    if member:
+        for part in member.split("."):
+            held = held[part]
+        held = np.asarray(held, dtype=object)
+    if np.ndim(held) == len(element.get("k", ())) < len(holder["shape"]) + 1 and "k" in element:
+        index = ()  # an attribute of one element is the element
+    elif np.shape(held) != tuple(holder["shape"]):
+        held = np.reshape(held, holder["shape"])
+    found = held[index] if isinstance(held, np.ndarray) else held
+    for k in element.get("k", ()):
+        found = found[k]
+    return found
 
 
 def holder_problems(
-    array: xr.DataArray, holder: dict[str, Any], first_paths: dict[str, str]
-) -> dict[tuple[int, ...], str]:
-    """Return what is wrong, by index, with the recorded elements of one dataset."""
-    problems = {}
-    if list(array.shape) != holder["shape"]:
-        problems[()] = f"has shape {array.shape}, not {holder['shape']}"
-    n_null = int((~array.data.astype(bool)).sum())
-    if n_null != holder["n_null"]:
-        problems[()] = f"has {n_null} nulls, not {holder['n_null']}"
+    tree: dict[str, xr.Dataset], holder: dict[str, Any], first_paths: dict[str, str]
+) -> dict[tuple[Any, ...], str]:
+    """Return what is wrong, by index and member, with the recorded elements of one holder."""
+    problems: dict[tuple[Any, ...], str] = {}
+    try:
+        held = held_by(tree, holder)
+    except KeyError as error:
+        return {(): f"is not there: {error}"}
+    if isinstance(held, xr.DataArray):
+        if list(held.shape) != holder["shape"]:
+            problems[()] = f"has shape {held.shape}, not {holder['shape']}"
+        if isinstance(held.variable._data, xref.ReferenceArray):
+            n_null = int((~held.data.astype(bool)).sum())
+            if n_null != holder["n_null"]:
+                problems[()] = f"has {n_null} nulls, not {holder['n_null']}"
     for element in holder["elements"]:
-        index = tuple(element["index"])
+        key = (*element["index"], *element.get("member", "").split(), *element.get("k", ()))
         try:
-            problem = element_problem(array.data[index], element, first_paths)
+            found = reference_at(held, holder, element)
+            problem = element_problem(found, element, first_paths)
         except Exception as error:  # noqa: BLE001 - each is listed
             problem = f"raises {type(error).__name__}: {error}"
         if problem:
-            problems[index] = problem
+            problems[key] = problem
     return problems
 
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
     problems, checked = {}, Counter()
-    for row in rows(corpus, "references"):
+    for row in rows(corpus, "references", "parity"):
         filename = corpus / row["file"]
         first_paths = first_names(filename)
-        by_group: dict[str, list[dict[str, Any]]] = {}
-        for holder in plain_holders(row):
-            by_group.setdefault(posixpath.dirname(holder["path"]), []).append(holder)
-        for group, holders in by_group.items():
-            with open_raw(filename, group) as ds:
-                for holder in holders:
-                    checked[holder["type"]] += len(holder["elements"])
-                    array = ds[posixpath.basename(holder["path"])]
-                    found = holder_problems(array, holder, first_paths)
-                    problems |= {(row["file"], holder["path"], k): p for k, p in found.items()}
-    unexpected = {k: p for k, p in problems.items() if k not in EXPECTED_FAILURES}
+        # Other members of the file may be beyond xref; the holders may not.
+        tree = xr.open_groups(filename, **RAW)
+        for what in ("datasets", "attributes"):
+            for holder in row.get(what, ()):
+                kind = "within" if holder["type"] not in PLAIN else holder["type"]
+                checked[what, kind] += len(holder["elements"])
+                label = holder["path"] + (f"@{holder['name']}" if "name" in holder else "")
+                found = holder_problems(tree, holder, first_paths)
+                problems |= {(row["file"], label, k): p for k, p in found.items()}
+        for ds in tree.values():
+            ds.close()
+    unexpected = {
+        k: p
+        for k, p in problems.items()
+        if k not in EXPECTED_FAILURES or EXPECTED_FAILURES[k] not in p
+    }
     listed = "\n".join(f"{' '.join(map(str, k))}: {p}" for k, p in unexpected.items())
     assert not unexpected, f"{len(unexpected)} of {sum(checked.values())} fail:\n{listed}"
     passed = set(EXPECTED_FAILURES) - set(problems)
     assert not passed, f"these were expected to fail and pass: {passed}"
-    assert checked == {"object": 736, "region": 16, "std": 7}
+    assert checked == {
+        ("datasets", "object"): 736,
+        ("datasets", "region"): 16,
+        ("datasets", "std"): 7,
+        ("datasets", "within"): 52,
+        ("attributes", "object"): 161,
+        ("attributes", "region"): 20,
+    }
+
+
+PLAIN = ("object", "region", "std")
 
 
 # How many members and attributes of a root group are left out, and why.
@@ -245,8 +290,6 @@ LEFT_OUT = {
     "hdf5/h5diff_attr1.h5": 6,  # opaque attributes, which h5py cannot read
     "hdf5/tattr2.h5": 6,  # the same
     "hdf5/h5repack_objs.h5": 2,  # links to nothing
-    "hdfview/bug1604_CompoundTest.h5": 1,  # region references in compounds
-    "hdfview/h5ex_t_cpxcmpd.h5": 1,
 }
 
 

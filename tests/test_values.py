@@ -441,17 +441,14 @@ def test_elements_of_virtual_datasets_count_in_their_sources(tmp_path: Path, nam
 
 
 def test_virtual_elements_of_another_type_raise(tmp_path: Path) -> None:
-    form, make = FORMS["object"]
+    form, _ = FORMS["object"]
     other, make_other = FORMS["region"]
     with h5py.File(tmp_path / "one.h5", "w") as file:
         written(file, other, make_other, (4,))
     write_virtual(tmp_path / "virtual.h5", form, [("one.h5", 4)], 5)
-    with (
-        open_h5(tmp_path / "virtual.h5") as ds,
-        pytest.raises(NotImplementedError, match="type"),
-    ):
+    error = pytest.raises(NotImplementedError, match=r"one\.h5.* another type")
+    with open_h5(tmp_path / "virtual.h5") as ds, error:
         ds["held"].load()
-    del make
 
 
 # --- what h5py reads ---------------------------------------------------------------------

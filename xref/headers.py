@@ -11,8 +11,9 @@ of each message.
 
 Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
 Prefix", "Level 2A2 - Version 2 Data Object Header Prefix", "The Object Header
-Continuation Message", "The Fill Value Message", "The Data Layout Message", "The Shared Message Table Message",
-"Shared Message Record" and "Disk Format: Level 0A - Format Signature and Superblock".
+Continuation Message", "The Data Storage - Fill Value Message", "The Data Layout
+Message", "The Shared Message Table Message", "Shared Message Record" and "Disk Format:
+Level 0A - Format Signature and Superblock".
 """
 
 from __future__ import annotations

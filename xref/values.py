@@ -108,12 +108,10 @@ class _Decode:
                 return self.fixed_texts(padding, raw)
             case Datatype(dtype=np.dtype() as dtype):
                 plain = np.ascontiguousarray(raw).view(dtype).reshape(len(raw))
-                to = value_dtype(datatype)
-                return (
-                    plain.view(to)
-                    if datatype.kind == "opaque"
-                    else plain.astype(to, copy=False)
-                )
+                wanted = value_dtype(datatype)
+                if datatype.kind == "opaque":
+                    return plain.view(wanted)
+                return plain.astype(wanted, copy=False)
         raise UnsupportedError(f"{describe(0)} is of a type without NumPy's: {datatype.kind!r}")
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
@@ -159,8 +157,8 @@ class _Decode:
                 nbytes += n
                 if nbytes > max(TEXTS_NBYTES, TEXTS_RATIO * len(data)):
                     raise ResultTooLargeError(
-                        f"{describe(i)} and others are text of more than {nbytes} bytes, stored "
-                        f"in {len(data)} bytes that they share; read fewer at a time"
+                        f"{describe(i)} and others are text of more than {nbytes} bytes, "
+                        f"stored in {len(data)} bytes that they share; read fewer at a time"
                     )
                 known[key], _, _ = data[begin : begin + n].partition(b"\0")
             out[i] = known[key]
