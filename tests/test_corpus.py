@@ -337,8 +337,18 @@ def test_references_of_hdf5_112_are_variables_beside_others(
             assert_same(ds[member], file["Group1"][member][...], member)
 
 
-# What differs from h5netcdf in files that it opens, and why.
-DIFFERENT: dict[str, str] = {}
+# What differs from h5netcdf in files that it opens: dimensions alone, by which a dataset
+# has the axes that its values have.
+NULL = "h5netcdf gives a null dataspace no axis, and no value"
+ARRAY = "h5netcdf gives elements of an array type no axes"
+DIFFERENT = {
+    "HDF5.jl/h5ex_t_objrefatt.h5": NULL,
+    "h5serv/objref_dset.h5": NULL,
+    "h5serv/regionref_attr.h5": NULL,
+    "hdf5/h5diff_dset1.h5": ARRAY,
+    "hdf5/tattrreg.h5": NULL,
+    "hdf5/tnullspace.h5": NULL,
+}
 
 
 ANY_REFERENCE = (*REFERENCES, h5py.Reference, h5py.RegionReference)
@@ -394,9 +404,10 @@ def attribute_differences(
     for name in sorted(set(attributes) | set(expected)):
         if name not in attributes or name not in expected:
             yield f"attribute {name}: {'more' if name in attributes else 'missing'}"
-        elif not holds_references(attributes[name]):
-            if problem := differs(attributes[name], expected[name]):
-                yield f"attribute {name}: {problem}"
+            continue
+        problem = differs(attributes[name], expected[name])
+        if problem and not holds_references(attributes[name]):
+            yield f"attribute {name}: {problem}"
 
 
 def test_what_h5netcdf_opens_is_the_same(corpus: Path) -> None:
@@ -422,3 +433,4 @@ def test_what_h5netcdf_opens_is_the_same(corpus: Path) -> None:
     assert n_opened == 48
     listed = "\n".join(f"{file} {problem}" for file, problem in sorted(problems))
     assert {file for file, _ in problems} == set(DIFFERENT), listed
+    assert all(": dimensions " in problem for _, problem in problems), listed
