@@ -48,6 +48,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "H5Tvlen_create": (_ID, _ID),
     "H5Treclaim": (ctypes.c_int, _ID, _ID, _ID, Slot),
     "H5Iget_type": (ctypes.c_int, _ID),
+    "H5Pset_fill_value": (ctypes.c_int, _ID, _ID, Slot),
     "H5Eset_auto2": (ctypes.c_int, _ID, Slot, Slot),
 }
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 from xref.bind import Decoder, Resolved, bind
 from xref.decode import KIND_NOUNS
-from xref.fields import compound_regions, field_references
+from xref.fields import compound_regions, field_references, references_of
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
@@ -58,19 +58,15 @@ class ReferenceAccessor:
         array = self._array
         if array.dtype.names:
             return compound_regions(array)
-        data = array.variable.data
-        if isinstance(data, ReferenceArray):
-            return data
-        if hasattr(data, "dask") and data.dtype == object:
-            data = data.compute()
-        if isinstance(data, np.ndarray) and data.dtype == object and data.size:
-            return ReferenceArray.from_references(data)
-        if not isinstance(data, ReferenceArray):
+        held = array.variable._data
+        if isinstance(held, ReferenceArray):
+            return held
+        if array.dtype != object or not array.size:
             raise TypeError(
-                f"{self._array.name!r} holds {data.dtype} values, no references; .h5ref is for "
+                f"{array.name!r} holds {array.dtype} values, no references; .h5ref is for "
                 "reference variables of files opened with engine='h5ref'"
             )
-        return data
+        return references_of(array.values, f"{array.name!r}")
 
     def resolve(
         self,
@@ -143,7 +139,8 @@ class ReferenceAccessor:
         Returns
         -------
         xarray.DataArray
-            A reference variable, not read yet where the compounds are not.
+            A reference variable, not read yet where the compounds are not. The axes of
+            a member that is an array come last, as ``name_0``, ``name_1`` ...
 
         Raises
         ------
@@ -154,8 +151,10 @@ class ReferenceAccessor:
         """
         array = self._array
         references = field_references(array, name)
-        variable = ReferenceVariable(array.dims, references, array.attrs)
-        return xr.DataArray(variable, coords=array.coords, name=name.rsplit(".", 1)[-1])
+        short = name.rsplit(".", 1)[-1]
+        dims = array.dims + tuple(f"{short}_{i}" for i in range(references.ndim - array.ndim))
+        variable = ReferenceVariable(dims, references, array.attrs)
+        return xr.DataArray(variable, coords=array.coords, name=short)
 
     def table(self) -> xr.Dataset:
         """Describe the references without reading what they point at.

@@ -14,6 +14,7 @@ Message". Complex numbers (class 11, version 5) are of HDF5 2.0 and not in that 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,26 +170,57 @@ def value_dtype(datatype: Datatype) -> np.dtype[Any]:
     UnsupportedError
         If NumPy has no such type.
     """
+    try:
+        found = _value_dtype(datatype)
+    except ValueError as error:  # of NumPy: too many axes, too large, two names alike
+        raise UnsupportedError(f"NumPy has no such type: {error}") from error
+    if found is None:
+        raise UnsupportedError(
+            f"NumPy has no type for elements of class {datatype.kind!r}, "
+            f"{datatype.itemsize} bytes"
+        )
+    return found
+
+
+def _value_dtype(datatype: Datatype) -> np.dtype[Any] | None:
     match datatype:
         case Datatype(kind="reference" | "vlen"):
             return np.dtype(object)
         case Datatype(kind="array", base=Datatype() as base):
             return np.dtype((value_dtype(base), datatype.shape))
         case Datatype(kind="compound", fields=fields):
-            names = [field.name for field in fields]
-            if len(set(names)) == len(names):
-                return np.dtype([(f.name, value_dtype(f.datatype)) for f in fields])
-            raise UnsupportedError(f"a compound type names two members alike: {names}")
+            return _complex_dtype(fields) or _members_dtype(fields)
         case Datatype(kind="enum", members=members, dtype=np.dtype() as dtype):
             if dict(members) == {"FALSE": 0, "TRUE": 1} and dtype.itemsize == 1:
                 return np.dtype(bool)
             kept: Any = {"enum": dict(members)}
             return np.dtype(dtype, metadata=kept)
-        case Datatype(dtype=np.dtype() as dtype):
+        case Datatype(kind="opaque", tag=tag) if _MOMENT.fullmatch(tag):
+            return np.dtype(tag.removeprefix("NUMPY:"))
+        case Datatype(dtype=dtype):
             return dtype
-    raise UnsupportedError(
-        f"NumPy has no type for elements of class {datatype.kind!r}, {datatype.itemsize} bytes"
-    )
+
+
+_MOMENT = re.compile(r"NUMPY:[<>]?[mM]8\[(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
+"""Tag with which h5py writes times of NumPy."""
+
+
+def _complex_dtype(fields: tuple[Field, ...]) -> np.dtype[Any] | None:
+    """Return the dtype of complex numbers as h5py writes them, None for other compounds."""
+    kinds = {field.datatype for field in fields}
+    if [field.name for field in fields] != ["r", "i"] or len(kinds) > 1:
+        return None
+    dtype = fields[0].datatype.dtype
+    if dtype is None or dtype.kind != "f" or dtype.itemsize not in (4, 8):
+        return None
+    return np.dtype(f"c{2 * dtype.itemsize}").newbyteorder(dtype.byteorder)
+
+
+def _members_dtype(fields: tuple[Field, ...]) -> np.dtype[Any]:
+    names = [field.name for field in fields]
+    if len(set(names)) < len(names) or "" in names:
+        raise UnsupportedError(f"a compound type has members that NumPy cannot tell: {names}")
+    return np.dtype([(f.name, value_dtype(f.datatype)) for f in fields])
 
 
 def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
@@ -321,8 +353,11 @@ class _Decoder:
     def decode_time(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        self.unpack("<H", at)
-        return Datatype("time", size, None), at + 2
+        (precision,) = self.unpack("<H", at)
+        dtype = None
+        if size in (4, 8) and precision == 8 * size:
+            dtype = np.dtype(f"{'>' if flags & 1 else '<'}i{size}")
+        return Datatype("time", size, dtype), at + 2
 
     def decode_string(
         self, version: int, flags: int, size: int, at: int, depth: int

@@ -146,8 +146,9 @@ class StoredReferences:
         The dataset's object header, bytes from the base address.
     path : str
         Of the dataset, for messages.
-    kind : {"object", "region", "std"}
-        Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind.
+    kind : {"object", "region", "std", ""}
+        Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind. Empty for
+        elements that are no references themselves.
     slices : tuple of (start, count, step)
         The elements wanted along each axis.
     field : str
@@ -177,7 +178,7 @@ class StoredReferences:
             for (start, _, step), i in zip(self.slices, ordinals, strict=True)
         )
         element = index[0] if len(index) == 1 else index
-        noun = KIND_NOUNS[self.kind]
+        noun = KIND_NOUNS[self.kind] if self.kind else "element"
         of = f"{self.path!r}, member {self.field!r}" if self.field else f"{self.path!r}"
         return f"{self.location.filename}: {noun} {element} of {of}"
 
@@ -298,7 +299,7 @@ def read_box_of_stored(
 ) -> list[StoredElements]:
     """Read a box of elements that hold references, from the datasets that store them.
 
-    Elements of a virtual dataset without a source are zeros, in the virtual dataset.
+    Elements of a virtual dataset without a source are its fill value.
     """
     layout = dataset_layout(location, address)
     if layout.elements is None:
@@ -307,7 +308,7 @@ def read_box_of_stored(
         )
     name = known_path(location, address) or f"object at {address:#x}"
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
-    place = StoredReferences(location, address, name, "object", slices)
+    place = StoredReferences(location, address, name, "", slices)
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
         raw = place.read_raw()
@@ -324,8 +325,9 @@ def read_box_of_stored(
         describe = describe_places(part, "element")
         parts.append(StoredElements(part.location, layout.elements, part.rows, raw, describe))
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
-    zeros = np.zeros((len(rest), layout.stored_itemsize), dtype=np.uint8)
-    return [*parts, StoredElements(location, layout.elements, rest, zeros, place.describe)]
+    fill = layout.stored_elements(len(rest)).view(np.uint8)
+    fill = fill.reshape(len(rest), layout.stored_itemsize)
+    return [*parts, StoredElements(location, layout.elements, rest, fill, place.describe)]
 
 
 def read_places(

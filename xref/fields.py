@@ -9,6 +9,7 @@ reference is to a group, whose dataset ``data`` has the values along its first a
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,16 @@ from xref.elements import (
     Reference,
     RegionReference,
 )
-from xref.errors import SelectionError, WrongTargetError
+from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import known_path, link_addresses, object_kind, open_group
+from xref.h5objects import kind_of, known_path, object_kind, open_member
 from xref.lazy import DatasetArray
 from xref.references import ReferenceArray
 from xref.regions import Kind, box_table, empty_table, in_order
 from xref.targets import group_path
+
+REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 
 SERIES_DATA = "data"
 """Dataset of a group that a compound of start, count and reference selects from."""
@@ -69,7 +72,7 @@ def references_within(values: npt.NDArray[Any], path: str = "") -> dict[str, lis
         parts = [(f"{path}.{n}" if path else n, values[n]) for n in values.dtype.names]
     elif values.dtype.hasobject:
         for value in values.flat:
-            if isinstance(value, ObjectReference | RegionReference | AttributeReference):
+            if isinstance(value, REFERENCES):
                 found.setdefault(path, []).append(value)
             elif isinstance(value, np.ndarray):
                 parts.append((path, value))
@@ -95,7 +98,16 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
         If there is no such member.
     TypeError
         If it holds something else.
+
+    Notes
+    -----
+    A member that is an array of references adds its axes behind those of the variable.
     """
+    if array.dtype.names is None:
+        raise TypeError(
+            f"{array.name!r} holds {array.dtype} values, no compounds: there is no member "
+            f"{name!r}"
+        )
     place = _find_place(array)
     if place is not None:
         lazy, slices = place
@@ -113,21 +125,47 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
                     member.offset,
                 )
                 return _narrowed(array, stored, lazy.options)
-    values = array.values
-    for part in name.split("."):
-        if values.dtype.names is None or part not in values.dtype.names:
-            known = ", ".join(values.dtype.names or ()) or "none"
-            raise KeyError(f"{array.name!r} has no member {name!r}; it has {known}")
-        values = values[part]
-    if not all(
-        isinstance(v, ObjectReference | RegionReference | AttributeReference)
-        for v in values.flat
-    ):
+    values = _member(array.values, name, array.name)
+    if values.dtype != object:
         raise TypeError(
             f"member {name!r} of {array.name!r} holds {values.dtype} values, no references; "
             "they are in .values"
         )
-    return ReferenceArray.from_references(values)
+    return references_of(values, f"member {name!r} of {array.name!r}")
+
+
+def _member(values: npt.NDArray[Any], name: str, of: Any) -> npt.NDArray[Any]:
+    """Return one member of decoded compounds; names of members may have dots themselves."""
+    known = values.dtype.names or ()
+    if name in known:
+        found: npt.NDArray[Any] = values[name]
+        return found
+    for head in known:
+        if name.startswith(f"{head}.") and values.dtype[head].base.names:
+            return _member(values[head], name.removeprefix(f"{head}."), of)
+    raise KeyError(f"{of!r} has no member {name!r}; it has {', '.join(known) or 'none'}")
+
+
+def references_of(values: npt.NDArray[Any], what: str) -> ReferenceArray:
+    """Return decoded objects as references.
+
+    Raises
+    ------
+    TypeError
+        If they are something else.
+    """
+    kinds = {type(value) for value in values.flat}
+    other = kinds - {*REFERENCES, type(None)}
+    if np.ndarray in other:
+        raise TypeError(
+            f"{what} holds sequences, each an array of its own: take one of them from .values "
+            "and make it xref.ReferenceArray.from_references(...)"
+        )
+    if other:
+        names = ", ".join(sorted(kind.__name__ for kind in other))
+        raise TypeError(f"{what} holds values of type {names}, no references")
+    # References of HDF5 1.12 are of several kinds; others all of one.
+    return ReferenceArray.from_references(values, keep_kinds=len(kinds & {*REFERENCES}) > 1)
 
 
 def _narrowed(
@@ -146,6 +184,8 @@ def _find_place(
     key = None
     while not isinstance(data, DatasetArray):
         if isinstance(data, indexing.LazilyIndexedArray):
+            if key is not None:
+                return None
             key = data.key.tuple
         data = getattr(data, "array", None)
         if data is None:
@@ -197,25 +237,36 @@ def compound_regions(array: xr.DataArray) -> ReferenceArray:
     """
     members = selection_members(array.dtype)
     if members is None:
-        raise TypeError(f"{array.name!r} holds no compounds of start, count and reference")
+        names = ", ".join(array.dtype.names or ())
+        raise TypeError(
+            f"{array.name!r} holds no compounds of start, count and reference, which stand for "
+            f"regions; .h5ref.field(name) gives the references of one member ({names})"
+        )
     start_name, count_name, reference_name = members
     values = array.values.reshape(-1)
-    start = values[start_name].astype(np.int64)
-    count = values[count_name].astype(np.int64)
+    start, count = _whole_numbers(values[start_name]), _whole_numbers(values[count_name])
     references = field_references(array, reference_name).ravel()
     columns = references.columns
-    null = (start < 0) | (count < 0) | (columns.address == 0)
+    if references.is_region or len(columns.attribute_rows):
+        raise WrongTargetError(
+            f"member {reference_name!r} of {array.name!r} has references to regions or "
+            f"attributes, which have no elements to count; .h5ref.field({reference_name!r}) "
+            "gives them"
+        )
+    null = ((start < 0) & (count < 0)) | (columns.address == 0)
     address = np.where(null, np.uint64(0), columns.address).astype(np.uint64)
+    file, files = np.array(columns.file), dict.fromkeys(columns.files)
     tables, order = [empty_table(int(null.sum()), 0, Kind.NULL)], [np.flatnonzero(null)]
     live = np.flatnonzero(~null)
     pairs = np.stack([columns.file[live].astype(np.uint64), columns.address[live]], axis=1)
-    for file, target in np.unique(pairs, axis=0).tolist():
-        location = columns.files[int(file)]
-        rows = live[(pairs == (file, target)).all(axis=1)]
+    targets, of = np.unique(pairs, axis=0, return_inverse=True)
+    by_target = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
+    for (number, target), picked in zip(targets.tolist(), by_target, strict=False):
+        rows = live[picked]
         what = references.describe(int(rows[0]))
-        dataset = _series_data(location, int(target), what)
+        location, dataset = _series_data(columns.files[int(number)], int(target), what)
         shape = dataset_layout(location, dataset).shape
-        _check_rows(start[rows], count[rows], shape, what)
+        _check_rows(rows, start[rows], count[rows], shape, references)
         full = np.broadcast_to(np.array(shape, dtype=np.int64), (len(rows), len(shape))).copy()
         begin = np.zeros_like(full)
         begin[:, 0], full[:, 0] = start[rows], count[rows]
@@ -226,36 +277,59 @@ def compound_regions(array: xr.DataArray) -> ReferenceArray:
         ]
         order += [rows[~empty], rows[empty]]
         address[rows] = dataset
+        files.setdefault(location)
+        file[rows] = list(files).index(location)
     found = References(
-        files=columns.files,
-        file=columns.file,
+        files=tuple(files),
+        file=file,
         address=address,
         regions=in_order(tables, order),
     )
     return ReferenceArray(array.shape, kind="region", columns=found, options=references.options)
 
 
-def _series_data(location: FileLocation, address: int, what: str) -> int:
-    """Return the address of the dataset that a reference of a series leads to."""
+def _whole_numbers(values: npt.NDArray[Any]) -> IntArray:
+    """Return integers as signed ones; those too large for that are large still."""
+    if values.dtype.kind == "u":
+        values = np.minimum(values.astype(np.uint64), np.uint64(np.iinfo(np.int64).max))
+    return values.astype(np.int64)
+
+
+def _series_data(location: FileLocation, address: int, what: str) -> tuple[FileLocation, int]:
+    """Return file and address of the dataset that a reference of a series leads to."""
     kind = object_kind(location, address)
     if kind == "dataset":
-        return address
+        return location, address
+    if kind == "dangling":
+        raise DanglingReferenceError(f"{what} is dangling: there is no object at {address:#x}")
     if kind == "group":
-        path = group_path(location, address)
-        names = {n: a for a, n in link_addresses(open_group(location, path)).items()}
-        if SERIES_DATA in names:
-            return names[SERIES_DATA]
+        path = posixpath.join(group_path(location, address), SERIES_DATA)
+        try:
+            found = open_member(location, path)
+        except FileNotFoundError:
+            kind = f"group without {SERIES_DATA!r}"
+        else:
+            kind = f"group whose {SERIES_DATA!r} is a {kind_of(found.item)}"
+            if kind_of(found.item) == "dataset":
+                return found.location, found.address
     raise WrongTargetError(
         f"{what} points at a {kind}; a dataset is needed, or a group with one named "
         f"{SERIES_DATA!r}"
     )
 
 
-def _check_rows(start: IntArray, count: IntArray, shape: tuple[int, ...], what: str) -> None:
-    beyond = np.flatnonzero(start + count > (shape[0] if shape else 0))
-    if len(beyond):
-        i = int(beyond[0])
+def _check_rows(
+    rows: IntArray,
+    start: IntArray,
+    count: IntArray,
+    shape: tuple[int, ...],
+    references: ReferenceArray,
+) -> None:
+    n = shape[0] if shape else -1  # a scalar has no elements to count
+    wrong = np.flatnonzero((start < 0) | (count < 0) | (start > n) | (count > n - start))
+    if len(wrong):
+        i = int(wrong[0])
         raise SelectionError(
-            f"{what} and others: elements {start[i]} to {start[i] + count[i]} of a dataset of "
-            f"shape {shape}"
+            f"{references.describe(int(rows[i]))} stands for {count[i]} elements from "
+            f"{start[i]} of a dataset of shape {shape}"
         )

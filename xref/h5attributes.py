@@ -218,14 +218,13 @@ def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[i
         return f"{location.filename}: dimension scale of axis {axis}"
 
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
-    sequences = read_sequences(location, raw, base.itemsize, describe)
-    last = np.cumsum(sequences.length)[sequences.length > 0] - 1
     offset_size = file_format(location).offset_size
-    # Some writers leave room behind each reference, as much as it has in memory.
-    packed = np.ascontiguousarray(sequences.elements[last][:, : std_itemsize(offset_size)])
-    elements = split_std_references(packed, offset_size=offset_size, describe=describe)
+    sequences = read_sequences(location, raw, std_itemsize(offset_size), describe)
+    some = sequences.length > 0
+    last = sequences.elements[(sequences.begin + sequences.length)[some] - 1]
+    elements = split_std_references(last, offset_size=offset_size, describe=describe)
     scales = np.zeros(ndim, dtype=np.uint64)
-    scales[sequences.length > 0] = elements.address
+    scales[some] = elements.address
     result: list[int] = scales.tolist()
     return result
 

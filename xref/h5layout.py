@@ -21,14 +21,22 @@ from xref.errors import (
     ExternalFileError,
     UnsupportedError,
 )
-from xref.filters import Filter, FilterPipeline
+from xref.filters import SHUFFLE, Filter, FilterPipeline
 from xref.h5file import (
     FileLocation,
     byte_source,
     check_external,
     file_format,
 )
-from xref.headers import DATATYPE_MESSAGE, LAYOUT_MESSAGE, compact_data, read_messages
+from xref.headers import (
+    DATATYPE_MESSAGE,
+    FILL_MESSAGE,
+    LAYOUT_MESSAGE,
+    OLD_FILL_MESSAGE,
+    compact_data,
+    fill_data,
+    read_messages,
+)
 from xref.layout import (
     DatasetLayout,
     check_extent,
@@ -169,7 +177,11 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         case h5d.COMPACT:
             storage_problem = storage_problem or COMPACT
         case h5d.CHUNKED:
-            missing = pipeline.unsupported()
+            # HDF5 skips shuffle, without options, where elements are sequences; each
+            # chunk says so.
+            skipped = (SHUFFLE, ()) if elements is not None else None
+            used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
+            missing = FilterPipeline(filters=used).unsupported()
             if missing:
                 storage_problem = storage_problem or f"filters: {', '.join(missing)}"
         case _:
@@ -178,9 +190,15 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         stored = int(dataset.id.get_storage_size())
     except (RuntimeError, OSError, ValueError) as error:
         raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
-    fill_value = _fill_value(properties, dtype, bool(kind))
-    if fill_value is None:
-        indirect = indirect or "fill value: not known to h5py"
+    stored_fill = b""
+    if kind or elements is not None:
+        fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
+        if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+            stored_fill = _stored_fill(location, address, stored_itemsize, where)
+    else:
+        fill_value = _fill_value(properties, dtype)
+        if fill_value is None:
+            indirect = indirect or "fill value: not known to h5py"
     if stored == 0:
         offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
@@ -207,6 +225,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         indirect=indirect or storage_problem,
         stored_indirect=storage_problem,
         virtual=storage == h5d.VIRTUAL,
+        stored_fill=stored_fill,
     )
 
 
@@ -275,11 +294,25 @@ def _filter(properties: h5p.PropDCID, index: int) -> Filter:
     )
 
 
-def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any], is_bytes: bool) -> Any:
+def _stored_fill(
+    location: FileLocation, address: int, itemsize: int, where: DatasetLabel
+) -> bytes:
+    """Return the fill value of a dataset from the bytes of its object header."""
+    source = byte_source(location, str(where))
+    messages = read_messages(source, address, {FILL_MESSAGE, OLD_FILL_MESSAGE})
+    data = fill_data(messages, str(where)) or b""
+    if len(data) not in (0, itemsize):
+        raise CorruptFileError(
+            f"{where} has a fill value of {len(data)} bytes for elements of {itemsize}"
+        )
+    return data
+
+
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, None where h5py cannot tell."""
     value = np.zeros(1, dtype=dtype)
     defined = properties.fill_value_defined()
-    if defined == h5d.FILL_VALUE_USER_DEFINED and not is_bytes:
+    if defined == h5d.FILL_VALUE_USER_DEFINED:
         if dtype.hasobject or items(value) is not value:
             return None
         try:

@@ -11,8 +11,9 @@ of each message.
 
 Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
 Prefix", "Level 2A2 - Version 2 Data Object Header Prefix", "The Object Header
-Continuation Message", "The Data Layout Message", "The Shared Message Table Message",
-"Shared Message Record" and "Disk Format: Level 0A - Format Signature and Superblock".
+Continuation Message", "The Data Storage - Fill Value Message", "The Data Layout
+Message", "The Shared Message Table Message", "Shared Message Record" and "Disk Format:
+Level 0A - Format Signature and Superblock".
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from xref.structures import MAX_CHECKED_NBYTES, Source, integer
 
 DATASPACE_MESSAGE = 0x0001
 DATATYPE_MESSAGE = 0x0003
+OLD_FILL_MESSAGE = 0x0004
+FILL_MESSAGE = 0x0005
 LAYOUT_MESSAGE = 0x0008
 ATTRIBUTE_MESSAGE = 0x000C
 SHARED_TABLE_MESSAGE = 0x000F
@@ -53,6 +56,7 @@ _OHDR_NBYTES = 34  # of the longest prefix of version 2
 _HEAP_ID_NBYTES = 8
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _COMPACT = 0
+_FILL_DEFINED = 0x20
 
 
 class Message(NamedTuple):
@@ -369,3 +373,57 @@ def compact_data(
             )
         return data
     return None
+
+
+def fill_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the fill value of a dataset as it is stored.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None where there is none of the user's.
+
+    Raises
+    ------
+    CorruptFileError
+        If the message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "The Data Storage - Fill Value (Old) Message"
+    and "The Data Storage - Fill Value Message".
+    """
+    found = dict.fromkeys((FILL_MESSAGE, OLD_FILL_MESSAGE), b"")
+    found |= {kind: body for kind, _, body in messages if kind in found}
+    body = found[FILL_MESSAGE]
+    if not body:
+        body, at = found[OLD_FILL_MESSAGE], 0
+        if not body:
+            return None
+    elif body[0] == 3:
+        if len(body) < 2 or not body[1] & _FILL_DEFINED:
+            return None
+        at = 2
+    elif body[0] in (1, 2):
+        if body[0] == 2 and not body[3:4] > b"\0":
+            return None
+        at = 4
+    else:
+        raise UnsupportedError(f"{where}: a fill value message has version {body[0]}")
+    nbytes = integer(body, at, 4)
+    if len(body) < at + 4 + nbytes:
+        raise CorruptFileError(
+            f"{where}: a fill value message of {len(body)} bytes has a value of {nbytes} bytes"
+        )
+    return body[at + 4 : at + 4 + nbytes] or None

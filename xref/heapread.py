@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.columns import IntArray, row_offsets
 from xref.encoding import split_heap_ids
-from xref.errors import CorruptFileError, ResultTooLargeError
+from xref.errors import CorruptFileError
 from xref.h5file import FileBytes, FileLocation, file_format
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 
@@ -124,16 +124,12 @@ def read_heap_objects(
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Elements of variable-length sequences, one sequence after the other."""
+    """Elements of variable-length sequences; each heap object stands once."""
 
-    length: IntArray  # (n,), elements of each
-    elements: npt.NDArray[np.uint8]  # (sum of lengths, itemsize), as stored
-
-
-SEQUENCES_NBYTES = 64 << 20
-
-SEQUENCES_RATIO = 16
-"""How many times the file's size sequences may take that share heap objects."""
+    length: IntArray  # (n,), elements of each sequence
+    begin: IntArray  # (n,), its first one, row of `elements`
+    elements: npt.NDArray[np.uint8]  # (m, itemsize), as stored
+    owner: npt.NDArray[np.intp]  # (m,), a sequence that the element belongs to
 
 
 def read_sequences(
@@ -143,6 +139,9 @@ def read_sequences(
     describe: Callable[[int], str],
 ) -> Sequences:
     """Read what variable-length elements hold.
+
+    Sequences that share a heap object share its elements, so the result is never
+    larger than the file.
 
     Parameters
     ----------
@@ -159,8 +158,6 @@ def read_sequences(
     ------
     CorruptFileError
         If there is no such heap object, or it is shorter than its sequence.
-    ResultTooLargeError
-        If sequences that share their bytes are out of proportion to the file.
 
     Notes
     -----
@@ -173,29 +170,43 @@ def read_sequences(
     heap, index = split_heap_ids(
         np.ascontiguousarray(packed[:, 4:]).reshape(-1), offset_size=form.offset_size
     )
-    live = np.flatnonzero((length > 0) & (heap != 0))
     length[heap == 0] = 0
-    nbytes = length * itemsize
-    total = int(nbytes.sum())
-    if total > max(SEQUENCES_NBYTES, SEQUENCES_RATIO * form.file_nbytes):
-        raise ResultTooLargeError(
-            f"{describe(0)} and others hold sequences of {total} bytes, in a file of "
-            f"{form.file_nbytes} bytes; read fewer at a time"
-        )
-    out = np.zeros(total, dtype=np.uint8)
-    begin = row_offsets(nbytes)[:-1]
-    for batch in read_heap_objects(location, heap, index, live, describe):
-        wanted = nbytes[batch.rows]
-        short = np.flatnonzero(batch.nbytes < wanted)
+    begin = np.zeros(len(length), dtype=np.int64)
+    live = np.flatnonzero(length)
+    # The longest sequence of each heap object comes first of those that name it.
+    order = live[np.lexsort((-length[live], index[live], heap[live]))]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (np.diff(heap[order]) != 0) | (np.diff(index[order]) != 0)
+    objects = np.sort(order[is_first])
+    begin_of = np.zeros(len(objects), dtype=np.int64)
+    data, owner, n = [], [], 0
+    for batch in read_heap_objects(
+        location,
+        heap[objects],
+        index[objects],
+        np.arange(len(objects)),
+        lambda i: describe(int(objects[i])),
+    ):
+        count = length[objects[batch.rows]]
+        short = np.flatnonzero(batch.nbytes // itemsize < count)
         if len(short):
             i = int(short[0])
             raise CorruptFileError(
-                f"{batch.describe(i)} has a sequence of {wanted[i]} bytes in a heap object of "
-                f"{batch.nbytes[i]}"
+                f"{batch.describe(i)} has a sequence of {count[i]} elements of {itemsize} "
+                f"bytes in a heap object of {batch.nbytes[i]} bytes"
             )
-        places = ragged_ranges(begin[batch.rows], wanted)
-        out[places] = batch.buffer[ragged_ranges(batch.position, wanted)]
-    return Sequences(length, out.reshape(-1, itemsize))
+        begin_of[batch.rows] = n + row_offsets(count)[:-1]
+        n += int(count.sum())
+        owner.append(np.repeat(objects[batch.rows], count))
+        memory = batch.buffer.data
+        starts, stops = batch.position, batch.position + count * itemsize
+        data += [memory[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    rank = np.empty(len(length), dtype=np.int64)
+    rank[objects] = begin_of
+    begin[order] = rank[order[is_first]][np.cumsum(is_first) - 1]
+    elements = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(n, itemsize)
+    owners = np.concatenate([np.zeros(0, dtype=np.intp), *owner])
+    return Sequences(length, begin, elements, owners)
 
 
 def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:

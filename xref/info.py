@@ -23,7 +23,7 @@ from xref.columns import IntArray
 from xref.decode import KIND_NOUNS, StoredReferences
 from xref.elements import DecodeOptions
 from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
-from xref.fields import reference_members, references_within
+from xref.fields import reference_members, references_of, references_within
 from xref.gather import split_targets
 from xref.h5attributes import (
     SCALE_ATTRIBUTES,
@@ -244,7 +244,9 @@ def _attribute_references(
         return
     values = decode_elements(value, location, label, DecodeOptions())
     for part, references in references_within(values).items():
-        yield part, ReferenceArray.from_references(references)
+        objects = np.empty(len(references), dtype=object)
+        objects[:] = references
+        yield part, references_of(objects, label)
 
 
 def _extent(item: Object) -> list[int] | None:

@@ -68,6 +68,8 @@ class DatasetLayout:
         "object", "region" or "std" for datasets of references, else empty.
     elements : Datatype or None
         Type of elements that hold references among other things.
+    stored_fill : bytes
+        Of references and of such elements: the fill value as stored; empty for zeros.
     indirect : str
         Why the data have to be read through h5py; empty when they need not.
     stored_indirect : str
@@ -90,6 +92,7 @@ class DatasetLayout:
     indirect: str
     stored_indirect: str
     virtual: bool = False
+    stored_fill: bytes = b""
 
     @property
     def stored(self) -> DatasetLayout:
@@ -97,10 +100,15 @@ class DatasetLayout:
         return replace(
             self,
             dtype=np.dtype(f"V{self.stored_itemsize}"),
-            fill_value=np.zeros((), dtype=f"V{self.stored_itemsize}")[()],
+            fill_value=self.stored_elements(1)[0],
             elements=None,
             indirect=self.stored_indirect,
         )
+
+    def stored_elements(self, n: int) -> npt.NDArray[np.void]:
+        """Return n elements as they are stored where nothing was written."""
+        fill = self.stored_fill or bytes(self.stored_itemsize)
+        return np.full(n, np.void(fill), dtype=f"V{self.stored_itemsize}")
 
     @property
     def text(self) -> str:

@@ -43,6 +43,7 @@ from xref.readers import read_plan
 from xref.references import ReferenceArray
 from xref.regions import narrow
 from xref.selection import merge_intervals
+from xref.values import decode_values
 
 _holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
 
@@ -165,7 +166,13 @@ class DatasetArray(LazyArray):
         layout = dataset_layout(self.location, self.address)
         shape = (*(len(p) for p in positions), *values.shape[split:])
         out = np.zeros(shape, dtype=values.dtype)
-        if layout.fill_value is not None:
+        if layout.elements is not None:
+            raw = layout.stored_elements(1).view(np.uint8).reshape(1, -1)
+            where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
+            out[...] = decode_values(
+                self.location, layout.elements, raw, lambda _: where, self.options
+            )
+        elif layout.fill_value is not None:
             out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
         out[np.ix_(*inside)] = values
         return _drop_integers(out, key[:split])

@@ -89,16 +89,16 @@ class ReferenceArray:
         self._options = options
 
     @classmethod
-    def from_references(cls, references: Any) -> ReferenceArray:
+    def from_references(cls, references: Any, *, keep_kinds: bool = False) -> ReferenceArray:
         """Make an array from references, nested sequences of them or an object array.
 
-        Among object references, region references stand for their objects. With a
-        reference to an attribute among them, all keep their kind. None stands for a null
-        reference.
+        Among object references, region references stand for their objects, unless
+        ``keep_kinds`` says otherwise. With a reference to an attribute among them, all
+        keep their kind. None stands for a null reference.
         """
         objects = np.asarray(references, dtype=object)
         flat = objects.ravel().tolist()
-        if any(isinstance(r, AttributeReference) for r in flat):
+        if keep_kinds or any(isinstance(r, AttributeReference) for r in flat):
             return _mixed_array(flat, objects.shape)
         is_region = not any(isinstance(r, ObjectReference) for r in flat) and any(
             isinstance(r, RegionReference) for r in flat

@@ -17,19 +17,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import row_offsets
 from xref.datatypes import Datatype, value_dtype
 from xref.decode import decode_references
 from xref.elements import DEFAULT_OPTIONS, DecodeOptions
-from xref.errors import UnsupportedError
+from xref.errors import ResultTooLargeError, UnsupportedError
 from xref.h5attributes import RawElements
 from xref.h5file import FileLocation, file_format
 from xref.h5layout import reference_itemsize
 from xref.heapread import read_sequences
 from xref.references import ReferenceArray
+from xref.stdrefs import std_itemsize
 
 RawBytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]
+
+TEXTS_NBYTES = 64 << 20
+TEXTS_RATIO = 16
+"""Texts that begin alike may share their bytes; together they may take as many bytes as
+this, or this many times what is stored."""
 
 
 def decode_values(
@@ -91,52 +96,86 @@ class _Decode:
         match datatype:
             case Datatype(kind="reference", reference=kind):
                 return self.references(kind, raw, describe)
-            case Datatype(kind="vlen", is_string=True, charset=charset):
-                return self.texts(charset, raw, describe)
+            case Datatype(kind="vlen", is_string=True):
+                return self.texts(raw, describe)
             case Datatype(kind="vlen", base=Datatype() as base):
                 return self.sequences(base, raw, describe)
             case Datatype(kind="array", base=Datatype() as base, shape=shape):
                 return self.arrays(base, shape, raw, describe)
-            case Datatype(kind="compound", fields=fields):
-                out = np.zeros(len(raw), dtype=value_dtype(datatype))
-                for field in fields:
-                    stop = field.offset + field.datatype.itemsize
-                    out[field.name] = self.values(
-                        field.datatype, raw[:, field.offset : stop], describe
-                    )
-                return out
+            case Datatype(kind="compound"):
+                return self.compounds(datatype, raw, describe)
+            case Datatype(kind="string", padding=padding):
+                return self.fixed_texts(padding, raw)
             case Datatype(dtype=np.dtype() as dtype):
                 plain = np.ascontiguousarray(raw).view(dtype).reshape(len(raw))
-                return plain.astype(value_dtype(datatype), copy=False)
+                wanted = value_dtype(datatype)
+                if datatype.kind == "opaque":
+                    return plain.view(wanted)
+                return plain.astype(wanted, copy=False)
         raise UnsupportedError(f"{describe(0)} is of a type without NumPy's: {datatype.kind!r}")
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        # Some writers leave room behind each reference, as much as it has in memory.
+        # In files of short addresses sequences leave room behind each reference.
         width = reference_itemsize(kind, file_format(self.location).offset_size)
         packed = np.ascontiguousarray(raw[:, :width])
         columns = decode_references(self.location, packed, kind, describe)
         array = ReferenceArray((len(raw),), kind=kind, columns=columns, options=self.options)
         return np.asarray(array)
 
-    def texts(self, charset: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        del charset  # odd bytes survive either way
+    def compounds(
+        self, datatype: Datatype, raw: RawBytes, describe: Describe
+    ) -> npt.NDArray[Any]:
+        out = np.zeros(len(raw), dtype=value_dtype(datatype))
+        members = (out.real, out.imag) if out.dtype.kind == "c" else None
+        for i, field in enumerate(datatype.fields):
+            stop = field.offset + field.datatype.itemsize
+            values = self.values(field.datatype, raw[:, field.offset : stop], describe)
+            if members is None:
+                out[field.name] = values
+            else:
+                members[i][...] = values
+        return out
+
+    def fixed_texts(self, padding: str, raw: RawBytes) -> npt.NDArray[Any]:
+        """Decode text of fixed length without what pads it, as HDF5 converts it."""
+        packed = np.ascontiguousarray(raw)
+        if padding == "null-terminated":
+            packed = np.where(np.logical_and.accumulate(packed != 0, axis=1), packed, 0)
+        text = packed.astype(np.uint8).view(f"S{raw.shape[1]}").reshape(len(raw))
+        return np.char.rstrip(text, b" ").astype(text.dtype) if "space" in padding else text
+
+    def texts(self, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
+        """Decode text of variable length: bytes, as h5py gives it within other types."""
         found = read_sequences(self.location, raw, 1, describe)
         data = found.elements.tobytes()
-        stops = np.cumsum(found.length).tolist()
+        known: dict[tuple[int, int], bytes] = {}
+        nbytes = 0
         out = np.empty(len(raw), dtype=object)
-        for i, (n, stop) in enumerate(zip(found.length.tolist(), stops, strict=True)):
-            text, _, _ = data[stop - n : stop].partition(b"\0")
-            out[i] = text.decode("utf-8", "surrogateescape")
+        for i, key in enumerate(zip(found.begin.tolist(), found.length.tolist(), strict=True)):
+            if key not in known:
+                begin, n = key
+                nbytes += n
+                if nbytes > max(TEXTS_NBYTES, TEXTS_RATIO * len(data)):
+                    raise ResultTooLargeError(
+                        f"{describe(i)} and others are text of more than {nbytes} bytes, "
+                        f"stored in {len(data)} bytes that they share; read fewer at a time"
+                    )
+                known[key], _, _ = data[begin : begin + n].partition(b"\0")
+            out[i] = known[key]
         return out
 
     def sequences(self, base: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        found = read_sequences(self.location, raw, base.itemsize, describe)
-        owner = np.repeat(np.arange(len(raw)), found.length)
-        values = self.values(base, found.elements, lambda i: describe(int(owner[i])))
-        offsets = row_offsets(found.length).tolist()
+        itemsize = base.itemsize
+        if base.reference == "std":
+            # HDF5 states the size that they have in memory, and reserves it, but stores
+            # them as closely as anywhere else.
+            itemsize = std_itemsize(file_format(self.location).offset_size)
+        found = read_sequences(self.location, raw, itemsize, describe)
+        values = self.values(base, found.elements, lambda i: describe(int(found.owner[i])))
+        stop = (found.begin + found.length).tolist()
         out = np.empty(len(raw), dtype=object)
-        for i in range(len(raw)):
-            out[i] = values[offsets[i] : offsets[i + 1]]
+        for i, begin in enumerate(found.begin.tolist()):
+            out[i] = values[begin : stop[i]]
         return out
 
     def arrays(
