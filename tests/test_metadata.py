@@ -211,3 +211,39 @@ def test_many_targets_are_made_ready_together(
     monkeypatch.setattr("xref.h5objects._made", OrderedDict())
     assert (ds.h5ref.table()["kind"] == "dataset").all()
     assert len(images) == 1
+
+
+def test_text_out_of_proportion_is_not_read_when_a_file_opens(tmp_path: Path) -> None:
+    path = tmp_path / "text.h5"
+    with h5py.File(path, "w") as file:
+        texts = file.create_dataset("texts", (3000,), dtype=h5py.string_dtype())
+        texts[0] = "a" * (1 << 16)
+        texts[1:] = "b"
+        file["short"] = ["one", "two"]
+        offset = texts.id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 16 * 3000] = data[offset : offset + 16] * 3000
+    path.write_bytes(data)
+    with open_h5(path) as ds:
+        assert ds["short"].dtype.kind == "U"
+        assert ds["texts"].dtype == object  # all together they are 190 MiB
+        assert len(ds["texts"][2999].item()) == 1 << 16
+
+
+def test_attributes_that_hold_references_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "attributes.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(3)
+        value = np.array((1, file["data"].ref), dtype=[("n", "i4"), ("of", h5py.ref_dtype)])
+        for i in range(20):
+            file["data"].attrs[f"a{i}"] = value
+    calls = []
+    read = h5attributes.read_raw_attributes
+    monkeypatch.setattr(
+        h5attributes, "read_raw_attributes", lambda *a: calls.append(a) or read(*a)
+    )
+    with open_h5(path) as ds:
+        assert ds["data"].attrs["a19"]["of"].path == "/data"
+    assert len(calls) == 1

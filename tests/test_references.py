@@ -509,11 +509,13 @@ def test_open_mfdataset_joins_references_to_several_files(
     second = write(tmp_path / "second.h5")
     with h5py.File(second, "r+") as file:
         file["data"][...] = DATA + 5000
+    with xr.open_dataset(path, engine="h5ref") as first:
+        (dim,) = first["line"].dims
     with xr.open_mfdataset(
         [path, second],
         engine="h5ref",
         combine="nested",
-        concat_dim="phony_dim_0",
+        concat_dim=dim,
         chunks=chunks,
         drop_variables=["data", "grid", "zero", "objects", "kinds"],
     ) as both:

@@ -75,7 +75,7 @@ def plain_attributes(
         what = f"{where}: attribute {name!r}"
         try:
             values[name] = _plain(name, value, location, what, options)
-        except XrefError as error:
+        except (XrefError, ValueError, TypeError, IndexError) as error:
             warn_unreadable(what, error)
     return values
 

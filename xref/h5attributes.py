@@ -74,6 +74,7 @@ def read_attributes(
     """
     values: dict[str, Any] = {}
     problems: dict[str, Exception] = {}
+    raw = _RawAttributes(location, address)
     names: list[bytes] = []
     try:
         # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
@@ -84,7 +85,7 @@ def read_attributes(
         name = text(key)
         try:
             attribute = h5a.open(item.id, key)
-            values[name] = _attribute_value(item, name, attribute, location, address)
+            values[name] = _attribute_value(item, name, attribute, raw)
         except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
             problems[name] = error.with_traceback(None)  # it would keep the file open
     return values, problems
@@ -118,27 +119,38 @@ def read_attribute(item: Object, name: str, location: FileLocation, address: int
         if not has_attribute(item, name):
             raise DanglingReferenceError(f"{where}: there is none of that name")
         attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
-        return _attribute_value(item, name, attribute, location, address)
+        return _attribute_value(item, name, attribute, _RawAttributes(location, address))
     except XrefError:
         raise
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
         raise FileReadError(f"{where} could not be read: {error}") from error
 
 
-def _raw_elements(location: FileLocation, address: int, name: str) -> RawElements:
-    """Read an attribute from the bytes of its object."""
-    problems: dict[str, XrefError] = {}
-    source = byte_source(location, f"{location.filename}: object at {address:#x}")
-    for raw in read_raw_attributes(source, address, problems.__setitem__):
-        if raw.name == name:
-            return RawElements(raw.datatype, (0,) if raw.is_null else raw.shape, raw.data)
-    raise problems.get(name) or CorruptFileError(
-        f"{source.where} has no attribute {name!r} in its object header"
-    )
+class _RawAttributes:
+    """The attributes of one object as bytes; its header is read once, when needed."""
+
+    def __init__(self, location: FileLocation, address: int) -> None:
+        self._source = byte_source(location, f"{location.filename}: object at {address:#x}")
+        self._address = address
+        self._found: dict[str, RawElements] | None = None
+        self._problems: dict[str, XrefError] = {}
+
+    def get(self, name: str) -> RawElements:
+        if self._found is None:
+            raw = read_raw_attributes(self._source, self._address, self._problems.__setitem__)
+            self._found = {
+                r.name: RawElements(r.datatype, (0,) if r.is_null else r.shape, r.data)
+                for r in raw
+            }
+        if name in self._found:
+            return self._found[name]
+        raise self._problems.get(name) or CorruptFileError(
+            f"{self._source.where} has no attribute {name!r} in its object header"
+        )
 
 
 def _attribute_value(
-    item: Object, name: str, attribute: h5a.AttrID, location: FileLocation, address: int
+    item: Object, name: str, attribute: h5a.AttrID, raw: _RawAttributes
 ) -> Any:
     datatype = attribute.get_type()
     kind = reference_kind(datatype)
@@ -151,7 +163,7 @@ def _attribute_value(
         return RawReferences(kind, attribute.shape, stored.tobytes())
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
-        return _raw_elements(location, address, name)
+        return raw.get(name)
     time = time_dtype(datatype)
     if time is not None:
         out = np.zeros(attribute.shape, dtype=time)

@@ -166,6 +166,11 @@ def read_sequences(
     """
     form = file_format(location)
     packed = np.ascontiguousarray(raw)
+    if packed.shape[1] != form.offset_size + 8:
+        raise CorruptFileError(
+            f"{describe(0)} has sequences of {packed.shape[1]} bytes in an element; "
+            f"{form.offset_size + 8} are needed"
+        )
     length = packed[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
     heap, index = split_heap_ids(
         np.ascontiguousarray(packed[:, 4:]).reshape(-1), offset_size=form.offset_size

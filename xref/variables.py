@@ -24,7 +24,7 @@ from xref.dimensions import (
     name_dimensions,
 )
 from xref.elements import DecodeOptions
-from xref.errors import XrefError
+from xref.errors import UnsupportedError, XrefError
 from xref.filters import Filter, FilterPipeline
 from xref.h5attributes import read_attributes
 from xref.h5file import FileLocation
@@ -194,28 +194,42 @@ def _build_variable(
         kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
         variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
     if variable.encoding.get("dtype") is str:
-        return _loaded_text(variable, options)
+        return _loaded_text(variable, member, options)
     return variable
 
 
 TEXT_ELEMENTS = 1 << 20
 """Texts of one variable that are read when a file is opened; more stay lazy objects."""
 
-TEXT_PADDING = 16
-"""How many times larger text may become as NumPy's, of one length, beyond a MiB."""
+TEXT_NBYTES = 64 << 20
+"""Bytes of all texts of one variable that is read when a file is opened, and of what
+they take as NumPy text, all of one length."""
 
 
-def _loaded_text(variable: xr.Variable, options: DecodeOptions) -> xr.Variable:
+def _loaded_text(
+    variable: xr.Variable, member: MemberDataset, options: DecodeOptions
+) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length only the values tell."""
     # Read directly, text would fail: it does so when it is asked for.
-    if variable.size <= TEXT_ELEMENTS and options.reader != "direct":
-        values = variable.values
-        longest = max(map(len, values.flat), default=0)
-        padded = 4 * longest * values.size
-        if padded <= max(TEXT_PADDING * sum(map(len, values.flat)), 1 << 20):
-            return variable.copy(data=values)
+    if options.reader != "direct" and _is_short_text(variable.size, member):
+        return variable.copy(data=variable.values)
     variable.encoding["dtype"] = variable.dtype
     return variable
+
+
+def _is_short_text(size: int, member: MemberDataset) -> bool:
+    """Tell from the lengths of texts whether they are few and short enough to read."""
+    if size > TEXT_ELEMENTS:
+        return False
+    slices = tuple((0, n, 1) for n in member.layout.shape)
+    place = StoredReferences(member.location, member.address, member.path, "object", slices)
+    try:
+        stored = place.read_raw()
+    except UnsupportedError:
+        return False  # storage that HDF5 alone reads
+    lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
+    longest = int(lengths.max(initial=0))
+    return int(lengths.sum()) <= TEXT_NBYTES and 4 * longest * size <= TEXT_NBYTES
 
 
 def build_variable(
