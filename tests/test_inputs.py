@@ -341,3 +341,16 @@ def test_a_file_can_be_written_once_it_is_closed_or_dropped(
         file["new"] = 1
     with xr.open_dataset(path, engine="h5ref") as ds:
         assert list(ds) == ["new"]
+
+
+def test_a_file_open_for_writing_is_read_as_it_is_and_let_go(tmp_path: Path) -> None:
+    path, rng = tmp_path / "written.h5", np.random.default_rng(0)
+    file = h5py.File(path, "w")
+    data = file.create_dataset("data", (64, 64), "f8", chunks=(16, 16), compression=1)
+    with xr.open_dataset(file, engine="h5ref", cache=False) as ds:  # nothing flushed yet
+        assert not ds["data"].values.any()
+        values = rng.normal(size=(64, 64))
+        data[...] = values
+        np.testing.assert_array_equal(ds["data"].values, values)
+        file.close()
+        h5py.File(path, "a").close()  # nobody else holds a lock

@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from samples import open_h5
 
-from xref import ObjectReference, UnreadableMemberWarning
+from xref import ObjectReference, UnreadableMemberWarning, h5attributes
 from xref.h5file import locate_file
 from xref.info import inspect_file
 

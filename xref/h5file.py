@@ -39,6 +39,7 @@ from xref.sources import (
     FileSource,
     Identity,
     LocalFile,
+    OpenFile,
     UnreachableFile,
     as_options,
 )
@@ -177,6 +178,8 @@ def locate_source(source: FileSource, external: str = "same-dir") -> FileLocatio
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
+    if source.live and isinstance(source, OpenFile):
+        source.file.flush()
     location = FileLocation(source, source.identity(), external)
     if source.live or not isinstance(source, LocalFile):
         return location

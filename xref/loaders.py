@@ -55,7 +55,8 @@ def tile_loader(
     read_box = BoxReader(location, address)
     if options.reader == "h5py" or layout.indirect:
         check = None
-        if layout.chunks and layout.pipeline.filters and not layout.pipeline.unsupported():
+        checked = layout.chunks and layout.pipeline.filters and not location.source.live
+        if checked and not layout.pipeline.unsupported():
             index = chunk_index(location, address)
             check = ChunkLoader(layout.stored, index, FileBytes(location), read_box, where)
         return BoxLoader(layout, read_box, check)

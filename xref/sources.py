@@ -321,11 +321,25 @@ class OpenFile:
         if self.live:
             self.file.flush()
         if self.file.driver == "sec2":
-            # The path may lead to another file by now.
-            return _Descriptor(os.dup(self.file.id.get_vfd_handle()))
+            return _Descriptor(self._descriptor())
         # An image leaves the user block out.
         block = bytes(self.file.userblock_size)
         return _Image(self.identity(), block + self.file.id.get_file_image())
+
+    def _descriptor(self) -> int:
+        """Open the file anew: a duplicate would keep the lock of its owner.
+
+        The path may lead to another file by now; then only a duplicate reads this one.
+        """
+        theirs = self.file.id.get_vfd_handle()
+        try:
+            number = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            return os.dup(theirs)
+        if os.path.samestat(os.fstat(number), os.fstat(theirs)):
+            return number
+        os.close(number)
+        return os.dup(theirs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
