@@ -654,13 +654,6 @@ def unlimited_positions(start: int, stride: int, block: int, extent: int) -> lis
     return [i for i in range(start, extent) if (i - start) % stride < block]
 
 
-# HDF5 1.14 writes past the end of its memory where a reference has no limit.
-unlimited_are_written = pytest.mark.skipif(
-    h5py.version.hdf5_version_tuple < (2, 0, 0), reason="this HDF5 corrupts its memory"
-)
-
-
-@unlimited_are_written
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize(
     ("start", "stride", "block"), [(0, 1, 1), (2, 3, 2), (1, 4, 3), (3, 2, 2), (9, 5, 1)]
@@ -689,7 +682,6 @@ def test_hyperslabs_without_limit_end_with_the_dataset(
             assert blocked.resolve().values.tolist() == list(range(start, extent))
 
 
-@unlimited_are_written
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_a_cut_block_on_one_of_two_axes_stays_an_outer_product(
     libver: str, tmp_path: Path

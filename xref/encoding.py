@@ -275,10 +275,9 @@ def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> RegionTable
         part = rows if len(index) == len(rows) else rows.take(index)
         numbers = part.read_table(at, 4 * rank, size).reshape(-1, rank, 4)
         start, stride, count, block = np.moveaxis(numbers, 2, 0)
-        # HDF5 writes all ones of any size for a count or block without limit.
-        count, block = (
-            np.where(c == 2 ** (8 * size) - 1, UNLIMITED, c) for c in (count, block)
-        )
+        if size < 8:  # HDF5 writes all ones of any size for a count or block without limit
+            all_ones = 2 ** (8 * size) - 1
+            count, block = (np.where(c == all_ones, UNLIMITED, c) for c in (count, block))
         tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
     return tables[0] if len(tables) == 1 else in_order(tables, order)
