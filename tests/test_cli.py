@@ -12,6 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from test_values import FORMS, targets
+from typed import write_attribute, write_dataset
 
 import xref
 from xref.cli import main
@@ -227,6 +229,38 @@ def test_info_on_what_is_no_hdf5_file(
         assert out == ""
         assert err.startswith(f"xref: {name}: ")
         assert err.count("\n") == 1
+
+
+def test_info_finds_references_within_elements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "within.h5"
+    with h5py.File(path, "w") as file:
+        for name in ("nested", "sequence in a compound", "array of std", "sequence of regions"):
+            form, make = FORMS[name]
+            if "data" not in file:
+                targets(file)
+            write_dataset(file, name, form, [make(k) for k in range(4)], (4,))
+            write_attribute(file["group"], name, form, [make(k) for k in range(4)], (4,))
+    found = {
+        (h["path"], h["attribute"]): (h["kind"], h["count"], h["null"])
+        for h in report(capsys, str(path))["references"]
+    }
+    members = {
+        ("nested", "a.b.c.of"): ("object", 4, 1),
+        ("nested", "a.b.d"): ("region", 4, 1),
+        ("nested", "f"): ("object", 4, 1),
+        ("sequence in a compound", "many"): ("region", 6, 1),
+        ("sequence in a compound", "one"): ("object", 4, 1),
+        ("array of std", ""): ("std", 12, 3),
+        ("sequence of regions", ""): ("region", 6, 1),
+    }
+    expected = {}
+    for (name, member), value in members.items():
+        dataset = f"/{name}[{member!r}]" if member else f"/{name}"
+        attribute = f"{name}.{member}" if member else name
+        expected |= {(dataset, None): value, ("/group", attribute): value}
+    assert found == expected
 
 
 def test_info_reports_damage_and_shows_the_rest(

@@ -93,8 +93,11 @@ def test_a_sequence_longer_than_its_heap_object_raises(tmp_path: Path, length: i
     data = bytearray((tmp_path / "file.h5").read_bytes())
     data[at : at + 4] = struct.pack("<I", length)
     (tmp_path / "file.h5").write_bytes(data)
-    problem = pytest.raises(xref.CorruptFileError, match=rf"element 0 of '/held'.* {length} el")
-    with open_h5(tmp_path / "file.h5") as ds, problem:
+    says = rf"element 0 of '/held'.* {length} elements"
+    with (
+        open_h5(tmp_path / "file.h5") as ds,
+        pytest.raises(xref.CorruptFileError, match=says),
+    ):
         ds["held"].load()
 
 

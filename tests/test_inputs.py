@@ -354,3 +354,25 @@ def test_a_file_open_for_writing_is_read_as_it_is_and_let_go(tmp_path: Path) -> 
         np.testing.assert_array_equal(ds["data"].values, values)
         file.close()
         h5py.File(path, "a").close()  # nobody else holds a lock
+
+
+@pytest.mark.parametrize("kind", ["url", "bytes", "object"])
+def test_keywords_of_h5py_hold_for_every_input(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(3)
+    content = path.read_bytes()
+    if kind == "url":
+        fsspec = pytest.importorskip("fsspec")
+        fsspec.filesystem("memory").pipe("/keywords.h5", content)
+    calls, opened = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *a, **kw: calls.append(kw) or opened(*a, **kw))
+    given = {"url": "memory://keywords.h5", "bytes": content, "object": io.BytesIO(content)}
+    with xr.open_dataset(
+        given[kind], engine="h5ref", driver_kwds={"rdcc_nbytes": 1 << 20}
+    ) as ds:
+        assert ds["data"].values.tolist() == [0, 1, 2]
+    assert all(kwargs["rdcc_nbytes"] == 1 << 20 for kwargs in calls if kwargs)
+    assert any(calls)

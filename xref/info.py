@@ -20,8 +20,9 @@ import numpy as np
 
 from xref.attribute_values import attribute_references
 from xref.columns import IntArray
-from xref.decode import KIND_NOUNS, StoredReferences
-from xref.elements import DecodeOptions
+from xref.datatypes import Datatype, reference_kinds
+from xref.decode import KIND_NOUNS, StoredReferences, read_box_of_stored
+from xref.elements import DecodeOptions, Reference
 from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
 from xref.fields import reference_members, references_of, references_within
 from xref.gather import split_targets
@@ -45,9 +46,10 @@ from xref.h5objects import (
     prepare_references,
     remember_paths,
 )
+from xref.layout import DatasetLayout
 from xref.references import ReferenceArray
 from xref.table import describe_regions
-from xref.values import decode_elements
+from xref.values import decode_elements, decode_values
 from xref.variables import build_variable
 
 TARGETS_SHOWN = 8
@@ -198,17 +200,49 @@ def _inspect_member(
         found.insert(0, (where, None, variable.data))
     elif layout.elements is not None:
         remember_paths(location, {address: where})
-        members = list(reference_members(layout.elements))
-        for part in members:
-            slices = tuple((0, n, 1) for n in layout.shape)
-            stored = StoredReferences(
-                location, address, where, part.kind, slices, part.path, part.offset
-            )
-            array = ReferenceArray(layout.shape, kind=part.kind, stored=stored)
-            found.insert(0, (f"{where}[{part.path!r}]", None, array))
-        if not members:
-            report.not_read.append(f"{where}: references within sequences or arrays")
+        found = [*_element_holders(location, where, address, layout), *found]
     return found
+
+
+def _element_holders(
+    location: FileLocation, where: str, address: int, layout: DatasetLayout
+) -> Iterator[Found]:
+    """Yield the references within the elements of a dataset, by member."""
+    known = set()
+    for member in reference_members(layout.elements) if layout.elements else ():
+        known.add(member.path)
+        slices = tuple((0, n, 1) for n in layout.shape)
+        stored = StoredReferences(
+            location, address, where, member.kind, slices, member.path, member.offset
+        )
+        array = ReferenceArray(layout.shape, kind=member.kind, stored=stored)
+        yield f"{where}[{member.path!r}]", None, array
+    if layout.elements is None or not _has_inner_references(layout.elements):
+        return
+    # Those in arrays and sequences are found by reading the elements.
+    start = (0,) * len(layout.shape)
+    within: dict[str, list[Reference]] = {}
+    for part in read_box_of_stored(location, address, start, layout.shape):
+        values = decode_values(part.location, part.elements, part.raw, part.describe)
+        for path, references in references_within(values).items():
+            if path not in known:
+                within.setdefault(path, []).extend(references)
+    for path, references in within.items():
+        label = f"{where}[{path!r}]" if path else where
+        yield label, None, _flat_array(references, label)
+
+
+def _has_inner_references(datatype: Datatype) -> bool:
+    """Tell whether references stand within arrays or sequences."""
+    if datatype.base is not None:
+        return bool(reference_kinds(datatype))
+    return any(_has_inner_references(field.datatype) for field in datatype.fields)
+
+
+def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
+    objects = np.empty(len(references), dtype=object)
+    objects[:] = references
+    return references_of(objects, label)
 
 
 def _attribute_holders(
@@ -244,9 +278,7 @@ def _attribute_references(
         return
     values = decode_elements(value, location, label, DecodeOptions())
     for part, references in references_within(values).items():
-        objects = np.empty(len(references), dtype=object)
-        objects[:] = references
-        yield part, references_of(objects, label)
+        yield part, _flat_array(references, label)
 
 
 def _extent(item: Object) -> list[int] | None:

@@ -164,6 +164,7 @@ class MemoryFile:
 
     content: bytes = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    options: Options = ()
 
     @property
     def name(self) -> str:
@@ -186,7 +187,7 @@ class MemoryFile:
 
     def open_hdf5(self) -> h5py.File:
         """Open the content, which is not copied."""
-        return h5py.File(io.BytesIO(self.content), "r")
+        return h5py.File(io.BytesIO(self.content), "r", **dict(self.options))
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
@@ -233,6 +234,7 @@ class FileObject:
 
     file: Any = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    options: Options = ()
     lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
@@ -260,7 +262,7 @@ class FileObject:
 
     def open_hdf5(self) -> h5py.File:
         """Open the object through a position of its own."""
-        return h5py.File(_Cursor(self), "r")
+        return h5py.File(_Cursor(self), "r", **dict(self.options))
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
@@ -275,7 +277,7 @@ class FileObject:
         return len(data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FileObject, (self.file, self.token)
+        return FileObject, (self.file, self.token, self.options)
 
 
 # --- open HDF5 files ---------------------------------------------------------------
@@ -362,7 +364,7 @@ class RemoteFile:
     storage_options, open_kwargs : tuple of (str, object)
         For the file system and for opening a file of it.
     hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`, where a driver of HDF5 is to open the URL.
+        Keywords for `h5py.File`; with a ``driver`` HDF5 itself opens the URL.
     """
 
     name: str
@@ -403,7 +405,7 @@ class RemoteFile:
 
     def open_hdf5(self) -> h5py.File:
         """Open the URL as xarray does for its other engine of HDF5: in blocks of 4 MiB."""
-        if self.hdf5_options:
+        if "driver" in dict(self.hdf5_options):
             return h5py.File(self.name, "r", **dict(self.hdf5_options))
         from xarray.backends import h5netcdf_
 
@@ -416,7 +418,7 @@ class RemoteFile:
             kwargs.setdefault("block_size", 4 << 20)
         options = dict(self.storage_options)
         opened = open_remote(self.name, mode="rb", storage_options=options, open_kwargs=kwargs)
-        return FileObject(opened).open_hdf5()
+        return FileObject(opened, options=self.hdf5_options).open_hdf5()
 
     def open_bytes(self) -> ByteHandle:
         """Open the file system."""
@@ -531,7 +533,7 @@ h5py.File or h5py.Group
         source: FileSource = LocalFile(os.path.abspath(whole.filename), options)
         return source if _opens_again(whole, source) else OpenFile(whole), file.name or "/"
     if isinstance(file, bytes | memoryview | bytearray):
-        source = MemoryFile(bytes(file))
+        source = MemoryFile(bytes(file), options=options)
         _check_signature(source)
         return source, "/"
     if isinstance(file, str) and _URL.match(file):
@@ -546,7 +548,11 @@ h5py.File or h5py.Group
         if isinstance(file.read(0), str):
             raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is no binary file")
         path_of_file = _path_of(file)
-        source = LocalFile(path_of_file, options) if path_of_file else FileObject(file)
+        source = (
+            LocalFile(path_of_file, options)
+            if path_of_file
+            else FileObject(file, options=options)
+        )
         _check_signature(source)
         return source, "/"
     raise TypeError(
