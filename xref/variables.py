@@ -226,7 +226,8 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     try:
         stored = place.read_raw()
     except UnsupportedError:
-        return False  # storage that HDF5 alone reads
+        # Storage that HDF5 alone reads: no text is longer than the file.
+        return size * member.location.identity[2] <= TEXT_NBYTES
     lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
     longest = int(lengths.max(initial=0))
     return int(lengths.sum()) <= TEXT_NBYTES and 4 * longest * size <= TEXT_NBYTES
