@@ -306,3 +306,59 @@ def _read_attribute(at: int) -> Any:
     values = np.zeros(attribute.shape, dtype=attribute.dtype)
     attribute.read(values)
     return values
+
+
+# --- targets ----
+
+VALUES = np.arange(48).reshape(6, 8)
+
+
+def select(file: h5py.File, path: str, *slabs: tuple[Any, ...]) -> h5s.SpaceID:
+    """Return the union of hyperslabs (start, count, stride, block)."""
+    space = file[path].id.get_space()
+    for i, slab in enumerate(slabs):
+        op = h5s.SELECT_OR if i else h5s.SELECT_SET
+        space.select_hyperslab(*slab, op=op)
+    return space
+
+
+def select_points(file: h5py.File, path: str, points: Any) -> h5s.SpaceID:
+    space = file[path].id.get_space()
+    space.select_elements(np.array(points, dtype="u8"))
+    return space
+
+
+def select_none(file: h5py.File, path: str) -> h5s.SpaceID:
+    space = file[path].id.get_space()
+    space.select_none()
+    return space
+
+
+def fill(file: h5py.File) -> list[Make | None]:
+    """Write targets; return references of every kind to them."""
+    file["data"] = VALUES
+    file["grp/more"] = np.arange(3.0)
+    file["type"] = np.dtype("f4")
+    for item, value in (("data", np.arange(3)), ("grp", np.arange(3) + 10), ("type", 1.5)):
+        file[item].attrs["units"] = value
+    box = select(file, "data", ((1, 2), (1, 1), (1, 1), (2, 3)))
+    strided = select(file, "data", ((0, 1), (2, 3), (3, 2), (1, 1)))
+    union = select(
+        file, "data", ((0, 0), (1, 1), (1, 1), (2, 3)), ((1, 2), (1, 1), (1, 1), (3, 2))
+    )
+    return [
+        to_object(file, "data"),
+        to_region(file, "data", box),
+        to_region(file, "data", strided),
+        to_region(file, "data", union),
+        to_region(file, "data", select_points(file, "data", [[5, 7], [0, 0], [5, 7]])),
+        to_region(file, "data", file["data"].id.get_space()),
+        to_region(file, "data", select_none(file, "data")),
+        None,
+        to_object(file, "grp"),
+        to_object(file, "type"),
+        to_attribute(file, "data", "units"),
+        to_attribute(file, "grp", "units"),
+        to_attribute(file, "type", "units"),
+        to_attribute(file, "grp", "gone"),
+    ]

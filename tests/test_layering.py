@@ -42,6 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mappings": ("numpy",),
     "readers": ("numpy",),
     "sources": ("h5py", "xarray.backends.h5netcdf_"),
+    "inputs": ("h5py",),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "heapread": ("numpy",),
     "h5objects": ("h5py", "numpy"),
@@ -167,6 +168,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
     assert owners == {
         "h5py": [
             "sources",
+            "inputs",
             "h5file",
             "h5objects",
             "h5layout",

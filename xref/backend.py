@@ -16,7 +16,7 @@ from xref.dimensions import PHONY_DIMS, PhonyNames
 from xref.elements import DecodeOptions
 from xref.h5file import FileLocation, close_file, locate_source
 from xref.h5objects import Member, group_at, walk_groups
-from xref.sources import find_source
+from xref.inputs import find_source
 from xref.variables import count_phony, open_members
 
 READERS = ("auto", "direct", "h5py")
@@ -122,8 +122,7 @@ decode_timedelta
             Members that cannot be read are left out with an
             `UnreadableMemberWarning`.
         """
-        del invalid_netcdf
-        location, top = _locate(
+        location, top, options = _prepare(
             filename_or_obj,
             group,
             external=external,
@@ -131,9 +130,10 @@ decode_timedelta
             driver_kwds=driver_kwds,
             storage_options=storage_options,
             open_kwargs=open_kwargs,
-        )
-        options = _options(
             format=format,
+            invalid_netcdf=invalid_netcdf,
+            reader=reader,
+            lock=lock,
             mask_and_scale=mask_and_scale,
             decode_times=decode_times,
             concat_characters=concat_characters,
@@ -141,8 +141,6 @@ decode_timedelta
             use_cftime=use_cftime,
             decode_timedelta=decode_timedelta,
             decode_vlen_strings=decode_vlen_strings,
-            reader=reader,
-            lock=lock,
         )
         phony = _phony_names(location, top, phony_dims)
         return _open_group(location, top, options, drop_variables, phony)
@@ -153,15 +151,8 @@ decode_timedelta
         *,
         drop_variables: str | Iterable[str] | None = None,
         group: str | None = None,
-        external: str = "same-dir",
-        format: str | None = "NETCDF4",
-        invalid_netcdf: bool | None = None,
         phony_dims: str | None = None,
-        driver: str | None = None,
-        driver_kwds: Mapping[str, Any] | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        open_kwargs: Mapping[str, Any] | None = None,
-        **decoding: Any,
+        **options: Any,
     ) -> dict[str, xr.Dataset]:
         """Open a group and all groups below it, each once; options as in `open_dataset`.
 
@@ -171,17 +162,7 @@ decode_timedelta
             By path, relative to ``group`` if it is given, whose own is "." then; a
             group's before those below it.
         """
-        del invalid_netcdf
-        location, top = _locate(
-            filename_or_obj,
-            group,
-            external=external,
-            driver=driver,
-            driver_kwds=driver_kwds,
-            storage_options=storage_options,
-            open_kwargs=open_kwargs,
-        )
-        options = _options(format=format, **decoding)
+        location, top, decoding = _prepare(filename_or_obj, group, **options)
         phony = _phony_names(location, top, phony_dims)
         home, addresses = _list_groups(location, top)
         found = {}
@@ -190,7 +171,7 @@ decode_timedelta
             below = path.removeprefix(top.rstrip("/")).lstrip("/")
             name = (below or ".") if group else f"/{below}"
             member = group_at(home, addresses[path])
-            found[name] = _open_group(home, path, options, drop_variables, phony, member)
+            found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
         return found
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
@@ -206,35 +187,37 @@ decode_timedelta
         return False
 
 
-def _locate(
+def _prepare(
     file: Any,
     group: str | None,
     *,
-    external: str,
-    driver: str | None,
-    driver_kwds: Mapping[str, Any] | None,
-    storage_options: Mapping[str, Any] | None,
-    open_kwargs: Mapping[str, Any] | None,
-) -> tuple[FileLocation, str]:
-    """Return where a file is and the path of the group that is meant."""
-    hdf5_options = dict(driver_kwds or {}) | ({"driver": driver} if driver else {})
-    source, base = find_source(
-        file,
-        hdf5_options=hdf5_options,
-        storage_options=storage_options,
-        open_kwargs=open_kwargs,
-    )
-    path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
-    return locate_source(source, external), path
-
-
-def _options(*, format: str | None, reader: str = "auto", **options: Any) -> DecodeOptions:
+    external: str = "same-dir",
+    driver: str | None = None,
+    driver_kwds: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    open_kwargs: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    invalid_netcdf: bool | None = None,
+    reader: str = "auto",
+    lock: Any = None,
+    **decoding: Any,
+) -> tuple[FileLocation, str, DecodeOptions]:
+    """Return where a file is, the path of the group that is meant, and how to decode."""
+    del invalid_netcdf  # any HDF5 file opens
     if reader not in READERS:
         raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; files of HDF5 are of one of {FORMATS}")
-    options["lock"] = options.get("lock") or None  # False is xarray's word for none
-    return DecodeOptions(reader=reader, **options)
+    source, base = find_source(
+        file,
+        hdf5_options=dict(driver_kwds or {}) | ({"driver": driver} if driver else {}),
+        storage_options=storage_options,
+        open_kwargs=open_kwargs,
+    )
+    path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
+    # False is xarray's word for no lock.
+    options = DecodeOptions(reader=reader, lock=lock or None, **decoding)
+    return locate_source(source, external), path, options
 
 
 def _list_groups(location: FileLocation, top: str) -> tuple[FileLocation, dict[str, int]]:

@@ -5,9 +5,9 @@ each process; positional reads; open `h5py.File` objects for immediate use. Noth
 that h5py made is put into a graph. Handles are cached and closed by xarray's file
 manager, so any call here is safe from any thread.
 
-h5py is imported here, in `xref.h5objects`, `xref.h5data` and `xref.h5virtual`, and by
-the demo that writes a file. The bytes of region references never go to HDF5: they are
-decoded in `xref.encoding`.
+h5py is imported where files are opened (`xref.sources`, `xref.inputs`), in modules whose
+name begins with ``h5``, and by the demo that writes a file. The bytes of region
+references never go to HDF5: they are decoded in `xref.encoding`.
 """
 
 from __future__ import annotations

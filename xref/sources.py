@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import threading
 import uuid
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import h5py
 from h5py import h5f
@@ -24,8 +23,6 @@ from xref.errors import DanglingReferenceError, ExternalFileError, FileReadError
 
 Identity: TypeAlias = tuple[Any, Any, int, Any]
 """What a file is (two values that no other file has), its bytes, its version."""
-
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class ByteHandle(Protocol):
@@ -38,33 +35,43 @@ class ByteHandle(Protocol):
         """Read into ``buffer`` from byte ``offset`` on; return how many bytes came."""
 
 
-class FileSource(Protocol):
-    """A file that can be opened again and again."""
+class FileSource:
+    """A file that can be opened again and again; the base of those in this module."""
+
+    __slots__ = ()
 
     @property
     def token(self) -> Hashable:
         """What equal sources share; it holds no file or content."""
+        return self
 
-    @property
-    def name(self) -> str:
-        """Path or URL, for messages and for ``encoding["source"]``."""
+    if TYPE_CHECKING:  # else the property would be the default of a field of that name
+
+        @property
+        def name(self) -> str:
+            """Path or URL, for messages and for ``encoding["source"]``."""
 
     @property
     def folder(self) -> str | None:
         """Folder that the names of external files count from; None without one."""
+        return None
 
     @property
     def live(self) -> bool:
         """Whether a writer may change the file: data are then read through HDF5 alone."""
+        return False
 
     def identity(self) -> Identity:
         """Return the identity of the file as it is now."""
+        raise NotImplementedError
 
     def open_hdf5(self) -> h5py.File:
         """Open the file for reading."""
+        raise NotImplementedError
 
     def open_bytes(self) -> ByteHandle:
         """Open the file for positional reads."""
+        raise NotImplementedError
 
 
 Options: TypeAlias = tuple[tuple[str, Any], ...]
@@ -94,7 +101,7 @@ def _identity(status: os.stat_result) -> Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalFile:
+class LocalFile(FileSource):
     """A file of this machine, by absolute path.
 
     Attributes
@@ -109,11 +116,6 @@ class LocalFile:
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
-
-    @property
-    def token(self) -> Hashable:
-        """The source itself."""
-        return self
 
     @property
     def folder(self) -> str | None:
@@ -159,7 +161,7 @@ class _Image:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryFile:
+class MemoryFile(FileSource):
     """The content of a file, in memory; it travels with its pickles."""
 
     content: bytes = field(repr=False, compare=False)
@@ -170,16 +172,6 @@ class MemoryFile:
     def name(self) -> str:
         """A name for messages."""
         return f"<{len(self.content)} bytes in memory>"
-
-    @property
-    def folder(self) -> str | None:
-        """None: there are no files beside it."""
-        return None
-
-    @property
-    def live(self) -> bool:
-        """False."""
-        return False
 
     def identity(self) -> Identity:
         """Return an identity that never changes."""
@@ -225,7 +217,7 @@ class _Cursor(io.RawIOBase):
 
 
 @dataclass(frozen=True, slots=True)
-class FileObject:
+class FileObject(FileSource):
     """A binary file object that someone else opened, and will close.
 
     The lock keeps a seek and its read together: HDF5 and positional reads share the
@@ -242,16 +234,6 @@ class FileObject:
         """The object's name, if it has one."""
         name = getattr(self.file, "name", None) or getattr(self.file, "path", None)
         return name if isinstance(name, str) else f"<{type(self.file).__name__}>"
-
-    @property
-    def folder(self) -> str | None:
-        """None: the object may be no file of this machine."""
-        return None
-
-    @property
-    def live(self) -> bool:
-        """False."""
-        return False
 
     def identity(self) -> Identity:
         """Return an identity that changes with the size."""
@@ -284,7 +266,7 @@ class FileObject:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(FileSource):
     """A file that is open in h5py already; it can be read in this process only."""
 
     file: h5py.File = field(repr=False, compare=False)
@@ -354,7 +336,7 @@ class OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
+class RemoteFile(FileSource):
     """A file behind a URL that fsspec opens.
 
     Attributes
@@ -374,21 +356,6 @@ class RemoteFile:
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts
-
-    @property
-    def token(self) -> Hashable:
-        """The source itself."""
-        return self
-
-    @property
-    def folder(self) -> str | None:
-        """None: names in a remote file are not followed."""
-        return None
-
-    @property
-    def live(self) -> bool:
-        """False."""
-        return False
 
     def _filesystem(self) -> tuple[Any, str]:
         fsspec = import_fsspec(self.name)
@@ -449,7 +416,7 @@ class _RemoteHandle:
 
 
 @dataclass(frozen=True, slots=True)
-class UnreachableFile:
+class UnreachableFile(FileSource):
     """A file that a reference names, and that is not there or may not be opened.
 
     Attributes
@@ -465,21 +432,6 @@ class UnreachableFile:
     problem: str
     refused: bool
 
-    @property
-    def token(self) -> Hashable:
-        """The source itself."""
-        return self
-
-    @property
-    def folder(self) -> str | None:
-        """None."""
-        return None
-
-    @property
-    def live(self) -> bool:
-        """False."""
-        return False
-
     def _fail(self) -> NoReturn:
         raise (ExternalFileError if self.refused else DanglingReferenceError)(self.problem)
 
@@ -494,115 +446,6 @@ class UnreachableFile:
     def open_bytes(self) -> ByteHandle:
         """Raise what is wrong with the file."""
         self._fail()
-
-
-# --- what users give ---------------------------------------------------------------
-
-_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
-
-
-def find_source(
-    file: Any,
-    *,
-    hdf5_options: Mapping[str, Any] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    open_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[FileSource, str]:
-    """Return the source of what a user opens, and the group in it that is meant.
-
-    Parameters
-    ----------
-    file : str, os.PathLike, bytes, memoryview, binary file object, fsspec's OpenFile, \
-h5py.File or h5py.Group
-        Text with a scheme (``s3://``) is a URL.
-    hdf5_options : mapping, optional
-        Keywords for `h5py.File`.
-    storage_options, open_kwargs : mapping, optional
-        For the file system of a URL, and for opening a file of it.
-
-    Raises
-    ------
-    ValueError
-        If memory or a file object holds no HDF5 file.
-    TypeError
-        If ``file`` is nothing that can be read.
-    """
-    options = as_options(hdf5_options)
-    if isinstance(file, h5py.Group):
-        whole = file.file
-        source: FileSource = LocalFile(os.path.abspath(whole.filename), options)
-        return source if _opens_again(whole, source) else OpenFile(whole), file.name or "/"
-    if isinstance(file, bytes | memoryview | bytearray):
-        source = MemoryFile(bytes(file), options=options)
-        _check_signature(source)
-        return source, "/"
-    if isinstance(file, str) and _URL.match(file):
-        kwargs = as_options(open_kwargs)
-        return RemoteFile(file, as_options(storage_options), kwargs, options), "/"
-    if isinstance(file, str | os.PathLike):
-        path = os.path.abspath(os.path.expanduser(os.fspath(file)))
-        return LocalFile(path, options), "/"
-    if hasattr(file, "open") and hasattr(file, "fs"):
-        file = file.open()  # fsspec's OpenFile; what it opens closes with its last user
-    if hasattr(file, "read") and hasattr(file, "seek"):
-        if isinstance(file.read(0), str):
-            raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is no binary file")
-        path_of_file = _path_of(file)
-        source = (
-            LocalFile(path_of_file, options)
-            if path_of_file
-            else FileObject(file, options=options)
-        )
-        _check_signature(source)
-        return source, "/"
-    raise TypeError(
-        f"engine 'h5ref' cannot open {type(file).__name__}: a path, a URL, bytes, a binary "
-        "file object or an open h5py object is needed"
-    )
-
-
-def _opens_again(file: h5py.File, source: FileSource) -> bool:
-    """Tell whether a file that is open in h5py can be read by its path as well.
-
-    A writer's may hold what is not in the file yet; HDF5 refuses to open one file with
-    different options, such as locking, at the same time; and a path may lead to another
-    file by now.
-    """
-    if file.driver != "sec2" or file.id.get_intent():
-        return False
-    try:
-        with source.open_hdf5() as again:
-            return bool(again.id == file.id)
-    except OSError:
-        return False
-
-
-def _path_of(file: Any) -> str | None:
-    """Return the path of a plain open file of this machine, to read it in parallel."""
-    name = getattr(file, "name", None)
-    if type(file) is not io.BufferedReader or not isinstance(name, str):
-        return None
-    try:
-        same = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
-    except (OSError, ValueError):
-        return None
-    return os.path.abspath(name) if same else None
-
-
-def _check_signature(source: FileSource) -> None:
-    """Look for HDF5's signature where it may stand: at 0, 512, 1024 and so on."""
-    nbytes = source.identity()[2]
-    handle, found = source.open_bytes(), bytearray(len(SIGNATURE))
-    first, offset = b"", 0
-    while offset + len(found) <= nbytes:
-        handle.read(offset, memoryview(found))
-        if found == SIGNATURE:
-            return
-        first, offset = first or bytes(found), max(2 * offset, 512)
-    raise ValueError(
-        f"{first!r} is not the signature of a valid netCDF4 file, or other HDF5 file: "
-        f"{source.name}"
-    )
 
 
 def import_fsspec(url: str) -> Any:
