@@ -17,7 +17,8 @@ from selections import describe, elements, points, slabs, unions
 
 from xref.columns import row_offsets
 from xref.errors import UnsupportedError
-from xref.plan import ReadPlan, canvas_strides, choose_tile, plan_parts, plan_read, row_strides
+from xref.parts import canvas_strides, plan_parts, row_strides
+from xref.plan import ReadPlan, choose_tile, plan_read
 from xref.readers import read_plan
 from xref.regions import RegionTable, table_from_selections
 from xref.selection import All, Empty, Hyperslab, Points

@@ -19,7 +19,8 @@ import xref
 from xref.errors import FileReadError
 from xref.filters import FilterPipeline
 from xref.layout import ChunkIndex, DatasetLayout
-from xref.plan import plan_parts, plan_read, row_strides
+from xref.parts import plan_parts, row_strides
+from xref.plan import plan_read
 from xref.readers import ChunkLoader, ContiguousLoader, read_plan
 from xref.regions import box_table
 

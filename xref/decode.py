@@ -31,7 +31,8 @@ from xref.h5layout import COMPACT, read_compact, reference_itemsize
 from xref.h5objects import known_path, open_dataset
 from xref.heapread import read_heap_objects
 from xref.layout import DatasetLayout
-from xref.plan import canvas_strides, plan_outer, plan_points, plan_read, regular_segments
+from xref.parts import canvas_strides, plan_outer, plan_points, regular_segments
+from xref.plan import plan_read
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
 from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
 from xref.stdrefs import REGION, decode_std_objects, split_std_references

@@ -27,7 +27,8 @@ from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
 from xref.loaders import tile_loader
 from xref.options import get_option
-from xref.plan import plan_parts, plan_read, row_strides
+from xref.parts import plan_parts, row_strides
+from xref.plan import plan_read
 from xref.readers import read_plan
 from xref.regions import Kind, RegionTable, empty_table
 

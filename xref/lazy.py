@@ -29,16 +29,8 @@ from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
 from xref.loaders import tile_loader
-from xref.plan import (
-    ReadPlan,
-    Segments,
-    canvas_strides,
-    interval_segments,
-    plan_chunk,
-    plan_outer,
-    plan_read,
-    regular_segments,
-)
+from xref.parts import Segments, canvas_strides, interval_segments, plan_outer, regular_segments
+from xref.plan import ReadPlan, plan_chunk, plan_read
 from xref.readers import read_plan
 from xref.references import ReferenceArray
 from xref.regions import narrow

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from xref.columns import FrozenColumns, IntArray, row_offsets
 from xref.errors import CorruptFileError, SelectionError
-from xref.plan import canvas_strides
+from xref.parts import canvas_strides
 
 
 @dataclass(frozen=True, slots=True)

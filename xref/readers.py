@@ -27,30 +27,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray, ragged_ranges
+from xref.columns import IntArray
+from xref.copies import copy_boxes
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import decode_chunk
 from xref.layout import ChunkIndex, DatasetLayout
 from xref.options import thread_count
-from xref.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan, canvas_strides
+from xref.parts import canvas_strides
+from xref.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
 
 READ_GAP_NBYTES = 1 << 16
 """Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
 
 READ_NBYTES = 1 << 20
 """Bytes that one read takes together, unless a chunk is larger."""
-
-COPY_NBYTES = 1 << 19
-"""Bytes copied by one fancy index, so that its temporary stays in the cache."""
-
-FEW_PIECES = 6
-"""Up to so many pieces of one shape are no group of windows (benchmarks/tiles.py)."""
-
-FEW_GROUPS = 8
-"""Up to so many shapes in a tile are copied piece by piece, not by rows."""
-
-ROWS_NBYTES = 1 << 15
-"""Larger pieces are copied one by one: the copy outweighs the call."""
 
 KEEP_NBYTES = 64 << 20
 """Largest buffer that a thread keeps for the next tile."""
@@ -418,146 +408,11 @@ def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[A
         raw = _scratch("canvas", n_elements * out.dtype.itemsize)
         canvas = np.ndarray(plan.tile_shape, out.dtype, raw.data)
     loader.load(plan, tile, canvas)
-    _copy_pieces(plan, tile, canvas, out)
-
-
-def _copy_pieces(
-    plan: ReadPlan, tile: int, canvas: npt.NDArray[Any], out: npt.NDArray[Any]
-) -> None:
-    """Copy every piece of a tile from its canvas to the output.
-
-    Many pieces of one shape go with one fancy index of windows. Pieces of shapes
-    that few others have are cut into rows, and rows of one width go together.
-    """
-    begin, end = int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1])
-    group, src, dst = plan.group[begin:end], plan.src[begin:end], plan.dst[begin:end]
+    rows = slice(int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1]))
     strides = np.array(canvas_strides(plan.tile_shape), dtype=np.int64)
-    flat = canvas.reshape(-1)
-    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
-    sizes = np.diff(cuts)
-    rest = np.ones(len(sizes), dtype=bool)
-    if len(sizes) > FEW_GROUPS and len(strides) and not out.dtype.hasobject:
-        shape = plan.group_shape[group[cuts[:-1]]]
-        by_rows = (sizes <= FEW_PIECES) & (plan.group_step[group[cuts[:-1]], -1] == 1)
-        by_rows &= shape.prod(axis=1) * out.dtype.itemsize <= ROWS_NBYTES
-        by_rows &= plan.group_dst_stride[group[cuts[:-1]], -1] == 1
-        rest = ~by_rows
-        pieces = np.flatnonzero(np.repeat(by_rows, sizes))
-        if len(pieces):
-            of = group[pieces]
-            _copy_rows(
-                (flat, src[pieces], plan.group_step[of] * strides),
-                (out, dst[pieces], plan.group_dst_stride[of]),
-                plan.group_shape[of],
-            )
-    for k in np.flatnonzero(rest).tolist():
-        a, b = int(cuts[k]), int(cuts[k + 1])
-        g = int(group[a])
-        window = tuple(plan.group_shape[g].tolist())
-        src_strides = tuple((plan.group_step[g] * strides * out.dtype.itemsize).tolist())
-        dst_strides = tuple((plan.group_dst_stride[g] * out.dtype.itemsize).tolist())
-        _copy_group(flat, src[a:b], src_strides, out, dst[a:b], dst_strides, window)
-
-
-def _copy_rows(
-    source: tuple[npt.NDArray[Any], IntArray, IntArray],
-    target: tuple[npt.NDArray[Any], IntArray, IntArray],
-    shape: IntArray,
-) -> None:
-    """Copy boxes of many shapes row by row, rows of one width together.
-
-    Parameters
-    ----------
-    source, target : tuple
-        Flat array, first element of each box (``(n,)``) and distance between its
-        elements along each axis (``(n, ndim)``), all in elements. Rows are
-        contiguous on both sides.
-    shape : numpy.ndarray
-        Shape ``(n, ndim)``.
-    """
-    order = np.argsort(shape[:, -1], kind="stable")
-    shape = shape[order]
-    n_rows = shape[:, :-1].prod(axis=1)
-    box = np.repeat(np.arange(len(order)), n_rows)
-    ordinal = ragged_ranges(np.zeros(len(order), dtype=np.int64), n_rows)
-    places = [first[order][box] for _, first, _ in (source, target)]
-    for axis in range(shape.shape[1] - 2, -1, -1):
-        step = ordinal
-        if axis > 0:
-            ordinal, step = np.divmod(ordinal, shape[box, axis])
-        for place, (_, _, strides) in zip(places, (source, target), strict=True):
-            place += step * strides[order, axis][box]
-    widths = shape[:, -1]
-    new = np.flatnonzero(np.diff(widths, prepend=-1))
-    row_cuts = np.append(np.append(0, np.cumsum(n_rows))[new], len(box)).tolist()
-    itemsize = source[0].dtype.itemsize
-    views = [array.view(np.uint8) for array, _, _ in (source, target)]
-    for k, width in enumerate(widths[new].tolist()):
-        # A row is one opaque item that may begin at any element.
-        item = np.dtype((np.void, width * itemsize))
-        rows_from, rows_to = (
-            np.ndarray(((v.size - item.itemsize) // itemsize + 1,), item, v, 0, (itemsize,))
-            for v in views
-        )
-        batch = max(COPY_NBYTES // item.itemsize, 1)
-        for a in range(row_cuts[k], row_cuts[k + 1], batch):
-            at = slice(a, min(a + batch, row_cuts[k + 1]))
-            rows_to[places[1][at]] = rows_from[places[0][at]]
-
-
-def _copy_group(
-    flat: npt.NDArray[Any],
-    src: IntArray,
-    src_strides: tuple[int, ...],
-    out: npt.NDArray[Any],
-    dst: IntArray,
-    dst_strides: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> None:
-    """Copy windows of one shape; strides in bytes, places in elements."""
-    itemsize = out.dtype.itemsize
-    if out.dtype.hasobject:
-        # No views of objects from a buffer: index element by element.
-        out[_element_index(dst, dst_strides, shape, itemsize)] = flat[
-            _element_index(src, src_strides, shape, itemsize)
-        ]
-        return
-    # Views through ndarray's constructor: it costs a tenth of as_strided and takes
-    # compounds that as_strided refuses. Over bytes, as not every dtype is a buffer.
-    source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
-    if len(src) <= FEW_PIECES:
-        for s, d in zip(src.tolist(), dst.tolist(), strict=True):
-            to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
-            to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)
-        return
-    windows, places = (
-        np.ndarray(
-            (len(array) - _reach(shape, strides) // itemsize, *shape),
-            dtype,
-            buffer,
-            0,
-            (itemsize, *strides),
-        )
-        for array, buffer, strides in (
-            (flat, source, src_strides),
-            (out, target, dst_strides),
-        )
+    copy_boxes(
+        (canvas.reshape(-1), plan.src[rows], plan.group_step * strides),
+        (out, plan.dst[rows], plan.group_dst_stride),
+        plan.group_shape,
+        plan.group[rows],
     )
-    batch = max(COPY_NBYTES // max(math.prod(shape) * itemsize, 1), 1)
-    for i in range(0, len(src), batch):
-        places[dst[i : i + batch]] = windows[src[i : i + batch]]
-
-
-def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Return the bytes from the first to the last element of a window."""
-    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-
-
-def _element_index(
-    first: IntArray, strides: tuple[int, ...], shape: tuple[int, ...], itemsize: int
-) -> IntArray:
-    """Return the place of every element of windows, strides in bytes."""
-    index = first
-    for n, stride in zip(shape, strides, strict=True):
-        index = np.add.outer(index, np.arange(n) * (stride // itemsize))
-    return index

@@ -28,7 +28,7 @@ from xref.h5attributes import RawReferences, read_attribute
 from xref.h5data import dataset_facts, dataset_kind
 from xref.h5objects import kind_of, open_dataset, open_object, prepare_references, text
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
-from xref.plan import canvas_strides, plan_parts, row_strides
+from xref.parts import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray
 from xref.targets import group_path, open_target
 from xref.variables import ReferenceVariable, build_variable, open_members

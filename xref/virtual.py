@@ -25,7 +25,7 @@ from xref.h5file import FileLocation, check_external, locate_file
 from xref.h5objects import known_path, open_member
 from xref.h5virtual import virtual_mappings
 from xref.mappings import VirtualMapping
-from xref.plan import canvas_strides
+from xref.parts import canvas_strides
 
 MAX_DEPTH = 16
 """Virtual datasets between one and what stores its elements."""
