@@ -19,10 +19,11 @@ from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import item_dtype, items
-from xref.lazy import RegionResults, lazily_indexed
+from xref.lazy import lazily_indexed
 from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
 from xref.resolve import resolve_references
+from xref.results import RegionResults
 from xref.table import reference_table
 from xref.variables import ReferenceVariable
 

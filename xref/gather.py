@@ -260,7 +260,9 @@ def read_into(
         targets = _read_whole(targets, out, dst)
     for target in targets:
         if target.layout.dtype == out.dtype:
-            _read_target(target, out, dst[target.rows], _cells(bound, target, cell), reader)
+            _read_target(
+                target, out, dst[target.rows], result_cells(bound, target, cell), reader
+            )
         else:
             _read_converted(bound, target, out, dst, cell, reader)
 
@@ -291,7 +293,7 @@ def _read_whole(
     return rest
 
 
-def _cells(
+def result_cells(
     bound: BoundReferences, target: BoundTarget, cell: tuple[int, ...] | None
 ) -> IntArray:
     """Return the box that holds each result of a target, ``(n, ndim)``."""
@@ -328,7 +330,7 @@ def _read_converted(
     npoints = bound.npoints[target.rows]
     offsets = row_offsets(npoints)
     values = np.empty(int(offsets[-1]), dtype=target.layout.dtype)
-    _read_target(target, values, offsets[:-1], _cells(bound, target, None), reader)
+    _read_target(target, values, offsets[:-1], result_cells(bound, target, None), reader)
     begins = dst[target.rows]
     if cell is None:
         out[ragged_ranges(begins, npoints)] = values

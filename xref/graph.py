@@ -3,19 +3,47 @@
 In: a variable whose data are a lazy array of `xref.lazy`, the chunks wanted.
 Out: the same variable over a dask array: one task a block and one that holds the
 lazy array, which is the place of the references, not their contents.
+
+How blocks are read is decided where dask drops the tasks that nobody wants:
+
+- one block by itself, by its index, so that an index of the user's narrows it;
+- several that need the same chunks through `xref.exchange`: tasks that each read a
+  lot of chunks for all blocks, and a task a block that takes its part of each;
+- the whole array, wanted as one NumPy array in this process, straight into that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from typing import Any
 
+import dask
+import dask.array as da
 import dask.config
+import dask.local
+import dask.threaded
+import numpy as np
+import numpy.typing as npt
 import xarray as xr
-from dask.base import tokenize
+from dask._task_spec import DataNode, List, Task, TaskRef
+from dask.array.core import finalize, getter, normalize_chunks
+from dask.base import get_scheduler, tokenize
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import parse_bytes
 
-from xref.lazy import LazyArray
+from xref.exchange import Exchange, put_together, read_lot
+from xref.lazy import LazyArray, outer_indexed
+from xref.results import ReferenceResults, Spans
+
+Key = tuple[Any, ...]
+Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+TOGETHER_NBYTES = 2 << 30
+"""Blocks that are read together hold so many bytes at most; they wait for each other."""
 
 
 def auto_chunk_nbytes() -> int:
@@ -49,7 +77,11 @@ def check_chunks(chunks: Any, dims: Sequence[Hashable]) -> None:
 
 
 def chunk_variable(
-    variable: xr.Variable, array: LazyArray, chunks: Any, what: str
+    variable: xr.Variable,
+    array: LazyArray,
+    chunks: Any,
+    what: str,
+    decode: Decode | None = None,
 ) -> xr.Variable:
     """Cut a lazy variable into blocks.
 
@@ -66,14 +98,178 @@ def chunk_variable(
         By dimension.
     what : str
         Part of the task names.
+    decode : callable, optional
+        Makes of values of ``array`` those of ``variable``; by default they are the same.
     """
-    decoding = str(variable.attrs), str(variable.encoding), str(variable.dtype)
-    token = tokenize(array, str(chunks), variable.dims, decoding)
+    decoding = variable.attrs, variable.encoding, variable.dtype
+    name = f"xref-{what}-{tokenize(array, chunks, variable.dims, decoding)}"
     if variable.dtype.hasobject:
         chunks = _objects(chunks)
-    return variable.chunk(chunks, name=f"xref-{what}-{token}", inline_array=False)
+    sizes = normalize_chunks(  # type: ignore[no-untyped-call]
+        tuple(chunks.get(d, n) for d, n in variable.sizes.items()),
+        variable.shape,
+        dtype=variable.dtype,
+    )
+    layer = ReadLayer(name, sizes, array, variable.dtype, decode)
+    original = {layer.original: DataNode(layer.original, outer_indexed(variable))}
+    graph = HighLevelGraph(
+        {layer.original: MaterializedLayer(original), name: layer},
+        {layer.original: set(), name: {layer.original}},
+    )
+    blocks = BlockArray(graph, name, sizes, dtype=variable.dtype, meta=np.ndarray)  # type: ignore[no-untyped-call]
+    return variable._replace(data=blocks)
 
 
 def _objects(chunks: dict[Hashable, Any]) -> dict[Hashable, Any]:
     """Dask cannot size objects: "auto" becomes one chunk along each axis."""
     return {dim: -1 if chunk == "auto" else chunk for dim, chunk in chunks.items()}
+
+
+class ReadLayer(Layer):
+    """The tasks that read blocks of a lazy array, made where it is known which are wanted."""
+
+    def __init__(
+        self,
+        name: str,
+        chunks: tuple[tuple[int, ...], ...],
+        array: LazyArray,
+        dtype: np.dtype[Any],
+        decode: Decode | None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.original = f"original-{name}"
+        self.chunks = chunks
+        self.array = array
+        self.dtype = dtype
+        self.decode = decode
+
+    @cached_property
+    def _edges(self) -> list[list[int]]:
+        return [[0, *itertools.accumulate(sizes)] for sizes in self.chunks]
+
+    def _spans(self, key: Key) -> Spans:
+        return tuple((e[i], e[i + 1]) for e, i in zip(self._edges, key[1:], strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(len(sizes) for sizes in self.chunks)
+
+    def __iter__(self) -> Iterator[Key]:
+        counts = (range(len(sizes)) for sizes in self.chunks)
+        return ((self.name, *index) for index in itertools.product(*counts))
+
+    def __contains__(self, key: Any) -> bool:
+        if not isinstance(key, tuple) or len(key) != len(self.chunks) + 1:
+            return False
+        inside = (0 <= i < len(n) for i, n in zip(key[1:], self.chunks, strict=True))
+        return bool(key[0] == self.name) and all(inside)
+
+    def __getitem__(self, key: Any) -> Task:
+        if key not in self:
+            raise KeyError(key)
+        index = tuple(slice(*span) for span in self._spans(key))
+        return Task(key, getter, TaskRef(self.original), index)
+
+    def is_materialized(self) -> bool:
+        """Tell that the tasks are not made yet."""
+        return False
+
+    def get_output_keys(self) -> Set[Key]:
+        """Return the keys of all blocks."""
+        return set(iter(self))
+
+    def cull(
+        self, keys: set[Any], all_hlg_keys: Collection[Any]
+    ) -> tuple[Layer, Mapping[Any, set[Any]]]:
+        """Make the tasks for some blocks; see `dask.highlevelgraph.Layer.cull`."""
+        tasks: dict[Any, Any] = {}
+        for wanted in self._together(sorted(key for key in keys if key in self)):
+            exchange = self._exchange(wanted)
+            plan = exchange.plan() if exchange is not None else None
+            if exchange is None or plan is None:
+                tasks |= {key: self[key] for key in wanted}
+                continue
+            place = f"exchange-{exchange.token}"
+            tasks[place] = DataNode(place, exchange)
+            lots = [(f"xref-chunks-{exchange.token}", i) for i in range(len(plan.lots))]
+            for lot in lots:
+                tasks[lot] = Task(lot, read_lot, TaskRef(place), lot[1])
+            for block, key in enumerate(wanted):
+                held = List(*(TaskRef(lot) for lot in lots))
+                tasks[key] = Task(key, put_together, TaskRef(place), block, held)
+        layer = MaterializedLayer(tasks, annotations=self.annotations)
+        return layer, {key: set(task.dependencies) for key, task in tasks.items()}
+
+    def reads_whole(self) -> bool:
+        """Tell whether reading all of the array at once takes no more memory than blocks."""
+        in_place = isinstance(self.array, ReferenceResults) and self.array.in_place
+        return len(self) == 1 or (in_place and self.decode is None)
+
+    def _together(self, keys: list[Key]) -> Iterator[list[Key]]:
+        """Divide blocks into sets that may be held at once."""
+        wanted: list[Key] = []
+        filled = 0
+        for key in keys:
+            nbytes = math.prod(b - a for a, b in self._spans(key)) * self.dtype.itemsize
+            if wanted and filled + nbytes > TOGETHER_NBYTES:
+                yield wanted
+                wanted, filled = [], 0
+            wanted.append(key)
+            filled += nbytes
+        yield wanted
+
+    def _exchange(self, keys: list[Key]) -> Exchange | None:
+        if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
+            return None
+        token = tokenize(self.name, keys)
+        blocks = [self._spans(key) for key in keys]
+        return Exchange(self.array, blocks, self.decode, self.dtype, token)
+
+
+class BlockArray(da.Array):
+    """A dask array over a `ReadLayer`, which knows how to become one NumPy array."""
+
+    __slots__ = ()
+
+    def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return finish_blocks, (self.name,)
+
+    @staticmethod
+    def __dask_optimize__(graph: Any, keys: Any, **options: Any) -> Any:
+        if isinstance(graph, HighLevelGraph) and _is_local():
+            graph = read_whole_arrays(graph, keys)
+        return da.Array.__dask_optimize__(graph, keys, **options)
+
+
+def finish_blocks(blocks: Any, name: str) -> Any:
+    """Concatenate the blocks of the array of that name."""
+    return finalize(blocks)  # type: ignore[no-untyped-call]
+
+
+def _is_local() -> bool:
+    """Tell whether dask computes in this process."""
+    scheduler = get_scheduler(cls=da.Array)  # type: ignore[no-untyped-call]
+    return scheduler in (dask.threaded.get, dask.local.get_sync)
+
+
+def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
+    """Read arrays that are wanted as a whole, and nothing else of them, by one task.
+
+    Blocks would be copied once more, and be held beside the result.
+    """
+    layers, dependencies = dict(graph.layers), dict(graph.dependencies)
+    for key in set(flatten(keys)):  # type: ignore[no-untyped-call]
+        task = layers[key].get(key) if key in layers else None
+        if not isinstance(task, Task) or task.func is not finish_blocks:
+            continue
+        name = task.args[-1]
+        layer = layers.get(name)
+        users = [user for user, needed in dependencies.items() if name in needed]
+        if isinstance(layer, ReadLayer) and layer.reads_whole() and users == [key]:
+            index = tuple(slice(0, sum(sizes)) for sizes in layer.chunks)
+            layers[key] = MaterializedLayer(
+                {key: Task(key, getter, TaskRef(layer.original), index)}
+            )
+            dependencies[key] = {layer.original}
+            del layers[name], dependencies[name]
+    return HighLevelGraph(layers, dependencies)

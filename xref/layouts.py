@@ -24,9 +24,10 @@ from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5data import dataset_facts, dataset_layout
 from xref.layout import item_dtype, items
-from xref.lazy import Fill, SampleArray, StackArray, ValidArray, lazily_indexed
+from xref.lazy import is_decoded, lazily_indexed
 from xref.references import ReferenceArray
 from xref.regions import concat_tables, empty_table, project
+from xref.results import Fill, SampleArray, StackArray, ValidArray
 from xref.targets import open_target
 
 POINT_DIM = "point"
@@ -79,7 +80,9 @@ def resolve_cells(
         data = StackArray(references, cell, resolved.dtype, bound=bound)
         variable = xr.Variable(dims + item_dims, lazily_indexed(data), resolved.attributes)
         variable = decode_variable(resolved.name, variable, references.options)
+        decode = _decoder(resolved, variable, data)
     else:
+        decode = None
         variable, data = _filled_variable(resolved, cell, dims + item_dims, fill_value, uniform)
     ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell)
     out_coords = dict(own)
@@ -88,7 +91,7 @@ def resolve_cells(
         if uniform:
             out_coords |= _target_coords(resolved, inner, cell, own)
     if chunks is not None:
-        variable = chunk_variable(variable, data, ref_chunks, "resolve")
+        variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
     if uniform:
         return values
@@ -99,6 +102,15 @@ def resolve_cells(
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
     name = _free_name(resolved.name or "values", dims)
     return xr.Dataset({name: values, _free_name("valid", (*dims, name)): valid})
+
+
+def _decoder(
+    resolved: Resolved, variable: xr.Variable, data: StackArray | SampleArray
+) -> Decoder | None:
+    """Return what makes the values of a variable of those of its lazy array."""
+    if not is_decoded(variable, data):
+        return None
+    return Decoder(resolved.attributes, resolved.references.options)
 
 
 def _filled_variable(
@@ -381,7 +393,8 @@ def resolve_ragged(
     if chunks is not None:
         sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
         wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
-        variable = chunk_variable(variable, data, wanted, "ragged")
+        decode = _decoder(resolved, variable, data)
+        variable = chunk_variable(variable, data, wanted, "ragged", decode)
     widest = bound.shape.shape[1]
     shape = bound.shape.reshape(*references.shape, widest)
     out_coords = dict(own)

@@ -235,7 +235,14 @@ def _concat_parts(found: list[Parts], ndim: int) -> Parts:
 
 def take_parts(parts: Parts, rows: npt.NDArray[np.intp]) -> Parts:
     """Return some of the parts, in the order of ``rows``."""
-    return Parts(**{n: getattr(parts, n)[rows] for n in Parts.__dataclass_fields__})
+    return Parts(**{n: _take(getattr(parts, n), rows) for n in Parts.__dataclass_fields__})
+
+
+def _take(column: IntArray, rows: npt.NDArray[np.intp]) -> IntArray:
+    """Return some rows of a column; one that repeats a row stays a broadcast."""
+    if len(column) > 1 and column.strides[0] == 0:
+        return np.broadcast_to(column[:1], (len(rows), *column.shape[1:]))
+    return column[rows]
 
 
 def cut_axis(parts: Parts, axis: int, width: int) -> Parts:

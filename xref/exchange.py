@@ -1,0 +1,194 @@
+"""Many blocks of results read together: every chunk read once, for all of them.
+
+In: a lazy array of results and the blocks wanted of it. Out: the tasks of a graph as
+two functions: `read_lot` reads a lot of chunks for all blocks, `put_together` makes
+one block of what the lots hold for it. A task knows the place of the references;
+what they select is worked out once in each process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.copies import copy_boxes
+from xref.elements import DecodeOptions
+from xref.gather import BoundTarget
+from xref.h5file import check_unchanged
+from xref.loaders import tile_loader
+from xref.plan import choose_tile, plan_read
+from xref.readers import read_plan
+from xref.results import FlatBlocks, ReferenceResults, Spans
+from xref.shares import Shares, count_visits, find_blocks, plan_shares, storage_cell
+
+LOT_NBYTES = 16 << 20
+"""Decoded bytes that one task reads, at least (benchmarks/blocks.py)."""
+
+MOST_LOTS = 256
+"""Tasks that read, at most: lots grow beyond `LOT_NBYTES` for large datasets."""
+
+FEW_VISITS = 1.1
+"""Blocks are read one by one while that reads chunks no more often than so, on average."""
+
+KEPT_PLANS = 2
+"""Plans that a process remembers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExchangePlan:
+    """Shares of the chunks of each target, in lots of about one size."""
+
+    flat: FlatBlocks
+    targets: tuple[tuple[BoundTarget, Shares], ...]
+    lots: tuple[tuple[tuple[int, int], ...], ...]  # (target, share) of each lot
+
+
+class Exchange:
+    """Blocks that are read together; plain data, the same in every process.
+
+    Parameters
+    ----------
+    array : ReferenceResults
+    blocks : sequence of tuple
+        (start, stop) along each axis of each block.
+    decode : callable or None
+        Applied to each block, such as CF decoding.
+    dtype : numpy.dtype
+        Of the blocks when decoded.
+    token : str
+        Names all of this, for what a process remembers.
+    """
+
+    def __init__(
+        self,
+        array: ReferenceResults,
+        blocks: Sequence[Spans],
+        decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
+        dtype: np.dtype[Any],
+        token: str,
+    ) -> None:
+        self.array = array
+        self.blocks = tuple(blocks)
+        self.decode = decode
+        self.dtype = dtype
+        self.token = token
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+    def plan(self) -> ExchangePlan | None:
+        """Return what is to be read; None where blocks are better read one by one."""
+        with _planning:
+            if self.token not in _plans:
+                _plans[self.token] = self._make_plan()
+                while len(_plans) > KEPT_PLANS:
+                    _plans.popitem(last=False)
+            _plans.move_to_end(self.token)
+            return _plans[self.token]
+
+    def _make_plan(self) -> ExchangePlan | None:
+        flat = self.array.flat_blocks(self.blocks)
+        return None if flat is None else _plan_exchange(flat)
+
+    def _known_plan(self) -> ExchangePlan:
+        for location in self.array.references.columns.used_files():
+            check_unchanged(location)
+        plan = self.plan()
+        if plan is None:
+            raise RuntimeError("blocks that were to be read together cannot be any more")
+        return plan
+
+
+_plans: OrderedDict[str, ExchangePlan | None] = OrderedDict()
+_planning = threading.RLock()
+
+
+def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
+    """Divide what blocks read into lots of chunks, if that saves reading any."""
+    found = []
+    visits = distinct = 0
+    for target, parts in flat.reads:
+        layout = target.layout
+        block = find_blocks(parts, flat.bounds)
+        if block is None:
+            return None
+        itemsize = max(layout.dtype.itemsize, 1)
+        cell = storage_cell(layout.shape, layout.chunks, itemsize)
+        counts = count_visits(parts, block, layout.shape, cell)
+        cell_nbytes = int(np.prod(cell)) * itemsize
+        visits, distinct = visits + counts[0] * cell_nbytes, distinct + counts[1] * cell_nbytes
+        found.append((target, parts, block, cell, counts[1] * cell_nbytes))
+    if visits <= FEW_VISITS * distinct:
+        return None
+    nbytes = max(LOT_NBYTES, -(-distinct // MOST_LOTS))
+    targets, lots = [], []
+    lot: list[tuple[int, int]] = []
+    filled = 0
+    for k, (target, parts, block, cell, read_nbytes) in enumerate(found):
+        layout = target.layout
+        tile = choose_tile(layout.shape, cell, max(layout.dtype.itemsize, 1), nbytes)
+        shares = plan_shares(parts, block, flat.bounds, layout.shape, tile)
+        targets.append((target, shares))
+        for share in range(len(shares)):
+            weight = read_nbytes // len(shares)
+            if lot and filled + weight > nbytes:
+                lots.append(tuple(lot))
+                lot, filled = [], 0
+            lot.append((k, share))
+            filled += weight
+    lots.append(tuple(lot))
+    return ExchangePlan(flat=flat, targets=tuple(targets), lots=tuple(lots))
+
+
+def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
+    """Read one lot of chunks.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        The elements of each share of the lot, 1-D, block after block.
+    """
+    plan = exchange._known_plan()
+    out = []
+    for k, share in plan.lots[number]:
+        target, shares = plan.targets[k]
+        layout = target.layout
+        values = np.empty(int(shares.size[share]), dtype=layout.dtype)
+        loader = tile_loader(
+            target.location,
+            target.address,
+            layout,
+            options=DecodeOptions(reader=plan.flat.reader),
+        )
+        itemsize = max(layout.dtype.itemsize, 1)
+        parts = shares.share_parts(share)
+        read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, values)
+        out.append(values.astype(plan.flat.dtype, copy=False))
+    return out
+
+
+def put_together(
+    exchange: Exchange, block: int, lots: list[list[npt.NDArray[Any]]]
+) -> npt.NDArray[Any]:
+    """Make one block of what all lots hold for it, and decode it."""
+    plan = exchange._known_plan()
+    bounds = plan.flat.bounds
+    flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
+    held: dict[int, list[npt.NDArray[Any]]] = {}
+    for lot, buffers in zip(plan.lots, lots, strict=True):
+        for (k, share), buffer in zip(lot, buffers, strict=True):
+            held.setdefault(k, []).append(buffer[plan.targets[k][1].stretch(share, block)])
+    for k, stretches in held.items():
+        stretch = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+        if len(stretch):
+            copy_boxes(*plan.targets[k][1].block_boxes(block, stretch, flat))
+    values = plan.flat.finish(block, flat)
+    if exchange.decode is not None:
+        values = exchange.decode(values)
+    return np.asarray(values, dtype=exchange.dtype)

@@ -1,0 +1,483 @@
+"""Lazy arrays of what references select: stacked, padded, ragged, or made of each region.
+
+In: a `ReferenceArray`, an index from xarray or dask. Out: NumPy arrays. Each class
+pickles as the place of its references and a few numbers.
+
+An index is read by itself. Where many blocks are wanted together, `flat_blocks` says
+what all of them read, so that `xref.exchange` can read every chunk once for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.gather import (
+    BoundReferences,
+    BoundTarget,
+    bind_references,
+    check_size,
+    read_into,
+    result_cells,
+)
+from xref.h5file import check_unchanged
+from xref.layout import item_dtype, items
+from xref.lazy import Axis, LazyArray, index_outer
+from xref.parts import Parts, plan_parts, row_strides
+from xref.references import ReferenceArray
+from xref.regions import narrow
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""First and last position of a block, plus one, along each axis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FlatBlocks:
+    """Blocks of an array as stretches of one flat output, and what is read into it."""
+
+    bounds: IntArray  # (b + 1,), elements
+    dtype: np.dtype[Any]  # as stored
+    reads: tuple[tuple[BoundTarget, Parts], ...]
+    reader: str
+    finish: Callable[[int, npt.NDArray[Any]], npt.NDArray[Any]]  # block, its stretch
+
+
+class ReferenceResults(LazyArray):
+    """Base of the arrays whose blocks can be read together."""
+
+    references: ReferenceArray
+    raw_dtype: np.dtype[Any]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether values are read where they stay, so that reading takes no more memory."""
+        return True
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+        """Say what is read for some blocks of the array.
+
+        Parameters
+        ----------
+        blocks : sequence of tuple
+            (start, stop) along each axis of the array.
+
+        Returns
+        -------
+        FlatBlocks or None
+            None where a block does not hold whole results, nor boxes of them.
+        """
+        raise NotImplementedError
+
+    def _rows(self, spans: Spans) -> npt.NDArray[np.intp]:
+        """Return which references, in C order, a block is of."""
+        grid = np.arange(self.references.size).reshape(self.references.shape)
+        return grid[tuple(slice(*span) for span in spans[: grid.ndim])].reshape(-1)
+
+
+def _planned(
+    bound: BoundReferences,
+    rows: npt.NDArray[np.intp],
+    dst: IntArray,
+    cell: tuple[int, ...] | None = None,
+) -> list[tuple[BoundTarget, Parts]]:
+    """Plan some of the references, each with its place in a flat output."""
+    place = np.full(len(bound.ndim), -1, dtype=np.int64)
+    place[rows] = dst
+    found = []
+    for target in bound.targets:
+        at = place[target.rows]
+        kept = np.flatnonzero(at >= 0)
+        if len(kept):
+            regions, cells = target.regions, result_cells(bound, target, cell)
+            if len(kept) < len(at):
+                regions, cells, at = regions.take(kept), cells[kept], at[kept]
+            found.append((target, plan_parts(regions, at, row_strides(cells))))
+    return found
+
+
+def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences:
+    """Return the shapes of some results, without their targets."""
+    shapes = {name: getattr(bound, name)[rows] for name in ("ndim", "shape", "null")}
+    return replace(bound, targets=(), **shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What stands for elements without data, among decoded values."""
+
+    decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+    value: Any
+    dtype: np.dtype[Any]  # of decoded values
+
+
+class ValidArray(LazyArray):
+    """Where padded results have data; shape and index as of their `StackArray`."""
+
+    def __init__(self, references: ReferenceArray, cell: tuple[int, ...]) -> None:
+        self.references = references
+        self.cell = cell
+        self.dtype = np.dtype(bool)
+        self.shape = references.shape + cell
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        bound = _bind_unchanged(references)
+        inner = key[split:]
+        positions = [
+            np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.cell, inner, strict=True)
+        ]
+        mask = bound.valid(positions)
+        mask = mask.reshape(references.shape + tuple(len(p) for p in positions))
+        picked = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
+        return index_outer(mask, references.ndim, picked)
+
+
+class StackArray(ReferenceResults):
+    """Results of one shape stacked over the references; also padded ones.
+
+    Shape: the references' shape, then ``cell``. With ``fill``, values are decoded
+    here, since what stands for missing data is a decoded value.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        cell: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        fill: Fill | None = None,
+        padded: bool = False,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.references = references
+        self.cell = cell
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
+        if fill is not None:
+            self.dtype = fill.dtype
+        self.fill = fill
+        self.padded = padded
+        self.shape = references.shape + cell + item_shape
+        self._bound = bound
+
+    @property
+    def in_place(self) -> bool:
+        """Whether nothing is filled; see `ReferenceResults`."""
+        return self.fill is None
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        inner, item_key = key[split : split + len(self.cell)], key[split + len(self.cell) :]
+        known = getattr(self, "_bound", None) if references is self.references else None
+        bound = _bind_unchanged(references, known)
+        cell = self.cell
+        narrowed = None if self.padded else _narrowed(bound, inner, cell)
+        if narrowed is not None:
+            bound, cell = narrowed
+            inner = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
+        n_cell = math.prod(cell)
+        n = references.size
+        check_size(n * n_cell, self.raw_dtype, bound, "the result")
+        make = np.empty if self.fill is None else np.zeros
+        out = make(n * n_cell, dtype=self.raw_dtype)
+        read_into(
+            bound,
+            out,
+            np.arange(n, dtype=np.int64) * n_cell,
+            cell if self.padded else None,
+            references.options.reader,
+        )
+        values = self._finish(out, references.shape, cell, bound)
+        return index_outer(values, references.ndim, (*inner, *item_key))
+
+    def _finish(
+        self,
+        flat: npt.NDArray[Any],
+        shape: tuple[int, ...],
+        cell: tuple[int, ...],
+        bound: BoundReferences,
+    ) -> npt.NDArray[Any]:
+        """Shape what was read for references of ``shape``; fill what has no data."""
+        values = items(flat.reshape(shape + cell))
+        if self.fill is not None:
+            values = np.array(self.fill.decode(values), dtype=self.fill.dtype)
+            valid = bound.valid([np.arange(n) for n in cell])
+            values[~valid.reshape(shape + cell)] = self.fill.value
+        return values
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+        """Say what is read for some blocks; see `ReferenceResults`."""
+        split = self.references.ndim
+        end = split + len(self.cell)
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        parts_of: dict[Spans, tuple[BoundReferences, tuple[int, ...]]] = {}
+        for spans in blocks:
+            inner = spans[split:end]
+            if inner in parts_of:
+                continue
+            if inner == tuple((0, n) for n in self.cell):
+                parts_of[inner] = bound, self.cell
+                continue
+            key = tuple(slice(*span) for span in inner)
+            narrowed = None if self.padded else _narrowed(bound, key, self.cell)
+            if narrowed is None:
+                return None
+            parts_of[inner] = narrowed
+        rows = [self._rows(spans) for spans in blocks]
+        cells = [parts_of[spans[split:end]][1] for spans in blocks]
+        n_cell = [math.prod(cell) for cell in cells]
+        sizes = [len(r) * n for r, n in zip(rows, n_cell, strict=True)]
+        bounds = row_offsets(np.array(sizes, dtype=np.int64))
+        check_size(int(bounds[-1]), self.raw_dtype, bound, "the result")
+        reads: list[tuple[BoundTarget, Parts]] = []
+        for inner, (part, cell) in parts_of.items():
+            of = [i for i, spans in enumerate(blocks) if spans[split:end] == inner]
+            dst = [int(bounds[i]) + np.arange(len(rows[i])) * n_cell[i] for i in of]
+            picked = np.concatenate([rows[i] for i in of])
+            reads += _planned(part, picked, np.concatenate(dst), cell if self.padded else None)
+
+        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            spans = blocks[block]
+            shape = tuple(stop - start for start, stop in spans[:split])
+            part = parts_of[spans[split:end]][0]
+            return self._finish(flat, shape, cells[block], _pick(part, rows[block]))
+
+        return FlatBlocks(
+            bounds=bounds,
+            dtype=self.raw_dtype,
+            reads=tuple(reads),
+            reader=self.references.options.reader,
+            finish=finish,
+        )
+
+
+def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
+    """Index references by integers, slices and arrays, each on its own axis."""
+    sides = zip(key, references.shape, strict=True)
+    if all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in sides):
+        return references
+    if all(isinstance(k, int | np.integer | slice) for k in key):
+        picked: ReferenceArray = references[(*key, Ellipsis)]
+        return picked
+    for axis in range(len(key) - 1, -1, -1):
+        references = references[(slice(None),) * axis + (key[axis], Ellipsis)]
+    return references
+
+
+def _forward_steps(
+    key: tuple[Axis, ...], shape: tuple[int, ...]
+) -> list[tuple[int, int, int]] | None:
+    """Return (start, count, step) of integers and forward slices, None for other keys."""
+    out = []
+    for k, n in zip(key, shape, strict=True):
+        if isinstance(k, slice):
+            start, stop, step = k.indices(n)
+            if step < 0:
+                return None
+            out.append((start, len(range(start, stop, step)), step))
+        elif isinstance(k, int | np.integer):
+            out.append((int(k) % n, 1, 1))
+        else:
+            return None
+    return out
+
+
+def _narrowed(
+    bound: BoundReferences, key: tuple[Axis, ...], cell: tuple[int, ...]
+) -> tuple[BoundReferences, tuple[int, ...]] | None:
+    """Apply an index of the cells to the regions, so that less is read.
+
+    Returns
+    -------
+    bound : BoundReferences
+        With narrower regions of one shape.
+    cell : tuple of int
+        That shape; an integer of ``key`` leaves an axis of one element.
+    """
+    steps = _forward_steps(key, cell)
+    if not bound.targets or steps is None:
+        return None
+    shape = tuple(n for _, n, _ in steps)
+    if shape == cell:
+        return None
+    targets = []
+    for target in bound.targets:
+        regions = narrow(target.regions, steps)
+        if regions is None:
+            return None
+        targets.append(replace(target, regions=regions))
+    sizes = bound.shape.copy()
+    sizes[~bound.null, : len(shape)] = shape
+    return replace(bound, targets=tuple(targets), shape=sizes), shape
+
+
+def _bind_unchanged(
+    references: ReferenceArray, known: BoundReferences | None = None
+) -> BoundReferences:
+    """Bind references of files that are still those that were opened.
+
+    ``known`` is what binding these references gave before, in this process.
+    """
+    columns = references.columns
+    for location in columns.used_files():
+        check_unchanged(location)
+    return bind_references(columns, references.describe) if known is None else known
+
+
+COARSE_ROWS = 4096
+"""References between two row offsets that a `SampleArray` keeps."""
+
+
+class SampleArray(ReferenceResults):
+    """Results of any shapes, one after the other along one sample dimension.
+
+    Only every `COARSE_ROWS`-th row offset is kept; the ones between are worked out
+    from the references of that stretch, so the array pickles small.
+    """
+
+    def __init__(
+        self, references: ReferenceArray, row_size: npt.NDArray[Any], dtype: np.dtype[Any]
+    ) -> None:
+        self.references = references.ravel() if references.ndim != 1 else references
+        offsets = row_offsets(row_size.reshape(-1))
+        self.coarse = offsets[:-1][::COARSE_ROWS].copy()
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
+        self.shape = (int(offsets[-1]), *item_shape)
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        n, k = self.shape[0], key[0]
+        if isinstance(k, np.ndarray):
+            low = int(k.min(initial=n))
+            hull = self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))
+            picks: npt.NDArray[Any] = hull[k - low]
+            return picks
+        picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
+        if not picked:
+            values = items(np.empty(0, dtype=self.raw_dtype))
+        else:
+            low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
+            values = items(self._read_samples(low, high))
+            values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
+        return index_outer(values, int(isinstance(k, slice)), key[1:])
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+        """Say what is read for some blocks; see `ReferenceResults`."""
+        bound = _bind_unchanged(self.references)
+        offsets = row_offsets(bound.npoints)
+        low, high = np.array([spans[0] for spans in blocks], dtype=np.int64).T
+        first, last = np.searchsorted(offsets, low), np.searchsorted(offsets, high)
+        if (offsets[first] != low).any() or (offsets[last] != high).any():
+            return None
+        bounds = row_offsets(high - low)
+        check_size(int(bounds[-1]), self.raw_dtype, bound, "the result")
+        rows = ragged_ranges(first, last - first)
+        shift = np.repeat(bounds[:-1] - low, last - first)
+        return FlatBlocks(
+            bounds=bounds,
+            dtype=self.raw_dtype,
+            reads=tuple(_planned(bound, rows, offsets[rows] + shift)),
+            reader=self.references.options.reader,
+            finish=lambda _, flat: items(flat),
+        )
+
+    def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:
+        """Read samples ``low:high``: the rows that cover them, then cut."""
+        first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.coarse, high, side="left"))
+        part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
+        bound = _bind_unchanged(part)
+        ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
+        begin = int(np.searchsorted(ends, low, side="right"))
+        end = int(np.searchsorted(ends, high, side="left")) + 1
+        if begin > 0 or end < len(ends):
+            part = part[begin:end]
+            before = int(ends[begin - 1]) if begin else int(self.coarse[first])
+            bound = bind_references(part.columns, part.describe)
+        else:
+            before = int(self.coarse[first])
+        offsets = row_offsets(bound.npoints)
+        check_size(int(offsets[-1]), self.raw_dtype, bound, "the result")
+        out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
+        read_into(bound, out, offsets[:-1], reader=part.options.reader)
+        return out[low - before : high - before]
+
+
+class RegionResults(ReferenceResults):
+    """What a function makes of each region: one item of shape ``cell`` a reference.
+
+    ``function(values, bound)`` gets the values of some references, flat and
+    decoded, with their shapes, and returns the items in that order.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        dtype: np.dtype[Any],
+        raw_dtype: np.dtype[Any],
+        decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+        function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
+        cell: tuple[int, ...] = (),
+    ) -> None:
+        self.references = references
+        self.dtype = dtype
+        self.raw_dtype = raw_dtype
+        self.decode = decode
+        self.function = function
+        self.cell = cell
+        self.shape = references.shape + cell
+
+    @property
+    def in_place(self) -> bool:
+        """False: the values of all regions are larger than what is made of them."""
+        return False
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        bound = _bind_unchanged(references)
+        offsets = row_offsets(bound.npoints)
+        check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
+        flat = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
+        read_into(bound, flat, offsets[:-1], reader=references.options.reader)
+        return index_outer(
+            self._finish(flat, references.shape, bound), references.ndim, key[split:]
+        )
+
+    def _finish(
+        self, flat: npt.NDArray[Any], shape: tuple[int, ...], bound: BoundReferences
+    ) -> npt.NDArray[Any]:
+        result = np.asarray(self.function(self.decode(items(flat)), bound), dtype=self.dtype)
+        return result.reshape(shape + self.cell)
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+        """Say what is read for some blocks; see `ReferenceResults`."""
+        split = self.references.ndim
+        whole = tuple((0, n) for n in self.cell)
+        if any(spans[split:] != whole for spans in blocks):
+            return None
+        bound = _bind_unchanged(self.references)
+        rows = [self._rows(spans) for spans in blocks]
+        picked = np.concatenate(rows)
+        offsets = row_offsets(bound.npoints[picked])
+        check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
+
+        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            shape = tuple(stop - start for start, stop in blocks[block][:split])
+            return self._finish(flat, shape, _pick(bound, rows[block]))
+
+        return FlatBlocks(
+            bounds=offsets[row_offsets(np.array([len(r) for r in rows]))],
+            dtype=self.raw_dtype,
+            reads=tuple(_planned(bound, picked, offsets[:-1])),
+            reader=self.references.options.reader,
+            finish=finish,
+        )
