@@ -1,0 +1,302 @@
+"""Graphs: what is read for which blocks, counted, and equal to reading without dask."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from dask.callbacks import Callback
+from strategies import write_references
+
+import xref
+from xref import exchange, graph
+from xref.readers import count_reads
+
+SIDE, CHUNK, BOX, N = 256, 32, 12, 400
+IMAGE = np.random.default_rng(0).integers(0, 60_000, (SIDE, SIDE), dtype="u2")
+CORNERS = np.random.default_rng(1).integers(0, SIDE - BOX, (N, 2))
+PATCHES = np.stack([IMAGE[y : y + BOX, x : x + BOX] for y, x in CORNERS])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image and 400 boxes in it, in no order."""
+    return write(tmp_path_factory.mktemp("graph") / "image.h5", IMAGE)
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset(
+            "image", data=image, chunks=(CHUNK, CHUNK), compression="gzip", shuffle=True
+        )
+        file.create_dataset("plain", data=image)
+        file.create_dataset("other", data=image.astype("i4"), chunks=(16, 64))
+        file.create_dataset("packed", data=image, chunks=(CHUNK, CHUNK))
+        file["packed"].attrs.update(scale_factor=0.5, add_offset=10.0)
+        file["packed"].attrs["_FillValue"] = image[0, 0]
+        boxes = [np.s_[y : y + BOX, x : x + BOX] for y, x in CORNERS]
+        for name in ("image", "plain", "packed"):
+            references = [file[name].regionref[box] for box in boxes]
+            write_references(file, f"{name}_rois", references)
+        grid = [stored.regionref[box] for box in boxes]
+        both = [file["other" if k % 2 else "image"].regionref[b] for k, b in enumerate(boxes)]
+        ragged = [
+            stored.regionref[y : y + 1 + k % 7, x : x + 1 + k % 5]
+            for k, (y, x) in enumerate(CORNERS)
+        ]
+        rng = np.random.default_rng(2)
+        listed = []
+        for _ in range(40):
+            mask = np.zeros(SIDE * SIDE, dtype=bool)
+            mask[rng.choice(len(mask), 30, replace=False)] = True
+            listed.append(stored.regionref[mask.reshape(SIDE, SIDE)])
+        steps = [stored.regionref[y : y + BOX : 5, 3::40] for y, _ in CORNERS]
+        nulls = [None if k % 9 == 3 else r for k, r in enumerate(grid)]
+        write_references(file, "grid", grid, (20, 20))
+        for name, references in {
+            "both": both,
+            "ragged": ragged,
+            "points": listed,
+            "nulls": nulls,
+            "steps": steps,
+        }.items():
+            write_references(file, name, references)
+    return path
+
+
+@pytest.fixture
+def ds(path: Path) -> Iterator[xr.Dataset]:
+    with xr.open_dataset(path, engine="h5ref") as dataset:
+        yield dataset
+
+
+def through_blocks(array: xr.DataArray) -> np.ndarray:
+    """Compute what is no whole array to dask, so that its blocks are read."""
+    data = array.data.map_blocks(np.array, dtype=array.dtype)
+    return np.asarray(data.compute(scheduler="synchronous"))
+
+
+def counted(compute: Callable[[], Any]) -> tuple[Any, int]:
+    with count_reads() as counts:
+        result = compute()
+    return result, counts.chunks_decoded
+
+
+N_CHUNKS = (SIDE // CHUNK) ** 2
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+@pytest.mark.parametrize("size", [1, 7, 40, 200])
+def test_blocks_in_no_order_read_each_chunk_once(
+    ds: xr.Dataset, size: int, scheduler: str
+) -> None:
+    dim = ds["image_rois"].dims[0]
+    patches = ds["image_rois"].h5ref.resolve(chunks={dim: size})
+    sums = (
+        patches.sum(dim=("phony_dim_1", "phony_dim_2")) if False else patches.data.sum((1, 2))
+    )
+    result, chunks = counted(lambda: sums.compute(scheduler=scheduler))
+    np.testing.assert_array_equal(result, PATCHES.sum(axis=(1, 2)))
+    assert chunks == N_CHUNKS
+
+
+def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
+    order = np.lexsort(CORNERS.T[::-1])
+    first = ds["image_rois"][order[:20]]
+    patches = first.h5ref.resolve(chunks={first.dims[0]: 10})
+    assert sum("xref-chunks" in str(key) for key in optimized(patches.data + 1)) == 0
+    np.testing.assert_array_equal(through_blocks(patches), PATCHES[order[:20]])
+
+
+def optimized(data: Any) -> dict[Any, Any]:
+    (best,) = dask.optimize(data)
+    return dict(best.__dask_graph__())
+
+
+def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 4)
+    dim = ds["image_rois"].dims[0]
+    data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
+    keys = [str(key) for key in optimized(data.map_blocks(np.array, dtype=data.dtype))]
+    assert sum("xref-chunks" in key for key in keys) == 4
+    result, chunks = counted(lambda: data.map_blocks(np.array, dtype=data.dtype).compute())
+    np.testing.assert_array_equal(result, PATCHES)
+    assert chunks == N_CHUNKS
+
+
+@pytest.mark.parametrize("name", ["image", "plain", "packed"])
+@pytest.mark.parametrize("size", [1, 33, 400])
+def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
+    rois = ds[f"{name}_rois"]
+    expected = rois.h5ref.resolve(chunks=None)
+    blocks = rois.h5ref.resolve(chunks={rois.dims[0]: size})
+    assert blocks.dtype == expected.dtype
+    np.testing.assert_array_equal(through_blocks(blocks), expected.values)
+    np.testing.assert_array_equal(blocks.values, expected.values)
+
+
+@pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "nulls", "image_rois"])
+@pytest.mark.parametrize("lot", [1, 1 << 14, 1 << 30])
+def test_all_kinds_in_blocks_along_every_axis(
+    ds: xr.Dataset, name: str, lot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LOT_NBYTES", lot)
+    rois = ds[name]
+    expected = rois.h5ref.resolve(chunks=None, on_null="fill")
+    for sizes in ((3, 5), (5,), (400, 20)):
+        chunks = dict(zip(expected.dims, sizes, strict=False))
+        if name != "points" and len(sizes) == 1:
+            chunks |= dict.fromkeys(expected.dims[rois.ndim :], 2)
+        blocks = rois.h5ref.resolve(chunks=chunks, on_null="fill")
+        np.testing.assert_array_equal(through_blocks(blocks), expected.values)
+
+
+@pytest.mark.parametrize("size", [1, 30, -1, {"sample": 17}])
+def test_ragged_and_padded_blocks(ds: xr.Dataset, size: Any) -> None:
+    rois = ds["ragged"]
+    for layout in ("ragged", "pad"):
+        if layout == "pad" and isinstance(size, dict):
+            size = {rois.dims[0]: 9, "phony_dim_1": 3}
+        options: dict[str, Any] = {"on_null": "fill"}
+        expected = rois.h5ref.resolve(layout, chunks=None, **options)["image"]
+        if layout == "pad" and isinstance(size, dict):
+            size = {expected.dims[0]: 9, expected.dims[1]: 3}
+        blocks = rois.h5ref.resolve(layout, chunks=size, **options)["image"]
+        np.testing.assert_array_equal(through_blocks(blocks), expected.values)
+        np.testing.assert_array_equal(blocks.values, expected.values)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "max", "count", "std"])
+def test_statistics_in_blocks_read_each_chunk_once(ds: xr.Dataset, statistic: str) -> None:
+    rois = ds["ragged"]
+    expected = getattr(rois.h5ref, statistic)(chunks=None).values
+    blocks = getattr(rois.h5ref, statistic)(chunks={rois.dims[0]: 23})
+    result, chunks = counted(blocks.compute)
+    np.testing.assert_array_equal(result, expected)
+    assert chunks <= N_CHUNKS
+
+
+def test_functions_of_the_user_in_blocks(ds: xr.Dataset) -> None:
+    rois = ds["image_rois"]
+    for function, expected in ((np.ptp, np.ptp), (np.median, np.median)):
+        blocks = rois.h5ref.reduce(function, chunks={rois.dims[0]: 50})
+        result, chunks = counted(blocks.compute)
+        np.testing.assert_array_equal(result, expected(PATCHES, axis=(1, 2)))
+        assert chunks == N_CHUNKS
+
+
+def test_blocks_wait_for_each_other_within_a_bound(
+    ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "TOGETHER_NBYTES", PATCHES.nbytes // 2)
+    dim = ds["image_rois"].dims[0]
+    patches = ds["image_rois"].h5ref.resolve(chunks={dim: 20})
+    sums = patches.data.sum(axis=(1, 2))
+    result, chunks = counted(sums.compute)
+    np.testing.assert_array_equal(result, PATCHES.sum(axis=(1, 2)))
+    assert chunks <= 2 * N_CHUNKS
+
+
+def test_only_blocks_that_are_wanted_count(ds: xr.Dataset) -> None:
+    dim = ds["image_rois"].dims[0]
+    patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
+    (y, x), last = CORNERS[17] // CHUNK, (CORNERS[17] + BOX - 1) // CHUNK
+    touched = int(np.prod(last - [y, x] + 1))
+    for blocks in (patches, patches.chunk({dim: 200})):
+        result, chunks = counted(blocks[17].compute)
+        np.testing.assert_array_equal(result, PATCHES[17])
+        assert chunks == touched or blocks is not patches
+    part, chunks = counted((patches[10:30] + 0).compute)
+    np.testing.assert_array_equal(part, PATCHES[10:30])
+    assert chunks <= N_CHUNKS
+
+
+def test_one_of_a_lazy_stack_is_read_alone(ds: xr.Dataset) -> None:
+    patches = ds["image_rois"].h5ref.resolve(chunks={})
+    corner, last = CORNERS[5] // CHUNK, (CORNERS[5] + BOX - 1) // CHUNK
+    result, chunks = counted(patches[5].compute)
+    np.testing.assert_array_equal(result, PATCHES[5])
+    assert chunks == np.prod(last - corner + 1)
+    one, chunks = counted(patches[5, 2, 3].compute)
+    assert (int(one), chunks) == (PATCHES[5, 2, 3], 1)
+
+
+def test_a_whole_array_is_one_task(ds: xr.Dataset) -> None:
+    dim = ds["image_rois"].dims[0]
+    patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
+    tasks: list[Any] = []
+    with Callback(start=lambda found: tasks.extend(found)):
+        result, chunks = counted(patches.compute)
+    assert len(tasks) <= 2  # the place of the references, and what reads
+    np.testing.assert_array_equal(result, PATCHES)
+    assert chunks == N_CHUNKS
+    # What others need of the array too is read in blocks, for both.
+    (whole, sums), chunks = counted(
+        lambda: dask.compute(patches.data, patches.data.sum(axis=(1, 2)))
+    )
+    np.testing.assert_array_equal(whole, PATCHES)
+    np.testing.assert_array_equal(sums, PATCHES.sum(axis=(1, 2)))
+    assert chunks <= 2 * N_CHUNKS
+
+
+def test_results_are_the_users_own(ds: xr.Dataset) -> None:
+    kept = ds["image_rois"].h5ref.resolve(chunks={}).persist()
+    for _ in range(2):
+        values = kept.compute().values
+        np.testing.assert_array_equal(values, PATCHES)
+        values[...] = 0
+
+
+def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{k}.h5", IMAGE + k) for k in range(2)]
+    opened = [xr.open_dataset(path, engine="h5ref") for path in paths]
+    for name in ("image_rois", "ragged"):
+        layout = "ragged" if name == "ragged" else "stack"
+        arrays = [dataset[name].h5ref.resolve(layout) for dataset in opened]
+        arrays = [a["image"] if layout == "ragged" else a for a in arrays]
+        assert arrays[0].data.name != arrays[1].data.name
+        first, second = dask.compute(*(a.data for a in arrays))
+        np.testing.assert_array_equal(second, first + 1)
+    means = [dataset["ragged"].h5ref.mean() for dataset in opened]
+    assert means[0].data.name != means[1].data.name
+    for dataset in opened:
+        dataset.close()
+
+
+def test_graphs_pickle_small(ds: xr.Dataset) -> None:
+    dim = ds["image_rois"].dims[0]
+    patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
+    data = pickle.loads(pickle.dumps(patches.data))
+    np.testing.assert_array_equal((data + 0).compute(), PATCHES)
+    np.testing.assert_array_equal(data.compute(), PATCHES)
+    culled = optimized(patches.data.map_blocks(np.array, dtype=patches.dtype))
+    each = [len(pickle.dumps(task)) for task in culled.values()]
+    assert max(each) < 8_000
+    assert sum(each) < len(each) * 2_000
+
+
+def test_processes_read_each_chunk_for_all(path: Path) -> None:
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
+        sums = patches.data.sum(axis=(1, 2)).compute(scheduler="processes", num_workers=2)
+        np.testing.assert_array_equal(sums, PATCHES.sum(axis=(1, 2)))
+        whole = patches.data.compute(scheduler="processes", num_workers=2)
+        np.testing.assert_array_equal(whole, PATCHES)
+
+
+def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
+    changed = write(tmp_path / "changed.h5", IMAGE)
+    with xr.open_dataset(changed, engine="h5ref") as ds:
+        patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
+        sums = patches.data.sum(axis=(1, 2))
+        sums.compute()
+        write(tmp_path / "new.h5", IMAGE + 1).replace(changed)
+        with pytest.raises(xref.FileChangedError):
+            sums.compute()
