@@ -30,8 +30,8 @@ from xref.shares import Shares, count_visits, find_blocks, plan_shares, storage_
 LOT_NBYTES = 16 << 20
 """Decoded bytes that one task reads, at least (benchmarks/blocks.py)."""
 
-MOST_LOTS = 256
-"""Tasks that read, at most: lots grow beyond `LOT_NBYTES` for large datasets."""
+FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
+"""Tasks that read, at most, and pairs of them and blocks: lots of large datasets grow."""
 
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
@@ -123,17 +123,18 @@ def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
         counts = count_visits(parts, block, layout.shape, cell)
         cell_nbytes = int(np.prod(cell)) * itemsize
         visits, distinct = visits + counts[0] * cell_nbytes, distinct + counts[1] * cell_nbytes
-        found.append((target, parts, block, cell, counts[1] * cell_nbytes))
+        found.append((target, parts, cell, counts[1] * cell_nbytes))
     if visits <= FEW_VISITS * distinct:
         return None
-    nbytes = max(LOT_NBYTES, -(-distinct // MOST_LOTS))
+    most_lots = min(max(MOST_PAIRS // len(flat.bounds), FEWEST_LOTS), MOST_LOTS)
+    nbytes = max(LOT_NBYTES, -(-distinct // most_lots))
     targets, lots = [], []
     lot: list[tuple[int, int]] = []
     filled = 0
-    for k, (target, parts, block, cell, read_nbytes) in enumerate(found):
+    for k, (target, parts, cell, read_nbytes) in enumerate(found):
         layout = target.layout
         tile = choose_tile(layout.shape, cell, max(layout.dtype.itemsize, 1), nbytes)
-        shares = plan_shares(parts, block, flat.bounds, layout.shape, tile)
+        shares = plan_shares(parts, flat.bounds, layout.shape, tile)
         targets.append((target, shares))
         for share in range(len(shares)):
             weight = read_nbytes // len(shares)
@@ -159,7 +160,7 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     for k, share in plan.lots[number]:
         target, shares = plan.targets[k]
         layout = target.layout
-        values = np.empty(int(shares.size[share]), dtype=layout.dtype)
+        values = np.empty(shares.size(share), dtype=layout.dtype)
         loader = tile_loader(
             target.location,
             target.address,
@@ -180,14 +181,14 @@ def put_together(
     plan = exchange._known_plan()
     bounds = plan.flat.bounds
     flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
-    held: dict[int, list[npt.NDArray[Any]]] = {}
-    for lot, buffers in zip(plan.lots, lots, strict=True):
-        for (k, share), buffer in zip(lot, buffers, strict=True):
-            held.setdefault(k, []).append(buffer[plan.targets[k][1].stretch(share, block)])
-    for k, stretches in held.items():
-        stretch = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
-        if len(stretch):
-            copy_boxes(*plan.targets[k][1].block_boxes(block, stretch, flat))
+    buffers: dict[int, list[npt.NDArray[Any]]] = {}
+    for lot, of_lot in zip(plan.lots, lots, strict=True):
+        for (k, _), buffer in zip(lot, of_lot, strict=True):
+            buffers.setdefault(k, []).append(buffer)
+    for k, of_target in buffers.items():
+        boxes = plan.targets[k][1].block_boxes(block, of_target, flat)
+        if boxes is not None:
+            copy_boxes(*boxes)
     values = plan.flat.finish(block, flat)
     if exchange.decode is not None:
         values = exchange.decode(values)

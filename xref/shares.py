@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import FrozenColumns, IntArray, row_offsets
+from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
 from xref.copies import Side
 from xref.parts import (
     Parts,
@@ -35,71 +36,68 @@ from xref.plan import CONTIGUOUS_GAP_NBYTES, choose_tile
 class Shares(FrozenColumns):
     """What to read of one dataset, share by share, and which block each part is for.
 
-    Share s holds rows ``cut[s]:cut[s + 1]`` of the columns, in order of their blocks.
+    Parts that share s reads for block b are rows ``first[s, b]:first[s, b + 1]``; they
+    fill ``offset[s, b]:offset[s, b + 1]`` of the share's buffer.
     """
 
     parts: Parts  # (m,), dst counts from the beginning of the block
-    cut: IntArray  # (s + 1,)
-    block: IntArray  # (m,), ascending within a share
     src: IntArray  # (m,), first element in the share's buffer
-    size: IntArray  # (s,), elements of each share's buffer
+    first: IntArray  # (s, b + 1)
+    offset: IntArray  # (s, b + 1), elements
 
     def __len__(self) -> int:
-        return len(self.size)
+        return len(self.first)
+
+    def size(self, share: int) -> int:
+        """Return the elements of one share's buffer."""
+        return int(self.offset[share, -1])
 
     def share_parts(self, share: int) -> Parts:
         """Return the parts of one share, with their places in its buffer."""
-        rows = np.arange(int(self.cut[share]), int(self.cut[share + 1]))
+        rows = np.arange(int(self.first[share, 0]), int(self.first[share, -1]))
         parts = take_parts(self.parts, rows)
-        stride = parts.dst_stride if parts.units else row_strides(parts.shape)
         return Parts(
             start=parts.start,
             shape=parts.shape,
             step=parts.step,
             dst=self.src[rows],
-            dst_stride=stride,
+            dst_stride=parts.dst_stride if parts.units else row_strides(parts.shape),
         )
 
-    def block_rows(self, share: int, block: int) -> slice:
-        """Return the rows of one share that are for one block."""
-        low, high = int(self.cut[share]), int(self.cut[share + 1])
-        first, last = np.searchsorted(self.block[low:high], [block, block + 1]).tolist()
-        return slice(low + first, low + last)
-
-    def stretch(self, share: int, block: int) -> slice:
-        """Return the elements of one share's buffer that are for one block."""
-        rows = self.block_rows(share, block)
-        if rows.start == rows.stop:
-            return slice(0, 0)
-        ends_share = rows.stop == int(self.cut[share + 1])
-        stop = int(self.size[share]) if ends_share else int(self.src[rows.stop])
-        return slice(int(self.src[rows.start]), stop)
-
     def block_boxes(
-        self, block: int, flat: npt.NDArray[np.generic], out: npt.NDArray[np.generic]
-    ) -> tuple[Side, Side, IntArray, IntArray]:
+        self, block: int, buffers: Sequence[npt.NDArray[Any]], out: npt.NDArray[Any]
+    ) -> tuple[Side, Side, IntArray, IntArray] | None:
         """Return what `xref.copies.copy_boxes` takes to put one block together.
 
         Parameters
         ----------
         block : int
-        flat : numpy.ndarray
-            The block's stretches of all shares' buffers, one after the other.
+        buffers : sequence of numpy.ndarray
+            The buffer of each share.
         out : numpy.ndarray
             The block, 1-D.
+
+        Returns
+        -------
+        tuple or None
+            None where nothing is for the block.
         """
-        found = [self.block_rows(share, block) for share in range(len(self))]
-        rows = np.concatenate([np.arange(r.start, r.stop) for r in found])
-        parts = take_parts(self.parts, rows)
-        src = row_offsets(_sizes(parts))[:-1]
+        low, high = self.first[:, block], self.first[:, block + 1]
+        held = np.flatnonzero(high > low)
+        if not len(held):
+            return None
+        begin, end = self.offset[held, block].tolist(), self.offset[held, block + 1].tolist()
+        stretches = [
+            buffers[share][a:b] for share, a, b in zip(held.tolist(), begin, end, strict=True)
+        ]
+        flat = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+        parts = take_parts(self.parts, ragged_ranges(low[held], (high - low)[held]))
+        src, dst = row_offsets(_sizes(parts))[:-1], parts.dst
         group, representative = group_rows(parts)
-        if len(found) > 1:
+        if len(held) > 1:
             order = np.argsort(group, kind="stable")
-            group, src, dst = group[order], src[order], parts.dst[order]
-        else:
-            dst = parts.dst
-        shape = parts.shape[representative]
-        strides = parts.dst_stride[representative]
+            group, src, dst = group[order], src[order], dst[order]
+        shape, strides = parts.shape[representative], parts.dst_stride[representative]
         return (flat, src, row_strides(shape)), (out, dst, strides), shape, group
 
 
@@ -155,51 +153,45 @@ def count_visits(
 
 
 def plan_shares(
-    parts: Parts, block: IntArray, bounds: IntArray, extent: Sequence[int], tile: Sequence[int]
+    parts: Parts, bounds: IntArray, extent: Sequence[int], tile: Sequence[int]
 ) -> Shares:
     """Cut parts at the borders of tiles and sort them by tile and block.
 
     Parameters
     ----------
     parts : Parts
-    block, bounds : numpy.ndarray
+        Each in one block.
+    bounds : numpy.ndarray
         As in `find_blocks`.
     extent : sequence of int
         Shape of the dataset.
     tile : sequence of int
         Shape of a share, whole chunks.
     """
-    origin = Parts(
-        start=parts.start,
-        shape=parts.shape,
-        step=parts.step,
-        # Which part a piece comes from survives the cuts in its place.
-        dst=parts.dst,
-        dst_stride=parts.dst_stride,
-    )
     for axis, width in enumerate(tile):
-        origin = cut_axis(origin, axis, width)
-    if len(origin) != len(parts):
-        block = np.searchsorted(bounds, origin.dst, side="right") - 1
+        parts = cut_axis(parts, axis, width)
+    n_blocks = len(bounds) - 1
+    block = np.searchsorted(bounds, parts.dst, side="right") - 1
     grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
-    cells = origin.start // np.array(tile, dtype=np.int64)
-    number = linear(cells, canvas_strides(grid))
-    group, _ = group_rows(origin)
-    order = sort_pairs(block, group)
-    order = order[np.argsort(number[order], kind="stable")]
-    origin, block, number = take_parts(origin, order), block[order], number[order]
-    cut = np.append(np.flatnonzero(np.diff(number, prepend=-1)), len(number))
-    ends = row_offsets(_sizes(origin))
+    cells = parts.start // np.array(tile, dtype=np.int64)
+    tiles, number = np.unique(linear(cells, canvas_strides(grid)), return_inverse=True)
+    place = number.reshape(-1) * n_blocks + block
+    group, _ = group_rows(parts)
+    order = sort_pairs(place, group)
+    parts, place = take_parts(parts, order), place[order]
+    edges = np.arange(len(tiles))[:, np.newaxis] * n_blocks + np.arange(n_blocks + 1)
+    first = np.searchsorted(place, edges)
+    ends = row_offsets(_sizes(parts))
+    begins = ends[first[:, 0]]
     return Shares(
         parts=Parts(
-            start=origin.start,
-            shape=origin.shape,
-            step=origin.step,
-            dst=origin.dst - bounds[block],
-            dst_stride=origin.dst_stride,
+            start=parts.start,
+            shape=parts.shape,
+            step=parts.step,
+            dst=parts.dst - bounds[place % n_blocks],
+            dst_stride=parts.dst_stride,
         ),
-        cut=cut,
-        block=block,
-        src=ends[:-1] - np.repeat(ends[cut[:-1]], np.diff(cut)),
-        size=np.diff(ends[cut]),
+        src=ends[:-1] - np.repeat(begins, first[:, -1] - first[:, 0]),
+        first=first,
+        offset=ends[first] - begins[:, np.newaxis],
     )
