@@ -85,6 +85,19 @@ def ragged_ranges(starts: IntArray, counts: IntArray) -> IntArray:
     return out
 
 
+def run_starts(column: npt.NDArray[Any]) -> IntArray:
+    """Return where runs of equal values begin.
+
+    Examples
+    --------
+    >>> run_starts(np.array([7, 7, 2, 7]))
+    array([0, 2, 3])
+    """
+    if not len(column):
+        return np.zeros(0, dtype=np.int64)
+    return np.append(0, np.flatnonzero(column[1:] != column[:-1]) + 1)
+
+
 def row_offsets(counts: IntArray) -> IntArray:
     """Return where each row begins when rows of ``counts`` items lie end to end.
 

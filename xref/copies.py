@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray, ragged_ranges
+from xref.columns import IntArray, ragged_ranges, run_starts
 
 COPY_NBYTES = 1 << 19
 """Bytes copied by one fancy index, so that its temporary stays in the cache."""
@@ -48,7 +48,7 @@ def copy_boxes(source: Side, target: Side, shape: IntArray, group: IntArray) -> 
         The group of each box, ``(n,)``, boxes of one group next to each other.
     """
     (flat, src, src_stride), (out, dst, dst_stride) = source, target
-    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
+    cuts = np.append(run_starts(group), len(group))
     sizes = np.diff(cuts)
     of_cut = group[cuts[:-1]]
     rest = np.ones(len(sizes), dtype=bool)
@@ -99,7 +99,7 @@ def _copy_rows(source: Side, target: Side, shape: IntArray) -> None:
         for place, (_, _, strides) in zip(places, (source, target), strict=True):
             place += step * strides[order, axis][box]
     widths = shape[:, -1]
-    new = np.flatnonzero(np.diff(widths, prepend=-1))
+    new = run_starts(widths)
     row_cuts = np.append(np.append(0, np.cumsum(n_rows))[new], len(box)).tolist()
     itemsize = source[0].dtype.itemsize
     views = [array.view(np.uint8) for array, _, _ in (source, target)]
@@ -124,6 +124,9 @@ def _copy_group(
     """Copy windows of one shape; strides in bytes, places in elements."""
     (flat, src, src_strides), (out, dst, dst_strides) = origin, goal
     itemsize = out.dtype.itemsize
+    if math.prod(shape) == 1:
+        out[dst] = flat[src]
+        return
     if out.dtype.hasobject:
         # No views of objects from a buffer: index element by element.
         out[_element_index(dst, dst_strides, shape, itemsize)] = flat[

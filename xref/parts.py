@@ -22,6 +22,8 @@ from xref.selection import outer_axes, row_runs
 
 _PAIRS_AT_ONCE = 1 << 22
 _GRID_CELLS = 1 << 26
+_FEW_KEYS = 1 << 10
+_ROWS_AT_ONCE = 1 << 14  # so that what is between stays in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,6 +73,37 @@ def linear(coords: IntArray, weights: Sequence[int]) -> IntArray:
     return out
 
 
+def locate(
+    start: IntArray, cell: Sequence[int], extent: Sequence[int]
+) -> tuple[IntArray, IntArray]:
+    """Find elements in a grid of cells.
+
+    Parameters
+    ----------
+    start : numpy.ndarray
+        Shape ``(n, ndim)``, elements.
+    cell, extent : sequence of int
+        Shape of a cell, and of what the grid covers.
+
+    Returns
+    -------
+    number : numpy.ndarray
+        Shape ``(n,)``: the cell, in C order of the grid.
+    place : numpy.ndarray
+        Shape ``(n,)``: the element's place in it, in C order.
+    """
+    number, place = (np.zeros(len(start), dtype=np.int64) for _ in range(2))
+    grid = canvas_strides([-(-n // c) for n, c in zip(extent, cell, strict=True)])
+    axes = list(zip(cell, grid, canvas_strides(cell), strict=True))
+    for first in range(0, len(start), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        for column, (width, in_grid, in_cell) in zip(start[rows].T, axes, strict=True):
+            along = column // width  # by a number: faster than by an array of them
+            number[rows] += along * in_grid
+            place[rows] += (column - along * width) * in_cell
+    return number, place
+
+
 def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Parts:
     """Turn fitted selections into boxes with a place in the output.
 
@@ -103,12 +136,8 @@ def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Par
     listed = np.flatnonzero(regions.kind == Kind.POINTS)
     if len(listed):
         size = regions.size[listed]
-        found.append(
-            _unit_parts(
-                regions.points[ragged_ranges(regions.first[listed], size)],
-                ragged_ranges(dst[listed], size),
-            )
-        )
+        places = [ragged_ranges(first[listed], size) for first in (regions.first, dst)]
+        found.append(_unit_parts(np.take(regions.points, places[0], axis=0), places[1]))
     several = (regions.kind == Kind.BLOCKS) | ((regions.kind == Kind.HYPERSLAB) & ~plain)
     for row in np.flatnonzero(several).tolist():
         found.append(_plan_row(regions, row, int(dst[row]), dst_stride[row]))
@@ -229,8 +258,10 @@ def _concat_parts(found: list[Parts], ndim: int) -> Parts:
     else:
         nothing = np.zeros((0, ndim), dtype=np.int64)
         parts = _unit_parts(nothing, np.zeros(0, dtype=np.int64))
+    if parts.units:
+        return parts
     filled = (parts.shape > 0).all(axis=1)
-    return parts if parts.units or filled.all() else take_parts(parts, np.flatnonzero(filled))
+    return parts if filled.all() else take_parts(parts, np.flatnonzero(filled))
 
 
 def take_parts(parts: Parts, rows: npt.NDArray[np.intp]) -> Parts:
@@ -242,7 +273,7 @@ def _take(column: IntArray, rows: npt.NDArray[np.intp]) -> IntArray:
     """Return some rows of a column; one that repeats a row stays a broadcast."""
     if len(column) > 1 and column.strides[0] == 0:
         return np.broadcast_to(column[:1], (len(rows), *column.shape[1:]))
-    return column[rows]
+    return np.take(column, rows, axis=0)  # an index takes several times as long
 
 
 def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
@@ -277,23 +308,25 @@ def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
     return Parts(**{name: np.concatenate([getattr(kept, name), cut[name]]) for name in cut})
 
 
-def part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArray:
+def part_chunks(parts: Parts, chunks: Sequence[int], extent: Sequence[int]) -> IntArray:
     """Return the numbers of all chunks that parts touch, ascending, each once.
 
     Every chunk between a part's first and last holds an element of it: parts
     with wider steps have been cut.
     """
-    low = parts.start // chunks
+    grid = [-(-n // c) for n, c in zip(extent, chunks, strict=True)]
     weight = canvas_strides(grid)
     n_cells = math.prod(grid)
     if parts.units:
         # Single elements: one chunk each.
+        number, _ = locate(parts.start, chunks, extent)
         if n_cells > _GRID_CELLS:
-            return np.unique(linear(low, weight))
+            return np.unique(number)
         marks = np.zeros(n_cells, dtype=bool)
-        marks[linear(low, weight)] = True
+        marks[number] = True
         return np.flatnonzero(marks)
-    high = (parts.start + (parts.shape - 1) * parts.step) // chunks
+    low = _divide(parts.start, chunks)
+    high = _divide(parts.start + (parts.shape - 1) * parts.step, chunks)
     spans = high - low + 1
     n_each = spans.prod(axis=1) if spans.shape[1] else np.ones(len(parts), dtype=np.int64)
     ends = np.cumsum(n_each)
@@ -313,6 +346,14 @@ def part_chunks(parts: Parts, chunks: IntArray, grid: Sequence[int]) -> IntArray
     if marked is not None:
         return np.flatnonzero(marked)
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+
+def _divide(table: IntArray, widths: Sequence[int]) -> IntArray:
+    """Return ``table // widths``, column by column: by a number that is faster."""
+    out = np.empty_like(table)
+    for axis, width in enumerate(widths):
+        np.floor_divide(table[:, axis], width, out=out[:, axis])
+    return out
 
 
 def _pair_numbers(
@@ -351,11 +392,19 @@ def _mark_grid(low: IntArray, high: IntArray, grid: Sequence[int]) -> IntArray:
 
 
 def sort_pairs(major: IntArray, minor: IntArray) -> npt.NDArray[np.intp]:
-    """Return the order by (major, minor), in one sort where the pair fits a number."""
+    """Return the order by (major, minor); equal pairs stay in theirs. Neither is negative."""
     n_minor = int(minor.max(initial=0)) + 1
-    if int(major.max(initial=0)) < 2**62 // n_minor:
-        return np.argsort(major * n_minor + minor, kind="stable")
-    return np.lexsort((minor, major))
+    largest = (int(major.max(initial=0)) + 1) * n_minor
+    if largest > 2**62:
+        return np.lexsort((minor, major))
+    key = major if n_minor == 1 else major * n_minor + minor
+    if largest > 2**32 or len(key) < _FEW_KEYS:
+        return np.argsort(key, kind="stable")
+    # NumPy sorts 16 bits by counting: ten times as fast as 64 bits, for each half.
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    if largest > 2**16:
+        order = order[np.argsort((key >> 16).astype(np.uint16)[order], kind="stable")]
+    return order
 
 
 def group_rows(parts: Parts) -> tuple[IntArray, npt.NDArray[np.intp]]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xref.columns import FrozenColumns, IntArray
+from xref.columns import FrozenColumns, IntArray, run_starts
 from xref.errors import UnsupportedError
 from xref.parts import (
     Parts,
@@ -29,6 +29,7 @@ from xref.parts import (
     cut_axis,
     group_rows,
     linear,
+    locate,
     part_chunks,
     sort_pairs,
 )
@@ -194,16 +195,14 @@ def plan_read(
     tile_array = np.array(tile, dtype=np.int64)
     chunk_number = np.zeros(0, dtype=np.int64)
     if chunks is not None:
-        chunk_number = part_chunks(parts, np.array(chunks, dtype=np.int64), grid)
+        chunk_number = part_chunks(parts, chunks, extent)
     for axis in range(ndim):
         parts = cut_axis(parts, axis, tile[axis])
-    cells = parts.start // tile_array
-    tile_number = linear(cells, tile_weight)
-    src = linear(parts.start - cells * tile_array, canvas_strides(tile))
+    tile_number, src = locate(parts.start, tile, extent)
     group, representative = group_rows(parts)
     order = sort_pairs(tile_number, group)
     tile_number = tile_number[order]
-    new_tile = np.flatnonzero(np.diff(tile_number, prepend=-1))
+    new_tile = run_starts(tile_number)
     tiles = tile_number[new_tile]
     origin = (
         np.stack(np.unravel_index(tiles, tile_grid), axis=1) * tile_array

@@ -21,10 +21,9 @@ from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
 from xref.copies import Side
 from xref.parts import (
     Parts,
-    canvas_strides,
     cut_axis,
     group_rows,
-    linear,
+    locate,
     row_strides,
     sort_pairs,
     take_parts,
@@ -145,8 +144,7 @@ def count_visits(
     distinct : int
         Cells of all blocks.
     """
-    grid = [-(-n // c) for n, c in zip(extent, cell, strict=True)]
-    number = linear(parts.start // np.array(cell, dtype=np.int64), canvas_strides(grid))
+    number, _ = locate(parts.start, cell, extent)
     distinct, of = np.unique(number, return_inverse=True)
     pairs = block * len(distinct) + of.reshape(-1)
     return len(np.unique(pairs)), len(distinct)
@@ -172,9 +170,7 @@ def plan_shares(
         parts = cut_axis(parts, axis, width)
     n_blocks = len(bounds) - 1
     block = np.searchsorted(bounds, parts.dst, side="right") - 1
-    grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
-    cells = parts.start // np.array(tile, dtype=np.int64)
-    tiles, number = np.unique(linear(cells, canvas_strides(grid)), return_inverse=True)
+    tiles, number = np.unique(locate(parts.start, tile, extent)[0], return_inverse=True)
     place = number.reshape(-1) * n_blocks + block
     group, _ = group_rows(parts)
     order = sort_pairs(place, group)
