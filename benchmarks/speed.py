@@ -12,7 +12,7 @@ blocks
 million
     One region of a million, and its graph: `million.py`.
 threads
-    Two threads against one.
+    Two threads against one: `threads.py`.
 memory
     The most memory above the start: `memory.py`.
 variations
@@ -36,12 +36,13 @@ import dask
 import memory
 import million
 import opening
+import threads
 import variations
-from common import Truth, add_data_argument, describe_machine, table_lines, warm
-from contestants import contestants, notes, resolve, resolve_two, run_xref
+from common import Truth, add_data_argument, describe_machine, median, table_lines, warm
+from contestants import contestants, notes, resolve_two, run_xref
 from files import make_files
 from turns import calm_turns, contest_rows, ratios, seconds, short, spread, take_turns
-from workloads import DECODES, MOVIES, OBJECTS, STACKS, WHAT, Workload
+from workloads import DECODES, OBJECTS, STACKS, WHAT, Workload
 
 import xref
 
@@ -49,11 +50,11 @@ EXTRA = {
     "W8": opening,
     "blocks": blocks,
     "million": million,
+    "threads": threads,
     "memory": memory,
     "variations": variations,
 }
-WORKS = (*WHAT, *EXTRA, "threads")
-THREADED = ("W1", *MOVIES)
+WORKS = (*WHAT, *EXTRA)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
@@ -107,30 +108,10 @@ def measure_in_child(name, arguments):
         return json.loads(out.read_text())["sections"][name]
 
 
-def measure_threads(arguments):
-    """Return laps of xref with one thread and with two, by workload."""
-    found = {}
-    for name in THREADED:
-        work = Workload(name, Truth(Path(arguments.data)))
-        warm(work.path)
-
-        def run(threads, work=work):
-            with xref.set_options(threads=threads), dask.config.set(num_workers=threads):
-                return run_xref(work, partial(resolve, work, chunks="auto"))
-
-        both = {f"{n}": partial(run, n) for n in (1, 2)}
-        found[name] = take_turns(
-            both, arguments.reps, lambda _, o, w=work: w.check("xref", o), work.settled_nbytes
-        )
-    return found
-
-
 def measure(name, arguments):
     """Measure one section; return what JSON can hold."""
     if name in WHAT:
         return measure_workload(name, arguments)
-    if name == "threads":
-        return measure_threads(arguments)
     return EXTRA[name].measure(
         Path(arguments.data), arguments.reps, arguments.threads, arguments.budget
     )
@@ -166,24 +147,9 @@ def missed(laps, asked):
     """Yield which of the numbers asked for the medians do not reach."""
     for who, n in asked.items():
         own, other = ("xref", "limit") if who == "limit" else (who, "xref")
-        middle = sorted(ratios(laps, own, other))
-        middle = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
+        middle = median(ratios(laps, own, other))
         if middle > n if who == "limit" else middle < n:
             yield who
-
-
-def thread_rows(section):
-    return [
-        {
-            "workload": name,
-            "one thread, s": short(seconds(laps["1"])),
-            "two threads, s": short(seconds(laps["2"])),
-            "one / two": spread(ratios(laps, "1", "2")),
-            "CPU, two / one": spread(ratios(laps, "2", "1", "cpu")),
-            "calm": calm_turns(laps["2"]),
-        }
-        for name, laps in section.items()
-    ]
 
 
 def render(report):
@@ -215,8 +181,6 @@ def render(report):
     for name, module in EXTRA.items():
         if name in sections:
             lines += module.render(sections[name])
-        if name == "million" and "threads" in sections:
-            lines += ["### Two threads", "", *table_lines(thread_rows(sections["threads"]))]
     if stacks:
         rows = [row for name in stacks for row in contest_rows(sections[name], label=name)]
         lines += ["### All contestants", "", *table_lines(rows)]
@@ -265,10 +229,10 @@ def main():
     report = {"sections": {}}
     if arguments.json and arguments.json.exists():
         report = json.loads(arguments.json.read_text())
-    report["machine"] = (
-        f"{describe_machine()}; {arguments.threads} threads, {arguments.reps} repetitions"
-    )
-    report["notes"] = notes()
+    if names:
+        counts = f"{arguments.threads} threads, {arguments.reps} repetitions"
+        report["machine"] = f"{describe_machine()}; {counts}"
+        report["notes"] = notes()
     with (
         xref.set_options(threads=arguments.threads),
         dask.config.set(num_workers=arguments.threads),
