@@ -14,7 +14,7 @@ from functools import partial
 import h5py
 import numpy as np
 import xarray as xr
-from common import Truth, table_lines, warm
+from common import Truth, table_lines
 from limit import needed_chunks
 from turns import Outcome, calm_turns, new_name, ratios, seconds, short, spread, take_turns
 from workloads import Workload
@@ -96,7 +96,6 @@ def count_on_cluster(work):
 def measure(data, reps, _threads, _budget):
     """Return laps by what is computed and number of blocks, and the counts."""
     work = Workload("W1", Truth(data))
-    warm(work.path)
     with h5py.File(work.path) as file:
         chunks = np.array(file["img"].chunks)
         marks = needed_chunks("W1", work.truth, chunks, np.array(file["img"].shape) // chunks)
@@ -104,7 +103,11 @@ def measure(data, reps, _threads, _budget):
     for what in WHAT:
         contestants = {str(n): partial(run, work, what, n) for n in BLOCKS}
         found["laps"][what] = take_turns(
-            contestants, reps, partial(check, work, what), work.settled_nbytes
+            contestants,
+            reps,
+            partial(check, work, what),
+            work.settled_nbytes,
+            path=work.path,
         )
     if importlib.util.find_spec("distributed"):
         found["cluster"] = count_on_cluster(work)

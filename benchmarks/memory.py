@@ -60,8 +60,8 @@ def measure(data, reps, threads, _):
     """Return bytes of each run, by workload and setting."""
     found = {}
     for name in WORKS:
-        warm(Workload(name, Truth(data)).path)
         for setting in SETTINGS:
+            warm(Workload(name, Truth(data)).path)
             options = ["--data", data, "--threads", threads, "--child", name, setting]
             command = [sys.executable, __file__, *map(str, options)]
             runs = [

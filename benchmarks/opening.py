@@ -15,7 +15,7 @@ from pathlib import Path
 
 import h5py
 import xarray as xr
-from common import Lap, add_data_argument, table_lines, timed, warm
+from common import Lap, add_data_argument, table_lines, timed
 from contestants import missing_peers
 from files import VARIABLES
 from turns import Outcome, contest_rows, take_turns
@@ -59,14 +59,13 @@ def measure(data, reps, _threads, _budget):
     found = {}
     for n in VARIABLES:
         path = data / f"w8_{n}.h5"
-        warm(path)
         turns = min(reps, SLOW_REPS) if n == VARIABLES[-1] else reps
 
         def check(who, outcome, n=n):
             assert outcome.facts["variables"] == n, f"{who} found {outcome.facts} of {n}"
 
         both = {who: partial(open_in_child, path, who) for who in whos}
-        found[str(n)] = take_turns(both, turns, check)
+        found[str(n)] = take_turns(both, turns, check, path=path)
     return found
 
 

@@ -38,7 +38,7 @@ import million
 import opening
 import threads
 import variations
-from common import Truth, add_data_argument, describe_machine, median, table_lines, warm
+from common import Truth, add_data_argument, describe_machine, median, table_lines
 from contestants import contestants, notes, resolve_two, run_xref
 from files import make_files
 from turns import calm_turns, contest_rows, ratios, seconds, short, spread, take_turns
@@ -79,7 +79,6 @@ def measure_workload(name, arguments):
     if name == "W1.base" and not arguments.child:
         return measure_in_child(name, arguments)
     work = Workload(name, Truth(Path(arguments.data)))
-    warm(work.path)
     if name in STACKS:
         run_xref(work, partial(resolve_two, work))
     return take_turns(
@@ -87,6 +86,7 @@ def measure_workload(name, arguments):
         arguments.reps,
         work.check,
         work.settled_nbytes,
+        path=work.path,
     )
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 import dask
-from common import Truth, table_lines, warm
+from common import Truth, table_lines
 from contestants import resolve, resolve_two, run_xref
 from turns import calm_turns, ratios, seconds, short, spread, take_turns
 from workloads import MOVIES, Workload
@@ -25,13 +25,13 @@ def measure(data, reps, _threads, _budget):
     found = {}
     for name in WORKS:
         work = Workload(name, Truth(data))
-        warm(work.path)
         run_xref(work, partial(resolve_two, work))
         found[name] = take_turns(
             {str(n): partial(run, work, n) for n in (1, MANY)},
             reps,
             work.check,
             work.settled_nbytes,
+            path=work.path,
         )
     return found
 

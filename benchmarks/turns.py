@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CALM, Lap, median, settle_memory, timed, wait_for_calm
+from common import CALM, Lap, median, settle_memory, timed, wait_for_calm, warm
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)  # kept with the lap
 
 
-def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0):
+def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0, path=None):
     """Let everyone run ``reps`` times, in turn, beginning with another one each time.
 
     Parameters
@@ -41,6 +41,9 @@ def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0):
         See `common.settle_memory`.
     patience : float
         Seconds to wait at most for other processes, before each run.
+    path : pathlib.Path, optional
+        The file, which is read before each run: some systems take the page cache back
+        within a minute.
 
     Returns
     -------
@@ -55,6 +58,8 @@ def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0):
         for name in names[first:] + names[:first]:
             wait_for_calm(patience)
             settle_memory(settle_nbytes)
+            if path is not None:
+                warm(path)
             with timed() as lap:
                 outcome = contestants[name]()
             laps[name].append(asdict(outcome.lap or lap) | outcome.facts)

@@ -12,7 +12,7 @@ import h5py
 import hdf5plugin  # noqa: F401, gives h5py its filters
 import numpy as np
 import xarray as xr
-from common import median, table_lines, warm
+from common import median, table_lines
 from contestants import reader_of
 from files import VARY_SHAPE, VARY_SIZES, by_place, vary_cases, vary_start
 from limit import run_boxes
@@ -73,14 +73,15 @@ def measure_case(path, chunks, filters, kind, order, extent, reps, threads):
         "whole": whole,
         "loop": partial(run_loop, path, references, len(start)),
     }
-    return take_turns(contestants, reps, partial(check, whole()), SETTLED_NBYTES, PATIENCE)
+    return take_turns(
+        contestants, reps, partial(check, whole()), SETTLED_NBYTES, PATIENCE, path
+    )
 
 
 def measure(data, reps, threads, _budget, extent=VARY_SHAPE):
     """Return laps by case; a case is chunks, dtype, filter, size and order."""
     found, reps = [], min(reps, MOST_REPS)
     for filename, chunks, dtype, filters in vary_cases():
-        warm(data / filename)
         run_xref(data / filename, "element")  # imports and threads
         for kind in VARY_SIZES:
             for order in ("random", "sorted"):
