@@ -36,7 +36,7 @@ WHAT = {
     "W7.names": "the paths of those datasets",
 }
 
-SETTLED_NBYTES = dict.fromkeys(("W1", "W2", "W4", "W5", "W6", "W7"), 1 << 29) | {"W3": 5 << 29}
+SETTLED_NBYTES = dict.fromkeys(("W1", "W2", "W4", "W5", "W6", "W7"), 1 << 29) | {"W3": 3 << 29}
 """What the hungriest contestant of a workload needs; see `common.settle_memory`."""
 
 
