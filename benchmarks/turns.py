@@ -57,9 +57,9 @@ def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0, pat
         first = rep % len(names)
         for name in names[first:] + names[:first]:
             wait_for_calm(patience)
-            settle_memory(settle_nbytes)
             if path is not None:
                 warm(path)
+            settle_memory(settle_nbytes)  # last: the page cache may take what was free
             with timed() as lap:
                 outcome = contestants[name]()
             laps[name].append(asdict(outcome.lap or lap) | outcome.facts)
