@@ -103,7 +103,12 @@ def extrapolated(prepare, order, budget, keep=4):
 
 
 def extrapolated_batches(prepare, n, budget, first=2, growth=4):
-    """Do batches of growing size until one takes a third of the budget; scale the last."""
+    """Do batches of growing size until one takes half of the budget.
+
+    What the rest would take comes from the difference of the last two: a batch costs
+    something however small it is, and the first one warms up.
+    """
+    done = []
     with ExitStack() as stack:
         with timed() as before:
             read = stack.enter_context(prepare)
@@ -111,12 +116,24 @@ def extrapolated_batches(prepare, n, budget, first=2, growth=4):
         while True:
             with timed() as lap:
                 values = read(size)
-            if size == n or lap.wall > budget / 3:
+            done.append((size, lap))
+            if size == n or (len(done) > 2 and lap.wall > budget / 2):
                 break
             size = min(size * growth, n)
     sample = dict(enumerate(values[:4]))
-    lap = scaled(before, lap, n / size)
+    lap = continued(before, *done[-2:], n) if len(done) > 1 else scaled(before, lap, 1)
     return Outcome(sample=sample, lap=lap, facts={"done": size, "of": n})
+
+
+def continued(before, earlier, last, n):
+    """Return the lap of n from those of two sizes."""
+    factor = (n - last[0]) / (last[0] - earlier[0])
+
+    def line(what):
+        a, b = getattr(earlier[1], what), getattr(last[1], what)
+        return getattr(before, what) + b + max(b - a, 0) * factor
+
+    return Lap(wall=line("wall"), cpu=line("cpu"), others=last[1].others)
 
 
 def scaled(before, lap, factor):

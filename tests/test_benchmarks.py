@@ -80,3 +80,12 @@ def test_tables_replace_what_the_page_shows(
     text = page.read_text(encoding="utf-8")
     assert "| first |" not in text
     assert text.count("| second |") == text.count(speed.BEGIN) == text.count(speed.END) == 1
+
+
+def test_batches_are_extrapolated_without_what_each_costs_anyway(
+    load: Callable[[str], Any],
+) -> None:
+    turns = load("turns")
+    none = turns.Lap()
+    earlier, last = (8, turns.Lap(wall=1.8)), (32, turns.Lap(wall=4.2))  # 1 s and 0.1 s each
+    assert turns.continued(none, earlier, last, 100).wall == pytest.approx(11)
