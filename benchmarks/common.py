@@ -119,28 +119,45 @@ def describe_machine():
             names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = ".".join(platform.release().split(".")[:2])
     packages = []
-    for name in ("xref", "h5py", "numpy", "xarray", "dask", "imagecodecs"):
+    for name in (
+        "xref",
+        "h5py",
+        "numpy",
+        "xarray",
+        "dask",
+        "imagecodecs",
+        "h5netcdf",
+        "hidefix",
+        "pyfive",
+    ):
         try:
             packages.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             packages.append(f"no {name}")
     return (
         f"{len(os.sched_getaffinity(0))} processors ({model}), {memory:.0f} GiB, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"{platform.system()} {kernel}, Python {platform.python_version()}, "
         f"{', '.join(packages)}; page cache warm"
     )
 
 
-def print_table(rows, columns=None):
-    """Print dicts as a markdown table; empty columns are left out."""
+def table_lines(rows, columns=None):
+    """Return dicts as lines of a Markdown table; empty columns are left out."""
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
     names = [n for n in names if any(row.get(n) not in (None, "") for row in rows)]
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
-    for row in rows:
-        print("| " + " | ".join(_cell(row.get(name)) for name in names) + " |")
-    print(flush=True)
+    return [
+        "| " + " | ".join(names) + " |",
+        "|" + " --- |" * len(names),
+        *("| " + " | ".join(_cell(row.get(name)) for name in names) + " |" for row in rows),
+        "",
+    ]
+
+
+def print_table(rows, columns=None):
+    """Print dicts as a Markdown table."""
+    print("\n".join(table_lines(rows, columns)), flush=True)
 
 
 def _cell(value):

@@ -1,7 +1,7 @@
 """Make the files that the benchmarks read: ``python benchmarks/files.py --data DIR``.
 
 DIR is by default the environment variable XREF_BENCH_DATA, else ``./data``. About
-1.9 GB. The same seeds give the same values, so runs can be compared; files that
+2.6 GB. The same seeds give the same values, so runs can be compared; files that
 are there already stay as they are.
 
 w1.h5
@@ -16,12 +16,25 @@ w3.h5
     on: 500 boxes of 16 x 16 over all frames.
 w6.h5, w6_latest.h5
     1,000,000 region references in the old file format, 100,000 in the newest.
+w7_1000.h5, w7_20000.h5
+    ``cell``: object references to so many float64 datasets of 100 to 200 values in
+    ``#refs#``, as in a MATLAB cell array.
+w8_1000.h5, w8_20000.h5
+    So many variables of 10 values in the group ``g``.
+w9.h5
+    W1's image. ``rois``: 1,000,000 boxes of 8 x 8; ``few``: the first 1,000.
+vary_*.h5
+    An image of 2,048 x 8,192, one file for each chunk shape and filter of
+    `variations.py`; the dtypes take turns. References to one element, to 32 x 32 and to
+    2,000 x 2,000, in random order and sorted by place.
 w1_truth.npz, w3_truth.npz, w6_truth.npz
     Where the regions are.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -35,6 +48,24 @@ MOVIE = (2000, 512, 512)
 MOVIE_BOX = 16
 FRAMES = 20
 REFERENCES_AT_ONCE = 50_000
+CELLS = (1_000, 20_000)
+VARIABLES = (1_000, 20_000)
+MILLION = 1_000_000
+FEW = 1_000
+SMALL_BOX = 8
+
+VARY_SHAPE = (2048, 8192)
+VARY_CHUNKS = ((64, 64), (256, 256), (1024, 512), (1, 8192))
+VARY_DTYPES = ("u1", "u2", "f4", "f8")
+VARY_FILTERS = {
+    "none": {},
+    "gzip": {"compression": "gzip"},
+    "gzip+shuffle": {"compression": "gzip", "shuffle": True},
+    "lzf": {"compression": "lzf"},
+    "zstd": dict(hdf5plugin.Zstd(clevel=3)),
+}
+VARY_SIZES = {"element": (1, 200), "box": (32, 200), "large": (2000, 3)}
+"""Kinds of regions: side and how many."""
 
 
 def smooth_background(n, low, high, seed):
@@ -161,26 +192,116 @@ def make_references(folder):
     np.savez(folder / "w6_truth.npz", start=start, shape=shape)
 
 
+@contextmanager
+def complete(path):
+    """Give a name to write to; it becomes the file's name when all is written."""
+    part = path.with_suffix(".part")
+    yield part
+    part.rename(path)
+
+
+def make_cells(folder):
+    for n in CELLS:
+        rng = np.random.default_rng(7)
+        with complete(folder / f"w7_{n}.h5") as path, h5py.File(path, "w") as file:
+            group = file.create_group("#refs#")
+            references = np.empty(n, dtype=object)
+            for i in range(n):
+                values = rng.random(int(rng.integers(100, 201)))
+                references[i] = group.create_dataset(f"v{i:05d}", data=values).ref
+            file.create_dataset("cell", (n,), h5py.ref_dtype)[:] = references
+
+
+def make_variables(folder):
+    for n in VARIABLES:
+        with complete(folder / f"w8_{n}.h5") as path, h5py.File(path, "w") as file:
+            group = file.create_group("g")
+            for i in range(n):
+                group.create_dataset(f"v{i:05d}", data=np.arange(10, dtype="f8"))
+
+
+def make_million(folder):
+    start = np.random.default_rng(9).integers(0, IMAGE - SMALL_BOX, (MILLION, 2))
+    shape = np.full_like(start, SMALL_BOX)
+    with complete(folder / "w9.h5") as path, h5py.File(path, "w") as file:
+        with h5py.File(folder / "w1.h5") as images:
+            images.copy("img", file)
+        for name, n in (("rois", MILLION), ("few", FEW)):
+            boxes = box_references(file["img"], start[:n], shape[:n])
+            write_references(file, name, boxes, n)
+
+
+def vary_cases():
+    """Yield filename, chunk shape, dtype and filter of the files of `variations.py`.
+
+    Each dtype meets each chunk shape and each filter.
+    """
+    for row, chunks in enumerate(VARY_CHUNKS):
+        for column, name in enumerate(VARY_FILTERS):
+            dtype = VARY_DTYPES[(row + column) % len(VARY_DTYPES)]
+            sides = "x".join(map(str, chunks))
+            yield f"vary_{sides}_{dtype}_{name.replace('+', '_')}.h5", chunks, dtype, name
+
+
+def vary_start(kind, extent):
+    """Return the corners of one kind of regions, and their shapes."""
+    side, n = VARY_SIZES[kind]
+    side = min(side, *extent)
+    rng = np.random.default_rng(side)
+    start = np.stack([rng.integers(0, size - side + 1, n) for size in extent], axis=1)
+    return start, np.full_like(start, side)
+
+
+def by_place(start, chunks):
+    """Return the order of regions by the chunk of their first corner."""
+    return np.lexsort((start // np.asarray(chunks)).T[::-1])
+
+
+def make_variations(folder, shape=VARY_SHAPE):
+    noise = np.random.default_rng(4).poisson(40, shape).clip(0, 255)
+    for filename, chunks, dtype, filters in vary_cases():
+        with complete(folder / filename) as path, h5py.File(path, "w") as file:
+            options = VARY_FILTERS[filters]
+            image = file.create_dataset(
+                "img", data=noise.astype(dtype), chunks=chunks, **options
+            )
+            for kind in VARY_SIZES:
+                start, size = vary_start(kind, shape)
+                order = by_place(start, chunks)
+                for name, rows in ((kind, slice(None)), (f"{kind}_sorted", order)):
+                    boxes = box_references(image, start[rows], size[rows])
+                    write_references(file, name, boxes, len(start))
+
+
 # Each maker with the files it makes; the truth comes last, so it says "complete".
 MAKERS = {
     make_images: ("w1.h5", "w2.h5", "w1_truth.npz"),
     make_movie: ("w3.h5", "w3_truth.npz"),
     make_references: ("w6.h5", "w6_latest.h5", "w6_truth.npz"),
+    make_cells: tuple(f"w7_{n}.h5" for n in CELLS),
+    make_variables: tuple(f"w8_{n}.h5" for n in VARIABLES),
+    make_million: ("w9.h5",),
+    make_variations: tuple(filename for filename, *_ in vary_cases()),
 }
+
+
+def make_files(folder, out=sys.stdout):
+    """Make the files that are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for make, names in MAKERS.items():
+        label = ", ".join(names) if len(names) < 5 else f"{names[0]} and {len(names) - 1} more"
+        if all((folder / name).exists() for name in names):
+            print(f"{label}: there already", file=out)
+            continue
+        make(folder)
+        sizes = sum((folder / name).stat().st_size for name in names)
+        print(f"{label}: {sizes / 1e6:.0f} MB", file=out, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_argument(parser)
-    folder = Path(parser.parse_args().data)
-    folder.mkdir(parents=True, exist_ok=True)
-    for make, names in MAKERS.items():
-        if all((folder / name).exists() for name in names):
-            print(f"{', '.join(names)}: there already")
-            continue
-        make(folder)
-        sizes = sum((folder / name).stat().st_size for name in names)
-        print(f"{', '.join(names)}: {sizes / 1e6:.0f} MB")
+    make_files(Path(parser.parse_args().data))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,26 @@
-"""Compare xref with h5py and with the limit: ``python benchmarks/speed.py``.
+"""Everything that xref promises about speed, in one table: ``python benchmarks/speed.py``.
 
-For each workload the contestants take turns, repetition after repetition, in one
-process:
+Makes the files that are missing, lets xref, the peers and the limit take turns, and
+prints ratios with their spread as Markdown. The sections, of which ``--work`` picks some:
 
-xref
-    From `xarray.open_dataset` to computed values, as a user writes it. Every
-    repetition opens the file under a new name (a hard link), so nothing that xref
-    remembers of a file helps the next one. ``without open`` leaves out the opening
-    alone; the references are still decoded.
-xref, chunks=None
-    The same without dask, which copies what it computes once more.
-xref, mean(); xref, both at once
-    W4 only. ``xref`` takes the values and then NumPy's means of them, as the limit does;
-    these are ``.h5ref.mean()`` alone, and values and means from one `dask.compute`.
-loop
-    ``dataset[reference]`` one after the other. It is cut after ``--budget`` seconds
-    and extrapolated by count; the regions lie at random, so the first are as good
-    as any. W6: `h5py.h5r.get_region` and `get_select_bounds`.
-whole
-    h5py reads the whole dataset and NumPy gathers, where that is simple.
-limit
-    `limit.py` with as many threads; it is given where the regions are.
+W1 to W7 (W1.base, W1s, W3.lz4, W6.latest, W7.names ... as `workloads.WHAT` says)
+    Regions, references and object references: `contestants.py`.
+W8
+    Opening files of many variables: `opening.py`.
+blocks
+    W1 cut into Dask blocks: `blocks.py`.
+million
+    One region of a million, and its graph: `million.py`.
+threads
+    Two threads against one: `threads.py`.
+memory
+    The most memory above the start: `memory.py`.
+variations
+    Chunk shapes, dtypes, filters, region sizes and orders: `variations.py`.
 
-Values are compared with h5py's in the first repetition (all of them for the image,
-a sample for the movie). Ratios are medians over the repetitions of ratios within one
-repetition: load from other processes then hits both sides. Before each run memory is
-touched and freed, so that none of them waits for the host of a virtual machine. ``calm`` counts
-repetitions of xref in which other processes took less than a quarter of a
-processor. Where there are none, look at the ratios of processor time, all threads
-together.
+``--json FILE`` keeps all laps by section. Sections that are in the file already and not
+measured now stay, and are part of the tables too, so that one section can be repeated.
+``--write-docs`` puts the tables between the markers in docs/performance.md.
 """
 
 import argparse
@@ -36,364 +28,226 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import blocks
 import dask
-import h5py
-import hdf5plugin  # noqa: F401, gives h5py its filters
-import numpy as np
-import psutil
-import xarray as xr
-from common import (
-    CALM,
-    Lap,
-    Truth,
-    add_data_argument,
-    describe_machine,
-    median,
-    print_table,
-    settle_memory,
-    timed,
-    wait_for_calm,
-    warm,
-)
-from limit import (
-    BOX,
-    MOVIE_BOX,
-    check_values,
-    copy_boxes,
-    copy_ragged,
-    data_file,
-    run_limit,
-    whole_image,
-)
-from numpy.lib.stride_tricks import sliding_window_view
+import memory
+import million
+import opening
+import threads
+import variations
+from common import Truth, add_data_argument, describe_machine, median, table_lines
+from contestants import contestants, notes, resolve_two, run_xref
+from files import make_files
+from turns import calm_turns, contest_rows, ratios, seconds, short, spread, take_turns
+from workloads import DECODES, OBJECTS, STACKS, WHAT, Workload
 
 import xref
 
-WORKS = ("W1", "W1s", "W2", "W3.lz4", "W3.zstd", "W3.lzf", "W4", "W5", "W6")
-SETTLED_NBYTES = dict.fromkeys(("W1", "W2", "W4", "W5", "W6"), 1 << 29) | {"W3": 5 << 29}
-"""What the hungriest contestant of a workload needs; see `common.settle_memory`."""
+EXTRA = {
+    "W8": opening,
+    "blocks": blocks,
+    "million": million,
+    "threads": threads,
+    "memory": memory,
+    "variations": variations,
+}
+WORKS = (*WHAT, *EXTRA)
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
-MEMORY_ROOM_NBYTES = 300 << 20
-MEMORY_SAMPLE_SECONDS = 0.002
+ASKED = {
+    "W1": {"limit": 2, "loop": 100},
+    "W1.base": {"limit": 2, "loop": 60},
+    "W1s": {"limit": 2},
+    "W2": {"limit": 2},
+    "W3.lz4": {"limit": 2, "loop": 12},
+    "W3.zstd": {"limit": 2, "loop": 12},
+    "W3.lzf": {"limit": 2, "loop": 12},
+    "W4": {"limit": 2.5},
+    "W5": {"limit": 2},
+    "W6": {"loop": 30},
+    "W6.latest": {"loop": 30},
+}
+"""At most so many times the limit, at least so many times as fast as the loop."""
 
 
-@dataclass
-class Contest:
-    """One workload: who takes part, and what they needed."""
+def measure_workload(name, arguments):
+    """Return the laps of one workload's contestants."""
+    if name == "W1.base" and not arguments.child:
+        return measure_in_child(name, arguments)
+    work = Workload(name, Truth(Path(arguments.data)))
+    if name in STACKS:
+        run_xref(work, partial(resolve_two, work))
+    return take_turns(
+        contestants(work, arguments.threads, arguments.budget),
+        arguments.reps,
+        work.check,
+        work.settled_nbytes,
+        path=work.path,
+    )
 
-    work: str
-    truth: Truth
-    threads: int
-    budget: float
-    laps: dict[str, list[Lap]] = field(default_factory=dict)
-    opening: dict[str, list[float]] = field(default_factory=dict)
-    loop_regions: int = 0
 
-    @property
-    def path(self):
-        """The file of this workload."""
-        return self.truth.data / ("w6.h5" if self.work == "W6" else data_file(self.work))
-
-    @property
-    def variable(self):
-        """The target of the references."""
-        return self.work[3:] if self.work.startswith("W3.") else "img"
-
-    @property
-    def references(self):
-        """The reference dataset."""
-        if self.work.startswith("W3."):
-            return f"rois_{self.variable}"
-        return {"W4": "ragged", "W5": "points"}.get(self.work, "rois")
-
-    def resolve(self, dataset, chunks):
-        """Return the computed values with xref."""
-        rois = dataset[self.references]
-        if self.work == "W6":
-            table = rois.variable.data.columns.regions
-            return table.bounds()
-        if self.work == "W1s":
-            rois = rois[:500]
-        if self.work == "W4":
-            ragged = rois.h5ref.resolve("ragged", coords=False, chunks=chunks)
-            values = ragged[self.variable].data
-            flat = np.asarray(values) if chunks is None else values.compute()
-            sizes = ragged.row_size.values
-            return flat, np.add.reduceat(flat, np.cumsum(sizes) - sizes, dtype="f8") / sizes
-        values = rois.h5ref.resolve(coords=False, chunks=chunks)
-        return values.values if chunks is None else values.data.compute()
-
-    def means_alone(self, dataset):
-        """Return the means of W4 as `xref` gives them; the values are not kept."""
-        return dataset[self.references].h5ref.mean().data.compute()
-
-    def values_and_means(self, dataset):
-        """Return the two results of W4 from one `dask.compute`."""
-        rois = dataset[self.references]
-        ragged = rois.h5ref.resolve("ragged", coords=False)
-        return dask.compute(ragged[self.variable].data, rois.h5ref.mean().data)
-
-    def run_xref(self, resolve, folder):
-        """Open the file under a new name and resolve."""
-        link = Path(tempfile.mktemp(suffix=".h5", dir=folder))
-        link.hardlink_to(self.path)
-        try:
-            begin = time.perf_counter()
-            with xr.open_dataset(link, engine="h5ref") as dataset:
-                opened = time.perf_counter() - begin
-                return opened, resolve(dataset)
-        finally:
-            link.unlink()
-
-    def run_loop(self):
-        """Read region by region with h5py; return a lap for all of them.
-
-        The loop alone is extrapolated, not opening and reading the references.
-        """
-        with timed() as before:
-            file = h5py.File(self.path)
-            references = self.loop_references(file)
-            target = file[self.variable]
-        end = time.perf_counter() + self.budget
-        with file, timed() as lap:
-            done = 0
-            for reference in references:
-                if self.work == "W6":
-                    h5py.h5r.get_region(reference, file.id).get_select_bounds()
-                else:
-                    target[reference]
-                done += 1
-                if time.perf_counter() > end:
-                    break
-        self.loop_regions = done
-        scale = len(references) / done
-        return Lap(
-            wall=before.wall + lap.wall * scale,
-            cpu=before.cpu + lap.cpu * scale,
-            others=lap.others,
-        )
-
-    def loop_references(self, file):
-        """Return the references as h5py's objects."""
-        references = file[self.references]
-        return references[:500] if self.work == "W1s" else references[:]
-
-    def run_whole(self):
-        """Read everything with h5py and gather."""
-        truth = self.truth
-        with h5py.File(self.path) as file:
-            values = file[self.variable][...]
-        if self.work == "W4":
-            return copy_ragged(values, truth.ragged_start, truth.ragged_shape)
-        if self.work == "W5":
-            return values[truth.points[..., 0], truth.points[..., 1]]
-        if self.work.startswith("W3."):
-            windows = sliding_window_view(values, (len(values), MOVIE_BOX, MOVIE_BOX))[0]
-            return windows[truth.movie[:, 1], truth.movie[:, 2]]
-        return copy_boxes(values, truth.rois[: 500 if self.work == "W1s" else None], 1)
-
-    def check(self, values, name):
-        """Compare with h5py's values."""
-        if name == "xref, mean()":
-            values = copy_ragged_values(self.truth), values
-        if self.work == "W6":
-            with np.load(self.truth.data / "w6_truth.npz") as truth:
-                start, stop = truth["start"], truth["start"] + truth["shape"]
-            np.testing.assert_array_equal(values[0], start)
-            np.testing.assert_array_equal(values[1], stop)
-            return
-        if self.work.startswith("W3."):
-            values = values.reshape(-1, values.shape[1], MOVIE_BOX, MOVIE_BOX)
-        elif self.work not in ("W4", "W5"):
-            values = values.reshape(-1, BOX, BOX)
-        check_values(self.work, self.truth, values)
-
-    def contestants(self):
-        """Return names and functions; each returns seconds of opening or of all, and values."""
-        both = {
-            "xref": partial(self.run_xref, partial(self.resolve, chunks="auto")),
-            "xref, chunks=None": partial(self.run_xref, partial(self.resolve, chunks=None)),
+def measure_in_child(name, arguments):
+    """Measure in a process that cannot import imagecodecs."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "laps.json"
+        options = {
+            "--data": arguments.data,
+            "--work": name,
+            "--reps": arguments.reps,
+            "--threads": arguments.threads,
+            "--budget": arguments.budget,
+            "--json": out,
         }
-        if self.work == "W4":
-            both["xref, mean()"] = partial(self.run_xref, self.means_alone)
-            both["xref, both at once"] = partial(self.run_xref, self.values_and_means)
-        if self.work == "W6":
-            del both["xref, chunks=None"]
-        else:
-            both["limit"] = lambda _: (
-                None,
-                run_limit(self.work, self.truth, "best", self.threads)[1],
-            )
-            both["whole"] = lambda _: (None, self.run_whole())
-        return both
+        command = [sys.executable, __file__, "--child"]
+        command += [str(word) for option in options.items() for word in option]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(out.read_text())["sections"][name]
 
-    def repeat(self, n):
-        """Let everyone run n times, in turn."""
-        warm(self.path)
-        contestants = self.contestants()
-        with tempfile.TemporaryDirectory(dir=self.truth.data) as folder:
-            for rep in range(n):
-                names = list(contestants)
-                for name in names[rep % len(names) :] + names[: rep % len(names)]:
-                    wait_for_calm()
-                    settle_memory(SETTLED_NBYTES[self.work[:2]])
-                    with timed() as lap:
-                        opened, values = contestants[name](folder)
-                    self.laps.setdefault(name, []).append(lap)
-                    self.opening.setdefault(name, []).append(opened or 0.0)
-                    if rep == 0:
-                        self.check(values, name)
-                    del values
-                self.laps.setdefault("loop", []).append(self.run_loop())
 
-    def ratio(self, name, to, what="wall"):
-        """Return the median of one contestant's time over another's, in one repetition."""
-        pairs = zip(self.laps[name], self.laps[to], strict=True)
-        return median([getattr(a, what) / getattr(b, what) for a, b in pairs])
+def measure(name, arguments):
+    """Measure one section; return what JSON can hold."""
+    if name in WHAT:
+        return measure_workload(name, arguments)
+    return EXTRA[name].measure(
+        Path(arguments.data), arguments.reps, arguments.threads, arguments.budget
+    )
 
-    def rows(self):
-        """Return the table, one row a contestant."""
-        out = []
-        for name, laps in self.laps.items():
-            seconds = sorted(lap.wall for lap in laps)
-            row = {
-                "workload": self.work,
-                "who": name,
-                "median, s": median(seconds),
-                "least, s": seconds[0],
-                "most, s": seconds[-1],
-                "CPU, s": median([lap.cpu for lap in laps]),
-                "others' CPUs": median([lap.others for lap in laps]),
-            }
-            if any(self.opening.get(name, ())):
-                row["without open, s"] = median(
-                    [
-                        lap.wall - opened
-                        for lap, opened in zip(laps, self.opening[name], strict=True)
-                    ]
-                )
-            if "limit" in self.laps and name != "limit":
-                row["of the limit"] = self.ratio(name, "limit")
-                row["of the limit, CPU"] = self.ratio(name, "limit", "cpu")
-            if name != "loop":
-                row["loop takes"] = self.ratio("loop", name)
-            if name == "loop":
-                row["regions read"] = self.loop_regions
-            out.append(row)
-        return out
 
-    def summary(self, target):
-        """Return one row: what xref needs against the others."""
-        first = self.laps["xref"]
-        limited = "limit" in self.laps
+def summary_rows(sections):
+    """Return a row for each stack: every contestant's time over xref's."""
+    rows = []
+    for name in STACKS:
+        if name not in sections:
+            continue
+        laps, asked = sections[name], ASKED.get(name, {})
+        limit = ratios(laps, "xref", "limit")
         row = {
-            "workload": self.work,
-            "xref, s": median([lap.wall for lap in first]),
-            "of the limit": self.ratio("xref", "limit") if limited else None,
-            "(CPU)": self.ratio("xref", "limit", "cpu") if limited else None,
-            "loop / xref": self.ratio("loop", "xref"),
-            "whole / xref": self.ratio("whole", "xref") if limited else None,
-            "calm": f"{sum(lap.others < CALM for lap in first)}/{len(first)}",
+            "workload": name,
+            "xref, s": short(seconds(laps["xref"])),
+            "xref / limit": spread(limit),
+            "CPU": spread(ratios(laps, "xref", "limit", "cpu")),
         }
-        if target:
-            row["target"] = target
-        return row
+        for who in laps:
+            if who != "limit" and not who.startswith("xref"):
+                row[who] = spread(ratios(laps, who, "xref"))
+        row["asked"] = ", ".join(
+            f"limit {n}" if who == "limit" else f"loop {n}" for who, n in asked.items()
+        )
+        row["missed"] = ", ".join(missed(laps, asked))
+        row["calm"] = calm_turns(laps["xref"])
+        rows.append(row)
+    return rows
 
 
-def copy_ragged_values(truth):
-    return copy_ragged(whole_image(str(truth.data)), truth.ragged_start, truth.ragged_shape)[0]
+def missed(laps, asked):
+    """Yield which of the numbers asked for the medians do not reach."""
+    for who, n in asked.items():
+        own, other = ("xref", "limit") if who == "limit" else (who, "xref")
+        middle = median(ratios(laps, own, other))
+        if middle > n if who == "limit" else middle < n:
+            yield who
 
 
-def measure_memory(data):
-    """Return bytes of the result and of the most memory above the start, for W1."""
-    output = subprocess.run(
-        [sys.executable, __file__, "--memory-child", "--data", str(data)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return json.loads(output.splitlines()[-1])
+def render(report):
+    """Return the report as lines of Markdown."""
+    sections = report["sections"]
+    lines = [report["machine"] + ".", ""]
+    stacks = [name for name in STACKS if name in sections]
+    if stacks:
+        lines += [
+            "### Regions",
+            "",
+            "How many times xref's time the others take: median (least to most) of the "
+            "turns. `xref / limit` the other way round; `CPU` is that in processor time.",
+            "",
+            *table_lines(summary_rows(sections)),
+            *(f"- {note}" for note in report["notes"]),
+            "",
+        ]
+    for title, names in (("References", DECODES), ("Object references", OBJECTS)):
+        rows = [
+            row
+            for name in names
+            if name in sections
+            for row in contest_rows(sections[name], label=name)
+        ]
+        if rows:
+            lines += [f"### {title}", "", *table_lines(rows)]
+            lines += missed_lines(names, sections)
+    for name, module in EXTRA.items():
+        if name in sections:
+            lines += module.render(sections[name])
+    if stacks:
+        rows = [row for name in stacks for row in contest_rows(sections[name], label=name)]
+        lines += ["### All contestants", "", *table_lines(rows)]
+    while not lines[-1]:
+        lines.pop()
+    return lines
 
 
-def memory_child(data):
-    """Resolve W1 while a thread watches this process's resident memory."""
-    import threading
+def missed_lines(names, sections):
+    lines = [
+        f"{name}: {ASKED[name]['loop']} times the loop is asked for and missed."
+        for name in names
+        if name in sections and name in ASKED and list(missed(sections[name], ASKED[name]))
+    ]
+    return [*lines, ""] if lines else []
 
-    process = psutil.Process()
-    with xr.open_dataset(data / "w1.h5", engine="h5ref") as dataset:
-        small = dataset.rois[:2].h5ref.resolve(coords=False)
-        small.data.compute()  # imports and threads are not what is measured
-        start = most = process.memory_info().rss
-        ended = threading.Event()
 
-        def watch():
-            nonlocal most
-            while not ended.wait(MEMORY_SAMPLE_SECONDS):
-                most = max(most, process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        values = dataset.rois.h5ref.resolve(coords=False).data.compute()
-        ended.set()
-        watcher.join()
-        most = max(most, process.memory_info().rss)
-    print(json.dumps({"result": values.nbytes, "above start": most - start}))
+def write_docs(lines):
+    """Replace what stands between the markers of the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    table = "\n".join(lines)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_argument(parser)
-    parser.add_argument("--work", default=",".join(WORKS))
+    parser.add_argument("--work", default=",".join(WORKS), help=f"of {', '.join(WORKS)}")
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=2, help="seconds of each h5py loop")
-    parser.add_argument(
-        "--target", action="append", default=[], help="a cell of the table: W1='2 x limit'"
-    )
-    parser.add_argument("--json", help="write all laps into this file")
-    parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--budget", type=float, default=2, help="seconds of each peer's loop")
+    parser.add_argument("--json", type=Path, help="keep all laps in this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables into this file")
+    parser.add_argument("--write-docs", action="store_true", help=f"and into {PAGE.name}")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    data = Path(arguments.data)
-    if arguments.memory_child:
-        memory_child(data)
-        return
-    targets = dict(target.split("=", 1) for target in arguments.target)
-    machine = describe_machine()
-    print(f"{machine}; {arguments.threads} threads, {arguments.reps} repetitions.", end="\n\n")
-    truth = Truth(data)
-    details, summaries, record = [], [], {}
+    names = [name for name in arguments.work.split(",") if name]
+    unknown = [name for name in names if name not in WORKS]
+    if unknown:
+        parser.error(f"no work {', '.join(unknown)}; there are {', '.join(WORKS)}")
+    if arguments.child:
+        sys.modules["imagecodecs"] = None  # importing it raises ImportError from now on
+    make_files(Path(arguments.data), sys.stderr)
+    report = {"sections": {}}
+    if arguments.json and arguments.json.exists():
+        report = json.loads(arguments.json.read_text())
+    if names:
+        counts = f"{arguments.threads} threads, {arguments.reps} repetitions"
+        report["machine"] = f"{describe_machine()}; {counts}"
+        report["notes"] = notes()
     with (
         xref.set_options(threads=arguments.threads),
         dask.config.set(num_workers=arguments.threads),
     ):
-        for work in arguments.work.split(","):
-            contest = Contest(work, truth, arguments.threads, arguments.budget)
-            contest.repeat(arguments.reps)
-            details += contest.rows()
-            summaries.append(contest.summary(targets.get(work)))
-            record[work] = {
-                name: [vars(lap) for lap in laps] for name, laps in contest.laps.items()
-            }
-            print(f"{work} done", file=sys.stderr, flush=True)
-    print_table(summaries)
-    print_table(details)
-    if "W1" in record:
-        memory = measure_memory(data)
-        above, result = memory["above start"], memory["result"]
-        print(
-            f"Memory of W1 above the start: {above / 2**20:.0f} MiB, of which the result is "
-            f"{result / 2**20:.0f} MiB; {(above - result) / 2**20:.0f} MiB beside it, "
-            f"{MEMORY_ROOM_NBYTES / 2**20:.0f} MiB and the chunks in flight are allowed."
-        )
-        record["memory"] = memory
-    if arguments.json:
-        report = {"machine": machine, "threads": arguments.threads, "laps": record}
-        Path(arguments.json).write_text(json.dumps(report, indent=1))
+        for name in names:
+            report["sections"][name] = measure(name, arguments)
+            print(f"{name} done", file=sys.stderr, flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(report, indent=1))
+    lines = render(report)
+    print("\n".join(lines))
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if arguments.write_docs:
+        write_docs(lines)
 
 
 if __name__ == "__main__":
