@@ -78,7 +78,10 @@ def read_attributes(
     names: list[bytes] = []
     try:
         # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
-        h5a.iterate(item.id, names.append, index_type=_attribute_order(item))
+        h5a.iterate(item.id, names.append)
+        if len(names) > 1 and _are_ordered(item):
+            names.clear()
+            h5a.iterate(item.id, names.append, index_type=h5.INDEX_CRT_ORDER)
     except (RuntimeError, OSError, ValueError) as error:
         return values, {"": error}
     for key in names:
@@ -91,12 +94,11 @@ def read_attributes(
     return values, problems
 
 
-def _attribute_order(item: Object) -> int:
-    """Return the order of attributes: that of their creation where the file keeps it."""
-    kept = 0
-    if not isinstance(item, h5py.Datatype):
-        kept = item.id.get_create_plist().get_attr_creation_order()
-    return int(h5.INDEX_CRT_ORDER if kept & h5p.CRT_ORDER_TRACKED else h5.INDEX_NAME)
+def _are_ordered(item: Object) -> bool:
+    """Tell whether the file keeps the order in which attributes were created."""
+    if isinstance(item, h5py.Datatype):
+        return False
+    return bool(item.id.get_create_plist().get_attr_creation_order() & h5p.CRT_ORDER_TRACKED)
 
 
 def has_attribute(item: Object, name: str) -> bool:
@@ -130,14 +132,16 @@ class _RawAttributes:
     """The attributes of one object as bytes; its header is read once, when needed."""
 
     def __init__(self, location: FileLocation, address: int) -> None:
-        self._source = byte_source(location, f"{location.filename}: object at {address:#x}")
+        self._location = location
         self._address = address
         self._found: dict[str, RawElements] | None = None
         self._problems: dict[str, XrefError] = {}
 
     def get(self, name: str) -> RawElements:
+        where = f"{self._location.filename}: object at {self._address:#x}"
         if self._found is None:
-            raw = read_raw_attributes(self._source, self._address, self._problems.__setitem__)
+            source = byte_source(self._location, where)
+            raw = read_raw_attributes(source, self._address, self._problems.__setitem__)
             self._found = {
                 r.name: RawElements(r.datatype, (0,) if r.is_null else r.shape, r.data)
                 for r in raw
@@ -145,7 +149,7 @@ class _RawAttributes:
         if name in self._found:
             return self._found[name]
         raise self._problems.get(name) or CorruptFileError(
-            f"{self._source.where} has no attribute {name!r} in its object header"
+            f"{where} has no attribute {name!r} in its object header"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import h5py
@@ -92,6 +93,34 @@ def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _TypeFacts:
+    """What the type of a dataset says; thousands of datasets have a few types."""
+
+    kind: str  # of reference
+    holds_references: bool  # within elements
+    time: np.dtype[Any] | None
+    dtype: np.dtype[Any] | None  # None where h5py has none
+    problem: str  # why h5py has none
+    indirect: str  # why stored elements are not bytes of ``dtype``
+
+
+@lru_cache(maxsize=1024)
+def _type_facts(encoded: bytes) -> _TypeFacts:
+    """Look at a type, in the form that HDF5 encodes it in."""
+    datatype = h5t.decode(encoded)
+    kind, time = reference_kind(datatype), time_dtype(datatype)
+    within = not kind and bool(reference_kinds(datatype))
+    dtype, problem, indirect = None, "", ""
+    if not kind and not within and time is None:
+        try:
+            dtype = datatype.dtype
+            indirect = _indirect_type(datatype, dtype)
+        except TypeError as error:
+            problem = str(error)
+    return _TypeFacts(kind, within, time, dtype, problem, indirect)
+
+
 def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
     """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
     if dtype.hasobject:
@@ -138,30 +167,25 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     space = dataset.id.get_space()
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
-    kind = reference_kind(datatype)
+    facts = _type_facts(datatype.encode())
+    kind, elements = facts.kind, None
     stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
-    time, elements = time_dtype(datatype), None
     if kind:
         dtype = np.dtype(f"V{stored_itemsize}")  # references are bytes here
-    elif time is not None:
-        dtype = time
-    elif reference_kinds(datatype):
+    elif facts.time is not None:
+        dtype = facts.time
+    elif facts.holds_references:
         elements = _stored_type(location, address, where)
         dtype = element_dtype(value_dtype(elements))
         stored_itemsize = elements.itemsize
+    elif facts.dtype is not None:
+        dtype = element_dtype(facts.dtype)
     else:
-        try:
-            dtype = element_dtype(dataset.dtype)
-        except TypeError as error:
-            raise UnsupportedError(
-                f"{where} has a type that h5py does not read: {error}"
-            ) from error
+        raise UnsupportedError(f"{where} has a type that h5py does not read: {facts.problem}")
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
-    if elements is not None:
-        indirect = f"type {dtype}: references within elements"
-    else:
-        indirect = "" if kind or time is not None else _indirect_type(datatype, dataset.dtype)
+    within = f"type {dtype}: references within elements"
+    indirect = facts.indirect if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
     pipeline = FilterPipeline(
         filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
