@@ -45,7 +45,7 @@ class HeapBoxes(FrozenColumns):
     shape: IntArray  # (n, ndim), elements, at least 1
 
     def rows(self, of: IntArray, index: IntArray) -> npt.NDArray[np.intp] | slice | None:
-        """Return the rows of objects ``index`` of collections ``of``; None if one is missing."""
+        """Return the rows of objects ``index`` of collections ``of``; None if any lacks."""
         last = np.cumsum(self.n_objects)
         if not len(index) or int(index.min()) < 1 or (index > self.n_objects[of]).any():
             return None
@@ -78,7 +78,7 @@ def _parse_encoding(data: bytes, nbytes: int, address_size: int) -> _Encoding | 
     def number(at: int, size: int = 4) -> int:
         return int.from_bytes(data[address_size + at : address_size + at + size], "little")
 
-    if nbytes < address_size + _ENCODING_NBYTES or number(0) != HYPERSLAB:
+    if number(0) != HYPERSLAB:
         return None
     match number(4):
         case 1:

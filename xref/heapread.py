@@ -22,8 +22,9 @@ HEAP_BATCH_NBYTES = 1 << 20
 """Heap collections held in memory at a time: few enough that all that is done with them
 finds them in the processor's cache (benchmarks/decode.py)."""
 
-_SIZE_CHANGES = 8
-"""Collections to each change of size at least, where batches also end at such changes."""
+_FEW_CHANGES = 4
+"""Batches also end where the size of collections changes, if that happens so many times at
+most, or once in eight collections: a batch costs some 100 us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
     batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
     is_edge = np.diff(batch, prepend=-1, append=-1) != 0
     changes = np.flatnonzero(size[1:] != size[:-1]) + 1
-    if len(changes) * _SIZE_CHANGES <= len(size):
+    if len(changes) <= max(_FEW_CHANGES, len(size) // 8):
         is_edge[changes] = True
     return np.flatnonzero(is_edge)
 

@@ -534,8 +534,10 @@ def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Concatenate columns; where all repeat one and the same row, so does the result."""
     parts = [part for part in parts if len(part)] or parts[:1]
     first = parts[0]
-    if len(first) and first.strides[0] == 0 and all(
-        part.strides[0] == 0 and (part[:1] == first[:1]).all() for part in parts
+    if (
+        len(first)
+        and first.strides[0] == 0
+        and all(part.strides[0] == 0 and (part[:1] == first[:1]).all() for part in parts)
     ):
         return np.broadcast_to(first[:1], (sum(map(len, parts)), *first.shape[1:]))
     return np.concatenate(parts)
