@@ -217,7 +217,7 @@ def file_of_boxes(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A file of references to boxes, in both encodings, with small and large numbers."""
     libver, offset = request.param
     rng = np.random.default_rng(5)
-    low = rng.integers(0, (400, 2_000), (N, 2)) + (0, offset)
+    low = rng.integers(0, (400, 2_000), (N, 2)) + np.array((0, offset))
     high = low + rng.integers(1, 60, (N, 2))
     path = tmp_path / "boxes.h5"
     with h5py.File(path, "w", libver=(libver, "latest")) as file:
