@@ -30,7 +30,7 @@ class FrozenColumns:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, field.name, readonly(value))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -479,16 +479,24 @@ def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, I
 
 def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
     """Return n rows without coordinates, all of one kind."""
+    start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
+    start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
+    return _table(n, kind, 0, start, shape)
+
+
+def _table(n: int, kind: Kind, rank: int, start: IntArray, block: IntArray) -> RegionTable:
+    """Return n rows of one kind and rank, without lists; counts and strides are 1."""
+    ndim = start.shape[1]
     nothing = np.zeros((0, ndim), dtype=np.int64)
     zeros = np.broadcast_to(np.zeros(1, dtype=np.int64), (n,))
     ones = np.broadcast_to(np.ones((1, ndim), dtype=np.int64), (n, ndim))
     return RegionTable(
         kind=np.full(n, kind, dtype=np.uint8),
-        rank=zeros,
-        start=np.broadcast_to(np.zeros((1, ndim), dtype=np.int64), (n, ndim)),
+        rank=np.broadcast_to(np.array([rank]), (n,)),
+        start=start,
         stride=ones,
         count=ones,
-        block=ones,
+        block=block,
         first=zeros,
         size=zeros,
         points=nothing,
@@ -500,9 +508,7 @@ def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
 def box_table(start: IntArray, shape: IntArray) -> RegionTable:
     """Return one box a row: ``shape`` elements from ``start``, both ``(n, ndim)``."""
     n, ndim = start.shape
-    return empty_table(n, ndim, Kind.HYPERSLAB).replace(
-        rank=np.broadcast_to(np.array([ndim]), (n,)), start=start, block=shape
-    )
+    return _table(n, Kind.HYPERSLAB, ndim, start, shape)
 
 
 def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
@@ -510,6 +516,8 @@ def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
     tables = list(tables)
     if not tables:
         return empty_table(0, 0)
+    if len(tables) == 1:
+        return tables[0]
     ndim = max(t.ndim for t in tables)
     tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
     first, n_points, n_blocks = [], 0, 0
