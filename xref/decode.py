@@ -226,23 +226,25 @@ class StoredReferences:
         layout = dataset_layout(self.location, self.address)
         n, width = math.prod(self.shape), layout.stored_itemsize
         out = np.zeros(n, dtype=f"V{width}")
+        raw = out.view(np.uint8).reshape(n, width)
         if not n:
-            return out.view(np.uint8).reshape(n, width)
+            return raw
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
             where = layout.offset + first * width
-            FileBytes(self.location).read_into(where, memoryview(out).cast("B"))
+            data = memoryview(raw.reshape(-1))  # type: ignore[arg-type]
+            FileBytes(self.location).read_into(where, data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
             read_plan(plan, stored_loader(self.location, self.address, layout), out)
-        return out.view(np.uint8).reshape(n, width)
+        return raw
 
     def _first_of_run(self, layout: DatasetLayout) -> int | None:
-        """Return the first element, in C order, of a box that is one run of a contiguous dataset.
+        """Return the first element, in C order, of a box that is stored as one run.
 
-        None for any other box or storage: reading one run needs no plan.
+        None for any other box: reading one run needs no plan.
         """
         if layout.chunks is not None or layout.stored_indirect:
             return None

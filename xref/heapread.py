@@ -18,9 +18,9 @@ from xref.errors import CorruptFileError
 from xref.h5file import FileBytes, FileLocation, file_format
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 
-HEAP_BATCH_NBYTES = 1 << 20
-"""Heap collections held in memory at a time: few enough that all that is done with them
-finds them in the processor's cache (benchmarks/decode.py)."""
+HEAP_BATCH_NBYTES = 4 << 20
+"""Heap collections held in memory at a time: few enough that what is done with them mostly
+finds them in a cache of the processor (benchmarks/decode.py)."""
 
 _FEW_CHANGES = 4
 """Batches also end where the size of collections changes, if that happens so many times at
