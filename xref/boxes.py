@@ -51,7 +51,8 @@ class HeapBoxes(FrozenColumns):
             return None
         rows: npt.NDArray[np.intp] = (last - self.n_objects - 1)[of]
         rows += index
-        if (rows[1:] - rows[:-1] == 1).all():
+        # Views of a few rows would keep all of them in memory.
+        if 2 * len(rows) > len(self.address) and (rows[1:] - rows[:-1] == 1).all():
             return slice(int(rows[0]), int(rows[-1]) + 1)
         return rows
 

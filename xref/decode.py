@@ -231,9 +231,8 @@ class StoredReferences:
             return raw
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
-            where = layout.offset + first * width
-            data = memoryview(raw.reshape(-1))  # type: ignore[arg-type]
-            FileBytes(self.location).read_into(where, data)
+            loader = ContiguousLoader(layout.stored, FileBytes(self.location))
+            loader.read_run(first, memoryview(raw.reshape(-1)))  # type: ignore[arg-type]
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
