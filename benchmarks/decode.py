@@ -1,11 +1,17 @@
-"""Choose how far heap walking looks ahead: ``python benchmarks/decode.py``.
+"""Choose how region references are decoded: ``python benchmarks/decode.py``.
 
-`xref.heap` guesses that the next objects of a collection are as long as the present
-one, and takes as many as agree, at most OBJECTS_AHEAD in a step. This walks the heap
-collections that the references of several variables name, with several values of
-OBJECTS_AHEAD in turn, repetition after repetition: many references and few, full
-collections (about a thousand objects of one length) and small ones, and ``mixed``,
-made here, in which neighbours differ in length, so that looking ahead is in vain.
+HEAP_BATCH_NBYTES
+    `xref.heapread` holds heap collections of so many bytes at a time. The references of
+    several variables are read and decoded with several values in turn, repetition after
+    repetition; ``one by one`` is without `xref.boxes`, which decodes objects that are
+    alike together.
+OBJECTS_AHEAD
+    `xref.heap` guesses that the next objects of a collection are as long as the present
+    one, and takes as many as agree, at most so many in a step. This walks the heap
+    collections that the references of several variables name: many references and few,
+    full collections (about a thousand objects of one length) and small ones, and
+    ``mixed``, made here, in which neighbours differ in length, so that looking ahead is
+    in vain.
 
 A number is the median time in milliseconds, in brackets the processor time.
 """
@@ -20,6 +26,7 @@ from common import add_data_argument, describe_machine, median, print_table, tim
 
 import xref.decode
 import xref.heap
+import xref.heapread
 
 CASES = (
     ("w1.h5", "rois"),
@@ -30,6 +37,7 @@ CASES = (
     ("w6_latest.h5", "rois"),
 )
 VALUES = (1, 4, 16, 64, 256, 1024)
+BATCHES = tuple(1 << power for power in (16, 18, 19, 20, 21, 22, 24, 26))
 MIXED_COLLECTIONS = 50
 MIXED_OBJECTS = 900
 
@@ -44,15 +52,17 @@ def read_heap(path, variable):
     def catch(*arguments):
         raise _Caught(*arguments)
 
-    before = xref.decode.walk_collections
-    xref.decode.walk_collections = catch
+    before = xref.heapread.walk_collections, xref.decode.decode_boxes
+    xref.heapread.walk_collections, xref.decode.decode_boxes = catch, lambda *_, **__: None
+    batch, xref.heapread.HEAP_BATCH_NBYTES = xref.heapread.HEAP_BATCH_NBYTES, 1 << 40
     try:
         with xr.open_dataset(path, engine="h5ref") as dataset:
             dataset[variable].variable.data.columns  # noqa: B018, decodes
     except _Caught as caught:
         return caught.args
     finally:
-        xref.decode.walk_collections = before
+        xref.heapread.walk_collections, xref.decode.decode_boxes = before
+        xref.heapread.HEAP_BATCH_NBYTES = batch
     raise ValueError(f"{variable} in {path} has no heap")
 
 
@@ -71,12 +81,50 @@ def mixed_heap():
     return np.frombuffer(b"".join(collections), np.uint8), base, size, 8, str
 
 
+def stored(path, variable):
+    """Return where a variable's references are."""
+    with xr.open_dataset(path, engine="h5ref") as dataset:
+        return dataset[variable].variable.data.stored
+
+
+def measure_batches(data, reps):
+    """Return the table of HEAP_BATCH_NBYTES, one row a variable and way."""
+    rows, together = [], xref.decode.decode_boxes
+    present = xref.heapread.HEAP_BATCH_NBYTES
+    for filename, variable in CASES:
+        place = stored(data / filename, variable)
+        for way, decode in (("", together), (", one by one", lambda *_, **__: None)):
+            laps = {value: [] for value in BATCHES}
+            try:
+                xref.decode.decode_boxes = decode
+                for _ in range(reps):
+                    for value in BATCHES:
+                        xref.heapread.HEAP_BATCH_NBYTES = value
+                        with timed() as lap:
+                            place.read()
+                        laps[value].append(lap)
+            finally:
+                xref.decode.decode_boxes = together
+                xref.heapread.HEAP_BATCH_NBYTES = present
+            row = {"references": f"{filename} {variable}{way}", "n": place.shape[0]}
+            rows.append(row | {f"{value >> 10} KiB": show(laps[value]) for value in BATCHES})
+    return rows
+
+
+def show(laps):
+    """Return the median time of laps, and of processor time."""
+    wall, cpu = (median([getattr(lap, k) for lap in laps]) for k in ("wall", "cpu"))
+    return f"{wall * 1e3:.2f} ({cpu * 1e3:.2f})"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_argument(parser)
     parser.add_argument("--reps", type=int, default=9)
     arguments = parser.parse_args()
     print(describe_machine(), end="\n\n")
+    print_table(measure_batches(Path(arguments.data), arguments.reps))
+    print(f"HEAP_BATCH_NBYTES is {xref.heapread.HEAP_BATCH_NBYTES >> 10} KiB.", end="\n\n")
     heaps = {
         f"{filename} {variable}": read_heap(Path(arguments.data) / filename, variable)
         for filename, variable in CASES
@@ -95,10 +143,7 @@ def main():
         finally:
             xref.heap.OBJECTS_AHEAD = present
         row = {"heap": name, "collections": len(heap[1]), "objects": len(objects.key)}
-        for value, found in laps.items():
-            wall, cpu = (median([getattr(lap, k) for lap in found]) for k in ("wall", "cpu"))
-            row[f"{value} ahead"] = f"{wall * 1e3:.2f} ({cpu * 1e3:.2f})"
-        rows.append(row)
+        rows.append(row | {f"{value} ahead": show(found) for value, found in laps.items()})
     print_table(rows)
     print(f"OBJECTS_AHEAD is {present}.")
 

@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from heaps import collection, heap_object
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,26 +24,6 @@ from xref.heap import (
 
 # Collections are walked together: one alone, and some of which each may end first.
 COPIES = pytest.mark.parametrize("copies", [1, 6])
-
-
-def heap_object(index: int, data: bytes, length_size: int = 8, count: int = 1) -> bytes:
-    """Object index, reference count, reserved, size, data padded to eight bytes."""
-    size = len(data).to_bytes(length_size, "little").ljust(8, b"\0")
-    head = index.to_bytes(2, "little") + count.to_bytes(2, "little") + bytes(4) + size
-    return head + data + bytes(-len(data) % 8)
-
-
-def collection(*objects: bytes, length_size: int = 8, free: int = 64) -> bytes:
-    """A collection; ``free`` bytes of free space (object 0) at its end."""
-    body = b"".join(objects)
-    if free >= 16:
-        body += (
-            bytes(8) + free.to_bytes(length_size, "little").ljust(8, b"\0") + bytes(free - 16)
-        )
-    else:
-        body += bytes(free)
-    size = (16 + len(body)).to_bytes(length_size, "little").ljust(8, b"\0")
-    return b"GCOL\x01\0\0\0" + size + body
 
 
 def walk(*collections: bytes, length_size: int = 8) -> tuple[np.ndarray, HeapObjects]:

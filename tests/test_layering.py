@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "attributes": (),
     "groups": ("numpy",),
     "encoding": ("numpy",),
+    "boxes": ("numpy",),
     "stdrefs": ("numpy",),
     "filters": ("numpy",),
     "layout": ("numpy",),

@@ -19,7 +19,9 @@ from selections import describe, elements, points, slabs, unions
 from xref.errors import SelectionError
 from xref.regions import (
     RegionTable,
+    box_table,
     concat_tables,
+    empty_table,
     narrow,
     project,
     table_from_selections,
@@ -253,3 +255,57 @@ def kind_class(selection: Selection | None) -> str:
     if isinstance(selection, Hyperslab | Blocks):
         return "boxes"
     return "null" if selection is None else selection.kind
+
+
+# --- boxes, whose columns repeat -----------------------------------------------------
+
+SIDES = st.lists(
+    st.tuples(st.integers(-1, 9), st.integers(0, 9), st.integers(-1, 9), st.integers(1, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def boxes_twice(sides: list[tuple[int, ...]]) -> tuple[RegionTable, RegionTable]:
+    """The same boxes with columns that repeat one row, and with columns in full."""
+    numbers = np.array(sides, dtype=np.int64)
+    table = box_table(numbers[:, :2], numbers[:, 2:])
+    assert table.count.strides[0] == 0
+    names = ("rank", "stride", "count", "first", "size")
+    return table, table.replace(**{name: getattr(table, name).copy() for name in names})
+
+
+@given(sides=SIDES)
+def test_boxes_have_the_bounds_and_fit_of_hyperslabs(sides) -> None:
+    boxes, slabs = boxes_twice(sides)
+    for found, expected in zip(boxes.bounds(), slabs.bounds(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    errors = []
+    for table in (boxes, slabs):
+        try:
+            fitted = table.fit((9, 9), describe)
+        except SelectionError as error:
+            errors.append(str(error))
+        else:
+            assert fitted.same_rows(slabs.fit((9, 9), describe)).all()
+    assert len(errors) in (0, 2)
+    assert len(set(errors)) <= 1
+
+
+@given(parts=st.lists(SIDES, min_size=1, max_size=4))
+def test_tables_of_boxes_concatenate_to_a_table_of_boxes(parts) -> None:
+    whole = concat_tables(boxes_twice(sides)[0] for sides in parts)
+    expected = concat_tables(boxes_twice(sides)[1] for sides in parts)
+    assert whole.same_rows(expected).all()
+    for name in ("rank", "stride", "count", "first", "size"):
+        column = getattr(whole, name)
+        np.testing.assert_array_equal(column, getattr(expected, name))
+        assert column.strides[0] == 0 or len(column) == 1
+
+
+def test_repeated_columns_that_differ_do_not_stay_repeated() -> None:
+    box = np.ones((2, 2), dtype=np.int64)
+    twice = box_table(box, box)
+    twice = twice.replace(count=np.broadcast_to(np.array([[2, 2]]), (2, 2)))
+    whole = concat_tables([box_table(box, box), empty_table(0, 2), twice])
+    assert whole.count.tolist() == [[1, 1], [1, 1], [2, 2], [2, 2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from typing import Any
 
@@ -30,7 +31,7 @@ class FrozenColumns:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, field.name, readonly(value))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,6 +69,18 @@ class _Broadcast:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Broadcast, (self.base, self.shape)
+
+
+def digest(*arrays: npt.NDArray[Any] | None) -> str:
+    """Return text that tells arrays of other contents apart, short however long they are."""
+    state = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        if array is None:
+            state.update(b"none")
+            continue
+        state.update(f"{array.dtype.str}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
 
 
 def ragged_ranges(starts: IntArray, counts: IntArray) -> IntArray:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from xref.boxes import decode_boxes
 from xref.columns import FrozenColumns, IntArray
 from xref.datatypes import Datatype
 from xref.encoding import decode_selections, split_heap_ids
@@ -29,12 +30,12 @@ from xref.h5data import chunk_index, dataset_layout, read_raw
 from xref.h5file import FileBytes, FileLocation, file_format, locate_named
 from xref.h5layout import COMPACT, read_compact, reference_itemsize
 from xref.h5objects import known_path, open_dataset
-from xref.heapread import read_heap_objects
+from xref.heapread import HeapCollections, read_collections, read_heap_objects
 from xref.layout import DatasetLayout
 from xref.parts import canvas_strides, plan_outer, plan_points, regular_segments
 from xref.plan import plan_read
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
-from xref.regions import Kind, RegionTable, concat_tables, empty_table, in_order
+from xref.regions import Kind, RegionTable, box_table, concat_tables, empty_table, in_order
 from xref.stdrefs import REGION, decode_std_objects, split_std_references
 from xref.virtual import StoredPart, split_virtual
 
@@ -225,12 +226,33 @@ class StoredReferences:
         layout = dataset_layout(self.location, self.address)
         n, width = math.prod(self.shape), layout.stored_itemsize
         out = np.zeros(n, dtype=f"V{width}")
-        if n:
+        raw = out.view(np.uint8).reshape(n, width)
+        if not n:
+            return raw
+        first = self._first_of_run(layout)
+        if first is not None and layout.offset is not None:
+            loader = ContiguousLoader(layout.stored, FileBytes(self.location))
+            loader.read_run(first, memoryview(raw.reshape(-1)))  # type: ignore[arg-type]
+        else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
             read_plan(plan, stored_loader(self.location, self.address, layout), out)
-        return out.view(np.uint8).reshape(n, width)
+        return raw
+
+    def _first_of_run(self, layout: DatasetLayout) -> int | None:
+        """Return the first element, in C order, of a box that is stored as one run.
+
+        None for any other box: reading one run needs no plan.
+        """
+        if layout.chunks is not None or layout.stored_indirect:
+            return None
+        first = last = 0
+        strides = canvas_strides(layout.shape)
+        for (start, count, step), stride in zip(self.slices, strides, strict=True):
+            first += start * stride
+            last += (start + (count - 1) * step) * stride
+        return first if last - first + 1 == math.prod(self.shape) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,20 +467,38 @@ def decode_regions(
     live = np.flatnonzero(heap)
     address = np.zeros(len(heap), dtype=np.uint64)
     tables, order = [], []
-    for batch in read_heap_objects(location, heap, index, live, describe):
-        address[batch.rows], table = decode_selections(
-            batch.buffer, batch.position, batch.nbytes, form.offset_size, batch.describe
-        )
+    for collections in read_collections(location, heap, index, live, describe):
+        rows = collections.rows
+        address[rows], table = _decode_collections(collections, form.offset_size)
         tables.append(table)
-        order.append(batch.rows)
+        order.append(np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+    null = np.flatnonzero(heap == 0)
     if not tables:
         return address, empty_table(len(heap), 0)
-    if len(live) == len(address) and len(tables) == 1:
-        return address, table
-    null = np.setdiff1d(np.arange(len(address)), live)
-    tables.append(empty_table(len(null), tables[0].ndim, Kind.NULL))
-    order.append(null)
+    if len(null):
+        tables.append(empty_table(len(null), tables[0].ndim, Kind.NULL))
+        order.append(null)
     return address, in_order(tables, order)
+
+
+def _decode_collections(
+    collections: HeapCollections, address_size: int
+) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+    """Decode the references to some heap collections: together, or else one by one."""
+    boxes = decode_boxes(
+        collections.buffer,
+        collections.base,
+        collections.size,
+        length_size=collections.length_size,
+        address_size=address_size,
+    )
+    rows = None if boxes is None else boxes.rows(collections.of, collections.index)
+    if boxes is not None and rows is not None:
+        return boxes.address[rows], box_table(boxes.start[rows], boxes.shape[rows])
+    batch = collections.find()
+    return decode_selections(
+        batch.buffer, batch.position, batch.nbytes, address_size, batch.describe
+    )
 
 
 def decode_std_references(
@@ -526,7 +566,9 @@ def decode_std_references(
         order.append(rows[is_region])
     regions = None
     if any(len(part) for part in order):
-        others = np.setdiff1d(np.arange(n), np.concatenate(order))
+        is_other = np.ones(n, dtype=bool)
+        is_other[np.concatenate(order)] = False
+        others = np.flatnonzero(is_other)
         regions = in_order([*tables, object_table(address[others])], [*order, others])
     return References(
         files=tuple(files),

@@ -27,11 +27,13 @@ from xref.errors import CorruptFileError
 HEADER_NBYTES = 16
 """Bytes before the first object of a collection, and before each object's data."""
 
+MAX_OBJECTS = 0xFFFF
+"""Objects are numbered from 1 with 16 bits."""
+
 OBJECTS_AHEAD = 256
 """Objects of one length that a step looks ahead at most (benchmarks/decode.py)."""
 
 _HEADERS_AT_ONCE = 1 << 20
-_MAX_OBJECTS = 0xFFFF
 
 
 def parse_collection_sizes(
@@ -190,12 +192,12 @@ def walk_collections(
             lanes, at, stop, n_seen = lanes[live], at[live], stop[live], n_seen[live]
         if not len(lanes):
             break
-        used = (words[at] & np.uint64(_MAX_OBJECTS)) != 0  # 0 is free space, of any length
+        used = (words[at] & np.uint64(MAX_OBJECTS)) != 0  # 0 is free space, of any length
         length = np.where(used, words[at + 1] & mask, np.uint64(0))
         over = np.flatnonzero(length > (stop - ((at + 2) << 3)).astype(np.uint64))
         if len(over):
             lane = int(over[0])
-            index = int(words[at[lane]] & np.uint64(_MAX_OBJECTS))
+            index = int(words[at[lane]] & np.uint64(MAX_OBJECTS))
             raise CorruptFileError(
                 f"{describe(int(lanes[lane]))} has a global heap collection whose object "
                 f"{index} reaches past its end"
@@ -205,7 +207,7 @@ def walk_collections(
         place = at[:, None] + step[:, None] * np.arange(n)
         alike = np.arange(n) < (((stop >> 3) - at) // step)[:, None]
         np.minimum(place, len(words) - 2, out=place)
-        numbers = words[place] & np.uint64(_MAX_OBJECTS)
+        numbers = words[place] & np.uint64(MAX_OBJECTS)
         alike &= (numbers != 0) & ((words[place + 1] & mask) == length[:, None])
         alike[:, 0] = used  # it fits, its padding may not
         run = np.where(alike.all(axis=1), n, alike.argmin(axis=1))
@@ -219,10 +221,10 @@ def walk_collections(
             )
         )
         at, n_seen = at + step * run, n_seen + run
-        if (n_seen > _MAX_OBJECTS).any():
+        if (n_seen > MAX_OBJECTS).any():
             raise CorruptFileError(
                 f"{describe(int(lanes[n_seen.argmax()]))} has a global heap collection of more "
-                f"than {_MAX_OBJECTS} objects"
+                f"than {MAX_OBJECTS} objects"
             )
         # A lane that took no object stands at free space, or at its end.
         live = (run > 0) & ((at + 2) << 3 <= stop)

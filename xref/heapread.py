@@ -18,8 +18,13 @@ from xref.errors import CorruptFileError
 from xref.h5file import FileBytes, FileLocation, file_format
 from xref.heap import HEADER_NBYTES, pack_collections, parse_collection_sizes, walk_collections
 
-HEAP_BATCH_NBYTES = 64 << 20
-"""Heap collections held in memory at a time."""
+HEAP_BATCH_NBYTES = 4 << 20
+"""Heap collections held in memory at a time: few enough that what is done with them mostly
+finds them in a cache of the processor (benchmarks/decode.py)."""
+
+_FEW_CHANGES = 4
+"""Batches also end where the size of collections changes, if that happens so many times at
+most, or once in eight collections: a batch costs some 100 us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,38 @@ class HeapBatch:
     describe: Callable[[int], str]  # names reference i of the batch
 
 
+@dataclass(frozen=True, slots=True)
+class HeapCollections:
+    """Some global heap collections in memory, and all references to their objects."""
+
+    rows: npt.NDArray[np.intp] | slice  # m of them, the references
+    of: IntArray  # (m,), collection that each names
+    index: IntArray  # (m,), heap object number
+    buffer: npt.NDArray[np.uint8]
+    base: IntArray  # (k,), where in the buffer each collection begins
+    size: IntArray  # (k,), bytes
+    length_size: int
+    describe: Callable[[int], str]  # names reference i of these
+    describe_collection: Callable[[int], str]
+
+    def find(self) -> HeapBatch:
+        """Find the objects one by one.
+
+        Raises
+        ------
+        CorruptFileError
+            If there is no such object.
+        """
+        objects = walk_collections(
+            self.buffer, self.base, self.size, self.length_size, self.describe_collection
+        )
+        position, nbytes = objects.find(self.of, self.index, self.describe)
+        rows = self.rows
+        if isinstance(rows, slice):
+            rows = np.arange(rows.start, rows.stop)
+        return HeapBatch(rows, self.buffer, position, nbytes, self.describe)
+
+
 def read_heap_objects(
     location: FileLocation,
     heap: IntArray,
@@ -41,6 +78,27 @@ def read_heap_objects(
     describe: Callable[[int], str],
 ) -> Iterator[HeapBatch]:
     """Read the global heap objects that references name, each collection once.
+
+    Parameters and errors are those of `read_collections`; a number that no object has
+    is an error too.
+
+    Yields
+    ------
+    HeapBatch
+        Objects of collections of up to `HEAP_BATCH_NBYTES` together, in file order.
+    """
+    for collections in read_collections(location, heap, index, live, describe):
+        yield collections.find()
+
+
+def read_collections(
+    location: FileLocation,
+    heap: IntArray,
+    index: IntArray,
+    live: npt.NDArray[np.intp],
+    describe: Callable[[int], str],
+) -> Iterator[HeapCollections]:
+    """Read the global heap collections that references name, each once.
 
     Parameters
     ----------
@@ -55,18 +113,20 @@ def read_heap_objects(
 
     Yields
     ------
-    HeapBatch
-        Collections of up to `HEAP_BATCH_NBYTES` together, in file order.
+    HeapCollections
+        Up to `HEAP_BATCH_NBYTES` together, in file order.
 
     Raises
     ------
     CorruptFileError
-        If there is no such object.
+        If there is no such collection.
     """
     if not len(live):
         return
     form = file_format(location)
-    heap, index = heap[live], index[live]
+    everything = len(live) == len(heap)
+    if not everything:
+        heap, index = heap[live], index[live]
     collections, of = _distinct(heap)
 
     def describe_collection(k: int) -> str:
@@ -96,30 +156,60 @@ def read_heap_objects(
             f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
             f"{int(position[k]):#x}, which reaches past {end}"
         )
-    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
-    edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
-    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        rows = (
-            np.arange(len(of))
-            if len(edges) == 2
-            else np.flatnonzero((of >= begin) & (of < end))
-        )
+    ordered = bool((of[1:] >= of[:-1]).all())
+    by_collection = None if ordered else np.argsort(of, kind="stable")
+    edges = _batch_edges(size)
+    cuts = np.searchsorted(of, edges, sorter=by_collection).tolist()
+    for i, (begin, end) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
+        part: npt.NDArray[np.intp] | slice = slice(cuts[i], cuts[i + 1])
+        if by_collection is not None:
+            part = by_collection[part]
 
-        def describe_row(i: int, rows: npt.NDArray[np.intp] = rows) -> str:
-            return describe(int(live[rows[i]]))
+        def describe_row(i: int, part: npt.NDArray[np.intp] | slice = part) -> str:
+            return describe(int(live[part][i]))
 
         base = pack_collections(size[begin:end])
         buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
-        source.read_ranges(position[begin:end], size[begin:end], buffer, base[:-1])
-        objects = walk_collections(
+        _read_merged(source, position[begin:end], size[begin:end], buffer, base[:-1])
+        yield HeapCollections(
+            part if everything else live[part],
+            of[part] - begin,
+            index[part],
             buffer,
             base[:-1],
             size[begin:end],
             form.length_size,
+            describe_row,
             lambda k, begin=begin: describe_collection(begin + k),  # type: ignore[misc]
         )
-        place, nbytes = objects.find(of[rows] - begin, index[rows], describe_row)
-        yield HeapBatch(live[rows], buffer, place, nbytes, describe_row)
+
+
+def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
+    """Return where batches begin and end: by bytes, and by size where sizes seldom change.
+
+    Collections of one size may be decoded together.
+    """
+    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
+    is_edge = np.diff(batch, prepend=-1, append=-1) != 0
+    changes = np.flatnonzero(size[1:] != size[:-1]) + 1
+    if len(changes) <= max(_FEW_CHANGES, len(size) // 8):
+        is_edge[changes] = True
+    return np.flatnonzero(is_edge)
+
+
+def _read_merged(
+    source: FileBytes,
+    position: IntArray,
+    size: IntArray,
+    buffer: npt.NDArray[np.uint8],
+    at: IntArray,
+) -> None:
+    """Read ranges; those that touch in the file and in the buffer in one go."""
+    end = position + size
+    apart = (end[:-1] != position[1:]) | (at[:-1] + size[:-1] != at[1:])
+    first = np.flatnonzero(np.concatenate([[True], apart]))
+    last = np.append(first[1:], len(position)) - 1
+    source.read_ranges(position[first], end[last] - position[first], buffer, at[first])
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +306,6 @@ def read_sequences(
 
 def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
     """Return distinct values, ascending, and the row of each; fast where runs repeat."""
-    head = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    head = np.append(0, np.flatnonzero(values[1:] != values[:-1]) + 1)
     distinct, inverse = np.unique(values[head], return_inverse=True)
     return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))

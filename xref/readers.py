@@ -248,11 +248,14 @@ class ContiguousLoader:
         first = int((plan.tile_origin[tile] * origin).sum())
         flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         for start, stop in plan.piece_ranges(tile, CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)):
-            self.source.read_into(
-                self.layout.offset + (first + start) * itemsize,
-                flat[start * itemsize : stop * itemsize],
-            )
-            _count(requests=1, nbytes=(stop - start) * itemsize)
+            self.read_run(first + start, flat[start * itemsize : stop * itemsize])
+
+    def read_run(self, first: int, data: memoryview) -> None:
+        """Fill ``data`` with stored elements, from ordinal ``first`` on in C order."""
+        if self.layout.offset is None:
+            raise ValueError("a dataset without storage has no elements to read")
+        self.source.read_into(self.layout.offset + first * self.layout.dtype.itemsize, data)
+        _count(requests=1, nbytes=len(data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref.columns import digest
 from xref.decode import KIND_NOUNS, References, StoredReferences
 from xref.elements import (
     DEFAULT_OPTIONS,
@@ -370,22 +371,13 @@ class ReferenceArray:
         if self._stored is not None:
             return "xref.ReferenceArray", repr(self._stored), self._shape, repr(self._options)
         c = self.columns
-        table = (
-            ()
-            if c.regions is None
-            else tuple(
-                np.ascontiguousarray(getattr(c.regions, name)).tobytes()
-                for name in c.regions.__dataclass_fields__
-            )
-        )
+        regions = c.regions
+        names = () if regions is None else tuple(regions.__dataclass_fields__)
         return (
             "xref.ReferenceArray",
             repr(c.files),
-            c.file.tobytes(),
-            c.address.tobytes(),
-            table,
+            digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names)),
             c.names,
-            () if c.attribute is None else c.attribute.tobytes(),
             self._shape,
             repr(self._options),
         )

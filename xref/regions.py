@@ -150,6 +150,8 @@ class RegionTable(FrozenColumns):
             say (all, object, none, null, unlimited) have a start of 0 and a stop of
             `UNLIMITED` (all, object and unlimited) or 0.
         """
+        if self._are_boxes():
+            return self.start, self.start + self.block
         start = self.start.copy()
         stop = self.start + (self.count - 1) * self.stride + self.block
         unlimited = (self.count == UNLIMITED) | (self.block == UNLIMITED)
@@ -171,6 +173,17 @@ class RegionTable(FrozenColumns):
             start[rows] = np.minimum.reduceat(low[at], cuts, axis=0)
             stop[rows] = np.maximum.reduceat(high[at], cuts, axis=0) + (kind == Kind.POINTS)
         return start, stop
+
+    def _are_boxes(self) -> bool:
+        """Tell whether all rows are boxes with an end; seen at once where columns repeat."""
+        count = self.count
+        repeats = len(self) > 0 and self.ndim > 0 and count.strides[0] == 0
+        return bool(
+            repeats
+            and (count[0] == 1).all()
+            and (self.kind == Kind.HYPERSLAB).all()
+            and int(self.block.min()) != UNLIMITED
+        )
 
     def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Tell of each row whether it lies within a dataset of the given extent."""
@@ -199,6 +212,8 @@ class RegionTable(FrozenColumns):
             If a selection has another rank or reaches beyond the extent.
         """
         ndim = len(extent)
+        if self.ndim == ndim and self._are_boxes() and self._lie_within(extent):
+            return self
         bound = self.kind >= Kind.POINTS
         wrong = np.flatnonzero(bound & (self.rank != ndim))
         if len(wrong):
@@ -222,6 +237,13 @@ class RegionTable(FrozenColumns):
                 "target; the dataset may have shrunk since the reference was written"
             )
         return table
+
+    def _lie_within(self, extent: tuple[int, ...]) -> bool:
+        """Tell whether all rows, boxes with an end, lie within an extent of their rank."""
+        if int(self.rank.min()) < len(extent) or int(self.start.min()) < 0:
+            return False
+        ends = (self.start[:, axis] + self.block[:, axis] for axis in range(len(extent)))
+        return all(int(end.max()) <= side for end, side in zip(ends, extent, strict=True))
 
     def _widen(self, ndim: int) -> RegionTable:
         """Give the coordinate columns exactly ``ndim`` axes."""
@@ -366,6 +388,8 @@ def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -
     """Concatenate tables whose rows belong at the positions ``order``."""
     table = concat_tables(list(tables))
     place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
+    if (place[1:] > place[:-1]).all():
+        return table
     back = np.empty(len(place), dtype=np.int64)
     back[place] = np.arange(len(place))
     return table.take(back)
@@ -455,16 +479,24 @@ def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, I
 
 def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
     """Return n rows without coordinates, all of one kind."""
+    start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
+    start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
+    return _table(n, kind, 0, start, shape)
+
+
+def _table(n: int, kind: Kind, rank: int, start: IntArray, block: IntArray) -> RegionTable:
+    """Return n rows of one kind and rank, without lists; counts and strides are 1."""
+    ndim = start.shape[1]
     nothing = np.zeros((0, ndim), dtype=np.int64)
     zeros = np.broadcast_to(np.zeros(1, dtype=np.int64), (n,))
     ones = np.broadcast_to(np.ones((1, ndim), dtype=np.int64), (n, ndim))
     return RegionTable(
         kind=np.full(n, kind, dtype=np.uint8),
-        rank=zeros,
-        start=np.broadcast_to(np.zeros((1, ndim), dtype=np.int64), (n, ndim)),
+        rank=np.broadcast_to(np.array([rank]), (n,)),
+        start=start,
         stride=ones,
         count=ones,
-        block=ones,
+        block=block,
         first=zeros,
         size=zeros,
         points=nothing,
@@ -476,9 +508,7 @@ def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
 def box_table(start: IntArray, shape: IntArray) -> RegionTable:
     """Return one box a row: ``shape`` elements from ``start``, both ``(n, ndim)``."""
     n, ndim = start.shape
-    return empty_table(n, ndim, Kind.HYPERSLAB).replace(
-        rank=np.broadcast_to(np.array([ndim]), (n,)), start=start, block=shape
-    )
+    return _table(n, Kind.HYPERSLAB, ndim, start, shape)
 
 
 def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
@@ -486,22 +516,39 @@ def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
     tables = list(tables)
     if not tables:
         return empty_table(0, 0)
+    if len(tables) == 1:
+        return tables[0]
     ndim = max(t.ndim for t in tables)
     tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
     first, n_points, n_blocks = [], 0, 0
     for t in tables:
-        shift = np.where(
-            t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0)
-        )
-        first.append(t.first + shift)
+        shift: IntArray | int = 0
+        if len(t.points) + len(t.block_start):
+            shift = np.where(
+                t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0)
+            )
+        first.append(t.first + shift if np.any(shift) else t.first)
         n_points += len(t.points)
         n_blocks += len(t.block_start)
     columns = {
-        name: np.concatenate([getattr(t, name) for t in tables])
+        name: _concat_columns([getattr(t, name) for t in tables])
         for name in RegionTable.__dataclass_fields__
         if name != "first"
     }
-    return RegionTable(first=np.concatenate(first), **columns)
+    return RegionTable(first=_concat_columns(first), **columns)
+
+
+def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Concatenate columns; where all repeat one and the same row, so does the result."""
+    parts = [part for part in parts if len(part)] or parts[:1]
+    first = parts[0]
+    if (
+        len(first)
+        and first.strides[0] == 0
+        and all(part.strides[0] == 0 and (part[:1] == first[:1]).all() for part in parts)
+    ):
+        return np.broadcast_to(first[:1], (sum(map(len, parts)), *first.shape[1:]))
+    return np.concatenate(parts)
 
 
 def _pad_axes(table: RegionTable, ndim: int) -> RegionTable:
