@@ -363,7 +363,7 @@ def _narrowed(
         That shape; an integer of ``key`` leaves an axis of one element.
     """
     steps = _forward_steps(key, cell)
-    if not bound.targets or steps is None:
+    if not bound.n_targets or steps is None:
         return None
     shape = tuple(n for _, n, _ in steps)
     if shape == cell:
@@ -376,7 +376,7 @@ def _narrowed(
         targets.append(replace(target, regions=regions))
     sizes = bound.shape.copy()
     sizes[~bound.null, : len(shape)] = shape
-    return replace(bound, targets=tuple(targets), shape=sizes), shape
+    return bound.with_targets(targets, sizes), shape
 
 
 def _bind_unchanged(
@@ -404,7 +404,12 @@ class SampleArray(LazyArray):
     """
 
     def __init__(
-        self, references: ReferenceArray, row_size: npt.NDArray[Any], dtype: np.dtype[Any]
+        self,
+        references: ReferenceArray,
+        row_size: npt.NDArray[Any],
+        dtype: np.dtype[Any],
+        *,
+        bound: BoundReferences | None = None,
     ) -> None:
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
@@ -412,6 +417,7 @@ class SampleArray(LazyArray):
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
         self.shape = (int(offsets[-1]), *item_shape)
+        self._bound = bound
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         n, k = self.shape[0], key[0]
@@ -433,8 +439,10 @@ class SampleArray(LazyArray):
         """Read samples ``low:high``: the rows that cover them, then cut."""
         first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
         last = int(np.searchsorted(self.coarse, high, side="left"))
+        whole = first == 0 and last == len(self.coarse)
+        known = getattr(self, "_bound", None) if whole else None
         part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
-        bound = _bind_unchanged(part)
+        bound = _bind_unchanged(part, known)
         ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
         begin = int(np.searchsorted(ends, low, side="right"))
         end = int(np.searchsorted(ends, high, side="left")) + 1
