@@ -60,6 +60,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "array_functions": ("numpy",),
     "values": ("numpy",),
     "loaders": ("numpy",),
+    "small": ("numpy",),
     "gather": ("numpy",),
     "lazy": ("numpy", "xarray.backends.BackendArray", "xarray.core.indexing"),
     "attribute_values": ("numpy",),

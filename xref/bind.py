@@ -93,11 +93,11 @@ def bind(
         kind = t.layout.reference_kind.replace("std", "H5T_STD_REF")
         if kind:
             raise UnsupportedError(
-                f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "
+                f"{references.describe(t.first_row)} points at a dataset of {kind} "
                 "references; resolve it by itself, element by element (.h5ref.items())"
             )
     # Attributes and names are those of the first target: in the order of references.
-    looks = [(_first_row(t.rows), t.location, t.address, t.facts) for t in bound.single]
+    looks = [(t.first_row, t.location, t.address, t.facts) for t in bound.single]
     for many in bound.small:
         for k, facts in many.alike:
             row = int(many.rows[np.searchsorted(many.which, k)])
@@ -118,10 +118,6 @@ def bind(
         name=targets[0].name if bound.n_targets == 1 else name,
     )
     return resolved, kept
-
-
-def _first_row(rows: npt.NDArray[np.intp] | slice) -> int:
-    return 0 if isinstance(rows, slice) else int(rows[0])
 
 
 def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]:

@@ -17,36 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
-from xref.datatypes import MAX_RANK
 from xref.decode import References
 from xref.elements import DecodeOptions
 from xref.errors import (
     DanglingReferenceError,
     ResultTooLargeError,
     WrongTargetError,
-    XrefError,
 )
 from xref.h5data import DatasetFacts, dataset_facts
-from xref.h5file import FileBytes, FileLocation
-from xref.h5layout import COMPACT
+from xref.h5file import FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
 from xref.loaders import tile_loader
-from xref.manydatasets import read_datasets
 from xref.options import get_option
 from xref.plan import plan_parts, plan_read, row_strides
 from xref.readers import read_plan
 from xref.regions import Kind, RegionTable, empty_table
-from xref.scattered import read_scattered
+from xref.small import SmallDatasets, find_small
 
 # A file, the address of a dataset in it, and the rows of the references to it.
 TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
 
 FEW_TARGETS = 8
 """Up to so many targets are looked at one by one (benchmarks/small.py)."""
-
-SMALL_NBYTES = 1 << 20
-"""Datasets of more bytes are planned one by one, so that threads share them."""
 
 LARGE_RESULT_NBYTES = 4 << 30
 LARGE_RESULT_RATIO = 1000
@@ -63,147 +56,14 @@ class BoundTarget:
     regions: RegionTable
 
     @property
+    def first_row(self) -> int:
+        """The first reference to the dataset."""
+        return 0 if isinstance(self.rows, slice) else int(self.rows[0])
+
+    @property
     def layout(self) -> DatasetLayout:
         """Shape, type and storage of the dataset."""
         return self.facts.layout
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SmallDatasets:
-    """Small datasets of one file that references select whole, as columns.
-
-    They are contiguous or compact, or nothing was written to them, and their elements
-    need no conversion.
-    """
-
-    location: FileLocation
-    address: npt.NDArray[np.uint64]  # (t,)
-    ndim: IntArray  # (t,)
-    shape: IntArray  # (t, widest), filled up with 1
-    offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
-    nbytes: IntArray  # (t,), bytes of storage
-    kind: IntArray  # (t,), row of `kinds`
-    kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
-    alike: tuple[tuple[int, DatasetFacts], ...]  # a row of each rank and set of attributes
-    rows: npt.NDArray[np.intp]  # (r,), references
-    which: IntArray  # (r,), the dataset that each points at, ascending
-
-    def __len__(self) -> int:
-        return len(self.address)
-
-    def split(self) -> Iterator[BoundTarget]:
-        """Look at each dataset by itself."""
-        cuts = np.searchsorted(self.which, np.arange(len(self) + 1))
-        for k, address in enumerate(self.address.tolist()):
-            rows = self.rows[cuts[k] : cuts[k + 1]]
-            facts = dataset_facts(self.location, address)
-            regions = empty_table(len(rows), 0, Kind.ALL).fit(facts.layout.shape, str)
-            yield BoundTarget(
-                location=self.location,
-                address=address,
-                facts=facts,
-                rows=rows,
-                regions=regions,
-            )
-
-    def read(
-        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
-    ) -> None:
-        """Read datasets of one kind, each to its place in an array of their type."""
-        written = self.offset[which] >= 0
-        if not written.all():
-            empty = which[~written]
-            npoints = self.shape[empty].prod(axis=1)
-            out[ragged_ranges(dst[~written], npoints)] = layout.fill_value
-            which, dst = which[written], dst[written]
-        read_scattered(
-            FileBytes(self.location),
-            self.offset[which],
-            self.nbytes[which],
-            out.view(np.uint8),
-            dst * out.itemsize,
-        )
-
-
-def find_small(
-    location: FileLocation, address: npt.NDArray[np.uint64]
-) -> tuple[npt.NDArray[np.intp], SmallDatasets | None]:
-    """Find datasets among many objects of a file that can be read as ranges of bytes.
-
-    Parameters
-    ----------
-    location : FileLocation
-        The file.
-    address : numpy.ndarray
-        Shape ``(n,)``, distinct.
-
-    Returns
-    -------
-    picked : numpy.ndarray
-        The rows of those that can, ascending.
-    small : SmallDatasets or None
-        Without references to them; None where there is none.
-    """
-    table = read_datasets(location, address)
-    good = table.known & (table.nbytes <= SMALL_NBYTES)
-    kinds: dict[int, DatasetFacts] = {}
-    for k in np.unique(table.kind[good]).tolist():
-        own = good & (table.kind == k)
-        facts = _facts_of_plain(location, int(address[k]))
-        if facts is None:
-            good &= ~own
-            continue
-        kinds[k] = facts
-        needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
-        good &= ~own | (table.nbytes == needed)
-    sets = table.attributes[good]
-    for k in np.unique(sets[sets >= 0]).tolist():
-        own = good & (table.attributes == k)
-        facts = _facts_of_plain(location, int(address[k]))
-        if facts is None or not _is_alike(facts):
-            good &= ~own
-    picked = np.flatnonzero(good)
-    if not len(picked):
-        return picked, None
-    part = table.take(picked)
-    _, first = np.unique(part.ndim + part.attributes * (MAX_RANK + 1), return_index=True)
-    alike = ((k, dataset_facts(location, int(address[picked[k]]))) for k in first.tolist())
-    numbers = {k: i for i, k in enumerate(kinds)}
-    used = np.unique(part.kind)
-    number = np.array([numbers[k] for k in used.tolist()])
-    return picked, SmallDatasets(
-        location=location,
-        address=address[picked],
-        ndim=part.ndim,
-        shape=part.shape,
-        offset=part.offset,
-        nbytes=part.nbytes,
-        kind=number[np.searchsorted(used, part.kind)],
-        kinds=tuple(kinds.values()),
-        alike=tuple(alike),
-        rows=np.zeros(0, dtype=np.intp),
-        which=np.zeros(0, dtype=np.int64),
-    )
-
-
-def _facts_of_plain(location: FileLocation, address: int) -> DatasetFacts | None:
-    """Return what a dataset says of itself if its elements are bytes of a NumPy type.
-
-    None also for one that cannot be looked at: whoever looks at it alone says why.
-    """
-    try:
-        facts = dataset_facts(location, address)
-    except XrefError:
-        return None
-    layout = facts.layout
-    references = layout.reference_kind or layout.elements is not None
-    return None if references or layout.indirect not in ("", COMPACT) else facts
-
-
-def _is_alike(facts: DatasetFacts) -> bool:
-    """Tell whether datasets with the same attributes are named and described alike."""
-    named = {"CLASS", "coordinates"} & facts.attributes.keys()
-    return not (named or facts.scales or facts.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -218,8 +78,12 @@ class BoundReferences:
 
     @property
     def targets(self) -> tuple[BoundTarget, ...]:
-        """All targets one by one, which takes long where many of them are small."""
-        return self.single + tuple(t for many in self.small for t in many.split())
+        """All targets one by one, which takes long where many of them are small.
+
+        In the order of their first references, as those of `xref.bind.Resolved` are.
+        """
+        small = [t for many in self.small for t in _split(many)]
+        return tuple(sorted([*self.single, *small], key=lambda t: t.first_row))
 
     @property
     def n_targets(self) -> int:
@@ -271,6 +135,18 @@ class BoundReferences:
             mask &= inside.reshape(len(mask), *spread)
         mask[self.null] = False
         return mask
+
+
+def _split(many: SmallDatasets) -> Iterator[BoundTarget]:
+    """Look at each of many small datasets by itself."""
+    cuts = np.searchsorted(many.which, np.arange(len(many) + 1))
+    for k, address in enumerate(many.address.tolist()):
+        rows = many.rows[cuts[k] : cuts[k + 1]]
+        facts = dataset_facts(many.location, address)
+        regions = empty_table(len(rows), 0, Kind.ALL).fit(facts.layout.shape, str)
+        yield BoundTarget(
+            location=many.location, address=address, facts=facts, rows=rows, regions=regions
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ In: addresses of object headers. Out: a `DatasetTable`, one row an address.
 3. What decides about the type of elements (datatype, fill value, filters, storage
    class) is compared byte by byte: datasets in which all of it is equal are of one
    kind. Of each kind, one dataset has to be looked at alone, by who uses the table.
-4. So are attributes: datasets with the same bytes of attributes make one set.
+4. So are attributes: of datasets with equal ones, one has to be looked at.
 
 A row that is not known is an object to look at alone: no dataset, one in a form that
 libhdf5 does not write today, or one that contradicts the format.
@@ -60,6 +60,9 @@ MAX_EXTENT = 2**62
 
 NO_KIND = -1
 
+NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
+"""Instead of a row: a dataset without attributes; one whose attributes are its own."""
+
 COMPACT, CONTIGUOUS, CHUNKED = range(3)
 """Storage classes, as layout messages number them."""
 
@@ -107,7 +110,7 @@ class DatasetTable:
     offset: IntArray  # (n,), first byte in the file; -1 where nothing was written
     nbytes: IntArray  # (n,), bytes of storage
     kind: IntArray  # (n,), row of the first dataset of the same kind
-    attributes: IntArray  # (n,), row of the first with the same attributes; -1 without any
+    attributes: IntArray  # (n,), row of the first with the same, or a negative number
 
     def __len__(self) -> int:
         return len(self.known)
@@ -194,10 +197,11 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
     picked = {message: column[rows] for message, column in of.items()}
     good, ndim, shape = _decode_extents(found, picked[DATASPACE_MESSAGE], form.length_size)
     fits, storage, offset, nbytes = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
-    good &= fits & ~_has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
     kind = _group_kinds(found, picked)
-    attributes, single = _group_attributes(found, rows, len(address))
-    good &= (kind != NO_KIND) & single
+    attributes = _group_attributes(found, rows, len(address))
+    dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
+    attributes[dense] = OWN_ATTRIBUTES
+    good &= fits & (kind != NO_KIND)
     return DatasetTable(
         known=_spread(rows, good, known.shape),
         ndim=_spread(rows, ndim, known.shape),
@@ -330,20 +334,17 @@ def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
     return np.where(long, NO_KIND, kind)
 
 
-def _group_attributes(
-    found: HeaderMessages, objects: npt.NDArray[np.intp], n: int
-) -> tuple[IntArray, BoolArray]:
-    """Return the first object with the same attributes, -1 without any; and if it is known.
+def _group_attributes(found: HeaderMessages, objects: npt.NDArray[np.intp], n: int) -> IntArray:
+    """Return the first of some objects with the same attributes as each.
 
     Equal messages in one order make equal attributes.
     """
-    none = np.full(len(objects), -1, dtype=np.int64)
-    single = np.ones(len(objects), dtype=bool)
+    out = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
     place = np.full(n, -1, dtype=np.int64)
     place[objects] = np.arange(len(objects))
     rows = np.flatnonzero((found.kind == ATTRIBUTE_MESSAGE) & (place[found.object] >= 0))
     if not len(rows):
-        return none, single
+        return out
     of = place[found.object[rows]]
     # Messages are in stored order, of one object among those of the others.
     order = np.argsort(of, kind="stable")
@@ -352,16 +353,15 @@ def _group_attributes(
     key = _message_bytes(found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES))
     length = nbytes.astype("<u4").view(np.uint8).reshape(-1, 4)
     message = _first_equal(np.concatenate([length, key], axis=1))
-    single[of[(message < 0) | (nbytes > MAX_KEY_NBYTES)]] = False
     begins = np.flatnonzero(np.diff(of, prepend=-1))
     ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
     sets = np.full((len(objects), int(ordinal.max()) + 1), -1, dtype=np.int64)
     sets[of, ordinal] = message
     some = of[begins]
     same = _first_equal(sets[some].view(np.uint8).reshape(len(some), -1))
-    single[some[same < 0]] = False
-    none[some] = some[same]
-    return none, single
+    out[some] = np.where(same < 0, OWN_ATTRIBUTES, some[same])
+    out[of[(message < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
+    return out
 
 
 def _message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
