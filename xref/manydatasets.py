@@ -45,6 +45,7 @@ from xref.manyheaders import (
     read_messages_of_many,
     undefined,
 )
+from xref.sources import UnreachableFile
 
 BATCH = 1 << 13
 """Objects whose headers are in memory at once (benchmarks/small.py)."""
@@ -126,13 +127,13 @@ def read_datasets(location: FileLocation, address: npt.NDArray[np.uint64]) -> Da
     Parameters
     ----------
     location : FileLocation
-        The file. Nothing is known of one that somebody has open for writing: HDF5
-        alone knows what is in it.
+        The file. Nothing is known of one that somebody has open for writing, as HDF5
+        alone knows what is in it, nor of one that cannot be opened.
     address : numpy.ndarray
         Shape ``(n,)``, distinct, from the base address.
     """
     n = len(address)
-    if location.source.live:
+    if location.source.live or isinstance(location.source, UnreachableFile):
         return _unknown(n)
     # What no file is as large as is marked as an address of zero is.
     signed = np.where(address < np.uint64(2**62), address, 0).astype(np.int64)
