@@ -48,6 +48,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "sources": ("h5py", "xarray.backends.h5netcdf_"),
     "inputs": ("h5py",),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
+    "scattered": ("numpy",),
+    "manyheaders": ("numpy",),
+    "manydatasets": ("numpy",),
     "heapread": ("numpy",),
     "h5objects": ("h5py", "numpy"),
     "h5layout": ("h5py", "numpy"),
@@ -61,6 +64,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "array_functions": ("numpy",),
     "values": ("numpy",),
     "loaders": ("numpy",),
+    "small": ("numpy",),
     "gather": ("numpy",),
     "lazy": (
         "dask.base.normalize_token",

@@ -46,7 +46,7 @@ class Resolved:
     references: ReferenceArray
     dims: tuple[Hashable, ...]
     bound: BoundReferences
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...]  # those of small datasets that are alike once
     dtype: np.dtype[Any]
     attributes: dict[str, Any]
     name: Hashable | None
@@ -89,15 +89,24 @@ def bind(
             kept = valid
             references = references[valid]
     bound = bind_references(references.columns, references.describe)
-    for t in bound.targets:
+    for t in bound.single:
         kind = t.layout.reference_kind.replace("std", "H5T_STD_REF")
         if kind:
             raise UnsupportedError(
-                f"{references.describe(_first_row(t.rows))} points at a dataset of {kind} "
+                f"{references.describe(t.first_row)} points at a dataset of {kind} "
                 "references; resolve it by itself, element by element (.h5ref.items())"
             )
-    options = references.options
-    targets = tuple(open_target(t.location, t.address, t.facts, options) for t in bound.targets)
+    # Attributes and names are those of the first target: in the order of references.
+    looks = [(t.first_row, t.location, t.address, t.facts) for t in bound.single]
+    for many in bound.small:
+        for k, facts in many.alike:
+            row = int(many.rows[np.searchsorted(many.which, k)])
+            looks.append((row, many.location, int(many.address[k]), facts))
+    looks.sort(key=lambda look: look[0])
+    targets = tuple(
+        open_target(location, address, facts, references.options)
+        for _, location, address, facts in looks
+    )
     what = f"the reference variable {name!r}" if name is not None else "the references"
     resolved = Resolved(
         references=references,
@@ -106,13 +115,9 @@ def bind(
         targets=targets,
         dtype=common_dtype(bound, what),
         attributes=_common_attributes(targets, what),
-        name=targets[0].name if len(targets) == 1 else name,
+        name=targets[0].name if bound.n_targets == 1 else name,
     )
     return resolved, kept
-
-
-def _first_row(rows: npt.NDArray[np.intp] | slice) -> int:
-    return 0 if isinstance(rows, slice) else int(rows[0])
 
 
 def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]:

@@ -8,9 +8,8 @@ extent, planned as a whole and read in one pass over the target's chunks.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -20,9 +19,13 @@ import numpy.typing as npt
 from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References
 from xref.elements import DecodeOptions
-from xref.errors import DanglingReferenceError, ResultTooLargeError, WrongTargetError
+from xref.errors import (
+    DanglingReferenceError,
+    ResultTooLargeError,
+    WrongTargetError,
+)
 from xref.h5data import DatasetFacts, dataset_facts
-from xref.h5file import FileBytes, FileLocation
+from xref.h5file import FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
 from xref.loaders import tile_loader
@@ -31,9 +34,13 @@ from xref.parts import plan_parts, row_strides
 from xref.plan import plan_read
 from xref.readers import read_plan
 from xref.regions import Kind, RegionTable, empty_table
+from xref.small import SmallDatasets, find_small
 
 # A file, the address of a dataset in it, and the rows of the references to it.
 TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
+
+FEW_TARGETS = 8
+"""Up to so many targets are looked at one by one (benchmarks/small.py)."""
 
 LARGE_RESULT_NBYTES = 4 << 30
 LARGE_RESULT_RATIO = 1000
@@ -48,7 +55,11 @@ class BoundTarget:
     facts: DatasetFacts
     rows: npt.NDArray[np.intp] | slice
     regions: RegionTable
-    whole: bool = False  # every row selects the whole extent, as object references do
+
+    @property
+    def first_row(self) -> int:
+        """The first reference to the dataset."""
+        return 0 if isinstance(self.rows, slice) else int(self.rows[0])
 
     @property
     def layout(self) -> DatasetLayout:
@@ -60,10 +71,41 @@ class BoundTarget:
 class BoundReferences:
     """References with the shapes that resolving them gives."""
 
-    targets: tuple[BoundTarget, ...]
+    single: tuple[BoundTarget, ...]
+    small: tuple[SmallDatasets, ...]
     ndim: IntArray  # (n,), axes of each result; 0 for null
     shape: IntArray  # (n, widest), filled up with 1; null rows are all 0
     null: npt.NDArray[np.bool_]  # (n,)
+
+    @property
+    def targets(self) -> tuple[BoundTarget, ...]:
+        """All targets one by one, which takes long where many of them are small.
+
+        In the order of their first references, as those of `xref.bind.Resolved` are.
+        """
+        small = [t for many in self.small for t in _split(many)]
+        return tuple(sorted([*self.single, *small], key=lambda t: t.first_row))
+
+    @property
+    def n_targets(self) -> int:
+        """Number of targets."""
+        return len(self.single) + sum(len(many) for many in self.small)
+
+    @property
+    def layouts(self) -> Iterator[DatasetLayout]:
+        """Layouts of the targets; of small ones, one layout of each kind."""
+        yield from (t.layout for t in self.single)
+        yield from (facts.layout for many in self.small for facts in many.kinds)
+
+    @property
+    def ranks(self) -> set[int]:
+        """Numbers of axes that targets have."""
+        ranks = {len(t.layout.shape) for t in self.single}
+        return ranks.union(*(np.unique(many.ndim).tolist() for many in self.small))
+
+    def with_targets(self, targets: Sequence[BoundTarget], shape: IntArray) -> BoundReferences:
+        """Return the references bound to other regions of their targets, of other shapes."""
+        return replace(self, single=tuple(targets), small=(), shape=shape)
 
     @property
     def npoints(self) -> IntArray:
@@ -96,6 +138,68 @@ class BoundReferences:
         return mask
 
 
+def _split(many: SmallDatasets) -> Iterator[BoundTarget]:
+    """Look at each of many small datasets by itself."""
+    cuts = np.searchsorted(many.which, np.arange(len(many) + 1))
+    for k, address in enumerate(many.address.tolist()):
+        rows = many.rows[cuts[k] : cuts[k + 1]]
+        facts = dataset_facts(many.location, address)
+        regions = empty_table(len(rows), 0, Kind.ALL).fit(facts.layout.shape, str)
+        yield BoundTarget(
+            location=many.location, address=address, facts=facts, rows=rows, regions=regions
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DistinctTargets:
+    """The objects that references point at, and the references to each."""
+
+    file: IntArray  # (t,), row of the references' files
+    address: npt.NDArray[np.uint64]  # (t,)
+    rows: npt.NDArray[np.intp]  # (live,), references by target, in their order
+    cut: IntArray  # (t + 1,), where the rows of each target begin
+    null: npt.NDArray[np.bool_]  # (n,), references without a target
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def rows_of(self, target: int) -> npt.NDArray[np.intp]:
+        """Return the references to one target."""
+        return self.rows[self.cut[target] : self.cut[target + 1]]
+
+    @property
+    def first(self) -> npt.NDArray[np.intp]:
+        """The first reference to each target, shape ``(t,)``."""
+        return self.rows[self.cut[:-1]]
+
+
+def distinct_targets(references: References) -> DistinctTargets:
+    """Find the distinct targets of references, in the order of first appearance."""
+    null = references.address == 0
+    if references.regions is not None:
+        null |= references.regions.kind == Kind.NULL
+    live = np.flatnonzero(~null)
+    file, address = references.file[live], references.address[live]
+    order = np.argsort(address, kind="stable")
+    if len(file) and (file != file[0]).any():
+        order = order[np.argsort(file[order], kind="stable")]
+    file, address = file[order], address[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (file[1:] != file[:-1]) | (address[1:] != address[:-1])
+    begin = np.flatnonzero(new)
+    # Rows of one target are in ascending order: each first one is its smallest.
+    by_first = np.argsort(order[begin], kind="stable")
+    counts = np.diff(begin, append=len(order))[by_first]
+    picked = ragged_ranges(begin[by_first], counts)
+    return DistinctTargets(
+        file=file[begin[by_first]],
+        address=address[begin[by_first]],
+        rows=live[order[picked]],
+        cut=row_offsets(counts),
+        null=null,
+    )
+
+
 def split_targets(
     references: References,
 ) -> tuple[list[TargetRows], npt.NDArray[np.bool_]]:
@@ -107,29 +211,23 @@ def split_targets(
     null : numpy.ndarray
         Shape ``(n,)``.
     """
-    null = references.address == 0
-    if references.regions is not None:
-        null |= references.regions.kind == Kind.NULL
-    n = len(references)
-    address, file = references.address, references.file
-    if not n or null.all():
-        return [], null
-    if not null.any() and (address == address[0]).all() and (file == file[0]).all():
-        return [(references.files[int(file[0])], int(address[0]), slice(None))], null
-    live = np.flatnonzero(~null)
-    pairs = np.stack([file[live].astype(np.uint64), address[live]], axis=1)
-    distinct, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    cuts = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(distinct) + 1))
-    groups: list[TargetRows] = [
-        (
-            references.files[int(distinct[k, 0])],
-            int(distinct[k, 1]),
-            live[order[cuts[k] : cuts[k + 1]]],
-        )
-        for k in np.argsort(first).tolist()
-    ]
-    return groups, null
+    n, address, file = len(references), references.address, references.file
+    if n and address[0] and (address == address[0]).all() and (file == file[0]).all():
+        null = np.zeros(n, dtype=bool)
+        if references.regions is not None:
+            null = references.regions.kind == Kind.NULL
+        if not null.any():
+            return [(references.files[int(file[0])], int(address[0]), slice(None))], null
+    found = distinct_targets(references)
+    if len(found) == 1 and len(found.rows) == n:
+        location = references.files[int(found.file[0])]
+        return [(location, int(found.address[0]), slice(None))], found.null
+    return [_target_rows(references, found, k) for k in range(len(found))], found.null
+
+
+def _target_rows(references: References, found: DistinctTargets, target: int) -> TargetRows:
+    location = references.files[int(found.file[target])]
+    return location, int(found.address[target]), found.rows_of(target)
 
 
 def bind_references(references: References, describe: Callable[[int], str]) -> BoundReferences:
@@ -152,7 +250,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
         If there is no object at a target's address, or no dataset.
     """
     n = len(references)
-    groups, null = split_targets(references)
+    small, groups, null = _split_small(references)
     targets = []
     for k, (location, address, rows) in enumerate(groups):
         if k % PREPARED_AT_ONCE == 0:
@@ -182,7 +280,6 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
                         if count == 1
                         else empty_table(count, 0, Kind.ALL).fit(extent, str)
                     ),
-                    whole=True,
                 )
             )
             continue
@@ -193,7 +290,8 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
                 location=location, address=address, facts=facts, rows=rows, regions=fitted
             )
         )
-    widest = max((max(len(t.layout.shape), 1) for t in targets), default=1)
+    ranks = [len(t.layout.shape) for t in targets] + [many.shape.shape[1] for many in small]
+    widest = max(ranks, default=1) or 1
     ndim = np.zeros(n, dtype=np.int64)
     shape = np.zeros((n, widest), dtype=np.int64)
     for target in targets:
@@ -206,7 +304,47 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
         ndim[target.rows] = axes
         shape[target.rows] = 1
         shape[target.rows, : sizes.shape[1]] = sizes
-    return BoundReferences(targets=tuple(targets), ndim=ndim, shape=shape, null=null)
+    for many in small:
+        ndim[many.rows] = many.ndim[many.which]
+        shape[many.rows] = 1
+        shape[many.rows, : many.shape.shape[1]] = many.shape[many.which]
+    return BoundReferences(
+        single=tuple(targets), small=tuple(small), ndim=ndim, shape=shape, null=null
+    )
+
+
+def _split_small(
+    references: References,
+) -> tuple[list[SmallDatasets], list[TargetRows], npt.NDArray[np.bool_]]:
+    """Take out small datasets that references select whole; group the other references.
+
+    Returns
+    -------
+    small : list of SmallDatasets
+        One a file.
+    targets : list of (location, address, rows)
+    null : numpy.ndarray
+        Shape ``(n,)``.
+    """
+    if references.regions is not None or len(references) < FEW_TARGETS:
+        return [], *split_targets(references)
+    found = distinct_targets(references)
+    if len(found) < FEW_TARGETS:
+        return [], *split_targets(references)
+    small, taken = [], np.zeros(len(found), dtype=bool)
+    for file in np.unique(found.file).tolist():
+        targets = np.flatnonzero(found.file == file)
+        location = references.files[file]
+        picked, many = find_small(location, found.address[targets])
+        if many is None:
+            continue
+        own = targets[picked]
+        taken[own] = True
+        counts = np.diff(found.cut)[own]
+        rows = found.rows[ragged_ranges(found.cut[own], counts)]
+        small.append(replace(many, rows=rows, which=np.repeat(np.arange(len(own)), counts)))
+    rest = np.flatnonzero(~taken).tolist()
+    return small, [_target_rows(references, found, k) for k in rest], found.null
 
 
 @lru_cache(maxsize=256)
@@ -220,7 +358,8 @@ def check_size(
 ) -> None:
     """Refuse results far out of proportion to what the file stores for them."""
     nbytes = n_elements * dtype.itemsize
-    stored = sum(t.layout.stored_nbytes for t in bound.targets)
+    stored = sum(t.layout.stored_nbytes for t in bound.single)
+    stored += sum(int(many.nbytes.sum()) for many in bound.small)
     if (
         nbytes > LARGE_RESULT_NBYTES
         and nbytes > LARGE_RESULT_RATIO * stored
@@ -255,9 +394,12 @@ def read_into(
     reader : {"auto", "direct", "h5py"}
         How chunks are read.
     """
-    targets: Sequence[BoundTarget] = bound.targets
-    if cell is None and reader != "h5py" and len(targets) > 1:
-        targets = _read_whole(targets, out, dst)
+    targets = bound.single
+    if reader == "auto":
+        for many in bound.small:
+            _read_small(bound, many, out, dst, cell)
+    else:
+        targets = bound.targets
     for target in targets:
         if target.layout.dtype == out.dtype:
             _read_target(
@@ -267,30 +409,26 @@ def read_into(
             _read_converted(bound, target, out, dst, cell, reader)
 
 
-def _read_whole(
-    targets: Sequence[BoundTarget], out: npt.NDArray[Any], dst: IntArray
-) -> list[BoundTarget]:
-    """Read contiguous datasets that single references select whole, without a plan.
-
-    Many small datasets behind object references are one range of bytes each.
-    Returns the targets that remain.
-    """
-    rest = []
-    ranges: dict[FileLocation, list[tuple[int, int, int]]] = {}
-    for target in targets:
-        layout = target.layout
-        direct = not layout.indirect and layout.offset is not None
-        single = not isinstance(target.rows, slice) and len(target.rows) == 1
-        if not (target.whole and single and direct and layout.dtype == out.dtype):
-            rest.append(target)
+def _read_small(
+    bound: BoundReferences,
+    many: SmallDatasets,
+    out: npt.NDArray[Any],
+    dst: IntArray,
+    cell: tuple[int, ...] | None,
+) -> None:
+    """Read small datasets whole, those of one kind together."""
+    kind = many.kind[many.which]
+    for k, facts in enumerate(many.kinds):
+        own = np.flatnonzero(kind == k) if len(many.kinds) > 1 else np.arange(len(kind))
+        rows, which = many.rows[own], many.which[own]
+        if cell is None and facts.layout.dtype == out.dtype:
+            many.read(which, facts.layout, out, dst[rows])
             continue
-        nbytes = math.prod(layout.shape) * out.itemsize
-        (begin,) = (dst[target.rows] * out.itemsize).tolist()
-        ranges.setdefault(target.location, []).append((layout.offset or 0, nbytes, begin))
-    for location, rows in ranges.items():
-        offset, nbytes_each, begins = np.array(sorted(rows), dtype=np.int64).T
-        FileBytes(location).read_ranges(offset, nbytes_each, out.view(np.uint8), begins)
-    return rest
+        npoints = bound.npoints[rows]
+        offsets = row_offsets(npoints)
+        values = np.empty(int(offsets[-1]), dtype=facts.layout.dtype)
+        many.read(which, facts.layout, values, offsets[:-1])
+        _place_values(values, bound.shape[rows], out, dst[rows], cell)
 
 
 def result_cells(
@@ -331,18 +469,33 @@ def _read_converted(
     offsets = row_offsets(npoints)
     values = np.empty(int(offsets[-1]), dtype=target.layout.dtype)
     _read_target(target, values, offsets[:-1], result_cells(bound, target, None), reader)
-    begins = dst[target.rows]
+    _place_values(values, bound.shape[target.rows], out, dst[target.rows], cell)
+
+
+def _place_values(
+    values: npt.NDArray[Any],
+    shape: IntArray,
+    out: npt.NDArray[Any],
+    begins: IntArray,
+    cell: tuple[int, ...] | None,
+) -> None:
+    """Convert results that lie end to end, and put each where it belongs.
+
+    ``shape`` and ``begins`` are those of the results, ``cell`` as in `read_into`.
+    """
+    npoints = shape.prod(axis=1)
     if cell is None:
         out[ragged_ranges(begins, npoints)] = values
         return
+    offsets = row_offsets(npoints)
     boxes = out.reshape(-1, *cell)
-    shapes, which = np.unique(bound.shape[target.rows], axis=0, return_inverse=True)
-    for k, shape in enumerate(shapes.tolist()):
+    shapes, which = np.unique(shape, axis=0, return_inverse=True)
+    for k, own in enumerate(shapes.tolist()):
         rows = np.flatnonzero(which.reshape(-1) == k)
         at = ragged_ranges(offsets[:-1][rows], npoints[rows])
-        part = values[at].reshape(len(rows), *shape[: len(cell)])
+        part = values[at].reshape(len(rows), *own[: len(cell)])
         at_box: tuple[Any, ...] = (begins[rows] // max(int(np.prod(cell)), 1),)
-        boxes[at_box + tuple(slice(0, n) for n in shape[: len(cell)])] = part
+        boxes[at_box + tuple(slice(0, n) for n in own[: len(cell)])] = part
 
 
 def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
@@ -353,7 +506,7 @@ def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
     ValueError
         If there is none, such as for numbers and text.
     """
-    dtypes = list(dict.fromkeys(t.layout.dtype for t in bound.targets))
+    dtypes = list(dict.fromkeys(layout.dtype for layout in bound.layouts))
     if len(dtypes) == 1:
         return dtypes[0]
     if not dtypes:

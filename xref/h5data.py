@@ -124,7 +124,7 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
         np.fromiter((c.filter_mask for c in found), np.uint32, n),
         layout=layout,
         file_nbytes=location.identity[2],
-        where=str(where),
+        where=where,
     )
 
 

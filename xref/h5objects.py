@@ -15,13 +15,14 @@ import posixpath
 import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
 
 from xref.errors import (
@@ -43,6 +44,7 @@ from xref.h5file import (
     locate_file,
     open_file,
 )
+from xref.manydatasets import read_datasets
 from xref.sources import UnreachableFile
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
@@ -51,6 +53,9 @@ Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 _SLOTS = 1024
 
 _KEPT_REFERENCES = 1 << 16
+
+FEW_LINKS = 16
+"""Fewer members of a group are asked one by one whether they are groups."""
 
 PREPARED_AT_ONCE = 1 << 14
 """Objects to prepare references to in one go; all of them stay at hand."""
@@ -184,6 +189,28 @@ def object_kind(location: FileLocation, address: int) -> str:
         return "dangling"
 
 
+def object_kinds(
+    location: FileLocation, address: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.object_]:
+    """Return what `object_kind` says of many objects, shape ``(n,)``.
+
+    Of datasets of one kind, only one is opened.
+    """
+    table = read_datasets(location, address)
+    out = np.full(len(address), "", dtype=object)
+    firsts = np.unique(table.kind[table.known])
+    for first in firsts.tolist():
+        if object_kind(location, int(address[first])) == "dataset":
+            out[table.known & (table.kind == first)] = "dataset"
+    for begin in range(0, len(address), PREPARED_AT_ONCE):
+        part = out[begin : begin + PREPARED_AT_ONCE]
+        rest = np.flatnonzero(part == "")
+        addresses = address[begin + rest].tolist()
+        prepare_references(addresses)
+        part[rest] = [object_kind(location, a) for a in addresses]
+    return out
+
+
 def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
     """Open a dataset by address.
 
@@ -218,8 +245,10 @@ def object_paths(location: FileLocation) -> dict[int, str]:
     for path, _, links in _walk_groups(root, "/"):
         if isinstance(links, Exception):
             continue
+        before = path.rstrip("/") + "/"
         for address, name in links.items():
-            paths.setdefault(address, posixpath.join(path, text(name)))
+            if address not in paths:
+                paths[address] = before + text(name)
     return paths
 
 
@@ -240,7 +269,12 @@ def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
 
 def known_path(location: FileLocation, address: int) -> str | None:
     """Return the path of an object if it has been seen; never searches the file."""
-    return _known_paths.get(location.token, {}).get(address)
+    return known_paths(location).get(address)
+
+
+def known_paths(location: FileLocation) -> Mapping[int, str]:
+    """Return all paths of a file that have been seen, by address."""
+    return _known_paths.get(location.token, {})
 
 
 def text(value: bytes | str) -> str:
@@ -462,8 +496,9 @@ def _walk_groups(
             yield path, parent, error
             continue
         yield path, parent, links
+        plain = _plain_datasets(location, links)
         for child, name in links.items():
-            if child in seen:
+            if child in seen or child in plain:
                 continue
             seen.add(child)
             # What has no header to read is for those who open the parent's members.
@@ -471,6 +506,14 @@ def _walk_groups(
                 # Unlike get_info, this does not walk into the group.
                 if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
                     queue.append((child, posixpath.join(path, text(name))))
+
+
+def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]:
+    """Return those of many objects whose headers are those of datasets."""
+    if len(links) < FEW_LINKS:
+        return set()
+    address = np.fromiter(links, np.uint64, len(links))
+    return set(address[read_datasets(location, address).known].tolist())
 
 
 def group_at(location: FileLocation, address: int) -> Member:

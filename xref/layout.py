@@ -170,7 +170,7 @@ def build_chunk_index(
     *,
     layout: DatasetLayout,
     file_nbytes: int,
-    where: str,
+    where: object,
 ) -> ChunkIndex:
     """Check and sort the chunks that a dataset's index lists.
 
@@ -186,8 +186,8 @@ def build_chunk_index(
         Of the dataset.
     file_nbytes : int
         Size of the file.
-    where : str
-        Names the dataset in errors.
+    where : object
+        Names the dataset in errors, as text; it is asked for only there.
 
     Raises
     ------

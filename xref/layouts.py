@@ -45,8 +45,9 @@ def default_fill(
         return fill_value
     if dtype.kind in "fcmMO":
         return _missing(dtype)
-    if bound.targets and bound.targets[0].layout.dtype == dtype == raw_dtype:
-        return bound.targets[0].layout.fill_value
+    layout = next(bound.layouts, None)
+    if layout is not None and layout.dtype == dtype == raw_dtype:
+        return layout.fill_value
     return np.zeros((), dtype=dtype)[()]
 
 
@@ -236,9 +237,9 @@ def _shared_axis_chunks(
     """
     limit = auto_chunk_nbytes()
     n, itemsize = len(resolved.bound.ndim), resolved.dtype.itemsize
-    if len(resolved.targets) != 1 or not resolved.dims:
+    if resolved.bound.n_targets != 1 or not resolved.dims:
         return {}
-    target = resolved.bound.targets[0]
+    (target,) = resolved.bound.targets
     chunks = target.layout.chunks
     if chunks is None or len(chunks) != len(cell) or resolved.bound.null.any():
         return {}
@@ -384,7 +385,7 @@ def resolve_ragged(
     name = _free_name(resolved.name or "values", resolved.dims)
     sample = _free_name(SAMPLE_DIM, (*resolved.dims, name))
     check_chunks(chunks, (*resolved.dims, sample))
-    data = SampleArray(references, row_size, resolved.dtype)
+    data = SampleArray(references, row_size, resolved.dtype, bound=bound)
     item_dims = _item_dims(resolved, (*resolved.dims, sample))
     variable = xr.Variable(
         (sample, *item_dims), lazily_indexed(data), dict(resolved.attributes)
@@ -418,7 +419,7 @@ def resolve_ragged(
 
 
 def _ragged_dims(resolved: Resolved) -> tuple[Hashable, ...]:
-    ranks = {len(t.layout.shape) for t in resolved.bound.targets}
+    ranks = resolved.bound.ranks
     return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
 
 

@@ -70,7 +70,8 @@ class ReferenceResults(LazyArray):
         Returns
         -------
         FlatBlocks or None
-            None where a block does not hold whole results, nor boxes of them.
+            None where a block does not hold whole results, nor boxes of them, and where
+            there are small datasets, each read whole.
         """
         raise NotImplementedError
 
@@ -90,7 +91,7 @@ def _planned(
     place = np.full(len(bound.ndim), -1, dtype=np.int64)
     place[rows] = dst
     found = []
-    for target in bound.targets:
+    for target in bound.single:
         at = place[target.rows]
         kept = np.flatnonzero(at >= 0)
         if len(kept):
@@ -104,7 +105,7 @@ def _planned(
 def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences:
     """Return the shapes of some results, without their targets."""
     shapes = {name: getattr(bound, name)[rows] for name in ("ndim", "shape", "null")}
-    return replace(bound, targets=(), **shapes)
+    return replace(bound, single=(), small=(), **shapes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,8 @@ class StackArray(ReferenceResults):
         split = self.references.ndim
         end = split + len(self.cell)
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        if bound.small:
+            return None
         parts_of: dict[Spans, tuple[BoundReferences, tuple[int, ...]]] = {}
         for spans in blocks:
             inner = spans[split:end]
@@ -303,7 +306,7 @@ def _narrowed(
         That shape; an integer of ``key`` leaves an axis of one element.
     """
     steps = _forward_steps(key, cell)
-    if not bound.targets or steps is None:
+    if not bound.n_targets or steps is None:
         return None
     shape = tuple(n for _, n, _ in steps)
     if shape == cell:
@@ -316,7 +319,7 @@ def _narrowed(
         targets.append(replace(target, regions=regions))
     sizes = bound.shape.copy()
     sizes[~bound.null, : len(shape)] = shape
-    return replace(bound, targets=tuple(targets), shape=sizes), shape
+    return bound.with_targets(targets, sizes), shape
 
 
 def _bind_unchanged(
@@ -344,7 +347,12 @@ class SampleArray(ReferenceResults):
     """
 
     def __init__(
-        self, references: ReferenceArray, row_size: npt.NDArray[Any], dtype: np.dtype[Any]
+        self,
+        references: ReferenceArray,
+        row_size: npt.NDArray[Any],
+        dtype: np.dtype[Any],
+        *,
+        bound: BoundReferences | None = None,
     ) -> None:
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
@@ -352,6 +360,7 @@ class SampleArray(ReferenceResults):
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
         self.shape = (int(offsets[-1]), *item_shape)
+        self._bound = bound
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         n, k = self.shape[0], key[0]
@@ -371,7 +380,9 @@ class SampleArray(ReferenceResults):
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
-        bound = _bind_unchanged(self.references)
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        if bound.small:
+            return None
         offsets = row_offsets(bound.npoints)
         low, high = np.array([spans[0] for spans in blocks], dtype=np.int64).T
         first, last = np.searchsorted(offsets, low), np.searchsorted(offsets, high)
@@ -393,8 +404,10 @@ class SampleArray(ReferenceResults):
         """Read samples ``low:high``: the rows that cover them, then cut."""
         first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
         last = int(np.searchsorted(self.coarse, high, side="left"))
+        whole = first == 0 and last == len(self.coarse)
+        known = getattr(self, "_bound", None) if whole else None
         part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
-        bound = _bind_unchanged(part)
+        bound = _bind_unchanged(part, known)
         ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
         begin = int(np.searchsorted(ends, low, side="right"))
         end = int(np.searchsorted(ends, high, side="left")) + 1
@@ -465,6 +478,8 @@ class RegionResults(ReferenceResults):
         if any(spans[split:] != whole for spans in blocks):
             return None
         bound = _bind_unchanged(self.references)
+        if bound.small:
+            return None
         rows = [self._rows(spans) for spans in blocks]
         picked = np.concatenate(rows)
         offsets = row_offsets(bound.npoints[picked])

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref.columns import ragged_ranges
 from xref.decode import References
 from xref.elements import attribute_kind
 from xref.errors import (
@@ -21,9 +22,10 @@ from xref.errors import (
     UnsupportedError,
     WrongTargetError,
 )
-from xref.gather import TargetRows, split_targets
+from xref.gather import TargetRows, distinct_targets, split_targets
 from xref.h5data import dataset_layout
-from xref.h5objects import known_path, object_kind, object_paths, prepare_references
+from xref.h5file import FileLocation
+from xref.h5objects import known_paths, object_kinds, object_paths
 from xref.references import ReferenceArray
 from xref.regions import KIND_NAMES, Kind, RegionTable, in_order
 
@@ -35,15 +37,18 @@ def reference_table(
 ) -> xr.Dataset:
     """Describe references; see `xref.accessor.ReferenceAccessor.table`."""
     columns = references.columns
-    groups, _ = split_targets(columns)
-    prepare_references([address for _, address, _ in groups])
     n = len(columns)
     path = np.full(n, "", dtype=object)
     kind = np.full(n, "null", dtype=object)
     filename = np.full(n, "", dtype=object)
-    for location, address, rows in groups:
-        path[rows] = known_path(location, address) or object_paths(location).get(address, "")
-        kind[rows] = object_kind(location, address)
+    found = distinct_targets(columns)
+    for file in np.unique(found.file).tolist():
+        location, targets = columns.files[file], np.flatnonzero(found.file == file)
+        counts = np.diff(found.cut)[targets]
+        rows = found.rows[ragged_ranges(found.cut[targets], counts)]
+        address = found.address[targets]
+        path[rows] = np.repeat(_paths(location, address.tolist()), counts)
+        kind[rows] = np.repeat(object_kinds(location, address), counts)
         filename[rows] = location.filename
     attribute = _describe_attributes(columns, kind)
     shape = references.shape
@@ -65,9 +70,20 @@ def reference_table(
     if attribute is not None:
         table["attribute"] = column(attribute)
     if columns.regions is not None and references.is_region:
+        groups, _ = split_targets(columns)
         described = describe_regions(columns.regions, groups, n)
         table |= {name: column(values) for name, values in described.items()}
     return xr.Dataset(table, coords=coords)
+
+
+def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.object_]:
+    """Return a path of each object, empty where there is none; one walk over the file."""
+    known = known_paths(location)
+    paths = [known.get(address, "") for address in addresses]
+    if not all(paths):
+        walked = object_paths(location)
+        paths = [p or walked.get(a, "") for p, a in zip(paths, addresses, strict=True)]
+    return np.array(paths, dtype=object)
 
 
 def _describe_attributes(

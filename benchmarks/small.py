@@ -1,0 +1,177 @@
+"""Object references to many small datasets: ``python benchmarks/small.py``.
+
+values
+    All values of 20,000 object references to datasets of 100 to 200 float64 each:
+    open, resolve to ``layout="ragged"``, compute; with ``chunks="auto"`` and None. The
+    loops ``f[ref][()]`` and of h5py's low-level calls run over some of the references.
+names
+    The paths of all of them (``.h5ref.table()``), against ``f[ref].name`` of a few.
+tune
+    `xref.manydatasets.read_datasets` with other constants.
+
+Contestants take turns; ratios are medians over the turns of ratios within one turn, of
+processor time for each reference. Each turn opens the file under a new name (a hard
+link), so nothing remembered helps.
+"""
+
+import argparse
+import itertools
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xarray as xr
+from common import add_data_argument, describe_machine, median, print_table, timed, warm
+
+import xref.manydatasets
+import xref.manyheaders
+import xref.scattered
+from xref.h5file import locate_file
+
+WORKS = ("values", "names", "tune")
+N = 20_000
+N_LOOP, N_NAMES = 2_000, 20
+
+
+def make(path):
+    """Write small datasets, and references to them."""
+    rng = np.random.default_rng(7)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("#refs#")
+        references = np.empty(N, dtype=object)
+        for i in range(N):
+            values = rng.random(int(rng.integers(100, 201)))
+            references[i] = group.create_dataset(f"v{i:05d}", data=values).ref
+        file.create_dataset("cell", (N,), dtype=h5py.ref_dtype)[:] = references
+
+
+@contextmanager
+def new_name(path):
+    """Give a file another name for a while."""
+    link = Path(tempfile.mktemp(suffix=".h5", dir=path.parent))
+    link.hardlink_to(path)
+    try:
+        yield link
+    finally:
+        link.unlink()
+
+
+def read_values(path, chunks):
+    """Read all values as a user does; return how many references that are."""
+    with xr.open_dataset(path, engine="h5ref") as dataset:
+        ragged = dataset["cell"].h5ref.resolve("ragged", chunks=chunks)
+        assert len(ragged["cell"].values) == int(ragged["row_size"].sum())
+    return N
+
+
+def read_names(path):
+    """Read all paths."""
+    with xr.open_dataset(path, engine="h5ref") as dataset:
+        assert dataset["cell"].h5ref.table()["path"].values[-1] == f"/#refs#/v{N - 1:05d}"
+    return N
+
+
+def loop(path, n, function):
+    """Call a function of h5py's file and one reference for some of them."""
+    with h5py.File(path) as file:
+        references = file["cell"][()]
+        for reference in references[:: len(references) // n]:
+            function(file, reference)
+    return n
+
+
+def low_level(file, reference):
+    """Read one dataset by h5py's low-level calls."""
+    dataset = h5py.h5r.dereference(reference, file.id)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, np.empty(dataset.shape, "f8"))
+
+
+CONTESTANTS = {
+    "values": {
+        "xref": lambda path: read_values(path, "auto"),
+        "xref, chunks=None": lambda path: read_values(path, None),
+        "f[ref][()]": lambda path: loop(path, N_LOOP, lambda f, r: f[r][()]),
+        "low-level h5py": lambda path: loop(path, N_LOOP, low_level),
+    },
+    "names": {
+        "xref": read_names,
+        "f[ref].name": lambda path: loop(path, N_NAMES, lambda f, r: f[r].name),
+    },
+}
+
+
+def run(work, path, reps):
+    """Let the contestants take turns; return a table of rows."""
+    taken = {}
+    for _ in range(reps):
+        for name, function in CONTESTANTS[work].items():
+            with new_name(path) as link, timed() as lap:
+                n = function(link)
+            taken.setdefault(name, []).append(lap.cpu / n)
+    rows = []
+    for name, each in taken.items():
+        ratios = [t / own for t, own in zip(each, taken["xref"], strict=True)]
+        rows.append(
+            {
+                "work": work,
+                "who": name,
+                "us a reference": median(each) * 1e6,
+                "times xref's": median(ratios),
+                "spread": f"{min(ratios):.3g} to {max(ratios):.3g}",
+            }
+        )
+    return rows
+
+
+def tune(path, reps):
+    """Time the reading of headers with other constants; return a table of rows."""
+    with h5py.File(path) as file:
+        offset = file["cell"].id.get_offset()
+    address = np.fromfile(path, "<u8", N, offset=offset)
+    location = locate_file(os.fspath(path))
+    constants = {
+        (xref.manydatasets, "BATCH"): (1 << 11, 1 << 13, 1 << 15),
+        (xref.manyheaders, "FIRST_NBYTES"): (288, 512, 1024),
+        (xref.scattered, "RUN_NBYTES"): (1 << 18, 1 << 20, 1 << 22),
+        (xref.scattered, "GAP_NBYTES"): (1 << 9, 1 << 14, 1 << 16),
+    }
+    rows = []
+    for (module, name), values in constants.items():
+        kept = getattr(module, name)
+        laps = {value: [] for value in values}
+        for _, value in itertools.product(range(reps), values):
+            setattr(module, name, value)
+            with timed() as lap:
+                assert xref.manydatasets.read_datasets(location, address).known.all()
+            laps[value].append(lap.cpu / N * 1e6)
+        setattr(module, name, kept)
+        rows += [
+            {"constant": name, "value": str(v), "us a reference": median(each)}
+            for v, each in laps.items()
+        ]
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_argument(parser)
+    parser.add_argument("--work", default=",".join(WORKS))
+    parser.add_argument("--reps", type=int, default=5)
+    arguments = parser.parse_args()
+    folder = Path(arguments.data)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"w7_{N}.h5"
+    if not path.exists():
+        make(path)
+    warm(path)
+    print(describe_machine())
+    for work in arguments.work.split(","):
+        reps = arguments.reps
+        print_table(tune(path, reps) if work == "tune" else run(work, path, reps))
+
+
+if __name__ == "__main__":
+    main()

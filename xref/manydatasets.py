@@ -1,0 +1,390 @@
+"""Many datasets at once: their extents and where their data lie, as columns.
+
+In: addresses of object headers. Out: a `DatasetTable`, one row an address.
+
+1. `xref.manyheaders` splits all headers into messages.
+2. Extents and storage are decoded as columns.
+3. What decides about the type of elements (datatype, fill value, filters, storage
+   class) is compared byte by byte: datasets in which all of it is equal are of one
+   kind. Of each kind, one dataset has to be looked at alone, by who uses the table.
+4. So are attributes: of datasets with equal ones, one has to be looked at.
+
+A row that is not known is an object to look at alone: no dataset, one in a form that
+libhdf5 does not write today, or one that contradicts the format.
+
+Source: HDF5 File Format Specification 4.0, "The Dataspace Message", "The Data Layout
+Message", "The Attribute Info Message" and "The Attribute Message".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import BoolArray, IntArray
+from xref.datatypes import MAX_RANK
+from xref.h5file import FileBytes, FileFormat, FileLocation, file_format
+from xref.headers import (
+    ATTRIBUTE_INFO_MESSAGE,
+    ATTRIBUTE_MESSAGE,
+    CONTINUATION_MESSAGE,
+    DATASPACE_MESSAGE,
+    DATATYPE_MESSAGE,
+    FILL_MESSAGE,
+    LAYOUT_MESSAGE,
+    OLD_FILL_MESSAGE,
+    SHARED,
+)
+from xref.manyheaders import (
+    ByteArray,
+    HeaderMessages,
+    integers,
+    read_messages_of_many,
+    undefined,
+)
+from xref.sources import UnreachableFile
+
+BATCH = 1 << 13
+"""Objects whose headers are in memory at once (benchmarks/small.py)."""
+
+MAX_KINDS = 64
+"""Distinct kinds, or sets of attributes, of one batch; rarer ones are not known."""
+
+MAX_KEY_NBYTES = 1024
+"""Longest messages that are compared; datasets of longer ones are not known."""
+
+MAX_EXTENT = 2**62
+"""Elements of one dataset stay below this number."""
+
+NO_KIND = -1
+
+NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
+"""Instead of a row: a dataset without attributes; one whose attributes are its own."""
+
+COMPACT, CONTIGUOUS, CHUNKED = range(3)
+"""Storage classes, as layout messages number them."""
+
+_NIL_MESSAGE = 0x0000
+_FILTER_MESSAGE = 0x000B
+_COMMENT_MESSAGE = 0x000D
+_OLD_TIME_MESSAGE = 0x000E
+_TIME_MESSAGE = 0x0012
+_REFERENCE_COUNT_MESSAGE = 0x0016
+
+_KNOWN = (
+    _NIL_MESSAGE,
+    DATASPACE_MESSAGE,
+    DATATYPE_MESSAGE,
+    OLD_FILL_MESSAGE,
+    FILL_MESSAGE,
+    LAYOUT_MESSAGE,
+    _FILTER_MESSAGE,
+    ATTRIBUTE_MESSAGE,
+    _COMMENT_MESSAGE,
+    _OLD_TIME_MESSAGE,
+    CONTINUATION_MESSAGE,
+    _TIME_MESSAGE,
+    ATTRIBUTE_INFO_MESSAGE,
+    _REFERENCE_COUNT_MESSAGE,
+)
+_REQUIRED = (DATASPACE_MESSAGE, DATATYPE_MESSAGE, LAYOUT_MESSAGE)
+_AT_MOST_ONE = (
+    *_REQUIRED,
+    OLD_FILL_MESSAGE,
+    FILL_MESSAGE,
+    _FILTER_MESSAGE,
+    ATTRIBUTE_INFO_MESSAGE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DatasetTable:
+    """n objects; columns of rows that are not known make no sense."""
+
+    known: BoolArray  # (n,), whether the object is a dataset that is described here
+    ndim: IntArray  # (n,)
+    shape: IntArray  # (n, widest), elements; filled up with 1
+    storage: IntArray  # (n,), storage class
+    offset: IntArray  # (n,), first byte in the file; -1 where nothing was written
+    nbytes: IntArray  # (n,), bytes of storage
+    kind: IntArray  # (n,), row of the first dataset of the same kind
+    attributes: IntArray  # (n,), row of the first with the same, or a negative number
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> DatasetTable:
+        """Return some rows; kinds and attributes still count rows of this table."""
+        return DatasetTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def read_datasets(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
+    """Read the headers of many objects of one file.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file. Nothing is known of one that somebody has open for writing, as HDF5
+        alone knows what is in it, nor of one that cannot be opened.
+    address : numpy.ndarray
+        Shape ``(n,)``, distinct, from the base address.
+    """
+    n = len(address)
+    if location.source.live or isinstance(location.source, UnreachableFile):
+        return _unknown(n)
+    # What no file is as large as is marked as an address of zero is.
+    signed = np.where(address < np.uint64(2**62), address, 0).astype(np.int64)
+    parts = [
+        _read_batch(location, signed[begin : begin + BATCH]) for begin in range(0, n, BATCH)
+    ]
+    return _concat(parts) if parts else _unknown(0)
+
+
+def _unknown(n: int) -> DatasetTable:
+    none = np.zeros(n, dtype=np.int64)
+    return DatasetTable(
+        known=np.zeros(n, dtype=bool),
+        ndim=none,
+        shape=np.ones((n, 1), dtype=np.int64),
+        storage=none,
+        offset=none,
+        nbytes=none,
+        kind=none,
+        attributes=none,
+    )
+
+
+def _concat(parts: list[DatasetTable]) -> DatasetTable:
+    """Put tables one after the other; rows of kinds and attributes move with them."""
+    if len(parts) == 1:
+        return parts[0]
+    widest = max(part.shape.shape[1] for part in parts)
+    columns: dict[str, list[npt.NDArray[Any]]] = {f.name: [] for f in fields(DatasetTable)}
+    n = 0
+    for part in parts:
+        more = ((0, 0), (0, widest - part.shape.shape[1]))
+        for name, column in columns.items():
+            values = getattr(part, name)
+            if name == "shape":
+                values = np.pad(values, more, constant_values=1)
+            elif name in ("kind", "attributes"):
+                values = np.where(values >= 0, values + n, values)
+            column.append(values)
+        n += len(part)
+    return DatasetTable(**{name: np.concatenate(c) for name, c in columns.items()})
+
+
+def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
+    form = file_format(location)
+    found = read_messages_of_many(
+        FileBytes(location),
+        address,
+        base_address=form.base_address,
+        file_nbytes=form.file_nbytes,
+        offset_size=form.offset_size,
+        length_size=form.length_size,
+    )
+    of = _rows_of_single(found, len(address))
+    known = ~found.marked
+    for required in _REQUIRED:
+        known &= of[required] >= 0
+    rows = np.flatnonzero(known)
+    table = _unknown(len(address))
+    if not len(rows):
+        return table
+    picked = {message: column[rows] for message, column in of.items()}
+    good, ndim, shape = _decode_extents(found, picked[DATASPACE_MESSAGE], form.length_size)
+    fits, storage, offset, nbytes = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
+    kind = _group_kinds(found, picked)
+    attributes = _group_attributes(found, rows, len(address))
+    dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
+    attributes[dense] = OWN_ATTRIBUTES
+    good &= fits & (kind != NO_KIND)
+    return DatasetTable(
+        known=_spread(rows, good, known.shape),
+        ndim=_spread(rows, ndim, known.shape),
+        shape=_spread(rows, shape, (len(known), shape.shape[1])),
+        storage=_spread(rows, storage, known.shape),
+        offset=_spread(rows, offset, known.shape),
+        nbytes=_spread(rows, nbytes, known.shape),
+        kind=_spread(rows, np.where(kind >= 0, rows[kind], kind), known.shape),
+        attributes=_spread(
+            rows, np.where(attributes >= 0, rows[attributes], attributes), known.shape
+        ),
+    )
+
+
+def _spread(
+    rows: npt.NDArray[np.intp], values: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return a column of all objects from the values of some; zeros elsewhere."""
+    if len(rows) == shape[0]:
+        return values
+    out = np.zeros(shape, dtype=values.dtype)
+    out[rows] = values
+    return out
+
+
+def _rows_of_single(found: HeaderMessages, n: int) -> dict[int, IntArray]:
+    """Return the row of each object's message of each type, -1 where there is none.
+
+    Objects are marked that have two of a type of which there is one, messages of a type
+    that datasets do not have, or shared messages; shared datatypes are common.
+    """
+    marked = found.marked
+    marked[found.object[~np.isin(found.kind, _KNOWN)]] = True
+    shared = (found.flags & SHARED != 0) & (found.kind != DATATYPE_MESSAGE)
+    marked[found.object[shared]] = True
+    out = {}
+    for kind in _AT_MOST_ONE:
+        rows = np.flatnonzero(found.kind == kind)
+        of = found.object[rows]
+        out[kind] = np.full(n, -1, dtype=np.int64)
+        out[kind][of] = rows
+        # Where an object has two, one of them was written over.
+        marked[of[out[kind][of] != rows]] = True
+    return out
+
+
+def _decode_extents(
+    found: HeaderMessages, rows: IntArray, length_size: int
+) -> tuple[BoolArray, IntArray, IntArray]:
+    """Return whether each dataspace is understood, its rank and its shape."""
+    data, at, size = found.data, found.position[rows], found.nbytes[rows]
+    head = integers(data, at, 4)
+    version, ndim = head & 0xFF, head >> 8 & 0xFF
+    flags, kind = head >> 16 & 0xFF, head >> 24
+    old = version == 1
+    # In version 2 a scalar says so; null extents, of type 2, are rare.
+    good = np.where(old, kind >= 0, (version == 2) & (kind == (ndim > 0)))
+    good &= (size >= 4) & (ndim <= MAX_RANK) & (flags <= 1)
+    ndim = np.where(good, ndim, 0)
+    first = at + np.where(old, 8, 4)
+    good &= first + ndim * length_size * (1 + flags) <= at + size
+    shape = np.ones((len(rows), max(int(ndim.max(initial=0)), 1)), dtype=np.int64)
+    n_elements = np.ones(len(rows))
+    for axis in range(int(ndim.max(initial=0))):
+        own = np.flatnonzero(good & (ndim > axis))
+        place = first[own] + axis * length_size
+        n = integers(data, place, length_size)
+        most = integers(data, place + ndim[own] * length_size * flags[own], length_size)
+        most = np.where(undefined(most, length_size), MAX_EXTENT, most)
+        good[own[(n < 0) | (n > most)]] = False
+        shape[own, axis] = n
+        n_elements[own] *= np.maximum(n, 1)
+    # Sums of logarithms would do as well: the limit is far above what is exact here.
+    good &= n_elements < MAX_EXTENT / 2
+    return good, ndim, shape
+
+
+def _decode_storage(
+    found: HeaderMessages, rows: IntArray, form: FileFormat
+) -> tuple[BoolArray, IntArray, IntArray, IntArray]:
+    """Return whether each layout is understood, its class, place and bytes of data."""
+    data, at, size = found.data, found.position[rows], found.nbytes[rows]
+    version, storage = data[at].astype(np.int64), data[at + 1].astype(np.int64)
+    good = (version >= 3) & (version <= 4) & (storage <= CONTIGUOUS)
+    compact = storage == COMPACT
+    width = form.offset_size
+    address = integers(data, at + 2, width)
+    nbytes = integers(data, at + 2 + width, form.length_size)
+    nbytes = np.where(compact, integers(data, at + 2, 2), nbytes)
+    good &= size >= np.where(compact, 4 + nbytes, 2 + width + form.length_size)
+    # The data of a compact dataset are in the message.
+    offset = np.where(compact, found.offset[rows] + 4, form.base_address + address)
+    absent = ~compact & undefined(address, width)
+    end = form.file_nbytes
+    good &= absent | compact | ((address >= 0) & (nbytes >= 0) & (nbytes <= end))
+    good &= absent | (offset <= end - np.where(good, nbytes, 0))
+    return good, storage, np.where(absent | (nbytes == 0), -1, offset), nbytes
+
+
+def _has_dense(found: HeaderMessages, rows: IntArray, offset_size: int) -> BoolArray:
+    """Tell which objects have attributes in a heap, or in the order of creation."""
+    some = np.flatnonzero(rows >= 0)
+    out = np.zeros(len(rows), dtype=bool)
+    at, size = found.position[rows[some]], found.nbytes[rows[some]]
+    plain = integers(found.data, at, 2) == 0  # version and flags
+    heap = integers(found.data, at + 2, offset_size)
+    out[some] = ~plain | ~undefined(heap, offset_size) | (size < 2 + offset_size)
+    return out
+
+
+def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
+    """Return the first dataset of the same kind as each, `NO_KIND` where there are many."""
+    layout = found.data[found.position[of[LAYOUT_MESSAGE]][:, None] + np.arange(2)]
+    keys = [layout]
+    long = np.zeros(len(layout), dtype=bool)
+    for message in (DATATYPE_MESSAGE, FILL_MESSAGE, OLD_FILL_MESSAGE, _FILTER_MESSAGE):
+        rows = of[message]
+        some = rows >= 0
+        if not some.any():
+            continue
+        nbytes = np.where(some, found.nbytes[rows], -1)
+        long |= nbytes > MAX_KEY_NBYTES
+        key = _message_bytes(
+            found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES)
+        )
+        keys += [(nbytes + 1).astype("<u4").view(np.uint8).reshape(-1, 4), key]
+        if message == DATATYPE_MESSAGE:
+            keys.append(found.flags[rows][:, None])
+    kind = _first_equal(np.concatenate(keys, axis=1))
+    return np.where(long, NO_KIND, kind)
+
+
+def _group_attributes(found: HeaderMessages, objects: npt.NDArray[np.intp], n: int) -> IntArray:
+    """Return the first of some objects with the same attributes as each.
+
+    Equal messages in one order make equal attributes.
+    """
+    out = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
+    place = np.full(n, -1, dtype=np.int64)
+    place[objects] = np.arange(len(objects))
+    rows = np.flatnonzero((found.kind == ATTRIBUTE_MESSAGE) & (place[found.object] >= 0))
+    if not len(rows):
+        return out
+    of = place[found.object[rows]]
+    # Messages are in stored order, of one object among those of the others.
+    order = np.argsort(of, kind="stable")
+    rows, of = rows[order], of[order]
+    nbytes = found.nbytes[rows]
+    key = _message_bytes(found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES))
+    length = nbytes.astype("<u4").view(np.uint8).reshape(-1, 4)
+    message = _first_equal(np.concatenate([length, key], axis=1))
+    begins = np.flatnonzero(np.diff(of, prepend=-1))
+    ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
+    sets = np.full((len(objects), int(ordinal.max()) + 1), -1, dtype=np.int64)
+    sets[of, ordinal] = message
+    some = of[begins]
+    same = _first_equal(sets[some].view(np.uint8).reshape(len(some), -1))
+    out[some] = np.where(same < 0, OWN_ATTRIBUTES, some[same])
+    out[of[(message < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
+    return out
+
+
+def _message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
+    """Return the bytes of messages as rows, zeros behind them."""
+    width = int(nbytes.max(initial=0))
+    windows = np.ndarray((len(data) - width + 1, width), np.uint8, data, 0, (1, 1))
+    out: ByteArray = windows[position]
+    if (nbytes != width).any():
+        out[np.arange(width) >= nbytes[:, None]] = 0
+    return out
+
+
+def _first_equal(key: ByteArray) -> IntArray:
+    """Return the first row equal to each row; -1 beyond `MAX_KINDS` distinct ones."""
+    words = np.zeros((len(key), -(-key.shape[1] // 8)), dtype=np.uint64)
+    words.view(np.uint8)[:, : key.shape[1]] = key
+    out = np.full(len(key), -1, dtype=np.int64)
+    left = np.arange(len(key))
+    for _ in range(MAX_KINDS):
+        if not len(left):
+            break
+        same = (words == words[0]).all(axis=1)
+        out[left[same]] = left[0]
+        left, words = left[~same], words[~same]
+    return out

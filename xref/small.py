@@ -1,0 +1,164 @@
+"""Small datasets behind references, read as ranges of bytes.
+
+In: addresses of many objects. Out: `SmallDatasets`, the columns of those whose bytes
+are their elements, and the values of all of them by few reads. The others are for
+`xref.gather`, which looks at them one by one.
+
+Of each kind of dataset (`xref.manydatasets`) one is looked at through h5py; so is one
+of each set of attributes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import IntArray, ragged_ranges
+from xref.datatypes import MAX_RANK
+from xref.errors import XrefError
+from xref.h5data import DatasetFacts, dataset_facts
+from xref.h5file import FileBytes, FileLocation
+from xref.h5layout import COMPACT
+from xref.layout import DatasetLayout
+from xref.manydatasets import OWN_ATTRIBUTES, read_datasets
+from xref.scattered import read_scattered
+
+SMALL_NBYTES = 1 << 20
+"""Datasets of more bytes are planned one by one, so that threads share them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SmallDatasets:
+    """Small datasets of one file that references select whole, as columns.
+
+    They are contiguous or compact, or nothing was written to them, and their elements
+    need no conversion.
+    """
+
+    location: FileLocation
+    address: npt.NDArray[np.uint64]  # (t,)
+    ndim: IntArray  # (t,)
+    shape: IntArray  # (t, widest), filled up with 1
+    offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
+    nbytes: IntArray  # (t,), bytes of storage
+    kind: IntArray  # (t,), row of `kinds`
+    kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
+    alike: tuple[tuple[int, DatasetFacts], ...]  # rows; others have attributes as one of these
+    rows: npt.NDArray[np.intp]  # (r,), references
+    which: IntArray  # (r,), the dataset that each points at, ascending
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def read(
+        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
+    ) -> None:
+        """Read datasets of one kind, each to its place in an array of their type."""
+        written = self.offset[which] >= 0
+        if not written.all():
+            empty = which[~written]
+            npoints = self.shape[empty].prod(axis=1)
+            out[ragged_ranges(dst[~written], npoints)] = layout.fill_value
+            which, dst = which[written], dst[written]
+        read_scattered(
+            FileBytes(self.location),
+            self.offset[which],
+            self.nbytes[which],
+            out.view(np.uint8),
+            dst * out.itemsize,
+        )
+
+
+def find_small(
+    location: FileLocation, address: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.intp], SmallDatasets | None]:
+    """Find datasets among many objects of a file that can be read as ranges of bytes.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file.
+    address : numpy.ndarray
+        Shape ``(n,)``, distinct.
+
+    Returns
+    -------
+    picked : numpy.ndarray
+        The rows of those that can, ascending.
+    small : SmallDatasets or None
+        Without references to them; None where there is none.
+    """
+    table = read_datasets(location, address)
+    good = table.known & (table.nbytes <= SMALL_NBYTES)
+    kinds: dict[int, DatasetFacts] = {}
+    for k in np.unique(table.kind[good]).tolist():
+        own = good & (table.kind == k)
+        facts = _facts_or_none(location, int(address[k]))
+        if facts is None or not _is_plain(facts.layout):
+            good &= ~own
+            continue
+        kinds[k] = facts
+        needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
+        good &= ~own | (table.nbytes == needed)
+    alone = good & (table.attributes == OWN_ATTRIBUTES)
+    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
+        facts = _facts_or_none(location, int(address[k]))
+        if facts is None or not _is_alike(facts):
+            alone |= good & (table.attributes == k)
+    looked: dict[int, DatasetFacts] = {}
+    for row in np.flatnonzero(alone).tolist():
+        facts = _facts_or_none(location, int(address[row]))
+        if facts is None:
+            good[row] = False
+        else:
+            looked[row] = facts
+    picked = np.flatnonzero(good)
+    if not len(picked):
+        return picked, None
+    part = table.take(picked)
+    _, first = np.unique(part.ndim + part.attributes * (MAX_RANK + 1), return_index=True)
+    for row in picked[first[~alone[picked[first]]]].tolist():
+        looked[row] = dataset_facts(location, int(address[row]))
+    alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in sorted(looked))
+    numbers = {k: i for i, k in enumerate(kinds)}
+    used = np.unique(part.kind)
+    number = np.array([numbers[k] for k in used.tolist()])
+    return picked, SmallDatasets(
+        location=location,
+        address=address[picked],
+        ndim=part.ndim,
+        shape=part.shape,
+        offset=part.offset,
+        nbytes=part.nbytes,
+        kind=number[np.searchsorted(used, part.kind)],
+        kinds=tuple(kinds.values()),
+        alike=tuple(alike),
+        rows=np.zeros(0, dtype=np.intp),
+        which=np.zeros(0, dtype=np.int64),
+    )
+
+
+def _facts_or_none(location: FileLocation, address: int) -> DatasetFacts | None:
+    """Return what a dataset says of itself; None where it cannot be looked at.
+
+    Whoever looks at it alone says why.
+    """
+    try:
+        return dataset_facts(location, address)
+    except XrefError:
+        return None
+
+
+def _is_plain(layout: DatasetLayout) -> bool:
+    """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
+    references = layout.reference_kind or layout.elements is not None
+    return not references and layout.indirect in ("", COMPACT)
+
+
+def _is_alike(facts: DatasetFacts) -> bool:
+    """Tell whether datasets with the same attributes are named and described alike."""
+    named = {"CLASS", "coordinates"} & facts.attributes.keys()
+    return not (named or facts.scales or facts.problems)
