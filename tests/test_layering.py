@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "columns": ("numpy",),
     "selection": ("numpy",),
     "regions": ("numpy",),
+    "projection": ("numpy",),
     "heap": ("numpy",),
     "structures": (),
     "dense": (),

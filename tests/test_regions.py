@@ -17,13 +17,12 @@ from oracle import mask_shape
 from selections import describe, elements, points, slabs, unions
 
 from xref.errors import SelectionError
+from xref.projection import narrow, project
 from xref.regions import (
     RegionTable,
     box_table,
     concat_tables,
     empty_table,
-    narrow,
-    project,
     table_from_selections,
 )
 from xref.selection import UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection

@@ -25,8 +25,9 @@ from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5data import dataset_facts, dataset_layout
 from xref.layout import item_dtype, items
 from xref.lazy import is_decoded, lazily_indexed
+from xref.projection import project
 from xref.references import ReferenceArray
-from xref.regions import concat_tables, empty_table, project
+from xref.regions import concat_tables, empty_table
 from xref.results import Fill, SampleArray, StackArray, ValidArray
 from xref.targets import open_target
 

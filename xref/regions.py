@@ -32,7 +32,6 @@ from xref.selection import (
     axis_intervals,
     outer_axes,
     regular_from_blocks,
-    row_runs,
     screen_unions,
     union_size,
 )
@@ -53,7 +52,7 @@ class Kind(IntEnum):
 KIND_NAMES = np.array(["null", "none", "all", "object", "points", "hyperslab", "blocks"])
 
 _WHOLE = (Kind.ALL, Kind.OBJECT)
-_AXIS_NAMES = ("start", "stride", "count", "block")
+AXIS_COLUMNS = ("start", "stride", "count", "block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,7 +91,7 @@ class RegionTable(FrozenColumns):
         """
         columns = {
             name: _take_rows(getattr(self, name), index)
-            for name in ("kind", "rank", *_AXIS_NAMES, "first", "size")
+            for name in ("kind", "rank", *AXIS_COLUMNS, "first", "size")
         }
         table = self.replace(**columns)
         kept = int(table.size.sum())
@@ -251,7 +250,7 @@ class RegionTable(FrozenColumns):
             return self
         n = len(self)
         if self.ndim > ndim:
-            names = (*_AXIS_NAMES, "points", "block_start", "block_stop")
+            names = (*AXIS_COLUMNS, "points", "block_start", "block_stop")
             return self.replace(**{name: getattr(self, name)[:, :ndim] for name in names})
         fills = {"start": 0, "stride": 1, "count": 1, "block": 1}
         columns = {name: np.full((n, ndim), fill) for name, fill in fills.items()}
@@ -261,7 +260,7 @@ class RegionTable(FrozenColumns):
     def _limit(
         self, extent: tuple[int, ...], whole: np.ndarray, unlimited: np.ndarray
     ) -> RegionTable:
-        columns = {name: getattr(self, name).copy() for name in _AXIS_NAMES}
+        columns = {name: getattr(self, name).copy() for name in AXIS_COLUMNS}
         kind, rank = self.kind.copy(), self.rank.copy()
         kind[whole] = Kind.HYPERSLAB
         rank[whole] = len(extent)
@@ -345,43 +344,13 @@ class RegionTable(FrozenColumns):
         if len(regular):
             equal = self.rank[regular] == other.rank[regular]
             width = min(self.ndim, other.ndim)
-            for name in _AXIS_NAMES:
+            for name in AXIS_COLUMNS:
                 mine, theirs = getattr(self, name), getattr(other, name)
                 equal &= (mine[regular, :width] == theirs[regular, :width]).all(axis=1)
             same[regular] = equal
         for row in np.flatnonzero(same & (self.size + other.size > 0)).tolist():
             same[row] = self.selection(row) == other.selection(row)
         return same
-
-
-def narrow(regions: RegionTable, key: Sequence[tuple[int, int, int]]) -> RegionTable | None:
-    """Select within the results of boxes and evenly spaced hyperslabs.
-
-    Parameters
-    ----------
-    regions : RegionTable
-        Fitted rows whose results share one shape of full rank.
-    key : sequence of (start, count, step)
-        What is wanted along each axis of the results.
-
-    Returns
-    -------
-    RegionTable or None
-        None when a row is of another kind, so results must be cut after reading.
-    """
-    single = (regions.count == 1) | (regions.block == 1)
-    if not ((regions.kind == Kind.HYPERSLAB) & single.all(axis=1)).all():
-        return None
-    first, count, step = (np.array(c, dtype=np.int64) for c in zip(*key, strict=True))
-    stride = np.where(regions.count == 1, 1, regions.stride)
-    start = regions.start + first * stride
-    contiguous = (stride * step == 1) | (count == 1)
-    return regions.replace(
-        start=start,
-        stride=np.where(contiguous, 1, stride * step),
-        count=np.where(contiguous, 1, count),
-        block=np.where(contiguous, count, 1),
-    )
 
 
 def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -> RegionTable:
@@ -395,47 +364,13 @@ def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -
     return table.take(back)
 
 
-def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
-    """Drop the axes of fitted selections that are not among ``axes``.
-
-    What stays is the selection's shadow: the index sets of an outer product, each
-    point's coordinates. Unions that are no outer product become their elements.
-    """
-    axes = list(axes)
-    columns = {name: getattr(regions, name)[:, axes] for name in _AXIS_NAMES}
-    kept = np.isin(regions.kind, (Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS))
-    table = regions.replace(
-        rank=np.where(kept, len(axes), 0),
-        points=regions.points[:, axes],
-        block_start=regions.block_start[:, axes],
-        block_stop=regions.block_stop[:, axes],
-        **columns,
-    )
-    unions = np.flatnonzero(regions.kind == Kind.BLOCKS).tolist()
-    if not unions:
-        return table
-    rows = [table.take(np.flatnonzero(regions.kind != Kind.BLOCKS))]
-    order = [np.flatnonzero(regions.kind != Kind.BLOCKS)]
-    for row in unions:
-        at = regions.list_rows(row)
-        outer = outer_axes(regions.block_start[at], regions.block_stop[at])
-        if outer is None:
-            start, length = row_runs(regions.block_start[at], regions.block_stop[at])
-            points = np.repeat(start, length, axis=0)
-            points[:, -1] += ragged_ranges(np.zeros(len(length), dtype=np.int64), length)
-            rows.append(_one_row(Points(points[:, axes])))
-        else:
-            low, high = outer_blocks([outer[axis] for axis in axes])
-            rows.append(table_from_blocks(low[None], high[None]))
-        order.append(np.array([row]))
-    return in_order(rows, order)
-
-
 def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
     """Index rows; a column that repeats one row stays a broadcast."""
     if column.ndim == 2 and column.strides[0] == 0 and len(column):
         n = len(np.empty(len(column), dtype=np.bool_)[index])
         return np.broadcast_to(column[:1], (n, column.shape[1]))
+    if isinstance(index, np.ndarray) and index.dtype.kind == "i":
+        return np.take(column, index, axis=0)  # an index takes several times as long
     result: npt.NDArray[Any] = column[index]
     return result
 

@@ -30,8 +30,8 @@ from xref.h5file import check_unchanged
 from xref.layout import item_dtype, items
 from xref.lazy import Axis, LazyArray, index_outer
 from xref.parts import Parts, plan_parts, row_strides
+from xref.projection import narrow
 from xref.references import ReferenceArray
-from xref.regions import narrow
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 """First and last position of a block, plus one, along each axis."""
