@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -301,3 +302,21 @@ def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
         write(tmp_path / "new.h5", IMAGE + 1).replace(changed)
         with pytest.raises(xref.FileChangedError):
             sums.compute()
+
+
+def test_files_close_when_nothing_of_the_graph_is_left(tmp_path: Path) -> None:
+    closed = write(tmp_path / "closed.h5", IMAGE)
+    ds = xr.open_dataset(closed, engine="h5ref")
+    patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
+    sums = patches.data.sum(axis=(1, 2))
+    sums.compute()
+    assert closed in open_files()
+    del ds, patches, sums
+    gc.collect()
+    assert closed not in open_files()
+
+
+def open_files() -> list[Path]:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("the system does not list open files")
+    return [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]

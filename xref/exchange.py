@@ -36,8 +36,8 @@ FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
 
-KEPT_PLANS = 2
-"""Plans that a process remembers."""
+KEPT_EXCHANGES = 2
+"""What a process remembers of what it was sent; the files of these stay open there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,35 +78,52 @@ class Exchange:
         self.decode = decode
         self.dtype = dtype
         self.token = token
+        self._plan: ExchangePlan | None = None
+        self._planning = threading.Lock()
 
     def __dask_tokenize__(self) -> str:
         return self.token
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, (self.array, self.blocks, self.decode, self.dtype, self.token)
+
     def plan(self) -> ExchangePlan | None:
         """Return what is to be read; None where blocks are better read one by one."""
-        with _planning:
-            if self.token not in _plans:
-                _plans[self.token] = self._make_plan()
-                while len(_plans) > KEPT_PLANS:
-                    _plans.popitem(last=False)
-            _plans.move_to_end(self.token)
-            return _plans[self.token]
-
-    def _make_plan(self) -> ExchangePlan | None:
-        flat = self.array.flat_blocks(self.blocks)
-        return None if flat is None else _plan_exchange(flat)
-
-    def _known_plan(self) -> ExchangePlan:
         for location in self.array.references.columns.used_files():
             check_unchanged(location)
+        with self._planning:
+            if self._plan is None:
+                flat = self.array.flat_blocks(self.blocks)
+                self._plan = None if flat is None else _plan_exchange(flat)
+            return self._plan
+
+    def known_plan(self) -> ExchangePlan:
+        """Return what is to be read, for blocks that are known to be read together."""
         plan = self.plan()
         if plan is None:
             raise RuntimeError("blocks that were to be read together cannot be any more")
         return plan
 
 
-_plans: OrderedDict[str, ExchangePlan | None] = OrderedDict()
-_planning = threading.RLock()
+_received: OrderedDict[str, Exchange] = OrderedDict()
+_receiving = threading.Lock()
+
+
+def _receive(
+    array: ReferenceResults,
+    blocks: tuple[Spans, ...],
+    decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
+    dtype: np.dtype[Any],
+    token: str,
+) -> Exchange:
+    """Return what other tasks of this process were sent as well, so that it is planned once."""
+    with _receiving:
+        if token not in _received:
+            _received[token] = Exchange(array, blocks, decode, dtype, token)
+            while len(_received) > KEPT_EXCHANGES:
+                _received.popitem(last=False)
+        _received.move_to_end(token)
+        return _received[token]
 
 
 def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
@@ -155,7 +172,7 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     list of numpy.ndarray
         The elements of each share of the lot, 1-D, block after block.
     """
-    plan = exchange._known_plan()
+    plan = exchange.known_plan()
     out = []
     for k, share in plan.lots[number]:
         target, shares = plan.targets[k]
@@ -178,7 +195,7 @@ def put_together(
     exchange: Exchange, block: int, lots: list[list[npt.NDArray[Any]]]
 ) -> npt.NDArray[Any]:
     """Make one block of what all lots hold for it, and decode it."""
-    plan = exchange._known_plan()
+    plan = exchange.known_plan()
     bounds = plan.flat.bounds
     flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
     buffers: dict[int, list[npt.NDArray[Any]]] = {}

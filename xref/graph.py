@@ -143,6 +143,10 @@ class ReadLayer(Layer):
         self.array = array
         self.dtype = dtype
         self.decode = decode
+        self._exchange: Exchange | None = None  # the last one: its plan serves again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_exchange": None}
 
     @cached_property
     def _edges(self) -> list[list[int]]:
@@ -184,7 +188,7 @@ class ReadLayer(Layer):
         """Make the tasks for some blocks; see `dask.highlevelgraph.Layer.cull`."""
         tasks: dict[Any, Any] = {}
         for wanted in self._together(sorted(key for key in keys if key in self)):
-            exchange = self._exchange(wanted)
+            exchange = self._exchange_of(wanted)
             plan = exchange.plan() if exchange is not None else None
             if exchange is None or plan is None:
                 tasks |= {key: self[key] for key in wanted}
@@ -218,12 +222,14 @@ class ReadLayer(Layer):
             filled += nbytes
         yield wanted
 
-    def _exchange(self, keys: list[Key]) -> Exchange | None:
+    def _exchange_of(self, keys: list[Key]) -> Exchange | None:
         if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
             return None
         token = tokenize(self.name, keys)
-        blocks = [self._spans(key) for key in keys]
-        return Exchange(self.array, blocks, self.decode, self.dtype, token)
+        if self._exchange is None or self._exchange.token != token:
+            blocks = [self._spans(key) for key in keys]
+            self._exchange = Exchange(self.array, blocks, self.decode, self.dtype, token)
+        return self._exchange
 
 
 class BlockArray(da.Array):
