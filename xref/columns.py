@@ -98,6 +98,22 @@ def ragged_ranges(starts: IntArray, counts: IntArray) -> IntArray:
     return out
 
 
+def ragged_take(
+    table: npt.NDArray[Any], starts: IntArray, counts: IntArray
+) -> npt.NDArray[Any]:
+    """Concatenate ``table[start : start + count]`` over rows; a view where they are one.
+
+    Examples
+    --------
+    >>> ragged_take(np.array([4, 5, 6, 7]), np.array([2, 0]), np.array([2, 1]))
+    array([6, 7, 4])
+    """
+    offsets = row_offsets(counts)
+    if len(starts) and (starts == starts[0] + offsets[:-1]).all():
+        return table[int(starts[0]) : int(starts[0]) + int(offsets[-1])]
+    return np.take(table, ragged_ranges(starts, counts), axis=0)
+
+
 def run_starts(column: npt.NDArray[Any]) -> IntArray:
     """Return where runs of equal values begin.
 

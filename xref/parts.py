@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
+from xref.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
 from xref.regions import Kind, RegionTable
 from xref.selection import outer_axes, row_runs
 
@@ -136,8 +136,8 @@ def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Par
     listed = np.flatnonzero(regions.kind == Kind.POINTS)
     if len(listed):
         size = regions.size[listed]
-        places = [ragged_ranges(first[listed], size) for first in (regions.first, dst)]
-        found.append(_unit_parts(np.take(regions.points, places[0], axis=0), places[1]))
+        points = ragged_take(regions.points, regions.first[listed], size)
+        found.append(_unit_parts(points, ragged_ranges(dst[listed], size)))
     several = (regions.kind == Kind.BLOCKS) | ((regions.kind == Kind.HYPERSLAB) & ~plain)
     for row in np.flatnonzero(several).tolist():
         found.append(_plan_row(regions, row, int(dst[row]), dst_stride[row]))

@@ -224,7 +224,7 @@ def plan_read(
         piece_cut=np.append(new_tile, len(order)),
         src=src[order],
         dst=parts.dst[order],
-        group=group[order],
+        group=group[order] if len(representative) > 1 else group,
         group_shape=parts.shape[representative],
         group_step=parts.step[representative],
         group_dst_stride=parts.dst_stride[representative],

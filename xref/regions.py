@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
+from xref.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
 from xref.errors import ResultTooLargeError, SelectionError
 from xref.selection import (
     UNLIMITED,
@@ -167,10 +167,12 @@ class RegionTable(FrozenColumns):
             rows = np.flatnonzero((self.kind == kind) & (self.size > 0))
             if not len(rows):
                 continue
-            at = ragged_ranges(self.first[rows], self.size[rows])
-            cuts = row_offsets(self.size[rows])[:-1]
-            start[rows] = np.minimum.reduceat(low[at], cuts, axis=0)
-            stop[rows] = np.maximum.reduceat(high[at], cuts, axis=0) + (kind == Kind.POINTS)
+            size = self.size[rows]
+            cuts = row_offsets(size)[:-1]
+            lowest = ragged_take(low, self.first[rows], size)
+            highest = lowest if high is low else ragged_take(high, self.first[rows], size)
+            start[rows] = np.minimum.reduceat(lowest, cuts, axis=0)
+            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + (kind == Kind.POINTS)
         return start, stop
 
     def _are_boxes(self) -> bool:
