@@ -114,6 +114,27 @@ def ragged_take(
     return np.take(table, ragged_ranges(starts, counts), axis=0)
 
 
+def renumber(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct values, ascending, and the place of each value among them.
+
+    As `numpy.unique` does, which takes ten times as long for values close to each other;
+    none may be negative.
+
+    Examples
+    --------
+    >>> renumber(np.array([7, 3, 7]))
+    (array([3, 7]), array([1, 0, 1]))
+    """
+    top = int(values.max(initial=-1)) + 1
+    if top > 4 * len(values) + (1 << 20):
+        distinct, place = np.unique(values, return_inverse=True)
+        return distinct, place.reshape(-1)
+    seen = np.zeros(top, dtype=bool)
+    seen[values] = True
+    places: IntArray = np.cumsum(seen) - 1
+    return np.flatnonzero(seen), places[values]
+
+
 def run_starts(column: npt.NDArray[Any]) -> IntArray:
     """Return where runs of equal values begin.
 

@@ -75,10 +75,11 @@ class ReferenceResults(LazyArray):
         """
         raise NotImplementedError
 
-    def _rows(self, spans: Spans) -> npt.NDArray[np.intp]:
-        """Return which references, in C order, a block is of."""
+    def _rows(self, blocks: Sequence[Spans]) -> list[npt.NDArray[np.intp]]:
+        """Return which references, in C order, each block is of."""
         grid = np.arange(self.references.size).reshape(self.references.shape)
-        return grid[tuple(slice(*span) for span in spans[: grid.ndim])].reshape(-1)
+        sides = [tuple(slice(*span) for span in spans[: grid.ndim]) for spans in blocks]
+        return [grid[side].reshape(-1) for side in sides]
 
 
 def _planned(
@@ -234,7 +235,7 @@ class StackArray(ReferenceResults):
             if narrowed is None:
                 return None
             parts_of[inner] = narrowed
-        rows = [self._rows(spans) for spans in blocks]
+        rows = self._rows(blocks)
         cells = [parts_of[spans[split:end]][1] for spans in blocks]
         n_cell = [math.prod(cell) for cell in cells]
         sizes = [len(r) * n for r, n in zip(rows, n_cell, strict=True)]
@@ -480,7 +481,7 @@ class RegionResults(ReferenceResults):
         bound = _bind_unchanged(self.references)
         if bound.small:
             return None
-        rows = [self._rows(spans) for spans in blocks]
+        rows = self._rows(blocks)
         picked = np.concatenate(rows)
         offsets = row_offsets(bound.npoints[picked])
         check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")

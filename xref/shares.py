@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import FrozenColumns, IntArray, ragged_ranges, row_offsets
+from xref.columns import FrozenColumns, IntArray, ragged_ranges, renumber, row_offsets
 from xref.copies import Side
 from xref.parts import (
     Parts,
@@ -145,9 +145,9 @@ def count_visits(
         Cells of all blocks.
     """
     number, _ = locate(parts.start, cell, extent)
-    distinct, of = np.unique(number, return_inverse=True)
-    pairs = block * len(distinct) + of.reshape(-1)
-    return len(np.unique(pairs)), len(distinct)
+    distinct, of = renumber(number)
+    pairs, _ = renumber(block * len(distinct) + of)
+    return len(pairs), len(distinct)
 
 
 def plan_shares(
@@ -170,8 +170,8 @@ def plan_shares(
         parts = cut_axis(parts, axis, width)
     n_blocks = len(bounds) - 1
     block = np.searchsorted(bounds, parts.dst, side="right") - 1
-    tiles, number = np.unique(locate(parts.start, tile, extent)[0], return_inverse=True)
-    place = number.reshape(-1) * n_blocks + block
+    tiles, number = renumber(locate(parts.start, tile, extent)[0])
+    place = number * n_blocks + block
     group, _ = group_rows(parts)
     order = sort_pairs(place, group)
     parts, place = take_parts(parts, order), place[order]
