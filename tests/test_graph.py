@@ -100,9 +100,7 @@ def test_blocks_in_no_order_read_each_chunk_once(
 ) -> None:
     dim = ds["image_rois"].dims[0]
     patches = ds["image_rois"].h5ref.resolve(chunks={dim: size})
-    sums = (
-        patches.sum(dim=("phony_dim_1", "phony_dim_2")) if False else patches.data.sum((1, 2))
-    )
+    sums = patches.data.sum(axis=(1, 2))
     result, chunks = counted(lambda: sums.compute(scheduler=scheduler))
     np.testing.assert_array_equal(result, PATCHES.sum(axis=(1, 2)))
     assert chunks == N_CHUNKS
@@ -113,7 +111,8 @@ def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     picked = np.concatenate([np.flatnonzero(row == k)[:10] for k in (0, 2)])
     part = ds["image_rois"][picked]
     patches = part.h5ref.resolve(chunks={part.dims[0]: 10})
-    assert not any("xref-chunks" in str(key) for key in optimized(patches.data + 1))
+    with dask.config.set(scheduler="processes"):
+        assert not any("xref-chunks" in str(key) for key in optimized(patches.data + 1))
     np.testing.assert_array_equal(through_blocks(patches), PATCHES[picked])
 
 
@@ -126,7 +125,8 @@ def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 4)
     dim = ds["image_rois"].dims[0]
     data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
-    keys = [str(key) for key in optimized(data.map_blocks(np.array, dtype=data.dtype))]
+    with dask.config.set(scheduler="processes"):
+        keys = [str(key) for key in optimized(data.map_blocks(np.array, dtype=data.dtype))]
     assert sum("xref-chunks" in key for key in keys) == 4
     result, chunks = counted(lambda: data.map_blocks(np.array, dtype=data.dtype).compute())
     np.testing.assert_array_equal(result, PATCHES)
@@ -254,6 +254,71 @@ def test_results_are_the_users_own(ds: xr.Dataset) -> None:
         values = kept.compute().values
         np.testing.assert_array_equal(values, PATCHES)
         values[...] = 0
+
+
+def test_datasets_mix_resolved_and_derived_variables(ds: xr.Dataset) -> None:
+    patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
+    means = patches.mean(patches.dims[1:])
+    both = xr.Dataset({"patches": patches, "means": means}).compute()
+    np.testing.assert_array_equal(both["patches"], PATCHES)
+    np.testing.assert_allclose(both["means"], PATCHES.mean(axis=(1, 2)))
+    doubled = xr.apply_ufunc(np.add, patches, patches * 2, dask="parallelized")
+    np.testing.assert_array_equal(doubled, PATCHES * np.uint16(3))
+
+
+def test_regions_larger_than_chunks_read_each_once(tmp_path: Path) -> None:
+    corners = np.stack(np.meshgrid(np.arange(0, 192, 16), np.arange(0, 192, 16)), axis=-1)
+    corners = np.random.default_rng(0).permutation(corners.reshape(-1, 2))
+    with h5py.File(tmp_path / "large.h5", "w") as file:
+        stored = file.create_dataset("image", data=IMAGE, chunks=(16, 16), compression="gzip")
+        boxes = [stored.regionref[y : y + 64, x : x + 64] for y, x in corners]
+        write_references(file, "rois", boxes)
+    expected = np.stack([IMAGE[y : y + 64, x : x + 64] for y, x in corners])
+    with xr.open_dataset(tmp_path / "large.h5", engine="h5ref") as large:
+        patches = large["rois"].h5ref.resolve(chunks={large["rois"].dims[0]: 20})
+        result, chunks = counted(patches.data.sum(axis=(1, 2)).compute)
+    np.testing.assert_array_equal(result, expected.sum(axis=(1, 2)))
+    assert chunks == 15**2
+
+
+def test_blocks_along_the_axes_of_array_types(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 40, 6)).astype("f4")
+    with h5py.File(tmp_path / "items.h5", "w") as file:
+        stored = file.create_dataset("image", (40, 40), dtype=("f4", (6,)), chunks=(8, 8))
+        stored[...] = values
+        corners = np.random.default_rng(1).integers(0, 32, (60, 2))
+        boxes = [stored.regionref[y : y + 8, x : x + 8] for y, x in corners]
+        write_references(file, "rois", boxes)
+    expected = np.stack([values[y : y + 8, x : x + 8] for y, x in corners])
+    with xr.open_dataset(tmp_path / "items.h5", engine="h5ref") as items:
+        rois = items["rois"]
+        for chunks in ({rois.dims[0]: 10}, {rois.dims[0]: 10, "item": 2}):
+            np.testing.assert_array_equal(
+                through_blocks(rois.h5ref.resolve(chunks=chunks)), expected
+            )
+
+
+def test_an_index_of_many_blocks_reads_what_it_selects(ds: xr.Dataset) -> None:
+    patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
+    with count_reads() as counts:
+        np.testing.assert_array_equal(patches[::50, 0], PATCHES[::50, 0])
+    corners = CORNERS[::50]
+    last = corners[:, 1] + BOX - 1
+    touched = (last // CHUNK - corners[:, 1] // CHUNK + 1).sum()
+    assert counts.chunks_decoded == touched
+
+
+def test_threads_that_share_a_failing_read_all_fail(
+    ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 20})
+
+    def fail(*_: Any) -> None:
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(exchange, "read_lot", fail)
+    with pytest.raises(OSError, match="no such luck"):
+        patches.data.sum(axis=(1, 2)).compute(scheduler="threads", num_workers=4)
 
 
 def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:

@@ -355,7 +355,9 @@ def _results(
 ) -> xr.DataArray:
     """Make the lazy array of one item a reference."""
     cell = tuple(n for _, n in sizes)
-    data = RegionResults(resolved.references, dtype, resolved.dtype, decode, function, cell)
+    data = RegionResults(
+        resolved.references, dtype, resolved.dtype, decode, function, cell, bound=resolved.bound
+    )
     dims = (*resolved.dims, *(d for d, _ in sizes))
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
     check_chunks(chunks, dims)

@@ -3,7 +3,8 @@
 In: a lazy array of results and the blocks wanted of it. Out: the tasks of a graph as
 two functions: `read_lot` reads a lot of chunks for all blocks, `put_together` makes
 one block of what the lots hold for it. A task knows the place of the references;
-what they select is worked out once in each process.
+what they select is worked out once in each process. `SharedBlocks` does both for the
+threads of one process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xref.loaders import tile_loader
 from xref.plan import choose_tile, plan_read
 from xref.readers import read_plan
 from xref.results import FlatBlocks, ReferenceResults, Spans
-from xref.shares import Shares, count_visits, find_blocks, plan_shares, storage_cell
+from xref.shares import Shares, count_visits, lie_in_blocks, plan_shares, storage_cell
 
 LOT_NBYTES = 16 << 20
 """Decoded bytes that one task reads, at least (benchmarks/blocks.py)."""
@@ -36,8 +37,11 @@ FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
 
-KEPT_EXCHANGES = 2
+KEPT_EXCHANGES = 4
 """What a process remembers of what it was sent; the files of these stay open there."""
+
+MOST_MEETINGS = 1 << 18
+"""Pairs of a target and a block, at most; beyond that blocks are read one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +109,79 @@ class Exchange:
         return plan
 
 
+class SharedBlocks:
+    """The array whose blocks are read together, by the threads of one process.
+
+    A thread that asks for a whole block reads lots of chunks until all are there, and
+    takes its part of each. What is no whole block is read from the array. Lots are let go
+    of when every block was taken.
+
+    Parameters
+    ----------
+    exchange : Exchange
+    array : array-like
+        Read by index, for parts of blocks.
+    """
+
+    def __init__(self, exchange: Exchange, array: Any) -> None:
+        self.exchange = exchange
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        self.ndim = len(array.shape)
+        self._number = {spans: i for i, spans in enumerate(exchange.blocks)}
+        self._changed = threading.Condition()
+        self._lots: dict[int, list[npt.NDArray[Any]]] = {}
+        self._reading: set[int] = set()
+        self._left = set(self._number.values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedBlocks, (self.exchange, self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        block = self._find(index)
+        plan = self.exchange.plan() if block is not None else None
+        if block is None or plan is None:
+            return self.array[index]
+        values = put_together(self.exchange, block, self._read_lots(len(plan.lots)))
+        with self._changed:
+            self._left.discard(block)
+            if not self._left:
+                self._lots.clear()
+                self._left.update(self._number.values())
+        return values
+
+    def _find(self, index: Any) -> int | None:
+        """Return the number of the block that an index selects all of."""
+        if not all(isinstance(k, slice) and k.step in (None, 1) for k in index):
+            return None
+        spans = tuple(k.indices(n)[:2] for k, n in zip(index, self.shape, strict=False))
+        spans += tuple((0, n) for n in self.shape[len(spans) :])
+        return self._number.get(spans)
+
+    def _read_lots(self, n_lots: int) -> list[list[npt.NDArray[Any]]]:
+        """Read what no other thread reads, until all lots are there."""
+        while True:
+            with self._changed:
+                if len(self._lots) == n_lots:
+                    return [self._lots[i] for i in range(n_lots)]
+                free = (i for i in range(n_lots) if i not in self._lots.keys() | self._reading)
+                number = next(free, None)
+                if number is None:
+                    self._changed.wait()
+                    continue
+                self._reading.add(number)
+            lot = None
+            try:
+                lot = read_lot(self.exchange, number)
+            finally:
+                # Where it failed, another thread tries, and fails by itself.
+                with self._changed:
+                    self._reading.discard(number)
+                    if lot is not None:
+                        self._lots[number] = lot
+                    self._changed.notify_all()
+
+
 _received: OrderedDict[str, Exchange] = OrderedDict()
 _receiving = threading.Lock()
 
@@ -128,16 +205,17 @@ def _receive(
 
 def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
     """Divide what blocks read into lots of chunks, if that saves reading any."""
+    if len(flat.reads) * len(flat.bounds) > MOST_MEETINGS:
+        return None
     found = []
     visits = distinct = 0
     for target, parts in flat.reads:
         layout = target.layout
-        block = find_blocks(parts, flat.bounds)
-        if block is None:
+        if not lie_in_blocks(parts, flat.bounds):
             return None
         itemsize = max(layout.dtype.itemsize, 1)
         cell = storage_cell(layout.shape, layout.chunks, itemsize)
-        counts = count_visits(parts, block, layout.shape, cell)
+        counts = count_visits(parts, flat.bounds, layout.shape, cell)
         cell_nbytes = int(np.prod(cell)) * itemsize
         visits, distinct = visits + counts[0] * cell_nbytes, distinct + counts[1] * cell_nbytes
         found.append((target, parts, cell, counts[1] * cell_nbytes))

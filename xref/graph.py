@@ -7,8 +7,9 @@ lazy array, which is the place of the references, not their contents.
 How blocks are read is decided where dask drops the tasks that nobody wants:
 
 - one block by itself, by its index, so that an index of the user's narrows it;
-- several that need the same chunks through `xref.exchange`: tasks that each read a
-  lot of chunks for all blocks, and a task a block that takes its part of each;
+- several that need the same chunks through `xref.exchange`: lots of chunks are read
+  for all blocks, and each block takes its part of each lot. In one process the tasks of
+  blocks read them, unless an index narrows a block; on a cluster they are tasks;
 - the whole array, wanted as one NumPy array in this process, straight into that.
 """
 
@@ -35,14 +36,14 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import parse_bytes
 
-from xref.exchange import Exchange, put_together, read_lot
+from xref.exchange import Exchange, SharedBlocks, put_together, read_lot
 from xref.lazy import LazyArray, outer_indexed
 from xref.results import ReferenceResults, Spans
 
 Key = tuple[Any, ...]
 Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
-TOGETHER_NBYTES = 2 << 30
+TOGETHER_NBYTES = 1 << 30
 """Blocks that are read together hold so many bytes at most; they wait for each other."""
 
 
@@ -116,7 +117,11 @@ def chunk_variable(
         {layer.original: MaterializedLayer(original), name: layer},
         {layer.original: set(), name: {layer.original}},
     )
-    blocks = BlockArray(graph, name, sizes, dtype=variable.dtype, meta=np.ndarray)  # type: ignore[no-untyped-call]
+    blocks = da.Array(graph, name, sizes, dtype=variable.dtype, meta=np.ndarray)  # type: ignore[no-untyped-call]
+    # Of this array alone, not of a class: xarray does not mix classes of dask arrays.
+    vars(blocks).update(
+        __dask_postcompute__=lambda: (finish_blocks, (name,)), __dask_optimize__=optimize
+    )
     return variable._replace(data=blocks)
 
 
@@ -189,20 +194,35 @@ class ReadLayer(Layer):
         tasks: dict[Any, Any] = {}
         for wanted in self._together(sorted(key for key in keys if key in self)):
             exchange = self._exchange_of(wanted)
-            plan = exchange.plan() if exchange is not None else None
-            if exchange is None or plan is None:
+            if exchange is None:
                 tasks |= {key: self[key] for key in wanted}
-                continue
-            place = f"exchange-{exchange.token}"
-            tasks[place] = DataNode(place, exchange)
-            lots = [(f"xref-chunks-{exchange.token}", i) for i in range(len(plan.lots))]
-            for lot in lots:
-                tasks[lot] = Task(lot, read_lot, TaskRef(place), lot[1])
-            for block, key in enumerate(wanted):
-                held = List(*(TaskRef(lot) for lot in lots))
-                tasks[key] = Task(key, put_together, TaskRef(place), block, held)
+            elif _is_local():
+                place = f"shared-{exchange.token}"
+                tasks[place] = Task(
+                    place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original)
+                )
+                for key in wanted:
+                    index = tuple(slice(*span) for span in self._spans(key))
+                    tasks[key] = Task(key, getter, TaskRef(place), index)
+            else:
+                tasks |= self._spread(exchange, wanted)
         layer = MaterializedLayer(tasks, annotations=self.annotations)
         return layer, {key: set(task.dependencies) for key, task in tasks.items()}
+
+    def _spread(self, exchange: Exchange, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks that processes share: some read lots of chunks, one a block takes them."""
+        plan = exchange.plan()
+        if plan is None:
+            return {key: self[key] for key in wanted}
+        place = f"exchange-{exchange.token}"
+        tasks: dict[Any, Any] = {place: DataNode(place, exchange)}
+        lots = [(f"xref-chunks-{exchange.token}", i) for i in range(len(plan.lots))]
+        for lot in lots:
+            tasks[lot] = Task(lot, read_lot, TaskRef(place), lot[1])
+        for block, key in enumerate(wanted):
+            held = List(*(TaskRef(lot) for lot in lots))
+            tasks[key] = Task(key, put_together, TaskRef(place), block, held)
+        return tasks
 
     def reads_whole(self) -> bool:
         """Tell whether reading all of the array at once takes no more memory than blocks."""
@@ -211,10 +231,13 @@ class ReadLayer(Layer):
 
     def _together(self, keys: list[Key]) -> Iterator[list[Key]]:
         """Divide blocks into sets that may be held at once."""
+        if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
+            yield keys
+            return
         wanted: list[Key] = []
         filled = 0
-        for key in keys:
-            nbytes = math.prod(b - a for a, b in self._spans(key)) * self.dtype.itemsize
+        sizes = self.array.block_nbytes([self._spans(key) for key in keys])
+        for key, nbytes in zip(keys, sizes, strict=True):
             if wanted and filled + nbytes > TOGETHER_NBYTES:
                 yield wanted
                 wanted, filled = [], 0
@@ -232,19 +255,11 @@ class ReadLayer(Layer):
         return self._exchange
 
 
-class BlockArray(da.Array):
-    """A dask array over a `ReadLayer`, which knows how to become one NumPy array."""
-
-    __slots__ = ()
-
-    def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return finish_blocks, (self.name,)
-
-    @staticmethod
-    def __dask_optimize__(graph: Any, keys: Any, **options: Any) -> Any:
-        if isinstance(graph, HighLevelGraph) and _is_local():
-            graph = read_whole_arrays(graph, keys)
-        return da.Array.__dask_optimize__(graph, keys, **options)
+def optimize(graph: Any, keys: Any, **options: Any) -> Any:
+    """Optimize a graph as dask does, and read whole arrays at once."""
+    if isinstance(graph, HighLevelGraph) and _is_local():
+        graph = read_whole_arrays(graph, keys)
+    return da.Array.__dask_optimize__(graph, keys, **options)
 
 
 def finish_blocks(blocks: Any, name: str) -> Any:

@@ -243,8 +243,12 @@ class RegionTable(FrozenColumns):
         """Tell whether all rows, boxes with an end, lie within an extent of their rank."""
         if int(self.rank.min()) < len(extent) or int(self.start.min()) < 0:
             return False
-        ends = (self.start[:, axis] + self.block[:, axis] for axis in range(len(extent)))
-        return all(int(end.max()) <= side for end, side in zip(ends, extent, strict=True))
+        # A start and a block may be so large that their sum is not.
+        sides = ((self.start[:, axis], self.block[:, axis]) for axis in range(len(extent)))
+        return all(
+            bool((block <= extent[axis]).all() and (start <= extent[axis] - block).all())
+            for axis, (start, block) in enumerate(sides)
+        )
 
     def _widen(self, ndim: int) -> RegionTable:
         """Give the coordinate columns exactly ``ndim`` axes."""

@@ -59,6 +59,13 @@ class ReferenceResults(LazyArray):
         """Whether values are read where they stay, so that reading takes no more memory."""
         return True
 
+    def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
+        """Return the bytes that are read for each of some blocks."""
+        return [
+            math.prod(stop - start for start, stop in spans) * self.dtype.itemsize
+            for spans in blocks
+        ]
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks of the array.
 
@@ -220,7 +227,8 @@ class StackArray(ReferenceResults):
         split = self.references.ndim
         end = split + len(self.cell)
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        if bound.small:
+        items_whole = tuple((0, n) for n in self.shape[end:])
+        if bound.small or any(spans[end:] != items_whole for spans in blocks):
             return None
         parts_of: dict[Spans, tuple[BoundReferences, tuple[int, ...]]] = {}
         for spans in blocks:
@@ -240,7 +248,7 @@ class StackArray(ReferenceResults):
         n_cell = [math.prod(cell) for cell in cells]
         sizes = [len(r) * n for r, n in zip(rows, n_cell, strict=True)]
         bounds = row_offsets(np.array(sizes, dtype=np.int64))
-        check_size(int(bounds[-1]), self.raw_dtype, bound, "the result")
+        check_size(max(sizes), self.raw_dtype, bound, "the result")
         reads: list[tuple[BoundTarget, Parts]] = []
         for inner, (part, cell) in parts_of.items():
             of = [i for i, spans in enumerate(blocks) if spans[split:end] == inner]
@@ -382,7 +390,8 @@ class SampleArray(ReferenceResults):
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        if bound.small:
+        items_whole = tuple((0, n) for n in self.shape[1:])
+        if bound.small or any(spans[1:] != items_whole for spans in blocks):
             return None
         offsets = row_offsets(bound.npoints)
         low, high = np.array([spans[0] for spans in blocks], dtype=np.int64).T
@@ -390,7 +399,7 @@ class SampleArray(ReferenceResults):
         if (offsets[first] != low).any() or (offsets[last] != high).any():
             return None
         bounds = row_offsets(high - low)
-        check_size(int(bounds[-1]), self.raw_dtype, bound, "the result")
+        check_size(int((high - low).max()), self.raw_dtype, bound, "the result")
         rows = ragged_ranges(first, last - first)
         shift = np.repeat(bounds[:-1] - low, last - first)
         return FlatBlocks(
@@ -440,8 +449,11 @@ class RegionResults(ReferenceResults):
         decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
         function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
         cell: tuple[int, ...] = (),
+        *,
+        bound: BoundReferences | None = None,
     ) -> None:
         self.references = references
+        self._bound = bound
         self.dtype = dtype
         self.raw_dtype = raw_dtype
         self.decode = decode
@@ -472,26 +484,34 @@ class RegionResults(ReferenceResults):
         result = np.asarray(self.function(self.decode(items(flat)), bound), dtype=self.dtype)
         return result.reshape(shape + self.cell)
 
+    def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
+        """Return the bytes of the values that some blocks are made of."""
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        itemsize = self.raw_dtype.itemsize
+        return [int(bound.npoints[r].sum()) * itemsize for r in self._rows(blocks)]
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
         split = self.references.ndim
         whole = tuple((0, n) for n in self.cell)
         if any(spans[split:] != whole for spans in blocks):
             return None
-        bound = _bind_unchanged(self.references)
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
         if bound.small:
             return None
         rows = self._rows(blocks)
         picked = np.concatenate(rows)
         offsets = row_offsets(bound.npoints[picked])
-        check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
+        bounds = offsets[row_offsets(np.array([len(r) for r in rows]))]
+        largest = int(np.diff(bounds).max())
+        check_size(largest, self.raw_dtype, bound, "the values to work on")
 
         def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
             shape = tuple(stop - start for start, stop in blocks[block][:split])
             return self._finish(flat, shape, _pick(bound, rows[block]))
 
         return FlatBlocks(
-            bounds=offsets[row_offsets(np.array([len(r) for r in rows]))],
+            bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(_planned(bound, picked, offsets[:-1])),
             reader=self.references.options.reader,

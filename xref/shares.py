@@ -17,13 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import FrozenColumns, IntArray, ragged_ranges, renumber, row_offsets
+from xref.columns import (
+    FrozenColumns,
+    IntArray,
+    ragged_ranges,
+    renumber,
+    row_offsets,
+    run_starts,
+)
 from xref.copies import Side
 from xref.parts import (
     Parts,
     cut_axis,
     group_rows,
     locate,
+    part_chunks,
     row_strides,
     sort_pairs,
     take_parts,
@@ -107,8 +115,8 @@ def _sizes(parts: Parts) -> IntArray:
     return sizes
 
 
-def find_blocks(parts: Parts, bounds: IntArray) -> IntArray | None:
-    """Return the block of the output that each part lies in; None if any lies in two.
+def lie_in_blocks(parts: Parts, bounds: IntArray) -> bool:
+    """Tell whether each part lies in one block of the output.
 
     Parameters
     ----------
@@ -116,11 +124,14 @@ def find_blocks(parts: Parts, bounds: IntArray) -> IntArray | None:
     bounds : numpy.ndarray
         Shape ``(b + 1,)``: block i is ``bounds[i]:bounds[i + 1]`` of the flat output.
     """
-    block = np.searchsorted(bounds, parts.dst, side="right") - 1
     last = parts.dst
     if not parts.units:
         last = last + ((parts.shape - 1) * parts.dst_stride).sum(axis=1)
-    return block if (last < bounds[block + 1]).all() else None
+    return bool((last < bounds[_blocks_of(parts, bounds) + 1]).all())
+
+
+def _blocks_of(parts: Parts, bounds: IntArray) -> IntArray:
+    return np.searchsorted(bounds, parts.dst, side="right") - 1
 
 
 def storage_cell(
@@ -133,9 +144,11 @@ def storage_cell(
 
 
 def count_visits(
-    parts: Parts, block: IntArray, extent: Sequence[int], cell: Sequence[int]
+    parts: Parts, bounds: IntArray, extent: Sequence[int], cell: Sequence[int]
 ) -> tuple[int, int]:
-    """Count the cells that parts begin in.
+    """Count the cells that parts touch.
+
+    Of parts no larger than a cell those are counted that they begin in.
 
     Returns
     -------
@@ -144,10 +157,23 @@ def count_visits(
     distinct : int
         Cells of all blocks.
     """
-    number, _ = locate(parts.start, cell, extent)
-    distinct, of = renumber(number)
-    pairs, _ = renumber(block * len(distinct) + of)
-    return len(pairs), len(distinct)
+    reach = (parts.shape - 1) * parts.step
+    if parts.units or (reach < np.array(cell, dtype=np.int64)).all():
+        number, _ = locate(parts.start, cell, extent)
+        distinct, of = renumber(number)
+        pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + of)
+        return len(pairs), len(distinct)
+    for axis, width in enumerate(cell):
+        if (parts.step[:, axis] > width).any():
+            parts = cut_axis(parts, axis, width)
+    block = _blocks_of(parts, bounds)
+    order = np.argsort(block, kind="stable")
+    cuts = np.append(run_starts(block[order]), len(order))
+    visits = sum(
+        len(part_chunks(take_parts(parts, order[a:b]), cell, extent))
+        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
+    )
+    return visits, len(part_chunks(parts, cell, extent))
 
 
 def plan_shares(
@@ -160,7 +186,7 @@ def plan_shares(
     parts : Parts
         Each in one block.
     bounds : numpy.ndarray
-        As in `find_blocks`.
+        As in `lie_in_blocks`.
     extent : sequence of int
         Shape of the dataset.
     tile : sequence of int
@@ -169,7 +195,7 @@ def plan_shares(
     for axis, width in enumerate(tile):
         parts = cut_axis(parts, axis, width)
     n_blocks = len(bounds) - 1
-    block = np.searchsorted(bounds, parts.dst, side="right") - 1
+    block = _blocks_of(parts, bounds)
     tiles, number = renumber(locate(parts.start, tile, extent)[0])
     place = number * n_blocks + block
     group, _ = group_rows(parts)
