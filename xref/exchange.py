@@ -37,6 +37,12 @@ FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
 
+COPIED_PER_DECODED = 2
+"""Bytes that are put together in the time that one takes to decode (benchmarks/blocks.py)."""
+
+READ_PER_DECODED = 8
+"""Bytes that are read in that time, where nothing is decoded."""
+
 KEPT_EXCHANGES = 4
 """What a process remembers of what it was sent; the files of these stay open there."""
 
@@ -208,7 +214,7 @@ def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
     if len(flat.reads) * len(flat.bounds) > MOST_MEETINGS:
         return None
     found = []
-    visits = distinct = 0
+    visits = distinct = saved = 0
     for target, parts in flat.reads:
         layout = target.layout
         if not lie_in_blocks(parts, flat.bounds):
@@ -218,8 +224,11 @@ def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
         counts = count_visits(parts, flat.bounds, layout.shape, cell)
         cell_nbytes = int(np.prod(cell)) * itemsize
         visits, distinct = visits + counts[0] * cell_nbytes, distinct + counts[1] * cell_nbytes
+        again = (counts[0] - counts[1]) * cell_nbytes
+        saved += again if layout.pipeline.filters else again // READ_PER_DECODED
         found.append((target, parts, cell, counts[1] * cell_nbytes))
-    if visits <= FEW_VISITS * distinct:
+    copied = int(flat.bounds[-1]) * flat.dtype.itemsize
+    if visits <= FEW_VISITS * distinct or saved * COPIED_PER_DECODED < copied:
         return None
     most_lots = min(max(MOST_PAIRS // len(flat.bounds), FEWEST_LOTS), MOST_LOTS)
     nbytes = max(LOT_NBYTES, -(-distinct // most_lots))
