@@ -52,6 +52,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "scattered": ("numpy",),
     "manyheaders": ("numpy",),
     "manydatasets": ("numpy",),
+    "manychunks": ("numpy",),
+    "chunkreads": ("numpy",),
     "heapread": ("numpy",),
     "h5objects": ("h5py", "numpy"),
     "h5layout": ("h5py", "numpy"),

@@ -163,8 +163,12 @@ def check_table(path: Path) -> DatasetTable:
         first = dataset_facts(location, int(address[table.kind[i]]))
         assert tuple(table.shape[i, : table.ndim[i]].tolist()) == layout.shape
         assert (table.shape[i, table.ndim[i] :] == 1).all()
-        assert table.nbytes[i] == layout.stored_nbytes or table.offset[i] == -1
-        if layout.stored_indirect == "":
+        if layout.chunks is None:
+            assert table.nbytes[i] == layout.stored_nbytes or table.offset[i] == -1
+        else:
+            assert table.nbytes[i] == np.prod(layout.shape) * layout.stored_itemsize
+            assert tuple(table.chunks[i, : table.ndim[i]].tolist()) == layout.chunks
+        if layout.stored_indirect == "" and layout.chunks is None:
             assert table.offset[i] == (-1 if layout.offset is None else layout.offset)
         assert (layout.dtype, layout.indirect) == (first.layout.dtype, first.layout.indirect)
         assert layout.dtype.metadata == first.layout.dtype.metadata

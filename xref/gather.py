@@ -359,7 +359,7 @@ def check_size(
     """Refuse results far out of proportion to what the file stores for them."""
     nbytes = n_elements * dtype.itemsize
     stored = sum(t.layout.stored_nbytes for t in bound.single)
-    stored += sum(int(many.nbytes.sum()) for many in bound.small)
+    stored += sum(many.stored_nbytes for many in bound.small)
     if (
         nbytes > LARGE_RESULT_NBYTES
         and nbytes > LARGE_RESULT_RATIO * stored

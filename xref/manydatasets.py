@@ -3,7 +3,7 @@
 In: addresses of object headers. Out: a `DatasetTable`, one row an address.
 
 1. `xref.manyheaders` splits all headers into messages.
-2. Extents and storage are decoded as columns.
+2. Extents and storage are decoded as columns; where chunks lie, `xref.manychunks` reads.
 3. What decides about the type of elements (datatype, fill value, filters, storage
    class) is compared byte by byte: datasets in which all of it is equal are of one
    kind. Of each kind, one dataset has to be looked at alone, by who uses the table.
@@ -67,6 +67,19 @@ NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
 COMPACT, CONTIGUOUS, CHUNKED = range(3)
 """Storage classes, as layout messages number them."""
 
+V1_BTREE, SINGLE_CHUNK, IMPLICIT, FIXED_ARRAY, EXTENSIBLE_ARRAY, V2_BTREE = range(6)
+"""Indices of chunks, as layout messages of version 4 number them; before, all have the
+first."""
+
+OTHER_INDEX = -1
+"""An index of chunks that `xref.manychunks` does not read."""
+
+MAX_CHUNK_NBYTES = 2**32
+"""Chunks have fewer bytes."""
+
+_INDEX_INFO_NBYTES = np.array([0, 0, 0, 1, 5, 6])
+_PARTIAL_UNFILTERED, _SINGLE_FILTERED = 0x01, 0x02
+
 _NIL_MESSAGE = 0x0000
 _FILTER_MESSAGE = 0x000B
 _COMMENT_MESSAGE = 0x000D
@@ -109,14 +122,18 @@ class DatasetTable:
     shape: IntArray  # (n, widest), elements; filled up with 1
     storage: IntArray  # (n,), storage class
     offset: IntArray  # (n,), first byte in the file; -1 where nothing was written
-    nbytes: IntArray  # (n,), bytes of storage
+    nbytes: IntArray  # (n,), bytes of storage; where chunked, of all elements
+    chunks: IntArray  # (n, widest), shape of chunks, elements; else 1
+    index: IntArray  # (n,), of chunks, which begins at `offset`
+    single_nbytes: IntArray  # (n,), of the chunk where it is single, as stored
+    single_mask: IntArray  # (n,), filters that it skipped
     kind: IntArray  # (n,), row of the first dataset of the same kind
     attributes: IntArray  # (n,), row of the first with the same, or a negative number
 
     def __len__(self) -> int:
         return len(self.known)
 
-    def take(self, rows: npt.NDArray[np.intp]) -> DatasetTable:
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> DatasetTable:
         """Return some rows; kinds and attributes still count rows of this table."""
         return DatasetTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -152,6 +169,10 @@ def _unknown(n: int) -> DatasetTable:
         storage=none,
         offset=none,
         nbytes=none,
+        chunks=np.ones((n, 1), dtype=np.int64),
+        index=none,
+        single_nbytes=none,
+        single_mask=none,
         kind=none,
         attributes=none,
     )
@@ -168,7 +189,7 @@ def _concat(parts: list[DatasetTable]) -> DatasetTable:
         more = ((0, 0), (0, widest - part.shape.shape[1]))
         for name, column in columns.items():
             values = getattr(part, name)
-            if name == "shape":
+            if name in ("shape", "chunks"):
                 values = np.pad(values, more, constant_values=1)
             elif name in ("kind", "attributes"):
                 values = np.where(values >= 0, values + n, values)
@@ -196,8 +217,15 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
     if not len(rows):
         return table
     picked = {message: column[rows] for message, column in of.items()}
-    good, ndim, shape = _decode_extents(found, picked[DATASPACE_MESSAGE], form.length_size)
-    fits, storage, offset, nbytes = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
+    good, ndim, shape, fixed = _decode_extents(
+        found, picked[DATASPACE_MESSAGE], form.length_size
+    )
+    fits, columns = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
+    chunked = np.flatnonzero(columns["storage"] == CHUNKED)
+    columns["chunks"] = np.ones_like(shape)
+    fits[chunked] = _decode_chunked(
+        found, picked[LAYOUT_MESSAGE], form, chunked, (ndim, shape, fixed), columns
+    )
     kind = _group_kinds(found, picked)
     attributes = _group_attributes(found, rows, len(address))
     dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
@@ -207,9 +235,10 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
         known=_spread(rows, good, known.shape),
         ndim=_spread(rows, ndim, known.shape),
         shape=_spread(rows, shape, (len(known), shape.shape[1])),
-        storage=_spread(rows, storage, known.shape),
-        offset=_spread(rows, offset, known.shape),
-        nbytes=_spread(rows, nbytes, known.shape),
+        **{
+            name: _spread(rows, column, (len(known), *column.shape[1:]))
+            for name, column in columns.items()
+        },
         kind=_spread(rows, np.where(kind >= 0, rows[kind], kind), known.shape),
         attributes=_spread(
             rows, np.where(attributes >= 0, rows[attributes], attributes), known.shape
@@ -251,8 +280,8 @@ def _rows_of_single(found: HeaderMessages, n: int) -> dict[int, IntArray]:
 
 def _decode_extents(
     found: HeaderMessages, rows: IntArray, length_size: int
-) -> tuple[BoolArray, IntArray, IntArray]:
-    """Return whether each dataspace is understood, its rank and its shape."""
+) -> tuple[BoolArray, IntArray, IntArray, BoolArray]:
+    """Return whether each dataspace is understood, rank, shape, and whether it is largest."""
     data, at, size = found.data, found.position[rows], found.nbytes[rows]
     head = integers(data, at, 4)
     version, ndim = head & 0xFF, head >> 8 & 0xFF
@@ -266,6 +295,7 @@ def _decode_extents(
     good &= first + ndim * length_size * (1 + flags) <= at + size
     shape = np.ones((len(rows), max(int(ndim.max(initial=0)), 1)), dtype=np.int64)
     n_elements = np.ones(len(rows))
+    fixed = np.ones(len(rows), dtype=bool)
     for axis in range(int(ndim.max(initial=0))):
         own = np.flatnonzero(good & (ndim > axis))
         place = first[own] + axis * length_size
@@ -273,17 +303,18 @@ def _decode_extents(
         most = integers(data, place + ndim[own] * length_size * flags[own], length_size)
         most = np.where(undefined(most, length_size), MAX_EXTENT, most)
         good[own[(n < 0) | (n > most)]] = False
+        fixed[own[n != most]] = False
         shape[own, axis] = n
         n_elements[own] *= np.maximum(n, 1)
     # Sums of logarithms would do as well: the limit is far above what is exact here.
     good &= n_elements < MAX_EXTENT / 2
-    return good, ndim, shape
+    return good, ndim, shape, fixed
 
 
 def _decode_storage(
     found: HeaderMessages, rows: IntArray, form: FileFormat
-) -> tuple[BoolArray, IntArray, IntArray, IntArray]:
-    """Return whether each layout is understood, its class, place and bytes of data."""
+) -> tuple[BoolArray, dict[str, IntArray]]:
+    """Return whether each layout is understood, and columns; of chunks not the right ones."""
     data, at, size = found.data, found.position[rows], found.nbytes[rows]
     version, storage = data[at].astype(np.int64), data[at + 1].astype(np.int64)
     good = (version >= 3) & (version <= 4) & (storage <= CONTIGUOUS)
@@ -299,7 +330,77 @@ def _decode_storage(
     end = form.file_nbytes
     good &= absent | compact | ((address >= 0) & (nbytes >= 0) & (nbytes <= end))
     good &= absent | (offset <= end - np.where(good, nbytes, 0))
-    return good, storage, np.where(absent | (nbytes == 0), -1, offset), nbytes
+    none = np.zeros(len(rows), dtype=np.int64)
+    return good, {
+        "storage": storage,
+        "offset": np.where(absent | (nbytes == 0), -1, offset),
+        "nbytes": nbytes,
+        "index": none,
+        "single_nbytes": none.copy(),
+        "single_mask": none.copy(),
+    }
+
+
+def _decode_chunked(
+    found: HeaderMessages,
+    rows: IntArray,
+    form: FileFormat,
+    some: npt.NDArray[np.intp],
+    extent: tuple[IntArray, IntArray, BoolArray],
+    columns: dict[str, IntArray],
+) -> BoolArray:
+    """Write columns of some datasets, that are chunked; return which are understood.
+
+    ``extent`` are ranks, shapes, and whether they can grow no more.
+    """
+    ndim, shape, fixed = (column[some] for column in extent)
+    data, at, size = found.data, found.position[rows[some]], found.nbytes[rows[some]]
+    version = data[at].astype(np.int64)
+    old = version == 3
+    flags = np.where(old, 0, data[at + 2])
+    n_sizes = np.where(old, data[at + 2], data[at + 3])
+    width = np.where(old, 4, data[at + 4])
+    good: BoolArray = (version >= 3) & (version <= 5) & (n_sizes == ndim + 1) & (ndim > 0)
+    good &= (width >= 1) & (width <= 8) & (flags <= _PARTIAL_UNFILTERED + _SINGLE_FILTERED)
+    ndim, width = np.where(good, ndim, 0), np.where(good, width, 1)
+    first = at + np.where(old, 3 + form.offset_size, 5)
+    chunks = np.ones_like(shape)
+    mask = (np.int64(1) << np.minimum(8 * width, 63)) - 1
+    itemsize = integers(data, first + ndim * width, 8) & mask
+    chunk_nbytes, nbytes = itemsize.astype(float), itemsize.astype(float)
+    for axis in range(int(ndim.max(initial=0))):
+        own = np.flatnonzero(ndim > axis)
+        chunks[own, axis] = integers(data, first[own] + axis * width[own], 8) & mask[own]
+        chunk_nbytes *= chunks[:, axis]
+        nbytes *= shape[:, axis]
+    good &= (chunks > 0).all(axis=1) & (chunk_nbytes >= 1) & (chunk_nbytes < MAX_CHUNK_NBYTES)
+    good &= nbytes < MAX_EXTENT / 2
+    after = first + (ndim + 1) * width
+    index = np.where(old, V1_BTREE, data[after])
+    good &= old | ((index >= SINGLE_CHUNK) & (index <= V2_BTREE))
+    filtered = (flags & _SINGLE_FILTERED != 0) & (index == SINGLE_CHUNK)
+    index = np.where(good, index, 0)
+    info = np.where(filtered, form.length_size + 4, _INDEX_INFO_NBYTES[index])
+    place = np.where(old, at + 3, after + 1 + info)
+    good &= np.where(old, after, place + form.offset_size) <= at + size
+    address = integers(data, place, form.offset_size)
+    absent = undefined(address, form.offset_size)
+    # Behind addresses there are at least the shortest chunk or node.
+    good &= absent | ((address > 0) & (address < form.file_nbytes - form.base_address))
+    # Arrays of chunks have room for all that the dataset may grow to.
+    unlike = ~fixed & ((index == IMPLICIT) | (index == FIXED_ARRAY))
+    unlike |= (flags & _PARTIAL_UNFILTERED != 0) | (index > FIXED_ARRAY)
+    chunks[~good] = 1
+    columns["chunks"][some] = chunks
+    columns["nbytes"][some] = np.where(good, shape.prod(axis=1) * itemsize, 0)
+    columns["offset"][some] = np.where(absent, -1, form.base_address + address)
+    columns["index"][some] = np.where(unlike, OTHER_INDEX, index)
+    stored = integers(data, after + 1, form.length_size)
+    whole = chunks.prod(axis=1) * np.where(good, itemsize, 1)
+    columns["single_nbytes"][some] = np.where(filtered, stored, whole)
+    skipped = integers(data, after + 1 + form.length_size, 4)
+    columns["single_mask"][some] = np.where(filtered, skipped, 0)
+    return good
 
 
 def _has_dense(found: HeaderMessages, rows: IntArray, offset_size: int) -> BoolArray:

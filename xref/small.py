@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref.chunkreads import ChunkedDatasets, read_datasets_of_chunks
 from xref.columns import IntArray, ragged_ranges
 from xref.datatypes import MAX_RANK
 from xref.errors import XrefError
@@ -23,7 +24,8 @@ from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
 from xref.h5layout import COMPACT
 from xref.layout import DatasetLayout
-from xref.manydatasets import OWN_ATTRIBUTES, read_datasets
+from xref.manychunks import ChunkColumns, read_chunks
+from xref.manydatasets import CHUNKED, OWN_ATTRIBUTES, read_datasets
 from xref.scattered import read_scattered
 
 SMALL_NBYTES = 1 << 20
@@ -34,8 +36,8 @@ SMALL_NBYTES = 1 << 20
 class SmallDatasets:
     """Small datasets of one file that references select whole, as columns.
 
-    They are contiguous or compact, or nothing was written to them, and their elements
-    need no conversion.
+    They are contiguous or compact, have a few chunks, or nothing was written to them, and
+    their elements need no conversion.
     """
 
     location: FileLocation
@@ -43,7 +45,9 @@ class SmallDatasets:
     ndim: IntArray  # (t,)
     shape: IntArray  # (t, widest), filled up with 1
     offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
-    nbytes: IntArray  # (t,), bytes of storage
+    nbytes: IntArray  # (t,), bytes of all elements
+    chunk_shape: IntArray  # (t, widest), of the chunked; else 1
+    chunks: ChunkColumns  # of those that are chunked; others have none here
     kind: IntArray  # (t,), row of `kinds`
     kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
     alike: tuple[tuple[int, DatasetFacts], ...]  # rows; others have attributes as one of these
@@ -53,10 +57,19 @@ class SmallDatasets:
     def __len__(self) -> int:
         return len(self.address)
 
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that the file holds for the data."""
+        chunked = self.chunks.known
+        return int(self.nbytes[~chunked].sum() + self.chunks.nbytes.sum())
+
     def read(
         self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
         """Read datasets of one kind, each to its place in an array of their type."""
+        if layout.chunks is not None:
+            self._read_chunked(which, layout, out, dst)
+            return
         written = self.offset[which] >= 0
         if not written.all():
             empty = which[~written]
@@ -70,6 +83,32 @@ class SmallDatasets:
             out.view(np.uint8),
             dst * out.itemsize,
         )
+
+    def _read_chunked(
+        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
+    ) -> None:
+        """Read chunked datasets of one kind, each once."""
+        once, first, of = np.unique(which, return_index=True, return_inverse=True)
+
+        def describe(k: int) -> str:
+            return f"{self.location.filename}: dataset at {int(self.address[once[k]]):#x}"
+
+        datasets = ChunkedDatasets(
+            shape=self.shape[once],
+            chunk_shape=self.chunk_shape[once],
+            ndim=self.ndim[once],
+            chunks=self.chunks.take(once),
+            pipeline=layout.pipeline,
+            fill_value=layout.fill_value,
+            describe=describe,
+        )
+        read_datasets_of_chunks(FileBytes(self.location), datasets, out, dst[first])
+        again = np.ones(len(which), dtype=bool)
+        again[first] = False
+        if again.any():
+            npoints = self.shape[which[again]].prod(axis=1)
+            begin = dst[first][of.reshape(-1)[again]]
+            out[ragged_ranges(dst[again], npoints)] = out[ragged_ranges(begin, npoints)]
 
 
 def find_small(
@@ -103,6 +142,10 @@ def find_small(
         kinds[k] = facts
         needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
         good &= ~own | (table.nbytes == needed)
+    chunked = np.flatnonzero(good & (table.storage == CHUNKED))
+    chunks = read_chunks(location, table.take(chunked), SMALL_NBYTES)
+    good[chunked] = chunks.known
+    chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)
     for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
         facts = _facts_or_none(location, int(address[k]))
@@ -133,6 +176,8 @@ def find_small(
         shape=part.shape,
         offset=part.offset,
         nbytes=part.nbytes,
+        chunk_shape=part.chunks,
+        chunks=chunks.take(picked),
         kind=number[np.searchsorted(used, part.kind)],
         kinds=tuple(kinds.values()),
         alike=tuple(alike),
