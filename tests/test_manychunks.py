@@ -130,7 +130,7 @@ def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> 
         close_files()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     rows=st.lists(specs(), min_size=1, max_size=10),
     libver=st.sampled_from(LIBVERS),
@@ -203,7 +203,7 @@ def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
     table = read_datasets(location, address)
     rng = np.random.default_rng(4)
     n_errors = 0
-    for k in range(120):
+    for k in range(45):
         damaged = bytearray(content)
         at = int(rng.choice(table.offset if k % 3 else address.astype(np.int64)))
         damaged[at + int(rng.integers(0, 120))] = int(rng.integers(0, 256))
@@ -217,7 +217,7 @@ def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
             n_errors += 1
             assert isinstance(many, XrefError)
             assert isinstance(alone, XrefError)
-    assert n_errors > 5
+    assert n_errors > 2
 
 
 def test_a_damaged_chunk_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

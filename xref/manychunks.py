@@ -230,12 +230,12 @@ def _read_leaves(
     rows, grid, room = of
     width = form.offset_size
     head_nbytes, key_nbytes = 8 + 2 * width, 8 + 8 * (table.ndim + 1)
-    # Each chunk of the grid is there at most once.
-    own, data, at = _read_nodes(
-        source, form, rows, table.offset, head_nbytes + room * (key_nbytes + width), found
-    )
+    # Each chunk of the grid is there at most once; behind the last one there is a key.
+    nbytes = head_nbytes + room * (key_nbytes + width) + key_nbytes
+    own, data, at = _read_nodes(source, form, rows, table.offset, nbytes, found)
     rows, grid, room, step = rows[own], grid[own], room[own], key_nbytes[own] + width
     ndim, chunks = table.ndim[own], table.chunks[own]
+    itemsize = np.maximum(table.nbytes[own] // table.shape[own].prod(axis=1), 1)
     head = integers(data, at, 8)
     n = head >> 48 & 0xFFFF
     good = (head & (1 << 48) - 1 == _LEAF) & (n > 0) & (n <= room)
@@ -243,6 +243,12 @@ def _read_leaves(
         good &= undefined(integers(data, at + sibling, width), width)
     found.bad[rows[~good]] = True
     n = np.where(good, n, 0)
+    behind = at + head_nbytes + n * step
+    for axis in range(int(ndim.max(initial=0))):
+        bound = integers(data, behind + 8 + 8 * axis, 8)
+        found.bad[rows[(ndim > axis) & ((bound < 0) | (bound % chunks[:, axis] != 0))]] = True
+    bound = integers(data, behind + 8 + 8 * ndim, 8)
+    found.bad[rows[(bound < 0) | (bound % itemsize != 0)]] = True
     last = np.full(len(rows), -1)
     for k in range(int(n.max(initial=0))):
         some = np.flatnonzero(n > k)
