@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from strategies import write_references
 
 import xref.gather
+import xref.manychunks
+import xref.manydatasets
 from xref.errors import XrefError
 from xref.h5data import chunk_index
 from xref.h5file import close_files, locate_file
@@ -34,6 +36,12 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"compression": "lzf"},
     {"shuffle": True},
 )
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    close_files()
 
 
 @st.composite
@@ -126,8 +134,6 @@ def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> 
             return next(iter(ragged.data_vars.values())).values
     except (XrefError, ValueError) as error:
         return error
-    finally:
-        close_files()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)

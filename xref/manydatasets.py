@@ -7,7 +7,8 @@ In: addresses of object headers. Out: a `DatasetTable`, one row an address.
 3. What decides about the type of elements (datatype, fill value, filters, storage
    class) is compared byte by byte: datasets in which all of it is equal are of one
    kind. Of each kind, one dataset has to be looked at alone, by who uses the table.
-4. So are attributes: of datasets with equal ones, one has to be looked at.
+4. So are attributes (`xref.manyattributes`): datasets whose attributes have the same
+   names and types are a set, and values that are equal are known to be.
 
 A row that is not known is an object to look at alone: no dataset, one in a form that
 libhdf5 does not write today, or one that contradicts the format.
@@ -38,8 +39,14 @@ from xref.headers import (
     OLD_FILL_MESSAGE,
     SHARED,
 )
+from xref.manyattributes import (
+    MAX_KEY_NBYTES,
+    OWN_ATTRIBUTES,
+    first_equal,
+    group_attributes,
+    message_bytes,
+)
 from xref.manyheaders import (
-    ByteArray,
     HeaderMessages,
     integers,
     read_messages_of_many,
@@ -50,19 +57,10 @@ from xref.sources import UnreachableFile
 BATCH = 1 << 13
 """Objects whose headers are in memory at once (benchmarks/small.py)."""
 
-MAX_KINDS = 64
-"""Distinct kinds, or sets of attributes, of one batch; rarer ones are not known."""
-
-MAX_KEY_NBYTES = 1024
-"""Longest messages that are compared; datasets of longer ones are not known."""
-
 MAX_EXTENT = 2**62
 """Elements of one dataset stay below this number."""
 
 NO_KIND = -1
-
-NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
-"""Instead of a row: a dataset without attributes; one whose attributes are its own."""
 
 COMPACT, CONTIGUOUS, CHUNKED = range(3)
 """Storage classes, as layout messages number them."""
@@ -128,14 +126,20 @@ class DatasetTable:
     single_nbytes: IntArray  # (n,), of the chunk where it is single, as stored
     single_mask: IntArray  # (n,), filters that it skipped
     kind: IntArray  # (n,), row of the first dataset of the same kind
-    attributes: IntArray  # (n,), row of the first with the same, or a negative number
+    attributes: IntArray  # (n,), row of the first of the same set, or a negative number
+    values: IntArray  # (n, most), row of the first of the set with each attribute's value
+    names: dict[int, tuple[str, ...]]  # of the attributes of a set, by its first row
 
     def __len__(self) -> int:
         return len(self.known)
 
     def take(self, rows: npt.NDArray[np.intp] | slice) -> DatasetTable:
-        """Return some rows; kinds and attributes still count rows of this table."""
-        return DatasetTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        """Return some rows; kinds, attributes, and values still count rows of this table."""
+        columns = {n: getattr(self, n)[rows] for n in _COLUMNS}
+        return DatasetTable(**columns, names=self.names)
+
+
+_COLUMNS = tuple(f.name for f in fields(DatasetTable) if f.name != "names")
 
 
 def read_datasets(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
@@ -175,6 +179,8 @@ def _unknown(n: int) -> DatasetTable:
         single_mask=none,
         kind=none,
         attributes=none,
+        values=np.zeros((n, 1), dtype=np.int64),
+        names={},
     )
 
 
@@ -183,19 +189,25 @@ def _concat(parts: list[DatasetTable]) -> DatasetTable:
     if len(parts) == 1:
         return parts[0]
     widest = max(part.shape.shape[1] for part in parts)
-    columns: dict[str, list[npt.NDArray[Any]]] = {f.name: [] for f in fields(DatasetTable)}
+    most = max(part.values.shape[1] for part in parts)
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+    names: dict[int, tuple[str, ...]] = {}
     n = 0
     for part in parts:
         more = ((0, 0), (0, widest - part.shape.shape[1]))
+        names |= {row + n: those for row, those in part.names.items()}
         for name, column in columns.items():
             values = getattr(part, name)
             if name in ("shape", "chunks"):
                 values = np.pad(values, more, constant_values=1)
-            elif name in ("kind", "attributes"):
+            elif name in ("kind", "attributes", "values"):
                 values = np.where(values >= 0, values + n, values)
+            if name == "values":
+                values = np.pad(values, ((0, 0), (0, most - values.shape[1])))
             column.append(values)
         n += len(part)
-    return DatasetTable(**{name: np.concatenate(c) for name, c in columns.items()})
+    joined = {name: np.concatenate(c) for name, c in columns.items()}
+    return DatasetTable(**joined, names=names)
 
 
 def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
@@ -227,7 +239,8 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
         found, picked[LAYOUT_MESSAGE], form, chunked, (ndim, shape, fixed), columns
     )
     kind = _group_kinds(found, picked)
-    attributes = _group_attributes(found, rows, len(address))
+    described = group_attributes(location, found, rows, len(address))
+    attributes, values = described.same, described.value
     dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
     attributes[dense] = OWN_ATTRIBUTES
     good &= fits & (kind != NO_KIND)
@@ -243,6 +256,10 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
         attributes=_spread(
             rows, np.where(attributes >= 0, rows[attributes], attributes), known.shape
         ),
+        values=_spread(
+            rows, np.where(values >= 0, rows[values], values), (len(known), values.shape[1])
+        ),
+        names={int(rows[first]): names for first, names in described.names.items()},
     )
 
 
@@ -426,66 +443,11 @@ def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
             continue
         nbytes = np.where(some, found.nbytes[rows], -1)
         long |= nbytes > MAX_KEY_NBYTES
-        key = _message_bytes(
+        key = message_bytes(
             found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES)
         )
         keys += [(nbytes + 1).astype("<u4").view(np.uint8).reshape(-1, 4), key]
         if message == DATATYPE_MESSAGE:
             keys.append(found.flags[rows][:, None])
-    kind = _first_equal(np.concatenate(keys, axis=1))
+    kind = first_equal(np.concatenate(keys, axis=1))
     return np.where(long, NO_KIND, kind)
-
-
-def _group_attributes(found: HeaderMessages, objects: npt.NDArray[np.intp], n: int) -> IntArray:
-    """Return the first of some objects with the same attributes as each.
-
-    Equal messages in one order make equal attributes.
-    """
-    out = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
-    place = np.full(n, -1, dtype=np.int64)
-    place[objects] = np.arange(len(objects))
-    rows = np.flatnonzero((found.kind == ATTRIBUTE_MESSAGE) & (place[found.object] >= 0))
-    if not len(rows):
-        return out
-    of = place[found.object[rows]]
-    # Messages are in stored order, of one object among those of the others.
-    order = np.argsort(of, kind="stable")
-    rows, of = rows[order], of[order]
-    nbytes = found.nbytes[rows]
-    key = _message_bytes(found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES))
-    length = nbytes.astype("<u4").view(np.uint8).reshape(-1, 4)
-    message = _first_equal(np.concatenate([length, key], axis=1))
-    begins = np.flatnonzero(np.diff(of, prepend=-1))
-    ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
-    sets = np.full((len(objects), int(ordinal.max()) + 1), -1, dtype=np.int64)
-    sets[of, ordinal] = message
-    some = of[begins]
-    same = _first_equal(sets[some].view(np.uint8).reshape(len(some), -1))
-    out[some] = np.where(same < 0, OWN_ATTRIBUTES, some[same])
-    out[of[(message < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
-    return out
-
-
-def _message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
-    """Return the bytes of messages as rows, zeros behind them."""
-    width = int(nbytes.max(initial=0))
-    windows = np.ndarray((len(data) - width + 1, width), np.uint8, data, 0, (1, 1))
-    out: ByteArray = windows[position]
-    if (nbytes != width).any():
-        out[np.arange(width) >= nbytes[:, None]] = 0
-    return out
-
-
-def _first_equal(key: ByteArray) -> IntArray:
-    """Return the first row equal to each row; -1 beyond `MAX_KINDS` distinct ones."""
-    words = np.zeros((len(key), -(-key.shape[1] // 8)), dtype=np.uint64)
-    words.view(np.uint8)[:, : key.shape[1]] = key
-    out = np.full(len(key), -1, dtype=np.int64)
-    left = np.arange(len(key))
-    for _ in range(MAX_KINDS):
-        if not len(left):
-            break
-        same = (words == words[0]).all(axis=1)
-        out[left[same]] = left[0]
-        left, words = left[~same], words[~same]
-    return out

@@ -24,8 +24,9 @@ from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
 from xref.h5layout import COMPACT
 from xref.layout import DatasetLayout
+from xref.manyattributes import OTHER_VALUE, OWN_ATTRIBUTES
 from xref.manychunks import ChunkColumns, read_chunks
-from xref.manydatasets import CHUNKED, OWN_ATTRIBUTES, read_datasets
+from xref.manydatasets import CHUNKED, DatasetTable, read_datasets
 from xref.scattered import read_scattered
 
 SMALL_NBYTES = 1 << 20
@@ -147,11 +148,14 @@ def find_small(
     good[chunked] = chunks.known
     chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)
-    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
-        facts = _facts_or_none(location, int(address[k]))
-        if facts is None or not _is_alike(facts):
-            alone |= good & (table.attributes == k)
     looked: dict[int, DatasetFacts] = {}
+    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
+        members = np.flatnonzero(good & (table.attributes == k))
+        witnesses = _find_witnesses(location, address, table, members)
+        if witnesses is None:
+            alone[members] = True
+        else:
+            looked |= witnesses
     for row in np.flatnonzero(alone).tolist():
         facts = _facts_or_none(location, int(address[row]))
         if facts is None:
@@ -201,6 +205,48 @@ def _is_plain(layout: DatasetLayout) -> bool:
     """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
     references = layout.reference_kind or layout.elements is not None
     return not references and layout.indirect in ("", COMPACT)
+
+
+def _find_witnesses(
+    location: FileLocation,
+    address: npt.NDArray[np.uint64],
+    table: DatasetTable,
+    members: npt.NDArray[np.intp],
+) -> dict[int, DatasetFacts] | None:
+    """Look at datasets of one set of attributes until it is known which values all share.
+
+    Returns
+    -------
+    dict or None
+        Some of the datasets, by row: what these agree on, all members do. None where each
+        has to be looked at.
+    """
+    first = int(members[0])
+    facts = _facts_or_none(location, int(address[first]))
+    if facts is None or not _is_alike(facts):
+        return None
+    looked = {first: facts}
+    for axis, name in enumerate(table.names[int(table.attributes[first])]):
+        value = table.values[members, axis]
+        distinct, where = np.unique(value, return_index=True)
+        if len(distinct) == 1 and distinct[0] != OTHER_VALUE:
+            continue
+        for at in np.sort(where[distinct != OTHER_VALUE]).tolist():
+            row = int(members[at])
+            other = looked.get(row) or _facts_or_none(location, int(address[row]))
+            if other is None or not _is_alike(other):
+                return None
+            looked[row] = other
+            if _differ(facts.attributes.get(name), other.attributes.get(name)):
+                break
+        else:
+            if distinct[0] == OTHER_VALUE:
+                return None
+    return looked
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return type(a) is not type(b) or not np.array_equal(a, b)
 
 
 def _is_alike(facts: DatasetFacts) -> bool:
