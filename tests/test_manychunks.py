@@ -22,6 +22,7 @@ import xref.manydatasets
 from xref.errors import XrefError
 from xref.h5data import chunk_index
 from xref.h5file import close_files, locate_file
+from xref.manyattributes import MAX_KINDS
 from xref.manychunks import MAX_CHUNKS, ChunkColumns, read_chunks
 from xref.manydatasets import CHUNKED, read_datasets
 from xref.readers import count_reads
@@ -283,3 +284,19 @@ def test_structured_and_edge_chunks_of_three_axes(path: Path) -> None:
     assert check(path).known.all()
     with xr.open_dataset(path, engine="h5ref") as ds:
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve().values, expected)
+
+
+@pytest.mark.parametrize("libver", LIBVERS)
+@pytest.mark.parametrize("filters", FILTERS)
+def test_chunks_of_many_sizes_are_of_one_kind(
+    path: Path, libver: str, filters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [spec_of((n,), (n,), filters=filters) for n in range(1, MAX_KINDS + 20)]
+    write(path, rows, libver)
+    location, address, found = read(path)
+    assert found.known.all()
+    assert len(address) == len(rows)
+    assert (read_datasets(location, address).kind == 0).all()
+    with h5py.File(path) as file:
+        expected = np.concatenate([file[r][()] for r in file["refs"][...]])
+    np.testing.assert_array_equal(values_of(path, False, monkeypatch), expected)

@@ -47,6 +47,7 @@ from xref.manyattributes import (
     message_bytes,
 )
 from xref.manyheaders import (
+    ByteArray,
     HeaderMessages,
     integers,
     read_messages_of_many,
@@ -77,6 +78,9 @@ MAX_CHUNK_NBYTES = 2**32
 
 _INDEX_INFO_NBYTES = np.array([0, 0, 0, 1, 5, 6])
 _PARTIAL_UNFILTERED, _SINGLE_FILTERED = 0x01, 0x02
+
+_WITHOUT_OPTIONS = (1, 32000, 32001, 32015)  # deflate, LZF, Blosc, Zstandard
+_MAX_FILTERS = 4  # of a pipeline, whose options are looked at
 
 _NIL_MESSAGE = 0x0000
 _FILTER_MESSAGE = 0x000B
@@ -446,8 +450,36 @@ def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
         key = message_bytes(
             found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES)
         )
+        if message == _FILTER_MESSAGE:
+            _clear_options(key)
         keys += [(nbytes + 1).astype("<u4").view(np.uint8).reshape(-1, 4), key]
         if message == DATATYPE_MESSAGE:
             keys.append(found.flags[rows][:, None])
     kind = first_equal(np.concatenate(keys, axis=1))
     return np.where(long, NO_KIND, kind)
+
+
+def _clear_options(key: ByteArray) -> None:
+    """Write zeros over options of filters that are undone without them.
+
+    Some of them tell the size of a chunk, so that datasets of different chunks would be
+    of different kinds. Source: "The Data Storage - Filter Pipeline Message".
+    """
+    room = key.shape[1]
+    data = np.concatenate([key, np.zeros((len(key), 8), np.uint8)], axis=1).reshape(-1)
+    begin = np.arange(len(key)) * (room + 8)
+    old, n_filters = key[:, 0] == 1, key[:, 1]
+    at = np.where(old, 8, 2)
+    column = np.arange(room)
+    for number in range(_MAX_FILTERS):
+        at = np.minimum(at, room)
+        filter_id = integers(data, begin + at, 2)
+        named = old | (filter_id >= 256)
+        name_nbytes = np.where(named, integers(data, begin + at + 2, 2), 0)
+        n_options = integers(data, begin + at + np.where(named, 6, 4), 2)
+        first = at + np.where(named, 8, 6) + name_nbytes
+        end = first + 4 * n_options
+        clear = np.isin(filter_id, _WITHOUT_OPTIONS) & (number < n_filters) & (end <= room)
+        inside = (column >= first[:, None]) & (column < end[:, None])
+        key[inside & clear[:, None]] = 0
+        at = end + np.where(old & (n_options % 2 == 1), 4, 0)
