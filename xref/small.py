@@ -29,8 +29,9 @@ from xref.manychunks import ChunkColumns, read_chunks
 from xref.manydatasets import CHUNKED, DatasetTable, read_datasets
 from xref.scattered import read_scattered
 
-SMALL_NBYTES = 1 << 20
-"""Datasets of more bytes are planned one by one, so that threads share them."""
+SMALL_NBYTES = 1 << 22
+"""Datasets of more bytes, or of larger chunks, are planned one by one, so that threads share
+them; up to here that takes longer even with filters (benchmarks/small.py, limits)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
