@@ -202,7 +202,7 @@ _local = threading.local()
 
 
 def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
-    """Return this thread's buffer of that name; `read_datasets_of_chunks` reads little."""
+    """Return this thread's buffer of that name; chunks of small datasets need little."""
     buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
     if buffer is None or len(buffer) < nbytes:
         buffer = np.empty(nbytes, dtype=np.uint8)

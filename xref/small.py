@@ -1,11 +1,12 @@
-"""Small datasets behind references, read as ranges of bytes.
+"""Small datasets behind references, read together.
 
-In: addresses of many objects. Out: `SmallDatasets`, the columns of those whose bytes
-are their elements, and the values of all of them by few reads. The others are for
+In: addresses of many objects. Out: `SmallDatasets`, the columns of those that are ranges of
+bytes or a few chunks, and the values of all of them by few reads. The others are for
 `xref.gather`, which looks at them one by one.
 
 Of each kind of dataset (`xref.manydatasets`) one is looked at through h5py; so is one
-of each set of attributes.
+of each set of attributes (`xref.manyattributes`), and one more for each attribute whose
+value differs within the set: what these agree on, all do.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class SmallDatasets:
 def find_small(
     location: FileLocation, address: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.intp], SmallDatasets | None]:
-    """Find datasets among many objects of a file that can be read as ranges of bytes.
+    """Find datasets among many objects of a file that can be read together.
 
     Parameters
     ----------
