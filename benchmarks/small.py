@@ -4,10 +4,20 @@ values
     All values of 20,000 object references to datasets of 100 to 200 float64 each:
     open, resolve to ``layout="ragged"``, compute; with ``chunks="auto"`` and None. The
     loops ``f[ref][()]`` and of h5py's low-level calls run over some of the references.
+chunked
+    The same of 5,000 datasets of one chunk each, with gzip.
+
+Attributes
+----------
+    The same of 2,000 contiguous datasets with three attributes of text each that differ:
+    of fixed length, and of variable length.
 names
     The paths of all of them (``.h5ref.table()``), against ``f[ref].name`` of a few.
 tune
     `xref.manydatasets.read_datasets` with other constants.
+limits
+    Few datasets, and larger ones, as columns and one by one: where `FEW_TARGETS` and
+    `SMALL_NBYTES` belong.
 
 Contestants take turns; ratios are medians over the turns of ratios within one turn, of
 processor time for each reference. Each turn opens the file under a new name (a hard
@@ -26,13 +36,19 @@ import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
+import xref.gather
 import xref.manydatasets
 import xref.manyheaders
 import xref.scattered
+import xref.small
 from xref.h5file import locate_file
 
-WORKS = ("values", "names", "tune")
+WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")
 N = 20_000
+N_CHUNKED, N_ATTRIBUTES = 5_000, 2_000
+FEW = (1, 2, 4, 8, 16, 32)
+LARGE_NBYTES = tuple(1 << bits for bits in (14, 16, 18, 20, 22))
+LARGE_TOTAL = 64 << 20
 N_LOOP, N_NAMES = 2_000, 20
 
 
@@ -46,6 +62,53 @@ def make(path):
             values = rng.random(int(rng.integers(100, 201)))
             references[i] = group.create_dataset(f"v{i:05d}", data=values).ref
         file.create_dataset("cell", (N,), dtype=h5py.ref_dtype)[:] = references
+
+
+def make_chunked(path):
+    """Write datasets of one chunk each."""
+    rng = np.random.default_rng(7)
+    with h5py.File(path, "w") as file:
+        made = []
+        for i in range(N_CHUNKED):
+            values = np.cumsum(rng.integers(-3, 4, int(rng.integers(100, 201)))).astype("f8")
+            dataset = file.create_dataset(
+                f"#refs#/v{i:05d}", data=values, chunks=values.shape, compression="gzip"
+            )
+            made.append(dataset.ref)
+        write_references(file, made)
+
+
+def make_attributes(path, form):
+    """Write datasets with attributes of text."""
+    with h5py.File(path, "w") as file:
+        made = []
+        for i in range(N_ATTRIBUTES):
+            dataset = file.create_dataset(f"#refs#/v{i:05d}", data=np.arange(100.0) + i)
+            texts = f"number {i:05d}", ("cell", "char", "real")[i % 3], "same"
+            for name, text in zip("abc", texts, strict=True):
+                dataset.attrs[name] = form(text)
+            made.append(dataset.ref)
+        write_references(file, made)
+
+
+def make_sized(path, n, nbytes, **options):
+    """Write datasets of one size."""
+    values = np.arange(nbytes // 8, dtype="f8")
+    chunks = values.shape if options else None
+    with h5py.File(path, "w") as file:
+        write_references(
+            file,
+            [
+                file.create_dataset(f"#refs#/v{i}", data=values, chunks=chunks, **options).ref
+                for i in range(n)
+            ],
+        )
+
+
+def write_references(file, made):
+    references = np.empty(len(made), dtype=object)
+    references[:] = made
+    file.create_dataset("cell", references.shape, dtype=h5py.ref_dtype)[:] = references
 
 
 @contextmanager
@@ -63,8 +126,9 @@ def read_values(path, chunks):
     """Read all values as a user does; return how many references that are."""
     with xr.open_dataset(path, engine="h5ref") as dataset:
         ragged = dataset["cell"].h5ref.resolve("ragged", chunks=chunks)
-        assert len(ragged["cell"].values) == int(ragged["row_size"].sum())
-    return N
+        name = next(iter(ragged.data_vars))
+        assert len(ragged[name].values) == int(ragged["row_size"].sum())
+        return dataset.sizes[next(iter(dataset.sizes))]
 
 
 def read_names(path):
@@ -96,9 +160,26 @@ CONTESTANTS = {
         "f[ref][()]": lambda path: loop(path, N_LOOP, lambda f, r: f[r][()]),
         "low-level h5py": lambda path: loop(path, N_LOOP, low_level),
     },
+    "chunked": {
+        "xref": lambda path: read_values(path, "auto"),
+        "f[ref][()]": lambda path: loop(path, N_CHUNKED, lambda f, r: f[r][()]),
+    },
+    "attributes": {
+        "xref": lambda path: read_values(path, "auto"),
+        "f[ref][()]": lambda path: loop(path, N_ATTRIBUTES, lambda f, r: f[r][()]),
+    },
     "names": {
         "xref": read_names,
         "f[ref].name": lambda path: loop(path, N_NAMES, lambda f, r: f[r].name),
+    },
+}
+
+
+OWN_FILES = {
+    "chunked": {"gzip": make_chunked},
+    "attributes": {
+        "fixed text": lambda path: make_attributes(path, np.bytes_),
+        "variable text": lambda path: make_attributes(path, str),
     },
 }
 
@@ -155,6 +236,39 @@ def tune(path, reps):
     return rows
 
 
+def limits(folder, reps):
+    """Time few and large datasets as columns and one by one; return a table of rows."""
+    cases = [("datasets", n, n, 1 << 10, {}) for n in FEW]
+    for nbytes in LARGE_NBYTES:
+        cases.append(("bytes, contiguous", nbytes, LARGE_TOTAL // nbytes, nbytes, {}))
+        gzip = {"compression": "gzip", "shuffle": True}
+        cases.append(("bytes, gzip", nbytes, LARGE_TOTAL // nbytes, nbytes, gzip))
+    kept = xref.gather.FEW_TARGETS, xref.small.SMALL_NBYTES
+    xref.small.SMALL_NBYTES = LARGE_TOTAL
+    rows = []
+    for what, size, n, nbytes, options in cases:
+        path = folder / f"limits_{n}_{nbytes}_{len(options)}.h5"
+        if not path.exists():
+            make_sized(path, n, nbytes, **options)
+        warm(path)
+        ratios = {"cpu": [], "wall": []}
+        for _ in range(reps):
+            laps = []
+            for few in (1, 1 << 62):
+                xref.gather.FEW_TARGETS = few
+                with new_name(path) as link, timed() as lap:
+                    read_values(link, None)
+                laps.append(lap)
+            ratios["cpu"].append(laps[1].cpu / laps[0].cpu)
+            ratios["wall"].append(laps[1].wall / laps[0].wall)
+        rows.append(
+            {"of": what, "number": str(size)}
+            | {f"one by one, times ({k})": median(each) for k, each in ratios.items()}
+        )
+    xref.gather.FEW_TARGETS, xref.small.SMALL_NBYTES = kept
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add_data_argument(parser)
@@ -170,7 +284,20 @@ def main():
     print(describe_machine())
     for work in arguments.work.split(","):
         reps = arguments.reps
-        print_table(tune(path, reps) if work == "tune" else run(work, path, reps))
+        if work == "tune":
+            print_table(tune(path, reps))
+        elif work == "limits":
+            print_table(limits(folder, reps))
+        elif work in OWN_FILES:
+            for name, write in OWN_FILES[work].items():
+                own = folder / f"small_{name}.h5"
+                if not own.exists():
+                    write(own)
+                warm(own)
+                print(name)
+                print_table(run(work, own, reps))
+        else:
+            print_table(run(work, path, reps))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,8 @@ import xref.h5objects
 from xref.errors import XrefError
 from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import close_files, locate_file
-from xref.manydatasets import (
-    MAX_KINDS,
-    OWN_ATTRIBUTES,
-    DatasetTable,
-    read_datasets,
-)
+from xref.manyattributes import MAX_KINDS, OTHER_VALUE, OWN_ATTRIBUTES
+from xref.manydatasets import DatasetTable, read_datasets
 from xref.readers import count_reads
 
 NUMBERS = itertools.count()
@@ -163,8 +159,12 @@ def check_table(path: Path) -> DatasetTable:
         first = dataset_facts(location, int(address[table.kind[i]]))
         assert tuple(table.shape[i, : table.ndim[i]].tolist()) == layout.shape
         assert (table.shape[i, table.ndim[i] :] == 1).all()
-        assert table.nbytes[i] == layout.stored_nbytes or table.offset[i] == -1
-        if layout.stored_indirect == "":
+        if layout.chunks is None:
+            assert table.nbytes[i] == layout.stored_nbytes or table.offset[i] == -1
+        else:
+            assert table.nbytes[i] == np.prod(layout.shape) * layout.stored_itemsize
+            assert tuple(table.chunks[i, : table.ndim[i]].tolist()) == layout.chunks
+        if layout.stored_indirect == "" and layout.chunks is None:
             assert table.offset[i] == (-1 if layout.offset is None else layout.offset)
         assert (layout.dtype, layout.indirect) == (first.layout.dtype, first.layout.indirect)
         assert layout.dtype.metadata == first.layout.dtype.metadata
@@ -174,9 +174,12 @@ def check_table(path: Path) -> DatasetTable:
         if table.attributes[i] == OWN_ATTRIBUTES:
             assert attributes
             continue
-        same = dataset_facts(location, int(address[table.attributes[i]])).attributes
         assert bool(attributes) == (table.attributes[i] >= 0)
-        assert not attributes or str(attributes) == str(same)
+        for axis, name in enumerate(table.names.get(int(table.attributes[i]), ())):
+            row = int(table.values[i, axis])
+            if row != OTHER_VALUE and name:
+                same = dataset_facts(location, int(address[row])).attributes
+                assert str(attributes[name]) == str(same[name])
     return table
 
 
@@ -252,7 +255,8 @@ def test_attributes_that_all_agree_on_stay(path: Path, alone: Callable[[bool], N
     write_specs(path, rows, "earliest")
     alone(False)
     table = check_table(path)
-    assert np.unique(table.attributes).tolist() == [0, 1, 2]
+    assert np.unique(table.attributes).tolist() == [0]
+    assert table.values.tolist() == [[0, 0, i % 3] for i in range(9)]
     values = outcome(path, lambda refs: refs.h5ref.resolve())
     assert dict(values.attrs) == {"units": "m", "k": 1}
     alone(True)

@@ -40,7 +40,8 @@ from xref.small import SmallDatasets, find_small
 TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
 
 FEW_TARGETS = 8
-"""Up to so many targets are looked at one by one (benchmarks/small.py)."""
+"""Fewer targets are looked at one by one: with four both ways take as long, with eight
+columns are faster by a third (benchmarks/small.py, limits)."""
 
 LARGE_RESULT_NBYTES = 4 << 30
 LARGE_RESULT_RATIO = 1000
@@ -359,7 +360,7 @@ def check_size(
     """Refuse results far out of proportion to what the file stores for them."""
     nbytes = n_elements * dtype.itemsize
     stored = sum(t.layout.stored_nbytes for t in bound.single)
-    stored += sum(int(many.nbytes.sum()) for many in bound.small)
+    stored += sum(many.stored_nbytes for many in bound.small)
     if (
         nbytes > LARGE_RESULT_NBYTES
         and nbytes > LARGE_RESULT_RATIO * stored

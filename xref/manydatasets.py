@@ -3,11 +3,12 @@
 In: addresses of object headers. Out: a `DatasetTable`, one row an address.
 
 1. `xref.manyheaders` splits all headers into messages.
-2. Extents and storage are decoded as columns.
+2. Extents and storage are decoded as columns; where chunks lie, `xref.manychunks` reads.
 3. What decides about the type of elements (datatype, fill value, filters, storage
    class) is compared byte by byte: datasets in which all of it is equal are of one
    kind. Of each kind, one dataset has to be looked at alone, by who uses the table.
-4. So are attributes: of datasets with equal ones, one has to be looked at.
+4. So are attributes (`xref.manyattributes`): datasets whose attributes have the same
+   names and types are a set, and values that are equal are known to be.
 
 A row that is not known is an object to look at alone: no dataset, one in a form that
 libhdf5 does not write today, or one that contradicts the format.
@@ -38,6 +39,13 @@ from xref.headers import (
     OLD_FILL_MESSAGE,
     SHARED,
 )
+from xref.manyattributes import (
+    MAX_KEY_NBYTES,
+    OWN_ATTRIBUTES,
+    first_equal,
+    group_attributes,
+    message_bytes,
+)
 from xref.manyheaders import (
     ByteArray,
     HeaderMessages,
@@ -50,22 +58,29 @@ from xref.sources import UnreachableFile
 BATCH = 1 << 13
 """Objects whose headers are in memory at once (benchmarks/small.py)."""
 
-MAX_KINDS = 64
-"""Distinct kinds, or sets of attributes, of one batch; rarer ones are not known."""
-
-MAX_KEY_NBYTES = 1024
-"""Longest messages that are compared; datasets of longer ones are not known."""
-
 MAX_EXTENT = 2**62
 """Elements of one dataset stay below this number."""
 
 NO_KIND = -1
 
-NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
-"""Instead of a row: a dataset without attributes; one whose attributes are its own."""
-
 COMPACT, CONTIGUOUS, CHUNKED = range(3)
 """Storage classes, as layout messages number them."""
+
+V1_BTREE, SINGLE_CHUNK, IMPLICIT, FIXED_ARRAY, EXTENSIBLE_ARRAY, V2_BTREE = range(6)
+"""Indices of chunks, as layout messages of version 4 number them; before, all have the
+first."""
+
+OTHER_INDEX = -1
+"""An index of chunks that `xref.manychunks` does not read."""
+
+MAX_CHUNK_NBYTES = 2**32
+"""Chunks have fewer bytes."""
+
+_INDEX_INFO_NBYTES = np.array([0, 0, 0, 1, 5, 6])
+_PARTIAL_UNFILTERED, _SINGLE_FILTERED = 0x01, 0x02
+
+_WITHOUT_OPTIONS = (1, 32000, 32001, 32015)  # deflate, LZF, Blosc, Zstandard
+_MAX_FILTERS = 4  # of a pipeline, whose options are looked at
 
 _NIL_MESSAGE = 0x0000
 _FILTER_MESSAGE = 0x000B
@@ -109,16 +124,26 @@ class DatasetTable:
     shape: IntArray  # (n, widest), elements; filled up with 1
     storage: IntArray  # (n,), storage class
     offset: IntArray  # (n,), first byte in the file; -1 where nothing was written
-    nbytes: IntArray  # (n,), bytes of storage
+    nbytes: IntArray  # (n,), bytes of storage; where chunked, of all elements
+    chunks: IntArray  # (n, widest), shape of chunks, elements; else 1
+    index: IntArray  # (n,), of chunks, which begins at `offset`
+    single_nbytes: IntArray  # (n,), of the chunk where it is single, as stored
+    single_mask: IntArray  # (n,), filters that it skipped
     kind: IntArray  # (n,), row of the first dataset of the same kind
-    attributes: IntArray  # (n,), row of the first with the same, or a negative number
+    attributes: IntArray  # (n,), row of the first of the same set, or a negative number
+    values: IntArray  # (n, most), row of the first of the set with each attribute's value
+    names: dict[int, tuple[str, ...]]  # of the attributes of a set, by its first row
 
     def __len__(self) -> int:
         return len(self.known)
 
-    def take(self, rows: npt.NDArray[np.intp]) -> DatasetTable:
-        """Return some rows; kinds and attributes still count rows of this table."""
-        return DatasetTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> DatasetTable:
+        """Return some rows; kinds, attributes, and values still count rows of this table."""
+        columns = {n: getattr(self, n)[rows] for n in _COLUMNS}
+        return DatasetTable(**columns, names=self.names)
+
+
+_COLUMNS = tuple(f.name for f in fields(DatasetTable) if f.name != "names")
 
 
 def read_datasets(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
@@ -152,8 +177,14 @@ def _unknown(n: int) -> DatasetTable:
         storage=none,
         offset=none,
         nbytes=none,
+        chunks=np.ones((n, 1), dtype=np.int64),
+        index=none,
+        single_nbytes=none,
+        single_mask=none,
         kind=none,
         attributes=none,
+        values=np.zeros((n, 1), dtype=np.int64),
+        names={},
     )
 
 
@@ -162,19 +193,25 @@ def _concat(parts: list[DatasetTable]) -> DatasetTable:
     if len(parts) == 1:
         return parts[0]
     widest = max(part.shape.shape[1] for part in parts)
-    columns: dict[str, list[npt.NDArray[Any]]] = {f.name: [] for f in fields(DatasetTable)}
+    most = max(part.values.shape[1] for part in parts)
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+    names: dict[int, tuple[str, ...]] = {}
     n = 0
     for part in parts:
         more = ((0, 0), (0, widest - part.shape.shape[1]))
+        names |= {row + n: those for row, those in part.names.items()}
         for name, column in columns.items():
             values = getattr(part, name)
-            if name == "shape":
+            if name in ("shape", "chunks"):
                 values = np.pad(values, more, constant_values=1)
-            elif name in ("kind", "attributes"):
+            elif name in ("kind", "attributes", "values"):
                 values = np.where(values >= 0, values + n, values)
+            if name == "values":
+                values = np.pad(values, ((0, 0), (0, most - values.shape[1])))
             column.append(values)
         n += len(part)
-    return DatasetTable(**{name: np.concatenate(c) for name, c in columns.items()})
+    joined = {name: np.concatenate(c) for name, c in columns.items()}
+    return DatasetTable(**joined, names=names)
 
 
 def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
@@ -196,10 +233,18 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
     if not len(rows):
         return table
     picked = {message: column[rows] for message, column in of.items()}
-    good, ndim, shape = _decode_extents(found, picked[DATASPACE_MESSAGE], form.length_size)
-    fits, storage, offset, nbytes = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
+    good, ndim, shape, fixed = _decode_extents(
+        found, picked[DATASPACE_MESSAGE], form.length_size
+    )
+    fits, columns = _decode_storage(found, picked[LAYOUT_MESSAGE], form)
+    chunked = np.flatnonzero(columns["storage"] == CHUNKED)
+    columns["chunks"] = np.ones_like(shape)
+    fits[chunked] = _decode_chunked(
+        found, picked[LAYOUT_MESSAGE], form, chunked, (ndim, shape, fixed), columns
+    )
     kind = _group_kinds(found, picked)
-    attributes = _group_attributes(found, rows, len(address))
+    described = group_attributes(location, found, rows, len(address))
+    attributes, values = described.same, described.value
     dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
     attributes[dense] = OWN_ATTRIBUTES
     good &= fits & (kind != NO_KIND)
@@ -207,13 +252,18 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
         known=_spread(rows, good, known.shape),
         ndim=_spread(rows, ndim, known.shape),
         shape=_spread(rows, shape, (len(known), shape.shape[1])),
-        storage=_spread(rows, storage, known.shape),
-        offset=_spread(rows, offset, known.shape),
-        nbytes=_spread(rows, nbytes, known.shape),
+        **{
+            name: _spread(rows, column, (len(known), *column.shape[1:]))
+            for name, column in columns.items()
+        },
         kind=_spread(rows, np.where(kind >= 0, rows[kind], kind), known.shape),
         attributes=_spread(
             rows, np.where(attributes >= 0, rows[attributes], attributes), known.shape
         ),
+        values=_spread(
+            rows, np.where(values >= 0, rows[values], values), (len(known), values.shape[1])
+        ),
+        names={int(rows[first]): names for first, names in described.names.items()},
     )
 
 
@@ -251,8 +301,8 @@ def _rows_of_single(found: HeaderMessages, n: int) -> dict[int, IntArray]:
 
 def _decode_extents(
     found: HeaderMessages, rows: IntArray, length_size: int
-) -> tuple[BoolArray, IntArray, IntArray]:
-    """Return whether each dataspace is understood, its rank and its shape."""
+) -> tuple[BoolArray, IntArray, IntArray, BoolArray]:
+    """Return whether each dataspace is understood, rank, shape, and whether it is largest."""
     data, at, size = found.data, found.position[rows], found.nbytes[rows]
     head = integers(data, at, 4)
     version, ndim = head & 0xFF, head >> 8 & 0xFF
@@ -266,6 +316,7 @@ def _decode_extents(
     good &= first + ndim * length_size * (1 + flags) <= at + size
     shape = np.ones((len(rows), max(int(ndim.max(initial=0)), 1)), dtype=np.int64)
     n_elements = np.ones(len(rows))
+    fixed = np.ones(len(rows), dtype=bool)
     for axis in range(int(ndim.max(initial=0))):
         own = np.flatnonzero(good & (ndim > axis))
         place = first[own] + axis * length_size
@@ -273,17 +324,18 @@ def _decode_extents(
         most = integers(data, place + ndim[own] * length_size * flags[own], length_size)
         most = np.where(undefined(most, length_size), MAX_EXTENT, most)
         good[own[(n < 0) | (n > most)]] = False
+        fixed[own[n != most]] = False
         shape[own, axis] = n
         n_elements[own] *= np.maximum(n, 1)
     # Sums of logarithms would do as well: the limit is far above what is exact here.
     good &= n_elements < MAX_EXTENT / 2
-    return good, ndim, shape
+    return good, ndim, shape, fixed
 
 
 def _decode_storage(
     found: HeaderMessages, rows: IntArray, form: FileFormat
-) -> tuple[BoolArray, IntArray, IntArray, IntArray]:
-    """Return whether each layout is understood, its class, place and bytes of data."""
+) -> tuple[BoolArray, dict[str, IntArray]]:
+    """Return whether each layout is understood, and columns; of chunks not the right ones."""
     data, at, size = found.data, found.position[rows], found.nbytes[rows]
     version, storage = data[at].astype(np.int64), data[at + 1].astype(np.int64)
     good = (version >= 3) & (version <= 4) & (storage <= CONTIGUOUS)
@@ -299,7 +351,77 @@ def _decode_storage(
     end = form.file_nbytes
     good &= absent | compact | ((address >= 0) & (nbytes >= 0) & (nbytes <= end))
     good &= absent | (offset <= end - np.where(good, nbytes, 0))
-    return good, storage, np.where(absent | (nbytes == 0), -1, offset), nbytes
+    none = np.zeros(len(rows), dtype=np.int64)
+    return good, {
+        "storage": storage,
+        "offset": np.where(absent | (nbytes == 0), -1, offset),
+        "nbytes": nbytes,
+        "index": none,
+        "single_nbytes": none.copy(),
+        "single_mask": none.copy(),
+    }
+
+
+def _decode_chunked(
+    found: HeaderMessages,
+    rows: IntArray,
+    form: FileFormat,
+    some: npt.NDArray[np.intp],
+    extent: tuple[IntArray, IntArray, BoolArray],
+    columns: dict[str, IntArray],
+) -> BoolArray:
+    """Write columns of some datasets, that are chunked; return which are understood.
+
+    ``extent`` are ranks, shapes, and whether they can grow no more.
+    """
+    ndim, shape, fixed = (column[some] for column in extent)
+    data, at, size = found.data, found.position[rows[some]], found.nbytes[rows[some]]
+    version = data[at].astype(np.int64)
+    old = version == 3
+    flags = np.where(old, 0, data[at + 2])
+    n_sizes = np.where(old, data[at + 2], data[at + 3])
+    width = np.where(old, 4, data[at + 4])
+    good: BoolArray = (version >= 3) & (version <= 5) & (n_sizes == ndim + 1) & (ndim > 0)
+    good &= (width >= 1) & (width <= 8) & (flags <= _PARTIAL_UNFILTERED + _SINGLE_FILTERED)
+    ndim, width = np.where(good, ndim, 0), np.where(good, width, 1)
+    first = at + np.where(old, 3 + form.offset_size, 5)
+    chunks = np.ones_like(shape)
+    mask = (np.int64(1) << np.minimum(8 * width, 63)) - 1
+    itemsize = integers(data, first + ndim * width, 8) & mask
+    chunk_nbytes, nbytes = itemsize.astype(float), itemsize.astype(float)
+    for axis in range(int(ndim.max(initial=0))):
+        own = np.flatnonzero(ndim > axis)
+        chunks[own, axis] = integers(data, first[own] + axis * width[own], 8) & mask[own]
+        chunk_nbytes *= chunks[:, axis]
+        nbytes *= shape[:, axis]
+    good &= (chunks > 0).all(axis=1) & (chunk_nbytes >= 1) & (chunk_nbytes < MAX_CHUNK_NBYTES)
+    good &= nbytes < MAX_EXTENT / 2
+    after = first + (ndim + 1) * width
+    index = np.where(old, V1_BTREE, data[after])
+    good &= old | ((index >= SINGLE_CHUNK) & (index <= V2_BTREE))
+    filtered = (flags & _SINGLE_FILTERED != 0) & (index == SINGLE_CHUNK)
+    index = np.where(good, index, 0)
+    info = np.where(filtered, form.length_size + 4, _INDEX_INFO_NBYTES[index])
+    place = np.where(old, at + 3, after + 1 + info)
+    good &= np.where(old, after, place + form.offset_size) <= at + size
+    address = integers(data, place, form.offset_size)
+    absent = undefined(address, form.offset_size)
+    # Behind addresses there are at least the shortest chunk or node.
+    good &= absent | ((address > 0) & (address < form.file_nbytes - form.base_address))
+    # Arrays of chunks have room for all that the dataset may grow to.
+    unlike = ~fixed & ((index == IMPLICIT) | (index == FIXED_ARRAY))
+    unlike |= (flags & _PARTIAL_UNFILTERED != 0) | (index > FIXED_ARRAY)
+    chunks[~good] = 1
+    columns["chunks"][some] = chunks
+    columns["nbytes"][some] = np.where(good, shape.prod(axis=1) * itemsize, 0)
+    columns["offset"][some] = np.where(absent, -1, form.base_address + address)
+    columns["index"][some] = np.where(unlike, OTHER_INDEX, index)
+    stored = integers(data, after + 1, form.length_size)
+    whole = chunks.prod(axis=1) * np.where(good, itemsize, 1)
+    columns["single_nbytes"][some] = np.where(filtered, stored, whole)
+    skipped = integers(data, after + 1 + form.length_size, 4)
+    columns["single_mask"][some] = np.where(filtered, skipped, 0)
+    return good
 
 
 def _has_dense(found: HeaderMessages, rows: IntArray, offset_size: int) -> BoolArray:
@@ -325,66 +447,39 @@ def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
             continue
         nbytes = np.where(some, found.nbytes[rows], -1)
         long |= nbytes > MAX_KEY_NBYTES
-        key = _message_bytes(
+        key = message_bytes(
             found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES)
         )
+        if message == _FILTER_MESSAGE:
+            _clear_options(key)
         keys += [(nbytes + 1).astype("<u4").view(np.uint8).reshape(-1, 4), key]
         if message == DATATYPE_MESSAGE:
             keys.append(found.flags[rows][:, None])
-    kind = _first_equal(np.concatenate(keys, axis=1))
+    kind = first_equal(np.concatenate(keys, axis=1))
     return np.where(long, NO_KIND, kind)
 
 
-def _group_attributes(found: HeaderMessages, objects: npt.NDArray[np.intp], n: int) -> IntArray:
-    """Return the first of some objects with the same attributes as each.
+def _clear_options(key: ByteArray) -> None:
+    """Write zeros over options of filters that are undone without them.
 
-    Equal messages in one order make equal attributes.
+    Some of them tell the size of a chunk, so that datasets of different chunks would be
+    of different kinds. Source: "The Data Storage - Filter Pipeline Message".
     """
-    out = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
-    place = np.full(n, -1, dtype=np.int64)
-    place[objects] = np.arange(len(objects))
-    rows = np.flatnonzero((found.kind == ATTRIBUTE_MESSAGE) & (place[found.object] >= 0))
-    if not len(rows):
-        return out
-    of = place[found.object[rows]]
-    # Messages are in stored order, of one object among those of the others.
-    order = np.argsort(of, kind="stable")
-    rows, of = rows[order], of[order]
-    nbytes = found.nbytes[rows]
-    key = _message_bytes(found.data, found.position[rows], np.minimum(nbytes, MAX_KEY_NBYTES))
-    length = nbytes.astype("<u4").view(np.uint8).reshape(-1, 4)
-    message = _first_equal(np.concatenate([length, key], axis=1))
-    begins = np.flatnonzero(np.diff(of, prepend=-1))
-    ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
-    sets = np.full((len(objects), int(ordinal.max()) + 1), -1, dtype=np.int64)
-    sets[of, ordinal] = message
-    some = of[begins]
-    same = _first_equal(sets[some].view(np.uint8).reshape(len(some), -1))
-    out[some] = np.where(same < 0, OWN_ATTRIBUTES, some[same])
-    out[of[(message < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
-    return out
-
-
-def _message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
-    """Return the bytes of messages as rows, zeros behind them."""
-    width = int(nbytes.max(initial=0))
-    windows = np.ndarray((len(data) - width + 1, width), np.uint8, data, 0, (1, 1))
-    out: ByteArray = windows[position]
-    if (nbytes != width).any():
-        out[np.arange(width) >= nbytes[:, None]] = 0
-    return out
-
-
-def _first_equal(key: ByteArray) -> IntArray:
-    """Return the first row equal to each row; -1 beyond `MAX_KINDS` distinct ones."""
-    words = np.zeros((len(key), -(-key.shape[1] // 8)), dtype=np.uint64)
-    words.view(np.uint8)[:, : key.shape[1]] = key
-    out = np.full(len(key), -1, dtype=np.int64)
-    left = np.arange(len(key))
-    for _ in range(MAX_KINDS):
-        if not len(left):
-            break
-        same = (words == words[0]).all(axis=1)
-        out[left[same]] = left[0]
-        left, words = left[~same], words[~same]
-    return out
+    room = key.shape[1]
+    data = np.concatenate([key, np.zeros((len(key), 8), np.uint8)], axis=1).reshape(-1)
+    begin = np.arange(len(key)) * (room + 8)
+    old, n_filters = key[:, 0] == 1, key[:, 1]
+    at = np.where(old, 8, 2)
+    column = np.arange(room)
+    for number in range(_MAX_FILTERS):
+        at = np.minimum(at, room)
+        filter_id = integers(data, begin + at, 2)
+        named = old | (filter_id >= 256)
+        name_nbytes = np.where(named, integers(data, begin + at + 2, 2), 0)
+        n_options = integers(data, begin + at + np.where(named, 6, 4), 2)
+        first = at + np.where(named, 8, 6) + name_nbytes
+        end = first + 4 * n_options
+        clear = np.isin(filter_id, _WITHOUT_OPTIONS) & (number < n_filters) & (end <= room)
+        inside = (column >= first[:, None]) & (column < end[:, None])
+        key[inside & clear[:, None]] = 0
+        at = end + np.where(old & (n_options % 2 == 1), 4, 0)

@@ -187,7 +187,7 @@ def read_messages_of_many(
     good = np.flatnonzero(~marked)
     offset = base_address + address[good]
     nbytes = np.minimum(FIRST_NBYTES, file_nbytes - offset)
-    data, position = _read_blocks(source, offset, nbytes)
+    data, position = read_blocks(source, offset, nbytes)
     blocks, fits, n_stated = _parse_prefixes(data, position, nbytes, offset, good, marked)
     found = [_walk(data, blocks.take(fits), marked)]
     found.append(_walk(*_read_again(source, blocks.take(~fits), file_nbytes, marked), marked))
@@ -208,7 +208,7 @@ def read_messages_of_many(
         of, to, length, new = of[go], to[go], length[go], new[go]
         if not len(of):
             break
-        data, position = _read_blocks(source, base_address + to, length)
+        data, position = read_blocks(source, base_address + to, length)
         signed = integers(data, position, 4) == int.from_bytes(_CONTINUED, "little")
         marked[of[new & ~signed]] = True
         start = position + np.where(new, len(_CONTINUED), 0)
@@ -242,7 +242,7 @@ def _read_again(
     bad = (nbytes > MAX_BLOCK_NBYTES) | (nbytes > file_nbytes - blocks.offset)
     marked[blocks.object[bad]] = True
     blocks, nbytes = blocks.take(~bad), nbytes[~bad]
-    data, position = _read_blocks(source, blocks.offset, nbytes)
+    data, position = read_blocks(source, blocks.offset, nbytes)
     moved = position - blocks.position
     return data, replace(
         blocks, position=position, start=blocks.start + moved, stop=blocks.stop + moved
@@ -286,7 +286,7 @@ def _joined(parts: list[HeaderMessages]) -> HeaderMessages:
     )
 
 
-def _read_blocks(
+def read_blocks(
     source: ByteSource, offset: IntArray, nbytes: IntArray
 ) -> tuple[ByteArray, IntArray]:
     """Return the bytes of blocks, and where each begins in them."""

@@ -105,7 +105,8 @@ def count_reads() -> Iterator[ReadCounts]:
         _counting[:] = [c for c in _counting if c is not counts]
 
 
-def _count(**amounts: int) -> None:
+def count(**amounts: int) -> None:
+    """Add to all counts that are going on."""
     for counts in _counting:
         counts.add(**amounts)
 
@@ -147,7 +148,7 @@ class ChunkLoader:
         rows = self.index.find(numbers)
         for i in np.flatnonzero(rows < 0).tolist():
             self._window(canvas, corners[i])[...] = self.layout.fill_value
-            _count(chunks_missing=1)
+            count(chunks_missing=1)
         stored = np.flatnonzero(rows >= 0)
         rows = rows[stored]
         order = np.argsort(self.index.address[rows], kind="stable")
@@ -159,7 +160,7 @@ class ChunkLoader:
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
             data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
             self.source.read_into(first, data)
-            _count(requests=1, nbytes=length, chunks_read=end - begin)
+            count(requests=1, nbytes=length, chunks_read=end - begin)
             for i in range(begin, end):
                 at = address[i] - first
                 try:
@@ -177,7 +178,7 @@ class ChunkLoader:
                     raise CorruptFileError(
                         f"{self.where}, chunk at {element}: {error}"
                     ) from error
-            _count(chunks_decoded=end - begin)
+            count(chunks_decoded=end - begin)
 
     def check(self, numbers: IntArray) -> None:
         """Decode chunks and drop them, so that a wrong size or checksum raises.
@@ -255,7 +256,7 @@ class ContiguousLoader:
         if self.layout.offset is None:
             raise ValueError("a dataset without storage has no elements to read")
         self.source.read_into(self.layout.offset + first * self.layout.dtype.itemsize, data)
-        _count(requests=1, nbytes=len(data))
+        count(requests=1, nbytes=len(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +291,7 @@ class BoxLoader:
             start = [c * n for c, n in zip(cell, chunks, strict=True)]
             box = (*chunks[:-1], chunks[-1] * length)
             self._read(start, box, origin, canvas)
-            _count(chunks_read=length, chunks_decoded=length, requests=1)
+            count(chunks_read=length, chunks_decoded=length, requests=1)
 
     def _read(
         self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
@@ -314,23 +315,37 @@ def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None
     out : numpy.ndarray
         1-D and contiguous, the dataset's dtype; the plan's pieces are written.
     """
-    threads = min(thread_count(), plan.n_tiles)
+    share_work(plan.n_tiles, lambda tile: _read_tile(plan, loader, tile, out))
+
+
+def share_work(n_jobs: int, job: Callable[[int], None]) -> None:
+    """Do independent jobs on the threads that read, the caller's among them.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of jobs.
+    job : callable
+        Does the job of a number; safe to call from any thread. After an error no other
+        job is begun, and the error is raised.
+    """
+    threads = min(thread_count(), n_jobs)
     if threads <= 1:
-        for tile in range(plan.n_tiles):
-            _read_tile(plan, loader, tile, out)
+        for number in range(n_jobs):
+            job(number)
         return
-    tiles = iter(range(plan.n_tiles))
+    numbers = iter(range(n_jobs))
     lock = threading.Lock()
     stopped = threading.Event()
 
     def work() -> None:
         while not stopped.is_set():
             with lock:
-                tile = next(tiles, None)
-            if tile is None:
+                number = next(numbers, None)
+            if number is None:
                 return
             try:
-                _read_tile(plan, loader, tile, out)
+                job(number)
             except BaseException:
                 stopped.set()
                 raise

@@ -60,7 +60,7 @@ def read_scattered(
         return
     view: Any = memoryview(buffer)  # type: ignore[arg-type]
     scratch = np.empty(0, dtype=np.uint8)
-    for begin, end in _runs(offset, nbytes):
+    for begin, end in group_ranges(offset, nbytes):
         first = int(offset[begin])
         if end - begin == 1:
             place = int(at[begin])
@@ -87,8 +87,8 @@ def read_scattered(
             view[place : place + n] = run[a : a + n]
 
 
-def _runs(offset: IntArray, nbytes: IntArray) -> list[tuple[int, int]]:
-    """Group ranges in ascending order of offsets into one read each."""
+def group_ranges(offset: IntArray, nbytes: IntArray) -> list[tuple[int, int]]:
+    """Group ranges in ascending order of offsets into one read each; return rows."""
     reach = np.maximum.accumulate(offset + nbytes)
     apart = np.flatnonzero(offset[1:] - reach[:-1] > GAP_NBYTES) + 1
     runs = []

@@ -1,11 +1,12 @@
-"""Small datasets behind references, read as ranges of bytes.
+"""Small datasets behind references, read together.
 
-In: addresses of many objects. Out: `SmallDatasets`, the columns of those whose bytes
-are their elements, and the values of all of them by few reads. The others are for
+In: addresses of many objects. Out: `SmallDatasets`, the columns of those that are ranges of
+bytes or a few chunks, and the values of all of them by few reads. The others are for
 `xref.gather`, which looks at them one by one.
 
 Of each kind of dataset (`xref.manydatasets`) one is looked at through h5py; so is one
-of each set of attributes.
+of each set of attributes (`xref.manyattributes`), and one more for each attribute whose
+value differs within the set: what these agree on, all do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref.chunkreads import ChunkedDatasets, read_datasets_of_chunks
 from xref.columns import IntArray, ragged_ranges
 from xref.datatypes import MAX_RANK
 from xref.errors import XrefError
@@ -23,19 +25,22 @@ from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
 from xref.h5layout import COMPACT
 from xref.layout import DatasetLayout
-from xref.manydatasets import OWN_ATTRIBUTES, read_datasets
+from xref.manyattributes import OTHER_VALUE, OWN_ATTRIBUTES
+from xref.manychunks import ChunkColumns, read_chunks
+from xref.manydatasets import CHUNKED, DatasetTable, read_datasets
 from xref.scattered import read_scattered
 
-SMALL_NBYTES = 1 << 20
-"""Datasets of more bytes are planned one by one, so that threads share them."""
+SMALL_NBYTES = 1 << 22
+"""Datasets of more bytes, or of larger chunks, are planned one by one, so that threads share
+them; up to here that takes longer even with filters (benchmarks/small.py, limits)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SmallDatasets:
     """Small datasets of one file that references select whole, as columns.
 
-    They are contiguous or compact, or nothing was written to them, and their elements
-    need no conversion.
+    They are contiguous or compact, have a few chunks, or nothing was written to them, and
+    their elements need no conversion.
     """
 
     location: FileLocation
@@ -43,7 +48,9 @@ class SmallDatasets:
     ndim: IntArray  # (t,)
     shape: IntArray  # (t, widest), filled up with 1
     offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
-    nbytes: IntArray  # (t,), bytes of storage
+    nbytes: IntArray  # (t,), bytes of all elements
+    chunk_shape: IntArray  # (t, widest), of the chunked; else 1
+    chunks: ChunkColumns  # of those that are chunked; others have none here
     kind: IntArray  # (t,), row of `kinds`
     kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
     alike: tuple[tuple[int, DatasetFacts], ...]  # rows; others have attributes as one of these
@@ -53,10 +60,19 @@ class SmallDatasets:
     def __len__(self) -> int:
         return len(self.address)
 
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that the file holds for the data."""
+        chunked = self.chunks.known
+        return int(self.nbytes[~chunked].sum() + self.chunks.nbytes.sum())
+
     def read(
         self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
         """Read datasets of one kind, each to its place in an array of their type."""
+        if layout.chunks is not None:
+            self._read_chunked(which, layout, out, dst)
+            return
         written = self.offset[which] >= 0
         if not written.all():
             empty = which[~written]
@@ -71,11 +87,37 @@ class SmallDatasets:
             dst * out.itemsize,
         )
 
+    def _read_chunked(
+        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
+    ) -> None:
+        """Read chunked datasets of one kind, each once."""
+        once, first, of = np.unique(which, return_index=True, return_inverse=True)
+
+        def describe(k: int) -> str:
+            return f"{self.location.filename}: dataset at {int(self.address[once[k]]):#x}"
+
+        datasets = ChunkedDatasets(
+            shape=self.shape[once],
+            chunk_shape=self.chunk_shape[once],
+            ndim=self.ndim[once],
+            chunks=self.chunks.take(once),
+            pipeline=layout.pipeline,
+            fill_value=layout.fill_value,
+            describe=describe,
+        )
+        read_datasets_of_chunks(FileBytes(self.location), datasets, out, dst[first])
+        again = np.ones(len(which), dtype=bool)
+        again[first] = False
+        if again.any():
+            npoints = self.shape[which[again]].prod(axis=1)
+            begin = dst[first][of.reshape(-1)[again]]
+            out[ragged_ranges(dst[again], npoints)] = out[ragged_ranges(begin, npoints)]
+
 
 def find_small(
     location: FileLocation, address: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.intp], SmallDatasets | None]:
-    """Find datasets among many objects of a file that can be read as ranges of bytes.
+    """Find datasets among many objects of a file that can be read together.
 
     Parameters
     ----------
@@ -103,12 +145,19 @@ def find_small(
         kinds[k] = facts
         needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
         good &= ~own | (table.nbytes == needed)
+    chunked = np.flatnonzero(good & (table.storage == CHUNKED))
+    chunks = read_chunks(location, table.take(chunked), SMALL_NBYTES)
+    good[chunked] = chunks.known
+    chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)
-    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
-        facts = _facts_or_none(location, int(address[k]))
-        if facts is None or not _is_alike(facts):
-            alone |= good & (table.attributes == k)
     looked: dict[int, DatasetFacts] = {}
+    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
+        members = np.flatnonzero(good & (table.attributes == k))
+        witnesses = _find_witnesses(location, address, table, members)
+        if witnesses is None:
+            alone[members] = True
+        else:
+            looked |= witnesses
     for row in np.flatnonzero(alone).tolist():
         facts = _facts_or_none(location, int(address[row]))
         if facts is None:
@@ -133,6 +182,8 @@ def find_small(
         shape=part.shape,
         offset=part.offset,
         nbytes=part.nbytes,
+        chunk_shape=part.chunks,
+        chunks=chunks.take(picked),
         kind=number[np.searchsorted(used, part.kind)],
         kinds=tuple(kinds.values()),
         alike=tuple(alike),
@@ -156,6 +207,48 @@ def _is_plain(layout: DatasetLayout) -> bool:
     """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
     references = layout.reference_kind or layout.elements is not None
     return not references and layout.indirect in ("", COMPACT)
+
+
+def _find_witnesses(
+    location: FileLocation,
+    address: npt.NDArray[np.uint64],
+    table: DatasetTable,
+    members: npt.NDArray[np.intp],
+) -> dict[int, DatasetFacts] | None:
+    """Look at datasets of one set of attributes until it is known which values all share.
+
+    Returns
+    -------
+    dict or None
+        Some of the datasets, by row: what these agree on, all members do. None where each
+        has to be looked at.
+    """
+    first = int(members[0])
+    facts = _facts_or_none(location, int(address[first]))
+    if facts is None or not _is_alike(facts):
+        return None
+    looked = {first: facts}
+    for axis, name in enumerate(table.names[int(table.attributes[first])]):
+        value = table.values[members, axis]
+        distinct, where = np.unique(value, return_index=True)
+        if len(distinct) == 1 and distinct[0] != OTHER_VALUE:
+            continue
+        for at in np.sort(where[distinct != OTHER_VALUE]).tolist():
+            row = int(members[at])
+            other = looked.get(row) or _facts_or_none(location, int(address[row]))
+            if other is None or not _is_alike(other):
+                return None
+            looked[row] = other
+            if _differ(facts.attributes.get(name), other.attributes.get(name)):
+                break
+        else:
+            if distinct[0] == OTHER_VALUE:
+                return None
+    return looked
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return type(a) is not type(b) or not np.array_equal(a, b)
 
 
 def _is_alike(facts: DatasetFacts) -> bool:
