@@ -1,6 +1,6 @@
 """Choose the sizes that reading works with: ``python benchmarks/tiles.py``.
 
-Each constant of `xref.plan` and `xref.readers` is set to several values in turn,
+Each constant of `xref.plan`, `xref.readers` and `xref.copies` is set to several values in turn,
 and the workloads that it matters for are read with each, value after value,
 repetition after repetition. References are decoded before; what is timed is the
 planning and the reading. A number is the median, over the repetitions, of the time
@@ -14,8 +14,8 @@ READ_GAP_NBYTES, READ_NBYTES
     How far apart chunks may lie in the file to be read together, and how much.
 CONTIGUOUS_GAP_NBYTES
     The same for pieces of contiguous data. ``W2s`` reads 500 of its regions.
-FEW_PIECES, FEW_GROUPS, ROWS_NBYTES
-    Pieces of a shape that no more than FEW_PIECES have are copied by rows, in tiles of
+FEW_BOXES, FEW_GROUPS, ROWS_NBYTES
+    Pieces of a shape that no more than FEW_BOXES have are copied by rows, in tiles of
     more than FEW_GROUPS shapes, unless they are larger than ROWS_NBYTES.
 COPY_NBYTES
     Bytes that one fancy index copies.
@@ -47,10 +47,10 @@ SWEEPS = {
     ("xref.readers", "READ_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
     ("xref.readers", "READ_NBYTES"): [128 * KIB, 512 * KIB, MIB, 2 * MIB, 8 * MIB],
     ("xref.plan", "CONTIGUOUS_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
-    ("xref.readers", "FEW_PIECES"): [0, 2, 4, 6, 10, 16, 32],
-    ("xref.readers", "FEW_GROUPS"): [0, 4, 8, 16, 64],
-    ("xref.readers", "ROWS_NBYTES"): [8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
-    ("xref.readers", "COPY_NBYTES"): [64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB],
+    ("xref.copies", "FEW_BOXES"): [0, 2, 4, 6, 10, 16, 32],
+    ("xref.copies", "FEW_GROUPS"): [0, 4, 8, 16, 64],
+    ("xref.copies", "ROWS_NBYTES"): [8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
+    ("xref.copies", "COPY_NBYTES"): [64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB],
 }
 WORKLOADS = {
     "W1": ("w1.h5", "rois", None),
@@ -65,7 +65,7 @@ MATTERS = {
     "READ_GAP_NBYTES": ("W1s",),
     "READ_NBYTES": ("W1", "W3.lz4"),
     "CONTIGUOUS_GAP_NBYTES": ("W2", "W2s"),
-    "FEW_PIECES": ("W1s", "W2s", "W4"),
+    "FEW_BOXES": ("W1s", "W2s", "W4"),
     "FEW_GROUPS": ("W1s", "W2s", "W4"),
     "ROWS_NBYTES": ("W1s", "W4"),
     "COPY_NBYTES": ("W1", "W2", "W3.lz4"),
@@ -76,7 +76,7 @@ class constant:
     """Set a constant in every module of xref that has imported it, for a block."""
 
     def __init__(self, name, value):
-        modules = ("plan", "readers", "decode", "gather", "lazy")
+        modules = ("plan", "readers", "copies", "decode", "gather", "lazy")
         found = [importlib.import_module(f"xref.{module}") for module in modules]
         self.name, self.value = name, value
         self.modules = [module for module in found if hasattr(module, name)]

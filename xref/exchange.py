@@ -29,7 +29,7 @@ from xref.results import FlatBlocks, ReferenceResults, Spans
 from xref.shares import Shares, count_visits, lie_in_blocks, plan_shares, storage_cell
 
 LOT_NBYTES = 16 << 20
-"""Decoded bytes that one task reads, at least (benchmarks/blocks.py)."""
+"""Decoded bytes that one task reads, at least (benchmarks/exchange.py)."""
 
 FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
 """Tasks that read, at most, and pairs of them and blocks: lots of large datasets grow."""
@@ -38,7 +38,7 @@ FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
 
 COPIED_PER_DECODED = 2
-"""Bytes that are put together in the time that one takes to decode (benchmarks/blocks.py)."""
+"""Bytes that are put together in the time that one takes to decode (benchmarks/exchange.py)."""
 
 READ_PER_DECODED = 8
 """Bytes that are read in that time, where nothing is decoded."""
