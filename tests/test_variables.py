@@ -15,7 +15,7 @@ from oracle import assert_same
 from samples import DATA, add_regions, open_h5, scaled
 
 from xref import ReferenceArray
-from xref.errors import UnsupportedError
+from xref.errors import UnreadableMemberWarning, UnsupportedError
 
 
 def test_dimensions_come_from_scales_and_else_are_phony(make: Callable[..., Path]) -> None:
@@ -266,3 +266,19 @@ def test_scalars_and_empty_variables_read(make: Callable[..., Path]) -> None:
         assert ds["compound"].values.tolist() == (1, 2.5)
         assert (ds["filled"].values == 7).all()
         assert (ds["late"].values == 1.5).all()
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_heaps_of_texts_are_checked_before_hdf5_reads_them(tmp_path: Path, libver: str) -> None:
+    path = tmp_path / "texts.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["v"] = ["one", "two", "three"]
+        file["w"] = np.arange(3)
+        place = file["v"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[place + 12 : place + 16] = (9999).to_bytes(4, "little")  # the heap object of "one"
+    path.write_bytes(data)
+    with pytest.warns(UnreadableMemberWarning, match=r"element 0 of '/v'.*object 9999"):
+        dataset = xr.open_dataset(path, engine="h5ref")
+    assert list(dataset) == ["w"]
+    dataset.close()

@@ -38,6 +38,7 @@ from xref.h5objects import (
     remember_paths,
     type_name,
 )
+from xref.heapread import read_sequences
 from xref.layout import DatasetLayout, item_dtype
 from xref.lazy import DatasetArray, lazily_indexed
 from xref.references import ReferenceArray
@@ -222,7 +223,7 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if size > TEXT_ELEMENTS:
         return False
     slices = tuple((0, n, 1) for n in member.layout.shape)
-    place = StoredReferences(member.location, member.address, member.path, "object", slices)
+    place = StoredReferences(member.location, member.address, member.path, "", slices)
     try:
         stored = place.read_raw()
     except UnsupportedError:
@@ -230,7 +231,11 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
         return size * member.location.identity[2] <= TEXT_NBYTES
     lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
     longest = int(lengths.max(initial=0))
-    return int(lengths.sum()) <= TEXT_NBYTES and 4 * longest * size <= TEXT_NBYTES
+    if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
+        return False
+    # HDF5 never ends to search some damaged heaps, so they are walked here first.
+    read_sequences(member.location, stored, 1, place.describe)
+    return True
 
 
 def build_variable(
