@@ -24,7 +24,8 @@ import xarray as xr
 from hypothesis import settings
 from rois import write_rois
 
-from xref.h5file import close_files
+from xref import h5objects
+from xref.h5file import FileLocation, close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -172,3 +173,17 @@ def open_files(folder: Path) -> list[str]:
         if target.startswith(f"{folder.resolve()}{os.sep}"):
             found.append(target)
     return found
+
+
+@pytest.fixture
+def opened_objects(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Addresses of the objects that HDF5 was asked to open, from here on."""
+    opened: list[int] = []
+    original = h5objects.open_object
+
+    def record(location: FileLocation, address: int) -> Any:
+        opened.append(address)
+        return original(location, address)
+
+    monkeypatch.setattr(h5objects, "open_object", record)
+    return opened
