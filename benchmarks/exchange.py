@@ -25,7 +25,7 @@ from common import add_data_argument, describe_machine, median, print_table, tim
 
 import xref
 from xref import exchange
-from xref.readers import count_reads
+from xref.counts import count_reads
 
 MIB = 1 << 20
 LOTS = (4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB)

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from strategies import write_references
 
-from xref.readers import ReadCounts, count_reads
+from xref.counts import ReadCounts, count_reads
 
 distributed = pytest.importorskip("distributed")
 

@@ -18,7 +18,7 @@ from strategies import write_references
 
 import xref
 from xref import exchange, graph
-from xref.readers import count_reads
+from xref.counts import count_reads
 
 SIDE, CHUNK, BOX, N = 256, 32, 12, 400
 IMAGE = np.random.default_rng(0).integers(0, 60_000, (SIDE, SIDE), dtype="u2")

@@ -24,6 +24,7 @@ PACKAGE = REPOSITORY / "xref"
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "options": (),
+    "counts": (),
     "columns": ("numpy",),
     "selection": ("numpy",),
     "regions": ("numpy",),

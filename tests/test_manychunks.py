@@ -19,13 +19,13 @@ from strategies import write_references
 import xref.gather
 import xref.manychunks
 import xref.manydatasets
+from xref.counts import count_reads
 from xref.errors import XrefError
 from xref.h5data import chunk_index
 from xref.h5file import close_files, locate_file
 from xref.manyattributes import MAX_KINDS
 from xref.manychunks import MAX_CHUNKS, ChunkColumns, read_chunks
 from xref.manydatasets import CHUNKED, read_datasets
-from xref.readers import count_reads
 
 NUMBERS = itertools.count()
 LIBVERS = ("earliest", "v108", "v110", "latest")

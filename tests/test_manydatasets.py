@@ -19,12 +19,12 @@ from strategies import write_references
 
 import xref.gather
 import xref.h5objects
+from xref.counts import count_reads
 from xref.errors import XrefError
 from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import close_files, locate_file
 from xref.manyattributes import MAX_KINDS, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.manydatasets import DatasetTable, read_datasets
-from xref.readers import count_reads
 
 NUMBERS = itertools.count()
 """Names of files: one that is written again within a tick of the clock looks the same."""

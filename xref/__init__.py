@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import xref.array_functions  # noqa: F401, enters NumPy's functions
 from xref.accessor import ReferenceAccessor
+from xref.counts import count_reads
 from xref.elements import AttributeReference, ObjectReference, RegionReference
 from xref.errors import (
     CorruptFileError,
@@ -15,7 +16,6 @@ from xref.errors import (
     XrefError,
 )
 from xref.options import set_options
-from xref.readers import count_reads
 from xref.references import ReferenceArray
 
 try:

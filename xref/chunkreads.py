@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import BoolArray, IntArray, ragged_ranges
+from xref.counts import count
 from xref.errors import CorruptFileError
 from xref.filters import FilterPipeline, decode_chunk
 from xref.manychunks import ChunkColumns
-from xref.readers import ByteSource, count, share_work
+from xref.readers import ByteSource, share_work
 from xref.scattered import group_ranges
 
 

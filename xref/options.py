@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-_OPTIONS: dict[str, Any] = {"threads": None, "large_results": False}
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# Each option: its default, whether a value can be, and what is needed.
+_KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "threads": (
+        None,
+        lambda v: v is None or (_is_integer(v) and v >= 1),
+        "a positive integer or None is needed",
+    ),
+    "large_results": (False, lambda v: isinstance(v, bool), "True or False is needed"),
+    "remote_gap": (
+        1 << 15,
+        lambda v: _is_integer(v) and v >= 0,
+        "a number of bytes is needed",
+    ),
+    "remote_requests": (
+        32,
+        lambda v: _is_integer(v) and v >= 1,
+        "a positive integer is needed",
+    ),
+    "remote_timeout": (
+        60.0,
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
+        "a number of seconds is needed",
+    ),
+    "remote_retries": (
+        3,
+        lambda v: _is_integer(v) and v >= 0,
+        "an integer of at least 0 is needed",
+    ),
+}
+
+_OPTIONS: dict[str, Any] = {name: default for name, (default, _, _) in _KNOWN.items()}
 
 
 class set_options:
     """Set options of xref, as a function or as a context manager.
+
+    They are those of this process; ``client.run(xref.set_options, ...)`` sets them on the
+    workers of a cluster.
 
     Parameters
     ----------
@@ -21,6 +60,15 @@ class set_options:
         Allow results of more than 4 GiB that are also more than 1,000 times as
         large as what the file stores for them. False by default. It is looked at
         where a result is computed: on a cluster, in the workers.
+    remote_gap : int
+        Bytes between two ranges of a remote file that one request takes along; 32 KiB by
+        default. More means fewer requests and more bytes.
+    remote_requests : int
+        Requests for one remote file that are under way at once, 32 by default.
+    remote_timeout : float
+        Seconds after which one request is given up, 60 by default.
+    remote_retries : int
+        How often a request that failed is tried again, 3 by default.
 
     Raises
     ------
@@ -30,16 +78,11 @@ class set_options:
 
     def __init__(self, **options: Any) -> None:
         for name, value in options.items():
-            if name not in _OPTIONS:
-                raise ValueError(f"no option {name!r}; there are {sorted(_OPTIONS)}")
-            if (
-                name == "threads"
-                and value is not None
-                and (not isinstance(value, int) or value < 1)
-            ):
-                raise ValueError(f"threads is {value!r}; a positive integer or None is needed")
-            if name == "large_results" and not isinstance(value, bool):
-                raise ValueError(f"large_results is {value!r}; True or False is needed")
+            if name not in _KNOWN:
+                raise ValueError(f"no option {name!r}; there are {sorted(_KNOWN)}")
+            _, can_be, needed = _KNOWN[name]
+            if not can_be(value):
+                raise ValueError(f"{name} is {value!r}; {needed}")
         self._before = {name: _OPTIONS[name] for name in options}
         _OPTIONS.update(options)
 

@@ -20,8 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ import numpy.typing as npt
 
 from xref.columns import IntArray
 from xref.copies import copy_boxes
+from xref.counts import count
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import decode_chunk
 from xref.layout import ChunkIndex, DatasetLayout
@@ -62,53 +62,6 @@ class TileLoader(Protocol):
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
-
-
-@dataclass
-class ReadCounts:
-    """What was read since counting began, in this process."""
-
-    requests: int = 0
-    nbytes: int = 0
-    chunks_read: int = 0
-    chunks_decoded: int = 0
-    chunks_missing: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    def add(self, **amounts: int) -> None:
-        """Add to the counts; safe from any thread."""
-        with self._lock:
-            for name, amount in amounts.items():
-                setattr(self, name, getattr(self, name) + amount)
-
-
-_counting: list[ReadCounts] = []
-
-
-@contextmanager
-def count_reads() -> Iterator[ReadCounts]:
-    """Count reads and decompressions of this process while the block runs.
-
-    Yields
-    ------
-    ReadCounts
-        ``requests`` (positional reads), ``nbytes`` (asked for by them),
-        ``chunks_read``, ``chunks_decoded`` and ``chunks_missing`` (never written,
-        filled with the fill value).
-    """
-    counts = ReadCounts()
-    _counting.append(counts)
-    try:
-        yield counts
-    finally:
-        # By identity: two counts of equal numbers compare equal.
-        _counting[:] = [c for c in _counting if c is not counts]
-
-
-def count(**amounts: int) -> None:
-    """Add to all counts that are going on."""
-    for counts in _counting:
-        counts.add(**amounts)
 
 
 _local = threading.local()
