@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "options": (),
     "counts": (),
     "columns": ("numpy",),
+    "ranges": ("numpy",),
     "selection": ("numpy",),
     "regions": ("numpy",),
     "projection": ("numpy",),
@@ -47,7 +48,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "shares": ("numpy",),
     "mappings": ("numpy",),
     "readers": ("numpy",),
-    "sources": ("h5py", "xarray.backends.h5netcdf_"),
+    "sources": ("h5py",),
+    "transport": (),
+    "remote": ("h5py", "numpy", "xarray.backends.h5netcdf_"),
     "inputs": ("h5py",),
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "scattered": ("numpy",),
@@ -189,6 +192,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
     assert owners == {
         "h5py": [
             "sources",
+            "remote",
             "inputs",
             "h5file",
             "h5objects",

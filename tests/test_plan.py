@@ -58,6 +58,9 @@ class ArrayLoader:
             corner = np.array(np.unravel_index(number, grid)) * self.chunks
             self._copy(corner, self.chunks, plan.tile_origin[tile], canvas)
 
+    def ranges(self, plan: ReadPlan) -> None:
+        return None
+
     def _copy(self, start: Any, box: Any, origin: Any, canvas: np.ndarray) -> None:
         part = self.values[tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))]
         at = tuple(

@@ -187,6 +187,7 @@ class MemoryBytes:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.requests: list[tuple[int, int]] = []
+        self.remote = False
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self.requests.append((offset, len(buffer)))

@@ -18,6 +18,7 @@ class Recorder:
     """Bytes that count how often they are read."""
 
     reads: list[tuple[int, int]] = field(default_factory=list)
+    remote: bool = False
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         assert offset + len(buffer) <= len(CONTENT)

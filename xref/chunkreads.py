@@ -25,8 +25,9 @@ from xref.counts import count
 from xref.errors import CorruptFileError
 from xref.filters import FilterPipeline, decode_chunk
 from xref.manychunks import ChunkColumns
-from xref.readers import ByteSource, share_work
-from xref.scattered import group_ranges
+from xref.ranges import ByteSource, fetch_stages
+from xref.readers import share_work
+from xref.scattered import GAP_NBYTES, group_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +85,25 @@ def read_datasets_of_chunks(
     places = _place_chunks(datasets, dst)
     order = np.argsort(chunks.offset, kind="stable")
     offset, nbytes = chunks.offset[order], chunks.nbytes[order]
-    runs = group_ranges(offset, nbytes)
+    if not source.remote:
+        _read_chunks(source, datasets, places, order, out)
+        return
+    for stage, held in fetch_stages(source, np.arange(len(order) + 1), offset, nbytes):
+        _read_chunks(held, datasets, places, order[stage.start : stage.stop], out, gap=0)
+
+
+def _read_chunks(
+    source: ByteSource,
+    datasets: ChunkedDatasets,
+    places: _Places,
+    order: npt.NDArray[np.intp],
+    out: npt.NDArray[Any],
+    gap: int = GAP_NBYTES,
+) -> None:
+    """Read chunks, given in the order of the file."""
+    chunks = datasets.chunks
+    offset, nbytes = chunks.offset[order], chunks.nbytes[order]
+    runs = group_ranges(offset, nbytes, gap)
 
     def read_run(number: int) -> None:
         begin, end = runs[number]

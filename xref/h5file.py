@@ -33,7 +33,10 @@ from xref.errors import (
     ExternalFileError,
     FileChangedError,
     FileReadError,
+    XrefError,
 )
+from xref.ranges import HeldRanges
+from xref.remote import RemoteBytes
 from xref.sources import (
     ByteHandle,
     FileSource,
@@ -202,7 +205,7 @@ def check_unchanged(location: FileLocation) -> None:
         If it never was: the file that a reference names is not allowed, or not there.
     """
     try:
-        now = location.source.identity()
+        now = location.source.known_identity()
     except FileNotFoundError as error:
         raise FileChangedError(f"{location.filename} is gone since it was opened") from error
     if not _same_version(location, now):
@@ -237,9 +240,9 @@ class _OpenFile:
 
     def __init__(self, source: FileSource, pid: int) -> None:
         del pid  # keeps a forked child from its parent's handles
-        self.identity = source.identity()
+        self.identity = source.known_identity()
         self.held: h5py.File | None = source.open_hdf5()
-        if not source.live and source.identity() != self.identity:
+        if not source.live and source.known_identity() != self.identity:
             raise FileChangedError(f"{source.name} changed while it was opened; open it again")
         self.held._xref_checks = GroupChecks()
 
@@ -345,13 +348,15 @@ class FileBytes:
         FileChangedError
             If the file is another than the one located.
         """
-        self._read(self._handle(), offset, buffer)
+        self._of_one_version(lambda held: self._read(held, offset, buffer))
 
     def _read(self, held: ByteHandle, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             try:
                 n = held.read(offset + done, buffer[done:])
+            except XrefError:
+                raise
             except OSError as error:
                 raise FileReadError(
                     f"{self.location.filename}: reading {len(buffer)} bytes at {offset:#x} "
@@ -367,21 +372,57 @@ class FileBytes:
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read many ranges, each to its place ``at`` in ``buffer``."""
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        held = self._handle()
-        for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
-            self._read(held, o, view[a : a + n])
+        """Read many ranges, each to its place ``at`` in ``buffer``; see `read_into`."""
 
-    def _handle(self) -> ByteHandle:
-        """Return a handle of this version of the file; the caller keeps it alive."""
+        def read(held: ByteHandle) -> None:
+            if isinstance(held, RemoteBytes):
+                held.read_ranges(offset, nbytes, buffer, at)
+                return
+            view = memoryview(buffer)  # type: ignore[arg-type]
+            for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
+                self._read(held, o, view[a : a + n])
+
+        self._of_one_version(read)
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading takes requests to a server."""
+        return self.location.source.remote
+
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> Callable[[], HeldRanges]:
+        """Begin to read many ranges of a remote file into memory.
+
+        Parameters
+        ----------
+        offset, nbytes : numpy.ndarray
+            Shape ``(n,)``.
+
+        Returns
+        -------
+        callable
+            Waits for the ranges and returns them; its errors are those of `read_into`.
+        """
+        found: list[Callable[[], HeldRanges]] = []
+
+        def begin(held: ByteHandle) -> None:
+            if not isinstance(held, RemoteBytes):
+                raise TypeError(f"{self.location.filename} is read without requests")
+            found.append(held.fetch(offset, nbytes))
+
+        self._of_one_version(begin)
+        return found[-1]
+
+    def _of_one_version(self, read: Callable[[ByteHandle], None]) -> None:
+        """Read from a handle that is of the version that was located, before and after."""
         handles = _hold(self.location)
         for _ in range(8):
             held: ByteHandle | None = handles.bytes.acquire().held
             if held is None:  # closed by another thread just now
                 continue
             if _same_version(self.location, held.identity()):
-                return held
+                read(held)
+                if _same_version(self.location, held.identity()):
+                    return
             # Written to in place, or the handle is older than the location.
             check_unchanged(self.location)
             handles.bytes.close()

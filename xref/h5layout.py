@@ -210,10 +210,14 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
                 storage_problem = storage_problem or f"filters: {', '.join(missing)}"
         case _:
             storage_problem = storage_problem or "storage: virtual"
-    try:
-        stored = int(dataset.id.get_storage_size())
-    except (RuntimeError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
+    stored = None  # of chunks: HDF5 would walk their index to tell
+    if storage != h5d.CHUNKED:
+        try:
+            stored = int(dataset.id.get_storage_size())
+        except (RuntimeError, OSError, ValueError) as error:
+            raise CorruptFileError(
+                f"{where} has storage that HDF5 cannot read: {error}"
+            ) from error
     stored_fill = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
@@ -232,7 +236,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
                 f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
                 f"({location.identity[2]} bytes); the file may be truncated"
             )
-        if stored < needed:
+        if stored is not None and stored < needed:
             raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
     return DatasetLayout(
         shape=shape,

@@ -14,13 +14,13 @@ from typing import Any
 
 import h5py
 
+from xref.remote import RemoteFile
 from xref.sources import (
     FileObject,
     FileSource,
     LocalFile,
     MemoryFile,
     OpenFile,
-    RemoteFile,
     as_options,
 )
 

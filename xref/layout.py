@@ -58,8 +58,8 @@ class DatasetLayout:
         Filters of chunked data.
     fill_value : object
         Value of elements that were never written.
-    stored_nbytes : int
-        Bytes that the file holds for the data.
+    stored_nbytes : int or None
+        Bytes that the file holds for the data; None for chunks, whose index tells it.
     stored_itemsize : int
         Bytes of one element as stored.
     maxshape : tuple of (int or None)
@@ -85,7 +85,7 @@ class DatasetLayout:
     offset: int | None
     pipeline: FilterPipeline
     fill_value: Any
-    stored_nbytes: int
+    stored_nbytes: int | None
     stored_itemsize: int
     reference_kind: str
     elements: Datatype | None

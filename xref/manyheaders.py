@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from xref.columns import BoolArray, IntArray
 from xref.headers import CONTINUATION_MESSAGE, SHARED
-from xref.scattered import ByteSource, read_scattered
+from xref.ranges import ByteSource
+from xref.scattered import read_scattered
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 WordArray: TypeAlias = npt.NDArray[np.uint32]

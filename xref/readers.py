@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xref.columns import IntArray
+from xref.columns import IntArray, row_offsets
 from xref.copies import copy_boxes
 from xref.counts import count
 from xref.errors import CorruptFileError, UnsupportedError
@@ -35,6 +35,7 @@ from xref.layout import ChunkIndex, DatasetLayout
 from xref.options import thread_count
 from xref.parts import canvas_strides
 from xref.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
+from xref.ranges import ByteSource, fetch_stages
 
 READ_GAP_NBYTES = 1 << 16
 """Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
@@ -46,13 +47,6 @@ KEEP_NBYTES = 64 << 20
 """Largest buffer that a thread keeps for the next tile."""
 
 
-class ByteSource(Protocol):
-    """Positional reads from one file, safe to call from several threads."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on, or raise `FileReadError`."""
-
-
 class TileLoader(Protocol):
     """Fills the canvas of one tile, at least where the plan's pieces look."""
 
@@ -62,6 +56,22 @@ class TileLoader(Protocol):
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say what tiles read; None unless it should be asked for beforehand."""
+
+    def with_source(self, source: ByteSource) -> TileLoader:
+        """Return a loader that reads these ranges from elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TileRanges:
+    """What the tiles of a plan read from a file that takes requests."""
+
+    source: ByteSource
+    cut: IntArray  # (t + 1,), where the ranges of each tile begin
+    offset: IntArray  # (n,), bytes
+    nbytes: IntArray  # (n,)
 
 
 _local = threading.local()
@@ -86,6 +96,7 @@ class ChunkLoader:
     source: ByteSource
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     where: str
+    gap_nbytes: int = READ_GAP_NBYTES
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
@@ -108,7 +119,7 @@ class ChunkLoader:
         stored, rows = stored[order].tolist(), rows[order]
         address, nbytes = self.index.address[rows].tolist(), self.index.nbytes[rows].tolist()
         masks = self.index.filter_mask[rows].tolist()
-        for begin, end in _runs(address, nbytes):
+        for begin, end in _runs(address, nbytes, self.gap_nbytes):
             first = address[begin]
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
             data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
@@ -132,6 +143,23 @@ class ChunkLoader:
                         f"{self.where}, chunk at {element}: {error}"
                     ) from error
             count(chunks_decoded=end - begin)
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say where the chunks of tiles lie."""
+        if not self.source.remote:
+            return None
+        rows = self.index.find(plan.chunk)
+        nbytes = np.where(rows >= 0, self.index.nbytes[rows], 0)
+        return TileRanges(
+            source=self.source,
+            cut=plan.chunk_cut,
+            offset=self.index.address[rows],
+            nbytes=nbytes,
+        )
+
+    def with_source(self, source: ByteSource) -> ChunkLoader:
+        """Return a loader that reads nothing but chunks from ``source``."""
+        return replace(self, source=source, gap_nbytes=0)
 
     def check(self, numbers: IntArray) -> None:
         """Decode chunks and drop them, so that a wrong size or checksum raises.
@@ -167,13 +195,13 @@ class ChunkLoader:
         return canvas[tuple(slice(c, c + n) for c, n in zip(corner, cell, strict=True))]
 
 
-def _runs(address: list[int], nbytes: list[int]) -> Iterator[tuple[int, int]]:
+def _runs(address: list[int], nbytes: list[int], gap: int) -> Iterator[tuple[int, int]]:
     """Group neighbours in ascending ``address`` into one read each."""
     begin = 0
     for i in range(1, len(address) + 1):
         if (
             i == len(address)
-            or address[i] - (address[i - 1] + nbytes[i - 1]) > READ_GAP_NBYTES
+            or address[i] - (address[i - 1] + nbytes[i - 1]) > gap
             or address[i] + nbytes[i] - address[begin] > READ_NBYTES
         ):
             yield begin, i
@@ -203,6 +231,28 @@ class ContiguousLoader:
         flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         for start, stop in plan.piece_ranges(tile, CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)):
             self.read_run(first + start, flat[start * itemsize : stop * itemsize])
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say what ranges the pieces of tiles touch."""
+        if not self.source.remote or self.layout.offset is None:
+            return None
+        itemsize = self.layout.dtype.itemsize
+        strides = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
+        first = (plan.tile_origin * strides).sum(axis=1).tolist()
+        gap = CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)
+        found = [plan.piece_ranges(tile, gap) for tile in range(plan.n_tiles)]
+        flat = [(a + p, b - a) for p, tile in zip(first, found, strict=True) for a, b in tile]
+        columns = np.array(flat, dtype=np.int64).reshape(-1, 2) * itemsize
+        return TileRanges(
+            source=self.source,
+            cut=row_offsets(np.array([len(tile) for tile in found], dtype=np.int64)),
+            offset=self.layout.offset + columns[:, 0],
+            nbytes=columns[:, 1],
+        )
+
+    def with_source(self, source: ByteSource) -> ContiguousLoader:
+        """Return a loader that reads the same ranges from ``source``."""
+        return replace(self, source=source)
 
     def read_run(self, first: int, data: memoryview) -> None:
         """Fill ``data`` with stored elements, from ordinal ``first`` on in C order."""
@@ -246,6 +296,13 @@ class BoxLoader:
             self._read(start, box, origin, canvas)
             count(chunks_read=length, chunks_decoded=length, requests=1)
 
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Return None: HDF5 reads, and asks for itself."""
+
+    def with_source(self, source: ByteSource) -> BoxLoader:
+        """Return the loader itself, which reads from HDF5."""
+        return self
+
     def _read(
         self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
     ) -> None:
@@ -268,7 +325,18 @@ def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None
     out : numpy.ndarray
         1-D and contiguous, the dataset's dtype; the plan's pieces are written.
     """
-    share_work(plan.n_tiles, lambda tile: _read_tile(plan, loader, tile, out))
+    ranges = loader.ranges(plan)
+    if ranges is None:
+        _read_tiles(plan, loader, range(plan.n_tiles), out)
+        return
+    for tiles, held in fetch_stages(ranges.source, ranges.cut, ranges.offset, ranges.nbytes):
+        _read_tiles(plan, loader.with_source(held), tiles, out)
+
+
+def _read_tiles(
+    plan: ReadPlan, loader: TileLoader, tiles: range, out: npt.NDArray[Any]
+) -> None:
+    share_work(len(tiles), lambda i: _read_tile(plan, loader, tiles[i], out))
 
 
 def share_work(n_jobs: int, job: Callable[[int], None]) -> None:

@@ -11,12 +11,13 @@ all others is read to its place at once.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray
+from xref.ranges import ByteSource
 
 GAP_NBYTES = 1 << 14
 """Bytes between two ranges that one read takes along (benchmarks/small.py)."""
@@ -24,13 +25,6 @@ GAP_NBYTES = 1 << 14
 RUN_NBYTES = 1 << 20
 """Bytes after which a read of several ranges ends, so that they are still in the
 processor's cache when they are copied (benchmarks/small.py)."""
-
-
-class ByteSource(Protocol):
-    """Positional reads from one file."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on, or raise `FileReadError`."""
 
 
 def read_scattered(
@@ -58,9 +52,12 @@ def read_scattered(
     offset, nbytes, at = offset[order], nbytes[order], at[order]
     if not len(offset):
         return
+    gap = GAP_NBYTES
+    if source.remote:
+        source, gap = source.fetch(offset, nbytes)(), 0
     view: Any = memoryview(buffer)  # type: ignore[arg-type]
     scratch = np.empty(0, dtype=np.uint8)
-    for begin, end in group_ranges(offset, nbytes):
+    for begin, end in group_ranges(offset, nbytes, gap):
         first = int(offset[begin])
         if end - begin == 1:
             place = int(at[begin])
@@ -87,10 +84,12 @@ def read_scattered(
             view[place : place + n] = run[a : a + n]
 
 
-def group_ranges(offset: IntArray, nbytes: IntArray) -> list[tuple[int, int]]:
+def group_ranges(
+    offset: IntArray, nbytes: IntArray, gap: int = GAP_NBYTES
+) -> list[tuple[int, int]]:
     """Group ranges in ascending order of offsets into one read each; return rows."""
     reach = np.maximum.accumulate(offset + nbytes)
-    apart = np.flatnonzero(offset[1:] - reach[:-1] > GAP_NBYTES) + 1
+    apart = np.flatnonzero(offset[1:] - reach[:-1] > gap) + 1
     runs = []
     edges = [0, *apart.tolist(), len(offset)]
     for begin, end in pairwise(edges):

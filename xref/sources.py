@@ -61,9 +61,21 @@ class FileSource:
         """Whether a writer may change the file: data are then read through HDF5 alone."""
         return False
 
+    @property
+    def remote(self) -> bool:
+        """Whether reading takes requests to a server."""
+        return False
+
     def identity(self) -> Identity:
         """Return the identity of the file as it is now."""
         raise NotImplementedError
+
+    def known_identity(self) -> Identity:
+        """Return the identity of what is open here, where its reads find a change.
+
+        Of other files the identity as it is now.
+        """
+        return self.identity()
 
     def open_hdf5(self) -> h5py.File:
         """Open the file for reading."""
@@ -189,28 +201,33 @@ class MemoryFile(FileSource):
 # --- file objects ------------------------------------------------------------------
 
 
-class _Cursor(io.RawIOBase):
-    """A position of its own in a shared file object."""
+class Cursor(io.RawIOBase):
+    """A position of its own in what is read by position."""
 
-    def __init__(self, file: FileObject) -> None:
+    def __init__(self, file: ByteHandle) -> None:
         self._file = file
         self._at = 0
 
     def readable(self) -> bool:
+        """Tell that it can be read."""
         return True
 
     def seekable(self) -> bool:
+        """Tell that its position can be set."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Set the position."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.identity()[2]}
         self._at = base[whence] + offset
         return self._at
 
     def tell(self) -> int:
+        """Return the position."""
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
+        """Read at the position, and move on."""
         n = self._file.read(self._at, memoryview(buffer).cast("B"))
         self._at += n
         return n
@@ -244,7 +261,7 @@ class FileObject(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the object through a position of its own."""
-        return h5py.File(_Cursor(self), "r", **dict(self.options))
+        return h5py.File(Cursor(self), "r", **dict(self.options))
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
@@ -330,86 +347,6 @@ class OpenFile(FileSource):
             f"{self.name} was opened from an h5py object, which other processes do not have; "
             "open it by its path to pickle it"
         )
-
-
-# --- URLs --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile(FileSource):
-    """A file behind a URL that fsspec opens.
-
-    Attributes
-    ----------
-    name : str
-        The URL.
-    storage_options, open_kwargs : tuple of (str, object)
-        For the file system and for opening a file of it.
-    hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`; with a ``driver`` HDF5 itself opens the URL.
-    """
-
-    name: str
-    storage_options: Options = ()
-    open_kwargs: Options = ()
-    hdf5_options: Options = ()
-
-    def __hash__(self) -> int:
-        return hash(self.name)  # options may hold dicts
-
-    def _filesystem(self) -> tuple[Any, str]:
-        fsspec = import_fsspec(self.name)
-        filesystem, path = fsspec.core.url_to_fs(self.name, **dict(self.storage_options))
-        return filesystem, path
-
-    def identity(self) -> Identity:
-        """Return the bytes and what the server tells of the version."""
-        filesystem, path = self._filesystem()
-        info = filesystem.info(path)
-        keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "modified")
-        version = next((str(info[k]) for k in keys if info.get(k) is not None), "")
-        return "url", self.name, int(info["size"]), version
-
-    def open_hdf5(self) -> h5py.File:
-        """Open the URL as xarray does for its other engine of HDF5: in blocks of 4 MiB."""
-        if "driver" in dict(self.hdf5_options):
-            return h5py.File(self.name, "r", **dict(self.hdf5_options))
-        from xarray.backends import h5netcdf_
-
-        # Tests of xarray look here for what becomes of ``open_kwargs``.
-        open_remote: Any = vars(h5netcdf_)["_open_remote_file"]
-        import_fsspec(self.name)
-        kwargs = dict(self.open_kwargs)
-        kwargs.setdefault("cache_type", "blockcache")
-        if kwargs["cache_type"] == "blockcache":
-            kwargs.setdefault("block_size", 4 << 20)
-        options = dict(self.storage_options)
-        opened = open_remote(self.name, mode="rb", storage_options=options, open_kwargs=kwargs)
-        return FileObject(opened, options=self.hdf5_options).open_hdf5()
-
-    def open_bytes(self) -> ByteHandle:
-        """Open the file system."""
-        return _RemoteHandle(self, *self._filesystem())
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoteHandle:
-    source: RemoteFile
-    filesystem: Any
-    path: str
-
-    def identity(self) -> Identity:
-        return self.source.identity()
-
-    def read(self, offset: int, buffer: memoryview) -> int:
-        data = self.filesystem.cat_file(self.path, start=offset, end=offset + len(buffer))
-        if len(data) > len(buffer):
-            raise FileReadError(
-                f"{self.source.name}: {len(buffer)} bytes asked for at {offset:#x}, "
-                f"{len(data)} came"
-            )
-        buffer[: len(data)] = data
-        return len(data)
 
 
 # --- files that are not there ------------------------------------------------------
