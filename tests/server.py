@@ -159,7 +159,8 @@ if __name__ == "__main__":
     folder, latency, mbps = sys.argv[1:]
     program = RangeServer(Path(folder), float(latency), float(mbps), tag=False)
     listening = make_server(program)
-    print(program.port, flush=True)
+    sys.stdout.write(f"{program.port}\n")
+    sys.stdout.flush()
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     sys.stdin.read()  # ends with the parent
     os._exit(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -376,3 +378,13 @@ def test_keywords_of_h5py_hold_for_every_input(
         assert ds["data"].values.tolist() == [0, 1, 2]
     assert all(kwargs["rdcc_nbytes"] == 1 << 20 for kwargs in calls if kwargs)
     assert any(calls)
+
+
+def test_a_process_ends_well_with_file_objects_open(path: Path) -> None:
+    program = (
+        "import io, sys, xarray\n"
+        "content = open(sys.argv[1], 'rb').read()\n"
+        "kept = xarray.open_dataset(io.BytesIO(content), engine='h5ref')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")

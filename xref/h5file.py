@@ -12,6 +12,7 @@ references never go to HDF5: they are decoded in `xref.encoding`.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import threading
@@ -322,6 +323,7 @@ def close_file(location: FileLocation) -> None:
     handles.bytes.close()
 
 
+@atexit.register  # HDF5 would call a file object's methods after Python has ended
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
     with _handles_lock:
