@@ -47,6 +47,7 @@ FIRST_WAIT = 0.1
 """Seconds before a request is tried again; twice as long before each further time."""
 
 _FINAL = (
+    asyncio.CancelledError,
     FileChangedError,
     FileNotFoundError,
     PermissionError,
@@ -334,7 +335,7 @@ async def try_again(function: Callable[[], Awaitable[T]], what: str) -> T:
         )
         if not isinstance(found, BaseException):
             return found
-        if isinstance(found, asyncio.CancelledError | _FINAL):
+        if isinstance(found, _FINAL):
             raise found
         problem = found
     said = str(problem) or type(problem).__name__
