@@ -180,8 +180,8 @@ def _iterate_index(
     unlimited = [axis for axis, n in enumerate(layout.maxshape) if n is None]
     if len(unlimited) == 1 and unlimited != [0]:
         raise UnsupportedError(
-            f"{where} has an index of chunks that only HDF5 reads, and whose places it may give "
-            "wrongly; use reader='h5py'"
+            f"{where} has an index of chunks that is not known, and HDF5 may list its chunks "
+            "at wrong places"
         )
     found: list[Any] = []
     try:
