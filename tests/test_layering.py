@@ -51,6 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5file": ("h5py", "numpy", "xarray.backends.CachingFileManager"),
     "scattered": ("numpy",),
     "manyheaders": ("numpy",),
+    "checksums": ("numpy",),
     "nodes": ("numpy",),
     "chunktrees": ("numpy",),
     "chunkarrays": ("numpy",),

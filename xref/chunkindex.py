@@ -201,7 +201,7 @@ def read_listed_chunks(
     if storage.partial_unfiltered and filtered:
         beyond = found.cell >= np.array(layout.shape) // np.array(storage.chunks)
         partial = beyond.any(axis=1)
-        found = replace(found, filter_mask=np.where(partial, NO_FILTER, found.filter_mask))
+        found = found._replace(filter_mask=np.where(partial, NO_FILTER, found.filter_mask))
     return found
 
 

@@ -15,11 +15,11 @@ and "Disk Format: Level 1A2 - Version 2 B-trees".
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from xref.columns import BoolArray, FrozenColumns, IntArray
+from xref.columns import BoolArray, IntArray
 from xref.dense import child_pointer_sizes
 from xref.errors import UnsupportedError
 from xref.manyheaders import integers, undefined
@@ -39,8 +39,7 @@ _V2_PREFIX_NBYTES = 6
 _MAX_PLACE = 2**62
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ListedChunks(FrozenColumns):
+class ListedChunks(NamedTuple):
     """The n chunks that an index lists, in no particular order."""
 
     cell: IntArray  # (n, ndim), place of each in the grid of chunks
@@ -51,6 +50,8 @@ class ListedChunks(FrozenColumns):
 
 def joined(parts: list[ListedChunks], ndim: int) -> ListedChunks:
     """Put chunks of several parts of an index together."""
+    if len(parts) == 1:
+        return parts[0]
     none = np.zeros(0, dtype=np.int64)
     cells = [np.zeros((0, ndim), dtype=np.int64), *(part.cell for part in parts)]
     return ListedChunks(

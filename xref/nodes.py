@@ -16,17 +16,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from xref.checksums import sum_blocks
 from xref.columns import IntArray
 from xref.dense import Budget
-from xref.manyheaders import PADDING_NBYTES, ByteArray, checksums, integers
-from xref.structures import MAX_CHECKED_NBYTES, Source, lookup3
+from xref.manyheaders import PADDING_NBYTES, ByteArray, integers
+from xref.structures import MAX_CHECKED_NBYTES, Source
 
 LOT_NBYTES = 16 << 20
 """Bytes of nodes that are in memory at once, unless one node has more
 (benchmarks/chunkindex.py)."""
-
-FEW_NODES = 24
-"""Fewer nodes have their checksums worked out one by one (benchmarks/chunkindex.py)."""
 
 CHECKSUM_NBYTES = 4
 
@@ -171,11 +169,7 @@ class NodeReader:
             return
         position, covered = lot.position[some], lot.nbytes[some] - CHECKSUM_NBYTES
         stored = integers(lot.data, position + covered, CHECKSUM_NBYTES)
-        if len(some) < FEW_NODES:
-            pairs = zip(position.tolist(), covered.tolist(), strict=True)
-            found = np.array([lookup3(lot.data[a : a + n].tobytes()) for a, n in pairs])
-        else:
-            found = checksums(lot.data, position, covered).astype(np.int64)
+        found = sum_blocks(lot.data, position, covered)
         wrong = found != stored
         if wrong.any():
             row = int(np.argmax(wrong))
