@@ -24,7 +24,7 @@ from xref.errors import (
     ResultTooLargeError,
     WrongTargetError,
 )
-from xref.h5data import DatasetFacts, dataset_facts
+from xref.h5data import DatasetFacts, dataset_facts, stored_nbytes
 from xref.h5file import FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
@@ -359,13 +359,11 @@ def check_size(
 ) -> None:
     """Refuse results far out of proportion to what the file stores for them."""
     nbytes = n_elements * dtype.itemsize
-    stored = sum(t.layout.stored_nbytes for t in bound.single)
+    if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
+        return
+    stored = sum(stored_nbytes(t.location, t.address) for t in bound.single)
     stored += sum(many.stored_nbytes for many in bound.small)
-    if (
-        nbytes > LARGE_RESULT_NBYTES
-        and nbytes > LARGE_RESULT_RATIO * stored
-        and not get_option("large_results")
-    ):
+    if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
             f"{what} would take {nbytes} bytes, while the file stores {stored} bytes for it; "
             "select less, or allow it with xref.set_options(large_results=True)"

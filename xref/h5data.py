@@ -121,6 +121,16 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     )
 
 
+def stored_nbytes(location: FileLocation, address: int) -> int:
+    """Return the bytes that the file holds for the data of the dataset at an address."""
+    layout = dataset_layout(location, address)
+    if layout.chunks is None:
+        return layout.stored_nbytes
+    if location.source.live:
+        return int(open_dataset(location, address).id.get_storage_size())
+    return int(chunk_index(location, address).nbytes.sum())
+
+
 _IndexColumns: TypeAlias = tuple[
     IntArray, npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32]
 ]

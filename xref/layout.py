@@ -59,7 +59,8 @@ class DatasetLayout:
     fill_value : object
         Value of elements that were never written.
     stored_nbytes : int
-        Bytes that the file holds for the data.
+        Bytes that the file holds for the data; 0 where they are chunked, as the index of
+        chunks tells it (`xref.h5data.stored_nbytes`).
     stored_itemsize : int
         Bytes of one element as stored.
     maxshape : tuple of (int or None)
