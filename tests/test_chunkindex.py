@@ -20,10 +20,13 @@ from hypothesis import HealthCheck, given, settings
 
 import xref.nodes
 from xref import h5data
+from xref.checksums import sum_blocks
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.h5data import chunk_index, dataset_layout
-from xref.h5file import FileBytes, FileLocation, close_files, locate_file
+from xref.h5data import chunk_index, dataset_layout, stored_nbytes
+from xref.h5file import FileBytes, FileLocation, close_files, locate_file, locate_source
 from xref.layout import ChunkIndex
+from xref.manyheaders import PADDING_NBYTES
+from xref.sources import OpenFile
 from xref.structures import lookup3
 
 NUMBERS = itertools.count()
@@ -34,6 +37,7 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"shuffle": True, "fletcher32": True},
 )
 MOST_CHUNKS = 3000
+ITERATE = h5data._iterate_index
 
 
 @pytest.fixture(autouse=True)
@@ -453,6 +457,21 @@ def test_v1_nodes_that_contradict_each_other_are_refused(
             chunk_index(locate_file(other), address)
 
 
+def test_a_damaged_index_does_not_keep_a_file_from_opening(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(path, "w") as file:
+        add(file, spec_of((300,)))
+        file["other"] = np.arange(7)
+    _, _, nodes = nodes_of(path, Reads(monkeypatch))
+    root = nodes[0][0]
+    forge(path, [(root + 24 + 24, root.to_bytes(8, "little"))])  # its own first child
+    with xr.open_dataset(path, engine="h5ref", phony_dims="access") as ds:
+        assert ds["other"].values.tolist() == list(range(7))
+        with pytest.raises(CorruptFileError, match="leads twice"):
+            ds["d"].load()
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_chunks_past_the_extent_that_skip_filters(path: Path, shuffle: bool) -> None:
     values = np.arange(25, dtype="<i4").reshape(5, 5) * 70000
@@ -474,3 +493,76 @@ def test_chunks_past_the_extent_that_skip_filters(path: Path, shuffle: bool) -> 
     assert (expected == values).all() != shuffle
     with xr.open_dataset(path, engine="h5ref") as ds:
         np.testing.assert_array_equal(ds["d"].values, expected)
+
+
+# --- what is left to HDF5 ----------------------------------------------------------------
+
+
+def test_chunks_of_a_file_that_is_being_written_are_listed_by_hdf5(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(h5data, "_iterate_index", ITERATE)
+    with h5py.File(path, "w", libver=("v110", "latest")) as file:
+        dataset = add(file, spec_of((20, 3), maxshape=(None, 3)))
+        refused = add(file, spec_of((3, 20), maxshape=(3, None)), "refused")
+        addresses = [h5o.get_info(d.id).addr for d in (dataset, refused)]
+        location = locate_source(OpenFile(file))
+        assert chunk_index(location, addresses[0]).number.tolist() == list(range(60))
+        assert stored_nbytes(location, addresses[0]) == dataset.id.get_storage_size()
+        with pytest.raises(UnsupportedError, match="at wrong places"):
+            chunk_index(location, addresses[1])
+
+
+def test_an_index_of_an_unknown_version_is_left_to_hdf5(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(path, "w", libver=("v110", "latest")) as file:
+        add(file, spec_of((20, 3), maxshape=(None, None)))
+    address, _, nodes = nodes_of(path, Reads(monkeypatch))
+    at, nbytes = nodes[0]
+    forge(path, [(at + 4, b"\x09")])
+    header = path.read_bytes()[at : at + nbytes - 4]
+    forge(path, [(at + nbytes - 4, lookup3(header).to_bytes(4, "little"))])
+    asked = []
+
+    def listed(*arguments: Any) -> Any:
+        asked.append(1)
+        return ITERATE(*arguments)
+
+    monkeypatch.setattr(h5data, "_iterate_index", listed)
+    with pytest.raises(CorruptFileError, match="HDF5 cannot read"):
+        chunk_index(locate_file(path), address)
+    assert asked
+
+
+# --- parts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_bytes_stored_are_those_that_hdf5_tells(path: Path, filters: dict[str, Any]) -> None:
+    with h5py.File(path, "w") as file:
+        add(file, spec_of((40, 30), filters=filters, written="few"))
+        file["c"] = np.arange(5)
+        expected = {name: file[name].id.get_storage_size() for name in file}
+        addresses = {name: h5o.get_info(file[name].id).addr for name in file}
+    location = locate_file(path)
+    assert {n: stored_nbytes(location, a) for n, a in addresses.items()} == expected
+    assert dataset_layout(location, addresses["d"]).stored_nbytes == 0
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    many=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_sums_of_many_blocks_are_those_of_each(
+    lengths: list[int], many: bool, seed: int
+) -> None:
+    nbytes = np.array(lengths * (30 if many else 1))
+    position = np.cumsum(nbytes) - nbytes
+    data = np.frombuffer(
+        np.random.default_rng(seed).bytes(int(nbytes.sum())) + bytes(PADDING_NBYTES), np.uint8
+    )
+    found = sum_blocks(data, position, nbytes).tolist()
+    pairs = zip(position.tolist(), nbytes.tolist(), strict=True)
+    assert found == [lookup3(data[at : at + n].tobytes()) for at, n in pairs]

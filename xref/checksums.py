@@ -16,7 +16,7 @@ from xref.columns import IntArray
 from xref.manyheaders import HASH_SEED, ByteArray, checksums
 from xref.structures import lookup3
 
-MANY_BLOCKS = 256
+MANY_BLOCKS = 384
 """As many blocks or more are summed by NumPy (benchmarks/chunkindex.py)."""
 
 _LANE_NBYTES = 8

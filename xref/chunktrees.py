@@ -159,7 +159,7 @@ def read_v1_tree(
     parts: list[ListedChunks] = []
     while len(nodes):
         keys, below = _Keys(reader, ndim), []
-        nbytes = np.clip(source.file_nbytes - nodes, head_nbytes, whole_nbytes)
+        nbytes = np.maximum(np.minimum(source.file_nbytes - nodes, whole_nbytes), head_nbytes)
         is_root = level < 0
         for lot in reader.read(nodes, nbytes, "node"):
             if is_root:

@@ -110,11 +110,11 @@ def _chunk_offsets_skip_userblock() -> bool:
 @cached_by_location(maxsize=64)
 def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
-    dataset = open_dataset(location, address)
     layout = dataset_layout(location, address)
-    where = DatasetLabel(location, dataset)
+    where = _Label(location, address)
     columns = None if location.source.live else _read_index(location, address, layout, where)
     if columns is None:
+        dataset = open_dataset(location, address)
         columns = _iterate_index(dataset, location, layout, where)
     return build_chunk_index(
         *columns, layout=layout, file_nbytes=location.identity[2], where=where
@@ -137,8 +137,19 @@ _IndexColumns: TypeAlias = tuple[
 """Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """Names a dataset in messages; it is opened only when one is written."""
+
+    location: FileLocation
+    address: int
+
+    def __str__(self) -> str:
+        return str(DatasetLabel(self.location, open_dataset(self.location, self.address)))
+
+
 def _read_index(
-    location: FileLocation, address: int, layout: DatasetLayout, where: DatasetLabel
+    location: FileLocation, address: int, layout: DatasetLayout, where: object
 ) -> _IndexColumns | None:
     """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
     base = file_format(location).base_address
@@ -180,7 +191,7 @@ def _half_width(location: FileLocation) -> int:
 
 
 def _iterate_index(
-    dataset: h5py.Dataset, location: FileLocation, layout: DatasetLayout, where: DatasetLabel
+    dataset: h5py.Dataset, location: FileLocation, layout: DatasetLayout, where: object
 ) -> _IndexColumns:
     """Have HDF5 list the chunks of a dataset.
 
