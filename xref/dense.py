@@ -99,7 +99,7 @@ def read_records(source: Source, address: int, kind: int, record_nbytes: int) ->
         if n_total:
             source.fail(f"the {what} has {n_total} records and an empty root")
         return []
-    pointer = _pointer_sizes(source, node_nbytes, record_nbytes, depth, what)
+    pointer = child_pointer_sizes(source, node_nbytes, record_nbytes, depth, what)
     budget, records = Budget(source, what), list[bytes]()
     nodes = [(root, n_root)]
     for level in range(depth, -1, -1):
@@ -125,7 +125,7 @@ def read_records(source: Source, address: int, kind: int, record_nbytes: int) ->
     return records
 
 
-def _pointer_sizes(
+def child_pointer_sizes(
     source: Source, node_nbytes: int, record_nbytes: int, depth: int, what: str
 ) -> list[tuple[int, int]]:
     """Return, by level, bytes of a child's record count and of the whole child pointer."""

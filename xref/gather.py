@@ -24,7 +24,7 @@ from xref.errors import (
     ResultTooLargeError,
     WrongTargetError,
 )
-from xref.h5data import DatasetFacts, chunk_index, dataset_facts
+from xref.h5data import DatasetFacts, dataset_facts, stored_nbytes
 from xref.h5file import FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
 from xref.layout import DatasetLayout
@@ -354,14 +354,6 @@ def _whole(extent: tuple[int, ...]) -> RegionTable:
     return empty_table(1, 0, Kind.ALL).fit(extent, str)
 
 
-def _stored_nbytes(target: BoundTarget) -> int:
-    """Return the bytes that a file holds for a dataset."""
-    stored = target.layout.stored_nbytes
-    if stored is None:
-        stored = int(chunk_index(target.location, target.address).nbytes.sum())
-    return stored
-
-
 def check_size(
     n_elements: int, dtype: np.dtype[Any], bound: BoundReferences, what: str
 ) -> None:
@@ -369,7 +361,7 @@ def check_size(
     nbytes = n_elements * dtype.itemsize
     if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
         return
-    stored = sum(_stored_nbytes(t) for t in bound.single)
+    stored = sum(stored_nbytes(t.location, t.address) for t in bound.single)
     stored += sum(many.stored_nbytes for many in bound.small)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(

@@ -7,15 +7,17 @@ here, under h5py's lock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 from h5py import h5i, h5s
 
+from xref.chunkindex import parse_chunk_storage, read_listed_chunks
+from xref.columns import IntArray
 from xref.errors import (
     CorruptFileError,
     FileReadError,
@@ -23,18 +25,24 @@ from xref.errors import (
 )
 from xref.h5attributes import SCALE_ATTRIBUTES, as_stored, read_attributes, scale_addresses
 from xref.h5file import (
+    FileBytes,
     FileLocation,
+    byte_source,
     cached_by_location,
     file_format,
 )
 from xref.h5layout import DatasetLabel, read_layout, reference_kind, time_dtype
 from xref.h5objects import open_dataset
+from xref.headers import LAYOUT_MESSAGE, indexed_storage_k, walk_messages
 from xref.layout import (
     UNDEFINED_ADDRESS,
     ChunkIndex,
     DatasetLayout,
     build_chunk_index,
 )
+from xref.manyheaders import FIRST_NBYTES
+from xref.nodes import NodeReader
+from xref.structures import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +110,100 @@ def _chunk_offsets_skip_userblock() -> bool:
 @cached_by_location(maxsize=64)
 def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
-    dataset = open_dataset(location, address)
     layout = dataset_layout(location, address)
-    where = DatasetLabel(location, dataset)
+    where = _Label(location, address)
+    columns = None if location.source.live else _read_index(location, address, layout, where)
+    if columns is None:
+        dataset = open_dataset(location, address)
+        columns = _iterate_index(dataset, location, layout, where)
+    return build_chunk_index(
+        *columns, layout=layout, file_nbytes=location.identity[2], where=where
+    )
+
+
+def stored_nbytes(location: FileLocation, address: int) -> int:
+    """Return the bytes that the file holds for the data of the dataset at an address."""
+    layout = dataset_layout(location, address)
+    if layout.chunks is None:
+        return layout.stored_nbytes
+    if location.source.live:
+        return int(open_dataset(location, address).id.get_storage_size())
+    return int(chunk_index(location, address).nbytes.sum())
+
+
+_IndexColumns: TypeAlias = tuple[
+    IntArray, npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32]
+]
+"""Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """Names a dataset in messages; it is opened only when one is written."""
+
+    location: FileLocation
+    address: int
+
+    def __str__(self) -> str:
+        return str(DatasetLabel(self.location, open_dataset(self.location, self.address)))
+
+
+def _read_index(
+    location: FileLocation, address: int, layout: DatasetLayout, where: object
+) -> _IndexColumns | None:
+    """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
+    base = file_format(location).base_address
+    source = byte_source(location, where)
+    reader = NodeReader(source, FileBytes(location), base, "index of chunks")
+    try:
+        storage = parse_chunk_storage(_layout_message(source, address), source)
+        found = read_listed_chunks(reader, storage, layout, partial(_half_width, location))
+    except UnsupportedError:
+        return None
+    # Past the end of any file: refused if the chunk is within the extent.
+    outside = (found.address < 0) | (found.address > source.file_nbytes)
+    offset = np.where(outside, 2**62, found.address + base)
+    nbytes, mask = found.nbytes.astype(np.uint64), found.filter_mask.astype(np.uint32)
+    return found.cell, offset.astype(np.uint64), nbytes, mask
+
+
+def _layout_message(source: Source, address: int) -> bytes:
+    """Return the layout message of the object header at an address."""
+    first = source.take(
+        address, max(min(FIRST_NBYTES, source.file_nbytes - address), 1), "object header"
+    )
+
+    def read(begin: int, nbytes: int) -> bytes:
+        part = first[begin - address : begin - address + nbytes] if begin >= address else b""
+        return part if len(part) == nbytes else source.read(begin, nbytes)
+
+    # HDF5 has checked the header when it opened the dataset.
+    for kind, _, body in walk_messages(replace(source, read=read), address, verify=False):
+        if kind == LAYOUT_MESSAGE:
+            return body
+    source.fail(f"no layout message is in the object header at {address:#x}")
+
+
+@cached_by_location(maxsize=1024)
+def _half_width(location: FileLocation) -> int:
+    """Return the file's "Indexed Storage Internal Node K"."""
+    return indexed_storage_k(byte_source(location, location.filename))
+
+
+def _iterate_index(
+    dataset: h5py.Dataset, location: FileLocation, layout: DatasetLayout, where: object
+) -> _IndexColumns:
+    """Have HDF5 list the chunks of a dataset.
+
+    HDF5 2.0 names wrong places for chunks of extensible arrays whose axis without limit is
+    not the first; such datasets are refused.
+    """
+    unlimited = [axis for axis, n in enumerate(layout.maxshape) if n is None]
+    if len(unlimited) == 1 and unlimited != [0]:
+        raise UnsupportedError(
+            f"{where} has an index of chunks that is not known, and HDF5 may list its chunks "
+            "at wrong places"
+        )
     found: list[Any] = []
     try:
         dataset.id.chunk_iter(found.append)
@@ -117,14 +216,15 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     shift = base if base and _chunk_offsets_skip_userblock() else 0
     addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
     addresses[addresses != np.uint64(UNDEFINED_ADDRESS)] += np.uint64(shift)
-    return build_chunk_index(
-        np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim),
+    origin = np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim)
+    cell = origin // np.array(layout.cell)
+    if (cell * np.array(layout.cell) != origin).any():
+        raise CorruptFileError(f"{where} has a chunk that is not on its grid")
+    return (
+        cell,
         addresses,
         np.fromiter((c.size for c in found), np.uint64, n),
         np.fromiter((c.filter_mask for c in found), np.uint32, n),
-        layout=layout,
-        file_nbytes=location.identity[2],
-        where=where,
     )
 
 

@@ -431,7 +431,7 @@ class FileBytes:
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
 
 
-def byte_source(location: FileLocation, where: str) -> Source:
+def byte_source(location: FileLocation, where: object) -> Source:
     """Return the file's bytes for the parsers of headers; ``where`` names the object."""
     form, file = file_format(location), FileBytes(location)
 

@@ -210,14 +210,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
                 storage_problem = storage_problem or f"filters: {', '.join(missing)}"
         case _:
             storage_problem = storage_problem or "storage: virtual"
-    stored = None  # of chunks: HDF5 would walk their index to tell
-    if storage != h5d.CHUNKED:
-        try:
-            stored = int(dataset.id.get_storage_size())
-        except (RuntimeError, OSError, ValueError) as error:
-            raise CorruptFileError(
-                f"{where} has storage that HDF5 cannot read: {error}"
-            ) from error
+    # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
+    stored = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, where)
     stored_fill = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
@@ -236,7 +230,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
                 f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
                 f"({location.identity[2]} bytes); the file may be truncated"
             )
-        if stored is not None and stored < needed:
+        if stored < needed:
             raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
     return DatasetLayout(
         shape=shape,
@@ -258,6 +252,14 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
 
 
 COMPACT = "storage: compact"
+
+
+def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
+    """Return the bytes that the file holds for data that are not chunked."""
+    try:
+        return int(dataset.id.get_storage_size())
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
 
 
 def _stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:

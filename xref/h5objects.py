@@ -378,7 +378,7 @@ def _check_group(member: Member, path: str) -> None:
         offset_size=source.offset_size,
         length_size=source.length_size,
         file_nbytes=source.file_nbytes,
-        where=source.where,
+        where=str(source.where),
         segments=checks.segments,
     )
     checks.addresses.add(address)

@@ -36,6 +36,7 @@ ATTRIBUTE_MESSAGE = 0x000C
 SHARED_TABLE_MESSAGE = 0x000F
 CONTINUATION_MESSAGE = 0x0010
 SYMBOL_TABLE_MESSAGE = 0x0011
+BTREE_K_MESSAGE = 0x0013
 ATTRIBUTE_INFO_MESSAGE = 0x0015
 
 SHARED = 0x02
@@ -55,6 +56,7 @@ _OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
 _OHDR_NBYTES = 34  # of the longest prefix of version 2
 _HEAP_ID_NBYTES = 8
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DEFAULT_K = 32
 _COMPACT = 0
 _FILL_DEFINED = 0x20
 
@@ -296,11 +298,8 @@ class SharedMessages:
         """Yield the message types, one a bit, and the heap of each index."""
         source = self._source
         size = source.offset_size
-        head = source.take(0, 12 + 4 * size + 4, "superblock")
-        if head[:8] != _SIGNATURE:
-            source.fail(f"no superblock is at the base address: the bytes are {head[:8]!r}")
-        extension = integer(head, 12 + size, size)
-        if head[8] < 2 or extension == source.undefined:
+        extension = _find_extension(source, _take_superblock(source))
+        if extension is None:
             source.fail("messages are shared, and the superblock has no extension")
         tables = [
             body
@@ -322,6 +321,53 @@ class SharedMessages:
             heap = integer(data, at + 14 + size, size)
             if heap != source.undefined:
                 yield integer(data, at + 2, 2), FractalHeap(source, heap)
+
+
+def _take_superblock(source: Source) -> bytes:
+    """Return the part of the superblock that all versions have."""
+    head = source.take(0, 12 + 4 * source.offset_size + 4, "superblock")
+    if head[:8] != _SIGNATURE:
+        source.fail(f"no superblock is at the base address: the bytes are {head[:8]!r}")
+    return head
+
+
+def _find_extension(source: Source, head: bytes) -> int | None:
+    """Return the address of the superblock extension, None where there is none."""
+    extension = integer(head, 12 + source.offset_size, source.offset_size)
+    return None if head[8] < 2 or extension == source.undefined else extension
+
+
+def indexed_storage_k(source: Source) -> int:
+    """Return half of the children that a node of a version 1 B-tree of chunks has room for.
+
+    Raises
+    ------
+    CorruptFileError
+        If the superblock or its extension contradicts the format.
+    UnsupportedError
+        If the message that tells it has a version that is not known.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "Disk Format: Level 0A - Format Signature and
+    Superblock" and "The B-tree 'K' Values Message".
+    """
+    head = _take_superblock(source)
+    if head[8] == 1:
+        return integer(head, 24, 2)
+    extension = _find_extension(source, head)
+    if extension is not None:
+        for kind, _, body in walk_messages(source, extension):
+            if kind != BTREE_K_MESSAGE:
+                continue
+            if body[:1] != b"\0":
+                raise UnsupportedError(
+                    f"{source.where}: the message of K values begins with {body[:1]!r}"
+                )
+            if len(body) < 3:
+                source.fail(f"the message of K values has {len(body)} bytes")
+            return integer(body, 1, 2)
+    return _DEFAULT_K
 
 
 def compact_data(

@@ -58,8 +58,9 @@ class DatasetLayout:
         Filters of chunked data.
     fill_value : object
         Value of elements that were never written.
-    stored_nbytes : int or None
-        Bytes that the file holds for the data; None for chunks, whose index tells it.
+    stored_nbytes : int
+        Bytes that the file holds for the data; 0 where they are chunked, as the index of
+        chunks tells it (`xref.h5data.stored_nbytes`).
     stored_itemsize : int
         Bytes of one element as stored.
     maxshape : tuple of (int or None)
@@ -85,7 +86,7 @@ class DatasetLayout:
     offset: int | None
     pipeline: FilterPipeline
     fill_value: Any
-    stored_nbytes: int | None
+    stored_nbytes: int
     stored_itemsize: int
     reference_kind: str
     elements: Datatype | None
@@ -163,7 +164,7 @@ def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: 
 
 
 def build_chunk_index(
-    origin: IntArray,
+    cell: IntArray,
     address: npt.NDArray[np.uint64],
     nbytes: npt.NDArray[np.uint64],
     filter_mask: npt.NDArray[np.uint32],
@@ -176,8 +177,8 @@ def build_chunk_index(
 
     Parameters
     ----------
-    origin : numpy.ndarray
-        Shape ``(n, ndim)``: first element of each chunk.
+    cell : numpy.ndarray
+        Shape ``(n, ndim)``: place of each chunk in the grid.
     address, nbytes : numpy.ndarray
         Shape ``(n,)``: byte in the file and bytes as stored.
     filter_mask : numpy.ndarray
@@ -194,11 +195,10 @@ def build_chunk_index(
     CorruptFileError
         If a chunk lies off the grid or outside the file, or stands twice.
     """
-    chunks, grid = np.array(layout.cell), np.array(layout.grid)
-    cell = origin // chunks
+    grid = np.array(layout.grid)
     # Chunks past the extent stay in the file when a dataset shrinks: not an error.
     inside = (cell < grid).all(axis=1)
-    if (cell * chunks != origin).any() or (origin < 0).any():
+    if (cell < 0).any():
         raise CorruptFileError(f"{where} has a chunk that is not on its grid")
     # A missing chunk may be listed with an undefined address.
     inside &= address != np.uint64(UNDEFINED_ADDRESS)

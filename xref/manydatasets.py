@@ -77,7 +77,7 @@ MAX_CHUNK_NBYTES = 2**32
 """Chunks have fewer bytes."""
 
 _INDEX_INFO_NBYTES = np.array([0, 0, 0, 1, 5, 6])
-_PARTIAL_UNFILTERED, _SINGLE_FILTERED = 0x01, 0x02
+PARTIAL_UNFILTERED, SINGLE_FILTERED = 0x01, 0x02
 
 _WITHOUT_OPTIONS = (1, 32000, 32001, 32015)  # deflate, LZF, Blosc, Zstandard
 _MAX_FILTERS = 4  # of a pipeline, whose options are looked at
@@ -382,7 +382,7 @@ def _decode_chunked(
     n_sizes = np.where(old, data[at + 2], data[at + 3])
     width = np.where(old, 4, data[at + 4])
     good: BoolArray = (version >= 3) & (version <= 5) & (n_sizes == ndim + 1) & (ndim > 0)
-    good &= (width >= 1) & (width <= 8) & (flags <= _PARTIAL_UNFILTERED + _SINGLE_FILTERED)
+    good &= (width >= 1) & (width <= 8) & (flags <= PARTIAL_UNFILTERED + SINGLE_FILTERED)
     ndim, width = np.where(good, ndim, 0), np.where(good, width, 1)
     first = at + np.where(old, 3 + form.offset_size, 5)
     chunks = np.ones_like(shape)
@@ -399,7 +399,7 @@ def _decode_chunked(
     after = first + (ndim + 1) * width
     index = np.where(old, V1_BTREE, data[after])
     good &= old | ((index >= SINGLE_CHUNK) & (index <= V2_BTREE))
-    filtered = (flags & _SINGLE_FILTERED != 0) & (index == SINGLE_CHUNK)
+    filtered = (flags & SINGLE_FILTERED != 0) & (index == SINGLE_CHUNK)
     index = np.where(good, index, 0)
     info = np.where(filtered, form.length_size + 4, _INDEX_INFO_NBYTES[index])
     place = np.where(old, at + 3, after + 1 + info)
@@ -410,7 +410,7 @@ def _decode_chunked(
     good &= absent | ((address > 0) & (address < form.file_nbytes - form.base_address))
     # Arrays of chunks have room for all that the dataset may grow to.
     unlike = ~fixed & ((index == IMPLICIT) | (index == FIXED_ARRAY))
-    unlike |= (flags & _PARTIAL_UNFILTERED != 0) | (index > FIXED_ARRAY)
+    unlike |= (flags & PARTIAL_UNFILTERED != 0) | (index > FIXED_ARRAY)
     chunks[~good] = 1
     columns["chunks"][some] = chunks
     columns["nbytes"][some] = np.where(good, shape.prod(axis=1) * itemsize, 0)

@@ -49,7 +49,7 @@ MAX_WAVES = 4
 PADDING_NBYTES = 1024
 """Zeros behind all bytes, so that they may be looked at before lengths are checked."""
 
-_HASH_SEED = 0xDEADBEEF
+HASH_SEED = 0xDEADBEEF
 _OHDR_FLAGS = 0x3F
 _OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
 _PREFIX_V1_NBYTES = 16
@@ -115,7 +115,7 @@ def checksums(data: ByteArray, position: IntArray, nbytes: IntArray) -> WordArra
     order = np.argsort(-nbytes, kind="stable")
     position, nbytes = position[order], nbytes[order]
     words = np.ndarray((len(data) - 3,), "<u4", data, 0, (1,))
-    a = (_HASH_SEED + nbytes).astype(np.uint32)
+    a = (HASH_SEED + nbytes).astype(np.uint32)
     b, c = a.copy(), a.copy()
     # In the order of falling lengths, those that go on are the first ones.
     n_full = (nbytes - 1) // 12

@@ -41,8 +41,8 @@ class Source:
         Sizes of offsets and of lengths from the superblock, in bytes.
     file_nbytes : int
         Bytes from the base address to the end of the file.
-    where : str
-        Begins each error: the file and the object.
+    where : object
+        Begins each error, as text: the file and the object. It is asked for only there.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class Source:
     offset_size: int
     length_size: int
     file_nbytes: int
-    where: str
+    where: object
 
     def __post_init__(self) -> None:
         if self.offset_size not in _SIZES or self.length_size not in _SIZES:
