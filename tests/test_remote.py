@@ -291,8 +291,8 @@ def test_a_request_that_fails_is_tried_again(server: RangeServer, fault: Any) ->
         server.fault = on_data(fault, 2)
         with xref.count_reads() as reads:
             np.testing.assert_array_equal(patches, PATCHES)
-        # The HTTP client itself tries once more where a connection broke.
-        assert 1 <= reads.remote_retries <= 2
+        # The HTTP client itself tries again where a connection broke.
+        assert reads.remote_retries == 2 or fault is hang_up
 
 
 @pytest.mark.usefixtures("quick")

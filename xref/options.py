@@ -21,12 +21,12 @@ _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     ),
     "large_results": (False, lambda v: isinstance(v, bool), "True or False is needed"),
     "remote_gap": (
-        1 << 15,
+        1 << 16,
         lambda v: _is_integer(v) and v >= 0,
         "a number of bytes is needed",
     ),
     "remote_requests": (
-        32,
+        64,
         lambda v: _is_integer(v) and v >= 1,
         "a positive integer is needed",
     ),
@@ -61,10 +61,10 @@ class set_options:
         large as what the file stores for them. False by default. It is looked at
         where a result is computed: on a cluster, in the workers.
     remote_gap : int
-        Bytes between two ranges of a remote file that one request takes along; 32 KiB by
+        Bytes between two ranges of a remote file that one request takes along; 64 KiB by
         default. More means fewer requests and more bytes.
     remote_requests : int
-        Requests for one remote file that are under way at once, 32 by default.
+        Requests for one remote file that are under way at once, 64 by default.
     remote_timeout : float
         Seconds after which one request is given up, 60 by default.
     remote_retries : int
