@@ -321,6 +321,23 @@ def test_a_server_that_never_answers_is_an_error_at_opening(
         xr.open_dataset(server.url("image.h5"), engine="h5ref")
 
 
+@pytest.mark.usefixtures("quick")
+def test_members_are_not_left_out_because_a_server_fails(server: RangeServer) -> None:
+    failing = [False]
+
+    def fail_behind_the_head(number: int, method: str, answer: Answer) -> None:
+        if "bytes 0-" not in answer.headers.get("Content-Range", "bytes 0-"):
+            failing[0] = True
+            error_500(answer)
+
+    server.fault = fail_behind_the_head
+    with pytest.raises(FileReadError, match=r"image\.h5: bytes \d+ to \d+ could not be read"):
+        xr.open_dataset(server.url("image.h5"), engine="h5ref")
+    assert failing[0]
+    with pytest.raises(FileReadError, match=r"image\.h5: bytes \d+ to \d+ could not be read"):
+        xr.open_datatree(server.url("image.h5"), engine="h5ref")
+
+
 def test_a_url_without_a_file_is_said_so(server: RangeServer) -> None:
     with pytest.raises(FileNotFoundError):
         xr.open_dataset(server.url("none.h5"), engine="h5ref")

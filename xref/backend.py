@@ -14,7 +14,7 @@ from xref.attribute_values import warn_unreadable
 from xref.bind import decode_dataset
 from xref.dimensions import PHONY_DIMS, PhonyNames
 from xref.elements import DecodeOptions
-from xref.h5file import FileLocation, close_file, locate_source
+from xref.h5file import FileLocation, answered, close_file, locate_source
 from xref.h5objects import Member, group_at, walk_groups
 from xref.inputs import find_source
 from xref.variables import count_phony, open_members
@@ -142,8 +142,9 @@ decode_timedelta
             decode_timedelta=decode_timedelta,
             decode_vlen_strings=decode_vlen_strings,
         )
-        phony = _phony_names(location, top, phony_dims)
-        return _open_group(location, top, options, drop_variables, phony)
+        with answered(location):
+            phony = _phony_names(location, top, phony_dims)
+            return _open_group(location, top, options, drop_variables, phony)
 
     def open_groups_as_dict(
         self,
@@ -163,15 +164,16 @@ decode_timedelta
             group's before those below it.
         """
         location, top, decoding = _prepare(filename_or_obj, group, **options)
-        phony = _phony_names(location, top, phony_dims)
-        home, addresses = _list_groups(location, top)
         found = {}
-        for path in _depth_first(addresses, top):
-            # As other engines name them: relative to a group that was asked for.
-            below = path.removeprefix(top.rstrip("/")).lstrip("/")
-            name = (below or ".") if group else f"/{below}"
-            member = group_at(home, addresses[path])
-            found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
+        with answered(location):
+            phony = _phony_names(location, top, phony_dims)
+            home, addresses = _list_groups(location, top)
+            for path in _depth_first(addresses, top):
+                # As other engines name them: relative to a group that was asked for.
+                below = path.removeprefix(top.rstrip("/")).lstrip("/")
+                name = (below or ".") if group else f"/{below}"
+                member = group_at(home, addresses[path])
+                found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
         return found
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:

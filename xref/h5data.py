@@ -22,6 +22,7 @@ from xref.errors import (
     CorruptFileError,
     FileReadError,
     UnsupportedError,
+    XrefError,
 )
 from xref.h5attributes import SCALE_ATTRIBUTES, as_stored, read_attributes, scale_addresses
 from xref.h5file import (
@@ -207,6 +208,8 @@ def _iterate_index(
     found: list[Any] = []
     try:
         dataset.id.chunk_iter(found.append)
+    except XrefError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         raise CorruptFileError(
             f"{where} has a chunk index that HDF5 cannot read: {error}"
@@ -272,6 +275,8 @@ def _read_unconverted(
     space, memory = _box_space(dataset, start, out.shape)
     try:
         dataset.id.read(memory, space, out, mtype=dataset.id.get_type())
+    except XrefError:
+        raise  # of the file's bytes, through HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, out.shape, error) from error
 
@@ -311,6 +316,8 @@ def read_values(
             one[()] = found
             return one
         return np.asarray(found)
+    except XrefError:
+        raise  # of the file's bytes, through HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
 

@@ -17,7 +17,8 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -429,6 +430,21 @@ class FileBytes:
             check_unchanged(self.location)
             handles.bytes.close()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
+
+
+@contextmanager
+def answered(location: FileLocation) -> Iterator[None]:
+    """Raise what a server did not answer in the block, where it would pass as damage.
+
+    A member that cannot be read is left out of a dataset: not because a network failed.
+    """
+    held = _hold(location).bytes.acquire().held if location.source.remote else None
+    before = held.problem if isinstance(held, RemoteBytes) else None
+    try:
+        yield
+    finally:
+        if isinstance(held, RemoteBytes) and held.problem not in (None, before):
+            raise held.problem
 
 
 def byte_source(location: FileLocation, where: object) -> Source:

@@ -21,6 +21,7 @@ from xref.errors import (
     CorruptFileError,
     ExternalFileError,
     UnsupportedError,
+    XrefError,
 )
 from xref.filters import SHUFFLE, Filter, FilterPipeline
 from xref.h5file import (
@@ -258,6 +259,8 @@ def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
     """Return the bytes that the file holds for data that are not chunked."""
     try:
         return int(dataset.id.get_storage_size())
+    except XrefError:
+        raise
     except (RuntimeError, OSError, ValueError) as error:
         raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
 

@@ -149,6 +149,8 @@ def open_object(location: FileLocation, address: int) -> Object:
     (reference,) = _references([address])
     try:
         identifier = h5r.dereference(reference, file.id)
+    except XrefError:
+        raise
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise DanglingReferenceError(
             f"{location.filename}: no object at address {address:#x}: {error}"

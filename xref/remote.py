@@ -148,6 +148,8 @@ class RemoteBytes:
         self.remote, self.version = remote, version
         self.changed = False
         """Whether an answer was of another version."""
+        self.problem: FileReadError | FileChangedError | None = None
+        """The last request that failed in the end."""
         self._reader = RangeReader(remote, version)
         self._ahead = AHEAD_NBYTES
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -249,8 +251,9 @@ class RemoteBytes:
     def _wait(self, begun: Future[list[bytes]]) -> list[bytes]:
         try:
             return wait_for(begun)
-        except FileChangedError:
-            self.changed = True
+        except (FileReadError, FileChangedError) as error:
+            self.changed = self.changed or isinstance(error, FileChangedError)
+            self.problem = error
             raise
 
     def _find(self, start: int, stop: int) -> bytes | None:
