@@ -12,7 +12,6 @@ references never go to HDF5: they are decoded in `xref.encoding`.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import threading
@@ -324,7 +323,6 @@ def close_file(location: FileLocation) -> None:
     handles.bytes.close()
 
 
-@atexit.register  # HDF5 would call a file object's methods after Python has ended
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
     with _handles_lock:

@@ -25,7 +25,15 @@ from xref.columns import IntArray, ragged_ranges
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
 from xref.ranges import HeldRanges, coalesce, split
-from xref.sources import Cursor, FileObject, FileSource, Identity, Options, import_fsspec
+from xref.sources import (
+    Cursor,
+    FileObject,
+    FileSource,
+    Identity,
+    Options,
+    import_fsspec,
+    open_python_file,
+)
 from xref.transport import RangeReader, RemotePath, Version, wait_for
 
 HEAD_NBYTES = 1 << 18
@@ -88,7 +96,7 @@ class RemoteFile(FileSource):
             return h5py.File(self.name, "r", **options)
         if not self.open_kwargs:
             opened = self.open_bytes()
-            file = h5py.File(Cursor(opened), "r", **options)
+            file = open_python_file(Cursor(opened), options)
             opened.follow_pages(file)
             return file
         from xarray.backends import h5netcdf_
@@ -253,7 +261,7 @@ class RemoteBytes:
             return wait_for(begun)
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
-            self.problem = error
+            self.problem = type(error)(str(error))  # without frames that hold the file
             raise
 
     def _find(self, start: int, stop: int) -> bytes | None:

@@ -7,11 +7,13 @@ those whose content lives in one process only say so when they are pickled.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import stat
 import threading
 import uuid
+import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
@@ -191,11 +193,30 @@ class MemoryFile(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the content, which is not copied."""
-        return h5py.File(io.BytesIO(self.content), "r", **dict(self.options))
+        return open_python_file(io.BytesIO(self.content), dict(self.options))
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
         return _Image(self.identity(), self.content)
+
+
+_python_files: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
+
+
+def open_python_file(file: io.IOBase, options: Mapping[str, Any]) -> h5py.File:
+    """Open what HDF5 reads through Python, and close it before Python ends.
+
+    HDF5 would go on calling it, whoever still held the file.
+    """
+    opened = h5py.File(file, "r", **options)
+    _python_files[id(opened)] = opened
+    return opened
+
+
+@atexit.register
+def _close_python_files() -> None:
+    for file in list(_python_files.values()):
+        file.close()
 
 
 # --- file objects ------------------------------------------------------------------
@@ -261,7 +282,7 @@ class FileObject(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the object through a position of its own."""
-        return h5py.File(Cursor(self), "r", **dict(self.options))
+        return open_python_file(Cursor(self), dict(self.options))
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
