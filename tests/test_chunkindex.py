@@ -472,6 +472,16 @@ def test_a_damaged_index_does_not_keep_a_file_from_opening(
             ds["d"].load()
 
 
+def test_a_tree_without_chunks_is_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(path, "w") as file:
+        add(file, spec_of((30,)))
+    address, _, ((root, _),) = nodes_of(path, Reads(monkeypatch))
+    other = path.with_name("empty.h5")
+    other.write_bytes(path.read_bytes())
+    forge(other, [(root + 6, b"\0\0")])
+    assert not len(chunk_index(locate_file(other), address).number)
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_chunks_past_the_extent_that_skip_filters(path: Path, shuffle: bool) -> None:
     values = np.arange(25, dtype="<i4").reshape(5, 5) * 70000

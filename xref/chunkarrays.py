@@ -359,7 +359,7 @@ def read_extensible_array(reader: NodeReader, address: int, grid: Grid) -> Liste
     if index == source.undefined:
         return joined([], grid.ndim)
     elements, data_blocks, deeper = _read_index(array, form, index, len(supers), limit)
-    pieces, none = _Pieces(), np.zeros((0, 0), dtype=np.uint8)
+    pieces, none = _Pieces(), np.zeros(0, dtype=np.uint8)
     at = 0
     for block in supers[: form.n_direct]:
         addresses = data_blocks[at : at + block.n_blocks]
@@ -403,8 +403,6 @@ def _read_super_blocks(
         return
     own, address = [supers[i] for i in there.tolist()], address[there]
     head_nbytes = _PREFIX_NBYTES + size + form.offset_nbytes
-    # There is room for whole bytes of bits for each data block, but the bits of all blocks
-    # follow each other without gaps.
     bits_nbytes = [
         block.n_blocks * -(-(block.block_n // form.page_n) // 8)
         if block.block_n > form.page_n
@@ -432,10 +430,8 @@ def _read_super_blocks(
                 )
             places = at + head_nbytes + n_bits
             addresses = integers(lot.data, places + np.arange(block.n_blocks) * size, size)
-            bits = np.unpackbits(lot.data[places - n_bits : places])
-            n_pages = block.block_n // form.page_n if n_bits else 0
-            pages = bits[: block.n_blocks * n_pages].reshape(block.n_blocks, n_pages)
-            _add_blocks(array, form, block, addresses, pages, pieces, direct=False)
+            bits = lot.data[places - n_bits : places]
+            _add_blocks(array, form, block, addresses, bits, pieces, direct=False)
 
 
 def _add_blocks(
@@ -443,12 +439,15 @@ def _add_blocks(
     form: _Parameters,
     block: _SuperBlock,
     address: IntArray,
-    pages: npt.NDArray[np.uint8],
+    bits: ByteArray,
     pieces: _Pieces,
     *,
     direct: bool,
 ) -> None:
-    """Add the data blocks of one super block, or the pages of them that were written."""
+    """Add the data blocks of one super block, or the pages of them that were written.
+
+    ``bits`` are the bytes that say which; there are none where blocks have no pages.
+    """
     size, entry = array.source.offset_size, array.entry_nbytes
     there: BoolArray = ~undefined(address, size)
     rows = np.flatnonzero(there)
@@ -456,13 +455,29 @@ def _add_blocks(
     # libhdf5 counts the place of a data block that the index block names from another one.
     stated = np.full(len(rows), -1) if direct else first - form.n_in_index
     head_nbytes = _PREFIX_NBYTES + size + form.offset_nbytes
-    if not pages.shape[1]:
+    if not len(bits):
         nbytes = head_nbytes + block.block_n * entry + CHECKSUM_NBYTES
         pieces.add(address[rows], nbytes, first, block.block_n, head_nbytes, stated)
         return
-    # Addresses past the end of the file are refused with the head of their block.
+    n_pages = block.block_n // form.page_n
+    whole = head_nbytes + block.block_n * entry + (1 + n_pages) * CHECKSUM_NBYTES
+    if len(rows) * whole > array.source.file_nbytes:
+        array.source.fail(
+            f"a super block of the {array.what} has {len(rows)} data blocks of {whole} bytes, "
+            f"and the file {array.source.file_nbytes} bytes"
+        )
     pieces.add(address[rows], head_nbytes + CHECKSUM_NBYTES, first, 0, head_nbytes, stated)
-    page_nbytes = min(form.page_n * entry + CHECKSUM_NBYTES, TOO_LONG)
-    own, page = np.nonzero(pages[rows])
+    page_nbytes = form.page_n * entry + CHECKSUM_NBYTES
+    own, page = np.nonzero(_written_pages(bits, n_pages, rows))
     begin = address[rows][own] + head_nbytes + CHECKSUM_NBYTES + page * page_nbytes
     pieces.add(begin, page_nbytes, first[own] + page * form.page_n, form.page_n, 0)
+
+
+def _written_pages(bits: ByteArray, n_pages: int, rows: IntArray) -> npt.NDArray[np.uint8]:
+    """Return a bit for each page of some data blocks, shape ``(n, n_pages)``.
+
+    There is room for whole bytes for each block, but the bits follow each other.
+    """
+    if n_pages < 8:
+        return np.unpackbits(bits).reshape(-1, n_pages)[rows]
+    return np.unpackbits(bits.reshape(-1, n_pages // 8)[rows], axis=1)

@@ -204,6 +204,8 @@ def columns_of(data: ByteArray, position: IntArray, widths: Sequence[int]) -> li
     [[0, 3], [513, 1284]]
     """
     step, n = sum(widths), len(position)
+    if not n:
+        return [np.zeros(0, dtype=np.int64) for _ in widths]
     pieces = np.ndarray((len(data) - step + 1,), f"V{step}", data, 0, (1,))
     table = np.ascontiguousarray(pieces[position]).view(np.uint8).reshape(n, step)
     found, at = [], 0
