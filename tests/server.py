@@ -48,6 +48,8 @@ class RangeServer:
     sent: int = 0
     port: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _busy: threading.Condition = field(default_factory=threading.Condition)
+    _answering: int = 0
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.port}/{name}"
@@ -79,6 +81,21 @@ class RangeServer:
             return Answer(code, headers, file.read(last - first + 1))
 
     def respond(self, handler: BaseHTTPRequestHandler, method: str) -> None:
+        with self._busy:
+            self._answering += 1
+        try:
+            self._respond(handler, method)
+        finally:
+            with self._busy:
+                self._answering -= 1
+                self._busy.notify_all()
+
+    def finish(self) -> None:
+        """Wait until nothing is being answered."""
+        with self._busy:
+            self._busy.wait_for(lambda: not self._answering, 10)
+
+    def _respond(self, handler: BaseHTTPRequestHandler, method: str) -> None:
         asked = handler.headers.get("Range")
         with self._lock:
             number = len(self.requests)
@@ -151,6 +168,7 @@ def serve(folder: Path, **options: Any) -> Iterator[RangeServer]:
         yield served
     finally:
         server.shutdown()
+        served.finish()
         server.server_close()
         thread.join()
 

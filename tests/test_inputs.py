@@ -380,11 +380,22 @@ def test_keywords_of_h5py_hold_for_every_input(
     assert any(calls)
 
 
-def test_a_process_ends_well_with_file_objects_open(path: Path) -> None:
+OPENED = "builtins.kept = xarray.open_dataset(io.BytesIO(content), engine='h5ref')"
+REFUSED = """
+try:
+    xarray.open_dataset(content[:200], engine="h5ref")
+except OSError as error:
+    builtins.kept = error
+"""
+
+
+@pytest.mark.parametrize("what", [OPENED, REFUSED], ids=["open", "refused"])
+def test_a_process_ends_well_with_a_file_that_is_kept(path: Path, what: str) -> None:
     program = (
-        "import io, sys, xarray\n"
+        "import builtins, io, sys, xarray\n"
         "content = open(sys.argv[1], 'rb').read()\n"
-        "kept = xarray.open_dataset(io.BytesIO(content), engine='h5ref')\n"
+        f"{what}\n"
+        "assert builtins.kept is not None\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True)
     assert (ended.returncode, ended.stderr) == (0, b"")

@@ -26,13 +26,12 @@ from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
 from xref.ranges import HeldRanges, coalesce, split
 from xref.sources import (
-    Cursor,
     FileObject,
     FileSource,
     Identity,
     Options,
     import_fsspec,
-    open_python_file,
+    open_cursor,
 )
 from xref.transport import RangeReader, RemotePath, Version, wait_for
 
@@ -96,7 +95,7 @@ class RemoteFile(FileSource):
             return h5py.File(self.name, "r", **options)
         if not self.open_kwargs:
             opened = self.open_bytes()
-            file = open_python_file(Cursor(opened), options)
+            file = open_cursor(opened, self.hdf5_options)
             opened.follow_pages(file)
             return file
         from xarray.backends import h5netcdf_

@@ -12,8 +12,8 @@ import io
 import os
 import stat
 import threading
+import traceback
 import uuid
-import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
@@ -193,30 +193,11 @@ class MemoryFile(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the content, which is not copied."""
-        return open_python_file(io.BytesIO(self.content), dict(self.options))
+        return open_cursor(self.open_bytes(), self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
         return _Image(self.identity(), self.content)
-
-
-_python_files: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
-
-
-def open_python_file(file: io.IOBase, options: Mapping[str, Any]) -> h5py.File:
-    """Open what HDF5 reads through Python, and close it before Python ends.
-
-    HDF5 would go on calling it, whoever still held the file.
-    """
-    opened = h5py.File(file, "r", **options)
-    _python_files[id(opened)] = opened
-    return opened
-
-
-@atexit.register
-def _close_python_files() -> None:
-    for file in list(_python_files.values()):
-        file.close()
 
 
 # --- file objects ------------------------------------------------------------------
@@ -254,6 +235,33 @@ class Cursor(io.RawIOBase):
         return n
 
 
+_CURSOR = f"<{__name__}.{Cursor.__qualname__} object".encode()
+"""What h5py calls the files that it reads through a `Cursor`."""
+
+
+def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
+    """Open what is read by position with h5py.
+
+    Errors let go of h5py's properties of the file, which must not live until Python ends.
+    """
+    try:
+        return h5py.File(Cursor(file), "r", **dict(options))
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+@atexit.register
+def _close_cursors() -> None:
+    """Close what HDF5 reads through Python: it would go on after Python has ended.
+
+    Whoever still holds such a file, or an error from reading it.
+    """
+    for number in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
+        if number.valid and number.name.startswith(_CURSOR):
+            h5py.File(number).close()
+
+
 @dataclass(frozen=True, slots=True)
 class FileObject(FileSource):
     """A binary file object that someone else opened, and will close.
@@ -282,7 +290,7 @@ class FileObject(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the object through a position of its own."""
-        return open_python_file(Cursor(self), dict(self.options))
+        return open_cursor(self, self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
