@@ -383,7 +383,7 @@ def test_keywords_of_h5py_hold_for_every_input(
 OPENED = "builtins.kept = xarray.open_dataset(io.BytesIO(content), engine='h5ref')"
 REFUSED = """
 try:
-    xarray.open_dataset(content[:200], engine="h5ref")
+    xarray.open_dataset(content[:700], engine="h5ref")
 except OSError as error:
     builtins.kept = error
 """
