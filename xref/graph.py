@@ -8,15 +8,22 @@ How blocks are read is decided where dask drops the tasks that nobody wants:
 
 - one block by itself, by its index, so that an index of the user's narrows it;
 - several that need the same chunks through `xref.exchange`: lots of chunks are read
-  for all blocks, and each block takes its part of each lot. In one process the tasks of
-  blocks read them, unless an index narrows a block; on a cluster they are tasks;
+  for all blocks, and each block takes its part of each lot, unless an index narrows it.
+  In one process the tasks of blocks read the lots; on a cluster lots are tasks, and so
+  are the pieces of them that groups of blocks take;
 - the whole array, wanted as one NumPy array in this process, straight into that.
+
+A cluster's scheduler makes the tasks of a graph that was sent to it, and may not see the
+files. What has to be known of them goes with the graph when it is pickled.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import operator
+import sys
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
@@ -29,14 +36,24 @@ import dask.threaded
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask._task_spec import DataNode, List, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask.array.chunk import getitem
 from dask.array.core import finalize, getter, normalize_chunks
 from dask.base import get_scheduler, tokenize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import parse_bytes
 
-from xref.exchange import Exchange, SharedBlocks, put_together, read_lot
+from xref.errors import XrefError
+from xref.exchange import (
+    Exchange,
+    SharedBlocks,
+    Toll,
+    find_toll,
+    put_group,
+    put_single,
+    read_pieces,
+)
 from xref.lazy import LazyArray, outer_indexed
 from xref.results import ReferenceResults, Spans
 
@@ -148,10 +165,26 @@ class ReadLayer(Layer):
         self.array = array
         self.dtype = dtype
         self.decode = decode
+        self.sent = False  # to another process, perhaps to a scheduler
+        self.alone: frozenset[Key] = frozenset()  # blocks that an index narrows
+        self.toll: Toll | None = None  # of all blocks, where it was sent
         self._exchange: Exchange | None = None  # the last one: its plan serves again
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_exchange": None}
+        toll = self._find_toll()
+        return self.__dict__ | {"_exchange": None, "sent": True, "toll": toll}
+
+    def _find_toll(self) -> Toll | None:
+        """Return what reading all blocks takes; None where each is read by itself."""
+        if self.sent or self.toll is not None:
+            return self.toll
+        if len(self) > 1 and isinstance(self.array, ReferenceResults):
+            try:
+                self.toll = find_toll(self.array, [self._spans(key) for key in self])
+            except (XrefError, OSError):
+                # Pickling reads no values: the tasks say what is wrong with the file.
+                return None
+        return self.toll
 
     @cached_property
     def _edges(self) -> list[list[int]]:
@@ -191,37 +224,61 @@ class ReadLayer(Layer):
         self, keys: set[Any], all_hlg_keys: Collection[Any]
     ) -> tuple[Layer, Mapping[Any, set[Any]]]:
         """Make the tasks for some blocks; see `dask.highlevelgraph.Layer.cull`."""
-        tasks: dict[Any, Any] = {}
-        for wanted in self._together(sorted(key for key in keys if key in self)):
-            exchange = self._exchange_of(wanted)
-            if exchange is None:
-                tasks |= {key: self[key] for key in wanted}
-            elif _is_local():
-                place = f"shared-{exchange.token}"
-                tasks[place] = Task(
-                    place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original)
-                )
-                for key in wanted:
-                    index = tuple(slice(*span) for span in self._spans(key))
-                    tasks[key] = Task(key, getter, TaskRef(place), index)
+        wanted = sorted(key for key in keys if key in self)
+        alone = {key for key in wanted if key in self.alone}
+        tasks: dict[Any, Any] = {key: self[key] for key in alone}
+        is_local = _is_local(self)
+        rest = [key for key in wanted if key not in alone]
+        for together in self._together(rest, is_local):
+            if len(together) < 2 or not isinstance(self.array, ReferenceResults):
+                tasks |= {key: self[key] for key in together}
+            elif is_local:
+                tasks |= self._share(together)
             else:
-                tasks |= self._spread(exchange, wanted)
+                tasks |= self._spread(together)
         layer = MaterializedLayer(tasks, annotations=self.annotations)
         return layer, {key: set(task.dependencies) for key, task in tasks.items()}
 
-    def _spread(self, exchange: Exchange, wanted: list[Key]) -> dict[Any, Any]:
-        """Make tasks that processes share: some read lots of chunks, one a block takes them."""
-        plan = exchange.plan()
-        if plan is None:
+    def _share(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for the threads of one process, which read lots for each other."""
+        exchange = self._exchange_of(wanted)
+        place = f"xref-shared-{exchange.token}"
+        tasks: dict[Any, Any] = {
+            place: Task(place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original))
+        }
+        for key in wanted:
+            index = tuple(slice(*span) for span in self._spans(key))
+            tasks[key] = Task(key, getter, TaskRef(place), index)
+        return tasks
+
+    def _spread(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for processes: lots of chunks, pieces of them, groups of blocks."""
+        toll = self._find_toll()
+        toll = None if toll is None else toll.of_some(len(wanted))
+        if toll is None or not toll.is_worth_it():
             return {key: self[key] for key in wanted}
-        place = f"exchange-{exchange.token}"
+        n_lots, n_groups = toll.n_lots(), toll.n_groups()
+        exchange = self._exchange_of(wanted, n_lots, n_groups)
+        token = exchange.token
+        place = f"xref-exchange-{token}"
         tasks: dict[Any, Any] = {place: DataNode(place, exchange)}
-        lots = [(f"xref-chunks-{exchange.token}", i) for i in range(len(plan.lots))]
+        lots = [(f"xref-chunks-{token}", i) for i in range(n_lots)]
         for lot in lots:
-            tasks[lot] = Task(lot, read_lot, TaskRef(place), lot[1])
-        for block, key in enumerate(wanted):
-            held = List(*(TaskRef(lot) for lot in lots))
-            tasks[key] = Task(key, put_together, TaskRef(place), block, held)
+            tasks[lot] = Task(lot, read_pieces, TaskRef(place), lot[1])
+        for g in range(n_groups):
+            pieces = [(f"xref-pieces-{token}", g, i) for i in range(n_lots)]
+            for piece, lot in zip(pieces, lots, strict=True):
+                tasks[piece] = Task(piece, operator.getitem, TaskRef(lot), g)
+            held = List(*(TaskRef(piece) for piece in pieces))
+            blocks = [wanted[i] for i in exchange.group(g)]
+            if len(blocks) == 1:
+                key = blocks[0]
+                tasks[key] = Task(key, put_single, TaskRef(place), g, held)
+                continue
+            group = (f"xref-blocks-{token}", g)
+            tasks[group] = Task(group, put_group, TaskRef(place), g, held)
+            for i, key in enumerate(blocks):
+                tasks[key] = Task(key, operator.getitem, TaskRef(group), i)
         return tasks
 
     def reads_whole(self) -> bool:
@@ -229,14 +286,18 @@ class ReadLayer(Layer):
         in_place = isinstance(self.array, ReferenceResults) and self.array.in_place
         return len(self) == 1 or (in_place and self.decode is None)
 
-    def _together(self, keys: list[Key]) -> Iterator[list[Key]]:
+    def _together(self, keys: list[Key], is_local: bool) -> Iterator[list[Key]]:
         """Divide blocks into sets that may be held at once."""
         if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
             yield keys
             return
         wanted: list[Key] = []
         filled = 0
-        sizes = self.array.block_nbytes([self._spans(key) for key in keys])
+        if is_local:
+            sizes = self.array.block_nbytes([self._spans(key) for key in keys])
+        else:
+            toll = self._find_toll()
+            sizes = [0 if toll is None else toll.copied // toll.blocks] * len(keys)
         for key, nbytes in zip(keys, sizes, strict=True):
             if wanted and filled + nbytes > TOGETHER_NBYTES:
                 yield wanted
@@ -245,20 +306,30 @@ class ReadLayer(Layer):
             filled += nbytes
         yield wanted
 
-    def _exchange_of(self, keys: list[Key]) -> Exchange | None:
-        if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
-            return None
-        token = tokenize(self.name, keys)
+    def _exchange_of(
+        self, keys: list[Key], n_lots: int | None = None, n_groups: int = 1
+    ) -> Exchange:
+        token = tokenize(self.name, keys, n_lots, n_groups)
         if self._exchange is None or self._exchange.token != token:
-            blocks = [self._spans(key) for key in keys]
-            self._exchange = Exchange(self.array, blocks, self.decode, self.dtype, token)
+            array, blocks = self.array, [self._spans(key) for key in keys]
+            if not isinstance(array, ReferenceResults):
+                raise TypeError(f"blocks of {type(array).__name__} are not read together")
+            self._exchange = Exchange(
+                array, blocks, self.decode, self.dtype, token, n_lots, n_groups
+            )
         return self._exchange
+
+    def read_alone(self, keys: Set[Key]) -> ReadLayer:
+        """Return a layer that reads some blocks by themselves."""
+        layer = copy.copy(self)
+        layer.sent, layer.toll, layer.alone = self.sent, self.toll, self.alone | keys
+        return layer
 
 
 def optimize(graph: Any, keys: Any, **options: Any) -> Any:
-    """Optimize a graph as dask does, and read whole arrays at once."""
-    if isinstance(graph, HighLevelGraph) and _is_local():
-        graph = read_whole_arrays(graph, keys)
+    """Optimize a graph as dask does, read whole arrays at once, and no more than an index."""
+    if isinstance(graph, HighLevelGraph):
+        graph = read_narrowed_alone(read_whole_arrays(graph, keys))
     return da.Array.__dask_optimize__(graph, keys, **options)
 
 
@@ -267,10 +338,18 @@ def finish_blocks(blocks: Any, name: str) -> Any:
     return finalize(blocks)  # type: ignore[no-untyped-call]
 
 
-def _is_local() -> bool:
-    """Tell whether dask computes in this process."""
+def _is_local(layer: ReadLayer) -> bool:
+    """Tell whether dask computes in this process, as far as one can see from within."""
+    if layer.sent and _is_scheduler():
+        return False
     scheduler = get_scheduler(cls=da.Array)  # type: ignore[no-untyped-call]
     return scheduler in (dask.threaded.get, dask.local.get_sync)
+
+
+def _is_scheduler() -> bool:
+    """Tell whether a scheduler of dask.distributed runs in this process."""
+    module = sys.modules.get("distributed.scheduler")
+    return module is not None and bool(getattr(module.Scheduler, "_instances", True))
 
 
 def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
@@ -286,7 +365,9 @@ def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
         name = task.args[-1]
         layer = layers.get(name)
         users = [user for user, needed in dependencies.items() if name in needed]
-        if isinstance(layer, ReadLayer) and layer.reads_whole() and users == [key]:
+        if not isinstance(layer, ReadLayer) or not _is_local(layer):
+            continue
+        if layer.reads_whole() and users == [key]:
             index = tuple(slice(0, sum(sizes)) for sizes in layer.chunks)
             layers[key] = MaterializedLayer(
                 {key: Task(key, getter, TaskRef(layer.original), index)}
@@ -294,3 +375,43 @@ def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
             dependencies[key] = {layer.original}
             del layers[name], dependencies[name]
     return HighLevelGraph(layers, dependencies)
+
+
+def read_narrowed_alone(graph: HighLevelGraph) -> HighLevelGraph:
+    """Read blocks by themselves that are wanted by an index of the user's only.
+
+    Within one process this is found out when the block is read.
+    """
+    layers = dict(graph.layers)
+    for name, layer in graph.layers.items():
+        if isinstance(layer, ReadLayer) and not _is_local(layer):
+            users = [user for user, needed in graph.dependencies.items() if name in needed]
+            narrowed = _narrowed_keys(layer, [graph.layers[user] for user in users])
+            if narrowed:
+                layers[name] = layer.read_alone(narrowed)
+    return HighLevelGraph(layers, graph.dependencies)
+
+
+def _narrowed_keys(layer: ReadLayer, users: Sequence[Layer]) -> set[Key]:
+    """Return the blocks of which all other tasks want a part."""
+    if not all(isinstance(user, MaterializedLayer) for user in users):
+        return set()  # some blockwise function, which wants all there is
+    narrowed: set[Any] = set()
+    whole: set[Any] = set()
+    for task in itertools.chain.from_iterable(user.values() for user in users):
+        if isinstance(task, Task) and task.func is getitem and len(task.args) == 2:
+            block, index = task.args
+            if isinstance(block, TaskRef) and block.key in layer and _narrows(index):
+                narrowed.add(block.key)
+                continue
+        whole |= (
+            task.dependencies if isinstance(task, Task | Alias) else layer.get_output_keys()
+        )
+    return narrowed - whole
+
+
+def _narrows(index: Any) -> bool:
+    everything = slice(None)
+    return isinstance(index, tuple) and any(
+        not isinstance(k, slice) or k != everything for k in index
+    )
