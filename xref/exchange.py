@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ class Exchange:
     def __reduce__(self) -> tuple[Any, ...]:
         return _receive, (
             self.array,
-            self.blocks,
+            _pack_spans(self.blocks),
             self.decode,
             self.dtype,
             self.token,
@@ -262,6 +263,17 @@ class SharedBlocks:
                     self._changed.notify_all()
 
 
+def _pack_spans(blocks: Sequence[Spans]) -> bytes:
+    """Return blocks as few bytes: from one to the next, the same steps come again."""
+    steps = np.diff(np.array(blocks, dtype="<i8"), axis=0, prepend=0)
+    return zlib.compress(steps.tobytes())
+
+
+def _unpack_spans(packed: bytes, ndim: int) -> tuple[Spans, ...]:
+    steps = np.frombuffer(zlib.decompress(packed), dtype="<i8").reshape(-1, ndim, 2)
+    return tuple(tuple(map(tuple, spans)) for spans in steps.cumsum(axis=0).tolist())
+
+
 def _same(array: Any) -> Any:
     return array
 
@@ -272,7 +284,7 @@ _receiving = threading.Lock()
 
 def _receive(
     array: ReferenceResults,
-    blocks: tuple[Spans, ...],
+    packed: bytes,
     decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
     dtype: np.dtype[Any],
     token: str,
@@ -282,6 +294,7 @@ def _receive(
     """Return what other tasks of this process were sent as well, so that it is planned once."""
     with _receiving:
         if token not in _received:
+            blocks = _unpack_spans(packed, len(array.shape))
             _received[token] = Exchange(array, blocks, decode, dtype, token, n_lots, n_groups)
             while len(_received) > KEPT_EXCHANGES:
                 _received.popitem(last=False)
@@ -349,7 +362,7 @@ def _plan_exchange(flat: FlatBlocks, n_lots: int | None) -> ExchangePlan | None:
         if not toll.is_worth_it():
             return None
         n_lots = toll.n_lots()
-    nbytes = max(LOT_NBYTES, -(-toll.distinct // n_lots))
+    nbytes = -(-toll.distinct // n_lots)
     targets = []
     pairs: list[tuple[int, int]] = []
     weights: list[int] = []

@@ -8,9 +8,9 @@ How blocks are read is decided where dask drops the tasks that nobody wants:
 
 - one block by itself, by its index, so that an index of the user's narrows it;
 - several that need the same chunks through `xref.exchange`: lots of chunks are read
-  for all blocks, and each block takes its part of each lot, unless an index narrows it.
-  In one process the tasks of blocks read the lots; on a cluster lots are tasks, and so
-  are the pieces of them that groups of blocks take;
+  for all blocks, and each block takes its part of each lot. In one process the tasks of
+  blocks read the lots, unless an index narrows a block; on a cluster lots are tasks, and
+  so are the pieces of them that groups of blocks take;
 - the whole array, wanted as one NumPy array in this process, straight into that.
 
 A cluster's scheduler makes the tasks of a graph that was sent to it, and may not see the
@@ -19,7 +19,6 @@ files. What has to be known of them goes with the graph when it is pickled.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import operator
@@ -36,8 +35,7 @@ import dask.threaded
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask._task_spec import Alias, DataNode, List, Task, TaskRef
-from dask.array.chunk import getitem
+from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.array.core import finalize, getter, normalize_chunks
 from dask.base import get_scheduler, tokenize
 from dask.core import flatten
@@ -166,7 +164,6 @@ class ReadLayer(Layer):
         self.dtype = dtype
         self.decode = decode
         self.sent = False  # to another process, perhaps to a scheduler
-        self.alone: frozenset[Key] = frozenset()  # blocks that an index narrows
         self.toll: Toll | None = None  # of all blocks, where it was sent
         self._exchange: Exchange | None = None  # the last one: its plan serves again
 
@@ -225,11 +222,9 @@ class ReadLayer(Layer):
     ) -> tuple[Layer, Mapping[Any, set[Any]]]:
         """Make the tasks for some blocks; see `dask.highlevelgraph.Layer.cull`."""
         wanted = sorted(key for key in keys if key in self)
-        alone = {key for key in wanted if key in self.alone}
-        tasks: dict[Any, Any] = {key: self[key] for key in alone}
+        tasks: dict[Any, Any] = {}
         is_local = _is_local(self)
-        rest = [key for key in wanted if key not in alone]
-        for together in self._together(rest, is_local):
+        for together in self._together(wanted, is_local):
             if len(together) < 2 or not isinstance(self.array, ReferenceResults):
                 tasks |= {key: self[key] for key in together}
             elif is_local:
@@ -260,11 +255,13 @@ class ReadLayer(Layer):
         n_lots, n_groups = toll.n_lots(), toll.n_groups()
         exchange = self._exchange_of(wanted, n_lots, n_groups)
         token = exchange.token
-        place = f"xref-exchange-{token}"
-        tasks: dict[Any, Any] = {place: DataNode(place, exchange)}
+        # Each task has the place of the references for itself: one that all of them needed
+        # would draw the first lots to the worker that has it.
+        place = DataNode(None, exchange)
+        tasks: dict[Any, Any] = {}
         lots = [(f"xref-chunks-{token}", i) for i in range(n_lots)]
         for lot in lots:
-            tasks[lot] = Task(lot, read_pieces, TaskRef(place), lot[1])
+            tasks[lot] = Task(lot, read_pieces, place, lot[1])
         for g in range(n_groups):
             pieces = [(f"xref-pieces-{token}", g, i) for i in range(n_lots)]
             for piece, lot in zip(pieces, lots, strict=True):
@@ -273,10 +270,10 @@ class ReadLayer(Layer):
             blocks = [wanted[i] for i in exchange.group(g)]
             if len(blocks) == 1:
                 key = blocks[0]
-                tasks[key] = Task(key, put_single, TaskRef(place), g, held)
+                tasks[key] = Task(key, put_single, place, g, held)
                 continue
             group = (f"xref-blocks-{token}", g)
-            tasks[group] = Task(group, put_group, TaskRef(place), g, held)
+            tasks[group] = Task(group, put_group, place, g, held)
             for i, key in enumerate(blocks):
                 tasks[key] = Task(key, operator.getitem, TaskRef(group), i)
         return tasks
@@ -319,17 +316,11 @@ class ReadLayer(Layer):
             )
         return self._exchange
 
-    def read_alone(self, keys: Set[Key]) -> ReadLayer:
-        """Return a layer that reads some blocks by themselves."""
-        layer = copy.copy(self)
-        layer.sent, layer.toll, layer.alone = self.sent, self.toll, self.alone | keys
-        return layer
-
 
 def optimize(graph: Any, keys: Any, **options: Any) -> Any:
-    """Optimize a graph as dask does, read whole arrays at once, and no more than an index."""
+    """Optimize a graph as dask does, and read whole arrays at once."""
     if isinstance(graph, HighLevelGraph):
-        graph = read_narrowed_alone(read_whole_arrays(graph, keys))
+        graph = read_whole_arrays(graph, keys)
     return da.Array.__dask_optimize__(graph, keys, **options)
 
 
@@ -375,43 +366,3 @@ def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
             dependencies[key] = {layer.original}
             del layers[name], dependencies[name]
     return HighLevelGraph(layers, dependencies)
-
-
-def read_narrowed_alone(graph: HighLevelGraph) -> HighLevelGraph:
-    """Read blocks by themselves that are wanted by an index of the user's only.
-
-    Within one process this is found out when the block is read.
-    """
-    layers = dict(graph.layers)
-    for name, layer in graph.layers.items():
-        if isinstance(layer, ReadLayer) and not _is_local(layer):
-            users = [user for user, needed in graph.dependencies.items() if name in needed]
-            narrowed = _narrowed_keys(layer, [graph.layers[user] for user in users])
-            if narrowed:
-                layers[name] = layer.read_alone(narrowed)
-    return HighLevelGraph(layers, graph.dependencies)
-
-
-def _narrowed_keys(layer: ReadLayer, users: Sequence[Layer]) -> set[Key]:
-    """Return the blocks of which all other tasks want a part."""
-    if not all(isinstance(user, MaterializedLayer) for user in users):
-        return set()  # some blockwise function, which wants all there is
-    narrowed: set[Any] = set()
-    whole: set[Any] = set()
-    for task in itertools.chain.from_iterable(user.values() for user in users):
-        if isinstance(task, Task) and task.func is getitem and len(task.args) == 2:
-            block, index = task.args
-            if isinstance(block, TaskRef) and block.key in layer and _narrows(index):
-                narrowed.add(block.key)
-                continue
-        whole |= (
-            task.dependencies if isinstance(task, Task | Alias) else layer.get_output_keys()
-        )
-    return narrowed - whole
-
-
-def _narrows(index: Any) -> bool:
-    everything = slice(None)
-    return isinstance(index, tuple) and any(
-        not isinstance(k, slice) or k != everything for k in index
-    )
