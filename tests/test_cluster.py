@@ -28,8 +28,7 @@ from dask.utils import key_split
 from strategies import write_references
 
 import xref
-from xref import exchange
-from xref.readers import ReadCounts, count_reads
+from xref import exchange, readers
 
 distributed = pytest.importorskip("distributed")
 
@@ -39,16 +38,16 @@ CORNERS = np.random.default_rng(1).integers(0, SIDE - BOX, (N, 2))
 PATCHES = np.stack([IMAGE[y : y + BOX, x : x + BOX] for y, x in CORNERS])
 N_CHUNKS = (SIDE // CHUNK) ** 2
 
-_counting: list[tuple[ExitStack, ReadCounts]] = []
-
 
 def begin_counting() -> None:
+    # Kept with the module that counts: what is sent may have globals of its own.
     stack = ExitStack()
-    _counting.append((stack, stack.enter_context(count_reads())))
+    counts = stack.enter_context(readers.count_reads())
+    vars(readers).setdefault("counting_for_tests", []).append((stack, counts))
 
 
 def end_counting() -> int:
-    stack, counts = _counting.pop()
+    stack, counts = vars(readers)["counting_for_tests"].pop()
     stack.close()
     return counts.chunks_decoded
 
