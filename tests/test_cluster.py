@@ -1,6 +1,6 @@
 """A cluster of processes: results, how often chunks are decoded, and what travels.
 
-`chaos.py` beside this file does the same for longer, and with more that goes wrong.
+``benchmarks/chaos.py`` does the same for longer, and with more that goes wrong.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,58 @@ def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     with dask.config.set(scheduler="processes"):
         assert not any("xref-chunks" in str(key) for key in optimized(patches.data + 1))
     np.testing.assert_array_equal(through_blocks(patches), PATCHES[picked])
+
+
+def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
+    rois = ds["image_rois"]
+    array = rois.h5ref.resolve(chunks={rois.dims[0]: 20}).data
+    layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
+    spans = [layer._spans(key) for key in layer]
+    whole = exchange.find_toll(layer.array, spans)
+    assert whole is not None
+    assert whole.distinct == IMAGE.nbytes
+    assert whole.copied == PATCHES.nbytes
+    assert whole.of_some(whole.blocks).visited == whole.visited
+    assert whole.of_some(whole.blocks).distinct == pytest.approx(whole.distinct, rel=0.02)
+    for n in (1, 2, 5, 10):
+        estimated, found = whole.of_some(n), exchange.find_toll(layer.array, spans[:n])
+        assert found is not None
+        assert estimated.distinct == pytest.approx(found.distinct, rel=0.15)
+        assert estimated.visited == pytest.approx(found.visited, rel=0.15)
+        assert estimated.copied == found.copied
+
+
+def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> None:
+    gone = write(tmp_path / "gone.h5", IMAGE)
+    with xr.open_dataset(gone, engine="h5ref") as ds:
+        array = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 20}).data
+        sent = pickle.loads(pickle.dumps(array))
+        gone.rename(tmp_path / "moved.h5")
+        with dask.config.set(scheduler="processes"):
+            assert any("xref-chunks" in str(key) for key in optimized(sent + 0))
+        # Without a toll each block is read by itself, and says what is wrong.
+        with pickle_anew(array) as unknown, dask.config.set(scheduler="processes"):
+            assert not any("xref-chunks" in str(key) for key in optimized(unknown + 0))
+        with pytest.raises(xref.FileChangedError):
+            (sent + 0).compute()
+
+
+@contextmanager
+def pickle_anew(array: Any) -> Iterator[Any]:
+    """Pickle an array again, without what an earlier pickle found out."""
+    layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
+    toll, layer.toll = layer.toll, None
+    yield pickle.loads(pickle.dumps(array))
+    layer.toll = toll
+
+
+def test_blocks_pack_into_few_bytes() -> None:
+    one = [((0, 3),), ((3, 6),), ((6, 7),)]
+    assert exchange._unpack_spans(exchange._pack_spans(one), 1) == tuple(one)
+    many = [((10 * i, 10 * i + 10), (5, 7), (0, 2)) for i in range(10_000)]
+    packed = exchange._pack_spans(many)
+    assert len(packed) < 2_000
+    assert exchange._unpack_spans(packed, 3) == tuple(many)
 
 
 def optimized(data: Any) -> dict[Any, Any]:
