@@ -108,8 +108,10 @@ def kill_in_turn(
     """Kill a worker every so many seconds."""
     chance = random.Random(arguments.seed)
     while len(killed) < arguments.kills and not done.wait(arguments.every):
-        workers = list(client.cluster.workers.values())
-        pids = [w.process.pid for w in workers if w.process is not None and w.process.pid]
+        # A worker that only starts is left alone: its nanny would give up.
+        alive = client.cluster.scheduler.workers.copy()
+        nannies = [w for w in client.cluster.workers.values() if w.worker_address in alive]
+        pids = [w.process.pid for w in nannies if w.process is not None and w.process.pid]
         if pids:
             pid = chance.choice(pids)
             os.kill(pid, signal.SIGKILL)

@@ -160,6 +160,41 @@ def pickle_anew(array: Any) -> Iterator[Any]:
     layer.toll = toll
 
 
+@pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "nulls", "image_rois"])
+@pytest.mark.parametrize("most", [PATCHES.nbytes // 3, PATCHES.nbytes])
+def test_tasks_between_processes_give_the_same(
+    ds: xr.Dataset, name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "TOGETHER_NBYTES", most)
+    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 5)
+    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 9)
+    rois = ds[name]
+    whole = rois.h5ref.resolve(chunks=None, on_null="fill")
+    arrays = [
+        (rois.h5ref.resolve(chunks=size, on_null="fill"), whole)
+        for size in ({rois.dims[0]: 3}, {rois.dims[-1]: 7})
+    ]
+    if name != "nulls":
+        arrays.append((rois.h5ref.mean(chunks={rois.dims[0]: 5}), rois.h5ref.mean(chunks=None)))
+    for lazy, expected in arrays:
+        with dask.config.set(scheduler="processes"):
+            tasks = pickle.loads(pickle.dumps(optimized(lazy.data + 0)))
+        keys = list(dask.core.flatten((lazy.data + 0).__dask_keys__()))
+        blocks = dask.get(tasks, keys)
+        for key, block in zip(keys, blocks, strict=True):
+            np.testing.assert_array_equal(block, block_of(expected.values, lazy.data, key[1:]))
+
+
+def block_of(values: np.ndarray, data: Any, index: tuple[int, ...]) -> np.ndarray:
+    stops = [np.cumsum(sizes) for sizes in data.chunks]
+    return values[
+        tuple(
+            slice(int(stop[i]) - sizes[i], int(stop[i]))
+            for stop, sizes, i in zip(stops, data.chunks, index, strict=True)
+        )
+    ]
+
+
 def test_blocks_pack_into_few_bytes() -> None:
     one = [((0, 3),), ((3, 6),), ((6, 7),)]
     assert exchange._unpack_spans(exchange._pack_spans(one), 1) == tuple(one)

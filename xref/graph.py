@@ -311,6 +311,8 @@ class ReadLayer(Layer):
             array, blocks = self.array, [self._spans(key) for key in keys]
             if not isinstance(array, ReferenceResults):
                 raise TypeError(f"blocks of {type(array).__name__} are not read together")
+            if n_lots is not None:
+                array, blocks = array.part(blocks)
             self._exchange = Exchange(
                 array, blocks, self.decode, self.dtype, token, n_lots, n_groups
             )
