@@ -105,8 +105,8 @@ def rois(path: Path) -> Iterator[xr.DataArray]:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lots and groups as small as those of large data are large."""
-    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 8)
-    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 6)
+    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 12)
+    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 10)
 
 
 def in_blocks(rois: xr.DataArray, blocks: int) -> Any:
@@ -141,21 +141,21 @@ def test_workers_decode_each_chunk_once_between_them(
         assert N_CHUNKS <= decoded <= 1.1 * N_CHUNKS
 
 
-@pytest.mark.usefixtures("many_tasks")
 @pytest.mark.parametrize("n_workers", [2, 3])
 def test_workers_send_each_other_no_more_than_the_result(
-    client: Any, rois: xr.DataArray, n_workers: int
+    client: Any, rois: xr.DataArray, n_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ExitStack() as stack:
         if n_workers > 2:
             client = stack.enter_context(running_cluster(n_workers))
-        patches = in_blocks(rois, 12)
-        before = client.run(received_nbytes)
-        kept = client.persist(patches)
-        distributed.wait(kept)
-        after = client.run(received_nbytes)
-        assert 0 < sum(after.values()) - sum(before.values()) <= 1.2 * PATCHES.nbytes
-        np.testing.assert_array_equal(kept.compute(), PATCHES)
+        for blocks, group_nbytes in ((12, 1 << 24), (100, 1 << 24), (24, PATCHES.nbytes // 12)):
+            monkeypatch.setattr(exchange, "GROUP_NBYTES", group_nbytes)
+            before = sum(client.run(received_nbytes).values())
+            kept = client.persist(in_blocks(rois, blocks))
+            distributed.wait(kept)
+            after = sum(client.run(received_nbytes).values())
+            assert 0 < after - before <= 1.2 * PATCHES.nbytes
+            np.testing.assert_array_equal(kept.compute(), PATCHES)
 
 
 def test_a_client_that_is_not_the_default_is_a_cluster_too(
@@ -304,7 +304,7 @@ def test_tasks_are_plain_small_and_named(rois: xr.DataArray, blocks: int) -> Non
     names = {key_split(key) for key in tasks}
     assert {"xref-chunks", "xref-pieces"} <= names
     assert all("xref" in name or name == "copy" for name in names)
-    assert sum(key_split(key) == "xref-pieces" for key in tasks) == 8 * 6
+    assert sum(key_split(key) == "xref-pieces" for key in tasks) == 12 * min(10, blocks)
 
 
 def pickled(task: Any) -> bytes:

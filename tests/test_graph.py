@@ -210,12 +210,12 @@ def optimized(data: Any) -> dict[Any, Any]:
 
 
 def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 4)
+    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 16)
     dim = ds["image_rois"].dims[0]
     data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
     with dask.config.set(scheduler="processes"):
         keys = [str(key) for key in optimized(data.map_blocks(np.array, dtype=data.dtype))]
-    assert sum("xref-chunks" in key for key in keys) == 4
+    assert sum("xref-chunks" in key for key in keys) == 16
     result, chunks = counted(lambda: data.map_blocks(np.array, dtype=data.dtype).compute())
     np.testing.assert_array_equal(result, PATCHES)
     assert chunks == N_CHUNKS

@@ -45,8 +45,12 @@ FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
 GROUP_NBYTES = 16 << 20
 """Bytes that one group of blocks holds, at least (benchmarks/scale.py)."""
 
-FEWEST_GROUPS, MOST_PIECES = 4, 1024
-"""Groups, and pieces for all of them, each a task, of one exchange between processes."""
+FEWEST_GROUPS, MOST_PIECES = 8, 1024
+"""Groups (and lots), and pieces for all of them, of one exchange between processes.
+
+Each is a task. What many tasks need of fewer than five others the scheduler of
+dask.distributed takes for what every worker should have, and sends it to all.
+"""
 
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
@@ -99,10 +103,12 @@ class Toll:
         most = min(max(MOST_PAIRS // self.blocks, FEWEST_LOTS), MOST_LOTS)
         return min(max(-(-self.distinct // LOT_NBYTES), 1), most)
 
-    def n_groups(self) -> int:
-        """Return in how many groups of blocks to put them together, between processes."""
-        most = min(max(MOST_PIECES // self.n_lots(), FEWEST_GROUPS), self.blocks)
-        return min(max(-(-self.copied // GROUP_NBYTES), 1), most)
+    def n_tasks(self) -> tuple[int, int]:
+        """Return how many lots and groups of blocks there are between processes."""
+        lots = max(self.n_lots(), FEWEST_GROUPS)
+        most = max(MOST_PIECES // lots, FEWEST_GROUPS)
+        groups = min(max(-(-self.copied // GROUP_NBYTES), FEWEST_GROUPS), most)
+        return lots, min(groups, self.blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

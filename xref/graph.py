@@ -252,7 +252,7 @@ class ReadLayer(Layer):
         toll = None if toll is None else toll.of_some(len(wanted))
         if toll is None or not toll.is_worth_it():
             return {key: self[key] for key in wanted}
-        n_lots, n_groups = toll.n_lots(), toll.n_groups()
+        n_lots, n_groups = toll.n_tasks()
         exchange = self._exchange_of(wanted, n_lots, n_groups)
         token = exchange.token
         # Each task has the place of the references for itself: one that all of them needed
