@@ -79,7 +79,7 @@ def measure_stages(path, n):
             None,
             layer.dtype,
             f"{path}{n}",
-            *toll.n_tasks(),
+            toll.divide(),
         )
         with timed() as lap:
             plan = made.known_plan()
@@ -88,7 +88,7 @@ def measure_stages(path, n):
             lots = [exchange.read_pieces(made, i) for i in range(len(plan.lots))]
         laps["read"] = lap.cpu
         with timed() as lap:
-            for group in range(made.n_groups):
+            for group in range(len(made.groups)):
                 exchange.put_group(made, group, [lot[group] for lot in lots])
         laps["put together"] = lap.cpu
         table = columns.regions

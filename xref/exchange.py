@@ -30,7 +30,6 @@ from xref.elements import DecodeOptions
 from xref.gather import BoundTarget
 from xref.h5file import check_unchanged
 from xref.loaders import tile_loader
-from xref.parts import Parts
 from xref.plan import choose_tile, plan_read
 from xref.readers import read_plan
 from xref.results import FlatBlocks, ReferenceResults, Spans
@@ -69,6 +68,15 @@ MOST_MEETINGS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How an exchange between processes is divided into tasks."""
+
+    lots: int
+    groups: int
+    lot_nbytes: int  # decoded, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Toll:
     """What blocks read, in bytes of decoded chunks: one by one, and together."""
 
@@ -103,12 +111,14 @@ class Toll:
         most = min(max(MOST_PAIRS // self.blocks, FEWEST_LOTS), MOST_LOTS)
         return min(max(-(-self.distinct // LOT_NBYTES), 1), most)
 
-    def n_tasks(self) -> tuple[int, int]:
-        """Return how many lots and groups of blocks there are between processes."""
+    def divide(self) -> Division:
+        """Return how to divide it between processes."""
         lots = max(self.n_lots(), FEWEST_GROUPS)
         most = max(MOST_PIECES // lots, FEWEST_GROUPS)
         groups = min(max(-(-self.copied // GROUP_NBYTES), FEWEST_GROUPS), most)
-        return lots, min(groups, self.blocks)
+        return Division(
+            lots=lots, groups=min(groups, self.blocks), lot_nbytes=-(-self.distinct // lots)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,8 +144,8 @@ class Exchange:
         Of the blocks when decoded.
     token : str
         Names all of this, for what a process remembers.
-    n_lots, n_groups : int, optional
-        Between processes: how many lots and groups there are in the graph.
+    division : Division, optional
+        Between processes, where the tasks are there before the plan is.
     """
 
     def __init__(
@@ -145,16 +155,14 @@ class Exchange:
         decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
         dtype: np.dtype[Any],
         token: str,
-        n_lots: int | None = None,
-        n_groups: int = 1,
+        division: Division | None = None,
     ) -> None:
         self.array = array
         self.blocks = tuple(blocks)
         self.decode = decode
         self.dtype = dtype
         self.token = token
-        self.n_lots = n_lots
-        self.n_groups = n_groups
+        self.division = division
         self._plan: ExchangePlan | None = None
         self._planning = threading.Lock()
 
@@ -168,14 +176,14 @@ class Exchange:
             self.decode,
             self.dtype,
             self.token,
-            self.n_lots,
-            self.n_groups,
+            self.division,
         )
 
-    def group(self, number: int) -> range:
-        """Return the blocks of a group."""
-        n = len(self.blocks)
-        return range(number * n // self.n_groups, (number + 1) * n // self.n_groups)
+    @property
+    def groups(self) -> list[range]:
+        """The blocks of each group."""
+        n, groups = len(self.blocks), self.division.groups if self.division else 1
+        return [range(i * n // groups, (i + 1) * n // groups) for i in range(groups)]
 
     def plan(self) -> ExchangePlan | None:
         """Return what is to be read; None where blocks are better read one by one."""
@@ -184,8 +192,18 @@ class Exchange:
         with self._planning:
             if self._plan is None:
                 flat = self.array.flat_blocks(self.blocks)
-                self._plan = None if flat is None else _plan_exchange(flat, self.n_lots)
+                self._plan = None if flat is None else _plan_exchange(flat, self.division)
             return self._plan
+
+    def decoded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Decode what was read of a block."""
+        if self.decode is not None:
+            values = self.decode(values)
+        return np.asarray(values, dtype=self.dtype)
+
+    def read_alone(self, block: int) -> npt.NDArray[Any]:
+        """Read and decode one block by itself."""
+        return self.decoded(self.array.read_block(self.blocks[block]))
 
     def known_plan(self) -> ExchangePlan:
         """Return what is to be read, for blocks that are known to be read together."""
@@ -294,91 +312,88 @@ def _receive(
     decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
     dtype: np.dtype[Any],
     token: str,
-    n_lots: int | None,
-    n_groups: int,
+    division: Division | None,
 ) -> Exchange:
     """Return what other tasks of this process were sent as well, so that it is planned once."""
     with _receiving:
         if token not in _received:
             blocks = _unpack_spans(packed, len(array.shape))
-            _received[token] = Exchange(array, blocks, decode, dtype, token, n_lots, n_groups)
+            _received[token] = Exchange(array, blocks, decode, dtype, token, division)
             while len(_received) > KEPT_EXCHANGES:
                 _received.popitem(last=False)
         _received.move_to_end(token)
         return _received[token]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Found:
-    """What blocks read of one target."""
-
-    target: BoundTarget
-    parts: Parts
-    cell: tuple[int, ...]
-    nbytes: int  # of the chunks, decoded
+def _cell_of(target: BoundTarget) -> tuple[int, ...]:
+    layout = target.layout
+    return storage_cell(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
 
 
-def _survey(flat: FlatBlocks) -> tuple[Toll, list[_Found]] | None:
-    """Count what blocks read; None where they cannot be read together."""
+def _can_share(flat: FlatBlocks) -> bool:
+    """Tell whether each part of what is read is for one block, and counting is quick."""
     if len(flat.reads) * len(flat.bounds) > MOST_MEETINGS:
-        return None
-    found = []
-    visited = distinct = saved = 0
+        return False
+    return all(lie_in_blocks(parts, flat.bounds) for _, parts in flat.reads)
+
+
+def _count(flat: FlatBlocks) -> tuple[Toll, list[int]]:
+    """Count what blocks read; also the bytes of each target's chunks."""
+    visited = saved = 0
+    distinct = []
     for target, parts in flat.reads:
-        layout = target.layout
-        if not lie_in_blocks(parts, flat.bounds):
-            return None
-        itemsize = max(layout.dtype.itemsize, 1)
-        cell = storage_cell(layout.shape, layout.chunks, itemsize)
+        layout, cell = target.layout, _cell_of(target)
         counts = count_visits(parts, flat.bounds, layout.shape, cell)
-        cell_nbytes = math.prod(cell) * itemsize
-        nbytes = counts[1] * cell_nbytes
+        cell_nbytes = math.prod(cell) * max(layout.dtype.itemsize, 1)
         visited += counts[0] * cell_nbytes
-        distinct += nbytes
+        distinct.append(counts[1] * cell_nbytes)
         again = (counts[0] - counts[1]) * cell_nbytes
         saved += again if layout.pipeline.filters else again // READ_PER_DECODED
-        found.append(_Found(target=target, parts=parts, cell=cell, nbytes=nbytes))
     toll = Toll(
         blocks=len(flat.bounds) - 1,
         visited=visited,
-        distinct=distinct,
+        distinct=sum(distinct),
         saved=saved,
         copied=int(flat.bounds[-1]) * flat.dtype.itemsize,
     )
-    return toll, found
+    return toll, distinct
 
 
 def find_toll(array: ReferenceResults, blocks: Sequence[Spans]) -> Toll | None:
     """Return what some blocks read; None where they cannot be read together."""
     flat = array.flat_blocks(blocks)
-    surveyed = None if flat is None else _survey(flat)
-    return None if surveyed is None else surveyed[0]
+    return _count(flat)[0] if flat is not None and _can_share(flat) else None
 
 
-def _plan_exchange(flat: FlatBlocks, n_lots: int | None) -> ExchangePlan | None:
+def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan | None:
     """Divide what blocks read into lots of chunks.
 
-    Without a number of lots it is divided only if that saves reading any.
+    Where it is not said how, it is divided only if that saves reading any.
     """
-    surveyed = _survey(flat)
-    if surveyed is None:
+    if not _can_share(flat):
         return None
-    toll, found = surveyed
-    if n_lots is None:
+    nbytes_of: Sequence[int | None] = [None] * len(flat.reads)
+    if division is not None:
+        n_lots, nbytes = division.lots, max(division.lot_nbytes, 1)
+    else:
+        toll, nbytes_of = _count(flat)
         if not toll.is_worth_it():
             return None
         n_lots = toll.n_lots()
-    nbytes = -(-toll.distinct // n_lots)
+        nbytes = -(-toll.distinct // n_lots)
     targets = []
     pairs: list[tuple[int, int]] = []
     weights: list[int] = []
-    for k, one in enumerate(found):
-        layout = one.target.layout
-        tile = choose_tile(layout.shape, one.cell, max(layout.dtype.itemsize, 1), nbytes)
-        shares = plan_shares(one.parts, flat.bounds, layout.shape, tile)
-        targets.append((one.target, shares))
+    for k, ((target, parts), read_nbytes) in enumerate(zip(flat.reads, nbytes_of, strict=True)):
+        shape, itemsize = target.layout.shape, max(target.layout.dtype.itemsize, 1)
+        tile = choose_tile(shape, _cell_of(target), itemsize, nbytes)
+        shares = plan_shares(parts, flat.bounds, shape, tile)
+        targets.append((target, shares))
         pairs += [(k, share) for share in range(len(shares))]
-        weights += [one.nbytes // len(shares)] * len(shares)
+        # Where chunks were not counted, all of a tile are taken to be read.
+        tile_nbytes = math.prod(map(min, tile, shape)) * itemsize
+        weight = tile_nbytes if read_nbytes is None else read_nbytes // len(shares)
+        weights += [weight] * len(shares)
     lots = _divide(pairs, weights, n_lots)
     return ExchangePlan(flat=flat, targets=tuple(targets), lots=lots)
 
@@ -387,6 +402,8 @@ def _divide(
     pairs: list[tuple[int, int]], weights: list[int], n: int
 ) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Divide a list into n runs of about the same weight; some may be empty."""
+    if not pairs:
+        return ((),) * n
     ends = np.cumsum(np.array(weights, dtype=np.float64))
     middle = ends - np.array(weights) / 2
     of = np.minimum((middle * n / max(ends[-1], 1)).astype(np.int64), n - 1)
@@ -430,11 +447,13 @@ def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
         The elements of each group of blocks, 1-D: of each share of the lot, block after
         block.
     """
-    plan = exchange.known_plan()
+    plan = exchange.plan()
+    if plan is None:
+        return [np.empty(0, dtype=exchange.array.raw_dtype) for _ in exchange.groups]
     lot = plan.lots[number]
     buffers = read_lot(exchange, number)
     pieces = []
-    for group in map(exchange.group, range(exchange.n_groups)):
+    for group in exchange.groups:
         stretches = [np.empty(0, dtype=plan.flat.dtype)]
         for (k, share), buffer in zip(lot, buffers, strict=True):
             offset = plan.targets[k][1].offset[share]
@@ -448,8 +467,11 @@ def put_group(
     exchange: Exchange, number: int, pieces: list[npt.NDArray[Any]]
 ) -> list[npt.NDArray[Any]]:
     """Make the blocks of one group of its piece of each lot."""
-    plan = exchange.known_plan()
-    group = exchange.group(number)
+    group = exchange.groups[number]
+    plan = exchange.plan()
+    if plan is None:
+        # Of all blocks, these are such as cannot be read together: all null, for one.
+        return [exchange.read_alone(block) for block in group]
     lots = []
     for lot, piece in zip(plan.lots, pieces, strict=True):
         offsets = (plan.targets[k][1].offset[share] for k, share in lot)
@@ -482,7 +504,4 @@ def put_together(
         boxes = plan.targets[k][1].block_boxes(block, of_target, flat, first)
         if boxes is not None:
             copy_boxes(*boxes)
-    values = plan.flat.finish(block, flat)
-    if exchange.decode is not None:
-        values = exchange.decode(values)
-    return np.asarray(values, dtype=exchange.dtype)
+    return exchange.decoded(plan.flat.finish(block, flat))

@@ -44,6 +44,7 @@ from dask.utils import parse_bytes
 
 from xref.errors import XrefError
 from xref.exchange import (
+    Division,
     Exchange,
     SharedBlocks,
     Toll,
@@ -252,30 +253,30 @@ class ReadLayer(Layer):
         toll = None if toll is None else toll.of_some(len(wanted))
         if toll is None or not toll.is_worth_it():
             return {key: self[key] for key in wanted}
-        n_lots, n_groups = toll.n_tasks()
-        exchange = self._exchange_of(wanted, n_lots, n_groups)
+        division = toll.divide()
+        exchange = self._exchange_of(wanted, division)
         token = exchange.token
         # Each task has the place of the references for itself: one that all of them needed
         # would draw the first lots to the worker that has it.
         place = DataNode(None, exchange)
         tasks: dict[Any, Any] = {}
-        lots = [(f"xref-chunks-{token}", i) for i in range(n_lots)]
+        lots = [(f"xref-chunks-{token}", i) for i in range(division.lots)]
         for lot in lots:
             tasks[lot] = Task(lot, read_pieces, place, lot[1])
-        for g in range(n_groups):
-            pieces = [(f"xref-pieces-{token}", g, i) for i in range(n_lots)]
+        for g, group in enumerate(exchange.groups):
+            pieces = [(f"xref-pieces-{token}", g, i) for i in range(division.lots)]
             for piece, lot in zip(pieces, lots, strict=True):
                 tasks[piece] = Task(piece, operator.getitem, TaskRef(lot), g)
             held = List(*(TaskRef(piece) for piece in pieces))
-            blocks = [wanted[i] for i in exchange.group(g)]
+            blocks = [wanted[i] for i in group]
             if len(blocks) == 1:
                 key = blocks[0]
                 tasks[key] = Task(key, put_single, place, g, held)
                 continue
-            group = (f"xref-blocks-{token}", g)
-            tasks[group] = Task(group, put_group, place, g, held)
+            together = (f"xref-blocks-{token}", g)
+            tasks[together] = Task(together, put_group, place, g, held)
             for i, key in enumerate(blocks):
-                tasks[key] = Task(key, operator.getitem, TaskRef(group), i)
+                tasks[key] = Task(key, operator.getitem, TaskRef(together), i)
         return tasks
 
     def reads_whole(self) -> bool:
@@ -303,19 +304,15 @@ class ReadLayer(Layer):
             filled += nbytes
         yield wanted
 
-    def _exchange_of(
-        self, keys: list[Key], n_lots: int | None = None, n_groups: int = 1
-    ) -> Exchange:
-        token = tokenize(self.name, keys, n_lots, n_groups)
+    def _exchange_of(self, keys: list[Key], division: Division | None = None) -> Exchange:
+        token = tokenize(self.name, keys, division)
         if self._exchange is None or self._exchange.token != token:
             array, blocks = self.array, [self._spans(key) for key in keys]
             if not isinstance(array, ReferenceResults):
                 raise TypeError(f"blocks of {type(array).__name__} are not read together")
-            if n_lots is not None:
+            if division is not None:
                 array, blocks = array.part(blocks)
-            self._exchange = Exchange(
-                array, blocks, self.decode, self.dtype, token, n_lots, n_groups
-            )
+            self._exchange = Exchange(array, blocks, self.decode, self.dtype, token, division)
         return self._exchange
 
 

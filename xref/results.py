@@ -67,6 +67,10 @@ class ReferenceResults(LazyArray):
             for spans in blocks
         ]
 
+    def read_block(self, spans: Spans) -> npt.NDArray[Any]:
+        """Read one block by itself."""
+        return self._read(tuple(slice(*span) for span in spans))
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks of the array.
 
