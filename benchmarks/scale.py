@@ -13,7 +13,7 @@ clusters
     the graph and bytes between workers.
 slices
     The million in slices of the reference variable, each resolved by itself, all
-    computed at once.
+    computed at once, on all of four workers and each on one of them.
 GROUP_NBYTES
     Time relative to the present value.
 
@@ -39,7 +39,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 COUNTS = (10_000, 100_000, 1_000_000)
 WORKERS = (1, 2, 4)
-SLICES = (1, 2, 4, 8)
+SLICES = (4, 16)
 GROUPS = (4 << 20, 16 << 20, 64 << 20)
 BLOCKS = 50
 MICROSECONDS = 1e6
@@ -113,14 +113,21 @@ def received(dask_worker):
     return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
 
 
-def run_once(client, path, n, slices=1):
-    """Compute sums on the cluster; return what it took."""
+def run_once(client, path, n, slices=1, one_each=False):
+    """Compute sums on the cluster, also each slice on one worker; return what it took."""
     with xr.open_dataset(path, engine="h5ref", cache=False) as dataset:
         step = -(-n // slices)
         parts = [dataset["rois"][k : min(k + step, n)] for k in range(0, n, step)]
         before = client.run(received), client.run(time.process_time), time.process_time()
         begin = time.perf_counter()
-        futures = client.compute([sums(part, BLOCKS // slices) for part in parts])
+        addresses = list(before[0])
+        futures = [
+            client.compute(
+                sums(part, BLOCKS // slices),
+                workers=addresses[k % len(addresses)] if one_each else None,
+            )
+            for k, part in enumerate(parts)
+        ]
         distributed.wait(futures)
         wall = time.perf_counter() - begin
         after = client.run(received), client.run(time.process_time), time.process_time()
@@ -151,7 +158,7 @@ def graph_nbytes(path, n):
 
 
 def clusters_rows(path, reps, threads_seconds):
-    """Return rows of clusters, and of slices on the one of two workers."""
+    """Return rows of clusters, and of slices on the last of them."""
     rows, slice_rows = [], []
     for n_workers in WORKERS:
         with (
@@ -183,17 +190,22 @@ def clusters_rows(path, reps, threads_seconds):
                         "between workers, MB": median([run["sent"] for run in runs]) / 1e6,
                     }
                 )
-            for slices in SLICES if n_workers == 2 else ():
-                runs = [run_once(client, path, COUNTS[-1], slices) for _ in range(reps)]
-                slice_rows.append(
-                    {
-                        "slices": slices,
-                        "seconds": median([run["wall"] for run in runs]),
-                        "CPU seconds of workers": median([run["workers"] for run in runs]),
-                        "tasks": runs[0]["tasks"],
-                        "between workers, MB": median([run["sent"] for run in runs]) / 1e6,
-                    }
-                )
+            for slices in SLICES if n_workers == WORKERS[-1] else ():
+                for one_each in (False, True):
+                    runs = [
+                        run_once(client, path, COUNTS[-1], slices, one_each)
+                        for _ in range(reps)
+                    ]
+                    slice_rows.append(
+                        {
+                            "slices": slices,
+                            "on": "one worker each" if one_each else "all workers",
+                            "seconds": median([run["wall"] for run in runs]),
+                            "CPU seconds of workers": median([run["workers"] for run in runs]),
+                            "tasks": runs[0]["tasks"],
+                            "between workers, MB": median([run["sent"] for run in runs]) / 1e6,
+                        }
+                    )
     return rows, slice_rows
 
 
@@ -246,7 +258,7 @@ def render(path, reps):
     lines += table_lines(stages_rows(path, reps))
     clusters, slices = clusters_rows(path, reps, with_threads(path, reps))
     lines += ["### Clusters", "", *table_lines(clusters)]
-    lines += ["### A million in slices, on two workers", "", *table_lines(slices)]
+    lines += ["### A million in slices, on four workers", "", *table_lines(slices)]
     lines += ["### Sizes of groups, on two workers", "", *table_lines(groups_rows(path, reps))]
     return lines
 
