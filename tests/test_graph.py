@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def write(path: Path, image: np.ndarray) -> Path:
         steps = [stored.regionref[y : y + BOX : 5, 3::40] for y, _ in CORNERS]
         nulls = [None if k % 9 == 3 else r for k, r in enumerate(grid)]
         write_references(file, "grid", grid, (20, 20))
+        gap = [None if 100 <= k < 300 else r for k, r in enumerate(grid)]
+        write_references(file, "gap", gap)
         for name, references in {
             "both": both,
             "ragged": ragged,
@@ -116,18 +119,105 @@ def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(through_blocks(patches), PATCHES[picked])
 
 
+def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
+    rois = ds["image_rois"]
+    array = rois.h5ref.resolve(chunks={rois.dims[0]: 20}).data
+    layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
+    spans = [layer._spans(key) for key in layer]
+    whole = exchange.find_toll(layer.array, spans)
+    assert whole is not None
+    assert whole.distinct == IMAGE.nbytes
+    assert whole.copied == PATCHES.nbytes
+    assert whole.of_some(whole.blocks).visited == whole.visited
+    assert whole.of_some(whole.blocks).distinct == pytest.approx(whole.distinct, rel=0.02)
+    for n in (1, 2, 5, 10):
+        estimated, found = whole.of_some(n), exchange.find_toll(layer.array, spans[:n])
+        assert found is not None
+        assert estimated.distinct == pytest.approx(found.distinct, rel=0.15)
+        assert estimated.visited == pytest.approx(found.visited, rel=0.15)
+        assert estimated.copied == found.copied
+
+
+def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> None:
+    gone = write(tmp_path / "gone.h5", IMAGE)
+    with xr.open_dataset(gone, engine="h5ref") as ds:
+        array = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 20}).data
+        sent = pickle.loads(pickle.dumps(array))
+        gone.rename(tmp_path / "moved.h5")
+        with dask.config.set(scheduler="processes"):
+            assert any("xref-chunks" in str(key) for key in optimized(sent + 0))
+        # Without a toll each block is read by itself, and says what is wrong.
+        with pickle_anew(array) as unknown, dask.config.set(scheduler="processes"):
+            assert not any("xref-chunks" in str(key) for key in optimized(unknown + 0))
+        with pytest.raises(xref.FileChangedError):
+            (sent + 0).compute()
+
+
+@contextmanager
+def pickle_anew(array: Any) -> Iterator[Any]:
+    """Pickle an array again, without what an earlier pickle found out."""
+    layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
+    toll, layer.toll = layer.toll, None
+    yield pickle.loads(pickle.dumps(array))
+    layer.toll = toll
+
+
+@pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "gap", "nulls"])
+@pytest.mark.parametrize("most", [PATCHES.nbytes // 3, PATCHES.nbytes])
+def test_tasks_between_processes_give_the_same(
+    ds: xr.Dataset, name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "TOGETHER_NBYTES", most)
+    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 5)
+    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 9)
+    rois = ds[name]
+    whole = rois.h5ref.resolve(chunks=None, on_null="fill")
+    arrays = [
+        (rois.h5ref.resolve(chunks=size, on_null="fill"), whole)
+        for size in ({rois.dims[0]: 5}, {rois.dims[0]: 20, whole.dims[-1]: 7})
+    ]
+    if name not in ("nulls", "gap"):
+        arrays.append((rois.h5ref.mean(chunks={rois.dims[0]: 5}), rois.h5ref.mean(chunks=None)))
+    for lazy, expected in arrays:
+        with dask.config.set(scheduler="processes"):
+            tasks = pickle.loads(pickle.dumps(optimized(lazy.data + 0)))
+        keys = list(dask.core.flatten((lazy.data + 0).__dask_keys__()))
+        blocks = dask.get(tasks, keys)
+        for key, block in zip(keys, blocks, strict=True):
+            np.testing.assert_array_equal(block, block_of(expected.values, lazy.data, key[1:]))
+
+
+def block_of(values: np.ndarray, data: Any, index: tuple[int, ...]) -> np.ndarray:
+    stops = [np.cumsum(sizes) for sizes in data.chunks]
+    return values[
+        tuple(
+            slice(int(stop[i]) - sizes[i], int(stop[i]))
+            for stop, sizes, i in zip(stops, data.chunks, index, strict=True)
+        )
+    ]
+
+
+def test_blocks_pack_into_few_bytes() -> None:
+    one = [((0, 3),), ((3, 6),), ((6, 7),)]
+    assert exchange._unpack_spans(exchange._pack_spans(one), 1) == tuple(one)
+    many = [((10 * i, 10 * i + 10), (5, 7), (0, 2)) for i in range(10_000)]
+    packed = exchange._pack_spans(many)
+    assert len(packed) < 2_000
+    assert exchange._unpack_spans(packed, 3) == tuple(many)
+
+
 def optimized(data: Any) -> dict[Any, Any]:
     (best,) = dask.optimize(data)
     return dict(best.__dask_graph__())
 
 
 def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 4)
+    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 16)
     dim = ds["image_rois"].dims[0]
     data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
     with dask.config.set(scheduler="processes"):
         keys = [str(key) for key in optimized(data.map_blocks(np.array, dtype=data.dtype))]
-    assert sum("xref-chunks" in key for key in keys) == 4
+    assert sum("xref-chunks" in key for key in keys) == 16
     result, chunks = counted(lambda: data.map_blocks(np.array, dtype=data.dtype).compute())
     np.testing.assert_array_equal(result, PATCHES)
     assert chunks == N_CHUNKS

@@ -384,7 +384,7 @@ OPENED = "builtins.kept = xarray.open_dataset(io.BytesIO(content), engine='h5ref
 REFUSED = """
 try:
     xarray.open_dataset(content[:700], engine="h5ref")
-except OSError as error:
+except (OSError, ValueError) as error:
     builtins.kept = error
 """
 

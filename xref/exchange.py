@@ -1,15 +1,22 @@
 """Many blocks of results read together: every chunk read once, for all of them.
 
-In: a lazy array of results and the blocks wanted of it. Out: the tasks of a graph as
-two functions: `read_lot` reads a lot of chunks for all blocks, `put_together` makes
-one block of what the lots hold for it. A task knows the place of the references;
-what they select is worked out once in each process. `SharedBlocks` does both for the
-threads of one process.
+In: a lazy array of results and the blocks wanted of it. Out: what reads them, in two
+steps: `read_lot` reads a lot of chunks for all blocks, `put_together` makes one block
+of what the lots hold for it. `SharedBlocks` does both for the threads of one process.
+
+Between processes, `read_pieces` cuts what a lot holds into a piece for each group of
+blocks, and `put_group` makes the blocks of a group from its pieces, so that every
+element travels once at most. These are tasks of a graph. A task knows the place of the
+references; what they select is worked out once in each process. Whether any of it is
+worth it, and how many tasks there are, is known from a `Toll`, without the files.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +36,20 @@ from xref.results import FlatBlocks, ReferenceResults, Spans
 from xref.shares import Shares, count_visits, lie_in_blocks, plan_shares, storage_cell
 
 LOT_NBYTES = 16 << 20
-"""Decoded bytes that one task reads, at least (benchmarks/exchange.py)."""
+"""Decoded bytes that one lot holds, at least (benchmarks/exchange.py)."""
 
 FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
-"""Tasks that read, at most, and pairs of them and blocks: lots of large datasets grow."""
+"""Lots, at most, and pairs of them and blocks: lots of large datasets grow."""
+
+GROUP_NBYTES = 16 << 20
+"""Bytes that one group of blocks holds, at least (benchmarks/scale.py)."""
+
+FEWEST_GROUPS, MOST_PIECES = 8, 1024
+"""Groups (and lots), and pieces for all of them, of one exchange between processes.
+
+Each is a task. What many tasks need of fewer than five others the scheduler of
+dask.distributed takes for what every worker should have, and sends it to all.
+"""
 
 FEW_VISITS = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
@@ -48,6 +65,60 @@ KEPT_EXCHANGES = 4
 
 MOST_MEETINGS = 1 << 18
 """Pairs of a target and a block, at most; beyond that blocks are read one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How an exchange between processes is divided into tasks."""
+
+    lots: int
+    groups: int
+    lot_nbytes: int  # decoded, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toll:
+    """What blocks read, in bytes of decoded chunks: one by one, and together."""
+
+    blocks: int
+    visited: int  # where they are read one by one
+    distinct: int  # each chunk once
+    saved: int  # of what is read once only; less where nothing is decoded
+    copied: int  # what the blocks hold
+
+    def is_worth_it(self) -> bool:
+        """Tell whether reading them together takes less than reading them one by one."""
+        if self.visited <= FEW_VISITS * self.distinct:
+            return False
+        return self.saved * COPIED_PER_DECODED >= self.copied
+
+    def of_some(self, blocks: int) -> Toll:
+        """Estimate the toll of some of the blocks, as if all were alike, in no order."""
+        visited = self.visited * blocks // self.blocks
+        alone = min(self.visited / (self.blocks * max(self.distinct, 1)), 1)
+        distinct = min(int(self.distinct * (1 - (1 - alone) ** blocks)), visited)
+        again = self.visited - self.distinct
+        return Toll(
+            blocks=blocks,
+            visited=visited,
+            distinct=distinct,
+            saved=self.saved * (visited - distinct) // max(again, 1),
+            copied=self.copied * blocks // self.blocks,
+        )
+
+    def n_lots(self) -> int:
+        """Return in how many lots of chunks to read them."""
+        most = min(max(MOST_PAIRS // self.blocks, FEWEST_LOTS), MOST_LOTS)
+        return min(max(-(-self.distinct // LOT_NBYTES), 1), most)
+
+    def divide(self) -> Division:
+        """Return how to divide it between processes."""
+        lots = max(self.n_lots(), FEWEST_GROUPS)
+        most = max(MOST_PIECES // lots, FEWEST_GROUPS)
+        groups = min(max(-(-self.copied // GROUP_NBYTES), FEWEST_GROUPS), most)
+        return Division(
+            lots=lots, groups=min(groups, self.blocks), lot_nbytes=-(-self.distinct // lots)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,6 +144,8 @@ class Exchange:
         Of the blocks when decoded.
     token : str
         Names all of this, for what a process remembers.
+    division : Division, optional
+        Between processes, where the tasks are there before the plan is.
     """
 
     def __init__(
@@ -82,12 +155,14 @@ class Exchange:
         decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
         dtype: np.dtype[Any],
         token: str,
+        division: Division | None = None,
     ) -> None:
         self.array = array
         self.blocks = tuple(blocks)
         self.decode = decode
         self.dtype = dtype
         self.token = token
+        self.division = division
         self._plan: ExchangePlan | None = None
         self._planning = threading.Lock()
 
@@ -95,7 +170,20 @@ class Exchange:
         return self.token
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (self.array, self.blocks, self.decode, self.dtype, self.token)
+        return _receive, (
+            self.array,
+            _pack_spans(self.blocks),
+            self.decode,
+            self.dtype,
+            self.token,
+            self.division,
+        )
+
+    @property
+    def groups(self) -> list[range]:
+        """The blocks of each group."""
+        n, groups = len(self.blocks), self.division.groups if self.division else 1
+        return [range(i * n // groups, (i + 1) * n // groups) for i in range(groups)]
 
     def plan(self) -> ExchangePlan | None:
         """Return what is to be read; None where blocks are better read one by one."""
@@ -104,8 +192,18 @@ class Exchange:
         with self._planning:
             if self._plan is None:
                 flat = self.array.flat_blocks(self.blocks)
-                self._plan = None if flat is None else _plan_exchange(flat)
+                self._plan = None if flat is None else _plan_exchange(flat, self.division)
             return self._plan
+
+    def decoded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Decode what was read of a block."""
+        if self.decode is not None:
+            values = self.decode(values)
+        return np.asarray(values, dtype=self.dtype)
+
+    def read_alone(self, block: int) -> npt.NDArray[Any]:
+        """Read and decode one block by itself."""
+        return self.decoded(self.array.read_block(self.blocks[block]))
 
     def known_plan(self) -> ExchangePlan:
         """Return what is to be read, for blocks that are known to be read together."""
@@ -141,7 +239,8 @@ class SharedBlocks:
         self._left = set(self._number.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SharedBlocks, (self.exchange, self.array)
+        # In another process nobody takes the other blocks: each is read by itself.
+        return _same, (self.array,)
 
     def __getitem__(self, index: Any) -> Any:
         block = self._find(index)
@@ -188,67 +287,128 @@ class SharedBlocks:
                     self._changed.notify_all()
 
 
+def _pack_spans(blocks: Sequence[Spans]) -> bytes:
+    """Return blocks as few bytes: from one to the next, the same steps come again."""
+    steps = np.diff(np.array(blocks, dtype="<i8"), axis=0, prepend=0)
+    return zlib.compress(steps.tobytes())
+
+
+def _unpack_spans(packed: bytes, ndim: int) -> tuple[Spans, ...]:
+    steps = np.frombuffer(zlib.decompress(packed), dtype="<i8").reshape(-1, ndim, 2)
+    return tuple(tuple(map(tuple, spans)) for spans in steps.cumsum(axis=0).tolist())
+
+
+def _same(array: Any) -> Any:
+    return array
+
+
 _received: OrderedDict[str, Exchange] = OrderedDict()
 _receiving = threading.Lock()
 
 
 def _receive(
     array: ReferenceResults,
-    blocks: tuple[Spans, ...],
+    packed: bytes,
     decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
     dtype: np.dtype[Any],
     token: str,
+    division: Division | None,
 ) -> Exchange:
     """Return what other tasks of this process were sent as well, so that it is planned once."""
     with _receiving:
         if token not in _received:
-            _received[token] = Exchange(array, blocks, decode, dtype, token)
+            blocks = _unpack_spans(packed, len(array.shape))
+            _received[token] = Exchange(array, blocks, decode, dtype, token, division)
             while len(_received) > KEPT_EXCHANGES:
                 _received.popitem(last=False)
         _received.move_to_end(token)
         return _received[token]
 
 
-def _plan_exchange(flat: FlatBlocks) -> ExchangePlan | None:
-    """Divide what blocks read into lots of chunks, if that saves reading any."""
+def _cell_of(target: BoundTarget) -> tuple[int, ...]:
+    layout = target.layout
+    return storage_cell(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+
+
+def _can_share(flat: FlatBlocks) -> bool:
+    """Tell whether each part of what is read is for one block, and counting is quick."""
     if len(flat.reads) * len(flat.bounds) > MOST_MEETINGS:
-        return None
-    found = []
-    visits = distinct = saved = 0
+        return False
+    return all(lie_in_blocks(parts, flat.bounds) for _, parts in flat.reads)
+
+
+def _count(flat: FlatBlocks) -> tuple[Toll, list[int]]:
+    """Count what blocks read; also the bytes of each target's chunks."""
+    visited = saved = 0
+    distinct = []
     for target, parts in flat.reads:
-        layout = target.layout
-        if not lie_in_blocks(parts, flat.bounds):
-            return None
-        itemsize = max(layout.dtype.itemsize, 1)
-        cell = storage_cell(layout.shape, layout.chunks, itemsize)
+        layout, cell = target.layout, _cell_of(target)
         counts = count_visits(parts, flat.bounds, layout.shape, cell)
-        cell_nbytes = int(np.prod(cell)) * itemsize
-        visits, distinct = visits + counts[0] * cell_nbytes, distinct + counts[1] * cell_nbytes
+        cell_nbytes = math.prod(cell) * max(layout.dtype.itemsize, 1)
+        visited += counts[0] * cell_nbytes
+        distinct.append(counts[1] * cell_nbytes)
         again = (counts[0] - counts[1]) * cell_nbytes
         saved += again if layout.pipeline.filters else again // READ_PER_DECODED
-        found.append((target, parts, cell, counts[1] * cell_nbytes))
-    copied = int(flat.bounds[-1]) * flat.dtype.itemsize
-    if visits <= FEW_VISITS * distinct or saved * COPIED_PER_DECODED < copied:
+    toll = Toll(
+        blocks=len(flat.bounds) - 1,
+        visited=visited,
+        distinct=sum(distinct),
+        saved=saved,
+        copied=int(flat.bounds[-1]) * flat.dtype.itemsize,
+    )
+    return toll, distinct
+
+
+def find_toll(array: ReferenceResults, blocks: Sequence[Spans]) -> Toll | None:
+    """Return what some blocks read; None where they cannot be read together."""
+    flat = array.flat_blocks(blocks)
+    return _count(flat)[0] if flat is not None and _can_share(flat) else None
+
+
+def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan | None:
+    """Divide what blocks read into lots of chunks.
+
+    Where it is not said how, it is divided only if that saves reading any.
+    """
+    if not _can_share(flat):
         return None
-    most_lots = min(max(MOST_PAIRS // len(flat.bounds), FEWEST_LOTS), MOST_LOTS)
-    nbytes = max(LOT_NBYTES, -(-distinct // most_lots))
-    targets, lots = [], []
-    lot: list[tuple[int, int]] = []
-    filled = 0
-    for k, (target, parts, cell, read_nbytes) in enumerate(found):
-        layout = target.layout
-        tile = choose_tile(layout.shape, cell, max(layout.dtype.itemsize, 1), nbytes)
-        shares = plan_shares(parts, flat.bounds, layout.shape, tile)
+    nbytes_of: Sequence[int | None] = [None] * len(flat.reads)
+    if division is not None:
+        n_lots, nbytes = division.lots, max(division.lot_nbytes, 1)
+    else:
+        toll, nbytes_of = _count(flat)
+        if not toll.is_worth_it():
+            return None
+        n_lots = toll.n_lots()
+        nbytes = -(-toll.distinct // n_lots)
+    targets = []
+    pairs: list[tuple[int, int]] = []
+    weights: list[int] = []
+    for k, ((target, parts), read_nbytes) in enumerate(zip(flat.reads, nbytes_of, strict=True)):
+        shape, itemsize = target.layout.shape, max(target.layout.dtype.itemsize, 1)
+        tile = choose_tile(shape, _cell_of(target), itemsize, nbytes)
+        shares = plan_shares(parts, flat.bounds, shape, tile)
         targets.append((target, shares))
-        for share in range(len(shares)):
-            weight = read_nbytes // len(shares)
-            if lot and filled + weight > nbytes:
-                lots.append(tuple(lot))
-                lot, filled = [], 0
-            lot.append((k, share))
-            filled += weight
-    lots.append(tuple(lot))
-    return ExchangePlan(flat=flat, targets=tuple(targets), lots=tuple(lots))
+        pairs += [(k, share) for share in range(len(shares))]
+        # Where chunks were not counted, all of a tile are taken to be read.
+        tile_nbytes = math.prod(map(min, tile, shape)) * itemsize
+        weight = tile_nbytes if read_nbytes is None else read_nbytes // len(shares)
+        weights += [weight] * len(shares)
+    lots = _divide(pairs, weights, n_lots)
+    return ExchangePlan(flat=flat, targets=tuple(targets), lots=lots)
+
+
+def _divide(
+    pairs: list[tuple[int, int]], weights: list[int], n: int
+) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Divide a list into n runs of about the same weight; some may be empty."""
+    if not pairs:
+        return ((),) * n
+    ends = np.cumsum(np.array(weights, dtype=np.float64))
+    middle = ends - np.array(weights) / 2
+    of = np.minimum((middle * n / max(ends[-1], 1)).astype(np.int64), n - 1)
+    cuts = np.searchsorted(of, np.arange(n + 1)).tolist()
+    return tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(cuts))
 
 
 def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
@@ -278,10 +438,61 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     return out
 
 
-def put_together(
-    exchange: Exchange, block: int, lots: list[list[npt.NDArray[Any]]]
+def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
+    """Read one lot of chunks, for other processes.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        The elements of each group of blocks, 1-D: of each share of the lot, block after
+        block.
+    """
+    plan = exchange.plan()
+    if plan is None:
+        return [np.empty(0, dtype=exchange.array.raw_dtype) for _ in exchange.groups]
+    lot = plan.lots[number]
+    buffers = read_lot(exchange, number)
+    pieces = []
+    for group in exchange.groups:
+        stretches = [np.empty(0, dtype=plan.flat.dtype)]
+        for (k, share), buffer in zip(lot, buffers, strict=True):
+            offset = plan.targets[k][1].offset[share]
+            stretches.append(buffer[offset[group.start] : offset[group.stop]])
+        # A copy, also of a single stretch: a view would keep all of the lot in memory.
+        pieces.append(np.concatenate(stretches))
+    return pieces
+
+
+def put_group(
+    exchange: Exchange, number: int, pieces: list[npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    """Make the blocks of one group of its piece of each lot."""
+    group = exchange.groups[number]
+    plan = exchange.plan()
+    if plan is None:
+        # Of all blocks, these are such as cannot be read together: all null, for one.
+        return [exchange.read_alone(block) for block in group]
+    lots = []
+    for lot, piece in zip(plan.lots, pieces, strict=True):
+        offsets = (plan.targets[k][1].offset[share] for k, share in lot)
+        sizes = [int(offset[group.stop] - offset[group.start]) for offset in offsets]
+        ends = list(itertools.accumulate(sizes, initial=0))
+        lots.append([piece[a:b] for a, b in itertools.pairwise(ends)])
+    return [put_together(exchange, block, lots, group.start) for block in group]
+
+
+def put_single(
+    exchange: Exchange, number: int, pieces: list[npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:
-    """Make one block of what all lots hold for it, and decode it."""
+    """Make the one block of a group."""
+    (block,) = put_group(exchange, number, pieces)
+    return block
+
+
+def put_together(
+    exchange: Exchange, block: int, lots: list[list[npt.NDArray[Any]]], first: int = 0
+) -> npt.NDArray[Any]:
+    """Make one block of what all lots hold for it, from block ``first`` on, and decode it."""
     plan = exchange.known_plan()
     bounds = plan.flat.bounds
     flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
@@ -290,10 +501,7 @@ def put_together(
         for (k, _), buffer in zip(lot, of_lot, strict=True):
             buffers.setdefault(k, []).append(buffer)
     for k, of_target in buffers.items():
-        boxes = plan.targets[k][1].block_boxes(block, of_target, flat)
+        boxes = plan.targets[k][1].block_boxes(block, of_target, flat, first)
         if boxes is not None:
             copy_boxes(*boxes)
-    values = plan.flat.finish(block, flat)
-    if exchange.decode is not None:
-        values = exchange.decode(values)
-    return np.asarray(values, dtype=exchange.dtype)
+    return exchange.decoded(plan.flat.finish(block, flat))

@@ -9,14 +9,20 @@ How blocks are read is decided where dask drops the tasks that nobody wants:
 - one block by itself, by its index, so that an index of the user's narrows it;
 - several that need the same chunks through `xref.exchange`: lots of chunks are read
   for all blocks, and each block takes its part of each lot. In one process the tasks of
-  blocks read them, unless an index narrows a block; on a cluster they are tasks;
+  blocks read the lots, unless an index narrows a block; on a cluster lots are tasks, and
+  so are the pieces of them that groups of blocks take;
 - the whole array, wanted as one NumPy array in this process, straight into that.
+
+A cluster's scheduler makes the tasks of a graph that was sent to it, and may not see the
+files. What has to be known of them goes with the graph when it is pickled.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
+import sys
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
@@ -36,7 +42,17 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import parse_bytes
 
-from xref.exchange import Exchange, SharedBlocks, put_together, read_lot
+from xref.errors import XrefError
+from xref.exchange import (
+    Division,
+    Exchange,
+    SharedBlocks,
+    Toll,
+    find_toll,
+    put_group,
+    put_single,
+    read_pieces,
+)
 from xref.lazy import LazyArray, outer_indexed
 from xref.results import ReferenceResults, Spans
 
@@ -148,10 +164,25 @@ class ReadLayer(Layer):
         self.array = array
         self.dtype = dtype
         self.decode = decode
+        self.sent = False  # to another process, perhaps to a scheduler
+        self.toll: Toll | None = None  # of all blocks, where it was sent
         self._exchange: Exchange | None = None  # the last one: its plan serves again
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_exchange": None}
+        toll = self._find_toll()
+        return self.__dict__ | {"_exchange": None, "sent": True, "toll": toll}
+
+    def _find_toll(self) -> Toll | None:
+        """Return what reading all blocks takes; None where each is read by itself."""
+        if self.sent or self.toll is not None:
+            return self.toll
+        if len(self) > 1 and isinstance(self.array, ReferenceResults):
+            try:
+                self.toll = find_toll(self.array, [self._spans(key) for key in self])
+            except (XrefError, OSError):
+                # Pickling reads no values: the tasks say what is wrong with the file.
+                return None
+        return self.toll
 
     @cached_property
     def _edges(self) -> list[list[int]]:
@@ -191,37 +222,61 @@ class ReadLayer(Layer):
         self, keys: set[Any], all_hlg_keys: Collection[Any]
     ) -> tuple[Layer, Mapping[Any, set[Any]]]:
         """Make the tasks for some blocks; see `dask.highlevelgraph.Layer.cull`."""
+        wanted = sorted(key for key in keys if key in self)
         tasks: dict[Any, Any] = {}
-        for wanted in self._together(sorted(key for key in keys if key in self)):
-            exchange = self._exchange_of(wanted)
-            if exchange is None:
-                tasks |= {key: self[key] for key in wanted}
-            elif _is_local():
-                place = f"shared-{exchange.token}"
-                tasks[place] = Task(
-                    place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original)
-                )
-                for key in wanted:
-                    index = tuple(slice(*span) for span in self._spans(key))
-                    tasks[key] = Task(key, getter, TaskRef(place), index)
+        is_local = _is_local(self)
+        for together in self._together(wanted, is_local):
+            if len(together) < 2 or not isinstance(self.array, ReferenceResults):
+                tasks |= {key: self[key] for key in together}
+            elif is_local:
+                tasks |= self._share(together)
             else:
-                tasks |= self._spread(exchange, wanted)
+                tasks |= self._spread(together)
         layer = MaterializedLayer(tasks, annotations=self.annotations)
         return layer, {key: set(task.dependencies) for key, task in tasks.items()}
 
-    def _spread(self, exchange: Exchange, wanted: list[Key]) -> dict[Any, Any]:
-        """Make tasks that processes share: some read lots of chunks, one a block takes them."""
-        plan = exchange.plan()
-        if plan is None:
+    def _share(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for the threads of one process, which read lots for each other."""
+        exchange = self._exchange_of(wanted)
+        place = f"xref-shared-{exchange.token}"
+        tasks: dict[Any, Any] = {
+            place: Task(place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original))
+        }
+        for key in wanted:
+            index = tuple(slice(*span) for span in self._spans(key))
+            tasks[key] = Task(key, getter, TaskRef(place), index)
+        return tasks
+
+    def _spread(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for processes: lots of chunks, pieces of them, groups of blocks."""
+        toll = self._find_toll()
+        toll = None if toll is None else toll.of_some(len(wanted))
+        if toll is None or not toll.is_worth_it():
             return {key: self[key] for key in wanted}
-        place = f"exchange-{exchange.token}"
-        tasks: dict[Any, Any] = {place: DataNode(place, exchange)}
-        lots = [(f"xref-chunks-{exchange.token}", i) for i in range(len(plan.lots))]
+        division = toll.divide()
+        exchange = self._exchange_of(wanted, division)
+        token = exchange.token
+        # Each task has the place of the references for itself: one that all of them needed
+        # would draw the first lots to the worker that has it.
+        place = DataNode(None, exchange)
+        tasks: dict[Any, Any] = {}
+        lots = [(f"xref-chunks-{token}", i) for i in range(division.lots)]
         for lot in lots:
-            tasks[lot] = Task(lot, read_lot, TaskRef(place), lot[1])
-        for block, key in enumerate(wanted):
-            held = List(*(TaskRef(lot) for lot in lots))
-            tasks[key] = Task(key, put_together, TaskRef(place), block, held)
+            tasks[lot] = Task(lot, read_pieces, place, lot[1])
+        for g, group in enumerate(exchange.groups):
+            pieces = [(f"xref-pieces-{token}", g, i) for i in range(division.lots)]
+            for piece, lot in zip(pieces, lots, strict=True):
+                tasks[piece] = Task(piece, operator.getitem, TaskRef(lot), g)
+            held = List(*(TaskRef(piece) for piece in pieces))
+            blocks = [wanted[i] for i in group]
+            if len(blocks) == 1:
+                key = blocks[0]
+                tasks[key] = Task(key, put_single, place, g, held)
+                continue
+            together = (f"xref-blocks-{token}", g)
+            tasks[together] = Task(together, put_group, place, g, held)
+            for i, key in enumerate(blocks):
+                tasks[key] = Task(key, operator.getitem, TaskRef(together), i)
         return tasks
 
     def reads_whole(self) -> bool:
@@ -229,14 +284,18 @@ class ReadLayer(Layer):
         in_place = isinstance(self.array, ReferenceResults) and self.array.in_place
         return len(self) == 1 or (in_place and self.decode is None)
 
-    def _together(self, keys: list[Key]) -> Iterator[list[Key]]:
+    def _together(self, keys: list[Key], is_local: bool) -> Iterator[list[Key]]:
         """Divide blocks into sets that may be held at once."""
         if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
             yield keys
             return
         wanted: list[Key] = []
         filled = 0
-        sizes = self.array.block_nbytes([self._spans(key) for key in keys])
+        if is_local:
+            sizes = self.array.block_nbytes([self._spans(key) for key in keys])
+        else:
+            toll = self._find_toll()
+            sizes = [0 if toll is None else toll.copied // toll.blocks] * len(keys)
         for key, nbytes in zip(keys, sizes, strict=True):
             if wanted and filled + nbytes > TOGETHER_NBYTES:
                 yield wanted
@@ -245,19 +304,21 @@ class ReadLayer(Layer):
             filled += nbytes
         yield wanted
 
-    def _exchange_of(self, keys: list[Key]) -> Exchange | None:
-        if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
-            return None
-        token = tokenize(self.name, keys)
+    def _exchange_of(self, keys: list[Key], division: Division | None = None) -> Exchange:
+        token = tokenize(self.name, keys, division)
         if self._exchange is None or self._exchange.token != token:
-            blocks = [self._spans(key) for key in keys]
-            self._exchange = Exchange(self.array, blocks, self.decode, self.dtype, token)
+            array, blocks = self.array, [self._spans(key) for key in keys]
+            if not isinstance(array, ReferenceResults):
+                raise TypeError(f"blocks of {type(array).__name__} are not read together")
+            if division is not None:
+                array, blocks = array.part(blocks)
+            self._exchange = Exchange(array, blocks, self.decode, self.dtype, token, division)
         return self._exchange
 
 
 def optimize(graph: Any, keys: Any, **options: Any) -> Any:
     """Optimize a graph as dask does, and read whole arrays at once."""
-    if isinstance(graph, HighLevelGraph) and _is_local():
+    if isinstance(graph, HighLevelGraph):
         graph = read_whole_arrays(graph, keys)
     return da.Array.__dask_optimize__(graph, keys, **options)
 
@@ -267,10 +328,18 @@ def finish_blocks(blocks: Any, name: str) -> Any:
     return finalize(blocks)  # type: ignore[no-untyped-call]
 
 
-def _is_local() -> bool:
-    """Tell whether dask computes in this process."""
+def _is_local(layer: ReadLayer) -> bool:
+    """Tell whether dask computes in this process, as far as one can see from within."""
+    if layer.sent and _is_scheduler():
+        return False
     scheduler = get_scheduler(cls=da.Array)  # type: ignore[no-untyped-call]
     return scheduler in (dask.threaded.get, dask.local.get_sync)
+
+
+def _is_scheduler() -> bool:
+    """Tell whether a scheduler of dask.distributed runs in this process."""
+    module = sys.modules.get("distributed.scheduler")
+    return module is not None and bool(getattr(module.Scheduler, "_instances", True))
 
 
 def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
@@ -286,7 +355,9 @@ def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
         name = task.args[-1]
         layer = layers.get(name)
         users = [user for user, needed in dependencies.items() if name in needed]
-        if isinstance(layer, ReadLayer) and layer.reads_whole() and users == [key]:
+        if not isinstance(layer, ReadLayer) or not _is_local(layer):
+            continue
+        if layer.reads_whole() and users == [key]:
             index = tuple(slice(0, sum(sizes)) for sizes in layer.chunks)
             layers[key] = MaterializedLayer(
                 {key: Task(key, getter, TaskRef(layer.original), index)}

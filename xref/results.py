@@ -9,6 +9,7 @@ what all of them read, so that `xref.exchange` can read every chunk once for all
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,10 @@ class ReferenceResults(LazyArray):
             for spans in blocks
         ]
 
+    def read_block(self, spans: Spans) -> npt.NDArray[Any]:
+        """Read one block by itself."""
+        return self._read(tuple(slice(*span) for span in spans))
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks of the array.
 
@@ -81,6 +86,24 @@ class ReferenceResults(LazyArray):
             there are small datasets, each read whole.
         """
         raise NotImplementedError
+
+    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of the references of some blocks only, and the blocks in it."""
+        return self, list(blocks)
+
+    def _part_of_rows(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Do so for an array whose first axis is that of the references."""
+        if not self.references.ndim:
+            return self, list(blocks)
+        low = min(spans[0][0] for spans in blocks)
+        high = max(spans[0][1] for spans in blocks)
+        if high - low == self.shape[0]:
+            return self, list(blocks)
+        array = copy.copy(self)  # without what is known of all references
+        array.references = self.references[low:high]
+        array.shape = (high - low, *self.shape[1:])
+        moved = [((spans[0][0] - low, spans[0][1] - low), *spans[1:]) for spans in blocks]
+        return array, moved
 
     def _rows(self, blocks: Sequence[Spans]) -> list[npt.NDArray[np.intp]]:
         """Return which references, in C order, each block is of."""
@@ -221,6 +244,10 @@ class StackArray(ReferenceResults):
             valid = bound.valid([np.arange(n) for n in cell])
             values[~valid.reshape(shape + cell)] = self.fill.value
         return values
+
+    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of the references of some blocks; see `ReferenceResults`."""
+        return self._part_of_rows(blocks)
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
@@ -489,6 +516,10 @@ class RegionResults(ReferenceResults):
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
         itemsize = self.raw_dtype.itemsize
         return [int(bound.npoints[r].sum()) * itemsize for r in self._rows(blocks)]
+
+    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of the references of some blocks; see `ReferenceResults`."""
+        return self._part_of_rows(blocks)
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
         """Say what is read for some blocks; see `ReferenceResults`."""

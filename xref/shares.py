@@ -72,7 +72,11 @@ class Shares(FrozenColumns):
         )
 
     def block_boxes(
-        self, block: int, buffers: Sequence[npt.NDArray[Any]], out: npt.NDArray[Any]
+        self,
+        block: int,
+        buffers: Sequence[npt.NDArray[Any]],
+        out: npt.NDArray[Any],
+        first: int = 0,
     ) -> tuple[Side, Side, IntArray, IntArray] | None:
         """Return what `xref.copies.copy_boxes` takes to put one block together.
 
@@ -80,9 +84,10 @@ class Shares(FrozenColumns):
         ----------
         block : int
         buffers : sequence of numpy.ndarray
-            The buffer of each share.
+            The buffer of each share, from block ``first`` on.
         out : numpy.ndarray
             The block, 1-D.
+        first : int, optional
 
         Returns
         -------
@@ -93,7 +98,9 @@ class Shares(FrozenColumns):
         held = np.flatnonzero(high > low)
         if not len(held):
             return None
-        begin, end = self.offset[held, block].tolist(), self.offset[held, block + 1].tolist()
+        origin = self.offset[held, first]
+        begin = (self.offset[held, block] - origin).tolist()
+        end = (self.offset[held, block + 1] - origin).tolist()
         stretches = [
             buffers[share][a:b] for share, a, b in zip(held.tolist(), begin, end, strict=True)
         ]
