@@ -248,7 +248,7 @@ def test_a_stack_is_stored_from_the_cluster(
 def test_a_stack_goes_to_zarr(client: Any, rois: xr.DataArray, tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     patches = rois.h5ref.resolve(chunks={rois.dims[0]: 100}, coords=False)
-    patches.to_dataset(name="patches").to_zarr(tmp_path / "stack.zarr")
+    patches.to_dataset(name="patches").to_zarr(tmp_path / "stack.zarr", consolidated=False)
     np.testing.assert_array_equal(zarr.open(tmp_path / "stack.zarr")["patches"][:], PATCHES)
 
 
