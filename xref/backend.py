@@ -14,7 +14,7 @@ from xref.attribute_values import warn_unreadable
 from xref.bind import decode_dataset
 from xref.dimensions import PHONY_DIMS, PhonyNames
 from xref.elements import DecodeOptions
-from xref.h5file import FileLocation, answered, close_file, locate_source
+from xref.h5file import FileLocation, answered, check_unchanged, close_file, locate_source
 from xref.h5objects import Member, group_at, walk_groups
 from xref.inputs import find_source
 from xref.variables import count_phony, open_members
@@ -274,6 +274,7 @@ def _open_group(
     try:
         members = open_members(location, path, options, drop, phony, group)
         dataset = decode_dataset(*members, options)
+        check_unchanged(location)
     except BaseException:
         close_file(location)
         raise

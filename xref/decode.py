@@ -27,7 +27,7 @@ from xref.datatypes import Datatype
 from xref.encoding import decode_selections, split_heap_ids
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.h5data import chunk_index, dataset_layout, read_raw
-from xref.h5file import FileBytes, FileLocation, file_format, locate_named
+from xref.h5file import FileBytes, FileLocation, check_unchanged, file_format, locate_named
 from xref.h5layout import COMPACT, read_compact, reference_itemsize
 from xref.h5objects import known_path, open_dataset
 from xref.heapread import HeapCollections, read_collections, read_heap_objects
@@ -271,12 +271,12 @@ class StoredReader:
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
                 raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
-            dtype = np.dtype(f"V{layout.stored_itemsize}")
-            whole = np.frombuffer(data, dtype, n).reshape(layout.shape)
+            whole = np.frombuffer(data, f"V{layout.stored_itemsize}", n).reshape(layout.shape)
             sides = zip(start, window.shape, strict=True)
             window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
         window[...] = read_raw(open_dataset(self.location, self.address), start, window.shape)
+        check_unchanged(self.location)
 
 
 def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -> TileLoader:

@@ -164,6 +164,7 @@ class Exchange:
         self.token = token
         self.division = division
         self._plan: ExchangePlan | None = None
+        self._is_planned = False
         self._planning = threading.Lock()
 
     def __dask_tokenize__(self) -> str:
@@ -186,13 +187,17 @@ class Exchange:
         return [range(i * n // groups, (i + 1) * n // groups) for i in range(groups)]
 
     def plan(self) -> ExchangePlan | None:
-        """Return what is to be read; None where blocks are better read one by one."""
-        for location in self.array.references.columns.used_files():
-            check_unchanged(location)
+        """Return what is to be read; None where blocks are better read one by one.
+
+        That the files are unchanged since is checked where something is read of them.
+        """
         with self._planning:
-            if self._plan is None:
+            if not self._is_planned:
+                for location in self.array.references.columns.used_files():
+                    check_unchanged(location)
                 flat = self.array.flat_blocks(self.blocks)
                 self._plan = None if flat is None else _plan_exchange(flat, self.division)
+                self._is_planned = True
             return self._plan
 
     def decoded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -423,6 +428,7 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     out = []
     for k, share in plan.lots[number]:
         target, shares = plan.targets[k]
+        check_unchanged(target.location)
         layout = target.layout
         values = np.empty(shares.size(share), dtype=layout.dtype)
         loader = tile_loader(

@@ -30,6 +30,7 @@ from xref.h5file import (
     FileLocation,
     byte_source,
     cached_by_location,
+    check_unchanged,
     file_format,
 )
 from xref.h5layout import DatasetLabel, read_layout, reference_kind, time_dtype
@@ -74,6 +75,7 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     dataset = open_dataset(location, address)
     layout = read_layout(dataset, location, address)
     attributes, problems = read_attributes(dataset, location, address)
+    check_unchanged(location)
     (scales,) = scale_addresses([(attributes, len(layout.shape))], location)
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)

@@ -2,8 +2,8 @@
 
 In: filenames. Out: a `FileLocation`, which travels in graphs and is opened again in
 each process; positional reads; open `h5py.File` objects for immediate use. Nothing
-that h5py made is put into a graph. Handles are cached and closed by xarray's file
-manager, so any call here is safe from any thread.
+that h5py made is put into a graph. Handles are kept while there is room for them
+(`xref.handles`), so any call here is safe from any thread.
 
 h5py is imported where files are opened (`xref.sources`, `xref.inputs`), in modules whose
 name begins with ``h5``, and by the demo that writes a file. The bytes of region
@@ -19,14 +19,13 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 from h5py import h5f
-from xarray.backends import CachingFileManager
 
 from xref.columns import IntArray
 from xref.errors import (
@@ -36,6 +35,7 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
+from xref.handles import DESCRIPTORS, EXHAUSTED, FILES, Kept, drop_all
 from xref.ranges import HeldRanges
 from xref.remote import RemoteBytes
 from xref.sources import (
@@ -51,6 +51,14 @@ from xref.structures import Source
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
+_ATTEMPTS = 8
+"""How often a handle is replaced that is of another version than the path."""
+
+_WRITER_HINT = (
+    'wait until it is closed, or pass driver_kwds={"swmr": True} where the writer is in '
+    "HDF5's mode for one writer and many readers"
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,8 +72,8 @@ class FileLocation:
     source : FileSource
         What opens it.
     identity : tuple
-        Two values that no other file has, bytes, version: device, inode, bytes and
-        modification time (ns) of a local file.
+        Two values that no other file has, bytes, version: device, inode, bytes and the
+        times (ns) of last write and last change of a local file.
     external : {"same-dir", "all", "none"}
         Which other files its links and virtual sources may name.
 
@@ -178,7 +186,8 @@ def locate_file(
 def locate_source(source: FileSource, external: str = "same-dir") -> FileLocation:
     """Return the location of a source as it is now; see `locate_file`.
 
-    What a writer in this process has not written yet is flushed.
+    What a writer in this process has not written yet is flushed; the file is then read
+    through HDF5 alone.
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
@@ -187,14 +196,13 @@ def locate_source(source: FileSource, external: str = "same-dir") -> FileLocatio
     location = FileLocation(source, source.identity(), external)
     if source.live or not isinstance(source, LocalFile):
         return location
-    file = open_file(location)
-    if not file.id.get_intent() & h5f.ACC_RDWR:
+    opened = _open_version(location)
+    if not opened.is_written:
         return location
     # HDF5 shares one state of a file among all in this process who opened it.
-    file.flush()
-    flushed = FileLocation(source, source.identity(), external, held=location.held)
-    _hold(flushed).hdf5.acquire().identity = flushed.identity
-    return flushed
+    opened.file.flush()
+    written = replace(source, shared=True)
+    return FileLocation(written, written.identity(), external)
 
 
 def check_unchanged(location: FileLocation) -> None:
@@ -212,7 +220,7 @@ def check_unchanged(location: FileLocation) -> None:
     if not _same_version(location, now):
         raise FileChangedError(
             f"{location.filename} has changed since it was opened: (device, inode, bytes, "
-            f"modification time) were {location.identity} and are {now}; open it again"
+            f"times of write and change) were {location.identity} and are {now}; open it again"
         )
 
 
@@ -233,50 +241,55 @@ class GroupChecks:
     """Heaps by data segment, which HDF5 must not meet twice under one address."""
 
 
+@dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """What the file manager closes: it drops the file, objects in use still hold it.
+    """A file open in h5py, and which version of it.
 
-    h5py's own ``File.close`` would pull the file from under other threads.
+    It is dropped and never closed: h5py's ``File.close`` would pull the file from under
+    other threads.
     """
 
-    def __init__(self, source: FileSource, pid: int) -> None:
-        del pid  # keeps a forked child from its parent's handles
-        self.identity = source.known_identity()
-        self.held: h5py.File | None = source.open_hdf5()
-        if not source.live and source.known_identity() != self.identity:
-            raise FileChangedError(f"{source.name} changed while it was opened; open it again")
-        self.held._xref_checks = GroupChecks()
-
-    def close(self) -> None:
-        self.held = None
+    identity: Identity
+    file: h5py.File
+    is_written: bool  # by someone in this process, too
 
 
-class _OpenBytes:
-    """What the file manager closes: it drops the handle, readers may still hold it."""
-
-    def __init__(self, source: FileSource, pid: int) -> None:
-        del pid
-        self.held: ByteHandle | None = source.open_bytes()
-
-    def close(self) -> None:
-        self.held = None
+def _open_hdf5(source: FileSource) -> _OpenFile:
+    """Open a file, and see that it stays the same meanwhile."""
+    identity = source.known_identity()
+    try:
+        file = source.open_hdf5()
+    except (XrefError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        writer = isinstance(error, BlockingIOError) or "already open" in str(error)
+        hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
+        raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
+    if not source.live and source.known_identity() != identity:
+        raise FileChangedError(f"{source.name} changed while it was opened; open it again")
+    file._xref_checks = GroupChecks()
+    return _OpenFile(identity, file, bool(file.id.get_intent() & h5f.ACC_RDWR))
 
 
 class _Handles:
     """Handles of one source in this process, shared by all locations of it.
 
-    The managers close what they hold when the last location lets go of them.
+    What they hold is dropped when the last location lets go of them.
     """
 
     def __init__(self, source: FileSource, pid: int) -> None:
         self.pid = pid
-        # The id makes managers of one file share one handle.
-        self.hdf5: CachingFileManager[Any] = CachingFileManager(
-            _OpenFile, source, pid, manager_id="xref-hdf5"
-        )
-        self.bytes: CachingFileManager[Any] = CachingFileManager(
-            _OpenBytes, source, pid, manager_id="xref-bytes"
-        )
+        self.hdf5: Kept[_OpenFile] = Kept(partial(_open_hdf5, source), FILES, source.name)
+        self.bytes: Kept[ByteHandle] = Kept(source.open_bytes, DESCRIPTORS, source.name)
+
+    def drop(self) -> None:
+        self.hdf5.drop()
+        self.bytes.drop()
+
+    def __del__(self) -> None:
+        self.drop()
 
 
 _handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
@@ -301,35 +314,40 @@ def _hold(location: FileLocation) -> _Handles:
 
 
 def open_file(location: FileLocation) -> h5py.File:
-    """Return the open file, checked to be the version that was located.
+    """Return the open file, checked to be the version that was located."""
+    opened = _open_version(location)
+    if opened.is_written and not location.source.live:
+        raise FileChangedError(
+            f"{location.filename} has been opened for writing in this process since it was "
+            "opened for reading; open it again, or close the writer"
+        )
+    return opened.file
+
+
+def _open_version(location: FileLocation) -> _OpenFile:
+    """Open the version that was located.
 
     A handle of an earlier version is let go: HDF5 would go on using what it has read.
     """
     handles = _hold(location)
-    while True:
+    for _ in range(_ATTEMPTS):
         check_unchanged(location)
-        opened = handles.hdf5.acquire()
+        opened = handles.hdf5.get()
         if _same_version(location, opened.identity):
-            file: h5py.File | None = opened.held
-            if file is not None:
-                return file
-        handles.hdf5.close()  # of another version, or closed by another thread just now
+            return opened
+        handles.hdf5.drop()
+        del opened  # HDF5 opens a file once as long as anyone has it open
+    raise FileChangedError(f"{location.filename} changes all the time; open it again")
 
 
 def close_file(location: FileLocation) -> None:
     """Close this process's handles of a file; a later read opens it again."""
-    handles = _hold(location)
-    handles.hdf5.close()
-    handles.bytes.close()
+    _hold(location).drop()
 
 
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
-    with _handles_lock:
-        every = list(_handles.values())
-    for handles in every:
-        handles.hdf5.close()
-        handles.bytes.close()
+    drop_all()
     gc.collect()
 
 
@@ -416,17 +434,15 @@ class FileBytes:
     def _of_one_version(self, read: Callable[[ByteHandle], None]) -> None:
         """Read from a handle that is of the version that was located, before and after."""
         handles = _hold(self.location)
-        for _ in range(8):
-            held: ByteHandle | None = handles.bytes.acquire().held
-            if held is None:  # closed by another thread just now
-                continue
+        for _ in range(_ATTEMPTS):
+            held = handles.bytes.get()
             if _same_version(self.location, held.identity()):
                 read(held)
                 if _same_version(self.location, held.identity()):
                     return
             # Written to in place, or the handle is older than the location.
             check_unchanged(self.location)
-            handles.bytes.close()
+            handles.bytes.drop()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
 
 
@@ -436,7 +452,7 @@ def answered(location: FileLocation) -> Iterator[None]:
 
     A member that cannot be read is left out of a dataset: not because a network failed.
     """
-    held = _hold(location).bytes.acquire().held if location.source.remote else None
+    held = _hold(location).bytes.get() if location.source.remote else None
     before = held.problem if isinstance(held, RemoteBytes) else None
     try:
         yield

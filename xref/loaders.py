@@ -17,8 +17,9 @@ from xref.decode import read_box_of_stored, stored_loader
 from xref.elements import DecodeOptions
 from xref.errors import UnsupportedError
 from xref.h5data import chunk_index, dataset_layout, read_values
-from xref.h5file import FileBytes, FileLocation
+from xref.h5file import FileBytes, FileLocation, check_unchanged
 from xref.h5objects import open_dataset
+from xref.handles import check_descriptors
 from xref.layout import DatasetLayout, items
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.values import decode_values
@@ -75,10 +76,19 @@ class BoxReader:
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
+        shape, name = window.shape, self.location.filename
+        sources = 0
         if dataset_layout(self.location, self.address).virtual:
-            check_sources(self.location, self.address, start, window.shape[: len(start)])
+            sources = check_sources(self.location, self.address, start, shape[: len(start)])
         dataset = open_dataset(self.location, self.address)
-        items(window)[...] = read_values(dataset, start, window.shape)
+        if sources:
+            # HDF5 takes a source that it cannot open for one that is not there, and gives
+            # fill values. It opens one more than it keeps open.
+            check_descriptors(sources + 1, name)
+        items(window)[...] = read_values(dataset, start, shape)
+        if sources:
+            check_descriptors(1, name)  # while HDF5 still has the sources open
+        check_unchanged(self.location)
 
 
 @dataclass(frozen=True, slots=True)

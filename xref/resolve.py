@@ -26,6 +26,7 @@ from xref.errors import NullReferenceError
 from xref.gather import BoundReferences, bind_references
 from xref.h5attributes import RawReferences, read_attribute
 from xref.h5data import dataset_facts, dataset_kind
+from xref.h5file import check_unchanged
 from xref.h5objects import kind_of, open_dataset, open_object, prepare_references, text
 from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.parts import canvas_strides, plan_parts, row_strides
@@ -151,6 +152,7 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
         raise NullReferenceError("a null attribute reference points at nothing")
     item = open_object(location, reference.address)
     value = read_attribute(item, reference.name, location, reference.address)
+    check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, RawReferences):
         where = f"{location.filename}: attribute {reference.name!r}"

@@ -111,7 +111,9 @@ class _Descriptor:
 
 
 def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    # The time of the last change cannot be set back, as that of the last write can.
+    version = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,19 @@ class LocalFile(FileSource):
     name : str
     options : tuple of (str, object)
         Keywords for `h5py.File`.
+    shared : bool
+        Whether someone in this process has it open for writing.
     """
 
     name: str
     options: Options = ()
+    shared: bool = False
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalFile, (self.name, self.options)  # another process does not share it
 
     @property
     def folder(self) -> str | None:
@@ -138,11 +146,11 @@ class LocalFile(FileSource):
 
     @property
     def live(self) -> bool:
-        """Whether it was opened with ``swmr``."""
-        return bool(dict(self.options).get("swmr", False))
+        """Whether it was opened with ``swmr``, or is shared with a writer."""
+        return self.shared or bool(dict(self.options).get("swmr", False))
 
     def identity(self) -> Identity:
-        """Return device, inode, bytes and modification time (ns)."""
+        """Return device, inode, bytes, and the times (ns) of last write and last change."""
         status = os.stat(self.name)
         if not stat.S_ISREG(status.st_mode):
             raise FileReadError(f"{self.name} is not a regular file")
@@ -229,10 +237,22 @@ class Cursor(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read at the position, and move on."""
-        n = self._file.read(self._at, memoryview(buffer).cast("B"))
-        self._at += n
-        return n
+        """Read at the position, and move on.
+
+        The buffer is filled unless the file ends: HDF5 takes what is missing for zeros.
+        """
+        view, done = memoryview(buffer).cast("B"), 0
+        while done < len(view):
+            n = self._file.read(self._at + done, view[done:])
+            if n == 0:
+                break
+            done += n
+        if done < len(view) and self._at + done < self._file.identity()[2]:
+            raise FileReadError(
+                f"{len(view)} bytes wanted at {self._at:#x}, {done} came from the file object"
+            )
+        self._at += done
+        return done
 
 
 _CURSOR = f"<{__name__}.{Cursor.__qualname__} object".encode()

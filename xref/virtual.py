@@ -93,8 +93,13 @@ def split_virtual(
 
 def check_sources(
     location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
-) -> None:
+) -> int:
     """Check all that HDF5 opens to read a box of a virtual dataset.
+
+    Returns
+    -------
+    int
+        How many other files that are.
 
     Raises
     ------
@@ -107,6 +112,7 @@ def check_sources(
     """
     first = tuple(zip(start, shape, strict=True))
     level = {(location, address): first}
+    files = {location.key}
     for _ in range(MAX_DEPTH):
         below: dict[tuple[FileLocation, int], tuple[tuple[int, int], ...]] = {}
         for (home, number), box in level.items():
@@ -117,12 +123,13 @@ def check_sources(
                 if source is None:
                     _check_not_elsewhere(home, mapping.filename, where)
                     continue
+                files.add(source[0].key)
                 layout = dataset_layout(*source)
                 mapping.fit(extent, layout.shape, where)
                 if layout.virtual:
                     below[source] = tuple((0, n) for n in layout.shape)
         if not below:
-            return
+            return len(files) - 1
         level = below
     raise _too_deep(location, known_path(location, address) or f"object at {address:#x}")
 
