@@ -396,7 +396,7 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
                 taken.append(os.dup(0))
             except OSError:
                 break
-        for spare in range(12):
+        for _ in range(4):
             try:
                 found.append("right" if ds["v"].values.tolist() == expected else "wrong")
             except FileReadError as error:
@@ -404,8 +404,8 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
                     "exhausted" if "too many files are open" in str(error) else "other"
                 )
             h5file.close_files()
-            assert len(taken) >= 12 - spare
-            os.close(taken.pop())
+            for _ in range(3):
+                os.close(taken.pop())
         return found
 
     found = in_fork(read)["result"]

@@ -107,6 +107,9 @@ class FileLocation:
     def __reduce__(self) -> tuple[Any, ...]:
         return FileLocation, (self.source, self.identity, self.external)
 
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return self.token
+
 
 class _Key:
     """A location among the arguments of a cache, let go of once the call is over."""
