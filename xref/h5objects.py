@@ -551,7 +551,8 @@ def _named_types(location: FileLocation, path: str) -> tuple[tuple[str, int], ..
     return tuple(
         (text(name), address)
         for address, name in _hard_links(group).items()
-        if h5o.get_info(group, name).type == h5o.TYPE_NAMED_DATATYPE
+        # h5o.get_info would walk the index of chunks of a dataset, damaged or not.
+        if h5g.get_objinfo(group, name).type == h5g.TYPE
     )
 
 

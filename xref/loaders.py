@@ -56,9 +56,10 @@ def tile_loader(
     read_box = BoxReader(location, address)
     if options.reader == "h5py" or layout.indirect:
         check = None
-        checked = layout.chunks and layout.pipeline.filters and not location.source.live
-        if checked and not layout.pipeline.unsupported():
-            index = chunk_index(location, address)
+        index = None
+        if layout.chunks and not location.source.live:
+            index = chunk_index(location, address)  # HDF5 does not check it
+        if index is not None and layout.pipeline.filters and not layout.pipeline.unsupported():
             check = ChunkLoader(layout.stored, index, FileBytes(location), read_box, where)
         return BoxLoader(layout, read_box, check)
     if layout.chunks is None:
