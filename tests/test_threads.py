@@ -19,6 +19,7 @@ from forks import in_fork
 from strategies import write_references
 
 import xref
+from xref.readers import share_work
 
 DATA = np.random.default_rng(0).integers(0, 1000, (300, 200), dtype="i4")
 N = 200
@@ -210,3 +211,35 @@ def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> N
         run([lambda t=t: read(t) for t in range(24)])
         for ds in datasets:
             ds.close()
+
+
+def test_threads_that_cannot_be_started_are_done_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Callable[[], None]] = []
+
+    class FullPool:
+        def submit(self, work: Callable[[], None]) -> None:
+            started.append(work)
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("xref.readers._pool", FullPool)
+    with xr.open_dataset(path, engine="h5ref") as ds, xref.set_options(threads=4):
+        np.testing.assert_array_equal(ds["gzip_rois"].h5ref.resolve(chunks=None), PATCHES)
+    assert started
+    for work in started:
+        work()  # a thread that comes late finds nothing to do
+
+
+def test_an_error_stops_all_threads_and_is_raised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    barrier = threading.Barrier(3)
+
+    def job(number: int) -> None:
+        barrier.wait(10)
+        done.append(number)
+        raise ValueError(f"job {number}")
+
+    with xref.set_options(threads=3), pytest.raises(ValueError, match="job"):
+        share_work(100, job)
+    assert len(done) == 3

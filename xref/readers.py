@@ -19,7 +19,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -355,34 +355,57 @@ def share_work(n_jobs: int, job: Callable[[int], None]) -> None:
         for number in range(n_jobs):
             job(number)
         return
-    numbers = iter(range(n_jobs))
-    lock = threading.Lock()
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.is_set():
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                job(number)
-            except BaseException:
-                stopped.set()
-                raise
-
+    work = _SharedWork(n_jobs, job)
+    for _ in range(threads - 1):
+        try:
+            _pool().submit(work.take_part)
+        except RuntimeError:  # no memory or room for a thread: those that there are do it all
+            break
     # The caller works too: a pool whose threads are busy elsewhere delays nobody.
-    others = [_pool().submit(work) for _ in range(threads - 1)]
     try:
-        work()
+        work.take_part()
     finally:
-        for future in others:
-            future.cancel()
-        wait([f for f in others if not f.cancelled()], return_when=FIRST_EXCEPTION)
-        wait([f for f in others if not f.cancelled()])
-    for future in others:
-        if not future.cancelled():
-            future.result()
+        work.finish()
+
+
+class _SharedWork:
+    """Jobs that threads take one at a time; a thread that comes late finds none."""
+
+    def __init__(self, n_jobs: int, job: Callable[[int], None]) -> None:
+        self._job = job
+        self._numbers = iter(range(n_jobs))
+        self._changed = threading.Condition()
+        self._working = 0
+        self._error: BaseException | None = None
+
+    def take_part(self) -> None:
+        """Do jobs until none is left, or one has failed."""
+        with self._changed:
+            self._working += 1
+        try:
+            while (number := self._next()) is not None:
+                self._job(number)
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+            raise
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    def _next(self) -> int | None:
+        with self._changed:
+            return None if self._error is not None else next(self._numbers, None)
+
+    def finish(self) -> None:
+        """Wait for the threads that are at work, and raise the first error."""
+        with self._changed:
+            self._numbers = iter(())  # for threads that come later
+            self._changed.wait_for(lambda: not self._working)
+        error, self._error = self._error, None  # whose frames lead back here
+        if error is not None:
+            raise error
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
