@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -41,6 +42,7 @@ def in_fork(action: Callable[[], Any]) -> dict[str, Any]:
 
 def _limited(action: Callable[[], Any]) -> dict[str, Any]:
     """Run an action within the limits; their signals end the process."""
+    gc.freeze()  # what the parent holds: looking through it takes long
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(PATIENCE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

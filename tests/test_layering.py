@@ -49,6 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mappings": ("numpy",),
     "readers": ("numpy",),
     "sources": ("h5py",),
+    "keptcopy": ("h5py",),
     "transport": (),
     "remote": ("h5py", "numpy", "xarray.backends.h5netcdf_"),
     "inputs": ("h5py",),
@@ -198,6 +199,7 @@ def test_h5py_and_dask_are_imported_in_few_modules() -> None:
     assert owners == {
         "h5py": [
             "sources",
+            "keptcopy",
             "remote",
             "inputs",
             "h5file",

@@ -308,7 +308,7 @@ def test_work_grows_with_the_files_and_not_with_their_square(
             module, "check_unchanged", lambda at, f=original: checks.append(at) or f(at)
         )
     plan = exchange._plan_exchange
-    monkeypatch.setattr(exchange, "_plan_exchange", lambda flat: plans.append(1) or plan(flat))
+    monkeypatch.setattr(exchange, "_plan_exchange", lambda *of: plans.append(1) or plan(*of))
     np.testing.assert_array_equal(patches.data.sum(axis=0), read_files(paths).sum(axis=0))
     assert len(plans) == 1
     assert len(paths) <= len(checks) <= 4 * len(paths)

@@ -24,9 +24,10 @@ import xarray as xr
 from strategies import write_references
 
 import xref
-from xref import readers
-from xref.errors import FileReadError
-from xref.h5file import close_files
+from xref import readers, sources
+from xref.errors import FileChangedError, FileReadError
+from xref.h5file import close_files, locate_file, open_file
+from xref.h5objects import open_dataset
 from xref.handles import drop_all
 
 SHAPE = (96, 96)
@@ -423,3 +424,50 @@ def test_a_writer_of_this_process_that_comes_later_is_noticed(
             writer.flush()
             assert outcome(ds["data"].copy().load, "data") == "raised"
         assert outcome(rois.compute, "rois") == "raised"
+
+
+@pytest.mark.parametrize("reader", ["auto", "h5py"])
+def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
+    tmp_path: Path, reader: str
+) -> None:
+    """HDF5 keeps one state of a file as long as anyone has it open."""
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("d", data=np.full(2000, 1), chunks=(100,)).attrs["version"] = 1
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file.create_dataset("d", data=np.full(2000, 2), chunks=(100,)).attrs["version"] = 2
+    ds = xr.open_dataset(path, engine="h5ref", reader=reader, cache=False)
+    assert (ds["d"][:300] == 1).all()
+    location = locate_file(path)
+    address = int(h5py.h5o.get_info(open_file(location)["d"].id).addr)
+    held = open_dataset(location, address)  # as frames of an error hold it
+    close_files()
+    overwrite(path, other.read_bytes())
+    with pytest.raises(FileChangedError):
+        ds["d"].load()
+    with xr.open_dataset(path, engine="h5ref", reader=reader) as again:
+        assert again["d"].attrs["version"] == 2
+        assert (again["d"] == 2).all()
+    assert not held  # closed
+
+
+def test_machines_may_number_the_devices_of_a_file_system_each_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "file.h5", OLD, "gzip")
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        content = pickle.dumps(ds["rois"].h5ref.resolve())
+        expected = ds["rois"].h5ref.resolve().values
+    close_files()
+    identity = sources._identity
+
+    def elsewhere(status: os.stat_result) -> Any:
+        device, *rest = identity(status)
+        return device + 7, *rest
+
+    monkeypatch.setattr(sources, "_identity", elsewhere)
+    np.testing.assert_array_equal(pickle.loads(content), expected)
+    path.touch()
+    with pytest.raises(FileChangedError):
+        pickle.loads(content).compute()

@@ -465,7 +465,7 @@ def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
             offset = plan.targets[k][1].offset[share]
             stretches.append(buffer[offset[group.start] : offset[group.stop]])
         # A copy, also of a single stretch: a view would keep all of the lot in memory.
-        pieces.append(np.concatenate(stretches))
+        pieces.append(np.concatenate(stretches, dtype=plan.flat.dtype))
     return pieces
 
 

@@ -306,14 +306,17 @@ class ReadLayer(Layer):
 
     def _exchange_of(self, keys: list[Key], division: Division | None = None) -> Exchange:
         token = tokenize(self.name, keys, division)
-        if self._exchange is None or self._exchange.token != token:
-            array, blocks = self.array, [self._spans(key) for key in keys]
-            if not isinstance(array, ReferenceResults):
-                raise TypeError(f"blocks of {type(array).__name__} are not read together")
-            if division is not None:
-                array, blocks = array.part(blocks)
-            self._exchange = Exchange(array, blocks, self.decode, self.dtype, token, division)
-        return self._exchange
+        known = self._exchange  # another thread may put another one there
+        if known is not None and known.token == token:
+            return known
+        array, blocks = self.array, [self._spans(key) for key in keys]
+        if not isinstance(array, ReferenceResults):
+            raise TypeError(f"blocks of {type(array).__name__} are not read together")
+        if division is not None:
+            array, blocks = array.part(blocks)
+        exchange = Exchange(array, blocks, self.decode, self.dtype, token, division)
+        self._exchange = exchange
+        return exchange
 
 
 def optimize(graph: Any, keys: Any, **options: Any) -> Any:

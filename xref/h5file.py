@@ -35,9 +35,8 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.handles import DESCRIPTORS, EXHAUSTED, FILES, Kept, drop_all
-from xref.ranges import HeldRanges
-from xref.remote import RemoteBytes
+from xref.handles import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
+from xref.remote import ComingRanges, RemoteBytes
 from xref.sources import (
     ByteHandle,
     FileSource,
@@ -228,9 +227,11 @@ def check_unchanged(location: FileLocation) -> None:
 
 
 def _same_version(location: FileLocation, identity: Identity) -> bool:
+    # Not by device: machines that share a file system may number its devices each in its
+    # own way.
     if location.source.live:
-        return location.identity[:2] == identity[:2]
-    return location.identity == identity
+        return bool(location.identity[1] == identity[1])
+    return location.identity[1:] == identity[1:]
 
 
 @dataclass(slots=True)
@@ -257,9 +258,26 @@ class _OpenFile:
     is_written: bool  # by someone in this process, too
 
 
+_ever_opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
+
+
+def _close_earlier(identity: Identity) -> None:
+    """Close what is open of earlier versions of a file, whoever holds it.
+
+    HDF5 has one state of a file as long as anyone in the process has it open, so a new
+    handle would go on with the metadata of an earlier version. What reads that is told so.
+    """
+    for file in list(_ever_opened.values()):
+        before = file._xref_identity
+        if before is not None and before[:2] == identity[:2] and before != identity:
+            file.close()
+
+
 def _open_hdf5(source: FileSource) -> _OpenFile:
     """Open a file, and see that it stays the same meanwhile."""
     identity = source.known_identity()
+    if isinstance(source, LocalFile) and not source.live:
+        _close_earlier(identity)
     try:
         file = source.open_hdf5()
     except (XrefError, FileNotFoundError, PermissionError, IsADirectoryError):
@@ -273,7 +291,12 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
     if not source.live and source.known_identity() != identity:
         raise FileChangedError(f"{source.name} changed while it was opened; open it again")
     file._xref_checks = GroupChecks()
-    return _OpenFile(identity, file, bool(file.id.get_intent() & h5f.ACC_RDWR))
+    file._xref_identity = (
+        identity if isinstance(source, LocalFile) and not source.live else None
+    )
+    _ever_opened[id(file)] = file
+    written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
+    return _OpenFile(identity, file, bool(written))
 
 
 class _Handles:
@@ -285,7 +308,8 @@ class _Handles:
     def __init__(self, source: FileSource, pid: int) -> None:
         self.pid = pid
         self.hdf5: Kept[_OpenFile] = Kept(partial(_open_hdf5, source), FILES, source.name)
-        self.bytes: Kept[ByteHandle] = Kept(source.open_bytes, DESCRIPTORS, source.name)
+        room = SERVED if source.remote else DESCRIPTORS
+        self.bytes: Kept[ByteHandle] = Kept(source.open_bytes, room, source.name)
 
     def drop(self) -> None:
         self.hdf5.drop()
@@ -356,7 +380,7 @@ def close_files() -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """Positional reads of a local file (a `xref.readers.ByteSource`)."""
+    """Positional reads of a file (a `xref.ranges.ByteSource`)."""
 
     location: FileLocation
 
@@ -411,20 +435,15 @@ class FileBytes:
         """Whether reading takes requests to a server."""
         return self.location.source.remote
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> Callable[[], HeldRanges]:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> ComingRanges:
         """Begin to read many ranges of a remote file into memory.
 
         Parameters
         ----------
         offset, nbytes : numpy.ndarray
             Shape ``(n,)``.
-
-        Returns
-        -------
-        callable
-            Waits for the ranges and returns them; its errors are those of `read_into`.
         """
-        found: list[Callable[[], HeldRanges]] = []
+        found: list[ComingRanges] = []
 
         def begin(held: ByteHandle) -> None:
             if not isinstance(held, RemoteBytes):
@@ -456,12 +475,20 @@ def answered(location: FileLocation) -> Iterator[None]:
     A member that cannot be read is left out of a dataset: not because a network failed.
     """
     held = _hold(location).bytes.get() if location.source.remote else None
-    before = held.problem if isinstance(held, RemoteBytes) else None
+    if not isinstance(held, RemoteBytes):
+        yield
+        return
+    held.take_problem()
     try:
         yield
-    finally:
-        if isinstance(held, RemoteBytes) and held.problem not in (None, before):
-            raise held.problem
+    except Exception as error:
+        problem = held.take_problem()
+        if problem is None or isinstance(error, FileChangedError):
+            raise
+        raise problem from error
+    problem = held.take_problem()
+    if problem is not None:
+        raise problem
 
 
 def byte_source(location: FileLocation, where: object) -> Source:

@@ -14,13 +14,14 @@ import errno
 import gc
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from xarray import get_options
 
 from xref.errors import FileReadError
+from xref.transport import is_transport_thread
 
 T = TypeVar("T")
 
@@ -100,6 +101,7 @@ class Kept(Generic[T]):
         FileReadError
             If the system has no descriptor left, though all that is kept was dropped.
         """
+        _left.clear()
         value = self._value
         if value is None:
             with self._opening:
@@ -127,7 +129,16 @@ class Kept(Generic[T]):
     def drop(self) -> None:
         """Let go of what is open; it closes when its last user does."""
         self._room.forget(self)
-        self._value = None
+        value, self._value = self._value, None
+        if value is not None and is_transport_thread():
+            _left.append(value)
+
+
+_left: deque[Any] = deque()
+"""What threads let go of that carry requests: closed by the next one that opens anything.
+
+A file waits for HDF5's lock to close, whose holder may wait for an answer to a request.
+"""
 
 
 def _kept_by_xarray() -> int:
@@ -143,10 +154,15 @@ DESCRIPTORS = Room(lambda: _kept_by_xarray() // 8)
 """Files open for positional reads: half as many, since they open ten times as fast."""
 
 
+SERVED = Room(lambda: _kept_by_xarray() // 2)
+"""Remote files: they hold no descriptor, but blocks of metadata."""
+
+
 def drop_all() -> None:
     """Let go of everything that is kept in this process."""
-    for room in (FILES, DESCRIPTORS):
+    for room in (FILES, DESCRIPTORS, SERVED):
         room.clear()
+    _left.clear()
 
 
 def check_descriptors(n: int, name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 
+from xref.keptcopy import PART_COPY, WHOLE_COPY, KeptCopy
 from xref.remote import RemoteFile
 from xref.sources import (
     FileObject,
@@ -66,8 +67,11 @@ h5py.File or h5py.Group
         _check_signature(source)
         return source, "/"
     if isinstance(file, str) and _URL.match(file):
+        storage = as_options(storage_options)
+        if WHOLE_COPY.match(file):
+            return KeptCopy(file, storage, options), "/"
         kwargs = as_options(open_kwargs)
-        return RemoteFile(file, as_options(storage_options), kwargs, options), "/"
+        return RemoteFile(PART_COPY.sub("", file), storage, kwargs, options), "/"
     if isinstance(file, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(os.fspath(file)))
         return LocalFile(path, options), "/"

@@ -7,6 +7,7 @@ with its values.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +78,29 @@ class BoxReader:
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        shape, name = window.shape, self.location.filename
-        sources = 0
         if dataset_layout(self.location, self.address).virtual:
-            sources = check_sources(self.location, self.address, start, shape[: len(start)])
-        dataset = open_dataset(self.location, self.address)
-        if sources:
-            # HDF5 takes a source that it cannot open for one that is not there, and gives
-            # fill values. It opens one more than it keeps open.
-            check_descriptors(sources + 1, name)
-        items(window)[...] = read_values(dataset, start, shape)
-        if sources:
-            check_descriptors(1, name)  # while HDF5 still has the sources open
+            self._read_virtual(start, window)
+        else:
+            dataset = open_dataset(self.location, self.address)
+            items(window)[...] = read_values(dataset, start, window.shape)
         check_unchanged(self.location)
+
+    def _read_virtual(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read from other files, for which there are descriptors before and after.
+
+        HDF5 takes a source that it cannot open for one that is not there, and gives fill
+        values. It opens one more than it keeps open.
+        """
+        shape, name = window.shape, self.location.filename
+        sources = check_sources(self.location, self.address, start, shape[: len(start)])
+        dataset = open_dataset(self.location, self.address)
+        with _virtual:  # else one thread's look would take what another one needs
+            check_descriptors(sources + 1, name)
+            items(window)[...] = read_values(dataset, start, shape)
+            check_descriptors(1, name)  # while HDF5 still has the sources open
+
+
+_virtual = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)

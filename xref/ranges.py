@@ -7,13 +7,14 @@ many jobs read, asked for stage by stage.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from xref.columns import IntArray, row_offsets, run_starts
+from xref.options import get_option
 
 Range: TypeAlias = tuple[int, int]
 """First byte and the one behind the last."""
@@ -33,8 +34,32 @@ class ByteSource(Protocol):
     def remote(self) -> bool:
         """Whether reading takes requests to a server."""
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> Callable[[], ByteSource]:
-        """Begin to read ranges into memory; what comes back waits for them."""
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> Coming:
+        """Begin to read ranges into memory."""
+
+
+class Coming(Protocol):
+    """Ranges that are being read into memory."""
+
+    def result(self) -> ByteSource:
+        """Wait for them and return them; its errors are those of `ByteSource.read_into`."""
+
+    def cancel(self) -> None:
+        """Give them up."""
+
+
+SMALL_NBYTES = 1 << 14
+"""Bytes between two ranges that cost less than another request, however few are wanted."""
+
+
+def gap_limits(nbytes: IntArray, gap: int) -> IntArray:
+    """Return the bytes that may be taken along before each range but the first.
+
+    No more than what is wanted on both sides, so that no more than about twice of that is
+    read.
+    """
+    beside = np.minimum(nbytes[1:], nbytes[:-1])
+    return np.minimum(np.maximum(beside, SMALL_NBYTES), gap)
 
 
 def coalesce(offset: IntArray, nbytes: IntArray, gap: int) -> list[Range]:
@@ -45,12 +70,12 @@ def coalesce(offset: IntArray, nbytes: IntArray, gap: int) -> list[Range]:
     offset, nbytes : numpy.ndarray
         Shape ``(n,)``, in any order; empty ranges are left out.
     gap : int
-        Bytes between two ranges that are taken along.
+        Bytes between two ranges that are taken along, at most; see `gap_limits`.
 
     Returns
     -------
     list of (start, stop)
-        In ascending order, more than ``gap`` apart.
+        In ascending order.
     """
     some = np.flatnonzero(nbytes)
     if not len(some):
@@ -58,7 +83,8 @@ def coalesce(offset: IntArray, nbytes: IntArray, gap: int) -> list[Range]:
     order = some[np.argsort(offset[some], kind="stable")]
     start = offset[order]
     reach = np.maximum.accumulate(start + nbytes[order])
-    first = np.append(0, np.flatnonzero(start[1:] - reach[:-1] > gap) + 1)
+    apart = start[1:] - reach[:-1] > gap_limits(nbytes[order], gap)
+    first = np.append(0, np.flatnonzero(apart) + 1)
     last = np.append(first[1:], len(start)) - 1
     return list(zip(start[first].tolist(), reach[last].tolist(), strict=True))
 
@@ -111,9 +137,16 @@ class HeldRanges:
         """Whether reading takes requests: it does not any more."""
         return False
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> Callable[[], HeldRanges]:
-        """Return what returns this: all ranges that are to be had are here."""
-        return lambda: self
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> HeldRanges:
+        """Return this: all ranges that are to be had are here."""
+        return self
+
+    def result(self) -> HeldRanges:
+        """Return this."""
+        return self
+
+    def cancel(self) -> None:
+        """Do nothing: all is here."""
 
 
 def fetch_stages(
@@ -136,16 +169,34 @@ def fetch_stages(
     held : ByteSource
         Their ranges, in memory.
     """
-    stored = row_offsets(nbytes)[cut]
+    stored = row_offsets(_spans(offset, nbytes, get_option("remote_gap")))[cut]
     edges = [*run_starts(stored[:-1] // FETCH_NBYTES).tolist(), len(cut) - 1]
 
-    def begin(stage: int) -> Callable[[], ByteSource]:
+    def begin(stage: int) -> Coming | None:
+        if stage + 1 >= len(edges):
+            return None
         rows = slice(int(cut[edges[stage]]), int(cut[edges[stage + 1]]))
         return source.fetch(offset[rows], nbytes[rows])
 
-    coming = begin(0) if len(edges) > 1 else None
-    for stage, jobs in enumerate(pairwise(edges)):
+    coming = begin(0)
+    try:
+        for stage, jobs in enumerate(pairwise(edges)):
+            if coming is not None:
+                held = coming.result()
+                coming = begin(stage + 1)
+                yield range(*jobs), held
+    finally:
         if coming is not None:
-            held = coming()
-            coming = begin(stage + 1) if stage + 2 < len(edges) else None
-            yield range(*jobs), held
+            coming.cancel()
+
+
+def _spans(offset: IntArray, nbytes: IntArray, gap: int) -> IntArray:
+    """Return the bytes of each range and of what is taken along before it, at most."""
+    order = np.argsort(offset, kind="stable")
+    start, length = offset[order], nbytes[order]
+    before = np.zeros_like(length)
+    before[1:] = start[1:] - np.maximum.accumulate(start + length)[:-1]
+    before[1:][before[1:] > gap_limits(length, gap)] = 0
+    spans = np.empty_like(length)
+    spans[order] = length + np.maximum(before, 0)
+    return spans

@@ -35,7 +35,7 @@ from xref.layout import ChunkIndex, DatasetLayout
 from xref.options import thread_count
 from xref.parts import canvas_strides
 from xref.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
-from xref.ranges import ByteSource, fetch_stages
+from xref.ranges import SMALL_NBYTES, ByteSource, fetch_stages
 
 READ_GAP_NBYTES = 1 << 16
 """Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
@@ -149,13 +149,11 @@ class ChunkLoader:
         if not self.source.remote:
             return None
         rows = self.index.find(plan.chunk)
-        nbytes = np.where(rows >= 0, self.index.nbytes[rows], 0)
-        return TileRanges(
-            source=self.source,
-            cut=plan.chunk_cut,
-            offset=self.index.address[rows],
-            nbytes=nbytes,
-        )
+        stored = np.flatnonzero(rows >= 0)
+        offset, nbytes = np.zeros((2, len(rows)), dtype=np.int64)  # nothing of missing chunks
+        offset[stored] = self.index.address[rows[stored]]
+        nbytes[stored] = self.index.nbytes[rows[stored]]
+        return TileRanges(source=self.source, cut=plan.chunk_cut, offset=offset, nbytes=nbytes)
 
     def with_source(self, source: ByteSource) -> ChunkLoader:
         """Return a loader that reads nothing but chunks from ``source``."""
@@ -214,6 +212,7 @@ class ContiguousLoader:
 
     layout: DatasetLayout
     source: ByteSource
+    gap_nbytes: int = CONTIGUOUS_GAP_NBYTES
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
@@ -229,7 +228,7 @@ class ContiguousLoader:
         origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
         first = int((plan.tile_origin[tile] * origin).sum())
         flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        for start, stop in plan.piece_ranges(tile, CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)):
+        for start, stop in plan.piece_ranges(tile, self.gap_nbytes // max(itemsize, 1)):
             self.read_run(first + start, flat[start * itemsize : stop * itemsize])
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
@@ -239,7 +238,7 @@ class ContiguousLoader:
         itemsize = self.layout.dtype.itemsize
         strides = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
         first = (plan.tile_origin * strides).sum(axis=1).tolist()
-        gap = CONTIGUOUS_GAP_NBYTES // max(itemsize, 1)
+        gap = SMALL_NBYTES // max(itemsize, 1)
         found = [plan.piece_ranges(tile, gap) for tile in range(plan.n_tiles)]
         flat = [(a + p, b - a) for p, tile in zip(first, found, strict=True) for a, b in tile]
         columns = np.array(flat, dtype=np.int64).reshape(-1, 2) * itemsize
@@ -252,7 +251,7 @@ class ContiguousLoader:
 
     def with_source(self, source: ByteSource) -> ContiguousLoader:
         """Return a loader that reads the same ranges from ``source``."""
-        return replace(self, source=source)
+        return replace(self, source=source, gap_nbytes=SMALL_NBYTES)
 
     def read_run(self, first: int, data: memoryview) -> None:
         """Fill ``data`` with stored elements, from ordinal ``first`` on in C order."""

@@ -12,9 +12,10 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from xref.columns import IntArray, ragged_ranges
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
-from xref.ranges import HeldRanges, coalesce, split
+from xref.ranges import HeldRanges, Range, coalesce, split
 from xref.sources import (
     FileObject,
     FileSource,
@@ -44,7 +45,7 @@ BLOCK_NBYTES = 1 << 14
 AHEAD_NBYTES = 1 << 17
 """What one read of metadata takes along, where nothing of it is there."""
 
-KEPT_NBYTES = 64 << 20
+KEPT_NBYTES = 16 << 20
 """Blocks that are kept of one file."""
 
 REQUEST_NBYTES = 4 << 20
@@ -67,7 +68,7 @@ class RemoteFile(FileSource):
     """
 
     name: str
-    storage_options: Options = ()
+    storage_options: Options = field(default=(), repr=False)  # keys among them
     open_kwargs: Options = ()
     hdf5_options: Options = ()
 
@@ -155,16 +156,18 @@ class RemoteBytes:
         self.remote, self.version = remote, version
         self.changed = False
         """Whether an answer was of another version."""
-        self.problem: FileReadError | FileChangedError | None = None
-        """The last request that failed in the end."""
+        self._problems: dict[int, FileReadError | FileChangedError] = {}
         self._reader = RangeReader(remote, version)
         self._ahead = AHEAD_NBYTES
+        # Each operation on it is atomic. A lock would be taken under HDF5's, and elsewhere
+        # where garbage is collected, which takes HDF5's.
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = threading.Lock()
         head = min(HEAD_NBYTES, version.nbytes)
-        self._head: Future[list[bytes]] | None = (
-            self._reader.begin([(0, head)]) if head else None
-        )
+        self._head = deque([self._reader.begin([(0, head)])] if head else [])
+
+    def take_problem(self) -> FileReadError | FileChangedError | None:
+        """Return the last request of this thread that failed in the end, once."""
+        return self._problems.pop(threading.get_ident(), None)
 
     def identity(self) -> Identity:
         """Return the identity of the version that is open."""
@@ -188,7 +191,7 @@ class RemoteBytes:
         if n <= 0:
             return 0
         if n > self._ahead:
-            held = self.fetch(np.array([offset]), np.array([n]))()
+            held = self.fetch(np.array([offset]), np.array([n])).result()
         else:
             first, stop = offset // BLOCK_NBYTES, -(-(offset + n) // BLOCK_NBYTES)
             held = self._take_blocks(range(first, stop), self._ahead // BLOCK_NBYTES)
@@ -224,13 +227,8 @@ class RemoteBytes:
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             held.read_into(o, view[a : a + n])
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> Callable[[], HeldRanges]:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> ComingRanges:
         """Begin to read ranges of data, close ones with one request.
-
-        Returns
-        -------
-        callable
-            Waits for them and returns them.
 
         Raises
         ------
@@ -246,32 +244,27 @@ class RemoteBytes:
                 missing.append(piece)
             else:
                 held.append((piece[0], data))
-        begun = self._reader.begin(missing)
+        return ComingRanges(self, held, missing, self._reader.begin(missing))
 
-        def wait() -> HeldRanges:
-            came = zip((start for start, _ in missing), self._wait(begun), strict=True)
-            parts = sorted([*held, *came])
-            return HeldRanges([start for start, _ in parts], [data for _, data in parts])
-
-        return wait
-
-    def _wait(self, begun: Future[list[bytes]]) -> list[bytes]:
+    def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
+        """Wait for ranges that were begun."""
         try:
-            return wait_for(begun)
+            return wait_for(begun, seconds)
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
-            self.problem = type(error)(str(error))  # without frames that hold the file
+            # Without frames, which hold the file.
+            self._problems[threading.get_ident()] = type(error)(str(error))
             raise
 
     def _find(self, start: int, stop: int) -> bytes | None:
         """Return a range if all blocks of it are kept."""
         first = start // BLOCK_NBYTES
-        with self._lock:
-            blocks = [self._blocks.get(k) for k in range(first, -(-stop // BLOCK_NBYTES))]
-        if None in blocks:
+        numbers = range(first, -(-stop // BLOCK_NBYTES))
+        found = self._find_blocks(numbers)
+        if len(found) < len(numbers):
             return None
         base = first * BLOCK_NBYTES
-        return b"".join(b for b in blocks if b is not None)[start - base : stop - base]
+        return b"".join(found[k] for k in numbers)[start - base : stop - base]
 
     def _take_blocks(self, numbers: Sequence[int], ahead: int = 0) -> HeldRanges:
         """Return blocks, in ascending order; read those that are not kept, and some more.
@@ -284,19 +277,18 @@ class RemoteBytes:
         """
         self._take_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)
-        with self._lock:
-            found = {k: self._blocks[k] for k in numbers if k in self._blocks}
-            missing = [k for k in numbers if k not in found]
-            for k in found:
-                self._blocks.move_to_end(k)
-            if missing and ahead:
-                until = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
-                missing = [k for k in range(missing[0], until) if k not in self._blocks]
+        found = self._find_blocks(numbers)
+        missing = [k for k in numbers if k not in found]
+        if missing and ahead:
+            until = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
+            more = range(missing[0], until)
+            kept = self._find_blocks(more)
+            missing = [k for k in more if k not in kept]
         if missing:
             start = BLOCK_NBYTES * np.array(missing, dtype=np.int64)
             nbytes = np.minimum(start + BLOCK_NBYTES, self.version.nbytes) - start
             ranges = split(coalesce(start, nbytes, get_option("remote_gap")), REQUEST_NBYTES)
-            data = self._wait(self._reader.begin(ranges))
+            data = self.wait(self._reader.begin(ranges), _patience(len(ranges)))
             came = HeldRanges([a for a, _ in ranges], data)
             for k, a, n in zip(missing, start.tolist(), nbytes.tolist(), strict=True):
                 block = bytearray(n)
@@ -308,17 +300,30 @@ class RemoteBytes:
 
     def _take_head(self) -> None:
         """Keep the blocks of the file's head, once it is there."""
-        with self._lock:
-            head, self._head = self._head, None
-        if head is not None:
-            (data,) = self._wait(head)
-            edges = range(0, len(data), BLOCK_NBYTES)
-            self._keep({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
+        try:
+            head = self._head.pop()
+        except IndexError:
+            return
+        (data,) = self.wait(head, _patience(1))
+        edges = range(0, len(data), BLOCK_NBYTES)
+        self._keep({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
 
-    def _keep(self, blocks: dict[int, bytes]) -> None:
-        with self._lock:
-            self._blocks.update(blocks)
-            while len(self._blocks) > KEPT_NBYTES // BLOCK_NBYTES:
+    def _find_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        """Return those of some blocks that are kept."""
+        found = {}
+        for number in numbers:
+            block = self._blocks.get(number)
+            if block is not None:
+                found[number] = block
+                with suppress(KeyError):  # another thread may have let go of it
+                    self._blocks.move_to_end(number)
+        return found
+
+    def _keep(self, blocks: Mapping[int, bytes]) -> None:
+        for number, block in blocks.items():
+            self._blocks[number] = block
+        while len(self._blocks) > KEPT_NBYTES // BLOCK_NBYTES:
+            with suppress(KeyError):
                 self._blocks.popitem(last=False)
 
     def _check_inside(self, offset: IntArray, nbytes: IntArray) -> None:
@@ -329,3 +334,33 @@ class RemoteBytes:
                 f"{self.remote.url}: {int(nbytes[k])} bytes wanted at {int(offset[k]):#x}, the "
                 f"file has {self.version.nbytes}"
             )
+
+
+def _patience(n_requests: int) -> float:
+    """Return the seconds that requests for metadata take at most.
+
+    HDF5's lock is held meanwhile, and may be what keeps answers from being taken.
+    """
+    attempts = 2 + get_option("remote_retries")
+    rounds = 1 + n_requests / get_option("remote_requests")
+    return float(2 * attempts * rounds * get_option("remote_timeout"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComingRanges:
+    """Ranges of data that are being read, and those that were there (a `Coming`)."""
+
+    of: RemoteBytes
+    held: list[tuple[int, bytes]]
+    missing: list[Range]
+    begun: Future[list[bytes]]
+
+    def result(self) -> HeldRanges:
+        """Wait for them."""
+        came = zip((start for start, _ in self.missing), self.of.wait(self.begun), strict=True)
+        parts = sorted([*self.held, *came])
+        return HeldRanges([start for start, _ in parts], [data for _, data in parts])
+
+    def cancel(self) -> None:
+        """Give them up."""
+        self.begun.cancel()

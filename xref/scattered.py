@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray
-from xref.ranges import ByteSource
+from xref.ranges import ByteSource, fetch_stages
 
 GAP_NBYTES = 1 << 14
 """Bytes between two ranges that one read takes along (benchmarks/small.py)."""
@@ -52,9 +52,23 @@ def read_scattered(
     offset, nbytes, at = offset[order], nbytes[order], at[order]
     if not len(offset):
         return
-    gap = GAP_NBYTES
-    if source.remote:
-        source, gap = source.fetch(offset, nbytes)(), 0
+    if not source.remote:
+        _read_runs(source, offset, nbytes, buffer, at, GAP_NBYTES)
+        return
+    for rows, held in fetch_stages(source, np.arange(len(offset) + 1), offset, nbytes):
+        part = slice(rows.start, rows.stop)
+        _read_runs(held, offset[part], nbytes[part], buffer, at[part], 0)
+
+
+def _read_runs(
+    source: ByteSource,
+    offset: IntArray,
+    nbytes: IntArray,
+    buffer: npt.NDArray[np.uint8],
+    at: IntArray,
+    gap: int,
+) -> None:
+    """Read ranges in ascending order, those that lie close together."""
     view: Any = memoryview(buffer)  # type: ignore[arg-type]
     scratch = np.empty(0, dtype=np.uint8)
     for begin, end in group_ranges(offset, nbytes, gap):

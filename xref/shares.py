@@ -104,7 +104,9 @@ class Shares(FrozenColumns):
         stretches = [
             buffers[share][a:b] for share, a, b in zip(held.tolist(), begin, end, strict=True)
         ]
-        flat = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+        flat = stretches[0]
+        if len(stretches) > 1:  # without a dtype, it would become the machine's own
+            flat = np.concatenate(stretches, dtype=flat.dtype)
         parts = take_parts(self.parts, ragged_ranges(low[held], (high - low)[held]))
         src, dst = row_offsets(_sizes(parts))[:-1], parts.dst
         group, representative = group_rows(parts)

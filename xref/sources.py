@@ -11,7 +11,6 @@ import atexit
 import io
 import os
 import stat
-import threading
 import traceback
 import uuid
 from collections.abc import Hashable, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import h5py
 from h5py import h5f
+from h5py._objects import phil
 
 from xref.errors import DanglingReferenceError, ExternalFileError, FileReadError
 
@@ -286,14 +286,13 @@ def _close_cursors() -> None:
 class FileObject(FileSource):
     """A binary file object that someone else opened, and will close.
 
-    The lock keeps a seek and its read together: HDF5 and positional reads share the
-    object.
+    A seek and its read stay together under h5py's lock. HDF5 and positional reads share the
+    object, and HDF5 reads under that lock: with another one, each could wait for the other.
     """
 
     file: Any = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     options: Options = ()
-    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -303,7 +302,7 @@ class FileObject(FileSource):
 
     def identity(self) -> Identity:
         """Return an identity that changes with the size."""
-        with self.lock:
+        with phil:
             if getattr(self.file, "closed", False):
                 raise FileReadError(f"{self.name}: the file object was closed by its owner")
             return "object", self.token, int(self.file.seek(0, os.SEEK_END)), 0
@@ -318,7 +317,7 @@ class FileObject(FileSource):
 
     def read(self, offset: int, buffer: memoryview) -> int:
         """Seek and read."""
-        with self.lock:
+        with phil:
             self.file.seek(offset)
             data = self.file.read(len(buffer))
         buffer[: len(data)] = data

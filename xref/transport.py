@@ -8,8 +8,11 @@ after the other on a thread. What a server says is not trusted:
 
 - an answer has exactly the bytes asked for, or it is asked for again;
 - over HTTP each answer names range, size and version of the file, which are looked at
-  before its bytes are taken;
+  before its bytes are taken, and no more bytes are taken than were asked for;
 - where answers do not name the version, it is asked for again after they all came.
+
+What failed is tried again by one range of the file after the other, so that a slow or busy
+server answers one of them in time.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from xref.counts import count
@@ -46,10 +50,14 @@ VERSION_KEYS = (
 FIRST_WAIT = 0.1
 """Seconds before a request is tried again; twice as long before each further time."""
 
+LONGEST_WAIT = 60.0
+"""Seconds that a server may ask to wait before a request is tried again."""
+
 _FINAL = (
     asyncio.CancelledError,
     FileChangedError,
     FileNotFoundError,
+    IsADirectoryError,
     PermissionError,
     NotImplementedError,
     TypeError,
@@ -86,32 +94,65 @@ def read_version(url: str, info: Mapping[str, Any]) -> Version:
     return Version(int(info["size"]), key, str(info[key]) if key else "")
 
 
-@dataclass(frozen=True, slots=True)
+_transport_threads: set[int] = set()
+
+
+def is_transport_thread() -> bool:
+    """Tell whether this thread carries requests, for which others may wait.
+
+    Who waits may hold HDF5's lock: nothing that needs it may be let go of here.
+    """
+    return threading.get_ident() in _transport_threads
+
+
+class _Answer(FileReadError):
+    """An answer that is no data: whether and when to try again."""
+
+    def __init__(self, said: str, final: bool = False, wait: float = 0) -> None:
+        super().__init__(said)
+        self.final, self.wait = final, wait
+
+
 class RemotePath:
-    """A path in a file system of fsspec."""
+    """A path in a file system of fsspec.
 
-    url: str
-    filesystem: Any
-    path: str
-    _one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    Parameters
+    ----------
+    url : str
+    filesystem : fsspec.AbstractFileSystem
+    path : str
+    """
 
-    @property
-    def is_http(self) -> bool:
-        """Whether answers are those of fsspec's HTTP client, which can be looked at."""
-        protocols = self.filesystem.protocol
+    def __init__(self, url: str, filesystem: Any, path: str) -> None:
+        from fsspec.asyn import get_loop
+
+        if getattr(filesystem, "asynchronous", False):
+            raise ValueError(f"{url}: open it without asynchronous=True in storage_options")
+        self.url, self.filesystem, self.path = url, filesystem, path
+        inner = getattr(filesystem, "fs", filesystem)  # of a file system around another
+        self._is_async = bool(filesystem.async_impl and inner.async_impl)
+        self._loop = filesystem.loop if self._is_async else get_loop()
+        protocols = filesystem.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)
-        return bool(self.filesystem.async_impl) and "http" in names
+        self._is_http = self._is_async and "http" in names
+        self._one_by_one = asyncio.Lock()
+        self._again = asyncio.Lock()
+        self._at_once = 0, asyncio.Semaphore()
 
     def ask(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
         """Begin a coroutine on the event loop of the file system."""
-        from fsspec.asyn import get_loop
-
-        loop = self.filesystem.loop if self.filesystem.async_impl else get_loop()
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            raise RuntimeError(f"{self.url} was asked for in the event loop that would read it")
 
         async def run() -> T:
+            _transport_threads.add(threading.get_ident())
             return await function()
 
-        return asyncio.run_coroutine_threadsafe(run(), loop)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop)
 
     def version(self) -> Version:
         """Ask for the version of the file as it is now.
@@ -127,63 +168,205 @@ class RemotePath:
 
     async def ask_version(self) -> Version:
         """Ask for the version; see `version`."""
-        found = await try_again(self._ask_info, f"{self.url}: its size and version")
+        found = await self.try_again(self._ask_info, f"{self.url}: its size and version")
         return read_version(self.url, found)
 
     async def _ask_info(self) -> Mapping[str, Any]:
         count(remote_requests=1)
         filesystem = self.filesystem
-        if not filesystem.async_impl:
-            # That of a cache tells of the copy, not of the file.
-            original = getattr(filesystem, "fs", filesystem) if _caches(filesystem) else None
-            asked = original or filesystem
-            asked.invalidate_cache()
-            return await self._on_thread(asked.info, self.path)
+        if not self._is_async:
+            filesystem.invalidate_cache()
+            return await self._on_thread(filesystem.info, self.path)
         filesystem.invalidate_cache(filesystem._parent(self.path))
         try:
             info: Mapping[str, Any] = await filesystem._info(self.path)
         except FileNotFoundError as error:
             # fsspec's HTTP client says so of every problem.
             cause = error.__cause__
-            if cause is None or getattr(cause, "status", None) in (404, 410):
+            status = getattr(cause, "status", None)
+            if cause is None or status in _GONE:
                 raise
-            raise FileReadError(f"{type(cause).__name__}: {cause}") from cause
+            said = f"{type(cause).__name__}: {cause}"
+            raise _Answer(said, final=status is not None and _is_final(status)) from cause
         return info
 
     async def _on_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call what may not be called twice at a time."""
-        async with self._one_by_one:
-            return await asyncio.to_thread(function, *args, **kwargs)
 
-    async def ask_range(
-        self, start: int, stop: int, check: Callable[[Any], Awaitable[None]] | None
-    ) -> bytes:
-        """Ask for one range, once."""
+        def call() -> T:
+            _transport_threads.add(threading.get_ident())
+            return function(*args, **kwargs)
+
+        async with self._one_by_one:
+            return await asyncio.to_thread(call)
+
+    async def ask_range(self, start: int, stop: int, version: Version) -> tuple[bytes, bool]:
+        """Ask for one range, once.
+
+        Returns
+        -------
+        data : bytes
+        is_named : bool
+            Whether the answer named the version, and it is the one given.
+        """
         count(remote_requests=1)
-        if not self.filesystem.async_impl:
+        if self._is_http:
+            return await self._ask_http(start, stop, version)
+        if self._is_async:
+            found = await self.filesystem._cat_file(self.path, start=start, end=stop)
+        else:
             found = await self._on_thread(
                 self.filesystem.cat_file, self.path, start=start, end=stop
             )
-        else:
-            more: dict[str, Any] = {}
-            if check is not None:
-                own = self.filesystem.kwargs.get("headers") or {}
-                more = {
-                    "headers": {**own, "Accept-Encoding": "identity"},
-                    "raise_for_status": check,
-                }
-            found = await self.filesystem._cat_file(self.path, start=start, end=stop, **more)
         data = bytes(found)
         count(remote_nbytes=len(data))
-        if len(data) != stop - start:
-            raise FileReadError(f"{stop - start} bytes were asked for, {len(data)} came")
-        return data
+        _check_length(data, stop - start)
+        return data, False
+
+    async def _ask_http(self, start: int, stop: int, version: Version) -> tuple[bytes, bool]:
+        """Ask for a range over HTTP, in the session of fsspec's client.
+
+        Source: RFC 9110, "Range Requests".
+        """
+        filesystem = self.filesystem
+        keywords = dict(filesystem.kwargs)
+        headers = {
+            **(keywords.pop("headers", None) or {}),
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={start}-{stop - 1}",
+        }
+        session = await filesystem.set_session()
+        url = filesystem.encode_url(self.path)
+        async with session.get(url, headers=headers, **keywords) as answer:
+            is_named = _check_answer(self.url, answer, (start, stop), version)
+            data = bytearray()
+            while len(data) <= stop - start:
+                part = await answer.content.read(stop - start + 1 - len(data))
+                if not part:
+                    break
+                data += part
+            if len(data) != stop - start:
+                answer.close()
+        count(remote_nbytes=len(data))
+        _check_length(data, stop - start)
+        return bytes(data), is_named
+
+    def at_once(self) -> asyncio.Semaphore:
+        """Return what bounds the requests that are under way."""
+        limit = get_option("remote_requests")
+        if self._at_once[0] != limit:
+            self._at_once = limit, asyncio.Semaphore(limit)
+        return self._at_once[1]
+
+    async def try_again(self, function: Callable[[], Awaitable[T]], what: str) -> T:
+        """Await something until it comes, a few times.
+
+        Parameters
+        ----------
+        function : callable
+            Begins one attempt.
+        what : str
+            Names what is asked for in the error.
+
+        Raises
+        ------
+        FileReadError
+            If the last attempt failed too.
+        """
+        found = await _attempt(function)
+        if not isinstance(found, BaseException):
+            return found
+        attempts, wait = 1, FIRST_WAIT
+        async with self._again:
+            while attempts <= get_option("remote_retries") and not _is_last(found):
+                count(remote_retries=1)
+                asked = found.wait if isinstance(found, _Answer) else 0
+                await asyncio.sleep(max(wait * random.uniform(1, 1.5), asked))
+                attempts, wait = attempts + 1, 2 * wait
+                found = await _attempt(function)
+                if not isinstance(found, BaseException):
+                    return found
+        if isinstance(found, _FINAL):
+            raise found
+        said = str(found) or type(found).__name__
+        if isinstance(found, TimeoutError):
+            said = f"no answer within {get_option('remote_timeout')} s"
+        tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        raise FileReadError(f"{what} could not be read in {tries}: {said}") from found
 
 
-def _caches(filesystem: Any) -> bool:
-    from fsspec.implementations.cached import CachingFileSystem
+async def _attempt(function: Callable[[], Awaitable[T]]) -> T | BaseException:
+    (found,) = await asyncio.gather(
+        asyncio.wait_for(function(), get_option("remote_timeout")), return_exceptions=True
+    )
+    return found
 
-    return isinstance(filesystem, CachingFileSystem)
+
+def _is_last(error: BaseException) -> bool:
+    return isinstance(error, _FINAL) or (isinstance(error, _Answer) and error.final)
+
+
+_GONE = (404, 410)
+
+
+def _is_final(status: int) -> bool:
+    """Tell whether a status of HTTP stays the same however often one asks."""
+    return 400 <= status < 500 and status not in (408, 425, 429)
+
+
+def _check_length(data: bytes | bytearray, wanted: int) -> None:
+    if len(data) != wanted:
+        more = "more" if len(data) > wanted else len(data)
+        raise FileReadError(f"{wanted} bytes were asked for, {more} came")
+
+
+def _check_answer(url: str, answer: Any, wanted: Range, version: Version) -> bool:
+    """Look at the head of an answer; tell whether it names the version.
+
+    Source: RFC 9110, "206 Partial Content", "Content-Range" and "Retry-After".
+    """
+    status, headers = answer.status, answer.headers
+    if status in _GONE:
+        raise FileNotFoundError(url)
+    if status >= 400:
+        asked = headers.get("Retry-After", "")
+        wait = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0
+        raise _Answer(f"status {status} {answer.reason}", _is_final(status), wait)
+    told = headers.get(version.key, "") if version.key else ""
+    if told and _plain_tag(told) != _plain_tag(version.value):
+        raise changed(url, version, f"{version.key} {told}")
+    if status == 200:
+        raise _Answer(
+            "the server sent the whole file instead of a part of it; open a local copy: "
+            f"simplecache::{url}"
+        )
+    if status != 206:
+        raise _Answer(f"status {status} {answer.reason}")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise _Answer(f"the bytes came encoded: {headers['Content-Encoding']}")
+    content_range = headers.get("Content-Range", "")
+    found = _CONTENT_RANGE.fullmatch(content_range.strip())
+    if found is None:
+        raise _Answer(f"the answer does not name its range: {content_range!r}")
+    first, last, size = found.groups()
+    if size not in ("*", str(version.nbytes)):
+        raise changed(url, version, f"of {size} bytes")
+    if (int(first), int(last) + 1) != wanted:
+        raise _Answer(f"the answer is of another range: {content_range}")
+    # Where nothing but the size tells versions apart, the range has told it.
+    return bool(told) if version.key else size != "*"
+
+
+def _plain_tag(tag: str) -> str:
+    """Return a tag without the mark of a weak one, which some answers have."""
+    return tag.removeprefix("W/")
+
+
+def changed(url: str, version: Version, now: object) -> FileChangedError:
+    """Return the error that says that a file is of another version."""
+    return FileChangedError(
+        f"{url} has changed since it was opened: it was {version} and is {now}; open it again"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +395,14 @@ class RangeReader:
         return self.remote.ask(lambda: self._read(ranges))
 
     async def _read(self, ranges: Sequence[Range]) -> list[bytes]:
-        at_once = asyncio.Semaphore(get_option("remote_requests"))
         unnamed: list[Range] = []  # ranges whose answers did not tell the version
 
         async def read_one(start: int, stop: int) -> bytes:
-            async with at_once:
-                return await self._read_range(start, stop, unnamed)
+            async with self.remote.at_once():
+                data, is_named = await self._read_range(start, stop)
+            if not is_named:
+                unnamed.append((start, stop))
+            return data
 
         tasks = [asyncio.ensure_future(read_one(start, stop)) for start, stop in ranges]
         try:
@@ -229,15 +414,10 @@ class RangeReader:
             await self._check_version()
         return found
 
-    async def _read_range(self, start: int, stop: int, unnamed: list[Range]) -> bytes:
-        check = None
-        if self.remote.is_http:
-            check = self._answer_check(start, stop, unnamed)
-        else:
-            unnamed.append((start, stop))
+    async def _read_range(self, start: int, stop: int) -> tuple[bytes, bool]:
         try:
-            return await try_again(
-                lambda: self.remote.ask_range(start, stop, check),
+            return await self.remote.try_again(
+                lambda: self.remote.ask_range(start, stop, self.version),
                 f"{self.remote.url}: bytes {start} to {stop}",
             )
         except FileNotFoundError as error:
@@ -252,102 +432,26 @@ class RangeReader:
             now = await self.remote.ask_version()
         except FileNotFoundError as error:
             raise FileChangedError(f"{self.remote.url} is gone since it was opened") from error
-        if now != self.version:
-            raise self._changed(now)
-
-    def _changed(self, now: object) -> FileChangedError:
-        return FileChangedError(
-            f"{self.remote.url} has changed since it was opened: it was {self.version} and "
-            f"is {now}; open it again"
-        )
-
-    def _answer_check(
-        self, start: int, stop: int, unnamed: list[Range]
-    ) -> Callable[[Any], Awaitable[None]]:
-        """Return what looks at the head of one HTTP answer before its bytes are taken."""
-
-        async def check(response: Any) -> None:
-            try:
-                self._check_answer(response.status, response.headers, start, stop)
-            except (FileReadError, FileChangedError):
-                response.close()
-                raise
-            # Where nothing but the size tells versions apart, the range told it.
-            if self.version.key and self.version.key not in response.headers:
-                unnamed.append((start, stop))
-
-        return check
-
-    def _check_answer(
-        self, status: int, headers: Mapping[str, str], start: int, stop: int
-    ) -> None:
-        """Look at status and headers of an answer.
-
-        Source: RFC 9110, "206 Partial Content" and "Content-Range".
-        """
-        if status >= 400:
-            return  # fsspec says what that means
-        told = headers.get(self.version.key, self.version.value)
-        if self.version.key and told != self.version.value:
-            raise self._changed(f"{self.version.key} {told}")
-        if status != 206:
-            raise FileReadError(
-                f"status {status} and not 206: the server does not send parts of files; "
-                f"open a local copy: simplecache::{self.remote.url}"
-            )
-        if headers.get("Content-Encoding", "identity") != "identity":
-            raise FileReadError(f"the bytes came encoded: {headers['Content-Encoding']}")
-        content_range = headers.get("Content-Range", "")
-        found = _CONTENT_RANGE.fullmatch(content_range.strip())
-        if found is None:
-            raise FileReadError(f"the answer does not name its range: {content_range!r}")
-        first, last, size = found.groups()
-        if size not in ("*", str(self.version.nbytes)):
-            raise self._changed(f"of {size} bytes")
-        if (int(first), int(last) + 1) != (start, stop):
-            raise FileReadError(f"the answer is of another range: {content_range}")
+        if (now.nbytes, now.key, _plain_tag(now.value)) != (
+            self.version.nbytes,
+            self.version.key,
+            _plain_tag(self.version.value),
+        ):
+            raise changed(self.remote.url, self.version, now)
 
 
-async def try_again(function: Callable[[], Awaitable[T]], what: str) -> T:
-    """Await something until it comes, a few times.
-
-    Parameters
-    ----------
-    function : callable
-        Begins one attempt.
-    what : str
-        Names what is asked for in the error.
+def wait_for(future: Future[T], seconds: float | None = None) -> T:
+    """Wait for what was begun; an interrupted wait ends it.
 
     Raises
     ------
     FileReadError
-        If the last attempt failed too.
+        If it takes longer than so many seconds, if they are given.
     """
-    attempts = 1 + get_option("remote_retries")
-    limit = get_option("remote_timeout")
-    problem: BaseException | None = None
-    for attempt in range(attempts):
-        if attempt:
-            count(remote_retries=1)
-            await asyncio.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(1, 1.5))
-        (found,) = await asyncio.gather(
-            asyncio.wait_for(function(), limit), return_exceptions=True
-        )
-        if not isinstance(found, BaseException):
-            return found
-        if isinstance(found, _FINAL):
-            raise found
-        problem = found
-    said = str(problem) or type(problem).__name__
-    if isinstance(problem, TimeoutError):
-        said = f"no answer within {limit} s"
-    raise FileReadError(f"{what} could not be read in {attempts} attempts: {said}") from problem
-
-
-def wait_for(future: Future[T]) -> T:
-    """Wait for what was begun; an interrupted wait ends it."""
     try:
-        return future.result()
-    except BaseException:
+        return future.result(seconds)
+    except BaseException as error:
         future.cancel()
+        if isinstance(error, TimeoutError) and not future.done():
+            raise FileReadError(f"no answer within {seconds} s") from error
         raise
