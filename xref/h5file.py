@@ -36,7 +36,7 @@ from xref.errors import (
     XrefError,
 )
 from xref.handles import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
-from xref.remote import ComingRanges, RemoteBytes
+from xref.remote import ComingRanges, RemoteBytes, forget_remote_files
 from xref.sources import (
     ByteHandle,
     FileSource,
@@ -375,6 +375,7 @@ def close_file(location: FileLocation) -> None:
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
     drop_all()
+    forget_remote_files()
     gc.collect()
 
 

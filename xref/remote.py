@@ -138,8 +138,15 @@ class RemoteFile(FileSource):
 _opened: weakref.WeakValueDictionary[tuple[RemoteFile, int], RemoteBytes] = (
     weakref.WeakValueDictionary()
 )
-_looked_at: deque[RemoteBytes] = deque(maxlen=4)  # open until somebody holds them
+_looked_at: deque[RemoteBytes] = deque(maxlen=4)
+"""Those that were looked at last, open until somebody holds them."""
+
 _opening = threading.Lock()
+
+
+def forget_remote_files() -> None:
+    """Let go of files that were looked at, and that nobody holds."""
+    _looked_at.clear()
 
 
 class RemoteBytes:
@@ -343,7 +350,7 @@ def _patience(n_requests: int) -> float:
     """
     attempts = 2 + get_option("remote_retries")
     rounds = 1 + n_requests / get_option("remote_requests")
-    return float(2 * attempts * rounds * get_option("remote_timeout"))
+    return float(attempts * rounds * get_option("remote_timeout"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
