@@ -110,7 +110,8 @@ def kill_in_turn(
     """Kill a worker every so many seconds."""
     chance = random.Random(arguments.seed)
     while len(killed) < arguments.kills and not done.wait(arguments.every):
-        # A worker that only starts is left alone: its nanny would give up.
+        # A nanny whose worker dies while it starts gives up: another one takes its place.
+        client.cluster.loop.add_callback(client.cluster.scale, arguments.workers)
         alive = client.cluster.scheduler.workers.copy()
         nannies = [w for w in client.cluster.workers.values() if w.worker_address in alive]
         pids = [w.process.pid for w in nannies if w.process is not None and w.process.pid]
