@@ -38,6 +38,7 @@ settings.register_profile(
 settings.register_profile(
     "long", settings.get_profile("ci"), max_examples=2000, derandomize=False
 )
+settings.register_profile("few", settings.get_profile("ci"), max_examples=50)
 settings.load_profile(os.environ.get("XREF_HYPOTHESIS_PROFILE", "ci"))
 
 # Pools that outlive a test by design; their idle threads are not leaks.
