@@ -8,13 +8,14 @@ at; ranges of data come all at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,9 +255,10 @@ class RemoteBytes:
         return ComingRanges(self, held, missing, self._reader.begin(missing))
 
     def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
-        """Wait for ranges that were begun."""
+        """Wait for ranges that were begun, at most so many seconds if HDF5 may wait too."""
         try:
-            return wait_for(begun, seconds)
+            with nullcontext() if seconds is None else _without_collection():
+                return wait_for(begun, seconds)
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
             # Without frames, which hold the file.
@@ -341,6 +343,32 @@ class RemoteBytes:
                 f"{self.remote.url}: {int(nbytes[k])} bytes wanted at {int(offset[k]):#x}, the "
                 f"file has {self.version.nbytes}"
             )
+
+
+_waiting = [0, False]  # how many threads wait, and whether garbage was collected before
+_waiting_lock = threading.Lock()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Put off the collection of garbage while a thread waits that may hold HDF5's lock.
+
+    It could take place where answers are taken, and let go of an object of h5py there,
+    which waits for that lock.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    with _waiting_lock:
+        _waiting[0] += 1
+        _waiting[1] = _waiting[1] or was_enabled
+    try:
+        yield
+    finally:
+        with _waiting_lock:
+            _waiting[0] -= 1
+            if not _waiting[0] and _waiting[1]:
+                _waiting[1] = False
+                gc.enable()
 
 
 def _patience(n_requests: int) -> float:
