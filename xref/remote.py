@@ -261,9 +261,12 @@ class RemoteBytes:
                 return wait_for(begun, seconds)
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
-            # Without frames, which hold the file.
+            # The thread that answers holds this one too: it must not get hold of the frames
+            # here, which may have objects of h5py.
+            error.__traceback__ = None
+            own = type(error)(str(error))
             self._problems[threading.get_ident()] = type(error)(str(error))
-            raise
+        raise own
 
     def _find(self, start: int, stop: int) -> bytes | None:
         """Return a range if all blocks of it are kept."""
