@@ -139,9 +139,8 @@ def test_workers_decode_each_chunk_once_between_them(
     ):
         result, decoded = counted(client, client.compute(wanted).result)
         np.testing.assert_array_equal(result, expected)
-        # Of the second, workers may have some lots still.
-        least = N_CHUNKS if wanted is patches else 0
-        assert least <= decoded <= 1.1 * N_CHUNKS
+        # Workers may have some lots of what was computed before.
+        assert 0 < decoded <= 1.1 * N_CHUNKS
 
 
 @pytest.mark.parametrize("n_workers", [2, 3])

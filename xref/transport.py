@@ -296,9 +296,10 @@ class RemotePath:
 
 
 async def _attempt(function: Callable[[], Awaitable[T]]) -> T | BaseException:
-    (found,) = await asyncio.gather(
-        asyncio.wait_for(function(), get_option("remote_timeout")), return_exceptions=True
-    )
+    async def attempt() -> T:  # begins nothing if it is cancelled before
+        return await asyncio.wait_for(function(), get_option("remote_timeout"))
+
+    (found,) = await asyncio.gather(attempt(), return_exceptions=True)
     return found
 
 
