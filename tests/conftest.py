@@ -5,7 +5,7 @@ Environment variables:
 - ``XREF_CORPUS``: folder of files from other writers; by default
   ``shared/corpus`` beside the repository. Tests that need it skip without it, and
   fail where the variable names no folder.
-- ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default) or ``long``.
+- ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default), ``few`` or ``long``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Any
 
 import h5py
 import pytest
+import remotes
 import xarray as xr
 from hypothesis import settings
 from rois import write_rois
+from server import RangeServer, serve
 
 from xref import h5objects
 from xref.h5file import FileLocation, close_files
@@ -108,6 +110,28 @@ def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
     yield open_file
     for dataset in opened:
         dataset.close()
+
+
+@pytest.fixture(scope="session")
+def remote_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the file of `remotes`."""
+    folder = tmp_path_factory.mktemp("remote")
+    remotes.write_file(folder / "image.h5")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a file with the names and the size of that one, and other values."""
+    path = tmp_path_factory.mktemp("other") / "image.h5"
+    return remotes.write_file(path, remotes.IMAGE[::-1].copy()).read_bytes()
+
+
+@pytest.fixture
+def server(remote_folder: Path) -> Iterator[RangeServer]:
+    """Serve that folder over HTTP."""
+    with serve(remote_folder) as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

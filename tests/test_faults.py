@@ -56,7 +56,6 @@ def many_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Dask's own threads would go on with what they had begun when a block failed.
     """
     monkeypatch.setattr(readers, "READ_NBYTES", 4096)
-    monkeypatch.setattr(readers, "READ_GAP_NBYTES", 0)
     with dask.config.set(scheduler="synchronous"):
         yield
 

@@ -1,4 +1,4 @@
-"""Files behind URLs: equal values, few requests, and servers that go wrong."""
+"""Files behind URLs: equal values, and few requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,60 +16,17 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from remotes import BOX, CHUNK, CORNERS, IMAGE, PATCHES, write_file
 from server import Answer, RangeServer, serve
 from strategies import write_references
 
 import xref
-from xref.errors import FileChangedError, FileReadError
+from xref.errors import FileChangedError
 from xref.h5file import close_files
 from xref.keptcopy import _paths
 from xref.remote import BLOCK_NBYTES, HEAD_NBYTES, _opened
 
 pytest.importorskip("aiohttp")
-
-SIDE, CHUNK, BOX, N = 1024, 64, 24, 60
-# Two values that gzip does not make small: chunks of about 4 kB.
-IMAGE = np.random.default_rng(0).integers(0, 60_000, (SIDE, SIDE), dtype="u2")
-CORNERS = np.random.default_rng(1).integers(0, SIDE - BOX, (N, 2))
-PATCHES = np.stack([IMAGE[y : y + BOX, x : x + BOX] for y, x in CORNERS])
-
-
-def write_file(path: Path, image: np.ndarray = IMAGE, **options: Any) -> Path:
-    with h5py.File(path, "w", **options) as file:
-        data = file.create_dataset(
-            "image", data=image, chunks=(CHUNK, CHUNK), compression="gzip", shuffle=True
-        )
-        file.create_dataset("flat", data=image)
-        file["flat"].attrs["note"] = "contiguous"
-        file["texts"] = ["one", "two", "three"]
-        write_references(
-            file, "rois", [data.regionref[y : y + BOX, x : x + BOX] for y, x in CORNERS]
-        )
-        write_references(
-            file,
-            "flat_rois",
-            [file["flat"].regionref[y : y + BOX, x : x + BOX] for y, x in CORNERS],
-        )
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("remote")
-    write_file(folder / "image.h5")
-    return folder
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[RangeServer]:
-    with serve(folder) as server:
-        yield server
-
-
-@pytest.fixture
-def quick() -> Iterator[None]:
-    with xref.set_options(remote_timeout=0.5, remote_retries=2):
-        yield
 
 
 def needed_nbytes(path: Path, name: str = "image") -> int:
@@ -102,8 +59,10 @@ def test_values_are_those_of_the_local_file(
         np.testing.assert_array_equal(ds["flat"][3:5], IMAGE[3:5])
 
 
-def test_requests_and_bytes_are_few_and_counted(server: RangeServer, folder: Path) -> None:
-    needed = needed_nbytes(folder / "image.h5")
+def test_requests_and_bytes_are_few_and_counted(
+    server: RangeServer, remote_folder: Path
+) -> None:
+    needed = needed_nbytes(remote_folder / "image.h5")
     with (
         xref.set_options(remote_gap=0),
         xref.count_reads() as reads,
@@ -156,9 +115,6 @@ def test_a_small_file_comes_with_one_request(tmp_path: Path) -> None:
 
 def test_many_small_datasets_come_with_few_requests(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "cells.h5", "w") as file:
-        file.create_dataset(
-            "far", data=np.random.default_rng(0).bytes(1 << 20), dtype="V1048576"
-        ) if False else None
         file["away"] = np.random.default_rng(0).integers(0, 255, 1 << 20, dtype="u1")
         cells = [
             file.create_dataset(
@@ -290,280 +246,6 @@ def test_other_processes_open_the_url_themselves(server: RangeServer, method: st
             assert pool.submit(mean_of, patches).result(60) == pytest.approx(PATCHES.mean())
 
 
-# --- servers that go wrong -------------------------------------------------------------
-
-
-def short(answer: Answer) -> None:
-    answer.body = answer.body[:-1]
-    answer.headers["Content-Length"] = str(len(answer.body))
-
-
-def cut_off(answer: Answer) -> None:
-    answer.body = answer.body[: len(answer.body) // 2]  # of the length announced
-
-
-def too_long(answer: Answer) -> None:
-    answer.body += b"more"
-    answer.headers["Content-Length"] = str(len(answer.body))
-
-
-def whole_file(answer: Answer) -> None:
-    answer.status = 200
-    del answer.headers["Content-Range"]
-
-
-def other_range(answer: Answer) -> None:
-    first, rest = answer.headers["Content-Range"].removeprefix("bytes ").split("-", 1)
-    last, size = rest.split("/")
-    answer.headers["Content-Range"] = f"bytes {int(first) + 1}-{int(last) + 1}/{size}"
-    answer.body = answer.body[1:] + b"x"
-
-
-def no_range(answer: Answer) -> None:
-    del answer.headers["Content-Range"]
-
-
-def encoded(answer: Answer) -> None:
-    answer.headers["Content-Encoding"] = "deflate"
-
-
-def error_500(answer: Answer) -> None:
-    answer.status, answer.body = 500, b"out of order"
-    answer.headers["Content-Length"] = str(len(answer.body))
-
-
-def endless(answer: Answer) -> None:
-    del answer.headers["Content-Length"]
-    answer.headers["Connection"] = "close"
-    answer.body += bytes(1 << 22)
-
-
-def hang_up(answer: Answer) -> None:
-    raise ConnectionError
-
-
-def late(answer: Answer) -> None:
-    time.sleep(1)
-
-
-FAULTS: list[Callable[[Answer], None]] = [
-    short,
-    cut_off,
-    too_long,
-    whole_file,
-    other_range,
-    no_range,
-    encoded,
-    error_500,
-    endless,
-    hang_up,
-    late,
-]
-
-
-def on_data(fault: Callable[[Answer], None], often: int) -> Callable[[int, str, Answer], None]:
-    """Apply a fault to the answers of a few requests for data, from now on."""
-    left = [often]
-
-    def apply(number: int, method: str, answer: Answer) -> None:
-        if method == "GET" and left[0] > 0:
-            left[0] -= 1
-            fault(answer)
-
-    return apply
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_request_that_fails_is_tried_again(server: RangeServer, fault: Any) -> None:
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
-        patches = ds["rois"].h5ref.resolve()
-        server.fault = on_data(fault, 2)
-        with xref.count_reads() as reads:
-            np.testing.assert_array_equal(patches, PATCHES)
-        # The HTTP client itself tries again where a connection broke.
-        assert reads.remote_retries == 2 or fault is hang_up
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_request_that_never_succeeds_is_an_error(server: RangeServer, fault: Any) -> None:
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
-        patches = ds["rois"].h5ref.resolve()
-        server.fault = on_data(fault, 10**6)
-        began = time.monotonic()
-        with pytest.raises(
-            FileReadError, match=r"image\.h5: bytes \d+ to \d+ could not be read"
-        ):
-            patches.compute()
-        assert time.monotonic() - began < 20  # it ends
-        server.fault = None
-        np.testing.assert_array_equal(patches, PATCHES)
-
-
-def test_a_server_says_when_to_ask_again(server: RangeServer) -> None:
-    def busy(answer: Answer) -> None:
-        answer.status, answer.body = 503, b""
-        answer.headers["Retry-After"] = "1"
-
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
-        patches = ds["rois"].h5ref.resolve()
-        server.fault = on_data(busy, 1)
-        began = time.monotonic()
-        np.testing.assert_array_equal(patches, PATCHES)
-        assert time.monotonic() - began >= 1
-
-
-def test_a_request_that_is_refused_is_not_tried_again(server: RangeServer) -> None:
-    def forbid(answer: Answer) -> None:
-        answer.status, answer.body = 403, b""
-
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
-        patches = ds["rois"].h5ref.resolve()
-        server.fault = on_data(forbid, 10**6)
-        with (
-            xref.count_reads() as reads,
-            pytest.raises(FileReadError, match=r"in 1 attempt: status 403"),
-        ):
-            patches.compute()
-        assert reads.remote_retries == 0
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", [hang_up, late, error_500])
-def test_a_server_that_never_answers_is_an_error_at_opening(
-    server: RangeServer, fault: Any
-) -> None:
-    server.fault = lambda number, method, answer: fault(answer)
-    with pytest.raises(FileReadError, match=r"image\.h5"):
-        xr.open_dataset(server.url("image.h5"), engine="h5ref")
-
-
-def test_members_are_not_left_out_because_a_server_fails(server: RangeServer) -> None:
-    failing = [False]
-
-    def fail_behind_the_head(number: int, method: str, answer: Answer) -> None:
-        if "bytes 0-" not in answer.headers.get("Content-Range", "bytes 0-"):
-            failing[0] = True
-            error_500(answer)
-
-    server.fault = fail_behind_the_head
-    said = r"image\.h5: bytes \d+ to \d+ could not be read"
-    with xref.set_options(remote_retries=0):
-        for open_it in (xr.open_dataset, xr.open_datatree):
-            with pytest.raises(FileReadError, match=said):
-                open_it(server.url("image.h5"), engine="h5ref")
-    assert failing[0]
-
-
-def test_a_url_without_a_file_is_said_so(server: RangeServer) -> None:
-    with pytest.raises(FileNotFoundError):
-        xr.open_dataset(server.url("none.h5"), engine="h5ref")
-
-
-def test_a_server_without_ranges_is_said_so(server: RangeServer) -> None:
-    server.fault = lambda number, method, answer: (
-        whole_file(answer) if "Content-Range" in answer.headers else None
-    )
-    with (
-        xref.set_options(remote_retries=0),
-        pytest.raises((FileReadError, OSError), match="simplecache::"),
-    ):
-        xr.open_dataset(server.url("image.h5"), engine="h5ref")
-
-
-# --- one version of the file -----------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return a file of other values."""
-    path = tmp_path_factory.mktemp("other") / "image.h5"
-    return write_file(path, IMAGE[::-1].copy()).read_bytes()
-
-
-def test_a_file_that_changes_is_found_before_its_bytes_are_taken(
-    tmp_path: Path, other: bytes
-) -> None:
-    write_file(tmp_path / "image.h5")
-    with serve(tmp_path) as server:
-        url = server.url("image.h5")
-        with xr.open_dataset(url, engine="h5ref") as ds:
-            patches = ds["rois"].h5ref.resolve()
-            (tmp_path / "image.h5").write_bytes(other)
-            with pytest.raises(FileChangedError, match="has changed"):
-                patches.compute()
-        with xr.open_dataset(url, engine="h5ref") as ds:
-            expected = [IMAGE[::-1][y : y + BOX, x : x + BOX] for y, x in CORNERS]
-            np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
-        (tmp_path / "image.h5").unlink()
-        with pytest.raises(FileChangedError, match="is gone"):
-            ds["rois"].h5ref.resolve().compute()
-
-
-@pytest.mark.parametrize("name", ["rois", "flat_rois", "flat"])
-@pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph built", "mid-compute"])
-def test_a_tag_that_changes_raises_or_gives_old_values_whole(
-    tmp_path: Path, moment: str, name: str, other: bytes, monkeypatch: Any
-) -> None:
-    path = write_file(tmp_path / "image.h5")
-    monkeypatch.setattr("xref.ranges.FETCH_NBYTES", 50_000)
-    expected = IMAGE if name == "flat" else PATCHES
-
-    def lazy(ds: xr.Dataset) -> xr.DataArray:
-        return ds["flat"] if name == "flat" else ds[name].h5ref.resolve()
-
-    def change(number: int, method: str, answer: Answer) -> None:
-        if number >= began + 2:
-            path.write_bytes(other)
-
-    with (
-        serve(tmp_path) as server,
-        xr.open_dataset(server.url("image.h5"), engine="h5ref", chunks={}) as ds,
-    ):
-        wanted: Any = ds
-        if moment in ("graph built", "mid-compute"):
-            wanted = lazy(ds)
-        if moment == "pickled":
-            wanted = pickle.dumps(ds)
-        if moment == "mid-compute":
-            began = len(server.requests)
-            server.fault = change
-        else:
-            path.write_bytes(other)
-        if moment == "evicted":
-            close_files()
-        try:
-            wanted = pickle.loads(wanted) if moment == "pickled" else wanted
-            wanted = lazy(wanted) if isinstance(wanted, xr.Dataset) else wanted
-            found = wanted.values
-        except FileChangedError:
-            return
-        assert moment == "mid-compute"
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_without_tags_the_size_tells_versions_apart(tmp_path: Path) -> None:
-    content = write_file(tmp_path / "image.h5").read_bytes()
-
-    def no_size(number: int, method: str, answer: Answer) -> None:
-        range_ = answer.headers.get("Content-Range")
-        if range_ and number % 2:  # a server may leave the size out of the range
-            answer.headers["Content-Range"] = range_.partition("/")[0] + "/*"
-
-    for fault in (None, no_size):
-        with (
-            serve(tmp_path, tag=False, fault=fault) as server,
-            xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds,
-        ):
-            patches = ds["rois"].h5ref.resolve()
-            np.testing.assert_array_equal(patches[:3], PATCHES[:3])
-            (tmp_path / "image.h5").write_bytes(content + bytes(8))
-            with pytest.raises(FileChangedError):
-                patches.compute()
-            (tmp_path / "image.h5").write_bytes(content)
-
-
 # --- other file systems ----------------------------------------------------------------
 
 
@@ -582,14 +264,16 @@ def test_a_copy_that_fsspec_keeps_is_read(server: RangeServer) -> None:
 
 
 @pytest.mark.parametrize("cache", ["simplecache", "blockcache"])
-def test_copies_of_two_versions_do_not_mix(tmp_path: Path, other: bytes, cache: str) -> None:
+def test_copies_of_two_versions_do_not_mix(
+    tmp_path: Path, other_image: bytes, cache: str
+) -> None:
     write_file(tmp_path / "image.h5")
     with serve(tmp_path) as server:
         url = f"{cache}::{server.url('image.h5')}"
         fsspec = pytest.importorskip("fsspec")
         with xr.open_dataset(url, engine="h5ref") as ds:
             patches = ds["rois"].h5ref.resolve()
-            (tmp_path / "image.h5").write_bytes(other)
+            (tmp_path / "image.h5").write_bytes(other_image)
             if cache == "simplecache":
                 np.testing.assert_array_equal(patches, PATCHES)  # of the copy
             fsspec.implementations.cached.CachingFileSystem.clear_instance_cache()
@@ -603,10 +287,10 @@ def test_copies_of_two_versions_do_not_mix(tmp_path: Path, other: bytes, cache: 
             np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
 
 
-def test_files_in_memory_that_change_are_found(folder: Path) -> None:
+def test_files_in_memory_that_change_are_found(remote_folder: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
-    content = (folder / "image.h5").read_bytes()
+    content = (remote_folder / "image.h5").read_bytes()
     memory.pipe("/remote/image.h5", content)
     try:
         assert_patches("memory://remote/image.h5")
@@ -624,7 +308,7 @@ def test_files_in_memory_that_change_are_found(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bucket(folder: Path) -> Iterator[dict[str, Any]]:
+def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
     moto = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -638,7 +322,7 @@ def bucket(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         files = s3fs.S3FileSystem(**options)
         files.mkdir("bucket")
-        files.pipe("bucket/image.h5", (folder / "image.h5").read_bytes())
+        files.pipe("bucket/image.h5", (remote_folder / "image.h5").read_bytes())
         yield options
     finally:
         server.stop()
@@ -653,11 +337,11 @@ def test_s3(bucket: dict[str, Any]) -> None:
         np.testing.assert_array_equal(again, PATCHES)
 
 
-def test_s3_objects_that_change_are_found(bucket: dict[str, Any], folder: Path) -> None:
+def test_s3_objects_that_change_are_found(bucket: dict[str, Any], remote_folder: Path) -> None:
     import s3fs
 
     files = s3fs.S3FileSystem(**bucket)
-    content = (folder / "image.h5").read_bytes()
+    content = (remote_folder / "image.h5").read_bytes()
     files.pipe("bucket/changing.h5", content)
     url = "s3://bucket/changing.h5"
     with xr.open_dataset(url, engine="h5ref", storage_options=bucket) as ds:

@@ -247,7 +247,6 @@ def test_a_file_that_changes_while_it_is_read_is_not_mixed(
     tmp_path: Path, contents: Contents, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "READ_NBYTES", 4096)  # several reads, as of a large file
-    monkeypatch.setattr(readers, "READ_GAP_NBYTES", 0)
 
     def read_while(what: str, reader: str, at: int, after: bool) -> tuple[str, int]:
         """Change a new file at a read; return the outcome and how many reads there were."""

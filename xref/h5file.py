@@ -5,9 +5,9 @@ each process; positional reads; open `h5py.File` objects for immediate use. Noth
 that h5py made is put into a graph. Handles are kept while there is room for them
 (`xref.handles`), so any call here is safe from any thread.
 
-h5py is imported where files are opened (`xref.sources`, `xref.inputs`), in modules whose
-name begins with ``h5``, and by the demo that writes a file. The bytes of region
-references never go to HDF5: they are decoded in `xref.encoding`.
+h5py is imported where files are opened (`xref.sources`, `xref.keptcopy`, `xref.remote`,
+`xref.inputs`), in modules whose name begins with ``h5``, and by the demo that writes a
+file. The bytes of region references never go to HDF5: they are decoded in `xref.encoding`.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ class GroupChecks:
 class _OpenFile:
     """A file open in h5py, and which version of it.
 
-    It is dropped and never closed: h5py's ``File.close`` would pull the file from under
-    other threads.
+    It is dropped and not closed, unless it is of an earlier version: h5py's ``File.close``
+    would pull the file from under other threads.
     """
 
     identity: Identity
@@ -258,7 +258,7 @@ class _OpenFile:
     is_written: bool  # by someone in this process, too
 
 
-_ever_opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
+_opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
 
 
 def _close_earlier(identity: Identity) -> None:
@@ -267,7 +267,7 @@ def _close_earlier(identity: Identity) -> None:
     HDF5 has one state of a file as long as anyone in the process has it open, so a new
     handle would go on with the metadata of an earlier version. What reads that is told so.
     """
-    for file in list(_ever_opened.values()):
+    for file in list(_opened.values()):
         before = file._xref_identity
         if before is not None and before[:2] == identity[:2] and before != identity:
             file.close()
@@ -294,7 +294,7 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
     file._xref_identity = (
         identity if isinstance(source, LocalFile) and not source.live else None
     )
-    _ever_opened[id(file)] = file
+    _opened[id(file)] = file
     written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
     return _OpenFile(identity, file, bool(written))
 

@@ -100,7 +100,7 @@ def split(ranges: Sequence[Range], limit: int) -> list[Range]:
 
 
 class HeldRanges:
-    """Byte ranges of a file that are in memory (a `xref.readers.ByteSource`).
+    """Byte ranges of a file that are in memory (a `ByteSource`).
 
     Parameters
     ----------

@@ -257,15 +257,19 @@ class RemoteBytes:
     def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
         """Wait for ranges that were begun, at most so many seconds if HDF5 may wait too."""
         try:
-            with nullcontext() if seconds is None else _without_collection():
+            with nullcontext() if seconds is None else _collection.put_off():
                 return wait_for(begun, seconds)
+        except TimeoutError:
+            own: FileReadError | FileChangedError = FileReadError(
+                f"{self.remote.url}: metadata did not come within {seconds:g} s"
+            )
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
             # The thread that answers holds this one too: it must not get hold of the frames
             # here, which may have objects of h5py.
             error.__traceback__ = None
             own = type(error)(str(error))
-            self._problems[threading.get_ident()] = type(error)(str(error))
+        self._problems[threading.get_ident()] = type(own)(str(own))
         raise own
 
     def _find(self, start: int, stop: int) -> bytes | None:
@@ -348,30 +352,50 @@ class RemoteBytes:
             )
 
 
-_waiting = [0, False]  # how many threads wait, and whether garbage was collected before
-_waiting_lock = threading.Lock()
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Put off the collection of garbage while a thread waits that may hold HDF5's lock.
+class _Collection:
+    """Garbage collection, put off while threads wait that may hold HDF5's lock.
 
     It could take place where answers are taken, and let go of an object of h5py there,
     which waits for that lock.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    with _waiting_lock:
-        _waiting[0] += 1
-        _waiting[1] = _waiting[1] or was_enabled
-    try:
-        yield
-    finally:
-        with _waiting_lock:
-            _waiting[0] -= 1
-            if not _waiting[0] and _waiting[1]:
-                _waiting[1] = False
-                gc.enable()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._was_enabled = False
+
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Collect nothing in the block."""
+        was_enabled = gc.isenabled()
+        gc.disable()
+        with self._lock:
+            self._waiting += 1
+            self._was_enabled |= was_enabled
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._resume()
+
+    def _resume(self) -> None:
+        if self._was_enabled:
+            gc.enable()
+        self._was_enabled = False
+
+    def forget_threads(self) -> None:
+        """Forget threads of a parent process, which are not in this one."""
+        self._resume()
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+
+_collection = _Collection()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_collection.forget_threads)
 
 
 def _patience(n_requests: int) -> float:

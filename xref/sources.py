@@ -1,4 +1,4 @@
-"""Where the bytes of a file come from: a path, memory, a file object, a URL, h5py.
+"""Where the bytes of a file come from: a path, memory, a file object, h5py.
 
 In: what a user opens. Out: a frozen `FileSource`, which opens it with h5py, gives its
 bytes by position, and tells one version of it from another. Sources travel in graphs;

@@ -396,31 +396,24 @@ class RangeReader:
         return self.remote.ask(lambda: self._read(ranges))
 
     async def _read(self, ranges: Sequence[Range]) -> list[bytes]:
-        unnamed: list[Range] = []  # ranges whose answers did not tell the version
-
-        async def read_one(start: int, stop: int) -> bytes:
-            async with self.remote.at_once():
-                data, is_named = await self._read_range(start, stop)
-            if not is_named:
-                unnamed.append((start, stop))
-            return data
-
-        tasks = [asyncio.ensure_future(read_one(start, stop)) for start, stop in ranges]
+        tasks = [asyncio.ensure_future(self._read_range(a, b)) for a, b in ranges]
         try:
-            found = list(await asyncio.gather(*tasks))
+            found = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        if unnamed:
+        if not all(is_named for _, is_named in found):
             await self._check_version()
-        return found
+        return [data for data, _ in found]
 
     async def _read_range(self, start: int, stop: int) -> tuple[bytes, bool]:
+        """Read one range; tell whether its answer named the version."""
         try:
-            return await self.remote.try_again(
-                lambda: self.remote.ask_range(start, stop, self.version),
-                f"{self.remote.url}: bytes {start} to {stop}",
-            )
+            async with self.remote.at_once():
+                return await self.remote.try_again(
+                    lambda: self.remote.ask_range(start, stop, self.version),
+                    f"{self.remote.url}: bytes {start} to {stop}",
+                )
         except FileNotFoundError as error:
             raise FileChangedError(f"{self.remote.url} is gone since it was opened") from error
         except FileReadError:
@@ -446,13 +439,11 @@ def wait_for(future: Future[T], seconds: float | None = None) -> T:
 
     Raises
     ------
-    FileReadError
+    TimeoutError
         If it takes longer than so many seconds, if they are given.
     """
     try:
         return future.result(seconds)
-    except BaseException as error:
+    except BaseException:
         future.cancel()
-        if isinstance(error, TimeoutError) and not future.done():
-            raise FileReadError(f"no answer within {seconds} s") from error
         raise
