@@ -139,7 +139,7 @@ def test_workers_decode_each_chunk_once_between_them(
         wanted, expected = patches, PATCHES
         if reduced:
             wanted, expected = patches.sum(axis=(1, 2)), PATCHES.sum(axis=(1, 2))
-        result, decoded = counted(client, client.compute(wanted).result)
+        result, decoded = counted(client, lambda: client.compute(wanted).result())
     np.testing.assert_array_equal(result, expected)
     assert N_CHUNKS <= decoded <= 1.1 * N_CHUNKS
 
@@ -167,7 +167,7 @@ def test_a_client_that_is_not_the_default_is_a_cluster_too(
     sums = in_blocks(rois, 8).sum(axis=(1, 2))
     with distributed.Client(client.scheduler.address, set_as_default=False) as other:
         for compute in (
-            other.compute(sums).result,
+            lambda: other.compute(sums).result(),
             lambda: sums.compute(scheduler=other),
             lambda: dask.compute(sums, scheduler=other)[0],
         ):
@@ -189,7 +189,7 @@ def test_a_scheduler_elsewhere_reads_no_files(
     ):
         client.wait_for_workers(1)
         client.run_on_scheduler(begin_counting)
-        result, decoded = counted(client, client.compute(patches).result)
+        result, decoded = counted(client, lambda: client.compute(patches).result())
         np.testing.assert_array_equal(result, PATCHES)
         assert N_CHUNKS <= decoded <= 1.1 * N_CHUNKS
         assert client.run_on_scheduler(end_counting) == 0
@@ -211,7 +211,7 @@ def test_an_index_of_one_block_reads_what_it_selects(
     client: Any, rois: xr.DataArray, index: Any, most: int
 ) -> None:
     part = in_blocks(rois, 8)[index]
-    result, decoded = counted(client, client.compute(part).result)
+    result, decoded = counted(client, lambda: client.compute(part).result())
     np.testing.assert_array_equal(result, PATCHES[index])
     assert decoded <= most
 
