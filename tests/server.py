@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from xref.transport import enter_transport
+
 MOST_REQUESTS = 50_000
 
 
@@ -122,6 +124,10 @@ class RangeServer:
 def make_server(served: RangeServer) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            enter_transport()  # who waits for it may hold HDF5's lock
+            super().setup()
 
         def log_message(self, *args: Any) -> None:
             """Print nothing."""

@@ -8,14 +8,13 @@ at; ranges of data come all at once.
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,8 +256,7 @@ class RemoteBytes:
     def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
         """Wait for ranges that were begun, at most so many seconds if HDF5 may wait too."""
         try:
-            with nullcontext() if seconds is None else _collection.put_off():
-                return wait_for(begun, seconds)
+            return wait_for(begun, seconds)
         except TimeoutError:
             own: FileReadError | FileChangedError = FileReadError(
                 f"{self.remote.url}: metadata did not come within {seconds:g} s"
@@ -350,52 +348,6 @@ class RemoteBytes:
                 f"{self.remote.url}: {int(nbytes[k])} bytes wanted at {int(offset[k]):#x}, the "
                 f"file has {self.version.nbytes}"
             )
-
-
-class _Collection:
-    """Garbage collection, put off while threads wait that may hold HDF5's lock.
-
-    It could take place where answers are taken, and let go of an object of h5py there,
-    which waits for that lock.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._was_enabled = False
-
-    @contextmanager
-    def put_off(self) -> Iterator[None]:
-        """Collect nothing in the block."""
-        was_enabled = gc.isenabled()
-        gc.disable()
-        with self._lock:
-            self._waiting += 1
-            self._was_enabled |= was_enabled
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                if not self._waiting:
-                    self._resume()
-
-    def _resume(self) -> None:
-        if self._was_enabled:
-            gc.enable()
-        self._was_enabled = False
-
-    def forget_threads(self) -> None:
-        """Forget threads of a parent process, which are not in this one."""
-        self._resume()
-        self._lock = threading.Lock()
-        self._waiting = 0
-
-
-_collection = _Collection()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_collection.forget_threads)
 
 
 def _patience(n_requests: int) -> float:

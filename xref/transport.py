@@ -18,6 +18,7 @@ server answers one of them in time.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
 import threading
@@ -94,7 +95,11 @@ def read_version(url: str, info: Mapping[str, Any]) -> Version:
     return Version(int(info["size"]), key, str(info[key]) if key else "")
 
 
-_transport_threads: set[int] = set()
+class _Thread(threading.local):
+    carries = False
+
+
+_this_thread = _Thread()
 
 
 def is_transport_thread() -> bool:
@@ -102,7 +107,27 @@ def is_transport_thread() -> bool:
 
     Who waits may hold HDF5's lock: nothing that needs it may be let go of here.
     """
-    return threading.get_ident() in _transport_threads
+    return _this_thread.carries
+
+
+def enter_transport() -> None:
+    """Note that this thread carries requests, or answers them."""
+    _this_thread.carries = True
+    if _spare_garbage not in gc.callbacks:
+        gc.callbacks.append(_spare_garbage)
+
+
+def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
+    """Let a collection of garbage that begins on a thread of requests find none.
+
+    Objects of h5py among it would wait for HDF5's lock. What is garbage is found by the
+    next collection on another thread. What was frozen before is not afterwards.
+    """
+    if is_transport_thread():
+        if phase == "start":
+            gc.freeze()
+        else:
+            gc.unfreeze()
 
 
 class _Answer(FileReadError):
@@ -149,7 +174,7 @@ class RemotePath:
             raise RuntimeError(f"{self.url} was asked for in the event loop that would read it")
 
         async def run() -> T:
-            _transport_threads.add(threading.get_ident())
+            enter_transport()
             return await function()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop)
@@ -194,7 +219,7 @@ class RemotePath:
         """Call what may not be called twice at a time."""
 
         def call() -> T:
-            _transport_threads.add(threading.get_ident())
+            enter_transport()
             return function(*args, **kwargs)
 
         async with self._one_by_one:
