@@ -392,6 +392,21 @@ def test_datasets_mix_resolved_and_derived_variables(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(doubled, PATCHES * np.uint16(3))
 
 
+def test_targets_without_elements_among_others(tmp_path: Path) -> None:
+    path = tmp_path / "empty.h5"
+    with h5py.File(path, "w") as file:
+        empty = file.create_dataset("empty", (0, 0), ">i4")
+        data = file.create_dataset("data", data=np.arange(8, dtype=">i4").reshape(1, 8))
+        refs = [empty.regionref[...], data.regionref[:1, :1], data.regionref[:1, :1]]
+        write_references(file, "rois", refs)
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        ragged = ds["rois"].h5ref.resolve("ragged", chunks=1)
+        assert ragged["row_size"].values.tolist() == [0, 1, 1]
+        (values,) = [v for v in ragged.data_vars.values() if v.dims == ("sample",)]
+        assert values.chunks == ((1, 1),)
+        assert values.values.tolist() == [0, 0]
+
+
 def test_regions_larger_than_chunks_read_each_once(tmp_path: Path) -> None:
     corners = np.stack(np.meshgrid(np.arange(0, 192, 16), np.arange(0, 192, 16)), axis=-1)
     corners = np.random.default_rng(0).permutation(corners.reshape(-1, 2))

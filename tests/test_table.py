@@ -73,3 +73,13 @@ def test_one_region_that_does_not_fit_leaves_the_rows_of_others(tmp_path: Path) 
     assert table["fits"].values.tolist() == [True, False, True]
     assert table["npoints"].values.tolist() == [2, 2, 6]
     assert table["stop"].values.tolist() == [[2], [10], [6]]
+
+
+def test_one_reference_to_a_dataset_whose_attributes_are_kept_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "one.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        data = file.create_dataset("data", data=np.arange(4.0), track_order=True)
+        data.attrs["units"] = "m"
+        write_references(file, "rois", [data.regionref[1:3]])
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        assert ds["rois"].h5ref.table()["path"].values.tolist() == ["/data"]

@@ -397,7 +397,7 @@ def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan 
         pairs += [(k, share) for share in range(len(shares))]
         # Where chunks were not counted, all of a tile are taken to be read.
         tile_nbytes = math.prod(map(min, tile, shape)) * itemsize
-        weight = tile_nbytes if read_nbytes is None else read_nbytes // len(shares)
+        weight = tile_nbytes if read_nbytes is None else read_nbytes // max(len(shares), 1)
         weights += [weight] * len(shares)
     lots = _divide(pairs, weights, n_lots)
     return ExchangePlan(flat=flat, targets=tuple(targets), lots=lots)

@@ -145,13 +145,14 @@ def _kept_by_xarray() -> int:
     return int(get_options()["file_cache_maxsize"])  # type: ignore[no-untyped-call]
 
 
-FILES = Room(lambda: _kept_by_xarray() // 4)
-"""Files open in h5py: 32 while xarray's limit is at its default of 128, so that these and
-the descriptors leave some of 64 to others. Opening one again takes a quarter of a
-millisecond, a tenth of what else a file costs (benchmarks/manyfiles.py)."""
+FILES = Room(lambda: 7 * _kept_by_xarray() // 32)
+"""Files open in h5py: 28 while xarray's limit is at its default of 128, so that these, the
+descriptors and what eight threads are about to open or to let go of stay below 64.
+Opening one again takes a quarter of a millisecond, a tenth of what else a file costs
+(benchmarks/manyfiles.py)."""
 
-DESCRIPTORS = Room(lambda: _kept_by_xarray() // 8)
-"""Files open for positional reads: half as many, since they open ten times as fast."""
+DESCRIPTORS = Room(lambda: 3 * _kept_by_xarray() // 32)
+"""Files open for positional reads: 12, since they open ten times as fast."""
 
 
 SERVED = Room(lambda: _kept_by_xarray() // 2)

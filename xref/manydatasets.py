@@ -256,15 +256,16 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
             name: _spread(rows, column, (len(known), *column.shape[1:]))
             for name, column in columns.items()
         },
-        kind=_spread(rows, np.where(kind >= 0, rows[kind], kind), known.shape),
-        attributes=_spread(
-            rows, np.where(attributes >= 0, rows[attributes], attributes), known.shape
-        ),
-        values=_spread(
-            rows, np.where(values >= 0, rows[values], values), (len(known), values.shape[1])
-        ),
+        kind=_spread(rows, _numbered(kind, rows), known.shape),
+        attributes=_spread(rows, _numbered(attributes, rows), known.shape),
+        values=_spread(rows, _numbered(values, rows), (len(known), values.shape[1])),
         names={int(rows[first]): names for first, names in described.names.items()},
     )
+
+
+def _numbered(places: IntArray, rows: npt.NDArray[np.intp]) -> IntArray:
+    """Turn places among ``rows`` into rows; negative numbers mean something else."""
+    return np.where(places >= 0, rows[np.maximum(places, 0)], places)
 
 
 def _spread(
