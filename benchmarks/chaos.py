@@ -8,8 +8,8 @@ kills
 segfaults
     The same while every worker has a segmentation fault some seconds after it started.
 damaged
-    Twenty good files and one with zeroed global heaps, which was damaged after it was
-    opened, at once: how long the error takes, whether all others are right.
+    Twenty good files and one with zeroed global heaps at once: how long the error takes,
+    whether all others are right.
 
 After each, nothing may be left of the workers: no file beside the data, no lock on it,
 no temporary file.

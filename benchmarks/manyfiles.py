@@ -16,7 +16,7 @@ import xarray as xr
 
 from xref.h5file import FileBytes, close_files, locate_file, open_file
 
-KEPT = (16, 64, 128, 512)  # of xarray's option; xref keeps three eighths
+KEPT = (16, 64, 128, 512)  # of xarray's option; xref keeps five sixteenths
 N_AGAIN = 24
 
 

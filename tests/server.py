@@ -125,10 +125,6 @@ def make_server(served: RangeServer) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def setup(self) -> None:
-            enter_transport()  # who waits for it may hold HDF5's lock
-            super().setup()
-
         def log_message(self, *args: Any) -> None:
             """Print nothing."""
 
@@ -155,6 +151,15 @@ def make_server(served: RangeServer) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 128
+
+        # Who waits for these threads may hold HDF5's lock.
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            enter_transport()
+            super().serve_forever(poll_interval)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            enter_transport()
+            super().process_request_thread(request, client_address)
 
         def handle_error(self, request: Any, address: Any) -> None:
             """Say nothing of clients that hang up."""

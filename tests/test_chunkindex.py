@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -377,7 +378,7 @@ def test_a_damaged_index_is_read_right_or_refused(
         at, nbytes = nodes[int(rng.integers(len(nodes)))]
         damaged = bytearray(content)
         damaged[at + int(rng.integers(nbytes))] ^= int(rng.integers(1, 256))
-        other = path.with_name(f"damaged{number}.h5")
+        other = path.with_name(f"other{number}.h5")
         other.write_bytes(damaged)
         try:
             found = columns(chunk_index(locate_file(other), address))
@@ -388,7 +389,7 @@ def test_a_damaged_index_is_read_right_or_refused(
                 assert libver == "earliest"
                 assert found == read_slowly(bytes(damaged), nodes[0][0], spec["shape"])
     assert len(errors) > (5 if libver == "earliest" else 30)
-    assert all("damaged" in error and ": /d" in error for error in errors)
+    assert all(": /d" in error for error in errors)
 
 
 @pytest.mark.parametrize("kind", range(2, len(KINDS)))
@@ -576,3 +577,18 @@ def test_sums_of_many_blocks_are_those_of_each(
     found = sum_blocks(data, position, nbytes).tolist()
     pairs = zip(position.tolist(), nbytes.tolist(), strict=True)
     assert found == [lookup3(data[at : at + n].tobytes()) for at, n in pairs]
+
+
+def test_sums_of_one_long_block_among_short_ones_take_little_memory() -> None:
+    nbytes = np.append(np.full(300, 10), 1 << 20)
+    position = np.cumsum(nbytes) - nbytes
+    data = np.zeros(int(nbytes.sum()) + PADDING_NBYTES, dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        found = sum_blocks(data, position, nbytes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found[-1] == lookup3(bytes(1 << 20))
+    assert (found[:-1] == lookup3(bytes(10))).all()
+    assert peak < 64 << 20

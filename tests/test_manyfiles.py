@@ -8,6 +8,8 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +186,14 @@ def test_processes_resolve_references_of_many_files(
 
 
 def n_descriptors() -> int:
+    """Count them without sockets, which servers of tests before close when they like."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("the system does not list open files")
-    return len(os.listdir("/proc/self/fd"))
+    found = 0
+    for link in os.scandir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # another thread closed it
+            found += not os.readlink(link).startswith("socket:")
+    return found
 
 
 class Peak:
@@ -411,3 +418,24 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
     found = in_fork(read)["result"]
     assert set(found) == {"exhausted", "right"}
     assert found == sorted(found)
+
+
+def test_threads_share_the_room_for_the_sources_of_a_virtual_dataset(tmp_path: Path) -> None:
+    n_descriptors()
+    layout = h5py.VirtualLayout((40, 4), "i8")
+    for k in range(40):
+        with h5py.File(tmp_path / f"source{k}.h5", "w") as file:
+            file["d"] = np.arange(4) + 10 * k
+        layout[k] = h5py.VirtualSource(f"source{k}.h5", "d", shape=(4,))
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("v", layout, fillvalue=-1)
+    expected = (np.arange(4) + 10 * np.arange(40)[:, None]).tolist()
+
+    def read() -> list[bool]:
+        limit_descriptors(60)  # for the sources once
+        ds = xr.open_dataset(tmp_path / "virtual.h5", engine="h5ref", cache=False)
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda _: ds["v"].values.tolist() == expected, range(8))
+            return list(found)
+
+    assert in_fork(read)["result"] == [True] * 8

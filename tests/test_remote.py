@@ -25,10 +25,11 @@ from server import Answer, RangeServer, serve
 from strategies import write_references
 
 import xref
-from xref.errors import FileChangedError
+from xref.counts import ReadCounts
+from xref.errors import FileChangedError, FileReadError
 from xref.h5file import close_files
-from xref.keptcopy import _paths
 from xref.remote import BLOCK_NBYTES, HEAD_NBYTES, _opened
+from xref.transport import SPARED_MOST
 
 pytest.importorskip("aiohttp")
 
@@ -189,13 +190,15 @@ def test_few_bytes_far_apart_do_not_bring_all_between(tmp_path: Path) -> None:
 
 
 def test_requests_under_way_are_bounded(server: RangeServer) -> None:
-    running, most = [0], [0]
+    running, most, lock = [0], [0], threading.Lock()
 
     def watch(number: int, method: str, answer: Answer) -> None:
-        running[0] += 1
-        most[0] = max(most[0], running[0])
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
         time.sleep(0.01)
-        running[0] -= 1
+        with lock:
+            running[0] -= 1
 
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         patches = ds["rois"].h5ref.resolve(chunks={ds["rois"].dims[0]: 10}).data + 0
@@ -249,6 +252,30 @@ def test_garbage_collected_while_answers_come_waits_for_nobody(
         assert ds["texts"].size == 3
 
 
+def test_what_is_not_collected_there_is_collected_soon(server: RangeServer) -> None:
+    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
+        (opened,) = {h for k, h in _opened.items() if k[0].name == server.url("image.h5")}
+
+        async def allocate_much() -> None:
+            for _ in range(2 * SPARED_MOST):
+                allocate()
+
+        circle: list[Any] = [ReadCounts()]
+        circle.append(circle)
+        left = weakref.ref(circle[0])
+        del circle
+        opened.remote.ask(allocate_much).result(30)
+        assert ds["texts"].size == 3
+        ds["flat"][0, 0].load()  # opens what it reads
+        assert left() is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), True, "1"])
+def test_timeouts_are_finite(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="remote_timeout"):
+        xref.set_options(remote_timeout=seconds)
+
+
 # --- other processes -----------------------------------------------------------------
 
 
@@ -300,13 +327,85 @@ def test_copies_of_two_versions_do_not_mix(
                 np.testing.assert_array_equal(patches, PATCHES)  # of the copy
             fsspec.implementations.cached.CachingFileSystem.clear_instance_cache()
             fsspec.implementations.cached.SimpleCacheFileSystem.clear_instance_cache()
-            _paths.clear()
             close_files()
             with pytest.raises(FileChangedError):  # another process has another copy
                 patches.compute()
         with xr.open_dataset(url, engine="h5ref") as ds:
             expected = [IMAGE[::-1][y : y + BOX, x : x + BOX] for y, x in CORNERS]
             np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_storage": "unused"},
+        {"blockcache": {"cache_storage": "unused"}},
+        {"blockcache": {"cache_storage": "unused"}, "http": {"headers": {"x": "y"}}},
+    ],
+    ids=["flat", "by protocol", "of both"],
+)
+def test_options_of_a_cache_that_is_passed_by_do_not_matter(
+    server: RangeServer, options: dict[str, Any]
+) -> None:
+    assert_patches(f"blockcache::{server.url('image.h5')}", storage_options=options)
+
+
+def slow_class() -> type:
+    """Return a file system without coroutines that notes whether it is called at a time."""
+    spec = pytest.importorskip("fsspec.spec")
+
+    class Slow(spec.AbstractFileSystem):
+        protocol = "slow"
+        cachable = False
+        content = b""
+        running = most = 0
+        refused = False
+
+        def __enter__(self) -> None:
+            type(self).running += 1
+            type(self).most = max(self.most, self.running)
+            time.sleep(0.02)
+
+        def __exit__(self, *error: object) -> None:
+            type(self).running -= 1
+
+        def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+            with self:
+                return {"name": path, "size": len(self.content), "type": "file", "etag": "1"}
+
+        def cat_file(self, path: str, start: int = 0, end: int = 0, **kwargs: Any) -> bytes:
+            with self:
+                if self.refused and start:
+                    raise PermissionError("the token has expired")
+                return self.content[start:end]
+
+    return Slow
+
+
+@pytest.fixture
+def slow(remote_folder: Path) -> Any:
+    fsspec = pytest.importorskip("fsspec")
+    made = slow_class()
+    made.content = (remote_folder / "image.h5").read_bytes()
+    fsspec.register_implementation("slow", made, clobber=True)
+    return made
+
+
+def test_file_systems_without_coroutines_are_called_once_at_a_time(slow: Any) -> None:
+    with (
+        xref.set_options(remote_timeout=0.1, remote_gap=0),
+        xref.count_reads() as reads,
+    ):
+        assert_patches("slow://image.h5")
+    assert slow.most == 1
+    assert reads.remote_requests > 10
+    assert reads.remote_retries == 0  # waiting for its turn counts for nobody
+
+
+def test_members_are_not_left_out_because_access_is_refused(slow: Any) -> None:
+    slow.refused = True
+    with pytest.raises(FileReadError, match=r"bytes .* PermissionError: the token"):
+        xr.open_dataset("slow://refused.h5", engine="h5ref")
 
 
 def test_files_in_memory_that_change_are_found(remote_folder: Path) -> None:
@@ -349,7 +448,11 @@ def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
             files.pipe("bucket/image.h5", (remote_folder / "image.h5").read_bytes())
             reading = threading.Thread(target=list, args=(lines,), name="moto-log")
             reading.start()  # else its log fills the pipe
-            yield options
+            try:
+                yield options
+            finally:
+                process.kill()
+                reading.join()
         finally:
             process.kill()
 

@@ -232,7 +232,7 @@ def test_threads_that_cannot_be_started_are_done_without(
     assert done == list(range(10))
 
 
-def test_an_error_stops_all_threads_and_is_raised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_stops_all_threads_and_is_raised_once() -> None:
     done: list[int] = []
     barrier = threading.Barrier(3)
 

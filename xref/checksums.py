@@ -24,9 +24,14 @@ _STEP_NBYTES = 12
 _WORD = 0xFFFFFFFF
 
 
+PADDED_NBYTES = 1 << 20
+"""Bytes that blocks of different lengths may take, made as long as the longest."""
+
+
 def sum_blocks(data: ByteArray, position: IntArray, nbytes: IntArray) -> IntArray:
     """Return the checksums of ranges of padded bytes, none of which is empty."""
-    if len(position) >= MANY_BLOCKS:
+    padded = len(position) * int(nbytes.max(initial=0))
+    if len(position) >= MANY_BLOCKS or padded > 4 * int(nbytes.sum()) + PADDED_NBYTES:
         return checksums(data, position, nbytes).astype(np.int64)
     if len(position) == 1:
         begin, length = int(position[0]), int(nbytes[0])

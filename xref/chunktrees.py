@@ -6,7 +6,8 @@ In: the address of a tree's root or header. Out: the chunks that it lists, as co
 2. Decode all nodes of a level as columns; they name the nodes of the next level, which
    are read together.
 
-Keys of one level ascend from node to node: trees in which they do not are damaged.
+Keys of chunks ascend from node to node of a level: trees in which they do not are damaged.
+Inner nodes of version 1 have keys that no chunk needs; they are not looked at.
 
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1 B-trees"
 and "Disk Format: Level 1A2 - Version 2 B-trees".

@@ -165,7 +165,8 @@ class ReadLayer(Layer):
         self.dtype = dtype
         self.decode = decode
         self.sent = False  # to another process, perhaps to a scheduler
-        self.toll: Toll | None = None  # of all blocks, where it was sent
+        self.toll: Toll | None = None  # of all blocks
+        self._is_counted = False  # whether the toll was found out
         self._exchange: Exchange | None = None  # the last one: its plan serves again
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,11 +175,12 @@ class ReadLayer(Layer):
 
     def _find_toll(self) -> Toll | None:
         """Return what reading all blocks takes; None where each is read by itself."""
-        if self.sent or self.toll is not None:
+        if self.sent or self._is_counted:
             return self.toll
         if len(self) > 1 and isinstance(self.array, ReferenceResults):
             try:
                 self.toll = find_toll(self.array, [self._spans(key) for key in self])
+                self._is_counted = True
             except (XrefError, OSError):
                 # Pickling reads no values: the tasks say what is wrong with the file.
                 return None

@@ -36,6 +36,7 @@ from xref.errors import (
     XrefError,
 )
 from xref.handles import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
+from xref.keptcopy import forget_copies
 from xref.remote import ComingRanges, RemoteBytes, forget_remote_files
 from xref.sources import (
     ByteHandle,
@@ -221,8 +222,9 @@ def check_unchanged(location: FileLocation) -> None:
         raise FileChangedError(f"{location.filename} is gone since it was opened") from error
     if not _same_version(location, now):
         raise FileChangedError(
-            f"{location.filename} has changed since it was opened: (device, inode, bytes, "
-            f"times of write and change) were {location.identity} and are {now}; open it again"
+            f"{location.filename} has changed since it was opened: its identity (of a local "
+            "file device, inode, bytes, times of write and change) was "
+            f"{location.identity} and is {now}; open it again"
         )
 
 
@@ -376,6 +378,7 @@ def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
     drop_all()
     forget_remote_files()
+    forget_copies()
     gc.collect()
 
 

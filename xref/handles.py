@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from xarray import get_options
 
 from xref.errors import FileReadError
-from xref.transport import is_transport_thread
+from xref.transport import collect_spared, is_transport_thread
 
 T = TypeVar("T")
 
@@ -102,6 +102,7 @@ class Kept(Generic[T]):
             If the system has no descriptor left, though all that is kept was dropped.
         """
         _left.clear()
+        collect_spared()
         value = self._value
         if value is None:
             with self._opening:

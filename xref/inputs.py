@@ -71,7 +71,13 @@ h5py.File or h5py.Group
         if WHOLE_COPY.match(file):
             return KeptCopy(file, storage, options), "/"
         kwargs = as_options(open_kwargs)
-        return RemoteFile(PART_COPY.sub("", file), storage, kwargs, options), "/"
+        url = PART_COPY.sub("", file)
+        if url != file:
+            # Of options by protocol, those of what is left; all others were the cache's.
+            left = {part.partition("://")[0] for part in url.split("::")}
+            kept = {k: v for k, v in (storage_options or {}).items() if k in left}
+            storage = as_options(kept)
+        return RemoteFile(url, storage, kwargs, options), "/"
     if isinstance(file, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(os.fspath(file)))
         return LocalFile(path, options), "/"

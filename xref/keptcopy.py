@@ -70,6 +70,12 @@ class KeptCopy(FileSource):
 
 
 _paths: dict[tuple[KeptCopy, int], str] = {}
+"""Where the copies of this process are."""
+
+
+def forget_copies() -> None:
+    """Ask fsspec again where copies are, or to make them."""
+    _paths.clear()
 
 
 @dataclass(frozen=True, slots=True)

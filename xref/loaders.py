@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,8 @@ def tile_loader(
         check = None
         index = None
         if layout.chunks and not location.source.live:
-            index = chunk_index(location, address)  # HDF5 does not check it
+            with suppress(UnsupportedError):  # of a kind that only HDF5 knows
+                index = chunk_index(location, address)  # HDF5 does not check it
         if index is not None and layout.pipeline.filters and not layout.pipeline.unsupported():
             check = ChunkLoader(layout.stored, index, FileBytes(location), read_box, where)
         return BoxLoader(layout, read_box, check)
@@ -93,11 +95,14 @@ class BoxReader:
         """
         shape, name = window.shape, self.location.filename
         sources = check_sources(self.location, self.address, start, shape[: len(start)])
-        dataset = open_dataset(self.location, self.address)
-        with _virtual:  # else one thread's look would take what another one needs
+        # Else one thread's look would take what another one needs. Sources stay open as
+        # long as anyone has the dataset.
+        with _virtual:
             check_descriptors(sources + 1, name)
+            dataset = open_dataset(self.location, self.address)
             items(window)[...] = read_values(dataset, start, shape)
             check_descriptors(1, name)  # while HDF5 still has the sources open
+            del dataset
 
 
 _virtual = threading.Lock()

@@ -132,7 +132,7 @@ class NodeReader:
     def check_begins(
         self, lot: Lot, address: IntArray, some: IntArray, expected: bytes, what: str
     ) -> None:
-        """Refuse nodes of a lot that do not begin with a signature of up to eight bytes.
+        """Refuse nodes of a lot that do not begin with a signature of up to seven bytes.
 
         Parameters
         ----------
@@ -146,8 +146,6 @@ class NodeReader:
             Names one node in errors.
         """
         mask = (1 << 8 * len(expected)) - 1
-        if mask >> 63:
-            mask = -1
         found = integers(lot.data, lot.position[some], 8) & np.int64(mask)
         wrong = found != int.from_bytes(expected, "little")
         if wrong.any():

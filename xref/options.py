@@ -32,8 +32,8 @@ _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     ),
     "remote_timeout": (
         60.0,
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
-        "a number of seconds is needed",
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= 1e6,
+        "a number of seconds is needed, a million at most",
     ),
     "remote_retries": (
         3,

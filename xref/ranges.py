@@ -55,8 +55,8 @@ SMALL_NBYTES = 1 << 14
 def gap_limits(nbytes: IntArray, gap: int) -> IntArray:
     """Return the bytes that may be taken along before each range but the first.
 
-    No more than what is wanted on both sides, so that no more than about twice of that is
-    read.
+    No more than what is wanted on both sides, so that about twice of that is read; or
+    `SMALL_NBYTES`, if that is more.
     """
     beside = np.minimum(nbytes[1:], nbytes[:-1])
     return np.minimum(np.maximum(beside, SMALL_NBYTES), gap)

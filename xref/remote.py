@@ -85,7 +85,12 @@ class RemoteFile(FileSource):
         return self._look().identity()
 
     def known_identity(self) -> Identity:
-        """Return the identity of what is open: each answer to its reads is checked."""
+        """Return the identity of what is open, where each answer to its reads is checked.
+
+        What HDF5 reads through a file of fsspec or a driver of its own is not.
+        """
+        if self.open_kwargs or "driver" in dict(self.hdf5_options):
+            return self.identity()
         opened = _opened.get((self, os.getpid()))
         return self.identity() if opened is None or opened.changed else opened.identity()
 
@@ -353,11 +358,11 @@ class RemoteBytes:
 def _patience(n_requests: int) -> float:
     """Return the seconds that requests for metadata take at most.
 
-    HDF5's lock is held meanwhile, and may be what keeps answers from being taken.
+    HDF5's lock is held meanwhile, which a server in this process may be waiting for.
     """
     attempts = 2 + get_option("remote_retries")
     rounds = 1 + n_requests / get_option("remote_requests")
-    return float(attempts * rounds * get_option("remote_timeout"))
+    return min(float(attempts * rounds * get_option("remote_timeout")), threading.TIMEOUT_MAX)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,8 +22,11 @@ import gc
 import random
 import re
 import threading
+import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -54,17 +57,17 @@ FIRST_WAIT = 0.1
 LONGEST_WAIT = 60.0
 """Seconds that a server may ask to wait before a request is tried again."""
 
-_FINAL = (
-    asyncio.CancelledError,
-    FileChangedError,
-    FileNotFoundError,
+_FINAL_PROBLEMS = (
     IsADirectoryError,
     PermissionError,
     NotImplementedError,
     TypeError,
     ValueError,
 )
-"""What trying again does not cure."""
+"""What file systems say that trying again does not cure."""
+
+_FINAL = (asyncio.CancelledError, FileChangedError, FileNotFoundError, *_FINAL_PROBLEMS)
+"""What ends the attempts."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -120,14 +123,30 @@ def enter_transport() -> None:
 def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
     """Let a collection of garbage that begins on a thread of requests find none.
 
-    Objects of h5py among it would wait for HDF5's lock. What is garbage is found by the
-    next collection on another thread. What was frozen before is not afterwards.
+    Objects of h5py among it would wait for HDF5's lock. All objects count as old
+    afterwards, which Python looks through seldom: `collect_spared` makes up for it. What
+    was frozen before is not afterwards.
     """
     if is_transport_thread():
         if phase == "start":
             gc.freeze()
         else:
             gc.unfreeze()
+            _spared.append(info["generation"])
+
+
+_spared: deque[int] = deque()
+"""An entry for each collection that found nothing because of its thread."""
+
+SPARED_MOST = 32
+"""Collections of young objects, of some 700 each, that are left out at most."""
+
+
+def collect_spared() -> None:
+    """Collect the garbage that was spared, where it is much; on any other thread."""
+    if len(_spared) >= SPARED_MOST and not is_transport_thread():
+        _spared.clear()
+        gc.collect()
 
 
 class _Answer(FileReadError):
@@ -136,6 +155,12 @@ class _Answer(FileReadError):
     def __init__(self, said: str, final: bool = False, wait: float = 0) -> None:
         super().__init__(said)
         self.final, self.wait = final, wait
+
+
+_locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+"""Of each file system, which fsspec shares among all paths of a host."""
+
+_locks_lock = threading.Lock()
 
 
 class RemotePath:
@@ -160,7 +185,8 @@ class RemotePath:
         protocols = filesystem.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)
         self._is_http = self._is_async and "http" in names
-        self._one_by_one = asyncio.Lock()
+        with _locks_lock:
+            self._one_by_one = _locks.setdefault(filesystem, threading.Lock())
         self._again = asyncio.Lock()
         self._at_once = 0, asyncio.Semaphore()
 
@@ -200,8 +226,7 @@ class RemotePath:
         count(remote_requests=1)
         filesystem = self.filesystem
         if not self._is_async:
-            filesystem.invalidate_cache()
-            return await self._on_thread(filesystem.info, self.path)
+            return await self._on_thread(self._info_of_now)
         filesystem.invalidate_cache(filesystem._parent(self.path))
         try:
             info: Mapping[str, Any] = await filesystem._info(self.path)
@@ -215,15 +240,20 @@ class RemotePath:
             raise _Answer(said, final=status is not None and _is_final(status)) from cause
         return info
 
+    def _info_of_now(self) -> Mapping[str, Any]:
+        self.filesystem.invalidate_cache()
+        info: Mapping[str, Any] = self.filesystem.info(self.path)
+        return info
+
     async def _on_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call what may not be called twice at a time."""
+        """Call a file system without coroutines, which may not be called twice at a time."""
 
         def call() -> T:
             enter_transport()
-            return function(*args, **kwargs)
+            with self._one_by_one:
+                return function(*args, **kwargs)
 
-        async with self._one_by_one:
-            return await asyncio.to_thread(call)
+        return await asyncio.to_thread(call)
 
     async def ask_range(self, start: int, stop: int, version: Version) -> tuple[bytes, bool]:
         """Ask for one range, once.
@@ -298,7 +328,9 @@ class RemotePath:
         FileReadError
             If the last attempt failed too.
         """
-        found = await _attempt(function)
+        # What runs on a thread cannot be given up.
+        seconds = get_option("remote_timeout") if self._is_async else None
+        found = await _attempt(function, seconds)
         if not isinstance(found, BaseException):
             return found
         attempts, wait = 1, FIRST_WAIT
@@ -308,7 +340,7 @@ class RemotePath:
                 asked = found.wait if isinstance(found, _Answer) else 0
                 await asyncio.sleep(max(wait * random.uniform(1, 1.5), asked))
                 attempts, wait = attempts + 1, 2 * wait
-                found = await _attempt(function)
+                found = await _attempt(function, seconds)
                 if not isinstance(found, BaseException):
                     return found
         if isinstance(found, _FINAL):
@@ -320,9 +352,11 @@ class RemotePath:
         raise FileReadError(f"{what} could not be read in {tries}: {said}") from found
 
 
-async def _attempt(function: Callable[[], Awaitable[T]]) -> T | BaseException:
+async def _attempt(
+    function: Callable[[], Awaitable[T]], seconds: float | None
+) -> T | BaseException:
     async def attempt() -> T:  # begins nothing if it is cancelled before
-        return await asyncio.wait_for(function(), get_option("remote_timeout"))
+        return await asyncio.wait_for(function(), seconds)
 
     (found,) = await asyncio.gather(attempt(), return_exceptions=True)
     return found
@@ -441,10 +475,18 @@ class RangeReader:
                 )
         except FileNotFoundError as error:
             raise FileChangedError(f"{self.remote.url} is gone since it was opened") from error
+        except FileChangedError:
+            raise
         except FileReadError:
             # What cannot be read may be cut off, or be another file by now.
-            await self._check_version()
+            with suppress(FileReadError):  # the error of the range says more
+                await self._check_version()
             raise
+        except _FINAL_PROBLEMS as error:
+            raise FileReadError(
+                f"{self.remote.url}: bytes {start} to {stop} could not be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     async def _check_version(self) -> None:
         try:
