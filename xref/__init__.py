@@ -16,7 +16,9 @@ from xref.errors import (
     XrefError,
 )
 from xref.options import set_options
+from xref.plain import from_table
 from xref.references import ReferenceArray
+from xref.writing import to_hdf5
 
 try:
     __version__ = version("xref")
@@ -37,5 +39,7 @@ __all__ = [
     "UnreadableMemberWarning",
     "XrefError",
     "count_reads",
+    "from_table",
     "set_options",
+    "to_hdf5",
 ]

@@ -6,14 +6,23 @@ In: what the engine opened. Out: the public methods, over `xref.resolve`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xref.bind import Decoder, Resolved, bind
+from xref.create import (
+    REGION_DIM,
+    group_reference,
+    make_regions,
+    object_reference,
+    region_reference,
+)
 from xref.decode import KIND_NOUNS
+from xref.elements import ObjectReference, RegionReference
 from xref.fields import compound_regions, field_references, references_of
 from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
@@ -26,6 +35,7 @@ from xref.resolve import resolve_references
 from xref.results import RegionResults
 from xref.table import reference_table
 from xref.variables import ReferenceVariable
+from xref.writing import to_hdf5
 
 SAMPLE_LENGTH = 64
 """Longest axis of the ones that a function is called with to learn its dtype."""
@@ -128,6 +138,93 @@ class ReferenceAccessor:
             on_null=on_null,
             fill_value=fill_value,
         )
+
+    def reference(self) -> ObjectReference:
+        """Return a reference to the dataset of a variable.
+
+        Raises
+        ------
+        TypeError
+            If the variable is not one of an open file.
+        """
+        return object_reference(self._array)
+
+    def region_reference(self, *key: Any, points: Any = None, **labels: Any) -> RegionReference:
+        """Return a reference to some elements of a variable's dataset.
+
+        Without arguments these are the elements of the variable: selected by ``isel``,
+        ``sel`` or an index from one that was opened lazily, or all of them.
+
+        Parameters
+        ----------
+        *key : int, slice, sequence of int, or mask
+            For each dimension; an `Ellipsis` for those between. Or one tuple of them, as
+            `numpy.s_` makes it. Or one mask of the variable's shape, or a boolean
+            DataArray along some of its dimensions: the single elements where it is true.
+            ``array.where(mask)`` is computed and forgets where it came from; give the mask.
+        points : array_like of int, optional
+            Shape ``(n, ndim)``: single elements in any order, also repeated.
+        **labels
+            Labels of coordinates by dimension, as for `xarray.DataArray.sel`.
+
+        Returns
+        -------
+        RegionReference
+            It resolves to the elements, integers as axes of length 1.
+
+        Raises
+        ------
+        TypeError
+            If the variable is not one of an open file, or its elements are forgotten.
+        IndexError, KeyError
+            If an index or a label does not fit.
+        SelectionError
+            If the elements have another order than in the dataset, or are not stored.
+        """
+        return region_reference(self._array, key, points, labels)
+
+    def regions(
+        self,
+        start: Any,
+        shape: Any = None,
+        *,
+        stop: Any = None,
+        dim: Hashable = REGION_DIM,
+    ) -> xr.DataArray:
+        """Return references to many boxes of a variable, which no file stores.
+
+        They resolve like those that are read from a file, and `xref.to_hdf5` stores them.
+
+        Parameters
+        ----------
+        start : array_like, xarray.DataArray, pandas.DataFrame, xarray.Dataset or dict
+            First element of each box: integers of shape ``(..., ndim)``, or columns named
+            ``y_start`` or ``y`` for a dimension ``y``. Dimensions without a column are
+            taken whole.
+        shape, stop : the same, or sequence of int
+            Elements along each axis (columns ``y_size`` or ``y``), or one past the last one
+            (columns ``y_stop`` or ``y``). One row holds for all boxes.
+        dim : hashable
+            Dimension of the boxes, if ``start`` does not name it.
+
+        Returns
+        -------
+        xarray.DataArray
+            A reference variable along the dimensions and coordinates of ``start``.
+
+        Raises
+        ------
+        SelectionError
+            If a box is empty or not within the variable.
+        TypeError
+            If the variable is not one of an open file.
+
+        Examples
+        --------
+        >>> boxes = ds["image"].h5ref.regions([[0, 0], [10, 20]], (8, 8))  # doctest: +SKIP
+        >>> boxes.h5ref.resolve()  # doctest: +SKIP
+        """
+        return make_regions(self._array, start, shape, stop=stop, dim=dim)
 
     def field(self, name: str) -> xr.DataArray:
         """Return the references in one member of a variable of compounds.
@@ -398,3 +495,24 @@ class DatasetAccessor:
             if isinstance(data, ReferenceArray):
                 out[name] = f"{KIND_NOUNS[data.kind]}s {dict(variable.sizes)}"
         return out
+
+    def reference(self, path: str = ".") -> ObjectReference:
+        """Return a reference to the group that the Dataset was opened from.
+
+        Parameters
+        ----------
+        path : str
+            From there, to any other object: a group, a dataset, a named datatype.
+
+        Raises
+        ------
+        TypeError
+            If the Dataset is no group of an open file.
+        KeyError
+            If there is nothing at the path.
+        """
+        return group_reference(self._dataset, path)
+
+    def to_hdf5(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Write the Dataset to an HDF5 file, references included; see `xref.to_hdf5`."""
+        return to_hdf5(self._dataset, path, *args, **kwargs)

@@ -13,9 +13,16 @@ from xarray.backends import BackendEntrypoint
 from xref.attribute_values import warn_unreadable
 from xref.bind import decode_dataset
 from xref.dimensions import PHONY_DIMS, PhonyNames
-from xref.elements import DecodeOptions
-from xref.h5file import FileLocation, answered, check_unchanged, close_file, locate_source
-from xref.h5objects import Member, group_at, walk_groups
+from xref.elements import DecodeOptions, ObjectReference
+from xref.h5file import (
+    FileLocation,
+    answered,
+    check_unchanged,
+    close_file,
+    locate_source,
+    unheld,
+)
+from xref.h5objects import Member, group_at, open_group, walk_groups
 from xref.inputs import find_source
 from xref.variables import count_phony, open_members
 
@@ -272,12 +279,14 @@ def _open_group(
 ) -> xr.Dataset:
     drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
     try:
-        members = open_members(location, path, options, drop, phony, group)
+        home = group or open_group(location, path)
+        members = open_members(location, path, options, drop, phony, home)
         dataset = decode_dataset(*members, options)
         check_unchanged(location)
     except BaseException:
         close_file(location)
         raise
     dataset.encoding["source"] = location.filename
+    dataset.encoding["h5ref"] = ObjectReference(unheld(home.location), home.address, options)
     dataset.set_close(functools.partial(close_file, location))
     return dataset

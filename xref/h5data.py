@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5i, h5s
+from h5py import h5i, h5s, h5t
 
 from xref.chunkindex import parse_chunk_storage, read_listed_chunks
 from xref.columns import IntArray
@@ -295,16 +295,21 @@ def _read_error(
 def read_values(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """Return elements as h5py converts them; text as str, times as integers.
+    """Return elements as h5py converts them.
+
+    Text is str, times are integers, and opaque elements are as they are stored.
 
     Raises
     ------
     FileReadError
         If h5py cannot read them.
     """
-    time = time_dtype(dataset.id.get_type())
-    if time is not None:
-        out = np.zeros(shape, dtype=time)
+    datatype = dataset.id.get_type()
+    unconverted = time_dtype(datatype)
+    if datatype.get_class() == h5t.OPAQUE:  # h5py asks for it without its tag
+        unconverted = datatype.dtype
+    if unconverted is not None:
+        out = np.zeros(shape, dtype=unconverted)
         _read_unconverted(dataset, start, out)
         return out
     key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))

@@ -6,8 +6,9 @@ that h5py made is put into a graph. Handles are kept while there is room for the
 (`xref.handles`), so any call here is safe from any thread.
 
 h5py is imported where files are opened (`xref.sources`, `xref.keptcopy`, `xref.remote`,
-`xref.inputs`), in modules whose name begins with ``h5``, and by the demo that writes a
-file. The bytes of region references never go to HDF5: they are decoded in `xref.encoding`.
+`xref.inputs`, `xref.writing`), in modules whose name begins with ``h5``, and by the demo
+that writes a file. The bytes of region references never go to HDF5: they are decoded in
+`xref.encoding`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ class FileLocation:
         return self.token
 
 
+def unheld(location: FileLocation) -> FileLocation:
+    """Return an equal location that keeps no file open, to remember a place by."""
+    return location if location.is_key else replace(location, is_key=True, held=[])
+
+
 class _Key:
     """A location among the arguments of a cache, let go of once the call is over."""
 
@@ -144,7 +150,7 @@ def cached_by_location(
 
         @wraps(function)
         def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            key = _Key(location if location.is_key else replace(location, is_key=True, held=[]))
+            key = _Key(unheld(location))
             try:
                 result: R = cached(key, *args, **kwargs)
             finally:

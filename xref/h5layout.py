@@ -128,6 +128,8 @@ def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
         return f"type {dtype}: elements of variable length"
     if dtype.itemsize != datatype.get_size():
         return f"type {dtype}: {datatype.get_size()} bytes stored"
+    if datatype.get_class() == h5t.OPAQUE:
+        return ""  # whatever its tag
     try:
         expected = h5t.py_create(dtype, logical=True)
     except TypeError:
@@ -188,9 +190,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     within = f"type {dtype}: references within elements"
     indirect = facts.indirect if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
-    pipeline = FilterPipeline(
-        filters=tuple(_filter(properties, i) for i in range(properties.get_nfilters()))
-    )
+    pipeline = pipeline_of(properties)
     offset = None
     match storage:
         case h5d.CONTIGUOUS:
@@ -318,6 +318,12 @@ def reference_itemsize(kind: str, offset_size: int) -> int:
     if kind == "std":
         return std_itemsize(offset_size)
     return offset_size + (4 if kind == "region" else 0)
+
+
+def pipeline_of(properties: h5p.PropDCID) -> FilterPipeline:
+    """Return the filters of a dataset."""
+    n = properties.get_nfilters()
+    return FilterPipeline(filters=tuple(_filter(properties, i) for i in range(n)))
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> Filter:

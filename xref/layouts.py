@@ -94,6 +94,8 @@ def resolve_cells(
             out_coords |= _target_coords(resolved, inner, cell, own)
     if chunks is not None:
         variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
+    stored = _stored_chunks(variable.shape, len(resolved.dims), variable.dtype.itemsize)
+    variable.encoding = {**variable.encoding, "chunksizes": stored}
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
     if uniform:
         return values
@@ -104,6 +106,19 @@ def resolve_cells(
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
     name = _free_name(resolved.name or "values", dims)
     return xr.Dataset({name: values, _free_name("valid", (*dims, name)): valid})
+
+
+STORED_NBYTES = 1 << 20
+"""Bytes of a chunk of whole regions, where one region is not larger."""
+
+
+def _stored_chunks(shape: tuple[int, ...], own: int, itemsize: int) -> tuple[int, ...] | None:
+    """Return chunks of whole regions, for a file that results are written to."""
+    if not shape or 0 in shape:
+        return None
+    nbytes = math.prod(shape[own:]) * max(itemsize, 1)
+    n = min(max(STORED_NBYTES // nbytes, 1), shape[own - 1]) if own else 1
+    return (*(1,) * (own - 1), *((n,) if own else ()), *shape[own:])
 
 
 def _decoder(

@@ -70,6 +70,29 @@ def is_decoded(variable: xr.Variable, array: BackendArray) -> bool:
     return not (isinstance(data, indexing.LazilyIndexedArray) and data.array is array)
 
 
+Step = tuple[tuple[Any, ...], bool]
+"""Keys of one index, and whether each is for its own axis."""
+
+
+def indexed_dataset(variable: xr.Variable) -> tuple[DatasetArray, list[Step]] | None:
+    """Return the dataset that a lazy variable reads, and how it was indexed since.
+
+    None where the values are in memory or in dask, or are no elements of one dataset.
+    """
+    steps: list[Step] = []
+    data: Any = variable._data
+    while not isinstance(data, DatasetArray):
+        key = getattr(data, "key", None)
+        if isinstance(key, indexing.ExplicitIndexer):
+            steps.append((key.tuple, not isinstance(key, indexing.VectorizedIndexer)))
+        data = getattr(data, "array", None)
+        if data is None or isinstance(data, np.ndarray):
+            return None
+        if type(data).__name__ == "StackedBytesArray":
+            return None  # several elements make one text
+    return data, steps[::-1]
+
+
 def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:
     """Return the elements of one axis in ascending order, and how to reorder them after."""
     if isinstance(key, slice):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.columns import ragged_ranges
+from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References
 from xref.elements import attribute_kind
 from xref.errors import (
@@ -73,7 +73,61 @@ def reference_table(
         groups, _ = split_targets(columns)
         described = describe_regions(columns.regions, groups, n)
         table |= {name: column(values) for name, values in described.items()}
+        width = described["start"].shape[1]
+        steps = _steps(columns.regions, width)
+        table |= {name: column(values) for name, values in steps.items()}
+        size, low, high = _items(columns.regions, width)
+        if len(low):
+            item = ITEM_DIM
+            while item in (*dims, axis):
+                item += "_"
+            table["item_count"] = column(size)
+            table |= {"item_start": ((item, axis), low), "item_stop": ((item, axis), high)}
     return xr.Dataset(table, coords=coords)
+
+
+def _steps(regions: RegionTable, width: int) -> dict[str, npt.NDArray[Any]]:
+    """Return what, with the start, makes hyperslabs where some are no boxes."""
+    slabs = regions.kind == Kind.HYPERSLAB
+    ranks = regions.rank[np.isin(regions.kind, (Kind.HYPERSLAB, Kind.POINTS, Kind.BLOCKS))]
+    found: dict[str, npt.NDArray[Any]] = {}
+    if (ranks != width).any():
+        found["rank"] = regions.rank
+    if (regions.count[slabs] != 1).any() or (regions.block[slabs] < 0).any():
+        names = ("stride", "count", "block")
+        found |= {name: _widen(getattr(regions, name), width, 1) for name in names}
+    return found
+
+
+ITEM_DIM = "item"
+
+
+def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the points and blocks of all rows, one after the other.
+
+    Returns
+    -------
+    size : numpy.ndarray
+        Shape ``(n,)``: how many each row has.
+    start, stop : numpy.ndarray
+        Shape ``(sum of size, width)``, stop exclusive.
+    """
+    lists = [
+        (Kind.POINTS, regions.points, regions.points + 1),
+        (Kind.BLOCKS, regions.block_start, regions.block_stop),
+    ]
+    size = np.zeros(len(regions), dtype=np.int64)
+    for kind, _, _ in lists:
+        size[regions.kind == kind] = regions.size[regions.kind == kind]
+    low = np.zeros((int(size.sum()), width), dtype=np.int64)
+    high = np.ones_like(low)
+    cut = row_offsets(size)
+    for kind, starts, stops in lists:
+        rows = np.flatnonzero(regions.kind == kind)
+        to = ragged_ranges(cut[rows], size[rows])
+        of = ragged_ranges(regions.first[rows], size[rows])
+        low[to, : regions.ndim], high[to, : regions.ndim] = starts[of], stops[of]
+    return size, low, high
 
 
 def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.object_]:

@@ -23,11 +23,11 @@ from xref.dimensions import (
     count_dimensions,
     name_dimensions,
 )
-from xref.elements import DecodeOptions
+from xref.elements import DecodeOptions, ObjectReference
 from xref.errors import UnsupportedError, XrefError
 from xref.filters import Filter, FilterPipeline
 from xref.h5attributes import read_attributes
-from xref.h5file import FileLocation
+from xref.h5file import FileLocation, unheld
 from xref.h5layout import read_layout
 from xref.h5objects import (
     Member,
@@ -250,6 +250,7 @@ def build_variable(
     """Make the variable of one dataset; ``shape`` may be longer than what is stored."""
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     encoding |= {"source": location.filename, "original_shape": shape or layout.shape}
+    encoding["h5ref"] = ObjectReference(unheld(location), address, options)
     kind = layout.reference_kind
     if kind:
         stored = StoredReferences(

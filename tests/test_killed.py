@@ -1,0 +1,84 @@
+"""A process that is killed while it writes leaves the old file, the new one, or none.
+
+``benchmarks/kills.py`` does it more often.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+PROGRAM = """
+import sys
+import dask.array as da
+import h5py
+import numpy as np
+import xarray as xr
+import xref
+
+path, source, value = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with xr.open_dataset(source, engine="h5ref") as ds:
+    boxes = ds["image"].h5ref.regions(np.zeros((2000, 2), int), (2, 2), dim="box")
+    more = da.full((400, 400), value, chunks=(50, 400), dtype="i4")
+    new = xr.Dataset({"image": ds["image"], "boxes": boxes, "more": (("a", "b"), more)})
+    print("begin", flush=True)
+    xref.to_hdf5(new, path, encoding={"more": {"zlib": True}})
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("killed") / "source.h5"
+    with h5py.File(path, "w") as file:
+        file["image"] = np.arange(100).reshape(10, 10)
+    return path
+
+
+def write_and_kill(
+    path: Path, source: Path, value: int, after: float, *, wait: bool = False
+) -> bool:
+    """Begin to write in another process, and kill it; tell whether it was done before.
+
+    With ``wait`` it is left to end by itself.
+    """
+    command = [sys.executable, "-c", PROGRAM, str(path), str(source), str(value)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        output = process.stdout
+        if output is None or output.readline() != "begin\n":
+            raise RuntimeError("the writer did not begin")
+        if not wait:
+            time.sleep(after)
+            process.send_signal(signal.SIGKILL)
+        return "done" in output.read()
+
+
+def content(path: Path) -> int | None:
+    """Return the value that a file is full of, None if there is no file."""
+    if not path.exists():
+        return None
+    with h5py.File(path) as file:
+        values = np.unique(file["more"][...])
+        assert len(values) == 1
+        assert file["image"][file["boxes"][-1]].tolist() == [[0, 1], [10, 11]]
+        return int(values[0])
+
+
+def test_a_killed_writer_leaves_a_whole_file_or_none(tmp_path: Path, source: Path) -> None:
+    path, there = tmp_path / "file.h5", None
+    for value, after in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, 5.0), start=1):
+        done = write_and_kill(path, source, value, after)
+        found = content(path)
+        assert found in ((value,) if done else (there, value))
+        there = found
+    assert there == 6
+    leftovers = [name for name in os.listdir(tmp_path) if name != "file.h5"]
+    assert all(name.startswith(".file.h5.") for name in leftovers)

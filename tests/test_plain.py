@@ -1,0 +1,149 @@
+"""Tables of references: stored in formats without references, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from samples import open_h5
+from strategies import (
+    everything,
+    files,
+    hyperslabs,
+    listed_points,
+    nothing,
+    write_references,
+)
+
+import xref
+from xref.errors import CorruptFileError, DanglingReferenceError
+
+DATA = np.arange(20 * 30).reshape(20, 30)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Write references with selections of every kind, and to targets of every kind."""
+    path = tmp_path / "mixed.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", data=DATA)
+        line = file.create_dataset(
+            "group/line", data=np.arange(9), maxshape=(None,), chunks=(3,)
+        )
+        write_references(
+            file,
+            "rois",
+            [
+                data.regionref[2:5, 3:9],
+                None,
+                data.regionref[::3, 1:9:4],
+                hyperslabs(((1, 2), (3, 4)), ((2, 5), (4, 4)))(data),
+                listed_points([(3, 4), (1, 2), (3, 4)])(data),
+                everything(data),
+                nothing(data),
+                line.regionref[2:7],
+            ],
+            (2, 4),
+        )
+        write_references(file, "boxes", [data.regionref[k : k + 2, :3] for k in range(5)])
+        objects = [data.ref, file["group"].ref, None, line.ref]
+        write_references(file, "objects", objects, dtype=h5py.ref_dtype)
+    return path
+
+
+@pytest.mark.parametrize("stored", ["memory", "netcdf", "zarr"])
+@pytest.mark.parametrize("name", ["rois", "boxes", "objects"])
+def test_a_table_becomes_references_again(
+    mixed: Path, tmp_path: Path, name: str, stored: str
+) -> None:
+    with open_h5(mixed) as ds:
+        table = ds[name].h5ref.table()
+        if stored == "netcdf":
+            pytest.importorskip("h5netcdf")
+            table.to_netcdf(tmp_path / "table.nc", engine="h5netcdf")
+            table = xr.open_dataset(tmp_path / "table.nc", engine="h5netcdf").load()
+        elif stored == "zarr":
+            pytest.importorskip("zarr")
+            table.to_zarr(tmp_path / "table.zarr", zarr_format=2)
+            table = xr.open_zarr(tmp_path / "table.zarr").load()
+        table.close()
+        back = xref.from_table(table)
+        assert (back.dims, back.shape) == (ds[name].dims, ds[name].shape)
+        assert back.data.kind == ds[name].data.kind
+        assert (back.data == ds[name].data).all()
+        for one, other in zip(back.values.ravel(), ds[name].values.ravel(), strict=True):
+            assert one == other
+            assert repr(one) == repr(other)
+        if name == "boxes":
+            np.testing.assert_array_equal(back.h5ref.resolve(), ds[name].h5ref.resolve())
+
+
+def test_boxes_have_no_more_columns_than_they_need(mixed: Path) -> None:
+    with open_h5(mixed) as ds:
+        assert not {"stride", "item_count", "rank"} & set(ds["boxes"].h5ref.table())
+        found = ds["rois"].h5ref.table()
+        assert {"stride", "count", "block", "item_count", "rank"} <= set(found)
+        assert found["item_start"].shape == (2 + 3, 2)
+
+
+def test_paths_count_in_another_file(mixed: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["first"] = 1  # addresses are others
+        file["data"] = -DATA
+    with open_h5(mixed) as ds:
+        table = ds["boxes"].h5ref.table()
+    back = xref.from_table(table, other)
+    np.testing.assert_array_equal(back.h5ref.resolve()[1], -DATA[1:3, :3])
+    with h5py.File(other, "a") as file:
+        del file["data"]
+    with pytest.raises(DanglingReferenceError, match=r"nothing at '/data', which 5 references"):
+        xref.from_table(table, other)
+
+
+def test_targets_without_a_path_are_known_by_address(tmp_path: Path) -> None:
+    path = tmp_path / "unnamed.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = [1, 2, 3]
+        file["b"] = h5py.SoftLink("/a")
+        write_references(file, "refs", [file["a"].ref], dtype=h5py.ref_dtype)
+    with open_h5(path) as ds:
+        table = ds["refs"].h5ref.table()
+        table["path"][0] = ""
+        assert xref.from_table(table)[0].item() == ds["refs"][0].item()
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("no column 'kind'", lambda t: t.drop_vars("kind")),
+        ("no column 'path'", lambda t: t.drop_vars("path")),
+        ("no column 'start'", lambda t: t.drop_vars("start")),
+        ("selections", lambda t: t.assign(selection=t.selection.where(False, "odd"))),
+        ("no hyperslab", lambda t: t.assign(start=t.start - 100)),
+        ("no hyperslab", lambda t: t.assign(stride=0 * t.stride)),
+        ("items", lambda t: t.assign(item_count=t.item_count + 1)),
+        ("start is past its end", lambda t: t.assign(item_stop=t.item_stop - 50)),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(mixed: Path, message: str, change: Any) -> None:
+    with open_h5(mixed) as ds:
+        table = change(ds["rois"].h5ref.table())
+    with pytest.raises((CorruptFileError, KeyError), match=message):
+        xref.from_table(table)
+
+
+@given(drawn=files())
+def test_drawn_references_come_back(
+    drawn: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("plain") / "file.h5"
+    drawn.write(path)
+    with open_h5(path) as ds:
+        back = xref.from_table(ds["refs"].h5ref.table())
+        assert (back.data == ds["refs"].data).all()

@@ -1,0 +1,207 @@
+"""Variables of a Dataset as they are stored: by the CF conventions, as xarray writes them.
+
+In: a Dataset and what the user says of its variables. Out: variables of plain numbers and
+text, references, compounds and sequences, each in memory or cut into dask's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xref.h5memory import Form, find_form
+from xref.h5storage import check_encoding
+from xref.layout import item_dtype
+from xref.references import ReferenceArray
+from xref.variables import ReferenceVariable
+
+LAZY_NBYTES = 8 << 20
+"""Variables of more bytes are not read, or compressed, at once."""
+
+BLOCK_NBYTES = 16 << 20
+"""Bytes of their blocks, at most."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The variables of one group, ready to be written.
+
+    Attributes
+    ----------
+    variables : dict of str to xarray.Variable
+    attributes : dict
+        Of the group.
+    sizes : dict of str to int
+        Dimensions.
+    unlimited : set of str
+    forms : dict of str to Form
+        Of variables whose dtype alone does not tell.
+    given : dict of str to frozenset
+        What the user says of which variable.
+    """
+
+    variables: dict[str, xr.Variable]
+    attributes: dict[Any, Any]
+    sizes: dict[str, int]
+    unlimited: set[str]
+    forms: dict[str, Form] = field(default_factory=dict)
+    given: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def is_scale(self, name: str) -> bool:
+        """Tell whether a variable is the coordinate of its dimension."""
+        variable = self.variables.get(name)
+        return variable is not None and variable.dims == (name,)
+
+
+def encode_dataset(
+    dataset: xr.Dataset, encodings: Mapping[Hashable, Mapping[str, Any]]
+) -> Encoded:
+    """Encode the variables of a Dataset.
+
+    Raises
+    ------
+    ValueError
+        If the encoding of a variable says what cannot be, or of one that is not there.
+    """
+    for name, encoding in encodings.items():
+        if name not in dataset.variables:
+            raise ValueError(
+                f"an encoding is given for {name!r}; there are {list(dataset.variables)}"
+            )
+        check_encoding(encoding, name)
+    variables, attributes = xr.conventions.encode_dataset_coordinates(dataset)
+    prepared = {
+        name: _prepare(variable, encodings.get(name)) for name, variable in variables.items()
+    }
+    apart = {name for name, variable in prepared.items() if _has_no_conventions(variable)}
+    ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
+    encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
+    found = {}
+    for name, variable in encoded.items():
+        kept = prepared[name]
+        if name in apart:
+            new = kept.copy(deep=False)
+            new.attrs = variable.attrs
+        else:
+            new = variable
+        new.encoding = {**kept.encoding, **new.encoding}
+        found[str(name)] = new
+    unlimited = {str(d) for d in dataset.encoding.get("unlimited_dims", ())}
+    return Encoded(
+        variables=found,
+        attributes=dict(attributes),
+        sizes={str(k): v for k, v in dataset.sizes.items()},
+        unlimited=unlimited & set(map(str, dataset.sizes)),
+        forms=_forms(found),
+        given={str(k): frozenset(v) for k, v in encodings.items()},
+    )
+
+
+def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Variable:
+    """Return a variable in memory or in blocks, with the encoding that counts."""
+    origin = variable.encoding.get("h5ref")
+    new = variable.copy(deep=False)
+    if encoding is not None:
+        new.encoding = dict(encoding)
+        if origin is not None:
+            new.encoding["h5ref"] = origin
+    data: Any = new._data
+    if isinstance(data, ReferenceArray):
+        return new
+    if hasattr(data, "dask"):
+        return new.copy(data=data.compute()) if data.dtype.kind == "O" else new
+    in_memory = isinstance(data, np.ndarray)
+    is_large = new.dtype.kind not in "OV" and new.nbytes > LAZY_NBYTES and new.ndim > 0
+    # What is in memory is compressed in parallel, too.
+    if is_large and (not in_memory or _is_compressed(new.encoding)):
+        return new.chunk(dict(zip(new.dims, _block_shape(new), strict=True)))
+    return new if in_memory else new.copy(data=new.data)
+
+
+def _is_compressed(encoding: Mapping[str, Any]) -> bool:
+    return bool(encoding.get("zlib") or encoding.get("compression"))
+
+
+def _block_shape(variable: xr.Variable) -> tuple[int, ...]:
+    """Return blocks of whole chunks of a variable that is read lazily."""
+    sizes = variable.encoding.get("chunksizes")
+    if sizes is None or len(sizes) != variable.ndim:
+        sizes = (1,) * variable.ndim
+    sides = [min(int(c), max(n, 1)) for c, n in zip(sizes, variable.shape, strict=True)]
+    for axis in reversed(range(variable.ndim)):
+        while (
+            sides[axis] < variable.shape[axis]
+            and 2 * int(np.prod(sides)) * variable.dtype.itemsize <= BLOCK_NBYTES
+        ):
+            sides[axis] = min(2 * sides[axis], variable.shape[axis])
+    return tuple(sides)
+
+
+def align_blocks(data: Any, chunks: tuple[int, ...] | None) -> Any:
+    """Cut a dask array so that no chunk of a dataset is written in parts.
+
+    Parameters
+    ----------
+    data : dask.array.Array
+    chunks : tuple of int or None
+        Of the dataset.
+    """
+    if chunks is None:
+        return data
+    sides = zip(data.chunks, chunks, data.shape, strict=True)
+    if all(all(b % c == 0 for b in blocks[:-1]) for blocks, c, _ in sides):
+        return data
+    sides = zip(data.chunks, chunks, data.shape, strict=True)
+    wanted = tuple(min(max(round(b[0] / c), 1) * c, max(n, 1)) for b, c, n in sides)
+    return data.rechunk(wanted)
+
+
+def _has_no_conventions(variable: xr.Variable) -> bool:
+    """Tell whether values are stored as they are: references, compounds, bytes, sequences."""
+    if isinstance(variable, ReferenceVariable) or isinstance(variable._data, ReferenceArray):
+        return True
+    if variable.dtype.kind == "V":
+        return True
+    if variable.dtype.kind != "O":
+        return False
+    kept: Any = variable.dtype.metadata or {}
+    if isinstance(kept.get("vlen"), np.dtype):
+        return True
+    first = next((v for v in variable.values.flat if v is not None), None)
+    return not isinstance(first, str | float) and not type(first).__module__.startswith(
+        "cftime"
+    )
+
+
+def _stand_in(variable: xr.Variable) -> xr.Variable:
+    """Return a variable of numbers, for what xarray does with names and attributes."""
+    numbers = np.broadcast_to(np.int8(0), variable.shape)
+    return xr.Variable(variable.dims, numbers, dict(variable.attrs))
+
+
+def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
+    """Return the form of variables that a type of h5py in the encoding tells."""
+    found = {}
+    for name, variable in variables.items():
+        wanted = variable.encoding.get("dtype")
+        if not isinstance(wanted, np.dtype) or variable.dtype.kind not in "OV":
+            continue
+        base = item_dtype(wanted)[0]
+        if base.metadata or base.names:
+            values = np.zeros(0, dtype=base)
+            if _is_told(base):
+                found[name] = find_form(values, name)
+    return found
+
+
+def _is_told(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype says all of its objects."""
+    if dtype.subdtype is not None:
+        return _is_told(dtype.subdtype[0])
+    if dtype.names is not None:
+        return all(_is_told(dtype[name]) for name in dtype.names)
+    return dtype.kind != "O" or "vlen" in (dtype.metadata or {})

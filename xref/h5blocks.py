@@ -1,0 +1,124 @@
+"""Blocks of arrays into datasets of a file that several threads or processes write.
+
+In: a block, and the place of its dataset. Out: nothing; the elements are in the file.
+
+Chunks that a block has whole are compressed here, outside HDF5's lock, and handed to HDF5
+as they are stored; all else goes through HDF5, which compresses under its lock. The file
+is opened for each block, under a lock that other processes see too: where a scheduler
+puts a task does not matter, and nothing that h5py made is in a graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from xref.filters import SHUFFLE, FilterPipeline
+from xref.h5memory import Form, Memory, Plain, RawBytes
+from xref.h5write import write_elements
+from xref.references import ReferenceArray
+
+DEFLATE = 1
+
+_threads = threading.Lock()
+
+
+@contextmanager
+def open_to_write(path: str) -> Iterator[h5py.File]:
+    """Open a file for writing, one thread of one process at a time."""
+    import fcntl  # not there on all systems
+
+    with _threads, open(f"{path}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with h5py.File(path, "r+") as file:
+            yield file
+
+
+def no_references(references: ReferenceArray, kind: str) -> RawBytes:
+    """Refuse references among values that are written by blocks."""
+    raise TypeError("references are written before blocks are")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTarget:
+    """A dataset that `dask.array.store` writes to."""
+
+    path: str  # of the file
+    name: str  # of the dataset
+    form: Form
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...] | None
+    pipeline: FilterPipeline
+    fill_value: Any
+
+    def __setitem__(self, key: tuple[slice, ...], block: Any) -> None:
+        """Write one block."""
+        values = np.asarray(block)
+        bounds = zip(key, self.shape, strict=True)
+        box = tuple(slice(*k.indices(n)[:2]) for k, n in bounds)
+        if self._is_direct(box):
+            self._write_chunks(box, values)
+            return
+        memory = Memory(no_references)
+        with open_to_write(self.path) as file:
+            write_elements(file[self.name], self.form, memory, values, box)
+
+    def _is_direct(self, box: tuple[slice, ...]) -> bool:
+        """Tell whether a block has whole chunks, whose filters are known here."""
+        if self.chunks is None or not isinstance(self.form, Plain) or not self.shape:
+            return False
+        if [f.id for f in self.pipeline.filters] not in ([DEFLATE], [SHUFFLE, DEFLATE]):
+            return False
+        sides = zip(box, self.chunks, self.shape, strict=True)
+        return all(
+            s.start % c == 0 and (s.stop % c == 0 or s.stop == n) and s.stop > s.start
+            for s, c, n in sides
+        )
+
+    def _write_chunks(self, box: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
+        """Compress the chunks of a block, then store them."""
+        starts = [
+            range(s.start, s.stop, c) for s, c in zip(box, self.chunks or (), strict=True)
+        ]
+        encoded = []
+        for corner in itertools.product(*starts):
+            place = tuple(
+                slice(at - s.start, at - s.start + c)
+                for at, s, c in zip(corner, box, self.chunks or (), strict=True)
+            )
+            encoded.append((corner, self._encode(values[place])))
+        with open_to_write(self.path) as file:
+            dataset = file[self.name].id
+            for corner, data in encoded:
+                dataset.write_direct_chunk(corner, data)
+
+    def _encode(self, part: npt.NDArray[Any]) -> bytes:
+        """Return a chunk as it is stored; past the extent it has the fill value."""
+        if not isinstance(self.form, Plain):
+            raise TypeError(f"chunks of {self.form} are encoded by HDF5")
+        chunks = self.chunks or ()
+        whole = np.ascontiguousarray(part, dtype=self.form.dtype)
+        if part.shape != chunks:
+            whole = np.full(chunks, self.fill_value, dtype=self.form.dtype)
+            whole[tuple(slice(n) for n in part.shape)] = part
+        raw = whole.reshape(-1).view(np.uint8)
+        *before, deflate = self.pipeline.filters
+        if before and self.form.itemsize > 1:
+            raw = np.ascontiguousarray(raw.reshape(-1, self.form.itemsize).T).reshape(-1)
+        return zlib.compress(raw.data, deflate.options[0])
+
+
+def remove_lock(path: str) -> None:
+    """Remove what `open_to_write` leaves beside a file."""
+    if os.path.exists(f"{path}.lock"):
+        os.remove(f"{path}.lock")

@@ -1,0 +1,411 @@
+"""Groups, variables, attributes and dimensions of xarray into an open HDF5 file.
+
+In: Datasets by the path of their group. Out: the objects of the file, and the blocks of
+dask arrays that are to be stored in it.
+
+1. Groups and datasets are created, and values without references written. What every
+   object was made from is noted.
+2. References are made anew: now the address of everything is known. What is missing may
+   be copied, which goes back to 1.
+3. Dimension scales are attached, each list of references written once.
+
+Variables along named dimensions, and text, are stored as netCDF-4 stores them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import xarray as xr
+from h5py import h5ds, h5o
+
+from xref.cfencode import Encoded, align_blocks, encode_dataset
+from xref.elements import DecodeOptions, ObjectReference, Reference
+from xref.h5blocks import BlockTarget
+from xref.h5file import FileLocation
+from xref.h5layout import pipeline_of
+from xref.h5memory import Form, Memory, RawBytes, find_form, holds_references
+from xref.h5objects import known_path, object_kind, object_paths, open_object
+from xref.h5storage import choose_storage
+from xref.h5write import (
+    address_of,
+    create_dataset,
+    region_bytes,
+    write_attribute,
+    write_dimension_list,
+    write_elements,
+    write_reference_list,
+)
+from xref.references import ReferenceArray
+from xref.remake import Ident, Targets, Written
+
+NAME_CLASH = "_nc4_non_coord_"
+"""Begins the name of a variable in the file that is named like a dimension, and lies along
+others; netCDF-4 reads it so."""
+
+COPIES = "/#refs#"
+"""Group of copied objects that have no path of their own, as MATLAB names it."""
+
+NOT_DECODED = DecodeOptions(
+    mask_and_scale=False,
+    decode_times=False,
+    concat_characters=False,
+    decode_coords=False,
+    decode_timedelta=False,
+)
+
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable%10d"
+
+
+@dataclass(slots=True)
+class _Scale:
+    """A dimension of the file."""
+
+    dataset: h5py.Dataset
+    address: int
+    size: int
+    existed: bool
+    attached: list[tuple[int, int]] = field(default_factory=list)
+
+
+_Scales: TypeAlias = dict[str, _Scale | None]
+"""By dimension; None where its name is taken by something else."""
+
+
+class TreeWriter:
+    """Writes Datasets into a file that is open for writing.
+
+    Parameters
+    ----------
+    file : h5py.File
+    path : str
+        Of the file, for what is written later.
+    targets : Targets
+        Where references lead to.
+    """
+
+    def __init__(self, file: h5py.File, path: str, targets: Targets) -> None:
+        self.file, self.path, self.targets = file, path, targets
+        self.blocks: list[tuple[Any, BlockTarget]] = []
+        self._later: list[Callable[[], None]] = []
+        self._scales: dict[str, dict[str, _Scale]] = {}
+        self._along: list[tuple[h5py.Dataset, int, list[str], _Scales]] = []
+        self._copied: dict[Ident, Written] = {}
+        targets.copy = self._copy
+
+    def add(
+        self, path: str, dataset: xr.Dataset, encodings: Mapping[Hashable, Mapping[str, Any]]
+    ) -> None:
+        """Write one group, and its variables.
+
+        Parameters
+        ----------
+        path : str
+            Of the group.
+        dataset : xarray.Dataset
+        encodings : dict
+            What the user says of some variables.
+        """
+        group = self._require_group(path)
+        made_from = ident(dataset.encoding.get("h5ref"))
+        written = Written(path, address_of(group), None, made_from is not None)
+        self.targets.add(written, made_from)
+        encoded = encode_dataset(dataset, encodings)
+        scales = self._add_dimensions(group, path, encoded)
+        for name, variable in encoded.variables.items():
+            self._add_variable(group, path, name, variable, encoded, scales)
+        self._write_attributes(group, encoded.attributes, path)
+
+    def finish(self) -> None:
+        """Write references, and attach dimensions."""
+        while self._later:
+            waiting, self._later = self._later, []
+            for write in waiting:
+                write()
+        for dataset, address, dims, known in self._along:
+            scales = [known.get(dim) for dim in dims]
+            if any(s is not None and s.existed for s in scales):
+                for axis, scale in enumerate(scales):
+                    if scale is not None:
+                        dataset.dims[axis].attach_scale(scale.dataset)
+                continue
+            write_dimension_list(dataset, [s.address if s else None for s in scales])
+            for axis, scale in enumerate(scales):
+                if scale is not None:
+                    scale.attached.append((address, axis))
+        for group in self._scales.values():
+            for scale in group.values():
+                if not scale.existed:
+                    write_reference_list(scale.dataset, scale.attached)
+
+    # --- groups and dimensions ---------------------------------------------------------
+
+    def _require_group(self, path: str) -> h5py.Group:
+        group: h5py.Group = self.file["/"]
+        at = "/"
+        for part in [p for p in path.split("/") if p]:
+            at = posixpath.join(at, part)
+            found = group.get(part)
+            if found is None:
+                found = group.create_group(part, track_order=True)
+            elif not isinstance(found, h5py.Group):
+                raise ValueError(f"{self.path}: {at!r} is a dataset; no group can be there")
+            group = found
+        return group
+
+    def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> _Scales:
+        """Return the scale of each dimension; those without a variable are made here."""
+        own = self._scales.setdefault(path, _existing_scales(group))
+        scales: _Scales = {}
+        for dim, size in encoded.sizes.items():
+            if encoded.is_scale(dim):
+                continue  # comes with its variable
+            found = next((s for s in self._above(path, dim)), None)
+            if found is not None and (found.size == size or found.existed):
+                if found.size != size:
+                    raise ValueError(
+                        f"{self.path}: dimension {dim!r} of {path!r} has {found.size} elements "
+                        f"there and {size} in what is written"
+                    )
+                scales[dim] = found
+                continue
+            if dim in group:
+                scales[dim] = None  # the name is taken by something else
+                continue
+            maxshape = (None,) if dim in encoded.unlimited else None
+            dataset = group.create_dataset(
+                dim, (size,), ">f4", maxshape=maxshape, track_order=True
+            )
+            dataset.make_scale(_NO_VARIABLE % size)
+            own[dim] = scales[dim] = _Scale(dataset, address_of(dataset), size, False)
+            self._number(dataset)
+        return scales
+
+    def _above(self, path: str, dim: str) -> Any:
+        """Yield the dimensions of a name in a group and those above it, nearest first."""
+        while True:
+            found = self._scales.get(path, {}).get(dim)
+            if found is not None:
+                yield found
+            if path == "/":
+                return
+            path = posixpath.dirname(path)
+
+    def _number(self, dataset: h5py.Dataset) -> None:
+        """Give a dimension a number, as netCDF does to keep their order."""
+        n = sum(map(len, self._scales.values()))
+        dataset.attrs.create("_Netcdf4Dimid", n - 1, dtype="<i4")
+
+    # --- variables ---------------------------------------------------------------------
+
+    def _add_variable(
+        self,
+        group: h5py.Group,
+        path: str,
+        name: str,
+        variable: xr.Variable,
+        encoded: Encoded,
+        scales: _Scales,
+    ) -> None:
+        dims = [str(d) for d in variable.dims]
+        stored_name = name
+        if name in encoded.sizes and not encoded.is_scale(name):
+            stored_name = NAME_CLASH + name
+        full = posixpath.join(path, name)
+        where = f"{self.path}: {full!r}"
+        dataset = self._create(group, stored_name, variable, encoded, where, name)
+        made_from = ident(variable.encoding.get("h5ref"))
+        written = Written(full, address_of(dataset), dataset.shape, made_from is not None)
+        self.targets.add(written, made_from)
+        if encoded.is_scale(name):
+            dataset.make_scale(name)
+            scale = _Scale(dataset, written.address, variable.shape[0], False)
+            existing = self._scales[path].get(name)
+            scales[name] = self._scales[path][name] = existing or scale
+            if existing is None:
+                self._number(dataset)
+        elif dims:
+            self._along.append((dataset, written.address, dims, scales))
+        self._write_attributes(dataset, variable.attrs, full)
+
+    def _create(
+        self,
+        group: h5py.Group,
+        name: str,
+        variable: xr.Variable,
+        encoded: Encoded,
+        where: str,
+        label: str,
+    ) -> h5py.Dataset:
+        """Create a dataset, and write its values or see that they will be."""
+        data = variable._data
+        blocks = getattr(data, "chunks", None)
+        values: Any = np.zeros(0, data.dtype) if blocks else data
+        form = encoded.forms.get(label) or find_form(values, where)
+        if name in group:
+            dataset = self._existing(group, name, form, variable.shape, where)
+        else:
+            storage = choose_storage(
+                variable.shape,
+                form,
+                variable.encoding,
+                given=encoded.given.get(label, ()),
+                unlimited=[d in encoded.unlimited for d in variable.dims],
+                blocks=blocks,
+                fill_value=_fill_value(variable, form),
+                what=where,
+            )
+            dataset = create_dataset(group, name, variable.shape, form, storage)
+        if blocks:
+            data = align_blocks(data, dataset.chunks)
+            target = BlockTarget(
+                path=self.path,
+                name=dataset.name,
+                form=form,
+                shape=variable.shape,
+                chunks=dataset.chunks,
+                pipeline=pipeline_of(dataset.id.get_create_plist()),
+                fill_value=dataset.fillvalue,
+            )
+            self.blocks.append((data, target))
+        elif holds_references(form):
+            self._later.append(lambda: write_elements(dataset, form, self._memory(), data))
+        else:
+            write_elements(dataset, form, self._memory(), data)
+        return dataset
+
+    def _existing(
+        self, group: h5py.Group, name: str, form: Form, shape: tuple[int, ...], where: str
+    ) -> h5py.Dataset:
+        """Return a dataset that is there, and that values of a type and shape fit into."""
+        found = group[name]
+        if not isinstance(found, h5py.Dataset):
+            raise ValueError(f"{where} is a group in the file; no variable can be there")
+        if found.shape != shape or not found.id.get_type().equal(form.type_id()):
+            raise ValueError(
+                f"{where} is there already, of shape {found.shape} and type {found.dtype}; "
+                f"what is written has the shape {shape}, or another type. Write it under "
+                "another name, or remove what is there, and with it what references lead to"
+            )
+        return found
+
+    # --- attributes --------------------------------------------------------------------
+
+    def _write_attributes(
+        self, item: h5py.HLObject, attributes: Mapping[Any, Any], path: str
+    ) -> None:
+        for key, value in attributes.items():
+            name, where = str(key), f"{self.path}: attribute {key!r} of {path!r}"
+            values = _attribute_array(value, where)
+            form = find_form(values, where)
+
+            def write(name: str = name, form: Form = form, values: Any = values) -> None:
+                write_attribute(item, name, form, self._memory(), values)
+
+            if holds_references(form):
+                self._later.append(write)
+            else:
+                write()
+
+    # --- references --------------------------------------------------------------------
+
+    def _memory(self) -> Memory:
+        """Return what makes bytes of values, and keeps them until they are written."""
+        return Memory(self._reference_bytes)
+
+    def _reference_bytes(self, references: ReferenceArray, kind: str) -> RawBytes:
+        address, regions = self.targets.remake(references, references.describe)
+        if kind == "region":
+            return region_bytes(self.file, address, regions)
+        return address.astype("<u8").view(np.uint8).reshape(len(address), 8)
+
+    def _copy(self, location: FileLocation, address: int) -> Written | None:
+        """Write an object of another file here; None if there is none."""
+        kind = object_kind(location, address)
+        if kind == "dangling":
+            return None
+        key = location.key, address
+        if key in self._copied:
+            return self._copied[key]
+        path = known_path(location, address) or object_paths(location).get(address)
+        if not path or path in self.file:
+            path = f"{COPIES}/{address:x}"
+            while path in self.file:
+                path += "_"
+        reference = ObjectReference(location, address, NOT_DECODED)
+        if kind == "group":
+            group = self._require_group(path)
+            written = Written(path, address_of(group), None)
+            self._copied[key] = written
+            self.add(path, reference.resolve(), {})
+            return written
+        above, name = posixpath.split(path)
+        parent = self._require_group(above)
+        if kind == "datatype":
+            self.copy_datatype(location, address, parent, name)
+            written = Written(path, address_of(parent[name]), None)
+        else:
+            variable = reference.resolve().variable
+            encoded = encode_dataset(xr.Dataset({name: variable}), {})
+            encoded.sizes.clear()  # its dimensions are not copied
+            self._add_variable(parent, above, name, encoded.variables[name], encoded, {})
+            item = parent[name]
+            written = Written(path, address_of(item), item.shape)
+        self._copied[key] = written
+        return written
+
+    def copy_datatype(
+        self, location: FileLocation, address: int, parent: h5py.Group, name: str
+    ) -> None:
+        """Copy a named datatype."""
+        item = open_object(location, address)
+        h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
+
+
+def ident(reference: Any) -> Ident | None:
+    """Return which object of which file is meant, None if none is."""
+    if not isinstance(reference, ObjectReference) or reference.location is None:
+        return None
+    return reference.location.key, reference.address
+
+
+def _existing_scales(group: h5py.Group) -> dict[str, _Scale]:
+    """Return the dimension scales that a group has."""
+    found = {}
+    for name, item in group.items():
+        if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id) and item.ndim == 1:
+            found[name] = _Scale(item, address_of(item), item.shape[0], True)
+    return found
+
+
+def _fill_value(variable: xr.Variable, form: Form) -> Any:
+    """Return what elements are that were never written, where an attribute says so."""
+    fill = variable.attrs.get("_FillValue")
+    dtype = getattr(form, "dtype", None)
+    if fill is None or dtype is None or dtype.kind not in "iuf":
+        return None
+    return np.asarray(fill, dtype=dtype).reshape(-1)[0]
+
+
+def _attribute_array(value: Any, where: str) -> Any:
+    """Return the value of an attribute as an array."""
+    if isinstance(value, ReferenceArray):
+        return value
+    if isinstance(value, Reference):
+        return ReferenceArray.from_references(value)
+    if isinstance(value, str | bytes):
+        return np.array(value, dtype=object)
+    if value is None or isinstance(value, Mapping):
+        raise TypeError(f"{where} is {value!r}: HDF5 has no type for it")
+    if isinstance(value, list | tuple) and any(
+        isinstance(v, str | bytes | Reference | np.ndarray) for v in value
+    ):
+        array = np.empty(len(value), dtype=object)
+        array[:] = list(value)
+        return array
+    return np.asarray(value)

@@ -1,0 +1,181 @@
+"""References of one file into references of another one that is being written.
+
+In: references as columns, and what was written where. Out: for each the address in the
+new file and its region. A target that is not there is an error that names it, becomes
+null, or is asked for (``on_missing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.decode import References
+from xref.errors import DanglingReferenceError, XrefError
+from xref.gather import distinct_targets
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation
+from xref.h5objects import known_path, object_kind, object_paths
+from xref.references import ReferenceArray
+from xref.regions import Kind, RegionTable
+
+ON_MISSING = ("raise", "null", "copy")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An object of the new file."""
+
+    path: str
+    address: int
+    shape: tuple[int, ...] | None  # None for what is no dataset
+    known: bool = True
+    """Whether it is known which object of which file it was made from."""
+
+
+Ident = tuple[Any, int]
+"""A file's key and an address in it."""
+
+
+@dataclass(slots=True)
+class Targets:
+    """Where the objects of other files are in the new one.
+
+    Attributes
+    ----------
+    own_file : object
+        Key of the file that is written, where it existed before; references into it stay.
+    by_identity : dict
+        By what an object was made from.
+    by_path : dict
+        By path in the new file.
+    copy : callable
+        Asks for a copy of an object of another file; returns where it will be, or None if
+        it is no object.
+    """
+
+    on_missing: str
+    own_file: Any = None
+    by_identity: dict[Ident, Written] = field(default_factory=dict)
+    by_path: dict[str, Written] = field(default_factory=dict)
+    copy: Callable[[FileLocation, int], Written | None] = lambda location, address: None
+
+    def add(self, written: Written, made_from: Ident | None) -> None:
+        """Enter an object that was written; of several copies the first counts."""
+        if made_from is not None:
+            self.by_identity.setdefault(made_from, written)
+        self.by_path.setdefault(written.path, written)
+
+    def find(self, location: FileLocation, address: int) -> Written | None:
+        """Return where an object of another file is, None where it is not."""
+        found = self.by_identity.get((location.key, address))
+        if found is not None:
+            return found
+        path = known_path(location, address) or object_paths(location).get(address)
+        named = self.by_path.get(path) if path else None
+        # One of that path that was made from another object is another object.
+        return named if named is not None and not named.known else None
+
+    def remake(
+        self, references: ReferenceArray, describe: Callable[[int], str]
+    ) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+        """Return address and region of each reference in the new file, in C order.
+
+        Parameters
+        ----------
+        references : ReferenceArray
+        describe : callable
+            Names element i in errors.
+
+        Raises
+        ------
+        DanglingReferenceError
+            If a target is not in the new file, unless ``on_missing`` says otherwise.
+        """
+        columns = references.columns
+        address = np.zeros(len(columns), dtype=np.uint64)
+        regions = columns.region_table()
+        found = distinct_targets(columns)
+        for k in range(len(found.address)):
+            rows = found.rows[found.cut[k] : found.cut[k + 1]]
+            location = columns.files[int(found.file[k])]
+            old = int(found.address[k])
+            if location.key == self.own_file:
+                address[rows] = old
+                continue
+            target = self._target(location, old, rows, regions, describe)
+            if target is not None:
+                address[rows] = target.address
+        self._refuse_attributes(columns, address, describe)
+        return address, regions
+
+    def _target(
+        self,
+        location: FileLocation,
+        address: int,
+        rows: npt.NDArray[np.intp],
+        regions: RegionTable,
+        describe: Callable[[int], str],
+    ) -> Written | None:
+        found = self.find(location, address)
+        problem = "which is not among what is written"
+        if found is not None:
+            problem = _cut_problem(location, address, found, regions.kind[rows])
+            if not problem:
+                return found
+        kind = object_kind(location, address)
+        if self.on_missing == "copy" or kind == "datatype":
+            copied = self.copy(location, address)
+            if copied is not None:
+                return copied
+        if self.on_missing != "raise":
+            return None
+        path = known_path(location, address) or object_paths(location).get(address)
+        what = f"{path!r}" if path else f"the unnamed object at {address:#x}"
+        if kind == "dangling":
+            what, problem = f"{address:#x}", "where no object is"
+        raise DanglingReferenceError(
+            f"{describe(int(rows[0]))} points at {what} of {location.filename}, {problem}; "
+            "write that too, or pass on_missing='copy' or on_missing='null'"
+        )
+
+    def _refuse_attributes(
+        self,
+        columns: References,
+        address: npt.NDArray[np.uint64],
+        describe: Callable[[int], str],
+    ) -> None:
+        """Make references to attributes null, which only newer references can be."""
+        rows = columns.attribute_rows
+        if not len(rows):
+            return
+        if self.on_missing == "raise":
+            raise DanglingReferenceError(
+                f"{describe(int(rows[0]))} points at an attribute, which references of h5py "
+                "(H5T_STD_REF_OBJ) cannot; pass on_missing='null'"
+            )
+        address[rows] = 0
+
+
+def _cut_problem(
+    location: FileLocation, address: int, found: Written, kinds: npt.NDArray[np.uint8]
+) -> str:
+    """Say why regions of an object are not regions of what was made from it."""
+    if found.shape is None or (kinds == Kind.OBJECT).all():
+        return ""
+    try:
+        shape = dataset_layout(location, address).shape
+    except XrefError:
+        return ""  # a region of what is no dataset stays one
+    if len(shape) == len(found.shape) and all(
+        new >= old for new, old in zip(found.shape, shape, strict=True)
+    ):
+        return ""
+    return (
+        f"of shape {shape}, which is written with the shape {found.shape}: regions of it mean "
+        "other elements"
+    )
