@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from xref.elements import SourceName
+
 h5netcdf = pytest.importorskip("h5netcdf")
 
 TYPES = ("i1", "u1", "i2", ">i2", "u4", ">i8", "u8", "f2", "f4", ">f8", "c8", "c16", "?", "S1")
@@ -19,6 +21,8 @@ TYPES = ("i1", "u1", "i2", ">i2", "u4", ">i8", "u8", "f2", "f4", ">f8", "c8", "c
 
 def same(a: Any, b: Any) -> bool:
     """Tell whether two attribute or encoding values are the same, types included."""
+    if isinstance(a, SourceName):
+        a = str(a)
     if type(a) is not type(b):
         return False
     if isinstance(a, list):

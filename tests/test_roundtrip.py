@@ -45,7 +45,7 @@ def test_drawn_files_come_back_identical(drawn: Drawn, chunks: Any, folder: Path
         with open_h5(second, **RAW_OPTIONS) as after:
             assert_same_dataset(after, before)
     with h5py.File(first) as theirs, h5py.File(second) as ours:
-        for old, new in zip(theirs["refs"][()].flat, ours["refs"][()].flat, strict=True):
+        for old, new in zip(*(np.ravel(f["refs"][()]) for f in (theirs, ours)), strict=True):
             assert_same_target(ours, new, theirs, old)
     first.unlink()
     second.unlink()
@@ -91,12 +91,21 @@ def assert_same_values(found: Any, expected: Any) -> None:
         return
     assert len(found) == len(expected)
     for a, b in zip(found.tolist(), expected.tolist(), strict=True):
-        a, b = (x if isinstance(x, tuple) else (x,) for x in (a, b))
-        for x, y in zip(a, b, strict=True):
-            if not isinstance(y, h5py.Reference):
-                np.testing.assert_array_equal(x, y)
-            else:
-                assert bool(x) == bool(y)
+        assert_same_element(a, b)
+
+
+def assert_same_element(found: Any, expected: Any) -> None:
+    """Compare numbers, texts, compounds and sequences of them; of references the truth."""
+    if isinstance(expected, np.ndarray):
+        expected, found = expected.tolist(), found.tolist()
+    if isinstance(expected, tuple | list):
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert_same_element(a, b)
+    elif isinstance(expected, h5py.Reference):
+        assert bool(found) == bool(expected)
+    else:
+        np.testing.assert_equal(found, expected)
 
 
 # --- drawn Datasets --------------------------------------------------------------------

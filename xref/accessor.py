@@ -34,7 +34,7 @@ from xref.references import ReferenceArray
 from xref.resolve import resolve_references
 from xref.results import RegionResults
 from xref.table import reference_table
-from xref.variables import ReferenceVariable
+from xref.variables import ReferenceVariable, reference_dataarray
 from xref.writing import to_hdf5
 
 SAMPLE_LENGTH = 64
@@ -252,7 +252,7 @@ class ReferenceAccessor:
         short = name.rsplit(".", 1)[-1]
         dims = array.dims + tuple(f"{short}_{i}" for i in range(references.ndim - array.ndim))
         variable = ReferenceVariable(dims, references, array.attrs)
-        return xr.DataArray(variable, coords=array.coords, name=short)
+        return reference_dataarray(variable, array.coords, short)
 
     def table(self) -> xr.Dataset:
         """Describe the references without reading what they point at.

@@ -13,7 +13,7 @@ from xarray.backends import BackendEntrypoint
 from xref.attribute_values import warn_unreadable
 from xref.bind import decode_dataset
 from xref.dimensions import PHONY_DIMS, PhonyNames
-from xref.elements import DecodeOptions, ObjectReference
+from xref.elements import DecodeOptions, ObjectReference, SourceName
 from xref.h5file import (
     FileLocation,
     answered,
@@ -286,7 +286,7 @@ def _open_group(
     except BaseException:
         close_file(location)
         raise
-    dataset.encoding["source"] = location.filename
-    dataset.encoding["h5ref"] = ObjectReference(unheld(home.location), home.address, options)
+    opened = ObjectReference(unheld(home.location), home.address, options)
+    dataset.encoding["source"] = SourceName.of(opened, location.filename)
     dataset.set_close(functools.partial(close_file, location))
     return dataset

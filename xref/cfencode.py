@@ -103,12 +103,12 @@ def encode_dataset(
 
 def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Variable:
     """Return a variable in memory or in blocks, with the encoding that counts."""
-    origin = variable.encoding.get("h5ref")
+    source = variable.encoding.get("source")
     new = variable.copy(deep=False)
     if encoding is not None:
         new.encoding = dict(encoding)
-        if origin is not None:
-            new.encoding["h5ref"] = origin
+        if source is not None:
+            new.encoding["source"] = source
     data: Any = new._data
     if isinstance(data, ReferenceArray):
         return new

@@ -23,7 +23,7 @@ from xref.positions import Origin, find_origin, index_keys, location_of
 from xref.references import ReferenceArray
 from xref.regions import RegionTable, box_table, table_from_selections
 from xref.selection import All, Selection
-from xref.variables import ReferenceVariable
+from xref.variables import ReferenceVariable, reference_dataarray
 
 REGION_DIM = "region"
 
@@ -179,7 +179,7 @@ def make_regions(
     references = ReferenceArray(
         begin.shape[:-1], kind="region", columns=columns, options=origin.object.options
     )
-    return xr.DataArray(ReferenceVariable(dims, references), coords=coords, name=dim)
+    return reference_dataarray(ReferenceVariable(dims, references), coords, dim)
 
 
 def _columns(

@@ -11,6 +11,7 @@ element of object variables, and NumPy would read the target.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -136,6 +137,41 @@ class ObjectReference:
             return "null"
         name = known_path(self.location, self.address)
         return f"-> {name}" if name else f"-> object at {self.address:#x}"
+
+
+class SourceName(str):
+    """The name of a file that knows which object of the file is meant.
+
+    It is ``encoding["source"]`` of what the engine opens, a text like any other, and what
+    references to a variable are made from.
+
+    Attributes
+    ----------
+    object : ObjectReference
+        The dataset or the group that was opened. It does not keep the file open.
+    """
+
+    __slots__ = ("object",)
+    object: ObjectReference
+
+    @classmethod
+    def of(cls, reference: ObjectReference, name: str | None = None) -> SourceName:
+        """Name the file of a reference, or by another name that the file has."""
+        source = cls(reference.filename if name is None else name)
+        source.object = reference
+        return source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SourceName.of, (self.object, str(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SourceName:
+        return self
+
+
+def opened_from(encoding: Mapping[Any, Any]) -> ObjectReference | None:
+    """Return the object that something was opened from, by its encoding."""
+    source = encoding.get("source")
+    return source.object if isinstance(source, SourceName) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -25,7 +25,7 @@ import xarray as xr
 from h5py import h5ds, h5o
 
 from xref.cfencode import Encoded, align_blocks, encode_dataset
-from xref.elements import DecodeOptions, ObjectReference, Reference
+from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation
 from xref.h5layout import pipeline_of
@@ -112,7 +112,7 @@ class TreeWriter:
             What the user says of some variables.
         """
         group = self._require_group(path)
-        made_from = ident(dataset.encoding.get("h5ref"))
+        made_from = ident(opened_from(dataset.encoding))
         written = Written(path, address_of(group), None, made_from is not None)
         self.targets.add(written, made_from)
         encoded = encode_dataset(dataset, encodings)
@@ -219,7 +219,7 @@ class TreeWriter:
         full = posixpath.join(path, name)
         where = f"{self.path}: {full!r}"
         dataset = self._create(group, stored_name, variable, encoded, where, name)
-        made_from = ident(variable.encoding.get("h5ref"))
+        made_from = ident(opened_from(variable.encoding))
         written = Written(full, address_of(dataset), dataset.shape, made_from is not None)
         self.targets.add(written, made_from)
         if encoded.is_scale(name):
@@ -367,9 +367,9 @@ class TreeWriter:
         h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
 
 
-def ident(reference: Any) -> Ident | None:
+def ident(reference: ObjectReference | None) -> Ident | None:
     """Return which object of which file is meant, None if none is."""
-    if not isinstance(reference, ObjectReference) or reference.location is None:
+    if reference is None or reference.location is None:
         return None
     return reference.location.key, reference.address
 

@@ -21,7 +21,7 @@ from xref.inputs import find_source
 from xref.references import ReferenceArray
 from xref.regions import KIND_NAMES, Kind, RegionTable, empty_table
 from xref.selection import UNLIMITED
-from xref.variables import ReferenceVariable
+from xref.variables import ReferenceVariable, reference_dataarray
 
 
 def from_table(
@@ -53,8 +53,8 @@ def from_table(
     CorruptFileError
         If the columns do not fit together.
     """
-    dims, shape = table["kind"].dims, table["kind"].shape
     kind = _texts(table, "kind")
+    dims, shape = table["kind"].dims, table["kind"].shape
     live = ~np.isin(kind, ["null", "dangling"])
     names = _texts(table, "filename")
     if filename is not None:
@@ -79,7 +79,7 @@ def from_table(
         noun = "std"
     references = ReferenceArray(shape, kind=noun, columns=columns)
     coords = {k: v for k, v in table.coords.items() if set(v.dims) <= set(dims)}
-    return xr.DataArray(ReferenceVariable(dims, references), coords=coords, name="references")
+    return reference_dataarray(ReferenceVariable(dims, references), coords, "references")
 
 
 def _texts(table: xr.Dataset, name: str) -> npt.NDArray[np.object_]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.columns import IntArray
-from xref.elements import ObjectReference
+from xref.elements import ObjectReference, opened_from
 from xref.errors import ResultTooLargeError, SelectionError
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
@@ -184,8 +184,8 @@ def find_origin(array: xr.DataArray) -> Origin:
             for keys, is_outer in steps:
                 origin = origin.outer(keys) if is_outer else origin.pointwise(keys)
             return _without_items(origin, len(stored_array.extent), name)
-    remembered = variable.encoding.get("h5ref")
-    if isinstance(remembered, ObjectReference) and remembered.location is not None:
+    remembered = opened_from(variable.encoding)
+    if remembered is not None and remembered.location is not None:
         target = held(remembered)
         axes = _axes_by_label(target.resolve(), array)
         if axes is not None:
@@ -297,8 +297,8 @@ def location_of(dataset: xr.Dataset) -> tuple[FileLocation, int]:
     TypeError
         If it was not.
     """
-    remembered = dataset.encoding.get("h5ref")
-    if isinstance(remembered, ObjectReference):
+    remembered = opened_from(dataset.encoding)
+    if remembered is not None:
         location = held(remembered).location
         if location is not None:
             return location, remembered.address

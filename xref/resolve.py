@@ -32,7 +32,12 @@ from xref.layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.parts import canvas_strides, plan_parts, row_strides
 from xref.references import ReferenceArray
 from xref.targets import group_path, open_target
-from xref.variables import ReferenceVariable, build_variable, open_members
+from xref.variables import (
+    ReferenceVariable,
+    build_variable,
+    open_members,
+    reference_dataarray,
+)
 
 LAYOUTS = ("stack", "ragged", "pad")
 
@@ -158,10 +163,10 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
         where = f"{location.filename}: attribute {reference.name!r}"
         data = attribute_references(value, location, where, reference.options)
         variable = ReferenceVariable(_numbered_dims(data.ndim), data)
+        array = reference_dataarray(variable, name=reference.name)
     else:
         values = _attribute_array(value)
-        variable = xr.Variable(_numbered_dims(values.ndim), values)
-    array = xr.DataArray(variable, name=reference.name)
+        array = xr.DataArray(values, dims=_numbered_dims(values.ndim), name=reference.name)
     return array if chunks is None else array.chunk(chunks)
 
 

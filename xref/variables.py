@@ -8,7 +8,7 @@ datasets of references.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from xref.dimensions import (
     count_dimensions,
     name_dimensions,
 )
-from xref.elements import DecodeOptions, ObjectReference
+from xref.elements import DecodeOptions, ObjectReference, SourceName
 from xref.errors import UnsupportedError, XrefError
 from xref.filters import Filter, FilterPipeline
 from xref.h5attributes import read_attributes
@@ -82,6 +82,14 @@ class ReferenceVariable(xr.Variable):
         elif isinstance(chunks, dict):
             chunks = {d: -1 if c == "auto" else c for d, c in chunks.items()}
         return super().chunk(chunks, *args, **kwargs)
+
+
+def reference_dataarray(
+    variable: ReferenceVariable, coords: Mapping[Any, Any] | None = None, name: Any = None
+) -> xr.DataArray:
+    """Return a DataArray of references; the constructor would make a plain variable."""
+    for_now = "<references>"  # a name that no dimension has
+    return xr.Dataset({for_now: variable}, coords)[for_now].rename(name)
 
 
 def open_members(
@@ -249,8 +257,8 @@ def build_variable(
 ) -> xr.Variable:
     """Make the variable of one dataset; ``shape`` may be longer than what is stored."""
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
-    encoding |= {"source": location.filename, "original_shape": shape or layout.shape}
-    encoding["h5ref"] = ObjectReference(unheld(location), address, options)
+    source = SourceName.of(ObjectReference(unheld(location), address, options))
+    encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
         stored = StoredReferences(

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from xref.elements import ObjectReference
+from xref.elements import opened_from
 from xref.errors import FileChangedError
 from xref.h5blocks import remove_lock
 from xref.h5file import FileLocation, check_unchanged, close_files
@@ -215,8 +215,8 @@ def _read_from(dataset: xr.Dataset, key: Any, filename: str) -> xr.Dataset:
         if isinstance(data, ReferenceArray):
             _check_version(data.columns.files, key, filename)
             continue
-        origin = variable.encoding.get("h5ref")
-        location = origin.location if isinstance(origin, ObjectReference) else None
+        origin = opened_from(variable.encoding)
+        location = origin.location if origin is not None else None
         if location is not None and location.key == key and not isinstance(data, np.ndarray):
             _check_version((location,), key, filename)
             found[name] = variable.compute()
