@@ -87,6 +87,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("cluster") / "image.h5")
 
 
+def test_workers_write_one_file(client: Any, path: Path, tmp_path: Path) -> None:
+    with xr.open_dataset(path, engine="h5ref", chunks={}) as ds:
+        patches = ds["rois"].h5ref.resolve(chunks=50).rename("patches").drop_attrs()
+        new = patches.to_dataset().assign(image=(("a", "b"), (ds["image"] + 1).data))
+        encoding = {"patches": {"zlib": True, "chunksizes": (50, BOX, BOX)}, "image": {}}
+        later = xref.to_hdf5(new, tmp_path / "new.h5", encoding=encoding, compute=False)
+        client.compute(later).result()
+    assert os.listdir(tmp_path) == ["new.h5"]
+    with h5py.File(tmp_path / "new.h5") as file:
+        np.testing.assert_array_equal(file["patches"], PATCHES)
+        np.testing.assert_array_equal(file["image"], IMAGE + 1)
+
+
 def write(path: Path) -> Path:
     with h5py.File(path, "w") as file:
         image = file.create_dataset(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,57 @@ def test_appending_keeps_what_is_there_and_refuses_other_shapes(tmp_path: Path) 
         xref.to_hdf5(xr.Dataset({"sub": 1}), path, mode="a")
 
 
+def test_appending_that_fails_removes_what_was_new(source: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        file["old"] = 1
+    with open_h5(source) as ds:
+        new = ds[["rois", "grid"]].assign(a=("x", [1, 2]))
+        with pytest.raises(DanglingReferenceError, match="not among what is written"):
+            xref.to_hdf5(new, tmp_path / "file.h5", mode="a", group="deep/er")
+    with h5py.File(tmp_path / "file.h5") as file:
+        assert list(file) == ["old"]
+
+
+def test_a_file_keeps_its_links_and_its_mode(tmp_path: Path) -> None:
+    path, link = tmp_path / "file.h5", tmp_path / "link.h5"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    xref.to_hdf5(xr.Dataset({"a": ("x", [1, 2])}), link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o640
+    with h5py.File(path) as file:
+        assert file["a"][:].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("user_block", [0, 1024])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_files_of_any_make_take_references(
+    tmp_path: Path, user_block: int, libver: str
+) -> None:
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w", libver=libver, userblock_size=user_block) as file:
+        file["image"] = IMAGE
+        file["line"] = np.arange(9)
+    with open_h5(path) as ds:
+        image = ds["image"].h5ref
+        new = xr.Dataset(
+            {
+                "boxes": image.regions([[0, 0], [30, 40]], (10, 10), dim="box"),
+                "steps": ((), image.region_reference(np.s_[::3, 1::7])),
+                "object": ((), ds["line"].h5ref.reference()),
+            },
+            attrs={"best": image.region_reference(5, slice(3, 9))},
+        )
+        xref.to_hdf5(new, path, mode="a")
+    with h5py.File(path) as file:
+        image = file["image"]
+        np.testing.assert_array_equal(image[file["boxes"][1]], IMAGE[30:, 40:])
+        np.testing.assert_array_equal(image[file["steps"][()]], IMAGE[::3, 1::7])
+        assert file[file["object"][()]] == file["line"]
+        np.testing.assert_array_equal(image[file.attrs["best"]], IMAGE[5:6, 3:9])
+
+
 def test_a_file_can_be_written_over_itself(source: Path) -> None:
     with xr.open_datatree(source, engine="h5ref", chunks={}) as tree:
         xref.to_hdf5(tree, source)
@@ -314,6 +367,49 @@ def test_resolved_stacks_are_stored_chunked_by_region(source: Path, tmp_path: Pa
     with open_h5(path) as back:
         np.testing.assert_array_equal(back["patches"], expected)
         assert set(back.coords) == set(expected.coords)
+
+
+def test_resolved_stacks_are_stored_in_zarr_by_region_and_back(
+    source: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("zarr")
+    with open_h5(source) as ds:
+        patches = ds["rois"][:5].h5ref.resolve().drop_attrs().chunk(chunks_of_regions(ds))
+        patches.to_dataset(name="patches").to_zarr(tmp_path / "patches.zarr", zarr_format=2)
+        expected = patches.load()
+    with xr.open_zarr(tmp_path / "patches.zarr") as stored:
+        assert stored["patches"].encoding["chunks"] == (1, 3, 4)
+        np.testing.assert_array_equal(stored["patches"], expected)
+        xref.to_hdf5(stored, tmp_path / "back.h5")
+    with open_h5(tmp_path / "back.h5") as back:
+        assert back["patches"].encoding["chunksizes"] == (1, 3, 4)
+        np.testing.assert_array_equal(back["patches"], expected)
+
+
+def chunks_of_regions(ds: xr.Dataset) -> dict[Any, int]:
+    """Return chunks of one region each, along the dimension of the references."""
+    return {ds["rois"].dims[0]: 1}
+
+
+MEMORY = """
+import resource, sys
+import dask.array as da, xarray as xr, xref
+
+ones = da.ones((64, 1 << 20), chunks=(1, 1 << 20))
+xref.to_hdf5(xr.Dataset({"a": (("x", "y"), ones[:2])}), sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+encoding = {"a": {"zlib": True, "complevel": 1}} if sys.argv[2] == "zlib" else None
+xref.to_hdf5(xr.Dataset({"a": (("x", "y"), ones)}), sys.argv[1], encoding=encoding)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "zlib"])
+def test_blocks_are_in_memory_one_after_the_other(tmp_path: Path, how: str) -> None:
+    """An array of 512 MiB in blocks of 8 MiB."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "file.h5"), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 160
 
 
 # --- storage ---------------------------------------------------------------------------

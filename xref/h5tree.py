@@ -30,7 +30,7 @@ from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation
 from xref.h5layout import pipeline_of
 from xref.h5memory import Form, Memory, RawBytes, find_form, holds_references
-from xref.h5objects import known_path, object_kind, object_paths, open_object
+from xref.h5objects import known_path, object_paths, open_object
 from xref.h5storage import choose_storage
 from xref.h5write import (
     address_of,
@@ -87,10 +87,18 @@ class TreeWriter:
         Of the file, for what is written later.
     targets : Targets
         Where references lead to.
+
+    Attributes
+    ----------
+    blocks : list of (dask.array.Array, BlockTarget)
+        What is still to be stored.
+    made : list of str
+        Paths of the objects that were not there before.
     """
 
     def __init__(self, file: h5py.File, path: str, targets: Targets) -> None:
         self.file, self.path, self.targets = file, path, targets
+        self.made: list[str] = []
         self.blocks: list[tuple[Any, BlockTarget]] = []
         self._later: list[Callable[[], None]] = []
         self._scales: dict[str, dict[str, _Scale]] = {}
@@ -143,6 +151,12 @@ class TreeWriter:
                 if not scale.existed:
                     write_reference_list(scale.dataset, scale.attached)
 
+    def undo(self) -> None:
+        """Remove what was not there before, after something failed."""
+        for path in reversed(self.made):
+            del self.file[path]
+        self.made.clear()
+
     # --- groups and dimensions ---------------------------------------------------------
 
     def _require_group(self, path: str) -> h5py.Group:
@@ -153,6 +167,7 @@ class TreeWriter:
             found = group.get(part)
             if found is None:
                 found = group.create_group(part, track_order=True)
+                self.made.append(at)
             elif not isinstance(found, h5py.Group):
                 raise ValueError(f"{self.path}: {at!r} is a dataset; no group can be there")
             group = found
@@ -181,6 +196,7 @@ class TreeWriter:
             dataset = group.create_dataset(
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
+            self.made.append(dataset.name)
             dataset.make_scale(_NO_VARIABLE % size)
             own[dim] = scales[dim] = _Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
@@ -261,6 +277,7 @@ class TreeWriter:
                 what=where,
             )
             dataset = create_dataset(group, name, variable.shape, form, storage)
+            self.made.append(dataset.name)
         if blocks:
             data = align_blocks(data, dataset.chunks)
             target = BlockTarget(
@@ -324,11 +341,8 @@ class TreeWriter:
             return region_bytes(self.file, address, regions)
         return address.astype("<u8").view(np.uint8).reshape(len(address), 8)
 
-    def _copy(self, location: FileLocation, address: int) -> Written | None:
-        """Write an object of another file here; None if there is none."""
-        kind = object_kind(location, address)
-        if kind == "dangling":
-            return None
+    def _copy(self, location: FileLocation, address: int, kind: str) -> Written:
+        """Write an object of another file here, once."""
         key = location.key, address
         if key in self._copied:
             return self._copied[key]
@@ -365,6 +379,7 @@ class TreeWriter:
         """Copy a named datatype."""
         item = open_object(location, address)
         h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
+        self.made.append(posixpath.join(parent.name, name))
 
 
 def ident(reference: ObjectReference | None) -> Ident | None:

@@ -16,10 +16,16 @@ import numpy.typing as npt
 
 from xref.decode import References
 from xref.errors import DanglingReferenceError, XrefError
-from xref.gather import distinct_targets
+from xref.gather import DistinctTargets, distinct_targets
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import known_path, object_kind, object_paths
+from xref.h5objects import (
+    PREPARED_AT_ONCE,
+    known_path,
+    object_kind,
+    object_paths,
+    prepare_references,
+)
 from xref.references import ReferenceArray
 from xref.regions import Kind, RegionTable
 
@@ -54,15 +60,15 @@ class Targets:
     by_path : dict
         By path in the new file.
     copy : callable
-        Asks for a copy of an object of another file; returns where it will be, or None if
-        it is no object.
+        Asks for a copy of an object of another file, of a kind as `object_kind` says;
+        returns where it will be.
     """
 
     on_missing: str
     own_file: Any = None
     by_identity: dict[Ident, Written] = field(default_factory=dict)
     by_path: dict[str, Written] = field(default_factory=dict)
-    copy: Callable[[FileLocation, int], Written | None] = lambda location, address: None
+    copy: Callable[[FileLocation, int, str], Written | None] = lambda *_: None
 
     def add(self, written: Written, made_from: Ident | None) -> None:
         """Enter an object that was written; of several copies the first counts."""
@@ -101,7 +107,9 @@ class Targets:
         regions = columns.region_table()
         found = distinct_targets(columns)
         for k in range(len(found.address)):
-            rows = found.rows[found.cut[k] : found.cut[k + 1]]
+            if k % PREPARED_AT_ONCE == 0:
+                self._prepare(columns, found, slice(k, k + PREPARED_AT_ONCE))
+            rows = found.rows_of(k)
             location = columns.files[int(found.file[k])]
             old = int(found.address[k])
             if location.key == self.own_file:
@@ -112,6 +120,17 @@ class Targets:
                 address[rows] = target.address
         self._refuse_attributes(columns, address, describe)
         return address, regions
+
+    def _prepare(self, columns: References, found: DistinctTargets, part: slice) -> None:
+        """Get ready to open targets that were not written, all at once."""
+        keys = [location.key for location in columns.files]
+        pairs = zip(found.file[part].tolist(), found.address[part].tolist(), strict=True)
+        missing = [
+            address
+            for file, address in pairs
+            if keys[file] != self.own_file and (keys[file], address) not in self.by_identity
+        ]
+        prepare_references(missing)
 
     def _target(
         self,
@@ -128,10 +147,8 @@ class Targets:
             if not problem:
                 return found
         kind = object_kind(location, address)
-        if self.on_missing == "copy" or kind == "datatype":
-            copied = self.copy(location, address)
-            if copied is not None:
-                return copied
+        if kind != "dangling" and (self.on_missing == "copy" or kind == "datatype"):
+            return self.copy(location, address, kind)
         if self.on_missing != "raise":
             return None
         path = known_path(location, address) or object_paths(location).get(address)
@@ -149,11 +166,11 @@ class Targets:
         address: npt.NDArray[np.uint64],
         describe: Callable[[int], str],
     ) -> None:
-        """Make references to attributes null, which only newer references can be."""
+        """Make references to attributes null, or refuse them: they have no older form."""
         rows = columns.attribute_rows
         if not len(rows):
             return
-        if self.on_missing == "raise":
+        if self.on_missing != "null":
             raise DanglingReferenceError(
                 f"{describe(int(rows[0]))} points at an attribute, which references of h5py "
                 "(H5T_STD_REF_OBJ) cannot; pass on_missing='null'"

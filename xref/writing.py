@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
@@ -60,7 +61,8 @@ def to_hdf5(
     mode : {"w", "a"}
         "w" makes a new file: it appears whole, in the place of an earlier one, or not at
         all. "a" adds to a file, in place; variables that are there must have the same
-        shape and type, and get new values.
+        shape and type, and get new values. If something is wrong with what is added, new
+        variables and groups are removed again.
     encoding : dict, optional
         By variable, of a tree by path of the group and then by variable: what
         `xarray.Dataset.to_netcdf` takes with ``engine="h5netcdf"``, such as ``zlib``,
@@ -94,7 +96,7 @@ def to_hdf5(
         raise ValueError(f"mode is {mode!r}; it can be one of {MODES}")
     if on_missing not in ON_MISSING:
         raise ValueError(f"on_missing is {on_missing!r}; it can be one of {ON_MISSING}")
-    filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    filename = os.path.realpath(os.path.expanduser(os.fspath(path)))
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
     appends = mode == "a" and os.path.exists(filename)
@@ -109,9 +111,14 @@ def to_hdf5(
         options = {} if appends else {"libver": ("v108", "latest"), "track_order": True}
         with h5py.File(draft.path, "r+" if appends else "x", **options) as file:
             writer = TreeWriter(file, draft.path, targets)
-            for at, node in nodes.items():
-                writer.add(at, node, encodings.get(at, {}))
-            writer.finish()
+            try:
+                for at, node in nodes.items():
+                    writer.add(at, node, encodings.get(at, {}))
+                writer.finish()
+            except BaseException:
+                if appends:
+                    writer.undo()
+                raise
         if not writer.blocks:
             draft.publish()
             return None if compute else delayed(_nothing)()
@@ -140,6 +147,8 @@ class _Draft:
         if self.path == self.filename:
             return
         with open(self.path, "rb") as file:
+            if os.path.exists(self.filename):
+                shutil.copymode(self.filename, self.path)
             os.fsync(file.fileno())
         os.replace(self.path, self.filename)
         folder = os.open(os.path.dirname(self.filename), os.O_RDONLY)
