@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import xref
 from xref.elements import SourceName
 
 h5netcdf = pytest.importorskip("h5netcdf")
@@ -286,6 +287,21 @@ def test_files_written_again_are_the_same(netcdf4_path: Path, tmp_path: Path) ->
         found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")
         again = assert_parity(tmp_path / "again.nc", decode_coords=False)
         xr.testing.assert_identical(again, found.load())
+
+
+@pytest.mark.parametrize("engine", ["h5ref", "h5netcdf", "netcdf4"])
+def test_trees_that_are_written_are_netcdf4(
+    netcdf4_path: Path, tmp_path: Path, engine: str
+) -> None:
+    if engine == "netcdf4":
+        pytest.importorskip("netCDF4")
+    # netCDF has no bytes of one length: it makes text of them.
+    options = {"engine": "h5ref", "drop_variables": "y" if engine == "netcdf4" else None}
+    with xr.open_datatree(netcdf4_path, **options) as tree:
+        xref.to_hdf5(tree, tmp_path / "again.nc")
+        with xr.open_datatree(tmp_path / "again.nc", engine=engine) as found:
+            assert found.encoding["unlimited_dims"] == {"t", "u"}
+            xr.testing.assert_identical(found.load(), tree.load())
 
 
 CORPUS = ("netcdf-c", "netcdf4-python", "rioxarray", "l2ss-py", "pyfive")

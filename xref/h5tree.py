@@ -59,7 +59,7 @@ NOT_DECODED = DecodeOptions(
     decode_timedelta=False,
 )
 
-_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable%10d"
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.%10d"
 
 
 @dataclass(slots=True)
