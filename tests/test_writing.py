@@ -502,6 +502,43 @@ VALUES: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_types_of_hdf5_stay(tmp_path: Path, chunks: Any) -> None:
+    path, new = tmp_path / "file.h5", tmp_path / "new.h5"
+    types = {
+        "bool": bool,
+        "enum": h5py.enum_dtype({"A": 0, "B": 5}, "u2"),
+        "compound": np.dtype([("x", h5py.enum_dtype({"A": 0}, "u2")), ("y", bool)]),
+        "big": ">i4",
+        "half": "f2",
+        "complex": "c8",
+        "fixed": "S5",
+        "fixed utf-8": h5py.string_dtype("utf-8", 6),
+        "text": h5py.string_dtype(),
+        "ascii": h5py.string_dtype("ascii"),
+        "sequence": h5py.vlen_dtype("i2"),
+    }
+    with h5py.File(path, "w") as file:
+        for name, dtype in types.items():
+            file.create_dataset(name, (2,), dtype)
+            file.attrs.create(name, np.zeros(2, bool), dtype=dtype if name == "bool" else "i4")
+    with open_h5(path, chunks=chunks) as ds:
+        xref.to_hdf5(ds, new)
+    with h5py.File(path) as before, h5py.File(new) as after:
+        for name in types:
+            assert after[name].id.get_type().equal(before[name].id.get_type()), name
+        assert after.attrs["bool"].dtype == bool
+
+
+def test_truth_values_are_those_of_netcdf_or_of_hdf5(tmp_path: Path) -> None:
+    ds = xr.Dataset({"a": ("x", [True, False]), "b": ("x", [True, False])})
+    xref.to_hdf5(ds, tmp_path / "file.h5", encoding={"b": {"dtype": "bool"}})
+    with h5py.File(tmp_path / "file.h5") as file:
+        assert (file["a"].dtype, file["b"].dtype) == (np.int8, bool)
+    with open_h5(tmp_path / "file.h5") as back:
+        xr.testing.assert_identical(back.load(), ds)
+
+
 def as_text(values: np.ndarray) -> np.ndarray:
     return np.array([v.decode("utf-8", "surrogateescape") for v in values], dtype=object)
 

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -107,6 +108,8 @@ def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Va
     new = variable.copy(deep=False)
     if encoding is not None:
         new.encoding = dict(encoding)
+        if "dtype" in encoding:
+            new.encoding["dtype"] = np.dtype(encoding["dtype"])
         if source is not None:
             new.encoding["source"] = source
     data: Any = new._data
@@ -161,11 +164,17 @@ def align_blocks(data: Any, chunks: tuple[int, ...] | None) -> Any:
 
 
 def _has_no_conventions(variable: xr.Variable) -> bool:
-    """Tell whether values are stored as they are: references, compounds, bytes, sequences."""
+    """Tell whether values are stored as they are: references, compounds, bytes, sequences.
+
+    So are truth values that were HDF5's own, which netCDF has not.
+    """
     if isinstance(variable, ReferenceVariable) or isinstance(variable._data, ReferenceArray):
         return True
     if variable.dtype.kind == "V":
         return True
+    if variable.dtype == np.bool_:
+        # Of netCDF it is the text "bool", of HDF5 a type.
+        return isinstance(variable.encoding.get("dtype"), np.dtype)
     if variable.dtype.kind != "O":
         return False
     kept: Any = variable.dtype.metadata or {}
@@ -188,7 +197,12 @@ def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
     found = {}
     for name, variable in variables.items():
         wanted = variable.encoding.get("dtype")
-        if not isinstance(wanted, np.dtype) or variable.dtype.kind not in "OV":
+        if not isinstance(wanted, np.dtype):
+            continue
+        if variable.dtype.kind not in "OV":
+            # Dask keeps no metadata.
+            if h5py.check_enum_dtype(wanted) and wanted == variable.dtype:
+                found[name] = find_form(np.zeros(0, dtype=wanted), name)
             continue
         base = item_dtype(wanted)[0]
         if base.metadata or base.names:
