@@ -10,7 +10,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
 import numpy as np
 import xarray as xr
 
@@ -201,7 +200,7 @@ def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
             continue
         if variable.dtype.kind not in "OV":
             # Dask keeps no metadata.
-            if h5py.check_enum_dtype(wanted) and wanted == variable.dtype:
+            if "enum" in (wanted.metadata or {}) and wanted == variable.dtype:
                 found[name] = find_form(np.zeros(0, dtype=wanted), name)
             continue
         base = item_dtype(wanted)[0]
