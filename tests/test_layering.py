@@ -95,6 +95,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "xarray.core.indexing",
     ),
     "positions": ("numpy", "xarray"),
+    "origins": ("xarray",),
     "results": ("numpy",),
     "exchange": ("numpy",),
     "attribute_values": ("numpy",),

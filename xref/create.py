@@ -19,7 +19,8 @@ from xref.elements import ObjectReference, RegionReference
 from xref.errors import SelectionError
 from xref.h5data import dataset_layout
 from xref.h5objects import open_member
-from xref.positions import Origin, find_origin, index_keys, location_of
+from xref.origins import find_object, find_origin, location_of
+from xref.positions import Origin, index_keys
 from xref.references import ReferenceArray
 from xref.regions import RegionTable, box_table, table_from_selections
 from xref.selection import All, Selection
@@ -30,7 +31,7 @@ REGION_DIM = "region"
 
 def object_reference(array: xr.DataArray) -> ObjectReference:
     """Return a reference to the dataset of a variable; see `xref.accessor`."""
-    return find_origin(array).object
+    return find_object(array)
 
 
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
@@ -44,7 +45,7 @@ def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
         raise ValueError("the group has no path; give one that begins with '/'")
     try:
         found = open_member(location, path if path.startswith("/") else f"{above}/{path}")
-    except FileNotFoundError as error:
+    except OSError as error:
         raise KeyError(f"{location.filename} has nothing at {path!r}: {error}") from error
     return ObjectReference(found.location, found.address)
 
@@ -61,7 +62,7 @@ def region_reference(
         raise TypeError("a region is given by an index, by points or by labels, not by several")
     origin = find_origin(array)
     given_keys = keys[0] if len(keys) == 1 and isinstance(keys[0], tuple) else keys
-    if len(given_keys) == 1 and given_keys[0] is Ellipsis and _is_whole(origin):
+    if len(given_keys) == 1 and given_keys[0] is Ellipsis and origin.is_whole:
         return RegionReference(origin.object, All())  # as in h5py, it grows with the dataset
     if points is not None:
         origin = _at_points(origin, np.asarray(points), array)
@@ -69,30 +70,28 @@ def region_reference(
         origin = _at_labels(origin, array, labels)
     elif keys:
         found = index_keys(array, keys)
-        origin = (
-            origin.outer(found)
-            if isinstance(found, list)
-            else _at_points(origin, np.asarray(found), array)
-        )
+        if isinstance(found, list):
+            origin = origin.outer(_without_items(origin, found, array))
+        else:
+            origin = _at_points(origin, found, array)
     selection = origin.selection()
     _check_extent(origin.object, selection, array.name)
     return RegionReference(origin.object, selection)
 
 
-def _is_whole(origin: Origin) -> bool:
-    """Tell whether a variable shows all that its dataset has, in order."""
-    location = origin.object.location
-    if location is None or origin.points is not None:
-        return False
-    shape = dataset_layout(location, origin.object.address).shape
-    return len(origin.axes) == len(shape) and all(
-        not isinstance(axis, int) and np.array_equal(axis, np.arange(n))
-        for axis, n in zip(origin.axes, shape, strict=True)
-    )
+def _without_items(origin: Origin, keys: list[Any], array: xr.DataArray) -> list[Any]:
+    """Drop the keys of axes within elements, of which nothing can be selected."""
+    if any(key != slice(None) for key in keys[origin.ndim :] if isinstance(key, slice)) or any(
+        not isinstance(key, slice) for key in keys[origin.ndim :]
+    ):
+        raise TypeError(f"the elements of {array.name!r} are arrays; regions have whole ones")
+    return keys[: origin.ndim]
 
 
 def _at_points(origin: Origin, points: npt.NDArray[Any], array: xr.DataArray) -> Origin:
     """Select element by element."""
+    if points.size == 0:
+        points = np.zeros((0, array.ndim), dtype=np.int64)
     if points.ndim == 1 and array.ndim == 1:
         points = points[:, None]
     if points.ndim != 2 or points.shape[1] != array.ndim or points.dtype.kind not in "iu":
@@ -158,16 +157,10 @@ def make_regions(
     if (shape is None) == (stop is None):
         raise TypeError("boxes are given by start and shape, or by start and stop")
     origin = find_origin(array)
-    if origin.points is not None:
+    if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
-    begin, dims, coords = _columns(array, start, "start", dim, 0)
-    sizes = np.array(array.shape, dtype=np.int64)
-    if stop is None:
-        size, _, _ = _columns(array, shape, "size", dim, sizes)
-    else:
-        end, _, _ = _columns(array, stop, "stop", dim, sizes)
-        size = end - begin
-    size = np.broadcast_to(size, begin.shape)
+    what, end = ("size", shape) if stop is None else ("stop", stop)
+    begin, size, dims, coords = _boxes(array, start, end, what, dim)
     flat_begin, flat_size = begin.reshape(-1, array.ndim), size.reshape(-1, array.ndim)
     _check_boxes(array, flat_begin, flat_size)
     table = _stored_boxes(origin, flat_begin, flat_size, array)
@@ -179,38 +172,92 @@ def make_regions(
     references = ReferenceArray(
         begin.shape[:-1], kind="region", columns=columns, options=origin.object.options
     )
-    return reference_dataarray(ReferenceVariable(dims, references), coords, dim)
+    name = "regions" if array.name is None else f"{array.name}_regions"
+    return reference_dataarray(ReferenceVariable(dims, references), coords, name)
 
 
-def _columns(
-    array: xr.DataArray, given: Any, what: str, dim: Hashable, default: Any
-) -> tuple[IntArray, tuple[Hashable, ...], dict[Hashable, Any]]:
-    """Return numbers of each box along each axis, ``(..., ndim)``, with dims and coords."""
+AXIS_DIM = "axis of the boxes"
+
+COLUMNS = ("start", "size", "stop")
+
+
+def _boxes(
+    array: xr.DataArray, start: Any, end: Any, what: str, dim: Hashable
+) -> tuple[IntArray, IntArray, tuple[Hashable, ...], dict[Hashable, Any]]:
+    """Return first element and size of each box, ``(..., ndim)``, with dims and coords.
+
+    What is labelled is brought together by label, the rest by place.
+    """
+    begin = _numbers(array, start, "start", (dim,))
+    last = _numbers(array, end, what, begin.dims[:-1] or (dim,), plain_names=end is not start)
+    try:
+        last, begin = xr.align(last, begin, join="exact", copy=False)
+    except ValueError as error:
+        raise ValueError(
+            f"the start and the {what} of boxes in {array.name!r} do not have the same labels "
+            f"or length: {error}"
+        ) from error
+    extra = set(last.dims) - set(begin.dims)
+    if extra:
+        raise ValueError(
+            f"the {what} of boxes in {array.name!r} lies along {sorted(map(str, extra))}, and "
+            f"the start along {begin.dims[:-1]}"
+        )
+    last = last.broadcast_like(begin).transpose(*begin.dims)
+    size = last.values - begin.values if what == "stop" else last.values
+    return begin.values, size, begin.dims[:-1], dict(begin.coords)
+
+
+def _numbers(
+    array: xr.DataArray,
+    given: Any,
+    what: str,
+    dims: tuple[Hashable, ...],
+    *,
+    plain_names: bool = True,
+) -> xr.DataArray:
+    """Return numbers of each box along each axis, which is the last of the result.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+    given : array_like, xarray.DataArray, xarray.Dataset, pandas.DataFrame or dict
+    what : str
+        One of `COLUMNS`.
+    dims : tuple of hashable
+        Of boxes that come without names of dimensions.
+    plain_names : bool
+        Whether columns may have the names of dimensions alone.
+    """
     if hasattr(given, "to_xarray") and hasattr(given, "columns"):  # a pandas DataFrame
-        index, table = given.index, {k: given[k].to_numpy() for k in given.columns}
-        columns = _by_dimension(array, table, what, default)
-        name = index.name or dim
-        return columns, (name,), {name: index}
+        given = _dataset_of(given, dims[0])
+    elif isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+        known = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
+        unknown = [name for name in given if str(name) not in known]
+        if unknown:
+            raise KeyError(_names_problem(array, what, unknown))
+        columns = {k: np.asarray(v) for k, v in given.items()}
+        given = xr.Dataset({k: (_box_dims(v.ndim, dims), v) for k, v in columns.items()})
     if isinstance(given, xr.Dataset):
-        return _from_dataset(array, given, what, default)
-    if isinstance(given, Mapping):
-        columns = _by_dimension(array, given, what, default)
-        return columns, _box_dims(columns, dim), {}
+        return _by_column(array, given, what, plain_names)
     if isinstance(given, xr.DataArray):
-        numbers = _integers(given.values, what)
         if given.ndim == 0 or given.shape[-1] != array.ndim:
             raise ValueError(_shape_problem(array, what, given.shape))
-        kept = given.dims[:-1]
-        coords = {k: v for k, v in given.coords.items() if set(v.dims) <= set(kept)}
-        return numbers, kept, coords
-    numbers = _integers(given, what)
-    if numbers.ndim == 0:
-        numbers = np.broadcast_to(numbers, (array.ndim,))
-    elif array.ndim == 1 and numbers.shape[-1:] != (1,):
-        numbers = numbers[..., None]
-    if numbers.shape[-1] != array.ndim:
-        raise ValueError(_shape_problem(array, what, numbers.shape))
-    return numbers, _box_dims(numbers, dim), {}
+        numbers = given.copy(data=_integers(given.values, what))
+        last = given.dims[-1]
+        kept = [k for k, v in given.coords.items() if last in v.dims]
+        return numbers.drop_vars(kept).rename({last: AXIS_DIM})
+    values = np.asarray(given)
+    if values.size == 0 and values.ndim == 1:
+        values = np.zeros((0, array.ndim), dtype=np.int64)
+    values = _integers(values, what)
+    if values.ndim == 0:
+        values = np.broadcast_to(values, (array.ndim,))
+    elif array.ndim == 1 and values.ndim == 1 and (what == "start" or len(values) != 1):
+        values = values[:, None]  # a box each
+    if values.shape[-1] != array.ndim:
+        raise ValueError(_shape_problem(array, what, values.shape))
+    return xr.DataArray(values, dims=(*_box_dims(values.ndim - 1, dims), AXIS_DIM))
 
 
 def _shape_problem(array: xr.DataArray, what: str, shape: tuple[int, ...]) -> str:
@@ -220,54 +267,55 @@ def _shape_problem(array: xr.DataArray, what: str, shape: tuple[int, ...]) -> st
     )
 
 
-def _box_dims(numbers: IntArray, dim: Hashable) -> tuple[Hashable, ...]:
-    n = numbers.ndim - 1
-    return (dim,) if n == 1 else tuple(f"{dim}_{i}" for i in range(n))
+def _box_dims(n: int, dims: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    """Name n axes of boxes."""
+    return dims if len(dims) == n else tuple(f"{dims[0]}_{i}" for i in range(n))
 
 
-def _from_dataset(
-    array: xr.DataArray, given: xr.Dataset, what: str, default: Any
-) -> tuple[IntArray, tuple[Hashable, ...], dict[Hashable, Any]]:
-    table = {k: given[k] for k in given.variables}
-    known = [_column_of(table, d, what) for d in array.dims]
-    present = [c for c in known if c is not None]
-    if not present:
-        raise KeyError(_names_problem(array, what, list(table)))
-    arrays = xr.broadcast(*present)
-    dims = arrays[0].dims
-    by_name = dict(zip((id(c) for c in present), arrays, strict=True))
+def _dataset_of(table: Any, dim: Hashable) -> xr.Dataset:
+    """Return the columns of a pandas DataFrame along its index."""
+    name = table.index.name or dim
+    if table.index.nlevels > 1:
+        coords = xr.Coordinates.from_pandas_multiindex(table.index, name)
+    else:
+        coords = xr.Coordinates({name: table.index})
+    return xr.Dataset({k: (name, table[k].to_numpy()) for k in table.columns}, coords)
+
+
+def _by_column(
+    array: xr.DataArray, table: xr.Dataset, what: str, plain_names: bool
+) -> xr.DataArray:
+    """Return columns by the name of a dimension, ``y_start`` or ``y``; others are whole."""
+    known = {f"{d}_{what}" for d in array.dims}
+    unknown = [n for n in table if str(n).endswith(f"_{what}") and str(n) not in known]
+    if unknown:
+        raise KeyError(_names_problem(array, what, unknown))
+    exact: dict[Hashable, Hashable] = {
+        d: f"{d}_{what}" for d in array.dims if f"{d}_{what}" in table.variables
+    }
+    names = dict(exact)
+    if plain_names and (what == "start" or not exact):
+        names = {d: d for d in array.dims if d in table.variables and d not in exact} | exact
+    if not names:
+        raise KeyError(_names_problem(array, what, list(table.variables)))
     columns = [
-        np.full(arrays[0].shape, d) if c is None else _integers(by_name[id(c)].values, what)
-        for c, d in zip(known, np.broadcast_to(default, (array.ndim,)).tolist(), strict=True)
+        xr.DataArray(0 if what == "start" else n)
+        if dim not in names
+        else table[names[dim]].copy(data=_integers(table[names[dim]].values, what))
+        for dim, n in array.sizes.items()
     ]
-    coords = {k: v for k, v in given.coords.items() if set(v.dims) <= set(dims)}
-    return np.stack(columns, axis=-1), dims, coords
-
-
-def _by_dimension(
-    array: xr.DataArray, table: Mapping[Any, Any], what: str, default: Any
-) -> IntArray:
-    """Return columns by the name of a dimension, ``y`` or ``y_start``; others are whole."""
-    known = [_column_of(table, d, what) for d in array.dims]
-    if all(c is None for c in known):
-        raise KeyError(_names_problem(array, what, list(table)))
-    whole = np.broadcast_to(default, (array.ndim,)).tolist()
-    columns = [
-        np.asarray(d) if c is None else _integers(c, what)
-        for c, d in zip(known, whole, strict=True)
-    ]
-    return np.stack(np.broadcast_arrays(*columns), axis=-1)
-
-
-def _column_of(table: Mapping[Any, Any], dim: Hashable, what: str) -> Any:
-    names = (f"{dim}_{what}", dim)
-    return next((table[name] for name in names if name in table), None)
+    columns = [column.drop_vars(set(column.coords) - set(column.dims)) for column in columns]
+    numbers = xr.concat(xr.broadcast(*columns), AXIS_DIM, coords="minimal", compat="override")
+    numbers = numbers.transpose(..., AXIS_DIM)
+    own = {k: v for k, v in table.coords.items() if set(v.dims) <= set(numbers.dims)}
+    return numbers.assign_coords(own)
 
 
 def _names_problem(array: xr.DataArray, what: str, found: Sequence[Any]) -> str:
     wanted = ", ".join(repr(f"{d}_{what}") for d in array.dims)
     return (
-        f"none of {found} is a {what} of boxes in {array.name!r}: {wanted}, or its dimensions"
+        f"{found}: no column for the {what} of boxes in {array.name!r}; these are {wanted}, or "
+        "the names of its dimensions"
     )
 
 
@@ -299,18 +347,19 @@ def _stored_boxes(
 ) -> RegionTable:
     """Return boxes of the dataset that a variable, perhaps a part of it, comes from."""
     n = len(start)
-    starts, sizes, shown = [], [], 0
-    for axis in origin.axes:
+    starts, sizes = [], []
+    for number, axis in enumerate(origin.axes):
         if isinstance(axis, int):
             starts.append(np.full(n, axis))
             sizes.append(np.ones(n, dtype=np.int64))
             continue
-        if len(axis) > 1 and (np.diff(axis) != 1).any():
+        shown = origin.order.index(number)
+        steps = axis.step if isinstance(axis, range) else np.diff(axis)
+        if len(axis) > 1 and (np.asarray(steps) != 1).any():
             raise SelectionError(
                 f"{array.name!r} shows no run of elements along {array.dims[shown]!r}, but "
                 "some of them; boxes can be taken of the whole variable"
             )
         starts.append(start[:, shown] + (int(axis[0]) if len(axis) else 0))
         sizes.append(size[:, shown])
-        shown += 1
     return box_table(np.stack(starts, axis=1), np.stack(sizes, axis=1))

@@ -74,13 +74,12 @@ Step = tuple[tuple[Any, ...], bool]
 """Keys of one index, and whether each is for its own axis."""
 
 
-def indexed_dataset(variable: xr.Variable) -> tuple[DatasetArray, list[Step]] | None:
-    """Return the dataset that a lazy variable reads, and how it was indexed since.
+def indexed_dataset(data: Any) -> tuple[DatasetArray, list[Step]] | None:
+    """Return the dataset that the data of a lazy variable read, and how they were indexed.
 
     None where the values are in memory or in dask, or are no elements of one dataset.
     """
     steps: list[Step] = []
-    data: Any = variable._data
     while not isinstance(data, DatasetArray):
         key = getattr(data, "key", None)
         if isinstance(key, indexing.ExplicitIndexer):
@@ -91,6 +90,21 @@ def indexed_dataset(variable: xr.Variable) -> tuple[DatasetArray, list[Step]] | 
         if type(data).__name__ == "StackedBytesArray":
             return None  # several elements make one text
     return data, steps[::-1]
+
+
+def dask_source(data: Any) -> Any | None:
+    """Return what a dask array has all of, cut into blocks but not changed; None for others."""
+    layers = getattr(getattr(data, "dask", None), "layers", None)
+    if layers is None:
+        return None
+    sources = [name for name in layers if name.startswith("original-")]
+    if len(sources) != 1:
+        return None
+    kept = {sources[0], sources[0].removeprefix("original-")}
+    if any(name not in kept and not name.startswith("rechunk-") for name in layers):
+        return None
+    (source,) = dict(layers[sources[0]]).values()
+    return getattr(source, "value", source)
 
 
 def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:

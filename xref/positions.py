@@ -1,7 +1,7 @@
-"""Which elements of its dataset a variable shows, and selections of them.
+"""Elements of a dataset by position, and selections of them.
 
-In: a variable of the engine, whole or selected from, and an index of it. Out: the object
-it comes from, and a value of `xref.selection`.
+In: the positions that a variable shows along each axis of its dataset, and an index. Out:
+other positions, and a value of `xref.selection`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.columns import IntArray
-from xref.elements import ObjectReference, opened_from
+from xref.elements import ObjectReference
 from xref.errors import ResultTooLargeError, SelectionError
-from xref.h5data import dataset_layout
-from xref.h5file import FileLocation
-from xref.lazy import indexed_dataset
-from xref.references import ReferenceArray
 from xref.regions import outer_blocks
 from xref.selection import All, Blocks, Empty, Hyperslab, Points, Selection, merge_intervals
 
 MAX_BLOCKS = 1 << 22
 """Blocks that one selection may consist of."""
 
-AxisPositions: TypeAlias = "int | IntArray"
+AxisPositions: TypeAlias = "int | range | IntArray"
 """One position of an axis that is not shown, or those of one that is, ``(n,)``."""
 
 
@@ -40,30 +36,52 @@ class Origin:
     ----------
     object : ObjectReference
         The dataset.
-    axes : tuple of (int or numpy.ndarray)
-        Along each axis of the dataset, the positions that are shown: those along the
-        axes of the variable, in order, or one that was selected.
+    extent : tuple of int
+        Elements along each axis of the dataset, as a variable of all of it has them.
+    axes : tuple of (int, range or numpy.ndarray)
+        Along each axis of the dataset, the positions that are shown, or the one that is.
+    order : tuple of int
+        The axis of the dataset that each axis of the variable is.
     points : numpy.ndarray or None
         Where elements were selected one by one, ``(..., ndim)``: the position of each.
     """
 
     object: ObjectReference
+    extent: tuple[int, ...]
     axes: tuple[AxisPositions, ...]
+    order: tuple[int, ...]
     points: IntArray | None = None
+
+    @classmethod
+    def whole(cls, reference: ObjectReference, extent: tuple[int, ...]) -> Origin:
+        """Return the origin of a variable that shows all of a dataset."""
+        return cls(reference, extent, tuple(map(range, extent)), tuple(range(len(extent))))
 
     @property
     def ndim(self) -> int:
         """Number of axes shown."""
-        if self.points is not None:
-            return self.points.ndim - 1
-        return sum(not isinstance(axis, int) for axis in self.axes)
+        return len(self.order) if self.points is None else self.points.ndim - 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Elements along each axis shown."""
         if self.points is not None:
             return self.points.shape[:-1]
-        return tuple(len(axis) for axis in self.axes if not isinstance(axis, int))
+        return tuple(len(_shown(self.axes[number])) for number in self.order)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the dataset is shown, as it is stored."""
+        return (
+            self.points is None
+            and self.order == tuple(range(len(self.extent)))
+            and all(
+                np.array_equal(np.asarray(axis), np.arange(n))
+                if _is_array(axis)
+                else axis == range(n)
+                for axis, n in zip(self.axes, self.extent, strict=True)
+            )
+        )
 
     def outer(self, keys: Sequence[Any]) -> Origin:
         """Select along each axis shown by its own integer, slice or 1-D array."""
@@ -72,50 +90,74 @@ class Origin:
             for number in range(len(keys) - 1, -1, -1):
                 points = points[(*(slice(None),) * number, keys[number])]
             return replace(self, points=points)
-        left = iter(keys)
-        axes: list[AxisPositions] = []
-        for axis in self.axes:
-            if isinstance(axis, int):
-                axes.append(axis)
-                continue
-            picked = np.asarray(axis[next(left)])
-            axes.append(picked if picked.ndim else int(picked))
-        return replace(self, axes=tuple(axes))
+        axes, order = list(self.axes), []
+        for number, key in zip(self.order, keys, strict=True):
+            axes[number] = picked = _pick(_shown(axes[number]), key)
+            if not isinstance(picked, int):
+                order.append(number)
+        return replace(self, axes=tuple(axes), order=tuple(order))
 
     def pointwise(self, keys: Sequence[Any]) -> Origin:
         """Select element by element: arrays that are broadcast together, one an axis."""
         if self.points is not None:
             return replace(self, points=self.points[tuple(keys)])
-        arrays = np.broadcast_arrays(*keys)
-        left = iter(arrays)
-        columns = [
-            np.broadcast_to(axis, arrays[0].shape)
-            if isinstance(axis, int)
-            else axis[next(left)]
-            for axis in self.axes
-        ]
+        arrays = [np.asarray(key) for key in keys]
+        apart = _own_axes([key.shape for key in arrays])
+        if apart is not None:  # each axis by itself, in another order of axes
+            flat = [
+                a.reshape(-1) if to >= 0 else int(a.reshape(()))
+                for a, to in zip(arrays, apart, strict=True)
+            ]
+            chosen = self.outer(flat)
+            place = {
+                to: number for number, to in zip(self.order, apart, strict=True) if to >= 0
+            }
+            return replace(chosen, order=tuple(place[to] for to in sorted(place)))
+        arrays = list(np.broadcast_arrays(*arrays))
+        columns = [np.broadcast_to(np.int64(0), arrays[0].shape)] * len(self.axes)
+        for number, axis in enumerate(self.axes):
+            if isinstance(axis, int):
+                columns[number] = np.broadcast_to(np.int64(axis), arrays[0].shape)
+        for number, key in zip(self.order, arrays, strict=True):
+            columns[number] = np.asarray(_pick(_shown(self.axes[number]), key))
         return replace(self, points=np.stack(columns, axis=-1))
 
+    def without_last(self, n: int) -> Origin | None:
+        """Drop the last axes of the dataset; None unless they are shown whole, and last."""
+        kept = len(self.axes) - n
+        whole = all(
+            self.axes[number] == range(self.extent[number])
+            for number in range(kept, len(self.axes))
+            if not _is_array(self.axes[number])
+        ) and not any(map(_is_array, self.axes[kept:]))
+        last = tuple(range(kept, len(self.axes)))
+        if self.points is not None or not whole or self.order[len(self.order) - n :] != last:
+            return None
+        order = self.order[: len(self.order) - n]
+        return replace(self, extent=self.extent[:kept], axes=self.axes[:kept], order=order)
+
     def selection(self) -> Selection:
-        """Return what is shown as a selection of the dataset.
+        """Return what is shown as a selection of the dataset, whose axes it has.
 
         Raises
         ------
         SelectionError
-            If its order is not that of the dataset, which regions cannot keep.
+            If the elements along an axis are not in the order of the dataset, which
+            regions cannot keep.
         """
         if self.points is not None:
             coords = self.points.reshape(-1, len(self.axes))
             return Points(coords.astype(np.int64)) if len(coords) else Empty()
         if not self.axes:
             return All()
-        intervals = [_intervals(axis, i) for i, axis in enumerate(self.axes)]
-        if any(not len(low) for low, _ in intervals):
+        axes = [_ascending(axis, number) for number, axis in enumerate(self.axes)]
+        if not all(map(len, axes)):
             return Empty()
-        regular = [_regular(low, high) for low, high in intervals]
+        regular = [_regular(axis) for axis in axes]
         if all(r is not None for r in regular):
             columns = zip(*[r for r in regular if r is not None], strict=True)
             return Hyperslab(*(tuple(column) for column in columns))
+        intervals = [_intervals(axis) for axis in axes]
         n = math.prod(len(low) for low, _ in intervals)
         if n > MAX_BLOCKS:
             raise ResultTooLargeError(
@@ -125,121 +167,87 @@ class Origin:
         return Blocks(*outer_blocks(intervals))
 
 
-def _intervals(axis: AxisPositions, number: int) -> tuple[IntArray, IntArray]:
-    """Return positions as intervals in ascending order."""
-    positions = np.atleast_1d(np.asarray(axis, dtype=np.int64))
-    if (np.diff(positions) <= 0).any():
+def _is_array(axis: AxisPositions) -> bool:
+    return not isinstance(axis, int | range)
+
+
+def _shown(axis: AxisPositions) -> range | IntArray:
+    if isinstance(axis, int):
+        raise TypeError(f"position {axis} of an axis that is not shown")
+    return axis
+
+
+def _pick(axis: range | IntArray, key: Any) -> Any:
+    """Return the positions that an integer, a slice or an array picks from others."""
+    if isinstance(key, slice):
+        return axis[key]
+    wanted = np.asarray(key)
+    if wanted.ndim == 0:
+        return int(axis[int(wanted)])
+    if isinstance(axis, range):
+        wanted = np.where(wanted < 0, wanted + len(axis), wanted).astype(np.int64)
+        return axis.start + axis.step * wanted
+    return axis[wanted]
+
+
+def _own_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
+    """Return the axis that each of several arrays runs along, -1 for none.
+
+    None if one of them runs along several, or two along the same.
+    """
+    ndim = max(map(len, shapes), default=0)
+    if any(len(shape) != ndim for shape in shapes) or ndim > len(shapes):
+        return None
+    along = [[axis for axis, n in enumerate(shape) if n != 1] for shape in shapes]
+    used = [axis for axes in along for axis in axes]
+    if any(len(axes) > 1 for axes in along) or len(set(used)) != len(used):
+        return None
+    free = iter(sorted(set(range(ndim)) - set(used)))  # of one element each
+    return [axes[0] if axes else next(free, -1) for axes in along]
+
+
+def _ascending(axis: AxisPositions, number: int) -> range | IntArray:
+    """Return the positions along one axis, which must ascend."""
+    if isinstance(axis, int):
+        return range(axis, axis + 1)
+    if isinstance(axis, range):
+        descends = axis.step < 0 and len(axis) > 1
+        axis = range(axis[0], axis[0] + 1) if len(axis) == 1 else axis
+    else:
+        descends = bool((np.diff(axis) <= 0).any())
+    if descends:
         raise SelectionError(
             f"the positions along axis {number} do not ascend, and the elements of a region "
             "have the order of the file; select them ascending and once, or as points"
         )
-    return merge_intervals(positions, positions + 1) if len(positions) else (positions,) * 2
+    return axis
 
 
-def _regular(low: IntArray, high: IntArray) -> tuple[int, int, int, int] | None:
-    """Return (start, stride, count, block) of intervals that are alike, else None."""
+def _intervals(axis: range | IntArray) -> tuple[IntArray, IntArray]:
+    positions = np.asarray(axis, dtype=np.int64)
+    return merge_intervals(positions, positions + 1)
+
+
+def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:
+    """Return (start, stride, count, block) of runs that are alike, else None."""
+    if isinstance(axis, range):
+        if axis.step == 1:
+            return axis.start, 1, 1, len(axis)
+        return axis.start, axis.step, len(axis), 1
+    low, high = _intervals(axis)
     sizes, gaps = high - low, np.diff(low)
     if (sizes != sizes[0]).any() or (len(gaps) and (gaps != gaps[0]).any()):
         return None
     return int(low[0]), int(gaps[0]) if len(gaps) else 1, len(low), int(sizes[0])
 
 
-def held(reference: ObjectReference) -> ObjectReference:
-    """Return a reference that keeps its file open, from one that was remembered."""
-    location = reference.location
-    if location is None or not location.is_key:
-        return reference
-    return replace(reference, location=replace(location, is_key=False, held=[]))
-
-
-def find_origin(array: xr.DataArray) -> Origin:
-    """Find where the elements of a variable are stored.
-
-    A variable that was opened lazily knows what was selected from it. Of one that is in
-    memory or in dask, the labels of its coordinates tell.
-
-    Raises
-    ------
-    TypeError
-        If the variable is not one of a file, or it cannot be told which elements it has.
-    """
-    variable, name = array.variable, array.name
-    data = variable._data
-    if isinstance(data, ReferenceArray):
-        stored = data.stored
-        if stored is not None and not stored.field:
-            start = ObjectReference(stored.location, stored.address, data.options)
-            runs = (s + step * np.arange(n) for s, n, step in stored.slices)
-            return Origin(start, tuple(runs))
-    else:
-        found = indexed_dataset(variable)
-        if found is not None:
-            stored_array, steps = found
-            origin = Origin(
-                ObjectReference(
-                    stored_array.location, stored_array.address, stored_array.options
-                ),
-                tuple(np.arange(n) for n in stored_array.shape),
-            )
-            for keys, is_outer in steps:
-                origin = origin.outer(keys) if is_outer else origin.pointwise(keys)
-            return _without_items(origin, len(stored_array.extent), name)
-    remembered = opened_from(variable.encoding)
-    if remembered is not None and remembered.location is not None:
-        target = held(remembered)
-        axes = _axes_by_label(target.resolve(), array)
-        if axes is not None:
-            return Origin(target, axes)
-        shape = dataset_layout(remembered.location, remembered.address).shape
-        raise TypeError(
-            f"{name!r} has the shape {variable.shape}, its dataset {shape}, and nothing tells "
-            "which of its elements these are; refer to regions of the whole variable, by "
-            "index or label: .h5ref.region_reference(lat=slice(40, 50))"
-        )
-    raise TypeError(
-        f"{name!r} is no variable of a file opened with engine='h5ref', or was computed from "
-        "some; write it with xref.to_hdf5, open that file, and refer to what is there"
-    )
-
-
-def _axes_by_label(
-    whole: xr.DataArray, array: xr.DataArray
-) -> tuple[AxisPositions, ...] | None:
-    """Return where along each axis of a dataset the labels of an array are.
-
-    None where an axis has other elements and no labels that tell which.
-    """
-    if set(array.dims) - set(whole.dims):
-        return None
-    axes: list[AxisPositions] = []
-    for dim, n in whole.sizes.items():
-        has_labels = dim in whole.coords and dim in array.coords
-        if has_labels and whole[dim].to_index().is_unique:
-            labels = np.atleast_1d(array[dim].values)
-            found = whole[dim].to_index().get_indexer(labels)
-            if (found < 0).any():
-                return None
-            axes.append(found.astype(np.int64) if dim in array.dims else int(found[0]))
-        elif dim in array.dims and array.sizes[dim] == n:
-            axes.append(np.arange(n))
-        else:
-            return None
-    order = [d for d in whole.dims if d in array.dims]
-    return tuple(axes) if order == list(array.dims) else None
-
-
-def _without_items(origin: Origin, ndim: int, name: Any) -> Origin:
-    """Drop axes of elements that are arrays, which must be whole."""
-    if len(origin.axes) == ndim:
-        return origin
-    layout_axes = origin.axes[ndim:]
-    if origin.points is not None or any(isinstance(a, int) for a in layout_axes):
-        raise TypeError(f"the elements of {name!r} are arrays; regions have whole elements")
-    return Origin(origin.object, origin.axes[:ndim])
+# --- indices of a user -----------------------------------------------------------------
 
 
 def index_keys(array: xr.DataArray, keys: tuple[Any, ...]) -> npt.NDArray[Any] | list[Any]:
     """Return a NumPy-style index as one key an axis, or as points ``(n, ndim)``.
+
+    Lists of several axes select their crossings, as in `xarray.DataArray.isel`.
 
     Raises
     ------
@@ -250,11 +258,10 @@ def index_keys(array: xr.DataArray, keys: tuple[Any, ...]) -> npt.NDArray[Any] |
         keys = keys[0]
     if len(keys) == 1 and _is_mask(keys[0]):
         mask = keys[0]
-        if isinstance(mask, xr.DataArray):
-            mask = mask.broadcast_like(array).transpose(*array.dims).values
-        mask = np.asarray(mask)
+        mask = _aligned(mask, array) if isinstance(mask, xr.DataArray) else np.asarray(mask)
         if mask.shape == array.shape and array.ndim != 1:
             return np.argwhere(mask)
+        keys = (mask,)
     n_given = sum(k is not Ellipsis for k in keys)
     if n_given > array.ndim or sum(k is Ellipsis for k in keys) > 1:
         raise IndexError(f"{n_given} indices for {array.ndim} dimensions of {array.name!r}")
@@ -271,10 +278,34 @@ def _is_mask(key: Any) -> bool:
     return not isinstance(key, slice) and getattr(np.asarray(key), "dtype", None) == np.bool_
 
 
+def _aligned(mask: xr.DataArray, array: xr.DataArray) -> npt.NDArray[np.bool_]:
+    """Return a mask by the labels of an array, False where it has none, in its axes."""
+    unknown = [dim for dim in mask.dims if dim not in array.dims]
+    if unknown:
+        raise IndexError(f"the mask lies along {unknown}; {array.name!r} has {array.dims}")
+    labels = {d: array.indexes[d] for d in mask.dims if d in array.indexes}
+    known = {d: index for d, index in labels.items() if d in mask.indexes}
+    mask = mask.reindex(known, fill_value=False)
+    for dim in mask.dims:
+        if mask.sizes[dim] != array.sizes[dim]:
+            raise IndexError(
+                f"a mask of {mask.sizes[dim]} elements along {dim!r}, of which {array.name!r} "
+                f"has {array.sizes[dim]}"
+            )
+    own = mask.transpose(*(d for d in array.dims if d in mask.dims)).values
+    beside = tuple(n if d in mask.dims else 1 for d, n in array.sizes.items())
+    return np.broadcast_to(own.astype(bool).reshape(beside), array.shape)
+
+
 def _axis_key(key: Any, n: int, dim: Any) -> Any:
-    """Return an integer as an axis of one element, slices and arrays as positions."""
+    """Return an integer as an axis of one element, lists and masks as positions."""
     if isinstance(key, slice):
-        return np.arange(n)[key]
+        return key
+    if isinstance(key, xr.DataArray):
+        raise IndexError(
+            f"the index of {dim!r} is a DataArray; select with .isel or .sel and refer to what "
+            "was selected, or pass its values"
+        )
     values = np.asarray(key)
     if values.dtype == np.bool_:
         if values.shape != (n,):
@@ -287,19 +318,3 @@ def _axis_key(key: Any, n: int, dim: Any) -> Any:
     if ((values < -n) | (values >= n)).any():
         raise IndexError(f"index {key!r} is out of bounds for the {n} elements of {dim!r}")
     return np.atleast_1d(np.where(values < 0, values + n, values))
-
-
-def location_of(dataset: xr.Dataset) -> tuple[FileLocation, int]:
-    """Return the file and the address of the group that a Dataset was opened from.
-
-    Raises
-    ------
-    TypeError
-        If it was not.
-    """
-    remembered = opened_from(dataset.encoding)
-    if remembered is not None:
-        location = held(remembered).location
-        if location is not None:
-            return location, remembered.address
-    raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")

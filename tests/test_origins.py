@@ -1,0 +1,205 @@
+"""What is referred to is what is shown, or nothing is: variables changed in every way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import open_h5
+from strategies import write_references
+
+import xref
+from xref.errors import SelectionError
+
+CUBE = np.random.default_rng(0).permutation(4 * 10 * 6).reshape(4, 10, 6).astype("f4")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write variables with labels, without any, and of other types."""
+    path = tmp_path_factory.mktemp("origins") / "file.h5"
+    field = xr.Dataset(
+        {"cube": (("time", "lat", "lon"), CUBE)},
+        coords={
+            "time": pd.date_range("2020-01-01", periods=4),
+            "lat": np.linspace(90, 0, 10),
+            "lon": [1, 2, 2, 3, 4, 5],  # no labels that tell
+        },
+    )
+    xref.to_hdf5(field, path)
+    with h5py.File(path, "a") as file:
+        file["square"] = np.arange(16).reshape(4, 4)
+        file["names"] = np.array(["b", "a", "c", "d"], dtype=h5py.string_dtype())
+        file["fixed"] = np.array([b"ab", b"cd"])
+        file["arrays"] = np.zeros(3, dtype=[("x", "i4")])
+        file.create_dataset("items", (3,), "(2,)i4")[:] = [[1, 2], [3, 4], [5, 6]]
+        squares = [file["square"].regionref[k] for k in range(4)]
+        write_references(file, "rois", squares)
+    return path
+
+
+KINDS = {
+    "lazy": lambda x: x,
+    "in memory": lambda x: x.copy().load(),
+    "dask": lambda x: x.chunk(2),
+    "dask, cut again": lambda x: x.chunk(2).chunk(3),
+}
+
+CHANGES: dict[str, Any] = {
+    "whole": lambda x: x,
+    "backwards": lambda x: x[::-1],
+    "a part": lambda x: x[1:3],
+    "steps": lambda x: x[::2],
+    "one": lambda x: x[2],
+    "list": lambda x: x[[0, 2, 3]],
+    "disorder": lambda x: x[[2, 0, 1]],
+    "twice the same": lambda x: x[[1, 1]],
+    "rolled": lambda x: x.roll({x.dims[0]: 1}),
+    "shifted": lambda x: x.shift({x.dims[0]: 1}, fill_value=0) if x.dtype.kind == "f" else x,
+    "turned": lambda x: x.transpose(),
+    "renamed": lambda x: x.rename({d: f"{d}_new" for d in x.dims}),
+    "turned and renamed": lambda x: x.T.rename(dict(zip(x.T.dims, "pqr", strict=False))),
+    "exchanged": lambda x: xr.concat([x[2:], x[:2]], x.dims[0]),
+    "replaced": lambda x: x.copy(data=np.zeros(x.shape, x.dtype)),
+    "computed": lambda x: x == x,
+    "sorted": lambda x: x.sortby(x[(slice(None), *[0] * (x.ndim - 1))]),
+    "expanded": lambda x: x.expand_dims("extra"),
+    "stacked": lambda x: x.stack(all=x.dims),
+    "no labels": lambda x: x.drop_vars(list(x.coords))[::-1],
+    "other labels": lambda x: x.isel({x.dims[-1]: slice(1, 3)}).assign_coords(
+        {x.dims[-1]: [1, 2]}
+    ),
+    "points": lambda x: x.isel({x.dims[0]: xr.DataArray([2, 0], dims="p")}),
+}
+
+REFUSALS = (TypeError, SelectionError)
+
+
+def flat(values: Any) -> list[Any]:
+    return np.ravel(np.asarray(values)).tolist()
+
+
+@pytest.mark.parametrize("name", ["cube", "square", "names", "lat", "rois"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str) -> None:
+    with open_h5(path) as ds:
+        if name == "rois" and kind.startswith("dask"):
+            pytest.skip("references are no blocks")
+        try:
+            changed = CHANGES[change](KINDS[kind](ds[name]))
+        except (TypeError, ValueError, KeyError, AttributeError):
+            pytest.skip("xarray cannot do this")
+        try:
+            region = changed.h5ref.region_reference()
+        except REFUSALS:
+            assert change != "whole"
+            is_lazy = kind == "lazy" and name in ("cube", "square", "rois")
+            known = {"a part", "steps", "one", "list", "turned", "renamed"}
+            assert not is_lazy or change not in known - ({"list"} if name == "rois" else set())
+            return
+        shown = changed.values
+        if change.startswith("turned"):  # by name, the axes are those of the dataset
+            shown = shown.T
+        assert flat(region.resolve().values) == flat(shown)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["cube", "square", "names", "fixed", "arrays", "items", "lat"])
+def test_every_variable_has_a_reference(path: Path, kind: str, name: str) -> None:
+    with open_h5(path) as ds:
+        expected = ds.h5ref.reference(name)
+        variable = KINDS[kind](ds[name])
+        for changed in (variable, variable[::-1], variable.rename("other"), variable.T):
+            assert changed.h5ref.reference() == expected
+
+
+def test_values_that_were_read_do_not_take_the_reference_away(path: Path) -> None:
+    with open_h5(path) as ds:
+        assert ds["square"].values.sum()
+        assert ds["square"].h5ref.region_reference(1).bounds == ((1, 0), (2, 4))
+        changed = ds["square"].copy()
+        changed[0, 0] = 99
+        with pytest.raises(TypeError, match="nothing tells which elements of /square"):
+            changed.h5ref.region_reference()
+
+
+def test_two_files_of_the_same_labels_are_not_taken_for_one(path: Path, tmp_path: Path) -> None:
+    with open_h5(path) as ds:
+        xref.to_hdf5(ds[["cube"]] + 1, tmp_path / "other.h5")
+        with open_h5(tmp_path / "other.h5") as other:
+            for one, two in ((ds, other), (ds.chunk(), other.chunk())):
+                mixed = xr.concat([one["cube"][:2], two["cube"][2:]], "time")
+                with pytest.raises(TypeError, match="nothing tells"):
+                    mixed.h5ref.region_reference()
+
+
+def test_masks_go_by_label(path: Path) -> None:
+    with open_h5(path) as ds:
+        cube, mask = ds["cube"], ds["lat"] > 45
+        over = (cube.copy() > 50)[:, ::-1, :]
+        for given_mask in (mask, mask[::-1], mask[:7], over):
+            expected = cube.copy().where(given_mask).values
+            region = cube.h5ref.region_reference(given_mask)
+            assert flat(region.resolve().values) == flat(expected[~np.isnan(expected)])
+        line = cube[0, :, 0]
+        region = line.h5ref.region_reference(mask[::-1])
+        assert flat(region.resolve().values) == flat(CUBE[0, mask.values, 0])
+        with pytest.raises(IndexError, match="lies along"):
+            cube.h5ref.region_reference(mask.rename(lat="height"))
+        with pytest.raises(IndexError, match="is a DataArray"):
+            cube.h5ref.region_reference(0, xr.DataArray([1, 2], dims="p"))
+
+
+@given(data=st.data())
+def test_an_index_counts_in_what_is_shown(path: Path, data: st.DataObject) -> None:
+    with open_h5(path) as ds:
+        kind = data.draw(st.sampled_from(("lazy", "dask", "dask, cut again")))
+        part = KINDS[kind](ds["cube"])
+        if kind == "lazy":
+            lat = data.draw(st.sampled_from((slice(2, 9), slice(None, None, 3), [1, 5, 6])))
+            part = part.isel(lat=lat).isel(lon=slice(1, None))
+            part = part.transpose(*data.draw(st.permutations(part.dims)))
+        key = tuple(data.draw(st.integers(-n, n - 1)) for n in part.shape)
+        region = part.h5ref.region_reference(key)
+        assert flat(region.resolve().values) == [part.copy().values[key]]
+
+
+def test_a_transposed_variable_counts_boxes_in_its_own_axes(path: Path) -> None:
+    with open_h5(path) as ds:
+        turned, values = ds["square"].T, np.arange(16).reshape(4, 4).T
+        boxes = turned.h5ref.regions([[0, 1], [2, 0]], (2, 3))
+        found = boxes.h5ref.resolve().values
+        for k, (a, b) in enumerate(((0, 1), (2, 0))):
+            np.testing.assert_array_equal(found[k].T, values[a : a + 2, b : b + 3])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("large") / "file.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("line", (1 << 40,), "i1", chunks=(1 << 20,))
+        file.create_dataset("cube", (1 << 12,) * 3, "i1", chunks=(1 << 7,) * 3)
+    return path
+
+
+def test_datasets_larger_than_memory_are_referred_to(large: Path) -> None:
+    """Positions are not listed where a rule tells them."""
+    with open_h5(large, chunks={}) as ds:
+        line, cube = ds["line"].h5ref, ds["cube"].T.h5ref
+        assert line.reference().path == "/line"
+        assert line.region_reference(slice(5, None, 7)).size == -(-((1 << 40) - 5) // 7)
+        assert line.region_reference(...).selection.kind == "all"
+        assert line.regions([1 << 39], 5).shape == (1,)
+        assert cube.reference().path == "/cube"
+    with open_h5(large) as ds:
+        assert ds["cube"].T.h5ref.region_reference(0).shape == (4096, 4096, 1)
+        assert ds["line"][:: 1 << 20].h5ref.region_reference().size == 1 << 20

@@ -1,0 +1,207 @@
+"""Which elements of its dataset a variable shows.
+
+In: a variable or a Dataset of the engine, whole or selected from. Out: the object that it
+was opened from, and the positions of its elements.
+
+What is read lazily knows its positions, also where Dask has it as it was opened. Of what
+is in memory, or was changed in Dask, labels tell where it may come from, and its values
+whether it does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import xarray as xr
+
+from xref.elements import ObjectReference, opened_from
+from xref.h5data import dataset_layout
+from xref.h5file import FileLocation
+from xref.lazy import dask_source, indexed_dataset
+from xref.positions import AxisPositions, Origin
+from xref.references import ReferenceArray
+
+COMPARED_NBYTES = 1 << 28
+"""Bytes of a variable in Dask that are read to see where they come from."""
+
+
+def held(reference: ObjectReference) -> ObjectReference:
+    """Return a reference that keeps its file open, from one that was remembered."""
+    location = reference.location
+    if location is None or not location.is_key:
+        return reference
+    return replace(reference, location=replace(location, is_key=False, held=[]))
+
+
+def find_object(array: xr.DataArray) -> ObjectReference:
+    """Return the dataset that a variable was opened from.
+
+    Raises
+    ------
+    TypeError
+        If it was not, or was computed from others.
+    """
+    variable = array.variable
+    data = variable._data
+    if isinstance(data, ReferenceArray) and data.stored is not None and not data.stored.field:
+        return ObjectReference(data.stored.location, data.stored.address, data.options)
+    found = indexed_dataset(data)
+    if found is not None:
+        return ObjectReference(found[0].location, found[0].address, found[0].options)
+    remembered = opened_from(variable.encoding)
+    if remembered is None:
+        raise TypeError(
+            f"{array.name!r} is no variable of a file opened with engine='h5ref', or was "
+            "computed from some; write it with xref.to_hdf5, open that file, and refer to "
+            "what is there"
+        )
+    return held(remembered)
+
+
+def find_origin(array: xr.DataArray) -> Origin:
+    """Find where the elements of a variable are stored.
+
+    Raises
+    ------
+    TypeError
+        If the variable is not one of a file, or it cannot be told which elements it has.
+    """
+    target = find_object(array)
+    known = known_origin(array.variable, array.name)
+    if known is not None:
+        return known
+    found = _by_label(target, array)
+    if found is not None and _shows(array, found):
+        return found
+    raise TypeError(
+        f"nothing tells which elements of {target.target_text()[3:]} {array.name!r} has: it "
+        "is in memory or in Dask, and its values or labels are others; select from the "
+        "variable as it was opened, or refer to regions of that by index or label: "
+        ".h5ref.region_reference(lat=slice(40, 50))"
+    )
+
+
+def known_origin(variable: xr.Variable, name: Any = None) -> Origin | None:
+    """Return the positions that a variable knows itself, None where it knows none."""
+    data = variable._data
+    if isinstance(data, ReferenceArray):
+        return _stored_origin(data)
+    found = indexed_dataset(data)
+    if found is None:
+        source = dask_source(data)
+        found = None if source is None else indexed_dataset(source)
+    if found is None:
+        return None
+    stored, steps = found
+    target = ObjectReference(stored.location, stored.address, stored.options)
+    origin = Origin.whole(target, stored.shape)
+    for keys, is_outer in steps:
+        origin = origin.outer(keys) if is_outer else origin.pointwise(keys)
+    n_items = len(stored.shape) - len(stored.extent)
+    whole_items = origin.without_last(n_items) if n_items else origin
+    if whole_items is None:
+        raise TypeError(f"the elements of {name!r} are arrays; regions have whole elements")
+    return whole_items
+
+
+def _stored_origin(data: ReferenceArray) -> Origin | None:
+    """Return where references are stored that are a box of one dataset."""
+    stored = data.stored
+    if stored is None or stored.field:
+        return None
+    target = ObjectReference(stored.location, stored.address, data.options)
+    counts = stored.shape
+    ones = [number for number, n in enumerate(counts) if n == 1]
+    for hidden in itertools.combinations(ones, len(counts) - len(data.shape)):
+        order = tuple(number for number in range(len(counts)) if number not in hidden)
+        if tuple(counts[number] for number in order) == data.shape:
+            axes: list[AxisPositions] = [range(a, a + s * n, s) for a, n, s in stored.slices]
+            for number in hidden:
+                axes[number] = stored.slices[number][0]
+            extent = dataset_layout(stored.location, stored.address).shape
+            return Origin(target, extent, tuple(axes), order)
+    return None
+
+
+def _by_label(target: ObjectReference, array: xr.DataArray) -> Origin | None:
+    """Return where the labels of an array are in a dataset.
+
+    An axis of another name is the one at its place. None where an axis has other elements
+    and no labels that tell which.
+    """
+    whole = target.resolve()
+    if set(array.dims) <= set(whole.dims):
+        names = {dim: dim for dim in array.dims}
+    elif array.ndim == whole.ndim:
+        names = dict(zip(whole.dims, array.dims, strict=True))
+    else:
+        return None
+    axes: list[AxisPositions] = []
+    for dim, n in whole.sizes.items():
+        own = names.get(dim)
+        labels = array.coords.get(dim if own is None else own)
+        is_index = isinstance(array.variable, xr.IndexVariable) and whole.ndim == 1
+        if is_index:  # the labels are its own values
+            labels = array
+        index = whole.to_index() if is_index else None
+        if index is None and dim in whole.coords:
+            index = whole[dim].to_index()
+        if labels is not None and index is not None and index.is_unique:
+            found = index.get_indexer(labels.values.reshape(-1))
+            if (found < 0).any():
+                return None
+            axes.append(found.astype("int64") if own is not None else int(found[0]))
+        elif own is not None and array.sizes[own] == n:
+            axes.append(range(n))
+        else:
+            return None
+    place = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
+    order = tuple(place[dim] for dim in array.dims)
+    return Origin(target, whole.shape, tuple(axes), order)
+
+
+def _shows(array: xr.DataArray, origin: Origin) -> bool:
+    """Tell whether the elements at some positions are those of an array."""
+    whole = origin.object.resolve()
+    data: Any = array.variable._data
+    if hasattr(data, "dask") and (data.nbytes != data.nbytes or data.nbytes > COMPARED_NBYTES):
+        return False
+    keys = [
+        axis if isinstance(axis, int) else slice_of(axis) if isinstance(axis, range) else axis
+        for axis in origin.axes
+    ]
+    shown = whole.variable[tuple(keys)]
+    if shown.ndim != array.ndim:
+        return False
+    left = [number for number, axis in enumerate(origin.axes) if not isinstance(axis, int)]
+    shown = shown.transpose(*(shown.dims[left.index(number)] for number in origin.order))
+    if isinstance(data, ReferenceArray):
+        stored = shown._data
+        same_shape = isinstance(stored, ReferenceArray) and stored.shape == data.shape
+        return same_shape and bool((stored == data).all())
+    expected = xr.DataArray(shown.data, dims=array.dims)
+    return expected.equals(xr.DataArray(array.variable._data, dims=array.dims))
+
+
+def slice_of(positions: range) -> slice:
+    """Return the slice that selects a range of positions."""
+    stop = positions.stop if positions.stop >= 0 else None
+    return slice(positions.start, stop, positions.step)
+
+
+def location_of(dataset: xr.Dataset) -> tuple[FileLocation, int]:
+    """Return the file and the address of the group that a Dataset was opened from.
+
+    Raises
+    ------
+    TypeError
+        If it was not.
+    """
+    remembered = opened_from(dataset.encoding)
+    if remembered is not None:
+        location = held(remembered).location
+        if location is not None:
+            return location, remembered.address
+    raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")
