@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_what_is_only_shown_has_no_reference(tmp_path: Path) -> None:
     with open_h5(path) as ds:
         assert ds["short"].shape == (5,)
         assert ds["short"].h5ref.region_reference(slice(0, 3)).bounds == ((0,), (3,))
+        assert ds["short"].h5ref.region_reference(...).selection.kind == "all"
         with pytest.raises(SelectionError, match="extent"):
             ds["short"].h5ref.region_reference(slice(0, 4))
 
@@ -254,5 +256,62 @@ def test_references_to_groups_and_by_path(tmp_path: Path) -> None:
         assert ds.h5ref.reference().path == "/a"
         assert ds.h5ref.reference("b/x").resolve().values.tolist() == [1, 2]
         assert ds.h5ref.reference("/").kind == "group"
-        with pytest.raises(KeyError):
-            ds.h5ref.reference("none")
+        for missing in ("none", "b/x/y"):
+            with pytest.raises(KeyError):
+                ds.h5ref.reference(missing)
+
+
+def test_what_cannot_be_opened_by_name_does_not_travel_with_it(path: Path) -> None:
+    content = path.read_bytes()
+    ds = xr.open_dataset(io.BytesIO(content), engine="h5ref", chunks={})
+    assert ds["t"].h5ref.reference() == ds.h5ref.reference("t")
+    assert_region(ds["t"].h5ref.region_reference(1), VALUES[1])
+    loaded = ds.load()
+    assert len(pickle.dumps(loaded)) < loaded.nbytes + 5_000 < len(content) + loaded.nbytes
+    with pytest.raises(TypeError, match="was computed"):
+        loaded["t"].h5ref.reference()
+    assert loaded.h5ref.reference().kind == "group"
+
+
+def test_boxes_are_paired_by_label(field: xr.DataArray) -> None:
+    start = xr.Dataset({"lat": ("row", [0, 5]), "lon": ("column", [0, 5])})
+    size = xr.Dataset({"lat": ("column", [1, 2]), "lon": ("row", [3, 4])})
+    boxes = field.h5ref.regions(start, size)
+    assert boxes[0, 1].item().bounds == ((0, 0, 5), (TIME, 2, 8))
+    named = xr.DataArray(STARTS, coords={"b": ["p", "q", "r"]}, dims=("b", "axis"))
+    other = xr.DataArray([[1, 1, 1]] * 3, coords={"b": ["q", "p", "r"]}, dims=("b", "axis"))
+    with pytest.raises(ValueError, match="the same labels"):
+        field.h5ref.regions(named, other)
+    assert field.h5ref.regions(named, named * 0 + 1)["b"].values.tolist() == ["p", "q", "r"]
+    with pytest.raises(ValueError, match="lies along"):
+        field.h5ref.regions({"lat": 2}, {"lat": [4, 5]})
+    table = pd.DataFrame({"lat": [1, 2], "lat_size": [2, 3], "lon": [3, 4]})
+    with pytest.raises(SelectionError, match="box 0"):  # columns of starts are no sizes
+        field.h5ref.regions(table, table)
+    with pytest.raises(KeyError, match="lon_strat"):
+        field.h5ref.regions({"lat_start": [1], "lon_strat": [2]}, (1, 1, 1))
+
+
+def test_boxes_along_one_axis_are_a_list(path: Path) -> None:
+    with open_h5(path) as ds:
+        line = ds["n"].h5ref
+        assert line.regions([3], 1).shape == (1,)
+        assert line.regions([0, 2], 2).shape == (2,)
+        assert line.regions([0, 2], [2]).shape == (2,)
+        assert line.regions(1, 2).shape == ()
+        assert line.regions([0, 1], [2, 3]).h5ref.resolve("ragged")[
+            "row_size"
+        ].values.tolist() == [2, 3]
+        assert ds["t"].h5ref.regions([], (1, 1, 1)).shape == (0,)
+        assert line.regions([0], 1).name == "n_regions"
+
+
+def test_a_table_may_have_an_index_of_levels(field: xr.DataArray) -> None:
+    index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["kind", "number"])
+    table = pd.DataFrame({"lat": [0, 7], "lon": [0, 15]}, index=index)
+    boxes = field.h5ref.regions(table, (TIME, 3, 5))
+    assert boxes.sel(kind="b").item().bounds == ((0, 7, 15), (TIME, 10, 20))
+
+
+def test_no_points_are_an_empty_region(field: xr.DataArray) -> None:
+    assert field.h5ref.region_reference(points=[]).size == 0

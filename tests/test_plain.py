@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,10 @@ def test_targets_without_a_path_are_known_by_address(tmp_path: Path) -> None:
         assert xref.from_table(table)[0].item() == ds["refs"][0].item()
 
 
+def short(table: xr.Dataset) -> xr.Dataset:
+    return table.drop_vars(["stride", "count", "block"])
+
+
 @pytest.mark.parametrize(
     ("message", "change"),
     [
@@ -125,10 +130,18 @@ def test_targets_without_a_path_are_known_by_address(tmp_path: Path) -> None:
         ("no column 'path'", lambda t: t.drop_vars("path")),
         ("no column 'start'", lambda t: t.drop_vars("start")),
         ("selections", lambda t: t.assign(selection=t.selection.where(False, "odd"))),
-        ("no hyperslab", lambda t: t.assign(start=t.start - 100)),
+        ("no integers", lambda t: t.assign(start=t.start - 100)),
         ("no hyperslab", lambda t: t.assign(stride=0 * t.stride)),
-        ("items", lambda t: t.assign(item_count=t.item_count + 1)),
-        ("start is past its end", lambda t: t.assign(item_stop=t.item_stop - 50)),
+        ("items", lambda t: t.assign(item_count=t.item_count + 100)),
+        ("items", lambda t: t.assign(item_first=t.item_first - 1)),
+        ("no integers", lambda t: t.assign(start=t.start + 0.5)),
+        ("no integers", lambda t: t.assign(start=t.start.astype(str))),
+        ("no hyperslab", lambda t: t.assign(count=2**60 + 0 * t["count"])),
+        ("'rank'", lambda t: t.assign(rank=0 * t["rank"] - 1)),
+        ("kinds", lambda t: t.assign(kind=t.kind.where(False, "odd"))),
+        ("lies along", lambda t: t.assign(path=t.path.isel({t.path.dims[0]: 0}))),
+        ("no hyperslab", lambda t: short(t).assign(stop=t.start)),
+        ("start is past its end", lambda t: t.assign(item_stop=t.item_start)),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(mixed: Path, message: str, change: Any) -> None:
@@ -147,6 +160,63 @@ def test_drawn_references_come_back(
     with open_h5(path) as ds:
         back = xref.from_table(ds["refs"].h5ref.table())
         assert (back.data == ds["refs"].data).all()
+
+
+def test_rows_may_be_selected_and_turned(mixed: Path) -> None:
+    with open_h5(mixed) as ds:
+        rois = ds["rois"]
+        table, (one, two) = rois.h5ref.table(), rois.dims
+        for key in ({one: [1, 0]}, {one: 1, two: [2, 0, 0]}, {two: slice(None, None, 2)}):
+            back = xref.from_table(table.isel(key))
+            assert (back.data == rois.isel(key).data).all()
+        turned = xref.from_table(table.transpose())
+        assert turned.dims == (two, one)
+        assert (turned.data == rois.T.data).all()
+        mixed_up = table.assign(start=table["start"].transpose(..., one))
+        assert (xref.from_table(mixed_up).data == rois.data).all()
+
+
+def test_dangling_references_stay_dangling(mixed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.h5"
+    shutil.copy(mixed, copy)
+    with open_h5(mixed) as ds:
+        for name in ("boxes", "objects"):
+            table = ds[name].h5ref.table()
+            table["kind"] = table["kind"].astype(object)
+            for column, value in (("kind", "dangling"), ("address", 5), ("path", "")):
+                table[column][-1] = value
+            last = xref.from_table(table)[-1].item()
+            assert (bool(last), last.kind, last.address) == (True, "dangling", 5)
+            with pytest.raises(DanglingReferenceError):
+                last.resolve()
+            assert not xref.from_table(table, copy)[-1].item()
+
+
+def test_paths_through_links_lead_to_the_other_file(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "real.h5", "w") as file:
+        file["first"] = 1
+        file["data"] = DATA
+        write_references(file, "rois", [file["data"].regionref[:2, :3]])
+    with h5py.File(tmp_path / "master.h5", "w") as file:
+        file["other"] = -DATA
+        file["data"] = h5py.ExternalLink("real.h5", "/data")
+    with open_h5(tmp_path / "real.h5") as ds:
+        table = ds["rois"].h5ref.table()
+    back = xref.from_table(table, tmp_path / "master.h5")
+    np.testing.assert_array_equal(back.h5ref.resolve()[0], DATA[:2, :3])
+    assert back[0].item().filename == str(tmp_path / "real.h5")
+
+
+def test_objects_without_a_path_are_not_looked_for_elsewhere(
+    mixed: Path, tmp_path: Path
+) -> None:
+    with open_h5(mixed) as ds:
+        table = ds["boxes"].h5ref.table()
+    table["path"][:2] = ""
+    assert len(xref.from_table(table)) == 5
+    shutil.copy(mixed, tmp_path / "copy.h5")
+    with pytest.raises(DanglingReferenceError, match="2 references of the table"):
+        xref.from_table(table, tmp_path / "copy.h5")
 
 
 def test_references_that_are_made_stay_columns_in_xarray(mixed: Path) -> None:

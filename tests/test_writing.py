@@ -358,12 +358,12 @@ def test_resolved_stacks_are_stored_chunked_by_region(source: Path, tmp_path: Pa
     path = tmp_path / "patches.h5"
     with open_h5(source) as ds:
         patches = ds["rois"][:5].h5ref.resolve()
-        encoding = {"patches": {"chunksizes": (1, 3, 4), "zlib": True}}
         patches = patches.drop_attrs()  # references to the image among them
-        xref.to_hdf5(patches.to_dataset(name="patches"), path, encoding=encoding)
+        patches.encoding["zlib"] = True
+        xref.to_hdf5(patches.to_dataset(name="patches"), path)
         expected = patches.load()
     with h5py.File(path) as file:
-        assert file["patches"].chunks == (1, 3, 4)
+        assert file["patches"].chunks == (5, 3, 4)  # small ones together
     with open_h5(path) as back:
         np.testing.assert_array_equal(back["patches"], expected)
         assert set(back.coords) == set(expected.coords)

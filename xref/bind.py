@@ -201,9 +201,9 @@ def decode_dataset(
             use_cftime=options.use_cftime,
             decode_timedelta=_except_for(values_only, options.decode_timedelta, ordinary),
         )
-    for name, variable in decoded.items():
+    for name, new in decoded.items():
         if "source" in variables[name].encoding:  # which decoders of text leave out
-            variable.encoding.setdefault("source", variables[name].encoding["source"])
+            new.encoding.setdefault("source", variables[name].encoding["source"])
     for name, plain in untouched.items():
         _name_coordinates(plain, decoded[name])
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}

@@ -301,14 +301,15 @@ def _by_column(
     columns = [
         xr.DataArray(0 if what == "start" else n)
         if dim not in names
-        else table[names[dim]].copy(data=_integers(table[names[dim]].values, what))
+        else xr.DataArray(
+            _integers(table[names[dim]].values, what), dims=table[names[dim]].dims
+        )
         for dim, n in array.sizes.items()
     ]
-    columns = [column.drop_vars(set(column.coords) - set(column.dims)) for column in columns]
-    numbers = xr.concat(xr.broadcast(*columns), AXIS_DIM, coords="minimal", compat="override")
-    numbers = numbers.transpose(..., AXIS_DIM)
-    own = {k: v for k, v in table.coords.items() if set(v.dims) <= set(numbers.dims)}
-    return numbers.assign_coords(own)
+    numbers = xr.concat(xr.broadcast(*columns), AXIS_DIM).transpose(..., AXIS_DIM)
+    coords = table.coords.to_dataset()
+    other = [k for k, v in coords.coords.items() if set(v.dims) - set(numbers.dims)]
+    return numbers.assign_coords(coords.drop_vars(other).coords)
 
 
 def _names_problem(array: xr.DataArray, what: str, found: Sequence[Any]) -> str:

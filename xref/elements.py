@@ -162,6 +162,9 @@ class SourceName(str):
         return source
 
     def __reduce__(self) -> tuple[Any, ...]:
+        location = self.object.location
+        if location is None or not location.source.named:
+            return str, (str(self),)  # content does not travel along with its name
         return SourceName.of, (self.object, str(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SourceName:

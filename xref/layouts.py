@@ -95,8 +95,8 @@ def resolve_cells(
     if chunks is not None:
         variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
     stored = _stored_chunks(variable.shape, len(resolved.dims), variable.dtype.itemsize)
-    variable.encoding = {**variable.encoding, "chunksizes": stored}
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
+    values.encoding = {**variable.encoding, "chunksizes": stored}
     if uniform:
         return values
     mask = ValidArray(references, cell)

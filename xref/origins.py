@@ -47,7 +47,7 @@ def find_object(array: xr.DataArray) -> ObjectReference:
     data = variable._data
     if isinstance(data, ReferenceArray) and data.stored is not None and not data.stored.field:
         return ObjectReference(data.stored.location, data.stored.address, data.options)
-    found = indexed_dataset(data)
+    found = indexed_dataset(data) or indexed_dataset(dask_source(data))
     if found is not None:
         return ObjectReference(found[0].location, found[0].address, found[0].options)
     remembered = opened_from(variable.encoding)
@@ -88,10 +88,7 @@ def known_origin(variable: xr.Variable, name: Any = None) -> Origin | None:
     data = variable._data
     if isinstance(data, ReferenceArray):
         return _stored_origin(data)
-    found = indexed_dataset(data)
-    if found is None:
-        source = dask_source(data)
-        found = None if source is None else indexed_dataset(source)
+    found = indexed_dataset(data) or indexed_dataset(dask_source(data))
     if found is None:
         return None
     stored, steps = found

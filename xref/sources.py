@@ -68,6 +68,11 @@ class FileSource:
         """Whether reading takes requests to a server."""
         return False
 
+    @property
+    def named(self) -> bool:
+        """Whether its name is enough to open it again, here or elsewhere."""
+        return self.remote
+
     def identity(self) -> Identity:
         """Return the identity of the file as it is now."""
         raise NotImplementedError
@@ -148,6 +153,11 @@ class LocalFile(FileSource):
     def live(self) -> bool:
         """Whether it was opened with ``swmr``, or is shared with a writer."""
         return self.shared or bool(dict(self.options).get("swmr", False))
+
+    @property
+    def named(self) -> bool:
+        """Whether its name is enough to open it again: it is."""
+        return True
 
     def identity(self) -> Identity:
         """Return device, inode, bytes, and the times (ns) of last write and last change."""

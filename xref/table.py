@@ -76,12 +76,12 @@ def reference_table(
         width = described["start"].shape[1]
         steps = _steps(columns.regions, width)
         table |= {name: column(values) for name, values in steps.items()}
-        size, low, high = _items(columns.regions, width)
+        first, size, low, high = _items(columns.regions, width)
         if len(low):
             item = ITEM_DIM
             while item in (*dims, axis):
                 item += "_"
-            table["item_count"] = column(size)
+            table |= {"item_first": column(first), "item_count": column(size)}
             table |= {"item_start": ((item, axis), low), "item_stop": ((item, axis), high)}
     return xr.Dataset(table, coords=coords)
 
@@ -102,13 +102,13 @@ def _steps(regions: RegionTable, width: int) -> dict[str, npt.NDArray[Any]]:
 ITEM_DIM = "item"
 
 
-def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArray]:
+def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Return the points and blocks of all rows, one after the other.
 
     Returns
     -------
-    size : numpy.ndarray
-        Shape ``(n,)``: how many each row has.
+    first, size : numpy.ndarray
+        Shape ``(n,)``: where those of each row begin, and how many there are.
     start, stop : numpy.ndarray
         Shape ``(sum of size, width)``, stop exclusive.
     """
@@ -127,7 +127,7 @@ def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArr
         to = ragged_ranges(cut[rows], size[rows])
         of = ragged_ranges(regions.first[rows], size[rows])
         low[to, : regions.ndim], high[to, : regions.ndim] = starts[of], stops[of]
-    return size, low, high
+    return cut[:-1], size, low, high
 
 
 def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.object_]:

@@ -257,7 +257,9 @@ def build_variable(
 ) -> xr.Variable:
     """Make the variable of one dataset; ``shape`` may be longer than what is stored."""
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
-    source = SourceName.of(ObjectReference(unheld(location), address, options))
+    source = location.filename
+    if location.source.named:  # else the name would keep a file's content in memory
+        source = SourceName.of(ObjectReference(unheld(location), address, options))
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
