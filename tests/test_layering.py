@@ -86,7 +86,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loaders": ("numpy",),
     "small": ("numpy",),
     "gather": ("numpy",),
-    "remake": ("numpy",),
     "lazy": (
         "dask.base.normalize_token",
         "numpy",
@@ -104,6 +103,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "object_variables": ("numpy", "xarray", "xarray.core.indexing"),
     "variables": ("numpy", "xarray"),
     "create": ("numpy", "xarray"),
+    "remake": ("numpy", "xarray"),
     "plain": ("numpy", "xarray"),
     "cfencode": ("numpy", "xarray"),
     "h5tree": ("h5py", "numpy", "xarray"),

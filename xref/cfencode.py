@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from xarray.backends.common import ensure_dtype_not_object
+from xarray.coding.strings import CharacterArrayCoder
 
+from xref.elements import Reference
+from xref.errors import UnsupportedError
 from xref.h5memory import Form, find_form
 from xref.h5storage import check_encoding
 from xref.layout import item_dtype
@@ -80,6 +84,7 @@ def encode_dataset(
     apart = {name for name, variable in prepared.items() if _has_no_conventions(variable)}
     ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
     encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
+    encoded = {k: v if k in apart else _as_stored(v, k) for k, v in encoded.items()}
     found = {}
     for name, variable in encoded.items():
         kept = prepared[name]
@@ -94,7 +99,8 @@ def encode_dataset(
     return Encoded(
         variables=found,
         attributes=dict(attributes),
-        sizes={str(k): v for k, v in dataset.sizes.items()},
+        sizes={str(k): v for k, v in dataset.sizes.items()}
+        | {str(d): n for v in found.values() for d, n in v.sizes.items()},
         unlimited=unlimited & set(map(str, dataset.sizes)),
         forms=_forms(found),
         given={str(k): frozenset(v) for k, v in encodings.items()},
@@ -121,7 +127,7 @@ def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Va
     # What is in memory is compressed in parallel, too.
     if is_large and (not in_memory or _is_compressed(new.encoding)):
         return new.chunk(dict(zip(new.dims, _block_shape(new), strict=True)))
-    return new if in_memory else new.copy(data=new.data)
+    return new if in_memory else new.copy(data=new.values)
 
 
 def _is_compressed(encoding: Mapping[str, Any]) -> bool:
@@ -133,7 +139,7 @@ def _block_shape(variable: xr.Variable) -> tuple[int, ...]:
     sizes = variable.encoding.get("chunksizes")
     if sizes is None or len(sizes) != variable.ndim:
         sizes = (1,) * variable.ndim
-    sides = [min(int(c), max(n, 1)) for c, n in zip(sizes, variable.shape, strict=True)]
+    sides = [min(max(int(c), 1), max(n, 1)) for c, n in zip(sizes, variable.shape, strict=True)]
     for axis in reversed(range(variable.ndim)):
         while (
             sides[axis] < variable.shape[axis]
@@ -179,10 +185,31 @@ def _has_no_conventions(variable: xr.Variable) -> bool:
     kept: Any = variable.dtype.metadata or {}
     if isinstance(kept.get("vlen"), np.dtype):
         return True
-    first = next((v for v in variable.values.flat if v is not None), None)
-    return not isinstance(first, str | float) and not type(first).__module__.startswith(
-        "cftime"
+    return any(
+        isinstance(v, bytes | list | np.ndarray | Reference) for v in variable.values.flat
     )
+
+
+def _as_stored(variable: xr.Variable, name: Hashable) -> xr.Variable:
+    """Make text or numbers of objects, as xarray does, and give single bytes an axis.
+
+    Single bytes along a last axis are read as one text; what was read as single bytes has
+    that axis.
+
+    Raises
+    ------
+    UnsupportedError
+        If objects are of several types, or of none that is stored.
+    """
+    try:
+        variable = ensure_dtype_not_object(variable, name=name)
+    except ValueError as error:
+        raise UnsupportedError(f"variable {name!r}: {error}") from error
+    if variable.dtype != np.dtype("S1") or variable.encoding.get("dtype") == np.dtype("S1"):
+        return variable
+    coder: Any = CharacterArrayCoder()
+    found: xr.Variable = coder.encode(variable, name)
+    return found
 
 
 def _stand_in(variable: xr.Variable) -> xr.Variable:

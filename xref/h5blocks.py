@@ -11,7 +11,6 @@ puts a task does not matter, and nothing that h5py made is in a graph.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -34,12 +33,19 @@ _threads = threading.Lock()
 
 
 @contextmanager
-def open_to_write(path: str) -> Iterator[h5py.File]:
-    """Open a file for writing, one thread of one process at a time."""
+def open_to_write(path: str, lock: str) -> Iterator[h5py.File]:
+    """Open a file for writing, one thread of one process at a time.
+
+    Parameters
+    ----------
+    path : str
+    lock : str
+        A file that is locked meanwhile.
+    """
     import fcntl  # not there on all systems
 
-    with _threads, open(f"{path}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _threads, open(lock, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         with h5py.File(path, "r+") as file:
             yield file
 
@@ -54,6 +60,7 @@ class BlockTarget:
     """A dataset that `dask.array.store` writes to."""
 
     path: str  # of the file
+    lock: str  # a file beside it, for this write alone
     name: str  # of the dataset
     form: Form
     shape: tuple[int, ...]
@@ -70,7 +77,7 @@ class BlockTarget:
             self._write_chunks(box, values)
             return
         memory = Memory(no_references)
-        with open_to_write(self.path) as file:
+        with open_to_write(self.path, self.lock) as file:
             write_elements(file[self.name], self.form, memory, values, box)
 
     def _is_direct(self, box: tuple[slice, ...]) -> bool:
@@ -97,7 +104,7 @@ class BlockTarget:
                 for at, s, c in zip(corner, box, self.chunks or (), strict=True)
             )
             encoded.append((corner, self._encode(values[place])))
-        with open_to_write(self.path) as file:
+        with open_to_write(self.path, self.lock) as file:
             dataset = file[self.name].id
             for corner, data in encoded:
                 dataset.write_direct_chunk(corner, data)
@@ -116,9 +123,3 @@ class BlockTarget:
         if before and self.form.itemsize > 1:
             raw = np.ascontiguousarray(raw.reshape(-1, self.form.itemsize).T).reshape(-1)
         return zlib.compress(raw.data, deflate.options[0])
-
-
-def remove_lock(path: str) -> None:
-    """Remove what `open_to_write` leaves beside a file."""
-    if os.path.exists(f"{path}.lock"):
-        os.remove(f"{path}.lock")

@@ -45,8 +45,8 @@ CF_KEYS = frozenset(
     }
 )
 
-LARGEST_CHUNK = 1 << 30
-"""Bytes of a chunk; HDF5 allows 4 GiB."""
+LARGEST_CHUNK = 1 << 28
+"""Bytes of a chunk that is taken over from another file; HDF5 allows 4 GiB."""
 
 CHUNK_NBYTES = 1 << 20
 """Bytes of a chunk where nobody says how large it should be."""
@@ -112,13 +112,13 @@ def choose_storage(
     options = _filters(encoding, given, what)
     if form.itemsize == 1:
         options.pop("shuffle", None)
-    chunks = _given_chunks(shape, limitless, encoding, given, what)
+    chunks = _given_chunks(shape, limitless, encoding, given, form.itemsize, what)
     contiguous = bool(encoding.get("contiguous")) and not (options or any(limitless))
     if "contiguous" in given and encoding["contiguous"] and not contiguous:
         raise ValueError(f"{what}: contiguous storage has no filters and no unlimited axes")
     if chunks is None and not contiguous and (options or any(limitless) or blocks is not None):
         if blocks is not None and max(map(len, blocks), default=1) > 1:
-            chunks = tuple(max(b[0], 1) for b in blocks)
+            chunks = tuple(max(*b, 1) for b in blocks)
         elif options or any(limitless):
             chunks = tuple(max(n, 1) for n in shape)
         if chunks is not None:
@@ -158,6 +158,7 @@ def _given_chunks(
     unlimited: tuple[bool, ...],
     encoding: Mapping[str, Any],
     given: set[str],
+    itemsize: int,
     what: str,
 ) -> tuple[int, ...] | None:
     """Return the chunk shape of an encoding; None where there is none, or it does not fit."""
@@ -169,6 +170,8 @@ def _given_chunks(
         c >= 1 and (c <= max(n, 1) or u)
         for c, n, u in zip(sizes, shape, unlimited, strict=False)
     )
+    if fits and "chunksizes" not in given and math.prod(sizes) * itemsize > LARGEST_CHUNK:
+        return None  # a file may say so and have nothing in them
     if fits:
         return sizes
     if "chunksizes" in given:
@@ -183,6 +186,8 @@ def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[st
     level = encoding.get("compression_opts", level)
     if name is None and encoding.get("zlib"):
         name = "gzip"
+    if isinstance(name, int) and 0 <= name <= 9:  # h5py's short form
+        name, level = "gzip", name
     if name in ("zlib", "gzip"):
         options |= {
             "compression": "gzip",

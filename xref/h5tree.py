@@ -14,6 +14,7 @@ Variables along named dimensions, and text, are stored as netCDF-4 stores them.
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,18 @@ NOT_DECODED = DecodeOptions(
     decode_timedelta=False,
 )
 
+ENCODING_ATTRIBUTES = (
+    "scale_factor",
+    "add_offset",
+    "_FillValue",
+    "missing_value",
+    "_Unsigned",
+    "units",
+    "calendar",
+    "dtype",
+)
+"""Attributes that say what stored numbers mean."""
+
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.%10d"
 
 
@@ -87,6 +100,10 @@ class TreeWriter:
         Of the file, for what is written later.
     targets : Targets
         Where references lead to.
+    lock : str
+        A file for those who write blocks to lock.
+    is_new : bool
+        Whether the file has nothing yet.
 
     Attributes
     ----------
@@ -96,11 +113,17 @@ class TreeWriter:
         Paths of the objects that were not there before.
     """
 
-    def __init__(self, file: h5py.File, path: str, targets: Targets) -> None:
-        self.file, self.path, self.targets = file, path, targets
+    def __init__(
+        self, file: h5py.File, path: str, targets: Targets, lock: str, *, is_new: bool
+    ) -> None:
+        self.file, self.path, self.targets, self.lock = file, path, targets, lock
         self.made: list[str] = []
+        self._made = set[int]()
+        self._is_new = is_new
+        self._n_dimensions = 0 if is_new else _next_dimension(file)
         self.blocks: list[tuple[Any, BlockTarget]] = []
         self._later: list[Callable[[], None]] = []
+        self._at_last: list[Callable[[], None]] = []
         self._scales: dict[str, dict[str, _Scale]] = {}
         self._along: list[tuple[h5py.Dataset, int, list[str], _Scales]] = []
         self._copied: dict[Ident, Written] = {}
@@ -121,12 +144,12 @@ class TreeWriter:
         """
         group = self._require_group(path)
         made_from = ident(opened_from(dataset.encoding))
-        written = Written(path, address_of(group), None, made_from is not None)
-        self.targets.add(written, made_from)
+        self.targets.add(Written(path, address_of(group), None, made_from))
         encoded = encode_dataset(dataset, encodings)
         scales = self._add_dimensions(group, path, encoded)
         for name, variable in encoded.variables.items():
-            self._add_variable(group, path, name, variable, encoded, scales)
+            look = functools.partial(dataset.__getitem__, name)
+            self._add_variable(group, path, name, variable, encoded, scales, look)
         self._write_attributes(group, encoded.attributes, path)
 
     def finish(self) -> None:
@@ -135,6 +158,8 @@ class TreeWriter:
             waiting, self._later = self._later, []
             for write in waiting:
                 write()
+        for change in self._at_last:  # what was there before, once nothing else can fail
+            change()
         for dataset, address, dims, known in self._along:
             scales = [known.get(dim) for dim in dims]
             if any(s is not None and s.existed for s in scales):
@@ -151,12 +176,6 @@ class TreeWriter:
                 if not scale.existed:
                     write_reference_list(scale.dataset, scale.attached)
 
-    def undo(self) -> None:
-        """Remove what was not there before, after something failed."""
-        for path in reversed(self.made):
-            del self.file[path]
-        self.made.clear()
-
     # --- groups and dimensions ---------------------------------------------------------
 
     def _require_group(self, path: str) -> h5py.Group:
@@ -164,14 +183,41 @@ class TreeWriter:
         at = "/"
         for part in [p for p in path.split("/") if p]:
             at = posixpath.join(at, part)
-            found = group.get(part)
+            found = self._member(group, part, at)
             if found is None:
                 found = group.create_group(part, track_order=True)
-                self.made.append(at)
+                self._note(found, at)
             elif not isinstance(found, h5py.Group):
                 raise ValueError(f"{self.path}: {at!r} is a dataset; no group can be there")
             group = found
         return group
+
+    def _note(self, item: h5py.HLObject, path: str) -> None:
+        """Note that an object was not there before."""
+        self.made.append(path)
+        self._made.add(address_of(item))
+
+    def _existed(self, address: int) -> bool:
+        return not self._is_new and address not in self._made
+
+    def _member(self, group: h5py.Group, name: str, path: str) -> Any:
+        """Return a member of a group, None if there is none.
+
+        Raises
+        ------
+        ValueError
+            If it is in another file, or a link to nothing.
+        """
+        link = group.get(name, getlink=True)
+        if link is None:
+            return None
+        item = None if isinstance(link, h5py.ExternalLink) else group.get(name)
+        if item is None or item.file.id != self.file.id:
+            raise ValueError(
+                f"{self.path}: {path!r} is a link to nothing, or to what is in another file, "
+                "which is not written; write under another name"
+            )
+        return item
 
     def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> _Scales:
         """Return the scale of each dimension; those without a variable are made here."""
@@ -189,14 +235,21 @@ class TreeWriter:
                     )
                 scales[dim] = found
                 continue
-            if dim in group:
-                scales[dim] = None  # the name is taken by something else
+            taken = self._member(group, dim, posixpath.join(path, dim))
+            if taken is not None:
+                if not isinstance(taken, h5py.Dataset) or taken.shape != (size,):
+                    raise ValueError(
+                        f"{self.path}: dimension {dim!r} of {path!r} has the name of something "
+                        "else that is there; rename it"
+                    )
+                own[dim] = scales[dim] = _Scale(taken, address_of(taken), size, True)
+                self._at_last.append(functools.partial(taken.make_scale, dim))
                 continue
             maxshape = (None,) if dim in encoded.unlimited else None
             dataset = group.create_dataset(
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
-            self.made.append(dataset.name)
+            self._note(dataset, dataset.name)
             dataset.make_scale(_NO_VARIABLE % size)
             own[dim] = scales[dim] = _Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
@@ -214,8 +267,8 @@ class TreeWriter:
 
     def _number(self, dataset: h5py.Dataset) -> None:
         """Give a dimension a number, as netCDF does to keep their order."""
-        n = sum(map(len, self._scales.values()))
-        dataset.attrs.create("_Netcdf4Dimid", n - 1, dtype="<i4")
+        dataset.attrs.create("_Netcdf4Dimid", self._n_dimensions, dtype="<i4")
+        self._n_dimensions += 1
 
     # --- variables ---------------------------------------------------------------------
 
@@ -227,6 +280,7 @@ class TreeWriter:
         variable: xr.Variable,
         encoded: Encoded,
         scales: _Scales,
+        look: Callable[[], xr.DataArray] | None = None,
     ) -> None:
         dims = [str(d) for d in variable.dims]
         stored_name = name
@@ -236,15 +290,21 @@ class TreeWriter:
         where = f"{self.path}: {full!r}"
         dataset = self._create(group, stored_name, variable, encoded, where, name)
         made_from = ident(opened_from(variable.encoding))
-        written = Written(full, address_of(dataset), dataset.shape, made_from is not None)
-        self.targets.add(written, made_from)
+        known = None if made_from is None else look
+        written = Written(full, address_of(dataset), dataset.shape, made_from, known)
+        self.targets.add(written)
+        existed = self._existed(written.address)
+        if existed:
+            self._drop_encoding(dataset, variable.attrs)
+            dims = self._check_dimensions(dataset, dims, where)
         if encoded.is_scale(name):
-            dataset.make_scale(name)
-            scale = _Scale(dataset, written.address, variable.shape[0], False)
             existing = self._scales[path].get(name)
-            scales[name] = self._scales[path][name] = existing or scale
             if existing is None:
+                scale = _Scale(dataset, written.address, variable.shape[0], existed)
+                existing = self._scales[path][name] = scale
+                dataset.make_scale(name)
                 self._number(dataset)
+            scales[name] = existing
         elif dims:
             self._along.append((dataset, written.address, dims, scales))
         self._write_attributes(dataset, variable.attrs, full)
@@ -263,8 +323,9 @@ class TreeWriter:
         blocks = getattr(data, "chunks", None)
         values: Any = np.zeros(0, data.dtype) if blocks else data
         form = encoded.forms.get(label) or find_form(values, where)
-        if name in group:
-            dataset = self._existing(group, name, form, variable.shape, where)
+        existing = self._member(group, name, posixpath.join(group.name, name))
+        if existing is not None:
+            dataset = _fitting(existing, form, variable.shape, where)
         else:
             storage = choose_storage(
                 variable.shape,
@@ -277,12 +338,13 @@ class TreeWriter:
                 what=where,
             )
             dataset = create_dataset(group, name, variable.shape, form, storage)
-            self.made.append(dataset.name)
+            self._note(dataset, dataset.name)
         if blocks:
             data = align_blocks(data, dataset.chunks)
             target = BlockTarget(
                 path=self.path,
-                name=dataset.name,
+                lock=self.lock,
+                name=posixpath.join(group.name, name),
                 form=form,
                 shape=variable.shape,
                 chunks=dataset.chunks,
@@ -290,26 +352,33 @@ class TreeWriter:
                 fill_value=dataset.fillvalue,
             )
             self.blocks.append((data, target))
-        elif holds_references(form):
-            self._later.append(lambda: write_elements(dataset, form, self._memory(), data))
-        else:
+            return dataset
+        queue = self._later if existing is None else self._at_last
+        if existing is None and not holds_references(form):
             write_elements(dataset, form, self._memory(), data)
+        else:
+            queue.append(lambda: write_elements(dataset, form, self._memory(), data))
         return dataset
 
-    def _existing(
-        self, group: h5py.Group, name: str, form: Form, shape: tuple[int, ...], where: str
-    ) -> h5py.Dataset:
-        """Return a dataset that is there, and that values of a type and shape fit into."""
-        found = group[name]
-        if not isinstance(found, h5py.Dataset):
-            raise ValueError(f"{where} is a group in the file; no variable can be there")
-        if found.shape != shape or not found.id.get_type().equal(form.type_id()):
+    def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
+        """Remove how the values that are written over were encoded."""
+        old = [name for name in ENCODING_ATTRIBUTES if name not in attributes]
+        for name in old:
+            if name in dataset.attrs:
+                self._at_last.append(functools.partial(dataset.attrs.__delitem__, name))
+
+    def _check_dimensions(
+        self, dataset: h5py.Dataset, dims: list[str], where: str
+    ) -> list[str]:
+        """Return the dimensions that a dataset still lacks: all of them, or none."""
+        if "DIMENSION_LIST" not in dataset.attrs:
+            return dims
+        known = [posixpath.basename(d[0].name) if len(d) else None for d in dataset.dims]
+        if known != dims:
             raise ValueError(
-                f"{where} is there already, of shape {found.shape} and type {found.dtype}; "
-                f"what is written has the shape {shape}, or another type. Write it under "
-                "another name, or remove what is there, and with it what references lead to"
+                f"{where} lies along {known} in the file, and along {dims} in what is written"
             )
-        return found
+        return []
 
     # --- attributes --------------------------------------------------------------------
 
@@ -324,7 +393,9 @@ class TreeWriter:
             def write(name: str = name, form: Form = form, values: Any = values) -> None:
                 write_attribute(item, name, form, self._memory(), values)
 
-            if holds_references(form):
+            if self._existed(address_of(item)):
+                self._at_last.append(write)
+            elif holds_references(form):
                 self._later.append(write)
             else:
                 write()
@@ -346,32 +417,70 @@ class TreeWriter:
         key = location.key, address
         if key in self._copied:
             return self._copied[key]
-        path = known_path(location, address) or object_paths(location).get(address)
-        if not path or path in self.file:
+        path = object_paths(location).get(address) or known_path(location, address)
+        if not path or not self._is_free(path):
             path = f"{COPIES}/{address:x}"
             while path in self.file:
                 path += "_"
+        return self._copy_to(path, location, address, kind)
+
+    def _is_free(self, path: str) -> bool:
+        """Tell whether an object can be made at a path: nothing is there, groups above."""
+        above, name = posixpath.split(path)
+        group: h5py.Group = self.file["/"]
+        for part in [p for p in above.split("/") if p]:
+            link = group.get(part, getlink=True)
+            if link is None:
+                return True
+            is_group = group.get(part, getclass=True) is h5py.Group
+            if isinstance(link, h5py.ExternalLink) or not is_group:
+                return False
+            group = group[part]
+        return group.get(name, getlink=True) is None
+
+    def _copy_to(self, path: str, location: FileLocation, address: int, kind: str) -> Written:
+        """Write an object of another file at a path; the members of a group come later."""
         reference = ObjectReference(location, address, NOT_DECODED)
+        key = ident(reference)
         if kind == "group":
             group = self._require_group(path)
             written = Written(path, address_of(group), None)
-            self._copied[key] = written
             self.add(path, reference.resolve(), {})
-            return written
-        above, name = posixpath.split(path)
-        parent = self._require_group(above)
-        if kind == "datatype":
+            self._later.append(lambda: self._copy_members(path, location, address))
+        elif kind == "datatype":
+            above, name = posixpath.split(path)
+            parent = self._require_group(above)
             self.copy_datatype(location, address, parent, name)
             written = Written(path, address_of(parent[name]), None)
         else:
+            above, name = posixpath.split(path)
+            parent = self._require_group(above)
             variable = reference.resolve().variable
             encoded = encode_dataset(xr.Dataset({name: variable}), {})
             encoded.sizes.clear()  # its dimensions are not copied
             self._add_variable(parent, above, name, encoded.variables[name], encoded, {})
             item = parent[name]
             written = Written(path, address_of(item), item.shape)
-        self._copied[key] = written
+        if key is not None:
+            self._copied[key] = written
         return written
+
+    def _copy_members(self, path: str, location: FileLocation, address: int) -> None:
+        """Copy the groups and named datatypes of a group, whose datasets are there."""
+        group = open_object(location, address)
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                continue
+            item = h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
+            kind = {h5o.TYPE_GROUP: "group", h5o.TYPE_NAMED_DATATYPE: "datatype"}.get(item.type)
+            at = posixpath.join(path, name)
+            if kind is None or at in self.file:
+                continue
+            known = self._copied.get((location.key, item.addr))
+            if known is None:
+                self._copy_to(at, location, item.addr, kind)
+            else:
+                self.file[at] = self.file[known.path]
 
     def copy_datatype(
         self, location: FileLocation, address: int, parent: h5py.Group, name: str
@@ -379,7 +488,7 @@ class TreeWriter:
         """Copy a named datatype."""
         item = open_object(location, address)
         h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
-        self.made.append(posixpath.join(parent.name, name))
+        self._note(parent[name], posixpath.join(parent.name, name))
 
 
 def ident(reference: ObjectReference | None) -> Ident | None:
@@ -387,6 +496,40 @@ def ident(reference: ObjectReference | None) -> Ident | None:
     if reference is None or reference.location is None:
         return None
     return reference.location.key, reference.address
+
+
+def _fitting(found: Any, form: Form, shape: tuple[int, ...], where: str) -> h5py.Dataset:
+    """Return a dataset that is there, if values of a type and shape fit into it.
+
+    Raises
+    ------
+    ValueError
+        If they do not, or its elements are in another file.
+    """
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{where} is a group in the file; no variable can be there")
+    if found.is_virtual or found.external:
+        raise ValueError(f"{where} has its elements in other files, which are not written")
+    if found.shape != shape or not found.id.get_type().equal(form.type_id()):
+        raise ValueError(
+            f"{where} is there already, of shape {found.shape} and type {found.dtype}; "
+            f"what is written has the shape {shape}, or another type. Write it under "
+            "another name, or remove what is there, and with it what references lead to"
+        )
+    return found
+
+
+def _next_dimension(file: h5py.File) -> int:
+    """Return a number that no dimension of a file has: netCDF tells them by it."""
+    numbers = [-1]
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id):
+            known = item.attrs.get("_Netcdf4Dimid")
+            numbers.append(int(known) if isinstance(known, np.int32) else -1)
+
+    file.visititems(look)
+    return max(*numbers, len(numbers) - 2) + 1
 
 
 def _existing_scales(group: h5py.Group) -> dict[str, _Scale]:
@@ -402,7 +545,7 @@ def _fill_value(variable: xr.Variable, form: Form) -> Any:
     """Return what elements are that were never written, where an attribute says so."""
     fill = variable.attrs.get("_FillValue")
     dtype = getattr(form, "dtype", None)
-    if fill is None or dtype is None or dtype.kind not in "iuf":
+    if fill is None or dtype is None or dtype.kind not in "iuf" or np.size(fill) != 1:
         return None
     return np.asarray(fill, dtype=dtype).reshape(-1)[0]
 
@@ -415,7 +558,8 @@ def _attribute_array(value: Any, where: str) -> Any:
         return ReferenceArray.from_references(value)
     if isinstance(value, str | bytes):
         return np.array(value, dtype=object)
-    if value is None or isinstance(value, Mapping):
+    has_none = isinstance(value, list | tuple) and any(v is None for v in value)
+    if value is None or has_none or isinstance(value, Mapping):
         raise TypeError(f"{where} is {value!r}: HDF5 has no type for it")
     if isinstance(value, list | tuple) and any(
         isinstance(v, str | bytes | Reference | np.ndarray) for v in value

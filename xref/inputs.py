@@ -28,7 +28,7 @@ from xref.sources import (
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What an HDF5 file begins with, behind its user block."""
 
-_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
+URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 
 
 def find_source(
@@ -66,7 +66,7 @@ h5py.File or h5py.Group
         source = MemoryFile(bytes(file), options=options)
         _check_signature(source)
         return source, "/"
-    if isinstance(file, str) and _URL.match(file):
+    if isinstance(file, str) and URL.match(file):
         storage = as_options(storage_options)
         if WHOLE_COPY.match(file):
             return KeptCopy(file, storage, options), "/"

@@ -94,17 +94,26 @@ def indexed_dataset(data: Any) -> tuple[DatasetArray, list[Step]] | None:
 
 def dask_source(data: Any) -> Any | None:
     """Return what a dask array has all of, cut into blocks but not changed; None for others."""
-    layers = getattr(getattr(data, "dask", None), "layers", None)
-    if layers is None:
-        return None
-    sources = [name for name in layers if name.startswith("original-")]
+    sources = dask_sources(data)
     if len(sources) != 1:
         return None
-    kept = {sources[0], sources[0].removeprefix("original-")}
-    if any(name not in kept and not name.startswith("rechunk-") for name in layers):
+    ((name, source),) = sources.items()
+    kept = {name, name.removeprefix("original-")}
+    layers = data.dask.layers
+    if any(layer not in kept and not layer.startswith("rechunk-") for layer in layers):
         return None
-    (source,) = dict(layers[sources[0]]).values()
-    return getattr(source, "value", source)
+    return source
+
+
+def dask_sources(data: Any) -> dict[str, Any]:
+    """Return the lazy arrays that a dask array is computed from, by name of their layer."""
+    layers = getattr(getattr(data, "dask", None), "layers", {})
+    found = {}
+    for name, layer in layers.items():
+        if name.startswith("original-"):
+            for source in dict(layer).values():
+                found[name] = getattr(source, "value", source)
+    return found
 
 
 def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:

@@ -19,7 +19,7 @@ import xarray as xr
 from xref.elements import ObjectReference, opened_from
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.lazy import dask_source, indexed_dataset
+from xref.lazy import dask_source, dask_sources, indexed_dataset
 from xref.positions import AxisPositions, Origin
 from xref.references import ReferenceArray
 
@@ -72,7 +72,7 @@ def find_origin(array: xr.DataArray) -> Origin:
     known = known_origin(array.variable, array.name)
     if known is not None:
         return known
-    found = _by_label(target, array)
+    found = labelled_origin(target, array)
     if found is not None and _shows(array, found):
         return found
     raise TypeError(
@@ -122,7 +122,7 @@ def _stored_origin(data: ReferenceArray) -> Origin | None:
     return None
 
 
-def _by_label(target: ObjectReference, array: xr.DataArray) -> Origin | None:
+def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | None:
     """Return where the labels of an array are in a dataset.
 
     An axis of another name is the one at its place. None where an axis has other elements
@@ -180,6 +180,21 @@ def _shows(array: xr.DataArray, origin: Origin) -> bool:
         return same_shape and bool((stored == data).all())
     expected = xr.DataArray(shown.data, dims=array.dims)
     return expected.equals(xr.DataArray(array.variable._data, dims=array.dims))
+
+
+def source_locations(data: Any) -> list[FileLocation]:
+    """Return the files that the values of lazy data, or of blocks of dask, come from."""
+    found: list[FileLocation] = []
+    for source in (data, *dask_sources(data).values()):
+        while source is not None:
+            references = getattr(source, "references", None)
+            if isinstance(references, ReferenceArray):
+                found.extend(references.columns.files)
+            location = getattr(source, "location", None)
+            if isinstance(location, FileLocation):
+                found.append(location)
+            source = getattr(source, "array", None)
+    return found
 
 
 def slice_of(positions: range) -> slice:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from xref.decode import References
-from xref.errors import DanglingReferenceError, XrefError
+from xref.elements import ObjectReference
+from xref.errors import DanglingReferenceError, FileChangedError, XrefError
 from xref.gather import DistinctTargets, distinct_targets
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
@@ -26,21 +28,24 @@ from xref.h5objects import (
     object_paths,
     prepare_references,
 )
+from xref.origins import known_origin, labelled_origin
 from xref.references import ReferenceArray
 from xref.regions import Kind, RegionTable
 
 ON_MISSING = ("raise", "null", "copy")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Written:
     """An object of the new file."""
 
     path: str
     address: int
     shape: tuple[int, ...] | None  # None for what is no dataset
-    known: bool = True
-    """Whether it is known which object of which file it was made from."""
+    made_from: Ident | None = None
+    """Which object of which file it was made from, if that is known."""
+    look: Callable[[], xr.DataArray] | None = None
+    """Gives what was written, to see if it has all elements of what it was made from."""
 
 
 Ident = tuple[Any, int]
@@ -53,10 +58,11 @@ class Targets:
 
     Attributes
     ----------
-    own_file : object
-        Key of the file that is written, where it existed before; references into it stay.
+    own_file : tuple
+        Identity of the file that is written, where it existed before; references into it
+        stay.
     by_identity : dict
-        By what an object was made from.
+        By what objects were made from.
     by_path : dict
         By path in the new file.
     copy : callable
@@ -66,25 +72,58 @@ class Targets:
 
     on_missing: str
     own_file: Any = None
-    by_identity: dict[Ident, Written] = field(default_factory=dict)
+    by_identity: dict[Ident, list[Written]] = field(default_factory=dict)
     by_path: dict[str, Written] = field(default_factory=dict)
     copy: Callable[[FileLocation, int, str], Written | None] = lambda *_: None
+    _files_of_paths: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, written: Written, made_from: Ident | None) -> None:
-        """Enter an object that was written; of several copies the first counts."""
-        if made_from is not None:
-            self.by_identity.setdefault(made_from, written)
+    def add(self, written: Written) -> None:
+        """Enter an object that was written."""
+        if written.made_from is not None:
+            self.by_identity.setdefault(written.made_from, []).append(written)
         self.by_path.setdefault(written.path, written)
 
+    def is_own(self, location: FileLocation) -> bool:
+        """Tell whether a file is the one that is written.
+
+        Raises
+        ------
+        FileChangedError
+            If it has changed since references into it were read: they may lead anywhere.
+        """
+        if self.own_file is None or location.key != self.own_file[:2]:
+            return False
+        if location.identity != self.own_file:
+            raise FileChangedError(
+                f"{location.filename} has changed since references into it were read; open it "
+                "again"
+            )
+        return True
+
     def find(self, location: FileLocation, address: int) -> Written | None:
-        """Return where an object of another file is, None where it is not."""
-        found = self.by_identity.get((location.key, address))
-        if found is not None:
-            return found
-        path = known_path(location, address) or object_paths(location).get(address)
-        named = self.by_path.get(path) if path else None
-        # One of that path that was made from another object is another object.
-        return named if named is not None and not named.known else None
+        """Return where an object of another file is, None where it is not.
+
+        Of several that were made from it, the one of its path comes first, then one that
+        has all of its elements.
+        """
+        made = self.by_identity.get((location.key, address), [])
+        if len(made) == 1:
+            return made[0]
+        paths = {known_path(location, address), object_paths(location).get(address)} - {None}
+        for written in made:
+            if written.path in paths:
+                return written
+        if made:
+            return next((w for w in made if not _cut_problem(location, address, w)), made[0])
+        for path in paths:
+            named = self.by_path.get(path or "")
+            # One of that path that was made from another object is another object.
+            if named is None or named.made_from is not None:
+                continue
+            # So is one that stands for an object of another file already.
+            if self._files_of_paths.setdefault(named.path, location.key) == location.key:
+                return named
+        return None
 
     def remake(
         self, references: ReferenceArray, describe: Callable[[int], str]
@@ -112,7 +151,7 @@ class Targets:
             rows = found.rows_of(k)
             location = columns.files[int(found.file[k])]
             old = int(found.address[k])
-            if location.key == self.own_file:
+            if self.is_own(location):
                 address[rows] = old
                 continue
             target = self._target(location, old, rows, regions, describe)
@@ -123,12 +162,12 @@ class Targets:
 
     def _prepare(self, columns: References, found: DistinctTargets, part: slice) -> None:
         """Get ready to open targets that were not written, all at once."""
+        if self.own_file is not None:
+            return  # most targets are there
         keys = [location.key for location in columns.files]
         pairs = zip(found.file[part].tolist(), found.address[part].tolist(), strict=True)
         missing = [
-            address
-            for file, address in pairs
-            if keys[file] != self.own_file and (keys[file], address) not in self.by_identity
+            address for file, address in pairs if (keys[file], address) not in self.by_identity
         ]
         prepare_references(missing)
 
@@ -143,7 +182,9 @@ class Targets:
         found = self.find(location, address)
         problem = "which is not among what is written"
         if found is not None:
-            problem = _cut_problem(location, address, found, regions.kind[rows])
+            if found.shape is None or (regions.kind[rows] == Kind.OBJECT).all():
+                return found
+            problem = _cut_problem(location, address, found)
             if not problem:
                 return found
         kind = object_kind(location, address)
@@ -178,21 +219,27 @@ class Targets:
         address[rows] = 0
 
 
-def _cut_problem(
-    location: FileLocation, address: int, found: Written, kinds: npt.NDArray[np.uint8]
-) -> str:
+def _cut_problem(location: FileLocation, address: int, found: Written) -> str:
     """Say why regions of an object are not regions of what was made from it."""
-    if found.shape is None or (kinds == Kind.OBJECT).all():
+    if found.shape is None:
         return ""
     try:
         shape = dataset_layout(location, address).shape
     except XrefError:
         return ""  # a region of what is no dataset stays one
-    if len(shape) == len(found.shape) and all(
-        new >= old for new, old in zip(found.shape, shape, strict=True)
-    ):
-        return ""
-    return (
-        f"of shape {shape}, which is written with the shape {found.shape}: regions of it mean "
-        "other elements"
-    )
+    if found.look is not None:
+        array = found.look()
+        origin = known_origin(array.variable, found.path)
+        if origin is None:  # in memory, or in Dask
+            origin = labelled_origin(ObjectReference(location, address), array)
+        if origin is None or not origin.is_whole:
+            return (
+                f"of shape {shape}, from which {found.path!r} of shape {found.shape} was "
+                "selected, or put into another order: regions of it mean other elements"
+            )
+    elif found.shape != shape:
+        return (
+            f"of shape {shape}; {found.path!r} is written with the shape {found.shape}: "
+            "regions of it mean other elements"
+        )
+    return ""

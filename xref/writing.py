@@ -18,17 +18,17 @@ from typing import Any
 
 import dask.array as da
 import h5py
-import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from xref.elements import opened_from
-from xref.errors import FileChangedError
-from xref.h5blocks import remove_lock
-from xref.h5file import FileLocation, check_unchanged, close_files
+from xref.errors import UnsupportedError
+from xref.h5file import close_files
 from xref.h5tree import TreeWriter
+from xref.inputs import URL
+from xref.origins import source_locations
 from xref.references import ReferenceArray
 from xref.remake import ON_MISSING, Targets
+from xref.sources import LocalFile
 
 MODES = ("w", "a")
 
@@ -61,8 +61,8 @@ def to_hdf5(
     mode : {"w", "a"}
         "w" makes a new file: it appears whole, in the place of an earlier one, or not at
         all. "a" adds to a file, in place; variables that are there must have the same
-        shape and type, and get new values. If something is wrong with what is added, new
-        variables and groups are removed again.
+        shape and type, and get new values. What comes from that file itself is read into
+        memory first. If something fails, new variables and groups are removed again.
     encoding : dict, optional
         By variable, of a tree by path of the group and then by variable: what
         `xarray.Dataset.to_netcdf` takes with ``engine="h5netcdf"``, such as ``zlib``,
@@ -96,29 +96,24 @@ def to_hdf5(
         raise ValueError(f"mode is {mode!r}; it can be one of {MODES}")
     if on_missing not in ON_MISSING:
         raise ValueError(f"on_missing is {on_missing!r}; it can be one of {ON_MISSING}")
-    filename = os.path.realpath(os.path.expanduser(os.fspath(path)))
+    filename = _local_file(path)
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
     appends = mode == "a" and os.path.exists(filename)
-    draft = _Draft(filename, filename if appends else _draft_name(filename))
+    draft = _Draft.of(filename, appends)
     targets = Targets(on_missing)
     if appends:
-        status = os.stat(filename)
-        targets.own_file = status.st_dev, status.st_ino
-        nodes = {p: _read_from(node, targets.own_file, filename) for p, node in nodes.items()}
+        targets.own_file = LocalFile(filename).identity()
+        nodes = {at: _read_from(node, targets.own_file[:2]) for at, node in nodes.items()}
         close_files()
+    writer = None
     try:
         options = {} if appends else {"libver": ("v108", "latest"), "track_order": True}
         with h5py.File(draft.path, "r+" if appends else "x", **options) as file:
-            writer = TreeWriter(file, draft.path, targets)
-            try:
-                for at, node in nodes.items():
-                    writer.add(at, node, encodings.get(at, {}))
-                writer.finish()
-            except BaseException:
-                if appends:
-                    writer.undo()
-                raise
+            writer = TreeWriter(file, draft.path, targets, draft.lock, is_new=not appends)
+            for at, node in nodes.items():
+                writer.add(at, node, encodings.get(at, {}))
+            writer.finish()
         if not writer.blocks:
             draft.publish()
             return None if compute else delayed(_nothing)()
@@ -129,9 +124,24 @@ def to_hdf5(
             return done
         done.compute()
     except BaseException:
-        draft.remove()
+        draft.remove(writer.made if writer else [])
         raise
     return None
+
+
+def _local_file(path: str | os.PathLike[str]) -> str:
+    """Return the file that a path leads to, which need not be there."""
+    if URL.match(os.fspath(path)):
+        raise UnsupportedError(
+            f"{path} is a URL; write a local file, and copy it to where it shall be"
+        )
+    filename = os.path.realpath(os.path.expanduser(os.fspath(path)))
+    if os.path.exists(filename) and not os.path.isfile(filename):
+        raise FileExistsError(f"{filename} is there, and is no regular file")
+    folder = os.path.dirname(filename)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder}, the folder of what is written, is not there")
+    return filename
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +150,18 @@ class _Draft:
 
     filename: str  # that it shall have
     path: str  # that it has
+    lock: str  # beside it, for those who write blocks
+
+    @classmethod
+    def of(cls, filename: str, appends: bool) -> _Draft:
+        """Name a new file, or the one that is appended to."""
+        folder, name = os.path.split(filename)
+        hidden = os.path.join(folder, f".{name[:200]}.{uuid.uuid4().hex[:8]}.part")
+        return cls(filename, filename if appends else hidden, f"{hidden}.lock")
 
     def publish(self) -> None:
         """Give the file its name, once all of it is on disk."""
-        remove_lock(self.path)
+        self._remove_lock()
         if self.path == self.filename:
             return
         with open(self.path, "rb") as file:
@@ -157,12 +175,20 @@ class _Draft:
         finally:
             os.close(folder)
 
-    def remove(self) -> None:
-        """Remove a new file that was not finished."""
-        remove_lock(self.path)
+    def remove(self, made: list[str]) -> None:
+        """Remove a new file that was not finished, or what was made in an old one."""
+        self._remove_lock()
         if self.path != self.filename:
             with suppress(FileNotFoundError):
                 os.remove(self.path)
+        elif made:
+            with h5py.File(self.path, "r+") as file:
+                for path in reversed(made):
+                    del file[path]
+
+    def _remove_lock(self) -> None:
+        with suppress(FileNotFoundError):
+            os.remove(self.lock)
 
 
 def _publish(stored: Any, draft: _Draft) -> None:
@@ -175,11 +201,6 @@ def _nothing() -> None:
     """Do nothing: all is written."""
 
 
-def _draft_name(filename: str) -> str:
-    folder, name = os.path.split(filename)
-    return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
-
-
 def _nodes(data: Any, group: str, unlimited: Iterable[Hashable]) -> dict[str, xr.Dataset]:
     """Return Datasets by the path of their group, those above first."""
     if isinstance(data, xr.DataArray):
@@ -188,12 +209,21 @@ def _nodes(data: Any, group: str, unlimited: Iterable[Hashable]) -> dict[str, xr
         found = {_join(group, ""): data.copy(deep=False)}
     elif isinstance(data, xr.DataTree):
         found = {
-            _join(group, node.path.removeprefix(data.path)): node.to_dataset(inherit=False)
+            _join(group, node.path.removeprefix(data.path)): node.to_dataset(
+                inherit=node is data
+            )
             for node in data.subtree
         }
     else:
         raise TypeError(f"{type(data).__name__} is no Dataset, DataTree or DataArray")
-    for node in found.values():
+    unlimited = set(unlimited)
+    unknown = unlimited - {dim for node in found.values() for dim in node.sizes}
+    if unknown:
+        raise ValueError(
+            f"unlimited_dims has {sorted(map(str, unknown))}, which no variable has"
+        )
+    for at, node in found.items():
+        _check_names(node, at)
         limits = {*node.encoding.get("unlimited_dims", ()), *unlimited}
         node.encoding = {**node.encoding, "unlimited_dims": limits}
     return found
@@ -216,31 +246,64 @@ def _encodings(data: Any, group: str, encoding: Mapping[Any, Any] | None) -> Enc
     return {_join(group, str(path)): of for path, of in encoding.items()}
 
 
-def _read_from(dataset: xr.Dataset, key: Any, filename: str) -> xr.Dataset:
-    """Read what comes from a file that is about to change, and see that it has not yet."""
-    found = {}
-    for name, variable in dataset.variables.items():
-        data = variable._data
-        if isinstance(data, ReferenceArray):
-            _check_version(data.columns.files, key, filename)
-            continue
-        origin = opened_from(variable.encoding)
-        location = origin.location if origin is not None else None
-        if location is not None and location.key == key and not isinstance(data, np.ndarray):
-            _check_version((location,), key, filename)
-            found[name] = variable.compute()
+def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
+    """Read what comes from a file that is about to change."""
+    found = {
+        name: variable.compute()
+        for name, variable in dataset.variables.items()
+        if not isinstance(variable._data, ReferenceArray)
+        and any(location.key == key for location in source_locations(variable._data))
+    }
     return dataset.assign(found) if found else dataset
 
 
-def _check_version(locations: Iterable[FileLocation], key: Any, filename: str) -> None:
-    """Refuse references into an earlier version of a file: they may lead anywhere now."""
-    for location in locations:
-        if location.key != key:
-            continue
-        try:
-            check_unchanged(location)
-        except FileChangedError as error:
-            raise FileChangedError(
-                f"{filename} has changed since references into it were read; open it again: "
-                f"{error}"
-            ) from error
+RESERVED = frozenset(
+    {
+        "CLASS",
+        "NAME",
+        "DIMENSION_LIST",
+        "REFERENCE_LIST",
+        "_Netcdf4Dimid",
+        "_Netcdf4Coordinates",
+        "_nc3_strict",
+        "_NCProperties",
+    }
+)
+"""Attributes that dimensions are made of."""
+
+
+def _check_names(dataset: xr.Dataset, path: str) -> None:
+    """Refuse names that HDF5 or netCDF-4 takes for something else.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    where = f"group {path!r}"
+    for what, names in (("variable", dataset.variables), ("dimension", dataset.sizes)):
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"{what} {name!r} of {where} is no text; rename it")
+            if name in ("", ".") or "/" in name:
+                raise ValueError(f"{what} {name!r} of {where} has no name for HDF5; rename it")
+    holders = {where: dataset.attrs} | {
+        f"variable {name!r} of {where}": v.attrs for name, v in dataset.variables.items()
+    }
+    for holder, attributes in holders.items():
+        for name in attributes:
+            if not isinstance(name, str):
+                raise TypeError(f"attribute {name!r} of {holder} is no text; rename it")
+            if not name or name in RESERVED:
+                raise ValueError(
+                    f"attribute {name!r} of {holder} has another meaning; rename it"
+                )
+    for name, index in dataset.xindexes.items():
+        if isinstance(index, xr.indexes.PandasMultiIndex):
+            raise NotImplementedError(
+                f"{name!r} of {where} is a level of a MultiIndex; write "
+                f"dataset.reset_index({index.dim!r})"
+            )
+    for name, variable in dataset.variables.items():
+        shape = variable.shape
+        if any(n != n for n in shape):
+            raise ValueError(f"variable {name!r} of {where} has blocks of unknown size {shape}")
