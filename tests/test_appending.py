@@ -1,0 +1,380 @@
+"""Files that are added to, and names and places that are in the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from samples import open_h5
+from strategies import write_references
+
+import xref
+from xref.errors import DanglingReferenceError, FileChangedError, UnsupportedError
+
+IMAGE = np.arange(100.0).reshape(10, 10)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.h5"
+    with h5py.File(path, "w") as file:
+        image = file.create_dataset("image", data=IMAGE)
+        for name in ("y", "x"):
+            file[name] = np.arange(10)
+            file[name].make_scale(name)
+        image.dims[0].attach_scale(file["y"])
+        image.dims[1].attach_scale(file["x"])
+        write_references(file, "rois", [image.regionref[0:2, 3:5]])
+        write_references(file, "objects", [image.ref], dtype=h5py.ref_dtype)
+    return path
+
+
+REORDERED: dict[str, Any] = {
+    "backwards": lambda ds: ds.isel(y=slice(None, None, -1)),
+    "sorted": lambda ds: ds.sortby("y", ascending=False),
+    "turned": lambda ds: ds.transpose(),
+    "list": lambda ds: ds.isel(y=[3, 1, 2, 0, 4, 5, 6, 7, 8, 9]),
+    "padded": lambda ds: ds.pad(y=(2, 0)),
+    "reindexed": lambda ds: ds.reindex(y=np.arange(-2, 10)),
+    "twice": lambda ds: xr.concat([ds.isel(y=slice(5, None)), ds], "y"),
+    "the same again": lambda ds: ds.isel(y=[0] * 10),
+    "rolled": lambda ds: ds.roll(y=1, roll_coords=True),
+}
+
+
+@pytest.mark.parametrize("how", ["lazy", "dask", "in memory"])
+@pytest.mark.parametrize("name", REORDERED)
+def test_regions_of_what_was_reordered_are_refused(
+    source: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    with open_h5(source, chunks={} if how == "dask" else None) as ds:
+        ds = ds.load() if how == "in memory" else ds
+        new = REORDERED[name](ds[["image"]]).assign(rois=ds["rois"])
+        with pytest.raises(DanglingReferenceError, match="other elements"):
+            xref.to_hdf5(new, tmp_path / "new.h5")
+        xref.to_hdf5(new.drop_vars("rois").assign(o=ds["objects"]), tmp_path / "new.h5")
+
+
+def test_the_whole_target_is_preferred_to_a_part(source: Path, tmp_path: Path) -> None:
+    with open_h5(source) as ds:
+        small = ds["image"][:1, :1].rename(y="y_", x="x_")
+        new = xr.Dataset({"small": small, "big": ds["image"], "rois": ds["rois"]})
+        xref.to_hdf5(new.assign(objects=ds["objects"]), tmp_path / "new.h5")
+    with h5py.File(tmp_path / "new.h5") as file:
+        assert file[file["rois"][0]].name == file[file["objects"][0]].name == "/big"
+
+
+def test_paths_stand_for_objects_of_one_file(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    other.write_bytes(source.read_bytes())
+    with open_h5(source) as ds, open_h5(other) as others:
+        new = xr.Dataset({"image": ds["image"] * 2, "a": ds["objects"], "b": others["objects"]})
+        with pytest.raises(DanglingReferenceError, match=r"other\.h5"):
+            xref.to_hdf5(new, tmp_path / "new.h5")
+
+
+def test_objects_are_known_by_their_paths_and_not_by_soft_links(
+    source: Path, tmp_path: Path
+) -> None:
+    with h5py.File(source, "a") as file:
+        file["a_link"] = h5py.SoftLink("/image")
+    with open_h5(source) as ds:
+        new = xr.Dataset({"image": ds["image"] * 2, "rois": ds["rois"]})
+        xref.to_hdf5(new, tmp_path / "new.h5")
+        ds[["rois"]].h5ref.to_hdf5(tmp_path / "copy.h5", on_missing="copy")
+    for name in ("new.h5", "copy.h5"):
+        with h5py.File(tmp_path / name) as file:
+            assert file[file["rois"][0]].name == "/image"
+
+
+# --- files that are there --------------------------------------------------------------
+
+
+def test_references_of_an_earlier_version_are_refused_wherever_they_are(source: Path) -> None:
+    with open_h5(source) as ds:
+        reference = ds["image"].h5ref.reference()
+    with h5py.File(source, "a") as file:
+        file["more"] = 1
+    held = np.empty(1, dtype=object)
+    held[0] = reference
+    for new in (xr.Dataset(attrs={"best": reference}), xr.Dataset({"v": ("n", held)})):
+        with pytest.raises(FileChangedError, match="open it again"):
+            xref.to_hdf5(new, source, mode="a")
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Write a file whose members lead elsewhere."""
+    with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
+        file["d"] = np.zeros(4)
+        file.create_group("g")
+    path = tmp_path / "linked.h5"
+    with h5py.File(path, "w") as file:
+        file["d"] = np.ones(4)
+        file["image"] = h5py.ExternalLink("elsewhere.h5", "/d")
+        file["group"] = h5py.ExternalLink("elsewhere.h5", "/g")
+        file["soft"] = h5py.SoftLink("/image")
+        file["nothing"] = h5py.SoftLink("/none")
+        file.create_dataset("raw", (4,), "f8", external=[("raw.bin", 0, 32)])
+        virtual = h5py.VirtualLayout((4,), "f8")
+        virtual[:] = h5py.VirtualSource("elsewhere.h5", "d", (4,))
+        file.create_virtual_dataset("virtual", virtual)
+    return path
+
+
+@pytest.mark.parametrize("name", ["image", "soft", "nothing", "raw", "virtual", "group"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_nothing_is_written_outside_the_file(linked: Path, name: str, chunked: bool) -> None:
+    before = {p.name: p.read_bytes() for p in linked.parent.iterdir() if p.name != linked.name}
+    values = da.full(4, 7.0, chunks=2) if chunked else np.full(4, 7.0)
+    group, name = (name, "v") if name == "group" else ("/", name)
+    with pytest.raises(ValueError, match=r"other file|another file"):
+        xref.to_hdf5(xr.Dataset({name: ("x", values)}), linked, mode="a", group=group)
+    assert {
+        p.name: p.read_bytes() for p in linked.parent.iterdir() if p.name != linked.name
+    } == (before)
+    with h5py.File(linked) as file:
+        assert file["d"][:].tolist() == [1, 1, 1, 1]
+        assert "x" not in file
+
+
+def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
+    before = source.read_bytes()
+
+    def fail(block: Any) -> Any:
+        raise ZeroDivisionError
+
+    bad = da.zeros(4, chunks=2).map_blocks(fail, dtype=float)
+    new = xr.Dataset({"new": ("n", bad), "q": ("m", [1, 2])})
+    with pytest.raises(ZeroDivisionError):
+        xref.to_hdf5(new, source, mode="a", group="deep/er")
+    with h5py.File(source) as file:
+        assert set(file) == {"image", "x", "y", "rois", "objects"}
+    assert os.listdir(source.parent) == ["source.h5"]
+    assert len(before) <= source.stat().st_size
+
+
+def test_what_is_computed_from_the_file_itself_is_added_to_it(source: Path) -> None:
+    with open_h5(source, chunks={}) as ds:
+        patches = ds["rois"].h5ref.resolve(chunks=1).rename("patches").drop_attrs()
+        new = xr.Dataset({"twice": ds["image"] * 2, "patches": (("p", "a", "b"), patches.data)})
+        xref.to_hdf5(new, source, mode="a")
+    with open_h5(source) as ds:
+        np.testing.assert_array_equal(ds["twice"], 2 * IMAGE)
+        np.testing.assert_array_equal(ds["patches"][0], IMAGE[:2, 3:5])
+
+
+def test_existing_values_change_only_if_all_can_be_written(source: Path) -> None:
+    with open_h5(source) as ds:
+        rois = ds["rois"]
+        elsewhere = source.parent / "copy.h5"
+        elsewhere.write_bytes(source.read_bytes())
+        new = xr.Dataset({"image": (("y", "x"), IMAGE + 1), "again": rois}, attrs={"new": 1})
+        with pytest.raises(DanglingReferenceError):
+            xref.to_hdf5(new.drop_vars("image").assign(x=ds["x"] + 1), elsewhere, mode="a")
+    with h5py.File(elsewhere) as file:
+        assert file["x"][:].tolist() == list(range(10))
+        assert set(file) == {"image", "x", "y", "rois", "objects"}
+        assert "new" not in file.attrs
+
+
+def test_values_that_are_written_over_are_decoded_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    packed = {"v": {"dtype": "i2", "scale_factor": 0.5, "_FillValue": -9}}
+    xref.to_hdf5(xr.Dataset({"v": ("x", [1.5, 2.5])}), path, encoding=packed)
+    xref.to_hdf5(xr.Dataset({"v": ("x", np.array([15, 25], "i2"))}), path, mode="a")
+    with open_h5(path) as back:
+        assert back["v"].values.tolist() == [15, 25]
+    with pytest.raises(ValueError, match=r"lies along \['x'\]"):
+        xref.to_hdf5(xr.Dataset({"v": ("z", np.array([1, 2], "i2"))}), path, mode="a")
+
+
+def test_a_plain_dataset_becomes_the_scale_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file["time"] = np.arange(3.0)
+        file["square"] = np.zeros((2, 2))
+    xref.to_hdf5(xr.Dataset({"w": (("time", "y"), np.ones((3, 2)))}), path, mode="a")
+    with open_h5(path) as back:
+        assert back["w"].dims == ("time", "y")
+        assert back["w"]["time"].values.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="something else"):
+        xref.to_hdf5(xr.Dataset({"v": ("square", [1, 2])}), path, mode="a")
+
+
+def test_locks_of_others_are_theirs(tmp_path: Path) -> None:
+    path, lock = tmp_path / "file.h5", tmp_path / "file.h5.lock"
+    lock.write_text("mine")
+    for mode in ("w", "a"):
+        new = xr.Dataset({f"v{mode}": ("x", da.zeros(4, chunks=2))})
+        xref.to_hdf5(new, path, mode=mode)
+    assert lock.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["file.h5", "file.h5.lock"]
+
+
+@pytest.mark.parametrize("group", ["/", "h"])
+def test_numbers_of_dimensions_stay_apart(tmp_path: Path, group: str) -> None:
+    """netCDF-4 tells dimensions by them, in all groups of a file."""
+    path = tmp_path / "file.nc"
+    tree = {
+        "/": xr.Dataset({"v": (("a", "b"), np.zeros((2, 3)))}),
+        "/g": xr.Dataset({"w": (("a", "c"), np.zeros((2, 4)))}),
+    }
+    xref.to_hdf5(xr.DataTree.from_dict(tree), path)
+    new = xr.Dataset({"q": (("d", "e"), np.ones((5, 6)))})
+    xref.to_hdf5(new, path, mode="a", group=group)
+    numbers: list[int] = []
+    with h5py.File(path) as file:
+        for where in ("/", "g", "h"):
+            for item in file.get(where, {}).values():
+                numbers.extend(np.ravel(item.attrs.get("_Netcdf4Dimid", [])).tolist())
+    assert sorted(numbers) == [0, 1, 2, 3, 4]
+
+
+# --- copies ----------------------------------------------------------------------------
+
+
+def test_groups_are_copied_with_what_is_in_them(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file["g/d"] = [1, 2]
+        file["g/sub/deeper/e"] = [3]
+        file["g/t"] = np.dtype("f4, i2")
+        file["g/sub/up"] = file["g"]  # in a circle
+        file["g/sub"].attrs["up"] = file["g"].ref
+        write_references(file, "refs", [file["g"].ref], dtype=h5py.ref_dtype)
+    with open_h5(tmp_path / "source.h5") as ds:
+        ds[["refs"]].h5ref.to_hdf5(tmp_path / "new.h5", on_missing="copy")
+    with h5py.File(tmp_path / "new.h5") as file:
+        group = file[file["refs"][0]]
+        assert set(group) >= {"d", "sub", "t"}
+        assert group["sub/deeper/e"][:].tolist() == [3]
+        assert group["t"].dtype == np.dtype("f4, i2")
+        assert group["sub/up"] == group
+        assert file[group["sub"].attrs["up"]] == group
+
+
+def test_copies_go_elsewhere_where_a_dataset_is_in_the_way(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file["a/b"] = [1, 2]
+        write_references(file, "refs", [file["a/b"].ref], dtype=h5py.ref_dtype)
+    with open_h5(tmp_path / "source.h5") as ds:
+        new = ds[["refs"]].assign(a=("x", [1.0]))
+        xref.to_hdf5(new, tmp_path / "new.h5", on_missing="copy")
+    with h5py.File(tmp_path / "new.h5") as file:
+        assert file[file["refs"][0]].name.startswith("/#refs#/")
+        assert file[file["refs"][0]][:].tolist() == [1, 2]
+
+
+# --- names, places, values -------------------------------------------------------------
+
+WRONG: dict[str, tuple[type[Exception], str, Any]] = {
+    "number": (TypeError, "variable 1 of group '/'", xr.Dataset({1: ("x", [1])})),
+    "slash": (ValueError, "'a/b'", xr.Dataset({"a/b": ("x", [1])})),
+    "empty": (ValueError, "variable ''", xr.Dataset({"": ("x", [1])})),
+    "dimension": (ValueError, "dimension 'x/y'", xr.Dataset({"a": ("x/y", [1])})),
+    "attribute": (TypeError, "attribute 1", xr.Dataset(attrs={1: 2})),
+    "reserved": (ValueError, "CLASS", xr.Dataset({"a": ("x", [1], {"CLASS": "b"})})),
+    "levels": (
+        NotImplementedError,
+        "reset_index",
+        xr.Dataset({"a": (("x", "y"), np.zeros((2, 2)))}).stack(z=("x", "y")),
+    ),
+    "none": (TypeError, "HDF5 has no type", xr.Dataset(attrs={"a": ["b", None]})),
+    "mixed": (UnsupportedError, "'a'", xr.Dataset({"a": ("x", np.array([1, "b"], object))})),
+    "unknown": (
+        ValueError,
+        "unknown size",
+        xr.Dataset({"a": ("x", da.arange(5, chunks=2)[da.arange(5, chunks=2) > 1])}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_names_and_values_that_cannot_be_are_said_so(tmp_path: Path, name: str) -> None:
+    error, message, dataset = WRONG[name]
+    with pytest.raises(error, match=message):
+        xref.to_hdf5(dataset, tmp_path / "file.h5")
+    assert not os.listdir(tmp_path)
+
+
+def test_places_that_cannot_be_are_said_so(tmp_path: Path) -> None:
+    ds = xr.Dataset({"a": ("x", [1])})
+    os.mkfifo(tmp_path / "pipe")
+    for error, message, path in (
+        (UnsupportedError, "is a URL", "s3://bucket/file.h5"),
+        (FileExistsError, "no regular file", tmp_path / "pipe"),
+        (FileExistsError, "no regular file", tmp_path),
+        (FileNotFoundError, "the folder", tmp_path / "none" / "file.h5"),
+    ):
+        with pytest.raises(error, match=message):
+            xref.to_hdf5(ds, path)
+    with pytest.raises(ValueError, match="unlimited_dims"):
+        xref.to_hdf5(ds, tmp_path / "file.h5", unlimited_dims=["q"])
+    xref.to_hdf5(ds, tmp_path / ("n" * 250))
+    assert len(os.listdir(tmp_path)) == 2
+
+
+OBJECTS: dict[str, Any] = {
+    "missing text": np.array(["x", None], dtype=object),
+    "text and NaN": np.array(["x", np.nan], dtype=object),
+    "numbers": np.array([1.5, None], dtype=object),
+    "integers": np.array([1, 2], dtype=object),
+    "single bytes": np.array([b"a", b"b"]),
+    "nothing": np.array([None, None], dtype=object),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_objects_are_stored_as_xarray_stores_them(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("h5netcdf")
+    ds = xr.Dataset({"v": ("x", OBJECTS[name])})
+    xref.to_hdf5(ds, tmp_path / "ours.h5")
+    ds.to_netcdf(tmp_path / "theirs.h5", engine="h5netcdf")
+    with open_h5(tmp_path / "ours.h5") as ours, open_h5(tmp_path / "theirs.h5") as theirs:
+        xr.testing.assert_identical(ours.load(), theirs.load())
+
+
+def test_columns_of_pandas_are_stored(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"c": pd.Categorical(["a", "b", "a"]), "t": ["x", "y", "z"]})
+    xref.to_hdf5(table.to_xarray(), tmp_path / "file.h5")
+    with open_h5(tmp_path / "file.h5") as back:
+        assert back["c"].values.tolist() == ["a", "b", "a"]
+        assert back["t"].values.tolist() == ["x", "y", "z"]
+
+
+def test_a_subtree_keeps_the_coordinates_it_inherits(tmp_path: Path) -> None:
+    tree = xr.DataTree.from_dict(
+        {"/": xr.Dataset(coords={"x": [10, 20]}), "/c": xr.Dataset({"v": ("x", [1, 2])})}
+    )
+    xref.to_hdf5(tree["c"], tmp_path / "file.h5")
+    with open_h5(tmp_path / "file.h5") as back:
+        assert back["v"]["x"].values.tolist() == [10, 20]
+
+
+def test_chunks_are_of_a_size_that_serves(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    odd = xr.Dataset({"a": ("x", da.zeros(300_000, chunks=30_000)[29_999:])})
+    xref.to_hdf5(odd, path)
+    with h5py.File(path) as file:
+        assert file["a"].chunks == (30_000,)
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("a", (4,), "f8", chunks=(1 << 27,), maxshape=(None,))
+    with open_h5(tmp_path / "huge.h5") as ds:
+        xref.to_hdf5(ds, path)
+    with h5py.File(path) as file:
+        assert file["a"].shape == (4,)
+        assert file["a"].chunks is None or file["a"].chunks[0] < 1 << 20
+    big = xr.Dataset({"a": (("x", "y"), np.zeros((2000, 1000)))})
+    for sizes in ((0, 10), (-1, 10)):
+        with pytest.raises(ValueError, match="do not fit"):
+            xref.to_hdf5(big, path, encoding={"a": {"zlib": True, "chunksizes": sizes}})
+    xref.to_hdf5(big, path, encoding={"a": {"compression": 9}})
+    with h5py.File(path) as file:
+        assert (file["a"].compression, file["a"].compression_opts) == ("gzip", 9)
