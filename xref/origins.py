@@ -23,6 +23,9 @@ from xref.lazy import dask_source, dask_sources, indexed_dataset
 from xref.positions import AxisPositions, Origin
 from xref.references import ReferenceArray
 
+PHONY = "phony_dim_"
+"""Begins names that axes are given in the order in which they are met."""
+
 COMPARED_NBYTES = 1 << 28
 """Bytes of a variable in Dask that are read to see where they come from."""
 
@@ -125,11 +128,12 @@ def _stored_origin(data: ReferenceArray) -> Origin | None:
 def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | None:
     """Return where the labels of an array are in a dataset.
 
-    An axis of another name is the one at its place. None where an axis has other elements
+    An axis of another name, or of none in the file, is the one at its place. None where an axis has other elements
     and no labels that tell which.
     """
     whole = target.resolve()
-    if set(array.dims) <= set(whole.dims):
+    has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
+    if has_names and set(array.dims) <= set(whole.dims):
         names = {dim: dim for dim in array.dims}
     elif array.ndim == whole.ndim:
         names = dict(zip(whole.dims, array.dims, strict=True))
