@@ -128,8 +128,8 @@ def _stored_origin(data: ReferenceArray) -> Origin | None:
 def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | None:
     """Return where the labels of an array are in a dataset.
 
-    An axis of another name, or of none in the file, is the one at its place. None where an axis has other elements
-    and no labels that tell which.
+    An axis of another name, or of none in the file, is the one at its place. None where an
+    axis has other elements and no labels that tell which.
     """
     whole = target.resolve()
     has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
