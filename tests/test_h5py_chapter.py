@@ -15,6 +15,7 @@ import xarray as xr
 from samples import open_h5
 
 import xref
+from xref.errors import NullReferenceError
 
 IMAGE = np.arange(12 * 15).reshape(12, 15)
 
@@ -123,7 +124,7 @@ def test_regions_of_h5py_resolve(base: Path, key: Any) -> None:
 
 IRREGULAR = {
     "index list": np.s_[[1, 4, 5, 9], 2:5],
-    "two lists": np.s_[[1, 2, 7], :],
+    "list and all": np.s_[[1, 2, 7], :],
     "mask": IMAGE % 7 == 0,
 }
 
@@ -137,6 +138,65 @@ def test_regions_come_from_irregular_selections(base: Path, key: Any) -> None:
         theirs = np.ravel(file["image"][file["region"][()]])
         np.testing.assert_array_equal(theirs, IMAGE[key].ravel())
         np.testing.assert_array_equal(resolved.ravel(), theirs)
+
+
+@pytest.mark.parametrize("key", IRREGULAR.values(), ids=list(IRREGULAR))
+def test_irregular_regions_of_h5py_resolve(base: Path, key: Any) -> None:
+    with h5py.File(base, "a") as file:
+        rois = file.create_dataset("rois", (2,), dtype=h5py.regionref_dtype)
+        rois[0] = file["image"].regionref[key]
+    with open_h5(base) as ds:
+        region, null = ds["rois"].values
+        assert not null
+        np.testing.assert_array_equal(region.resolve().values.ravel(), IMAGE[key].ravel())
+
+
+def test_points_of_h5py_keep_their_order(base: Path) -> None:
+    points = np.array([[3, 4], [0, 14], [3, 4], [11, 0]])
+    with h5py.File(base, "a") as file:
+        image = file["image"]
+        space = image.id.get_space()
+        space.select_elements(points)
+        rois = file.create_dataset("rois", (1,), dtype=h5py.regionref_dtype)
+        rois[0] = h5py.h5r.create(image.id, b".", h5py.h5r.DATASET_REGION, space)
+    with open_h5(base) as ds:
+        np.testing.assert_array_equal(ds["rois"][0].item().resolve(), IMAGE[tuple(points.T)])
+
+
+def test_regions_of_h5py_work_where_object_references_do(base: Path) -> None:
+    with h5py.File(base, "a") as file:
+        rois = file.create_dataset("rois", (1,), dtype=h5py.regionref_dtype)
+        rois[0] = file["image"].regionref[2:4, 1:3]
+        assert file["group"][rois[0]] == file["image"]  # through any object of the file
+    with open_h5(base) as ds:
+        region = ds["rois"][0].item()
+        assert (region.path, region.kind) == ("/image", "dataset")
+        assert region.object == ds["image"].h5ref.reference()
+        assert region.object.resolve().shape == IMAGE.shape
+
+
+def test_attributes_of_h5py_hold_references_of_both_kinds(base: Path) -> None:
+    with h5py.File(base, "a") as file:
+        image, attributes = file["image"], file["group"].attrs
+        attributes["object"] = image.ref
+        attributes["region"] = image.regionref[1:3, 4:9]
+        attributes["objects"] = np.array([image.ref, file.ref], dtype=h5py.ref_dtype)
+        regions = [image.regionref[k] for k in range(2)]
+        attributes["regions"] = np.array(regions, dtype=h5py.regionref_dtype)
+        attributes.create("null", h5py.Reference(), dtype=h5py.ref_dtype)
+        attributes.create("no region", h5py.RegionReference(), dtype=h5py.regionref_dtype)
+    with open_h5(base, group="group") as ds:
+        found = ds.attrs
+    assert found["object"].path == "/image"
+    np.testing.assert_array_equal(found["region"].resolve(), IMAGE[1:3, 4:9])
+    assert [r.path for r in found["objects"]] == ["/image", "/"]
+    np.testing.assert_array_equal(found["regions"][1].resolve(), IMAGE[1:2])
+    assert not found["null"]
+    assert not found["no region"]
+    with pytest.raises(NullReferenceError):
+        found["null"].resolve()
+    with h5py.File(base) as file, pytest.raises(ValueError, match="reference"):
+        file[file["group"].attrs["null"]]
 
 
 def test_regions_come_from_points_in_any_order(base: Path) -> None:

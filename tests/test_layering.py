@@ -94,7 +94,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "xarray.core.indexing",
     ),
     "positions": ("numpy", "xarray"),
-    "origins": ("xarray",),
+    "origins": ("numpy", "xarray"),
     "results": ("numpy",),
     "exchange": ("numpy",),
     "attribute_values": ("numpy",),

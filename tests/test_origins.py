@@ -203,3 +203,20 @@ def test_datasets_larger_than_memory_are_referred_to(large: Path) -> None:
     with open_h5(large) as ds:
         assert ds["cube"].T.h5ref.region_reference(0).shape == (4096, 4096, 1)
         assert ds["line"][:: 1 << 20].h5ref.region_reference().size == 1 << 20
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_what_where_has_left_is_referred_to(path: Path, chunks: Any) -> None:
+    with open_h5(path, chunks=chunks) as ds:
+        left = ds["cube"].where(ds["cube"] > 100)
+        region = left.h5ref.region_reference()
+        assert region.path == "/cube"
+        assert flat(region.resolve().values) == flat(CUBE[CUBE > 100])
+        part = ds["cube"].isel(lat=slice(2, 9)).where(ds["lat"] > 45, drop=True)
+        region = part.h5ref.region_reference()
+        assert flat(region.resolve().values) == flat(CUBE[:, 2:5])
+        for computed in (left + 1, left.rename("other"), left.drop_vars(list(left.coords))):
+            with pytest.raises(TypeError, match="was computed"):
+                computed.h5ref.region_reference()
+        with pytest.raises(TypeError, match="was computed"):
+            left.h5ref.region_reference(0)

@@ -161,7 +161,8 @@ class ReferenceAccessor:
             For each dimension; an `Ellipsis` for those between. Or one tuple of them, as
             `numpy.s_` makes it. Or one mask of the variable's shape, or a boolean
             DataArray along some of its dimensions: the single elements where it is true.
-            ``array.where(mask)`` is computed and forgets where it came from; give the mask.
+            Give the mask rather than ``array.where(mask)``, which forgets where its values
+            came from: they are looked for by its name, coordinates and values.
         points : array_like of int, optional
             Shape ``(n, ndim)``: single elements in any order, also repeated.
         **labels

@@ -19,7 +19,7 @@ from xref.elements import ObjectReference, RegionReference
 from xref.errors import SelectionError
 from xref.h5data import dataset_layout
 from xref.h5objects import open_member
-from xref.origins import find_object, find_origin, location_of
+from xref.origins import find_masked, find_object, find_origin, location_of
 from xref.positions import Origin, index_keys
 from xref.references import ReferenceArray
 from xref.regions import RegionTable, box_table, table_from_selections
@@ -60,7 +60,7 @@ def region_reference(
     given = sum((bool(keys), points is not None, bool(labels)))
     if given > 1:
         raise TypeError("a region is given by an index, by points or by labels, not by several")
-    origin = find_origin(array)
+    origin = (None if given else find_masked(array)) or find_origin(array)
     given_keys = keys[0] if len(keys) == 1 and isinstance(keys[0], tuple) else keys
     if len(given_keys) == 1 and given_keys[0] is Ellipsis and origin.is_whole:
         return RegionReference(origin.object, All())  # as in h5py, it grows with the dataset

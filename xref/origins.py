@@ -11,14 +11,17 @@ whether it does.
 from __future__ import annotations
 
 import itertools
+import posixpath
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xref.elements import ObjectReference, opened_from
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
+from xref.h5objects import open_member
 from xref.lazy import dask_source, dask_sources, indexed_dataset
 from xref.positions import AxisPositions, Origin
 from xref.references import ReferenceArray
@@ -165,25 +168,68 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
 
 def _shows(array: xr.DataArray, origin: Origin) -> bool:
     """Tell whether the elements at some positions are those of an array."""
-    whole = origin.object.resolve()
-    data: Any = array.variable._data
-    if hasattr(data, "dask") and (data.nbytes != data.nbytes or data.nbytes > COMPARED_NBYTES):
+    shown = _elements(array, origin)
+    if shown is None:
         return False
+    data: Any = array.variable._data
+    if isinstance(data, ReferenceArray):
+        stored = shown._data
+        same_shape = isinstance(stored, ReferenceArray) and stored.shape == data.shape
+        return same_shape and bool(np.all(stored == data))
+    expected = xr.DataArray(shown.data, dims=array.dims)
+    return expected.equals(xr.DataArray(data, dims=array.dims))
+
+
+def _elements(array: xr.DataArray, origin: Origin) -> xr.Variable | None:
+    """Return the elements at some positions along the axes of an array, to compare them.
+
+    None if they are too many, or have other axes.
+    """
+    data: Any = array.variable._data
+    if hasattr(data, "dask") and not data.nbytes <= COMPARED_NBYTES:  # it may be unknown
+        return None
     keys = [
         axis if isinstance(axis, int) else slice_of(axis) if isinstance(axis, range) else axis
         for axis in origin.axes
     ]
-    shown = whole.variable[tuple(keys)]
+    shown = origin.object.resolve().variable[tuple(keys)]
     if shown.ndim != array.ndim:
-        return False
+        return None
     left = [number for number, axis in enumerate(origin.axes) if not isinstance(axis, int)]
-    shown = shown.transpose(*(shown.dims[left.index(number)] for number in origin.order))
-    if isinstance(data, ReferenceArray):
-        stored = shown._data
-        same_shape = isinstance(stored, ReferenceArray) and stored.shape == data.shape
-        return same_shape and bool((stored == data).all())
-    expected = xr.DataArray(shown.data, dims=array.dims)
-    return expected.equals(xr.DataArray(array.variable._data, dims=array.dims))
+    turned: xr.Variable = shown.transpose(*(shown.dims[left.index(n)] for n in origin.order))
+    return turned
+
+
+def find_masked(array: xr.DataArray) -> Origin | None:
+    """Find the elements of a result of `xarray.DataArray.where` that it left.
+
+    xarray forgets what the values were computed from. A coordinate of the result knows its
+    file, and the variable of that name beside it may have the values.
+    """
+    if opened_from(array.encoding) or known_origin(array.variable, array.name):
+        return None
+    known = (opened_from(coord.encoding) for coord in array.coords.values())
+    source = next((held(s) for s in known if s is not None), None)
+    if source is None or source.location is None or array.name is None:
+        return None
+    folder = posixpath.dirname(source.path or "")
+    try:
+        found = open_member(source.location, posixpath.join(folder, str(array.name)))
+    except OSError:
+        return None
+    target = ObjectReference(found.location, found.address, source.options)
+    if target.kind != "dataset":
+        return None
+    origin = labelled_origin(target, array)
+    shown = None if origin is None else _elements(array, origin)
+    if origin is None or shown is None:
+        return None
+    present = array.variable.notnull()
+    equal = xr.DataArray(shown.data, dims=array.dims) == xr.DataArray(array.variable)
+    if not bool((equal.variable | ~present).all()) or not bool(present.any()):
+        return None
+    places = np.argwhere(present.values)
+    return origin.pointwise(list(places.T)) if array.ndim > 1 else origin.outer([places[:, 0]])
 
 
 def source_locations(data: Any) -> list[FileLocation]:

@@ -156,7 +156,7 @@ class _Draft:
     def of(cls, filename: str, appends: bool) -> _Draft:
         """Name a new file, or the one that is appended to."""
         folder, name = os.path.split(filename)
-        hidden = os.path.join(folder, f".{name[:200]}.{uuid.uuid4().hex[:8]}.part")
+        hidden = os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex[:8]}.part")
         return cls(filename, filename if appends else hidden, f"{hidden}.lock")
 
     def publish(self) -> None:
