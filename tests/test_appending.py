@@ -378,3 +378,155 @@ def test_chunks_are_of_a_size_that_serves(tmp_path: Path) -> None:
     xref.to_hdf5(big, path, encoding={"a": {"compression": 9}})
     with h5py.File(path) as file:
         assert (file["a"].compression, file["a"].compression_opts) == ("gzip", 9)
+
+
+# --- ordinary use ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Write what h5py users have: no dimension scales, references into it."""
+    path = tmp_path / "plain.h5"
+    with h5py.File(path, "w") as file:
+        d = file.create_dataset("d", data=np.arange(10.0))
+        file["e"] = np.arange(10.0)
+        write_references(file, "rois", [d.regionref[2:4]])
+        d.attrs["self"] = d.ref
+    return path
+
+
+OPENED: dict[str, Any] = {
+    "lazy": lambda path: open_h5(path),
+    "dask": lambda path: open_h5(path, chunks={}),
+    "in memory": lambda path: open_h5(path).load(),
+}
+
+
+@pytest.mark.parametrize("how", OPENED)
+def test_one_thing_changes_and_all_is_written_back(plain: Path, how: str) -> None:
+    with OPENED[how](plain) as ds:
+        xref.to_hdf5(ds.assign(d=ds["d"] + 100), plain, mode="a")
+    with OPENED[how](plain) as ds:
+        xref.to_hdf5(ds.assign(n=("z", [1, 2, 3])), plain, mode="a")
+    with h5py.File(plain) as file:
+        assert file["d"][:3].tolist() == [100, 101, 102]
+        assert file["d"][file["rois"][0]].tolist() == [102, 103]
+        assert file["n"][:].tolist() == [1, 2, 3]
+        assert file[file["d"].attrs["self"]] == file["d"]
+
+
+SAME_PLACE: dict[str, Any] = {
+    "computed": lambda d: d * 2 + 1,
+    "as it was": lambda d: d,
+    "changed": lambda d: d.copy(data=d.values**2),
+    "copied": lambda d: d.copy(),
+}
+
+OTHER_PLACE: dict[str, Any] = {
+    "backwards": lambda d: d[::-1].load(),
+    "rolled": lambda d: d.load().roll({d.dims[0]: 1}),
+    "cut": lambda d: d[:9].load(),
+}
+
+
+@pytest.mark.parametrize("change", [*SAME_PLACE, *OTHER_PLACE])
+def test_regions_without_labels(plain: Path, tmp_path: Path, change: str) -> None:
+    with open_h5(plain) as ds:
+        changed = (SAME_PLACE | OTHER_PLACE)[change](ds["d"]).drop_attrs()
+        new = ds[["rois"]].assign(d=("n", changed.variable._data))
+        new["d"].encoding = dict(ds["d"].encoding)
+        if change in OTHER_PLACE:
+            with pytest.raises(DanglingReferenceError, match="other elements"):
+                xref.to_hdf5(new, tmp_path / "new.h5")
+            return
+        xref.to_hdf5(new, tmp_path / "new.h5")
+        expected = changed.values[2:4]
+    with h5py.File(tmp_path / "new.h5") as file:
+        np.testing.assert_array_equal(file["d"][file["rois"][0]], expected)
+
+
+@pytest.mark.parametrize("how", OPENED)
+def test_new_labels_are_no_new_order(source: Path, tmp_path: Path, how: str) -> None:
+    with OPENED[how](source) as ds:
+        for changed in (ds.assign_coords(x=ds["x"] * 1000), ds.drop_vars("x")):
+            xref.to_hdf5(changed, tmp_path / "new.h5")
+            with h5py.File(tmp_path / "new.h5") as file:
+                found = file["image"][file["rois"][0]]
+                np.testing.assert_array_equal(found, IMAGE[:2, 3:5])
+
+
+def test_attributes_that_say_nothing_of_numbers_stay(source: Path) -> None:
+    with h5py.File(source, "a") as file:
+        file["image"].attrs["units"] = "K"
+    with open_h5(source) as ds:
+        x, objects = ds["x"].drop_attrs(), ds["objects"]
+    xref.to_hdf5(xr.Dataset({"image": (("y", "x"), IMAGE)}), source, mode="a")
+    with h5py.File(source, "a") as file:
+        assert file["image"].attrs["units"] == "K"
+        file["plain"] = [1, 2, 3]
+    with h5py.File(source) as file:
+        before = dict(file["plain"].attrs)
+    del x, objects
+    with open_h5(source) as ds:
+        elsewhere = ds["objects"].copy()
+    bad = xr.Dataset({"plain": ("plain", [1, 2, 3]), "r": elsewhere})
+    (source.parent / "other.h5").write_bytes(source.read_bytes())
+    with pytest.raises(DanglingReferenceError):
+        xref.to_hdf5(bad, source.parent / "other.h5", mode="a")
+    with h5py.File(source.parent / "other.h5") as file:
+        assert dict(file["plain"].attrs) == before
+
+
+@pytest.mark.parametrize("how", OPENED)
+def test_variables_along_dimensions_that_grow(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        time = file.create_dataset("time", data=np.arange(5), maxshape=(None,))
+        time.make_scale("time")
+        short = file.create_dataset("v", data=np.arange(3.0), maxshape=(None,))
+        short.dims[0].attach_scale(time)
+        write_references(file, "rois", [short.regionref[1:3]])
+    with OPENED[how](path) as ds:
+        for changed in (ds, ds.assign(v=ds["v"] + 1)):
+            xref.to_hdf5(changed, tmp_path / "new.h5")
+            with h5py.File(tmp_path / "new.h5") as file:
+                found = file["v"][file["rois"][0]]
+                assert found.tolist() == changed["v"].values[1:3].tolist()
+        xref.to_hdf5(ds.assign(n=("time", np.arange(5))), path, mode="a")
+    with open_h5(path) as ds:
+        assert ds["n"].dims == ds["v"].dims == ("time",)
+
+
+def test_dimensions_that_grow_take_more_variables(tmp_path: Path) -> None:
+    path = tmp_path / "file.nc"
+    h5netcdf = pytest.importorskip("h5netcdf")
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = {"time": None, "x": 2}
+        file.create_variable("v", ("time", "x"), "f8")
+        file.resize_dimension("time", 5)
+    xref.to_hdf5(xr.Dataset({"w": ("time", np.ones(5))}), path, mode="a")
+    with open_h5(path) as ds:
+        assert ds["w"].dims == ("time",)
+        assert ds.sizes["time"] == 5
+
+
+def test_characters_stay_characters(tmp_path: Path) -> None:
+    path, new = tmp_path / "file.h5", tmp_path / "new.h5"
+    with h5py.File(path, "w") as file:
+        file["ch"] = np.array([[b"a", b"b"], [b"c", b"d"]])
+        write_references(file, "rois", [file["ch"].regionref[1:, :]])
+    with open_h5(path) as ds:
+        xref.to_hdf5(ds, new)
+    with h5py.File(new) as file:
+        assert file["ch"][file["rois"][0]].ravel().tolist() == [b"c", b"d"]
+
+
+def test_regions_of_elements_that_are_arrays_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        items = file.create_dataset("items", (4,), "(2,)f4")
+        write_references(file, "rois", [items.regionref[:2]])
+    with (
+        open_h5(tmp_path / "file.h5") as ds,
+        pytest.raises(DanglingReferenceError, match=r"shape \(4,\), from which .*\(4, 2\)"),
+    ):
+        xref.to_hdf5(ds, tmp_path / "new.h5")

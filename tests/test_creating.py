@@ -315,3 +315,28 @@ def test_a_table_may_have_an_index_of_levels(field: xr.DataArray) -> None:
 
 def test_no_points_are_an_empty_region(field: xr.DataArray) -> None:
     assert field.h5ref.region_reference(points=[]).size == 0
+
+
+def test_a_row_of_a_table_is_one_box(field: xr.DataArray) -> None:
+    table = pd.DataFrame({"lon": [3, 5], "lat": [1, 2], "time": [0, 1]})
+    size = pd.Series({"lon": 4, "time": 1, "lat": 2})
+    for row in range(2):
+        box = field.h5ref.regions(table.iloc[row], size)
+        lon, lat, time = table.iloc[row]
+        assert box.item().bounds == ((time, lat, lon), (time + 1, lat + 2, lon + 4))
+    with pytest.raises(ValueError, match="must have 3 numbers"):
+        field.h5ref.regions(table["lon"], (1, 1, 1))
+    named = xr.DataArray(
+        [[3, 1, 0]], coords={"axis": ["lon", "lat", "time"]}, dims=("b", "axis")
+    )
+    assert field.h5ref.regions(named, (1, 2, 4))[0].item().bounds[0] == (0, 1, 3)
+    with pytest.raises(ValueError, match="it has"):
+        field.h5ref.regions(named.assign_coords(axis=["a", "b", "c"]), (1, 2, 4))
+
+
+def test_a_column_is_many_boxes_of_one_axis(path: Path) -> None:
+    with open_h5(path) as ds:
+        column = pd.Series([0, 2], index=["p", "q"])
+        boxes = ds["n"].h5ref.regions(column, 2)
+        assert boxes["region"].values.tolist() == ["p", "q"]
+        assert boxes.sel(region="q").item().bounds == ((2,), (4,))

@@ -26,6 +26,9 @@ from xref.errors import CorruptFileError
 
 thorough = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
+whole_files = settings(thorough, max_examples=max(thorough.max_examples // 4, 10))
+"""Files take longer than Datasets."""
+
 names = (f"{i}.h5" for i in itertools.count())
 
 
@@ -39,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(drawn=st.one_of(files(), files(n_targets=2)), chunks=st.sampled_from((None, {})))
-@thorough
+@whole_files
 def test_drawn_files_come_back_identical(drawn: Drawn, chunks: Any, folder: Path) -> None:
     first, second = folder / next(names), folder / next(names)
     drawn.write(first)

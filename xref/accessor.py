@@ -199,7 +199,8 @@ class ReferenceAccessor:
         Parameters
         ----------
         start : array_like, xarray.DataArray, pandas.DataFrame, xarray.Dataset or dict
-            First element of each box: integers of shape ``(..., ndim)``, or columns named
+            First element of each box: integers of shape ``(..., ndim)``, or columns (of a
+            pandas Series, for one box, labels) named
             ``y_start`` or ``y`` for a dimension ``y``. Dimensions without a column are
             taken whole.
         shape, stop : the same, or sequence of int

@@ -84,7 +84,8 @@ def encode_dataset(
     apart = {name for name, variable in prepared.items() if _has_no_conventions(variable)}
     ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
     encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
-    encoded = {k: v if k in apart else _as_stored(v, k) for k, v in encoded.items()}
+    sizes = dataset.sizes
+    encoded = {k: v if k in apart else _as_stored(v, k, sizes) for k, v in encoded.items()}
     found = {}
     for name, variable in encoded.items():
         kept = prepared[name]
@@ -104,6 +105,18 @@ def encode_dataset(
         unlimited=unlimited & set(map(str, dataset.sizes)),
         forms=_forms(found),
         given={str(k): frozenset(v) for k, v in encodings.items()},
+    )
+
+
+def encode_stored(name: str, variable: xr.Variable) -> Encoded:
+    """Encode a variable whose values are as they are stored, along no dimensions."""
+    prepared: dict[Hashable, xr.Variable] = {name: _prepare(variable, None)}
+    return Encoded(
+        variables={name: prepared[name]},
+        attributes={},
+        sizes={},
+        unlimited=set(),
+        forms=_forms({name: prepared[name]}),
     )
 
 
@@ -190,11 +203,13 @@ def _has_no_conventions(variable: xr.Variable) -> bool:
     )
 
 
-def _as_stored(variable: xr.Variable, name: Hashable) -> xr.Variable:
+def _as_stored(
+    variable: xr.Variable, name: Hashable, sizes: Mapping[Hashable, int]
+) -> xr.Variable:
     """Make text or numbers of objects, as xarray does, and give single bytes an axis.
 
-    Single bytes along a last axis are read as one text; what was read as single bytes has
-    that axis.
+    Single bytes along a last axis are read as one text, and are that again; what was read
+    as single bytes has the axis.
 
     Raises
     ------
@@ -205,11 +220,19 @@ def _as_stored(variable: xr.Variable, name: Hashable) -> xr.Variable:
         variable = ensure_dtype_not_object(variable, name=name)
     except ValueError as error:
         raise UnsupportedError(f"variable {name!r}: {error}") from error
-    if variable.dtype != np.dtype("S1") or variable.encoding.get("dtype") == np.dtype("S1"):
+    dtype, encoding = variable.dtype, dict(variable.encoding)
+    last = encoding.pop("char_dim_name", None)
+    is_one = dtype == np.dtype("S1") and encoding.get("dtype") != dtype
+    if dtype.kind != "S" or not (last or is_one):
         return variable
+    plain = variable.copy(deep=False)
+    plain.encoding = encoding
     coder: Any = CharacterArrayCoder()
-    found: xr.Variable = coder.encode(variable, name)
-    return found
+    found: xr.Variable = coder.encode(plain, name)
+    n = found.shape[-1]
+    if last is None or last in variable.dims or sizes.get(last, n) != n:
+        return found
+    return xr.Variable((*found.dims[:-1], last), found.data, found.attrs, found.encoding)
 
 
 def _stand_in(variable: xr.Variable) -> xr.Variable:

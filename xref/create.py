@@ -231,8 +231,10 @@ def _numbers(
     """
     if hasattr(given, "to_xarray") and hasattr(given, "columns"):  # a pandas DataFrame
         given = _dataset_of(given, dims[0])
-    elif isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
-        known = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
+    elif hasattr(given, "to_xarray") and hasattr(given, "to_frame"):  # a pandas Series
+        given = _row_or_column(given, array, what, dims[0])
+    known = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
+    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
         unknown = [name for name in given if str(name) not in known]
         if unknown:
             raise KeyError(_names_problem(array, what, unknown))
@@ -243,8 +245,13 @@ def _numbers(
     if isinstance(given, xr.DataArray):
         if given.ndim == 0 or given.shape[-1] != array.ndim:
             raise ValueError(_shape_problem(array, what, given.shape))
-        numbers = given.copy(data=_integers(given.values, what))
         last = given.dims[-1]
+        names = given[last].values.tolist() if last in given.coords else []
+        if any(isinstance(name, str) for name in names):
+            if set(names) != set(map(str, array.dims)):
+                raise ValueError(f"{_shape_problem(array, what, given.shape)}; it has {names}")
+            given = given.sel({last: [str(d) for d in array.dims]})
+        numbers: xr.DataArray = given.copy(data=_integers(given.values, what))
         kept = [k for k, v in given.coords.items() if last in v.dims]
         return numbers.drop_vars(kept).rename({last: AXIS_DIM})
     values = np.asarray(given)
@@ -280,6 +287,18 @@ def _dataset_of(table: Any, dim: Hashable) -> xr.Dataset:
     else:
         coords = xr.Coordinates({name: table.index})
     return xr.Dataset({k: (name, table[k].to_numpy()) for k in table.columns}, coords)
+
+
+def _row_or_column(series: Any, array: xr.DataArray, what: str, dim: Hashable) -> Any:
+    """Return one box of a pandas Series as a dict, or many along one axis as a Dataset."""
+    names = series.index.tolist()
+    if all(isinstance(name, str) for name in names) and set(names) & {
+        text for d in array.dims for text in (str(d), f"{d}_{what}")
+    }:
+        return {name: series[name] for name in names}
+    if array.ndim != 1:
+        raise ValueError(_shape_problem(array, what, series.shape))
+    return _dataset_of(series.to_frame(array.dims[0]), dim)
 
 
 def _by_column(

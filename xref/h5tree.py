@@ -17,29 +17,38 @@ from __future__ import annotations
 import functools
 import posixpath
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
-from h5py import h5ds, h5o
+from h5py import h5a, h5d, h5o, h5t
 
-from xref.cfencode import Encoded, align_blocks, encode_dataset
+from xref.cfencode import Encoded, align_blocks, encode_dataset, encode_stored
 from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation
 from xref.h5layout import pipeline_of
 from xref.h5memory import Form, Memory, RawBytes, find_form, holds_references
 from xref.h5objects import known_path, object_paths, open_object
+from xref.h5scales import (
+    NO_VARIABLE,
+    Scale,
+    Scales,
+    existing_scales,
+    has_any_size,
+    next_dimension,
+)
 from xref.h5storage import choose_storage
 from xref.h5write import (
     address_of,
     create_dataset,
     region_bytes,
+    replace_attribute,
     write_attribute,
     write_dimension_list,
     write_elements,
+    write_raw,
     write_reference_list,
 )
 from xref.references import ReferenceArray
@@ -72,23 +81,6 @@ ENCODING_ATTRIBUTES = (
 )
 """Attributes that say what stored numbers mean."""
 
-_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.%10d"
-
-
-@dataclass(slots=True)
-class _Scale:
-    """A dimension of the file."""
-
-    dataset: h5py.Dataset
-    address: int
-    size: int
-    existed: bool
-    attached: list[tuple[int, int]] = field(default_factory=list)
-
-
-_Scales: TypeAlias = dict[str, _Scale | None]
-"""By dimension; None where its name is taken by something else."""
-
 
 class TreeWriter:
     """Writes Datasets into a file that is open for writing.
@@ -120,12 +112,13 @@ class TreeWriter:
         self.made: list[str] = []
         self._made = set[int]()
         self._is_new = is_new
-        self._n_dimensions = 0 if is_new else _next_dimension(file)
+        self._n_dimensions = 0 if is_new else next_dimension(file)
         self.blocks: list[tuple[Any, BlockTarget]] = []
         self._later: list[Callable[[], None]] = []
-        self._at_last: list[Callable[[], None]] = []
-        self._scales: dict[str, dict[str, _Scale]] = {}
-        self._along: list[tuple[h5py.Dataset, int, list[str], _Scales]] = []
+        # What was there before changes once nothing else can fail: each gives its change.
+        self._at_last: list[Callable[[], Callable[[], Any]]] = []
+        self._scales: dict[str, dict[str, Scale]] = {}
+        self._along: list[tuple[h5py.Dataset, int, list[str], Scales]] = []
         self._copied: dict[Ident, Written] = {}
         targets.copy = self._copy
 
@@ -154,11 +147,12 @@ class TreeWriter:
 
     def finish(self) -> None:
         """Write references, and attach dimensions."""
+        changes = [prepare() for prepare in self._at_last]
         while self._later:
             waiting, self._later = self._later, []
             for write in waiting:
                 write()
-        for change in self._at_last:  # what was there before, once nothing else can fail
+        for change in changes:
             change()
         for dataset, address, dims, known in self._along:
             scales = [known.get(dim) for dim in dims]
@@ -219,16 +213,16 @@ class TreeWriter:
             )
         return item
 
-    def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> _Scales:
+    def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> Scales:
         """Return the scale of each dimension; those without a variable are made here."""
-        own = self._scales.setdefault(path, _existing_scales(group))
-        scales: _Scales = {}
+        own = self._scales.setdefault(path, existing_scales(group))
+        scales: Scales = {}
         for dim, size in encoded.sizes.items():
             if encoded.is_scale(dim):
                 continue  # comes with its variable
             found = next((s for s in self._above(path, dim)), None)
             if found is not None and (found.size == size or found.existed):
-                if found.size != size:
+                if found.size != size and not has_any_size(found.dataset):
                     raise ValueError(
                         f"{self.path}: dimension {dim!r} of {path!r} has {found.size} elements "
                         f"there and {size} in what is written"
@@ -242,16 +236,16 @@ class TreeWriter:
                         f"{self.path}: dimension {dim!r} of {path!r} has the name of something "
                         "else that is there; rename it"
                     )
-                own[dim] = scales[dim] = _Scale(taken, address_of(taken), size, True)
-                self._at_last.append(functools.partial(taken.make_scale, dim))
+                own[dim] = scales[dim] = Scale(taken, address_of(taken), size, True)
+                self._change(taken.make_scale, dim)
                 continue
             maxshape = (None,) if dim in encoded.unlimited else None
             dataset = group.create_dataset(
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
             self._note(dataset, dataset.name)
-            dataset.make_scale(_NO_VARIABLE % size)
-            own[dim] = scales[dim] = _Scale(dataset, address_of(dataset), size, False)
+            dataset.make_scale(NO_VARIABLE % size)
+            own[dim] = scales[dim] = Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
         return scales
 
@@ -279,7 +273,7 @@ class TreeWriter:
         name: str,
         variable: xr.Variable,
         encoded: Encoded,
-        scales: _Scales,
+        scales: Scales,
         look: Callable[[], xr.DataArray] | None = None,
     ) -> None:
         dims = [str(d) for d in variable.dims]
@@ -300,10 +294,14 @@ class TreeWriter:
         if encoded.is_scale(name):
             existing = self._scales[path].get(name)
             if existing is None:
-                scale = _Scale(dataset, written.address, variable.shape[0], existed)
+                scale = Scale(dataset, written.address, variable.shape[0], existed)
                 existing = self._scales[path][name] = scale
-                dataset.make_scale(name)
-                self._number(dataset)
+                if existed:
+                    self._change(dataset.make_scale, name)
+                    self._change(self._number, dataset)
+                else:
+                    dataset.make_scale(name)
+                    self._number(dataset)
             scales[name] = existing
         elif dims:
             self._along.append((dataset, written.address, dims, scales))
@@ -326,6 +324,8 @@ class TreeWriter:
         existing = self._member(group, name, posixpath.join(group.name, name))
         if existing is not None:
             dataset = _fitting(existing, form, variable.shape, where)
+            if dataset.shape != variable.shape:
+                self._change(dataset.resize, variable.shape)
         else:
             storage = choose_storage(
                 variable.shape,
@@ -353,19 +353,38 @@ class TreeWriter:
             )
             self.blocks.append((data, target))
             return dataset
-        queue = self._later if existing is None else self._at_last
-        if existing is None and not holds_references(form):
-            write_elements(dataset, form, self._memory(), data)
+        if existing is not None:
+            self._at_last.append(lambda: self._prepare_elements(dataset, form, data))
+        elif holds_references(form):
+            self._later.append(lambda: write_elements(dataset, form, self._memory(), data))
         else:
-            queue.append(lambda: write_elements(dataset, form, self._memory(), data))
+            write_elements(dataset, form, self._memory(), data)
         return dataset
+
+    def _change(self, change: Callable[..., Any], *arguments: Any) -> None:
+        """Change what was there before, at last."""
+        self._at_last.append(lambda: functools.partial(change, *arguments))
+
+    def _prepare_elements(
+        self, dataset: h5py.Dataset, form: Form, data: Any
+    ) -> Callable[[], None]:
+        memory = self._memory()
+        raw = memory.encode(form, data)
+
+        def write(memory: Memory = memory) -> None:  # which holds what the bytes point at
+            write_raw(dataset, form, raw)
+
+        return write
 
     def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
         """Remove how the values that are written over were encoded."""
         old = [name for name in ENCODING_ATTRIBUTES if name not in attributes]
         for name in old:
-            if name in dataset.attrs:
-                self._at_last.append(functools.partial(dataset.attrs.__delitem__, name))
+            value = dataset.attrs.get(name)
+            is_time = name == "units" and " since " not in str(value)
+            is_type = name == "dtype" and str(value) not in ("bool", "timedelta64[ns]")
+            if value is not None and not is_time and not is_type:
+                self._change(dataset.attrs.__delitem__, name)
 
     def _check_dimensions(
         self, dataset: h5py.Dataset, dims: list[str], where: str
@@ -374,7 +393,10 @@ class TreeWriter:
         if "DIMENSION_LIST" not in dataset.attrs:
             return dims
         known = [posixpath.basename(d[0].name) if len(d) else None for d in dataset.dims]
-        if known != dims:
+        if any(
+            old != new and not (old is None and new.startswith("phony_dim_"))
+            for old, new in zip(known, dims, strict=True)
+        ):
             raise ValueError(
                 f"{where} lies along {known} in the file, and along {dims} in what is written"
             )
@@ -393,8 +415,19 @@ class TreeWriter:
             def write(name: str = name, form: Form = form, values: Any = values) -> None:
                 write_attribute(item, name, form, self._memory(), values)
 
+            def prepare(
+                name: str = name, form: Form = form, values: Any = values
+            ) -> Callable[[], None]:
+                memory = self._memory()
+                raw = memory.encode(form, values)
+
+                def change(memory: Memory = memory) -> None:
+                    replace_attribute(item, name, form, raw)
+
+                return change
+
             if self._existed(address_of(item)):
-                self._at_last.append(write)
+                self._at_last.append(prepare)
             elif holds_references(form):
                 self._later.append(write)
             else:
@@ -450,15 +483,18 @@ class TreeWriter:
         elif kind == "datatype":
             above, name = posixpath.split(path)
             parent = self._require_group(above)
-            self.copy_datatype(location, address, parent, name)
+            self._copy_object(open_object(location, address), parent, name)
             written = Written(path, address_of(parent[name]), None)
         else:
             above, name = posixpath.split(path)
             parent = self._require_group(above)
-            variable = reference.resolve().variable
-            encoded = encode_dataset(xr.Dataset({name: variable}), {})
-            encoded.sizes.clear()  # its dimensions are not copied
-            self._add_variable(parent, above, name, encoded.variables[name], encoded, {})
+            source = open_object(location, address)
+            if _is_plain(source):
+                self._copy_object(source, parent, name)
+            else:
+                variable = reference.resolve().variable
+                encoded = encode_stored(name, variable)  # its dimensions are not copied
+                self._add_variable(parent, above, name, encoded.variables[name], encoded, {})
             item = parent[name]
             written = Written(path, address_of(item), item.shape)
         if key is not None:
@@ -482,13 +518,21 @@ class TreeWriter:
             else:
                 self.file[at] = self.file[known.path]
 
-    def copy_datatype(
-        self, location: FileLocation, address: int, parent: h5py.Group, name: str
-    ) -> None:
-        """Copy a named datatype."""
-        item = open_object(location, address)
+    def _copy_object(self, item: h5py.HLObject, parent: h5py.Group, name: str) -> None:
+        """Copy an object of another file that leads to no others."""
         h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
         self._note(parent[name], posixpath.join(parent.name, name))
+
+
+def _is_plain(dataset: h5py.Dataset) -> bool:
+    """Tell whether HDF5 can copy a dataset as it is: numbers in one piece, no attributes."""
+    properties = dataset.id.get_create_plist()
+    return (
+        properties.get_layout() in (h5d.CONTIGUOUS, h5d.COMPACT)
+        and properties.get_external_count() == 0
+        and h5a.get_num_attrs(dataset.id) == 0
+        and dataset.id.get_type().get_class() in (h5t.INTEGER, h5t.FLOAT)
+    )
 
 
 def ident(reference: ObjectReference | None) -> Ident | None:
@@ -510,34 +554,16 @@ def _fitting(found: Any, form: Form, shape: tuple[int, ...], where: str) -> h5py
         raise ValueError(f"{where} is a group in the file; no variable can be there")
     if found.is_virtual or found.external:
         raise ValueError(f"{where} has its elements in other files, which are not written")
-    if found.shape != shape or not found.id.get_type().equal(form.type_id()):
+    sizes = zip(shape, found.shape or (), found.maxshape or (), strict=False)
+    fits = len(shape) == found.ndim and all(
+        new == old or (new > old and limit is None) for new, old, limit in sizes
+    )
+    if not fits or not found.id.get_type().equal(form.type_id()):
         raise ValueError(
             f"{where} is there already, of shape {found.shape} and type {found.dtype}; "
             f"what is written has the shape {shape}, or another type. Write it under "
             "another name, or remove what is there, and with it what references lead to"
         )
-    return found
-
-
-def _next_dimension(file: h5py.File) -> int:
-    """Return a number that no dimension of a file has: netCDF tells them by it."""
-    numbers = [-1]
-
-    def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id):
-            known = item.attrs.get("_Netcdf4Dimid")
-            numbers.append(int(known) if isinstance(known, np.int32) else -1)
-
-    file.visititems(look)
-    return max(*numbers, len(numbers) - 2) + 1
-
-
-def _existing_scales(group: h5py.Group) -> dict[str, _Scale]:
-    """Return the dimension scales that a group has."""
-    found = {}
-    for name, item in group.items():
-        if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id) and item.ndim == 1:
-            found[name] = _Scale(item, address_of(item), item.shape[0], True)
     return found
 
 

@@ -141,7 +141,16 @@ def write_elements(
     box: tuple[slice, ...] | None = None,
 ) -> None:
     """Write elements in the form they have in memory; all of them, or those of a box."""
-    raw = memory.encode(form, values)
+    write_raw(dataset, form, memory.encode(form, values), box)
+
+
+def write_raw(
+    dataset: h5py.Dataset,
+    form: Form,
+    raw: npt.NDArray[np.void],
+    box: tuple[slice, ...] | None = None,
+) -> None:
+    """Write elements that a `Memory` has made, and still holds."""
     if not raw.size:
         return
     if box is None or not raw.shape:
@@ -156,7 +165,14 @@ def write_attribute(
     item: h5py.HLObject, name: str, form: Form, memory: Memory, values: Any
 ) -> None:
     """Write an attribute in the form it has in memory; one of that name is replaced."""
-    _replace_attribute(item, name, form.type_id(), memory.encode(form, values))
+    replace_attribute(item, name, form, memory.encode(form, values))
+
+
+def replace_attribute(
+    item: h5py.HLObject, name: str, form: Form, raw: npt.NDArray[np.void]
+) -> None:
+    """Write an attribute that a `Memory` has made; one of that name is replaced."""
+    _replace_attribute(item, name, form.type_id(), raw)
 
 
 def write_dimension_list(dataset: h5py.Dataset, scales: Sequence[int | None]) -> None:

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import itertools
 import posixpath
+import warnings
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from xref.elements import ObjectReference, opened_from
+from xref.errors import UnreadableMemberWarning
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
 from xref.h5objects import open_member
@@ -134,7 +138,7 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
     An axis of another name, or of none in the file, is the one at its place. None where an
     axis has other elements and no labels that tell which.
     """
-    whole = target.resolve()
+    whole = _whole(target)
     has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
     if has_names and set(array.dims) <= set(whole.dims):
         names = {dim: dim for dim in array.dims}
@@ -145,7 +149,7 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
     axes: list[AxisPositions] = []
     for dim, n in whole.sizes.items():
         own = names.get(dim)
-        labels = array.coords.get(dim if own is None else own)
+        labels = _labels(array, dim if own is None else own)
         is_index = isinstance(array.variable, xr.IndexVariable) and whole.ndim == 1
         if is_index:  # the labels are its own values
             labels = array
@@ -164,6 +168,66 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
     place = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
     order = tuple(place[dim] for dim in array.dims)
     return Origin(target, whole.shape, tuple(axes), order)
+
+
+def _labels(array: xr.DataArray, dim: Hashable) -> xr.DataArray | None:
+    if dim not in array.coords:
+        return None  # and not those that xarray makes up
+    labels: xr.DataArray = array.coords[dim]
+    return labels
+
+
+def _whole(target: ObjectReference) -> xr.DataArray:
+    """Open a dataset; of its coordinates, those that fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadableMemberWarning)
+        whole: xr.DataArray = target.resolve()
+    return whole
+
+
+def is_in_place(target: ObjectReference, array: xr.DataArray) -> bool:
+    """Tell whether an array in memory or in Dask has all elements of a dataset in place.
+
+    The values may be others, but not the same in another order.
+    """
+    whole = _whole(target)
+    if whole.dtype == np.dtype("S1") and whole.ndim == array.ndim + 1:
+        whole = whole.isel({whole.dims[-1]: 0}, drop=True)  # characters, now one text
+    if array.ndim != whole.ndim or target.location is None:
+        return False
+    limits = dataset_layout(target.location, target.address).maxshape
+    sizes = zip(array.shape, whole.shape, limits, strict=False)
+    if any(new != old and (new < old or limit is not None) for new, old, limit in sizes):
+        return False
+    has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
+    if has_names and set(array.dims) == set(whole.dims) and array.dims != whole.dims:
+        return False
+    decided = True
+    for own, dim in zip(array.dims, whole.dims, strict=True):
+        labels = _labels(array, own)
+        index = whole[dim].to_index() if dim in whole.coords else None
+        if labels is None or index is None or not index.is_unique:
+            decided = False
+            continue
+        found = index.get_indexer(labels.values.reshape(-1))
+        here = found[: len(index)]
+        if len(here) and (found >= 0).all() and (here != np.arange(len(here))).any():
+            return False  # the same labels in another order
+        decided &= bool((here == np.arange(len(index))).all())
+    data: Any = array.variable._data
+    if decided or not isinstance(data, np.ndarray) or data.shape != whole.shape:
+        return True
+    return not _is_reordered(data, whole.values)
+
+
+def _is_reordered(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Tell whether arrays have the same numbers or texts in another order."""
+    if one.dtype.kind not in "biufcSUmM" or other.dtype.kind not in "biufcSUmM":
+        return False
+    nan = one.dtype.kind in "fc" and other.dtype.kind in "fc"
+    if np.array_equal(one, other, equal_nan=nan):
+        return False
+    return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None), equal_nan=nan)
 
 
 def _shows(array: xr.DataArray, origin: Origin) -> bool:
@@ -192,7 +256,7 @@ def _elements(array: xr.DataArray, origin: Origin) -> xr.Variable | None:
         axis if isinstance(axis, int) else slice_of(axis) if isinstance(axis, range) else axis
         for axis in origin.axes
     ]
-    shown = origin.object.resolve().variable[tuple(keys)]
+    shown = _whole(origin.object).variable[tuple(keys)]
     if shown.ndim != array.ndim:
         return None
     left = [number for number, axis in enumerate(origin.axes) if not isinstance(axis, int)]

@@ -28,7 +28,7 @@ from xref.h5objects import (
     object_paths,
     prepare_references,
 )
-from xref.origins import known_origin, labelled_origin
+from xref.origins import is_in_place, known_origin
 from xref.references import ReferenceArray
 from xref.regions import Kind, RegionTable
 
@@ -224,22 +224,22 @@ def _cut_problem(location: FileLocation, address: int, found: Written) -> str:
     if found.shape is None:
         return ""
     try:
-        shape = dataset_layout(location, address).shape
+        layout = dataset_layout(location, address)
     except XrefError:
         return ""  # a region of what is no dataset stays one
-    if found.look is not None:
+    sizes = zip(found.shape, layout.shape, layout.maxshape, strict=False)
+    if len(found.shape) == len(layout.shape) and all(
+        new == old or (new > old and limit is None) for new, old, limit in sizes
+    ):
+        if found.look is None:
+            return ""
         array = found.look()
         origin = known_origin(array.variable, found.path)
-        if origin is None:  # in memory, or in Dask
-            origin = labelled_origin(ObjectReference(location, address), array)
-        if origin is None or not origin.is_whole:
-            return (
-                f"of shape {shape}, from which {found.path!r} of shape {found.shape} was "
-                "selected, or put into another order: regions of it mean other elements"
-            )
-    elif found.shape != shape:
-        return (
-            f"of shape {shape}; {found.path!r} is written with the shape {found.shape}: "
-            "regions of it mean other elements"
-        )
-    return ""
+        if origin is not None and origin.is_whole:
+            return ""
+        if origin is None and is_in_place(ObjectReference(location, address), array):
+            return ""
+    return (
+        f"of shape {layout.shape}, from which {found.path!r} of shape {found.shape} was made "
+        "by selecting, or in another order: regions of it mean other elements"
+    )

@@ -248,12 +248,13 @@ def _encodings(data: Any, group: str, encoding: Mapping[Any, Any] | None) -> Enc
 
 def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
     """Read what comes from a file that is about to change."""
-    found = {
-        name: variable.compute()
-        for name, variable in dataset.variables.items()
-        if not isinstance(variable._data, ReferenceArray)
-        and any(location.key == key for location in source_locations(variable._data))
-    }
+    found = {}
+    for name, variable in dataset.variables.items():
+        data = variable._data
+        if isinstance(data, ReferenceArray):
+            _ = data.columns  # decoded once, and kept
+        elif any(location.key == key for location in source_locations(data)):
+            found[name] = variable.compute()
     return dataset.assign(found) if found else dataset
 
 
