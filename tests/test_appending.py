@@ -145,8 +145,6 @@ def test_nothing_is_written_outside_the_file(linked: Path, name: str, chunked: b
 
 
 def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
-    before = source.read_bytes()
-
     def fail(block: Any) -> Any:
         raise ZeroDivisionError
 
@@ -157,7 +155,6 @@ def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
     with h5py.File(source) as file:
         assert set(file) == {"image", "x", "y", "rois", "objects"}
     assert os.listdir(source.parent) == ["source.h5"]
-    assert len(before) <= source.stat().st_size
 
 
 def test_what_is_computed_from_the_file_itself_is_added_to_it(source: Path) -> None:
@@ -171,13 +168,12 @@ def test_what_is_computed_from_the_file_itself_is_added_to_it(source: Path) -> N
 
 
 def test_existing_values_change_only_if_all_can_be_written(source: Path) -> None:
+    elsewhere = source.parent / "copy.h5"
+    elsewhere.write_bytes(source.read_bytes())
     with open_h5(source) as ds:
-        rois = ds["rois"]
-        elsewhere = source.parent / "copy.h5"
-        elsewhere.write_bytes(source.read_bytes())
-        new = xr.Dataset({"image": (("y", "x"), IMAGE + 1), "again": rois}, attrs={"new": 1})
+        new = xr.Dataset({"again": ds["rois"], "x": ds["x"] + 1}, attrs={"new": 1})
         with pytest.raises(DanglingReferenceError):
-            xref.to_hdf5(new.drop_vars("image").assign(x=ds["x"] + 1), elsewhere, mode="a")
+            xref.to_hdf5(new, elsewhere, mode="a")
     with h5py.File(elsewhere) as file:
         assert file["x"][:].tolist() == list(range(10))
         assert set(file) == {"image", "x", "y", "rois", "objects"}
@@ -458,23 +454,21 @@ def test_new_labels_are_no_new_order(source: Path, tmp_path: Path, how: str) -> 
 def test_attributes_that_say_nothing_of_numbers_stay(source: Path) -> None:
     with h5py.File(source, "a") as file:
         file["image"].attrs["units"] = "K"
-    with open_h5(source) as ds:
-        x, objects = ds["x"].drop_attrs(), ds["objects"]
     xref.to_hdf5(xr.Dataset({"image": (("y", "x"), IMAGE)}), source, mode="a")
-    with h5py.File(source, "a") as file:
-        assert file["image"].attrs["units"] == "K"
-        file["plain"] = [1, 2, 3]
     with h5py.File(source) as file:
-        before = dict(file["plain"].attrs)
-    del x, objects
+        assert file["image"].attrs["units"] == "K"
+
+
+def test_a_dataset_becomes_no_scale_if_appending_fails(source: Path) -> None:
+    other = source.parent / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["plain"] = [1, 2, 3]
     with open_h5(source) as ds:
-        elsewhere = ds["objects"].copy()
-    bad = xr.Dataset({"plain": ("plain", [1, 2, 3]), "r": elsewhere})
-    (source.parent / "other.h5").write_bytes(source.read_bytes())
-    with pytest.raises(DanglingReferenceError):
-        xref.to_hdf5(bad, source.parent / "other.h5", mode="a")
-    with h5py.File(source.parent / "other.h5") as file:
-        assert dict(file["plain"].attrs) == before
+        bad = xr.Dataset({"plain": ("plain", [1, 2, 3]), "r": ds["objects"]})
+        with pytest.raises(DanglingReferenceError):
+            xref.to_hdf5(bad, other, mode="a")
+    with h5py.File(other) as file:
+        assert not dict(file["plain"].attrs)
 
 
 @pytest.mark.parametrize("how", OPENED)

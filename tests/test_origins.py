@@ -87,17 +87,20 @@ def flat(values: Any) -> list[Any]:
     return np.ravel(np.asarray(values)).tolist()
 
 
-@pytest.mark.parametrize("name", ["cube", "square", "names", "lat", "rois"])
-@pytest.mark.parametrize("kind", ["lazy", "in memory", "dask"])
-@pytest.mark.parametrize("change", CHANGES)
+CASES = [
+    (name, kind, change)
+    for name in ("cube", "square", "names", "lat", "rois")
+    for kind in ("lazy", "in memory", "dask")
+    for change in CHANGES
+    # References are no blocks, and have no order.
+    if (name, kind) != ("rois", "dask") and (name, change) != ("rois", "sorted")
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "change"), CASES)
 def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str) -> None:
     with open_h5(path) as ds:
-        if name == "rois" and kind.startswith("dask"):
-            pytest.skip("references are no blocks")
-        try:
-            changed = CHANGES[change](KINDS[kind](ds[name]))
-        except (TypeError, ValueError, KeyError, AttributeError):
-            pytest.skip("xarray cannot do this")
+        changed = CHANGES[change](KINDS[kind](ds[name]))
         try:
             region = changed.h5ref.region_reference()
         except REFUSALS:

@@ -34,6 +34,18 @@ HIDDEN_ATTRIBUTES = {
     "_nc3_strict",
 }
 
+CF_ATTRIBUTES = (
+    "_FillValue",
+    "missing_value",
+    "scale_factor",
+    "add_offset",
+    "units",
+    "calendar",
+    "_Unsigned",
+    "dtype",
+)
+"""Attributes that say what stored numbers mean."""
+
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref.attribute_values import CF_ATTRIBUTES
 from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
 from xref.gather import BoundReferences, bind_references, common_dtype
@@ -25,18 +26,6 @@ from xref.targets import Target, open_target
 from xref.variables import ReferenceVariable
 
 ON_NULL = ("raise", "fill", "drop")
-
-
-_CF_ATTRIBUTES = (
-    "_FillValue",
-    "missing_value",
-    "scale_factor",
-    "add_offset",
-    "units",
-    "calendar",
-    "_Unsigned",
-    "dtype",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +114,7 @@ def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]
     if not targets:
         return {}
     first = targets[0].attributes
-    for name in _CF_ATTRIBUTES:
+    for name in CF_ATTRIBUTES:
         values = [t.attributes.get(name) for t in targets]
         if any(not _same(values[0], v) for v in values[1:]):
             raise ValueError(

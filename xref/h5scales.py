@@ -29,8 +29,8 @@ class Scale:
     attached: list[tuple[int, int]] = field(default_factory=list)
 
 
-Scales: TypeAlias = dict[str, Scale | None]
-"""By dimension; None where its name is taken by something else."""
+Scales: TypeAlias = dict[str, Scale]
+"""By dimension."""
 
 
 def next_dimension(file: h5py.File) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
+from xref.attribute_values import CF_ATTRIBUTES
 from xref.cfencode import Encoded, align_blocks, encode_dataset, encode_stored
 from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
@@ -68,18 +69,6 @@ NOT_DECODED = DecodeOptions(
     decode_coords=False,
     decode_timedelta=False,
 )
-
-ENCODING_ATTRIBUTES = (
-    "scale_factor",
-    "add_offset",
-    "_FillValue",
-    "missing_value",
-    "_Unsigned",
-    "units",
-    "calendar",
-    "dtype",
-)
-"""Attributes that say what stored numbers mean."""
 
 
 class TreeWriter:
@@ -147,8 +136,10 @@ class TreeWriter:
 
     def finish(self) -> None:
         """Write references, and attach dimensions."""
-        changes = [prepare() for prepare in self._at_last]
-        while self._later:
+        changes: list[Callable[[], Any]] = []
+        while self._at_last or self._later:
+            at_last, self._at_last = self._at_last, []
+            changes += [prepare() for prepare in at_last]
             waiting, self._later = self._later, []
             for write in waiting:
                 write()
@@ -378,7 +369,7 @@ class TreeWriter:
 
     def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
         """Remove how the values that are written over were encoded."""
-        old = [name for name in ENCODING_ATTRIBUTES if name not in attributes]
+        old = [name for name in CF_ATTRIBUTES if name not in attributes]
         for name in old:
             value = dataset.attrs.get(name)
             is_time = name == "units" and " since " not in str(value)
@@ -407,6 +398,7 @@ class TreeWriter:
     def _write_attributes(
         self, item: h5py.HLObject, attributes: Mapping[Any, Any], path: str
     ) -> None:
+        existed = bool(attributes) and self._existed(address_of(item))
         for key, value in attributes.items():
             name, where = str(key), f"{self.path}: attribute {key!r} of {path!r}"
             values = _attribute_array(value, where)
@@ -426,7 +418,7 @@ class TreeWriter:
 
                 return change
 
-            if self._existed(address_of(item)):
+            if existed:
                 self._at_last.append(prepare)
             elif holds_references(form):
                 self._later.append(write)

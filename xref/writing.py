@@ -21,6 +21,7 @@ import h5py
 import xarray as xr
 from dask.delayed import delayed
 
+from xref.attribute_values import HIDDEN_ATTRIBUTES
 from xref.errors import UnsupportedError
 from xref.h5file import close_files
 from xref.h5tree import TreeWriter
@@ -258,21 +259,6 @@ def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
     return dataset.assign(found) if found else dataset
 
 
-RESERVED = frozenset(
-    {
-        "CLASS",
-        "NAME",
-        "DIMENSION_LIST",
-        "REFERENCE_LIST",
-        "_Netcdf4Dimid",
-        "_Netcdf4Coordinates",
-        "_nc3_strict",
-        "_NCProperties",
-    }
-)
-"""Attributes that dimensions are made of."""
-
-
 def _check_names(dataset: xr.Dataset, path: str) -> None:
     """Refuse names that HDF5 or netCDF-4 takes for something else.
 
@@ -294,7 +280,7 @@ def _check_names(dataset: xr.Dataset, path: str) -> None:
         for name in attributes:
             if not isinstance(name, str):
                 raise TypeError(f"attribute {name!r} of {holder} is no text; rename it")
-            if not name or name in RESERVED:
+            if not name or name in HIDDEN_ATTRIBUTES:
                 raise ValueError(
                     f"attribute {name!r} of {holder} has another meaning; rename it"
                 )
