@@ -249,8 +249,10 @@ def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
         if not isinstance(wanted, np.dtype):
             continue
         if variable.dtype.kind not in "OV":
-            # Dask keeps no metadata.
-            if "enum" in (wanted.metadata or {}) and wanted == variable.dtype:
+            # Dask keeps no metadata, scalars no byte order.
+            is_enum = "enum" in (wanted.metadata or {}) and wanted == variable.dtype
+            is_swapped = wanted != variable.dtype and wanted.newbyteorder() == variable.dtype
+            if is_enum or is_swapped:
                 found[name] = find_form(np.zeros(0, dtype=wanted), name)
             continue
         base = item_dtype(wanted)[0]
