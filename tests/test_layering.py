@@ -85,6 +85,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5blocks": ("h5py", "numpy"),
     "values": ("numpy",),
     "loaders": ("numpy",),
+    "decoding": ("numpy", "xarray"),
     "small": ("numpy",),
     "gather": ("numpy",),
     "lazy": (
@@ -110,6 +111,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5tree": ("h5py", "numpy", "xarray"),
     "writing": ("dask", "h5py", "numpy", "xarray"),
     "graph": ("dask", "numpy", "xarray"),
+    "target_decoding": ("numpy",),
     "bind": ("numpy", "xarray"),
     "layouts": ("numpy", "xarray"),
     "resolve": ("numpy", "xarray"),

@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from xref.bind import Decoder, Resolved, bind
+from xref.bind import Resolved, bind, warn_of_units
 from xref.create import (
     REGION_DIM,
     group_reference,
@@ -22,12 +23,13 @@ from xref.create import (
     region_reference,
 )
 from xref.decode import KIND_NOUNS
+from xref.decoding import Decoding
 from xref.elements import ObjectReference, RegionReference
 from xref.fields import compound_regions, field_references, references_of
-from xref.gather import BoundReferences
+from xref.gather import BoundReferences, decoding_rows
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
-from xref.layout import item_dtype, items
+from xref.layout import items
 from xref.lazy import lazily_indexed
 from xref.reduce import PerRegion, Statistic
 from xref.references import ReferenceArray
@@ -87,6 +89,7 @@ class ReferenceAccessor:
         coords: bool = True,
         on_null: str = "raise",
         fill_value: Any = None,
+        dtype: Any = None,
     ) -> Any:
         """Read what all references select, as one lazy array.
 
@@ -110,8 +113,12 @@ class ReferenceAccessor:
         on_null : {"raise", "fill", "drop"}
             What becomes of null references.
         fill_value : scalar, optional
-            For null references and padding. By default NaN or NaT, or for integers
-            the dataset's own fill value.
+            For null references and padding. By default a missing value of the kind of the
+            others: NaN, NaT, empty text, an empty sequence; for integers the fill value of
+            each target (``_FillValue``, else that of the dataset).
+        dtype : dtype-like, optional
+            Type of the decoded values. By default the one that holds the values of all
+            targets exactly.
 
         Returns
         -------
@@ -123,7 +130,8 @@ class ReferenceAccessor:
         Raises
         ------
         ValueError
-            If the shapes found do not fit the layout.
+            If the shapes found do not fit the layout, or if no one type holds the values
+            of all targets exactly and there is no ``dtype``.
         NullReferenceError
             If a reference is null and ``on_null="raise"``.
         SelectionError
@@ -137,6 +145,7 @@ class ReferenceAccessor:
             coords=coords,
             on_null=on_null,
             fill_value=fill_value,
+            dtype=dtype,
         )
 
     def reference(self) -> ObjectReference:
@@ -385,28 +394,20 @@ class ReferenceAccessor:
     ) -> xr.DataArray:
         resolved, array = self._bind(on_null)
         cell = tuple(n for _, n in sizes)
-        decode = Decoder(resolved.attributes, resolved.references.options)
         if dtype is None:
-            dtype = _infer_dtype(func, args, kwargs, resolved, decode)
+            dtype = _infer_dtype(func, args, kwargs, resolved)
         function = PerRegion(func, args, kwargs, np.dtype(dtype), cell)
-        return _results(
-            resolved, array, np.dtype(dtype), decode, function, sizes, chunks, "map", {}
-        )
+        return _results(resolved, array, np.dtype(dtype), function, sizes, chunks, "map", {})
 
     def _statistic(self, name: str, chunks: Any, on_null: str) -> xr.DataArray:
         resolved, array = self._bind(on_null)
-        if item_dtype(resolved.dtype)[1]:
-            raise TypeError(
-                f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
-            )
-        statistic = Statistic(name)
-        decode = Decoder(resolved.attributes, resolved.references.options)
-        values = decode(np.zeros(1, dtype=resolved.dtype))
-        any_empty = bool((resolved.bound.npoints == 0).any())
-        dtype = statistic.result_dtype(values.dtype, any_empty)
+        dtype = _statistic_dtype(name, resolved)
+        if name != "count":
+            warn_of_units(resolved)
         keep = xr.get_options()["keep_attrs"]  # type: ignore[no-untyped-call]
         attributes = resolved.attributes if keep is True else {}
-        return _results(resolved, array, dtype, decode, statistic, (), chunks, name, attributes)
+        statistic = Statistic(name)
+        return _results(resolved, array, dtype, statistic, (), chunks, name, attributes)
 
     def _bind(self, on_null: str) -> tuple[Resolved, xr.DataArray]:
         array = self._array
@@ -414,38 +415,82 @@ class ReferenceAccessor:
         return resolved, array if kept is None else array[{array.dims[0]: kept}]
 
 
-def _infer_dtype(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    resolved: Resolved,
-    decode: Decoder,
-) -> np.dtype[Any]:
-    """Call a function with ones of the first region's shape, as dask does."""
-    bound = resolved.bound
-    row = int(np.argmax(bound.npoints > 0)) if len(bound.ndim) else None
-    shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-    one = np.zeros(1, dtype=resolved.dtype)
-    items(one)[...] = 1 if items(one).dtype.kind in "biufc" else items(one)
-    values = decode(items(one))
-    # A sample: large regions need not be made up to learn a type.
-    shape = tuple(min(n, SAMPLE_LENGTH) for n in shape) + values.shape[1:]
+def _statistic_dtype(name: str, resolved: Resolved) -> np.dtype[Any]:
+    """Return the type of a statistic of the values of all targets.
+
+    Raises
+    ------
+    TypeError
+        If values of some target have no such statistic, or if those of several targets
+        have no common type.
+    """
+    any_empty = bool((resolved.bound.npoints == 0).any())
+    found = []
+    for dtype, item_shape in resolved.decoders.forms or [(np.dtype(float), ())]:
+        if item_shape:
+            raise TypeError(
+                f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
+            )
+        found.append(Statistic(name).result_dtype(dtype, any_empty))
     try:
-        result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
-    except Exception as error:
-        raise ValueError(
-            f"the dtype of {func!r} could not be found by calling it with ones of shape "
-            f"{shape}: {type(error).__name__}: {error}; pass dtype="
+        return np.result_type(*found)
+    except TypeError as error:
+        names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
+        raise TypeError(
+            f"{resolved.what} points at datasets of types {names}, whose {name} has no "
+            "common type; select references of one type"
         ) from error
-    dtype = np.asarray(result).dtype if not isinstance(result, dict | list | str) else object
-    return np.dtype(dtype)
+
+
+def _infer_dtype(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resolved: Resolved
+) -> np.dtype[Any]:
+    """Call a function with ones of the shape of a region of each type, as dask does."""
+    bound, decoders = resolved.bound, resolved.decoders
+    which = decoding_rows(bound, decoders)
+    form_of = decoders.form_of_kinds
+    found: list[np.dtype[Any]] = []
+    for form in decoders.forms or ((np.dtype(float), ()),):
+        own = np.isin(which, [k for k, f in enumerate(form_of) if f == form])
+        kind = next((k for k in decoders.kinds if (k.dtype, k.item_shape) == form), None)
+        rows = np.flatnonzero(own)
+        row = int(rows[np.argmax(bound.npoints[rows] > 0)]) if len(rows) else None
+        shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
+        values = np.ones(1) if kind is None else _sample_of(kind)
+        # A sample: large regions need not be made up to learn a type.
+        shape = tuple(min(n, SAMPLE_LENGTH) for n in shape) + values.shape[1:]
+        try:
+            result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"the dtype of {func!r} could not be found by calling it with ones of type "
+                f"{values.dtype} and shape {shape}: {type(error).__name__}: {error}; pass "
+                "dtype="
+            ) from error
+        is_object = isinstance(result, dict | list | str)
+        found.append(np.dtype(object) if is_object else np.asarray(result).dtype)
+    try:
+        return np.result_type(*found)
+    except TypeError:  # such as dates among numbers
+        return np.dtype(object)
+
+
+def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
+    """Return one decoded element, of the value 1 where it is a number."""
+    one = np.zeros(1, dtype=kind.raw_dtype)
+    values = items(one)
+    if values.dtype.kind in "biufc":
+        values[...] = 1
+    elif values.dtype.kind == "O":
+        for i in np.ndindex(values.shape):
+            values[i] = kind.missing
+    return kind(values)
 
 
 def _results(
     resolved: Resolved,
     array: xr.DataArray,
     dtype: np.dtype[Any],
-    decode: Decoder,
     function: Callable[[Any, BoundReferences], Any],
     sizes: tuple[tuple[str, int], ...],
     chunks: Any,
@@ -455,7 +500,7 @@ def _results(
     """Make the lazy array of one item a reference."""
     cell = tuple(n for _, n in sizes)
     data = RegionResults(
-        resolved.references, dtype, resolved.dtype, decode, function, cell, bound=resolved.bound
+        resolved.references, dtype, resolved.decoders, function, cell, bound=resolved.bound
     )
     dims = (*resolved.dims, *(d for d, _ in sizes))
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
@@ -476,7 +521,7 @@ def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
     if chunks != "auto":
         return dict.fromkeys(resolved.dims, chunks)
     shape = resolved.references.shape
-    nbytes = int(resolved.bound.npoints.sum()) * max(resolved.dtype.itemsize, 1)
+    nbytes = int(resolved.bound.npoints.sum()) * max(resolved.widest.itemsize, 1)
     n_blocks = max(-(-nbytes // auto_chunk_nbytes()), 1)
     return {**dict.fromkeys(resolved.dims, -1), resolved.dims[0]: max(shape[0] // n_blocks, 1)}
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.decode import decode_references
+from xref.decoding import FILL_ATTRIBUTES
 from xref.elements import DecodeOptions
 from xref.errors import UnreadableMemberWarning, XrefError
 from xref.h5attributes import RawElements, RawReferences, read_attributes
@@ -33,20 +34,6 @@ HIDDEN_ATTRIBUTES = {
     "_NCProperties",
     "_nc3_strict",
 }
-
-CF_ATTRIBUTES = (
-    "_FillValue",
-    "missing_value",
-    "scale_factor",
-    "add_offset",
-    "units",
-    "calendar",
-    "_Unsigned",
-    "dtype",
-)
-"""Attributes that say what stored numbers mean."""
-
-FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
 def warn_unreadable(where: str, error: Exception) -> None:

@@ -1,13 +1,15 @@
-"""References and their targets, agreed on one type and one decoding.
+"""References and their targets: shapes, decodings, names and attributes.
 
 In: a `ReferenceArray`. Out: `Resolved`: the references fitted to their targets,
-with the targets' names, dimensions and attributes. This is where null references
-are dropped or refused; no target data are read.
+with the targets' names, dimensions, attributes and decodings. This is where null
+references are dropped or refused; of the targets' data only the first and last dates
+are read, which decide about the type of dates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.attribute_values import CF_ATTRIBUTES
+from xref.decoding import Decoders, option_of
 from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
-from xref.gather import BoundReferences, bind_references, common_dtype
+from xref.gather import BoundReferences, bind_references
 from xref.lazy import hold_back_objects
 from xref.object_variables import ObjectVariable
 from xref.references import ReferenceArray
+from xref.target_decoding import Place, find_decoders
 from xref.targets import Target, open_target
 from xref.variables import ReferenceVariable
 
@@ -36,9 +39,17 @@ class Resolved:
     dims: tuple[Hashable, ...]
     bound: BoundReferences
     targets: tuple[Target, ...]  # those of small datasets that are alike once
-    dtype: np.dtype[Any]
-    attributes: dict[str, Any]
+    decoders: Decoders
+    attributes: dict[str, Any]  # that all targets have after decoding, with equal values
     name: Hashable | None
+    what: str  # names the references in messages
+
+    @property
+    def widest(self) -> np.dtype[Any]:
+        """The largest type of elements as they are read or decoded, to size blocks by."""
+        found = [k.raw_dtype for k in self.decoders.kinds]
+        found += [k.flat_dtype for k in self.decoders.kinds]
+        return max(found, key=lambda d: d.itemsize, default=np.dtype(float))
 
 
 def bind(
@@ -97,70 +108,60 @@ def bind(
         for _, location, address, facts in looks
     )
     what = f"the reference variable {name!r}" if name is not None else "the references"
+    decoders, used = find_decoders(bound, targets, references.options)
     resolved = Resolved(
         references=references,
         dims=tuple(dims),
         bound=bound,
         targets=targets,
-        dtype=common_dtype(bound, what),
-        attributes=_common_attributes(targets, what),
+        decoders=decoders,
+        attributes=_common_attributes(targets, used),
         name=targets[0].name if bound.n_targets == 1 else name,
+        what=what,
     )
     return resolved, kept
 
 
-def _common_attributes(targets: tuple[Target, ...], what: str) -> dict[str, Any]:
-    """Return what all targets agree on; refuse different packings of values."""
-    if not targets:
+def _common_attributes(
+    targets: tuple[Target, ...], used: Mapping[Place, Set[str]]
+) -> dict[str, Any]:
+    """Return the attributes that all targets have after decoding, with equal values."""
+    left = [
+        {
+            name: value
+            for name, value in t.attributes.items()
+            if name not in used[t.location.token, t.address]
+        }
+        for t in targets
+    ]
+    if not left:
         return {}
-    first = targets[0].attributes
-    for name in CF_ATTRIBUTES:
-        values = [t.attributes.get(name) for t in targets]
-        if any(not _same(values[0], v) for v in values[1:]):
-            raise ValueError(
-                f"the targets of {what} differ in {name!r} ({values[0]!r} and others), so "
-                "their values do not mix; select references of one target"
-            )
-    return {
-        k: v
-        for k, v in first.items()
-        if all(_same(v, t.attributes.get(k)) for t in targets[1:])
-    }
+    first, *others = left
+    return {k: v for k, v in first.items() if all(_same(v, o.get(k)) for o in others)}
+
+
+def warn_of_units(resolved: Resolved) -> None:
+    """Warn where values of different units are about to be put into one array."""
+    decoders = resolved.decoders
+    found: dict[str, Target] = {}
+    for target in resolved.targets:
+        units = target.attributes.get("units")
+        used = decoders.of(target.location, target.address).attributes
+        if isinstance(units, str) and "units" not in used:
+            found.setdefault(units, target)
+    if len(found) > 1:
+        (a, of_a), (b, of_b), *_ = found.items()
+        warnings.warn(
+            f"{resolved.what} points at values of units {a!r} ({of_a.describe()}) and {b!r} "
+            f"({of_b.describe()}); they are put together as they are, and the result has no "
+            "units. .h5ref.target_attrs() tells the units by reference",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and bool(np.array_equal(a, b)))
-
-
-def decode_variable(
-    name: Hashable | None, variable: xr.Variable, options: DecodeOptions
-) -> xr.Variable:
-    """Apply the CF conventions as the open options say; compounds and objects have none."""
-    if variable.dtype.kind in "VO":
-        return variable
-    return xr.conventions.decode_cf_variable(
-        name or "values",
-        variable,
-        concat_characters=False,
-        mask_and_scale=_of(options.mask_and_scale, name),
-        decode_times=_of(options.decode_times, name),
-        use_cftime=_of(options.use_cftime, name),
-        decode_timedelta=_of(options.decode_timedelta, name),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """Applies a target's CF attributes to raw values."""
-
-    attributes: Mapping[str, Any]
-    options: DecodeOptions
-
-    def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return decoded values."""
-        dims = tuple(f"axis_{i}" for i in range(values.ndim))
-        variable = xr.Variable(dims, values, dict(self.attributes))
-        return np.asarray(decode_variable(None, variable, self.options).data)
 
 
 def decode_dataset(
@@ -183,12 +184,12 @@ def decode_dataset(
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
             ordinary,
             attributes,
-            concat_characters=_except_for(values_only, options.concat_characters, ordinary),
-            mask_and_scale=_except_for(values_only, options.mask_and_scale, ordinary),
-            decode_times=_except_for(values_only, options.decode_times, ordinary),
+            concat_characters=_except_for(values_only, options, "concat_characters", ordinary),
+            mask_and_scale=_except_for(values_only, options, "mask_and_scale", ordinary),
+            decode_times=_except_for(values_only, options, "decode_times", ordinary),
             decode_coords=options.decode_coords,
             use_cftime=options.use_cftime,
-            decode_timedelta=_except_for(values_only, options.decode_timedelta, ordinary),
+            decode_timedelta=_except_for(values_only, options, "decode_timedelta", ordinary),
         )
     for name, new in decoded.items():
         if "source" in variables[name].encoding:  # which decoders of text leave out
@@ -236,13 +237,12 @@ def _has_no_conventions(variable: xr.Variable) -> bool:
     return variable.dtype.kind == "O" and variable.encoding.get("dtype") is not str
 
 
-def _except_for(names: set[str], option: Any, variables: Mapping[str, xr.Variable]) -> Any:
+def _except_for(
+    names: set[str], options: DecodeOptions, option: str, variables: Mapping[str, xr.Variable]
+) -> Any:
     """Switch a decoder off for some variables."""
     if not names:
-        return option
-    return {name: False if name in names else _of(option, name) for name in variables}
-
-
-def _of(option: Any, name: Hashable | None) -> Any:
-    """Return what an option says of one variable; it may be a mapping by name."""
-    return option.get(name, True) if isinstance(option, Mapping) else option
+        return getattr(options, option)
+    return {
+        name: False if name in names else option_of(options, option, name) for name in variables
+    }

@@ -26,9 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.copies import copy_boxes
+from xref.decoding import convert
 from xref.elements import DecodeOptions
 from xref.gather import BoundTarget
 from xref.h5file import check_unchanged
+from xref.layout import items
 from xref.loaders import tile_loader
 from xref.plan import choose_tile, plan_read
 from xref.readers import read_plan
@@ -440,7 +442,21 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
         itemsize = max(layout.dtype.itemsize, 1)
         parts = shares.share_parts(share)
         read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, values)
-        out.append(values.astype(plan.flat.dtype, copy=False))
+        out.append(_decoded_elements(values, plan.flat, target))
+    return out
+
+
+def _decoded_elements(
+    values: npt.NDArray[Any], flat: FlatBlocks, target: BoundTarget
+) -> npt.NDArray[Any]:
+    """Decode elements of one target by its own attributes, into the type of the blocks."""
+    if flat.decoders is None:
+        return values.astype(flat.dtype, copy=False)
+    decoding = flat.decoders.of(target.location, target.address)
+    if decoding.is_plain and values.dtype == flat.dtype:
+        return values
+    out = np.empty(len(values), dtype=flat.dtype)
+    items(out)[...] = convert(decoding(items(values)), items(out).dtype, target.describe)
     return out
 
 

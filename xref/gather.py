@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
 from xref.decode import References
+from xref.decoding import Decoders, Decoding, convert
 from xref.elements import DecodeOptions
 from xref.errors import (
     DanglingReferenceError,
@@ -27,7 +28,7 @@ from xref.errors import (
 from xref.h5data import DatasetFacts, dataset_facts, stored_nbytes
 from xref.h5file import FileLocation
 from xref.h5objects import PREPARED_AT_ONCE, prepare_references
-from xref.layout import DatasetLayout
+from xref.layout import DatasetLayout, items
 from xref.loaders import tile_loader
 from xref.options import get_option
 from xref.parts import plan_parts, row_strides
@@ -62,6 +63,10 @@ class BoundTarget:
         """The first reference to the dataset."""
         return 0 if isinstance(self.rows, slice) else int(self.rows[0])
 
+    def describe(self) -> str:
+        """Name the dataset in a message."""
+        return _described(self.location, self.address)
+
     @property
     def layout(self) -> DatasetLayout:
         """Shape, type and storage of the dataset."""
@@ -93,6 +98,15 @@ class BoundReferences:
         return len(self.single) + sum(len(many) for many in self.small)
 
     @property
+    def first_target(self) -> tuple[FileLocation, int] | None:
+        """File and address of one target, to name it in messages."""
+        if self.single:
+            return self.single[0].location, self.single[0].address
+        for many in self.small:
+            return many.location, int(many.address[many.which[0]])
+        return None
+
+    @property
     def layouts(self) -> Iterator[DatasetLayout]:
         """Layouts of the targets; of small ones, one layout of each kind."""
         yield from (t.layout for t in self.single)
@@ -113,6 +127,22 @@ class BoundReferences:
         """Elements of each result, shape ``(n,)``."""
         result: IntArray = self.shape.prod(axis=1)
         return result
+
+    def only(self, rows: npt.NDArray[np.intp]) -> BoundReferences:
+        """Return the same references bound to the targets of some rows only.
+
+        ``rows`` are all references to these targets. Rows still count all references.
+        """
+        own = np.zeros(len(self.ndim), dtype=bool)
+        own[rows] = True
+        small = []
+        for many in self.small:
+            picked = np.flatnonzero(own[many.rows])
+            if len(picked):
+                part = replace(many, rows=many.rows[picked], which=many.which[picked])
+                small.append(part)
+        single = tuple(t for t in self.single if own[t.first_row])
+        return replace(self, single=single, small=tuple(small))
 
     def valid(self, positions: Sequence[IntArray]) -> npt.NDArray[np.bool_]:
         """Return where results that lie in cells of one shape have data.
@@ -144,6 +174,8 @@ def _split(many: SmallDatasets) -> Iterator[BoundTarget]:
     cuts = np.searchsorted(many.which, np.arange(len(many) + 1))
     for k, address in enumerate(many.address.tolist()):
         rows = many.rows[cuts[k] : cuts[k + 1]]
+        if not len(rows):
+            continue
         facts = dataset_facts(many.location, address)
         regions = empty_table(len(rows), 0, Kind.ALL).fit(facts.layout.shape, str)
         yield BoundTarget(
@@ -408,6 +440,77 @@ def read_into(
             _read_converted(bound, target, out, dst, cell, reader)
 
 
+def read_results(
+    bound: BoundReferences,
+    out: npt.NDArray[Any],
+    dst: IntArray,
+    cell: tuple[int, ...] | None = None,
+    reader: str = "auto",
+    decoders: Decoders | None = None,
+) -> None:
+    """Read all results into a flat array, those of each target decoded by its own attributes.
+
+    Parameters
+    ----------
+    bound, out, dst, cell, reader
+        As in `read_into`; ``out`` is of the type of decoded elements.
+    decoders : Decoders, optional
+        Of all targets. Without them raw values are read.
+    """
+    if decoders is None:
+        read_into(bound, out, dst, cell, reader)
+        return
+    for decoding, part, rows in split_by_decoding(bound, decoders):
+        if decoding.is_plain and decoding.raw_dtype == out.dtype:
+            read_into(part, out, dst, cell, reader)
+            continue
+        npoints = bound.npoints[rows]
+        offsets = row_offsets(npoints)
+        begins = np.zeros(len(bound.ndim), dtype=np.int64)
+        begins[rows] = offsets[:-1]
+        raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
+        read_into(part, raw, begins, reader=reader)
+        values = np.empty(len(raw), dtype=out.dtype)
+        decoded = decoding(items(raw))
+        target = part.first_target
+        items(values)[...] = convert(
+            decoded, items(values).dtype, partial(_described, *target) if target else str
+        )
+        _place_values(values, bound.shape[rows], out, dst[rows], cell)
+
+
+def _described(location: FileLocation, address: int) -> str:
+    return f"{location.filename}: dataset at {address:#x}"
+
+
+def decoding_rows(bound: BoundReferences, decoders: Decoders) -> IntArray:
+    """Return the row of ``decoders.kinds`` for each reference, -1 for null ones."""
+    which = np.full(len(bound.ndim), -1, dtype=np.int64)
+    for t in bound.single:
+        own = decoders.which_of(t.location, np.array([t.address], dtype=np.uint64))
+        which[t.rows] = own[0]
+    for many in bound.small:
+        which[many.rows] = decoders.which_of(many.location, many.address)[many.which]
+    which[bound.null] = -1
+    return which
+
+
+def split_by_decoding(
+    bound: BoundReferences, decoders: Decoders
+) -> Iterator[tuple[Decoding, BoundReferences, npt.NDArray[np.intp]]]:
+    """Yield each decoding, the targets that have it and the rows of their references.
+
+    The rows of the parts count the references of ``bound``.
+    """
+    which = decoding_rows(bound, decoders)
+    for k in np.unique(which[which >= 0]).tolist():
+        rows = np.flatnonzero(which == k)
+        if len(decoders.kinds) == 1:
+            yield decoders.kinds[0], bound, rows
+            continue
+        yield decoders.kinds[k], bound.only(rows), rows
+
+
 def _read_small(
     bound: BoundReferences,
     many: SmallDatasets,
@@ -495,28 +598,3 @@ def _place_values(
         part = values[at].reshape(len(rows), *own[: len(cell)])
         at_box: tuple[Any, ...] = (begins[rows] // max(int(np.prod(cell)), 1),)
         boxes[at_box + tuple(slice(0, n) for n in own[: len(cell)])] = part
-
-
-def common_dtype(bound: BoundReferences, what: str) -> np.dtype[Any]:
-    """Return the dtype that values of all targets fit.
-
-    Raises
-    ------
-    ValueError
-        If there is none, such as for numbers and text.
-    """
-    dtypes = list(dict.fromkeys(layout.dtype for layout in bound.layouts))
-    if len(dtypes) == 1:
-        return dtypes[0]
-    if not dtypes:
-        return np.dtype(float)
-    if all(d.kind in "iufcb" for d in dtypes):
-        common = np.result_type(*dtypes)
-        digits = np.finfo(common).nmant + 1 if common.kind in "fc" else 64
-        needed = [8 * d.itemsize - (d.kind == "i") for d in dtypes if d.kind in "iu"]
-        if max(needed, default=0) <= digits:
-            return common
-    raise ValueError(
-        f"{what} points at datasets of types {', '.join(map(str, dtypes))}, which no one "
-        "type holds exactly; select references of one target"
-    )

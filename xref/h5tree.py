@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
-from xref.attribute_values import CF_ATTRIBUTES
 from xref.cfencode import Encoded, align_blocks, encode_dataset, encode_stored
+from xref.decoding import CF_ATTRIBUTES
 from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation

@@ -10,53 +10,120 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xref.attribute_values import warn_unreadable
-from xref.bind import Decoder, Resolved, decode_variable
+from xref.bind import Resolved, bind
 from xref.columns import IntArray
 from xref.decode import References
+from xref.decoding import (
+    Decoders,
+    Decoding,
+    common_dtype,
+    decode_variable,
+    missing_of,
+    with_items,
+)
 from xref.errors import SelectionError
-from xref.gather import BoundReferences
 from xref.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.h5data import dataset_facts, dataset_layout
-from xref.layout import item_dtype, items
-from xref.lazy import is_decoded, lazily_indexed
+from xref.h5data import dataset_layout
+from xref.layout import item_dtype
+from xref.lazy import lazily_indexed
 from xref.projection import project
 from xref.references import ReferenceArray
 from xref.regions import concat_tables, empty_table
 from xref.results import Fill, SampleArray, StackArray, ValidArray
-from xref.targets import open_target
 
 POINT_DIM = "point"
 SAMPLE_DIM = "sample"
 
 
-def default_fill(
-    dtype: np.dtype[Any], raw_dtype: np.dtype[Any], fill_value: Any, bound: BoundReferences
-) -> Any:
-    """Return the decoded value for elements without data.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the values of all targets become those of one variable.
 
-    NaN or NaT; for integers and the like the dataset's own fill value.
+    Either ``decode`` is None, and values are decoded by ``decoders`` as they are read; or
+    they are read as they are stored and xarray decodes the variable, lazily.
     """
-    if fill_value is not None:
-        return fill_value
-    if dtype.kind in "fcmMO":
-        return _missing(dtype)
-    layout = next(bound.layouts, None)
-    if layout is not None and layout.dtype == dtype == raw_dtype:
-        return layout.fill_value
-    return np.zeros((), dtype=dtype)[()]
+
+    dtype: np.dtype[Any]  # of elements in the array that values are read into
+    decoders: Decoders | None
+    decode: Decoding | None
 
 
-def _missing(dtype: np.dtype[Any]) -> Any:
-    """Return what stands for a missing value: NaT, no text, else NaN."""
-    if dtype.kind in "mM":
-        return np.array("NaT", dtype=dtype)[()]
-    return "" if dtype.kind == "O" else np.nan
+def choose_form(resolved: Resolved, fills: bool, dtype: Any) -> Form:
+    """Choose the type that holds the values of all targets, and when they are decoded.
+
+    Parameters
+    ----------
+    resolved : Resolved
+    fills : bool
+        Whether missing values are filled, which is done among decoded values.
+    dtype : dtype-like or None
+        The user's choice.
+
+    Raises
+    ------
+    ValueError
+        If no one type holds the values of all targets exactly.
+    """
+    decoders = resolved.decoders
+    single = decoders.single
+    if dtype is not None:
+        item_shapes = {kind.item_shape for kind in decoders.kinds}
+        if len(item_shapes) > 1:
+            common_dtype(decoders.kinds, resolved.what)
+        wanted = with_items(np.dtype(dtype), item_shapes.pop() if item_shapes else ())
+        return Form(wanted, decoders, None)
+    found = common_dtype(decoders.kinds, resolved.what)
+    if decoders.are_plain and (single is None or found.newbyteorder("=") == found):
+        return Form(found, None, None)
+    plain_numbers = single is not None and single.raw_dtype.kind in "biufc"
+    if single is not None and plain_numbers and not fills and not single.is_of_times:
+        return Form(single.raw_dtype, None, single)
+    return Form(found, decoders, None)
+
+
+def fill_values(resolved: Resolved, fill_value: Any, dtype: Any) -> Fill:
+    """Return what stands for missing values: the user's value, or each target's own.
+
+    Raises
+    ------
+    ValueError
+        If the user's value does not fit the user's type.
+    """
+    decoders = resolved.decoders
+    if fill_value is None:
+        values = [kind.missing for kind in decoders.kinds] or [np.nan]
+        if dtype is not None:
+            values = [_converted_fill(value, np.dtype(dtype)) for value in values]
+        if all(_is_same_value(values[0], value) for value in values):
+            values = values[:1]
+        return Fill(decoders, tuple(values))
+    if dtype is not None and _dtype_with(np.dtype(dtype), fill_value) != np.dtype(dtype):
+        raise ValueError(f"fill_value {fill_value!r} is no value of dtype {np.dtype(dtype)}")
+    return Fill(decoders, (fill_value,))
+
+
+def _converted_fill(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a missing value among values that were converted to a type of the user's."""
+    if dtype.kind == "O" or _dtype_with(dtype, value) == dtype:
+        return value
+    return missing_of(dtype)
+
+
+def _is_same_value(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if np.shape(a) != np.shape(b):
+        return False
+    if np.ndim(a) == 0 and a != a and b != b:
+        return True  # NaN or NaT
+    return bool(np.all(np.asarray(a) == np.asarray(b)))
 
 
 def resolve_cells(
@@ -66,6 +133,7 @@ def resolve_cells(
     chunks: Any,
     coords: bool,
     fill_value: Any,
+    dtype: Any = None,
 ) -> Any:
     """Return results of one shape as a DataArray, or padded ones as a Dataset.
 
@@ -75,25 +143,27 @@ def resolve_cells(
     bound, references = resolved.bound, resolved.references
     cell = _cell(resolved, layout)
     uniform = layout == "stack"
+    fills = not uniform or bool(bound.null.any())
     inner = _cell_dims(resolved, len(cell))
-    item_dims = _item_dims(resolved, (*resolved.dims, *inner))
     dims = resolved.dims + inner
-    if uniform and not bound.null.any():
-        data = StackArray(references, cell, resolved.dtype, bound=bound)
-        variable = xr.Variable(dims + item_dims, lazily_indexed(data), resolved.attributes)
-        variable = decode_variable(resolved.name, variable, references.options)
-        decode = _decoder(resolved, variable, data)
-    else:
-        decode = None
-        variable, data = _filled_variable(resolved, cell, dims + item_dims, fill_value, uniform)
-    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell)
+    variable, data, form = _stack(
+        resolved,
+        cell,
+        dims,
+        fills=fills,
+        fill_value=fill_value,
+        dtype=dtype,
+        padded=not uniform,
+    )
+    item_dims = variable.dims[len(dims) :]
+    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell, form.dtype)
     out_coords = dict(own)
     if coords:
         out_coords |= _place_coords(resolved, inner, own)
         if uniform:
             out_coords |= _target_coords(resolved, inner, cell, own)
     if chunks is not None:
-        variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
+        variable = chunk_variable(variable, data, ref_chunks, "resolve", form.decode)
     stored = _stored_chunks(variable.shape, len(resolved.dims), variable.dtype.itemsize)
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
     values.encoding = {**variable.encoding, "chunksizes": stored}
@@ -108,6 +178,80 @@ def resolve_cells(
     return xr.Dataset({name: values, _free_name("valid", (*dims, name)): valid})
 
 
+def _stack(
+    resolved: Resolved,
+    cell: tuple[int, ...],
+    dims: tuple[Hashable, ...],
+    *,
+    fills: bool,
+    fill_value: Any = None,
+    dtype: Any = None,
+    padded: bool = False,
+) -> tuple[xr.Variable, StackArray, Form]:
+    """Return results in cells of one shape as a lazy variable, and what it is made of."""
+    form = choose_form(resolved, fills, dtype)
+    fill = None
+    if fills:
+        fill = fill_values(resolved, fill_value, dtype)
+        wanted = _dtype_with_fills(form.dtype, fill)
+        if wanted != form.dtype:
+            form = Form(wanted, resolved.decoders, None)
+    data = StackArray(
+        resolved.references,
+        cell,
+        form.dtype,
+        decoders=form.decoders,
+        fill=fill,
+        padded=padded,
+        bound=None if fills else resolved.bound,
+    )
+    all_dims = dims + _item_dims(form.dtype, dims)
+    return _variable_of(resolved, form, all_dims, data), data, form
+
+
+def _variable_of(
+    resolved: Resolved,
+    form: Form,
+    dims: tuple[Hashable, ...],
+    data: StackArray | SampleArray,
+) -> xr.Variable:
+    """Return the variable of a lazy array, with what all targets' decoded attributes say."""
+    attributes = dict(resolved.attributes)
+    if form.decode is None:
+        encoding = _common_encoding(resolved.decoders, data.dtype)
+        return xr.Variable(dims, lazily_indexed(data), attributes, encoding)
+    attributes |= form.decode.attributes
+    variable = xr.Variable(dims, lazily_indexed(data), attributes)
+    return decode_variable(variable, form.decode.options)
+
+
+def _common_encoding(decoders: Decoders, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return what all targets' encodings agree on; the type only if values still fit it."""
+    if not decoders.kinds:
+        return {}
+    first, *others = (dict(kind.encoding) for kind in decoders.kinds)
+    common = {
+        name: value
+        for name, value in first.items()
+        if all(name in o and _is_same_value(value, o[name]) for o in others)
+    }
+    packing = {"scale_factor", "add_offset", "_FillValue", "missing_value", "units"}
+    same_packing = all(
+        (name in common) or not any(name in o for o in (first, *others)) for name in packing
+    )
+    if not same_packing or dtype not in {kind.dtype for kind in decoders.kinds}:
+        return {}
+    return common
+
+
+def _dtype_with_fills(dtype: np.dtype[Any], fill: Fill) -> np.dtype[Any]:
+    """Return the type of elements that holds the values and what stands for missing ones."""
+    base, item_shape = item_dtype(dtype)
+    for value in fill.values:
+        base = _dtype_with(base, value)
+    return with_items(base, item_shape) if item_shape else base
+
+
 STORED_NBYTES = 1 << 20
 """Bytes of a chunk of whole regions, where one region is not larger."""
 
@@ -119,35 +263,6 @@ def _stored_chunks(shape: tuple[int, ...], own: int, itemsize: int) -> tuple[int
     nbytes = math.prod(shape[own:]) * max(itemsize, 1)
     n = min(max(STORED_NBYTES // nbytes, 1), shape[own - 1]) if own else 1
     return (*(1,) * (own - 1), *((n,) if own else ()), *shape[own:])
-
-
-def _decoder(
-    resolved: Resolved, variable: xr.Variable, data: StackArray | SampleArray
-) -> Decoder | None:
-    """Return what makes the values of a variable of those of its lazy array."""
-    if not is_decoded(variable, data):
-        return None
-    return Decoder(resolved.attributes, resolved.references.options)
-
-
-def _filled_variable(
-    resolved: Resolved,
-    cell: tuple[int, ...],
-    dims: tuple[Hashable, ...],
-    fill_value: Any,
-    uniform: bool,
-) -> tuple[xr.Variable, StackArray]:
-    """Return a variable some elements of which are filled, after decoding."""
-    references = resolved.references
-    decode = Decoder(resolved.attributes, references.options)
-    sample = xr.Variable(
-        ("sample",), items(np.zeros(1, dtype=resolved.dtype)).reshape(-1), resolved.attributes
-    )
-    decoded = decode_variable(resolved.name, sample, references.options)
-    value = default_fill(decoded.dtype, resolved.dtype, fill_value, resolved.bound)
-    fill = Fill(decode, value, _dtype_with(decoded.dtype, value))
-    data = StackArray(references, cell, resolved.dtype, fill=fill, padded=not uniform)
-    return xr.Variable(dims, lazily_indexed(data), decoded.attrs, decoded.encoding), data
 
 
 def _dtype_with(dtype: np.dtype[Any], value: Any) -> np.dtype[Any]:
@@ -214,16 +329,20 @@ def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
     return tuple(out)
 
 
-def _item_dims(resolved: Resolved, taken: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+def _item_dims(dtype: np.dtype[Any], taken: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
     """Name the axes that an HDF5 array type adds behind those of the dataset."""
     names: list[Hashable] = []
-    for _ in item_dtype(resolved.dtype)[1]:
+    for _ in item_dtype(dtype)[1]:
         names.append(_free_name("item", (*taken, *names)))
     return tuple(names)
 
 
 def _chunks_of_cells(
-    chunks: Any, resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...]
+    chunks: Any,
+    resolved: Resolved,
+    inner: tuple[Hashable, ...],
+    cell: tuple[int, ...],
+    dtype: np.dtype[Any],
 ) -> Any:
     """Turn the user's chunks into chunks of references, each with whole results."""
     outer = resolved.dims
@@ -232,9 +351,11 @@ def _chunks_of_cells(
     if chunks == "auto":
         n = len(resolved.bound.ndim)
         # Dask cuts what has no bytes to divide by, and what fits needs no cut.
-        if n * math.prod(cell) * resolved.dtype.itemsize <= auto_chunk_nbytes():
+        if n * math.prod(cell) * dtype.itemsize <= auto_chunk_nbytes():
             return whole
-        shared = {} if resolved.dtype.hasobject else _shared_axis_chunks(resolved, inner, cell)
+        shared = {}
+        if not dtype.hasobject:
+            shared = _shared_axis_chunks(resolved, inner, cell, dtype.itemsize)
         return {**whole, **dict.fromkeys(outer, "auto"), **shared}
     if isinstance(chunks, dict):
         return {**whole, **dict.fromkeys(outer, "auto"), **chunks}
@@ -244,7 +365,7 @@ def _chunks_of_cells(
 
 
 def _shared_axis_chunks(
-    resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...]
+    resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...], itemsize: int
 ) -> dict[Hashable, Any]:
     """Cut a large result along an axis that all regions share, at chunk borders.
 
@@ -252,7 +373,7 @@ def _shared_axis_chunks(
     with boxes in an image over all frames of a movie.
     """
     limit = auto_chunk_nbytes()
-    n, itemsize = len(resolved.bound.ndim), resolved.dtype.itemsize
+    n = len(resolved.bound.ndim)
     if resolved.bound.n_targets != 1 or not resolved.dims:
         return {}
     (target,) = resolved.bound.targets
@@ -375,25 +496,26 @@ def _coordinate(
         shape, null = resolved.references.shape, bound.null
     columns = References.of_file(location, np.where(null, 0, address).astype(np.uint64), shadow)
     references = ReferenceArray(shape, kind="region", columns=columns, options=options)
-    facts = dataset_facts(location, address)
-    attributes = open_target(location, address, facts, options).attributes
-    dtype = facts.layout.dtype
     all_dims = (() if same else resolved.dims) + part_dims
-    if not null.any():
-        array = StackArray(references, part_cell, dtype)
-        variable = xr.Variable(all_dims, lazily_indexed(array), attributes)
-        return decode_variable(label, variable, options)
-    decode = Decoder(attributes, options)
-    decoded = decode(np.zeros(1, dtype=dtype)).dtype
-    value = _missing(decoded)
-    fill = Fill(decode, value, _dtype_with(decoded, value))
-    return xr.Variable(
-        all_dims, lazily_indexed(StackArray(references, part_cell, dtype, fill=fill))
+    found, _ = bind(references, all_dims[: len(shape)], "fill", label)
+    # A coordinate of a null reference is unknown; a number that counts as one would not be.
+    is_number = all(kind.dtype.kind in "biufc" for kind in found.decoders.kinds)
+    variable, _, _ = _stack(
+        found,
+        part_cell,
+        all_dims,
+        fills=bool(null.any()),
+        fill_value=np.nan if is_number else None,
     )
+    return variable
 
 
 def resolve_ragged(
-    resolved: Resolved, own: dict[Hashable, Any], chunks: Any, coords: bool
+    resolved: Resolved,
+    own: dict[Hashable, Any],
+    chunks: Any,
+    coords: bool,
+    dtype: Any = None,
 ) -> xr.Dataset:
     """Return values along one sample dimension, in the CF contiguous ragged form."""
     bound, references = resolved.bound, resolved.references
@@ -401,17 +523,15 @@ def resolve_ragged(
     name = _free_name(resolved.name or "values", resolved.dims)
     sample = _free_name(SAMPLE_DIM, (*resolved.dims, name))
     check_chunks(chunks, (*resolved.dims, sample))
-    data = SampleArray(references, row_size, resolved.dtype, bound=bound)
-    item_dims = _item_dims(resolved, (*resolved.dims, sample))
-    variable = xr.Variable(
-        (sample, *item_dims), lazily_indexed(data), dict(resolved.attributes)
-    )
-    variable = decode_variable(resolved.name, variable, references.options)
+    form = choose_form(resolved, False, dtype)
+    data = SampleArray(references, row_size, form.dtype, decoders=form.decoders, bound=bound)
+    item_dims = _item_dims(form.dtype, (*resolved.dims, sample))
+    variable = _variable_of(resolved, form, (sample, *item_dims), data)
     if chunks is not None:
-        sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved, sample)
+        itemsize = form.dtype.itemsize
+        sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved.dims, itemsize, sample)
         wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
-        decode = _decoder(resolved, variable, data)
-        variable = chunk_variable(variable, data, wanted, "ragged", decode)
+        variable = chunk_variable(variable, data, wanted, "ragged", form.decode)
     widest = bound.shape.shape[1]
     shape = bound.shape.reshape(*references.shape, widest)
     out_coords = dict(own)
@@ -448,7 +568,11 @@ def _free_name(name: Hashable, taken: Sequence[Hashable]) -> Hashable:
 
 
 def _sample_chunks(
-    chunks: Any, row_size: IntArray, resolved: Resolved, sample: Hashable
+    chunks: Any,
+    row_size: IntArray,
+    dims: tuple[Hashable, ...],
+    itemsize: int,
+    sample: Hashable,
 ) -> Any:
     """Cut samples into blocks at row borders, or as the user says of the samples.
 
@@ -459,13 +583,13 @@ def _sample_chunks(
     if isinstance(chunks, dict):
         if sample in chunks and chunks[sample] != "auto":
             return chunks[sample]
-        chunks = next((chunks[d] for d in resolved.dims if d in chunks), "auto")
+        chunks = next((chunks[d] for d in dims if d in chunks), "auto")
     if isinstance(chunks, int):
         if chunks == -1:
             return (n,)
         cuts = ends[chunks - 1 :: chunks]
     else:
-        limit = max(auto_chunk_nbytes() // max(resolved.dtype.itemsize, 1), 1)
+        limit = max(auto_chunk_nbytes() // max(itemsize, 1), 1)
         if n <= limit:
             return (n,)
         # The last row that ends within each multiple of the limit.

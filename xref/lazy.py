@@ -154,6 +154,10 @@ class LazyArray(BackendArray):
         """Read the elements of an xarray index in a thread."""
         return await asyncio.to_thread(self.__getitem__, key)
 
+    def read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        """Read the elements that an integer, slice or 1-D array for each axis selects."""
+        return self._read(key)
+
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         raise NotImplementedError
 

@@ -36,14 +36,16 @@ class Statistic:
         """
         if self.name == "count":
             return np.dtype(np.int64)
-        numeric = dtype.kind in "biuf"
+        numeric = dtype.kind in ("biuf" if self.name in ("min", "max") else "biufc")
         if not numeric and not (self.name in ("min", "max") and dtype.kind in "mM"):
             raise TypeError(f"no {self.name} of values of type {dtype}")
         if self.name == "sum":
             total: np.dtype[Any] = np.zeros(1, dtype).sum().dtype
             return total
+        if self.name == "std" and dtype.kind == "c":  # distances from the mean are real
+            return np.zeros(1, dtype).real.dtype
         if self.name in ("mean", "std"):
-            return dtype if dtype.kind == "f" else np.dtype(np.float64)
+            return dtype if dtype.kind in "fc" else np.dtype(np.float64)
         return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
 
     def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
@@ -51,7 +53,7 @@ class Statistic:
         npoints = bound.npoints
         if self.name in ("min", "max"):
             return _extreme(values, npoints, np.fmin if self.name == "min" else np.fmax)
-        valid = ~np.isnan(values) if values.dtype.kind in "fmM" else None
+        valid = _find_valid(values)
         if valid is not None and valid.all():
             valid = None
         counts = npoints if valid is None else _sums(valid, npoints)
@@ -62,7 +64,8 @@ class Statistic:
         if self.name == "sum":
             return _sums(values, npoints)
         # Like NumPy's, means add up in double precision: integers would overflow.
-        totals = _sums(values.astype(np.float64, copy=False), npoints)
+        wide = np.complex128 if values.dtype.kind == "c" else np.float64
+        totals = _sums(values.astype(wide, copy=False), npoints)
         with np.errstate(divide="ignore", invalid="ignore"):
             means: npt.NDArray[Any] = totals / counts
             if self.name == "mean":
@@ -70,14 +73,26 @@ class Statistic:
             deviation = values - np.repeat(means, npoints)
             if valid is not None:
                 deviation[~valid] = 0
-            variance = _sums(deviation * deviation, npoints) / counts
+            variance = _sums((deviation * deviation.conj()).real, npoints) / counts
             return np.asarray(np.sqrt(variance))
 
 
+def _find_valid(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Return where values are not missing (NaN, NaT, None); None where all count."""
+    if values.dtype.kind in "fcmM":
+        valid: npt.NDArray[np.bool_] = ~np.isnan(values)
+        return valid
+    if values.dtype.kind != "O":
+        return None
+    # Text that equals its fill value is NaN among objects.
+    missing = [v is None or (isinstance(v, float) and v != v) for v in values.ravel().tolist()]
+    return ~np.array(missing, dtype=bool).reshape(values.shape)
+
+
 def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Sum each region; integers in 64 bits, floats in double precision."""
+    """Sum each region; integers in 64 bits, others in double precision."""
     kind = values.dtype.kind
-    dtype = np.dtype("u8" if kind == "u" else "i8" if kind in "ib" else "f8")
+    dtype = np.dtype({"u": "u8", "i": "i8", "b": "i8", "c": "c16"}.get(kind, "f8"))
     if len(npoints) and (npoints == npoints[0]).all():
         return np.asarray(values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype))
     out = np.zeros(len(npoints), dtype=dtype)

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from xref.attribute_values import attribute_references
-from xref.bind import bind, decode_dataset
+from xref.bind import bind, decode_dataset, warn_of_units
 from xref.columns import IntArray
 from xref.decode import References
 from xref.elements import AttributeReference, ObjectReference, RegionReference
@@ -51,6 +51,7 @@ def resolve_references(
     coords: bool = True,
     on_null: str = "raise",
     fill_value: Any = None,
+    dtype: Any = None,
 ) -> Any:
     """Resolve a reference variable; see `xref.accessor`."""
     if layout not in LAYOUTS:
@@ -62,12 +63,13 @@ def resolve_references(
         if groups is not None:
             return groups
     resolved, kept = bind(references, array.dims, on_null, array.name)
+    warn_of_units(resolved)
     if kept is not None:
         array = array[{array.dims[0]: kept}]
     own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
     if layout == "ragged":
-        return resolve_ragged(resolved, own, chunks, coords)
-    return resolve_cells(resolved, own, layout, chunks, coords, fill_value)
+        return resolve_ragged(resolved, own, chunks, coords, dtype)
+    return resolve_cells(resolved, own, layout, chunks, coords, fill_value, dtype)
 
 
 def _resolve_groups(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.decoding import Decoders, with_items
 from xref.gather import (
     BoundReferences,
     BoundTarget,
     bind_references,
     check_size,
-    read_into,
+    decoding_rows,
+    read_results,
     result_cells,
 )
 from xref.h5file import check_unchanged
@@ -43,8 +45,9 @@ class FlatBlocks:
     """Blocks of an array as stretches of one flat output, and what is read into it."""
 
     bounds: IntArray  # (b + 1,), elements
-    dtype: np.dtype[Any]  # as stored
+    dtype: np.dtype[Any]
     reads: tuple[tuple[BoundTarget, Parts], ...]
+    decoders: Decoders | None  # of what is read; None for values as stored
     reader: str
     finish: Callable[[int, npt.NDArray[Any]], npt.NDArray[Any]]  # block, its stretch
 
@@ -141,11 +144,35 @@ def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """What stands for elements without data, among decoded values."""
+    """What stands for elements without data, among decoded values.
 
-    decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-    value: Any
-    dtype: np.dtype[Any]  # of decoded values
+    ``values`` are those for the targets of each decoding, in the order of the decodings.
+    Null references have the first one.
+    """
+
+    decoders: Decoders
+    values: tuple[Any, ...]
+
+    def put(
+        self,
+        values: npt.NDArray[Any],
+        valid: npt.NDArray[np.bool_],
+        bound: BoundReferences,
+    ) -> None:
+        """Fill the elements that are not valid; the first axis counts the references."""
+        if not self.values:
+            return
+        which = np.zeros(len(valid), dtype=np.int64)
+        if len(self.values) > 1:
+            which = decoding_rows(bound, self.decoders)
+            which[which < 0] = 0
+        for k, value in enumerate(self.values):
+            own = ~valid
+            if len(self.values) > 1:
+                own[which != k] = False
+            one = np.empty((), dtype=object if values.dtype.kind == "O" else values.dtype)
+            one[()] = value  # an empty sequence is one value
+            values[own] = one
 
 
 class ValidArray(LazyArray):
@@ -174,8 +201,9 @@ class ValidArray(LazyArray):
 class StackArray(ReferenceResults):
     """Results of one shape stacked over the references; also padded ones.
 
-    Shape: the references' shape, then ``cell``. With ``fill``, values are decoded
-    here, since what stands for missing data is a decoded value.
+    Shape: the references' shape, then ``cell``. With ``decoders``, the values of each
+    target are decoded by its own attributes as they are read, and ``dtype`` is the one
+    that holds all of them; else it is the type of the stored values.
     """
 
     def __init__(
@@ -184,6 +212,7 @@ class StackArray(ReferenceResults):
         cell: tuple[int, ...],
         dtype: np.dtype[Any],
         *,
+        decoders: Decoders | None = None,
         fill: Fill | None = None,
         padded: bool = False,
         bound: BoundReferences | None = None,
@@ -192,8 +221,7 @@ class StackArray(ReferenceResults):
         self.cell = cell
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
-        if fill is not None:
-            self.dtype = fill.dtype
+        self.decoders = decoders
         self.fill = fill
         self.padded = padded
         self.shape = references.shape + cell + item_shape
@@ -220,12 +248,13 @@ class StackArray(ReferenceResults):
         check_size(n * n_cell, self.raw_dtype, bound, "the result")
         make = np.empty if self.fill is None else np.zeros
         out = make(n * n_cell, dtype=self.raw_dtype)
-        read_into(
+        read_results(
             bound,
             out,
             np.arange(n, dtype=np.int64) * n_cell,
             cell if self.padded else None,
             references.options.reader,
+            self.decoders,
         )
         values = self._finish(out, references.shape, cell, bound)
         return index_outer(values, references.ndim, (*inner, *item_key))
@@ -240,9 +269,9 @@ class StackArray(ReferenceResults):
         """Shape what was read for references of ``shape``; fill what has no data."""
         values = items(flat.reshape(shape + cell))
         if self.fill is not None:
-            values = np.array(self.fill.decode(values), dtype=self.fill.dtype)
             valid = bound.valid([np.arange(n) for n in cell])
-            values[~valid.reshape(shape + cell)] = self.fill.value
+            by_reference = values.reshape(len(valid), *values.shape[len(shape) :])
+            self.fill.put(by_reference, valid, bound)
         return values
 
     def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
@@ -293,6 +322,7 @@ class StackArray(ReferenceResults):
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(reads),
+            decoders=self.decoders,
             reader=self.references.options.reader,
             finish=finish,
         )
@@ -388,8 +418,10 @@ class SampleArray(ReferenceResults):
         row_size: npt.NDArray[Any],
         dtype: np.dtype[Any],
         *,
+        decoders: Decoders | None = None,
         bound: BoundReferences | None = None,
     ) -> None:
+        self.decoders = decoders
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
         self.coarse = offsets[:-1][::COARSE_ROWS].copy()
@@ -433,6 +465,7 @@ class SampleArray(ReferenceResults):
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(_planned(bound, rows, offsets[rows] + shift)),
+            decoders=self.decoders,
             reader=self.references.options.reader,
             finish=lambda _, flat: items(flat),
         )
@@ -457,7 +490,13 @@ class SampleArray(ReferenceResults):
         offsets = row_offsets(bound.npoints)
         check_size(int(offsets[-1]), self.raw_dtype, bound, "the result")
         out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
-        read_into(bound, out, offsets[:-1], reader=part.options.reader)
+        read_results(
+            bound,
+            out,
+            offsets[:-1],
+            reader=part.options.reader,
+            decoders=self.decoders,
+        )
         return out[low - before : high - before]
 
 
@@ -465,15 +504,16 @@ class RegionResults(ReferenceResults):
     """What a function makes of each region: one item of shape ``cell`` a reference.
 
     ``function(values, bound)`` gets the values of some references, flat and
-    decoded, with their shapes, and returns the items in that order.
+    decoded, with their shapes, and returns the items in that order. All values of one
+    call have one type, that of their own targets: references to targets of other types
+    are for another call.
     """
 
     def __init__(
         self,
         references: ReferenceArray,
         dtype: np.dtype[Any],
-        raw_dtype: np.dtype[Any],
-        decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+        decoders: Decoders,
         function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
         cell: tuple[int, ...] = (),
         *,
@@ -482,11 +522,16 @@ class RegionResults(ReferenceResults):
         self.references = references
         self._bound = bound
         self.dtype = dtype
-        self.raw_dtype = raw_dtype
-        self.decode = decode
+        self.decoders = decoders
         self.function = function
         self.cell = cell
         self.shape = references.shape + cell
+        # Values of one decoding are decoded all together, after they were read.
+        single = decoders.single
+        self.decode = single
+        forms = [with_items(*form) for form in decoders.forms]
+        widest = max(forms, key=lambda d: d.itemsize, default=np.dtype(float))
+        self.raw_dtype = single.raw_dtype if single else widest
 
     @property
     def in_place(self) -> bool:
@@ -497,19 +542,53 @@ class RegionResults(ReferenceResults):
         split = self.references.ndim
         references = pick_references(self.references, key[:split])
         bound = _bind_unchanged(references)
-        offsets = row_offsets(bound.npoints)
-        check_size(int(offsets[-1]), self.raw_dtype, bound, "the values to work on")
-        flat = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
-        read_into(bound, flat, offsets[:-1], reader=references.options.reader)
+        npoints = int(bound.npoints.sum())
+        check_size(npoints, self.raw_dtype, bound, "the values to work on")
+        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
+        decoders = None if self.decode is not None else self.decoders
+        for dtype, part, rows in self._by_form(bound):
+            offsets = row_offsets(bound.npoints[rows])
+            begins = np.zeros(len(bound.ndim), dtype=np.int64)
+            begins[rows] = offsets[:-1]
+            flat = np.empty(int(offsets[-1]), dtype=dtype)
+            reader = references.options.reader
+            read_results(part, flat, begins, reader=reader, decoders=decoders)
+            found = self._finish(flat, _pick(bound, rows))
+            out[rows] = exact_values(found, self.dtype)
         return index_outer(
-            self._finish(flat, references.shape, bound), references.ndim, key[split:]
+            out.reshape(references.shape + self.cell), references.ndim, key[split:]
         )
 
-    def _finish(
-        self, flat: npt.NDArray[Any], shape: tuple[int, ...], bound: BoundReferences
-    ) -> npt.NDArray[Any]:
-        result = np.asarray(self.function(self.decode(items(flat)), bound), dtype=self.dtype)
-        return result.reshape(shape + self.cell)
+    def _by_form(
+        self, bound: BoundReferences
+    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, npt.NDArray[np.intp]]]:
+        """Divide references by the type of their targets' values.
+
+        Yields
+        ------
+        dtype : numpy.dtype
+            Of elements in the flat array that they are read into.
+        part : BoundReferences
+            Bound to the targets of that type.
+        rows : numpy.ndarray
+            Null references are among the first ones.
+        """
+        forms = self.decoders.forms
+        if self.decode is not None or len(forms) < 2:
+            yield self.raw_dtype, bound, np.arange(len(bound.ndim))
+            return
+        number = {form: k for k, form in enumerate(forms)}
+        form_of = np.array([number[form] for form in self.decoders.form_of_kinds])
+        which = decoding_rows(bound, self.decoders)
+        of_rows = np.where(which >= 0, form_of[which], 0)
+        for k, form in enumerate(forms):
+            rows = np.flatnonzero(of_rows == k)
+            if len(rows):
+                yield with_items(*form), bound.only(rows), rows
+
+    def _finish(self, flat: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
+        values = items(flat) if self.decode is None else self.decode(items(flat))
+        return np.asarray(self.function(values, bound))
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes of the values that some blocks are made of."""
@@ -522,10 +601,15 @@ class RegionResults(ReferenceResults):
         return self._part_of_rows(blocks)
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
-        """Say what is read for some blocks; see `ReferenceResults`."""
+        """Say what is read for some blocks; see `ReferenceResults`.
+
+        None also where targets have values of several types, which no one flat array holds.
+        """
         split = self.references.ndim
         whole = tuple((0, n) for n in self.cell)
         if any(spans[split:] != whole for spans in blocks):
+            return None
+        if self.decode is None and len(self.decoders.forms) > 1:
             return None
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
         if bound.small:
@@ -539,12 +623,33 @@ class RegionResults(ReferenceResults):
 
         def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
             shape = tuple(stop - start for start, stop in blocks[block][:split])
-            return self._finish(flat, shape, _pick(bound, rows[block]))
+            found = self._finish(flat, _pick(bound, rows[block]))
+            return exact_values(found, self.dtype).reshape(shape + self.cell)
 
         return FlatBlocks(
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(_planned(bound, picked, offsets[:-1])),
+            decoders=None if self.decode is not None else self.decoders,
             reader=self.references.options.reader,
             finish=finish,
         )
+
+
+def exact_values(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Convert results of one type of targets to the type of all results.
+
+    Raises
+    ------
+    ValueError
+        If an integer is too large for the type to hold exactly.
+    """
+    converted = values.astype(dtype, copy=False)
+    if values.dtype.kind in "iu" and dtype.kind in "fc" and values.dtype.itemsize > 4:
+        exact = converted.astype(values.dtype) == values
+        if not exact.all():
+            raise ValueError(
+                f"{values[~exact][0]} is a result that {dtype}, the type of the results of "
+                "all targets, does not hold exactly; select references of one type"
+            )
+    return converted

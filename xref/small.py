@@ -20,12 +20,13 @@ import numpy.typing as npt
 from xref.chunkreads import ChunkedDatasets, read_datasets_of_chunks
 from xref.columns import IntArray, ragged_ranges
 from xref.datatypes import MAX_RANK
+from xref.decoding import CF_ATTRIBUTES
 from xref.errors import XrefError
 from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileBytes, FileLocation
 from xref.h5layout import COMPACT
 from xref.layout import DatasetLayout
-from xref.manyattributes import OTHER_VALUE, OWN_ATTRIBUTES
+from xref.manyattributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.manychunks import ChunkColumns, read_chunks
 from xref.manydatasets import CHUNKED, DatasetTable, read_datasets
 from xref.scattered import read_scattered
@@ -54,6 +55,7 @@ class SmallDatasets:
     kind: IntArray  # (t,), row of `kinds`
     kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
     alike: tuple[tuple[int, DatasetFacts], ...]  # rows; others have attributes as one of these
+    like: IntArray  # (t,), the row of `alike` whose values are decoded as those of each
     rows: npt.NDArray[np.intp]  # (r,), references
     which: IntArray  # (r,), the dataset that each points at, ascending
 
@@ -151,13 +153,19 @@ def find_small(
     chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)
     looked: dict[int, DatasetFacts] = {}
+    like = np.arange(len(table))  # the row that is decoded as each
     for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
         members = np.flatnonzero(good & (table.attributes == k))
+        decoded_as, known = _group_by_decoding(table, members)
+        alone[members[~known]] = True
+        members, decoded_as = members[known], decoded_as[known]
         witnesses = _find_witnesses(location, address, table, members)
-        if witnesses is None:
+        more = _look_at(location, address, np.unique(decoded_as)) if witnesses else None
+        if witnesses is None or more is None:
             alone[members] = True
         else:
-            looked |= witnesses
+            looked |= witnesses | more
+            like[members] = decoded_as
     for row in np.flatnonzero(alone).tolist():
         facts = _facts_or_none(location, int(address[row]))
         if facts is None:
@@ -171,7 +179,13 @@ def find_small(
     _, first = np.unique(part.ndim + part.attributes * (MAX_RANK + 1), return_index=True)
     for row in picked[first[~alone[picked[first]]]].tolist():
         looked[row] = dataset_facts(location, int(address[row]))
-    alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in sorted(looked))
+    bare = np.flatnonzero(good & (table.attributes == NO_ATTRIBUTES))
+    like[bare] = bare[:1]
+    if len(bare) and int(bare[0]) not in looked:
+        looked[int(bare[0])] = dataset_facts(location, int(address[bare[0]]))
+    looked = {row: facts for row, facts in looked.items() if good[row]}
+    order = np.array(sorted(looked))
+    alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in order.tolist())
     numbers = {k: i for i, k in enumerate(kinds)}
     used = np.unique(part.kind)
     number = np.array([numbers[k] for k in used.tolist()])
@@ -187,6 +201,7 @@ def find_small(
         kind=number[np.searchsorted(used, part.kind)],
         kinds=tuple(kinds.values()),
         alike=tuple(alike),
+        like=np.searchsorted(order, like[picked]),
         rows=np.zeros(0, dtype=np.intp),
         which=np.zeros(0, dtype=np.int64),
     )
@@ -209,6 +224,40 @@ def _is_plain(layout: DatasetLayout) -> bool:
     return not references and layout.indirect in ("", COMPACT)
 
 
+def _group_by_decoding(
+    table: DatasetTable, members: npt.NDArray[np.intp]
+) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Find the datasets of one set of attributes whose values are decoded alike.
+
+    Returns
+    -------
+    decoded_as : numpy.ndarray
+        The first dataset that has the same values of the attributes of `CF_ATTRIBUTES`.
+    known : numpy.ndarray
+        False where such a value was not compared.
+    """
+    names = table.names[int(table.attributes[members[0]])]
+    axes = [axis for axis, name in enumerate(names) if name in CF_ATTRIBUTES]
+    if not axes:
+        return np.full(len(members), members[0]), np.ones(len(members), dtype=bool)
+    values = table.values[members][:, axes]
+    _, first, of = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    return members[first[of.reshape(-1)]], (values != OTHER_VALUE).all(axis=1)
+
+
+def _look_at(
+    location: FileLocation, address: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> dict[int, DatasetFacts] | None:
+    """Look at some datasets; None where one has to be looked at by itself."""
+    looked = {}
+    for row in rows.tolist():
+        facts = _facts_or_none(location, int(address[row]))
+        if facts is None or not _is_alike(facts):
+            return None
+        looked[row] = facts
+    return looked
+
+
 def _find_witnesses(
     location: FileLocation,
     address: npt.NDArray[np.uint64],
@@ -223,6 +272,8 @@ def _find_witnesses(
         Some of the datasets, by row: what these agree on, all members do. None where each
         has to be looked at.
     """
+    if not len(members):
+        return {}
     first = int(members[0])
     facts = _facts_or_none(location, int(address[first]))
     if facts is None or not _is_alike(facts):

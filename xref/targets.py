@@ -35,6 +35,10 @@ class Target:
     attributes: dict[str, Any]
     coords: dict[str, tuple[int, tuple[str | None, ...]]]
 
+    def describe(self) -> str:
+        """Name the dataset in a message."""
+        return f"{self.location.filename}: dataset {self.name or hex(self.address)}"
+
 
 def open_target(
     location: FileLocation, address: int, facts: DatasetFacts, options: DecodeOptions

@@ -1,0 +1,167 @@
+"""The decoding of each target of some references.
+
+In: references fitted to their targets, the targets' attributes, the options that the file
+was opened with. Out: `Decoders`. Options given by variable are looked up under the
+target's own name.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Hashable, Mapping, Set
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.columns import IntArray
+from xref.decoding import (
+    CF_ATTRIBUTES,
+    Decoders,
+    Decoding,
+    decoding_key,
+    make_decoding,
+    options_by_name,
+    options_of,
+)
+from xref.elements import DecodeOptions
+from xref.gather import BoundReferences
+from xref.h5file import FileLocation
+from xref.h5objects import object_paths
+from xref.layout import DatasetLayout
+from xref.lazy import DatasetArray
+from xref.targets import Target
+from xref.values import decode_values
+
+Place: TypeAlias = tuple[Hashable, int]
+"""Token of a file, and the address of a target in it."""
+
+
+def find_decoders(
+    bound: BoundReferences, targets: tuple[Target, ...], options: DecodeOptions
+) -> tuple[Decoders, dict[Place, Set[str]]]:
+    """Find out how the values of each target are decoded.
+
+    Returns
+    -------
+    decoders : Decoders
+    used : dict
+        Names of the attributes that decoding uses up, for each of ``targets``.
+    """
+    finder = _DecodingFinder(options)
+    by_place = {(t.location.token, t.address): t for t in targets}
+    files: dict[Hashable, tuple[int, FileLocation]] = {}
+    file, address, which = [], [], []
+    used: dict[Place, Set[str]] = {}
+
+    def add(location: FileLocation, addresses: npt.NDArray[np.uint64], kinds: IntArray) -> None:
+        row, _ = files.setdefault(location.token, (len(files), location))
+        file.append(np.full(len(addresses), row))
+        address.append(addresses)
+        which.append(kinds)
+
+    for t in bound.single:
+        place = t.location.token, t.address
+        target = by_place[place]
+        kind = finder.find(t.layout, target, target.attributes)
+        used[place] = finder.kinds[kind].attributes.keys()
+        add(t.location, np.array([t.address], dtype=np.uint64), np.array([kind]))
+    for many in bound.small:
+        witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
+        # Of each type, values of the attributes, and name that options are given by.
+        named = finder.number_names(many.location, many.address)
+        classes = np.stack([many.kind, many.like, named], axis=1)
+        distinct, first, of = np.unique(classes, axis=0, return_index=True, return_inverse=True)
+        kinds = []
+        for (kind, like, _), row in zip(distinct.tolist(), first.tolist(), strict=True):
+            witness = witnesses[like]
+            own = replace(witness, address=int(many.address[row]))
+            kinds.append(finder.find(many.kinds[kind].layout, own, witness.attributes))
+        for witness, (row, _) in zip(witnesses, many.alike, strict=True):
+            kind = kinds[int(of.reshape(-1)[row])]
+            place = many.location.token, witness.address
+            used[place] = finder.kinds[kind].attributes.keys()
+        add(many.location, many.address, np.array(kinds)[of.reshape(-1)])
+    if not file:
+        return Decoders(()), used
+    locations = [location for _, location in files.values()]
+    columns = (np.concatenate(c) for c in (file, address, which))
+    return Decoders(finder.kinds, locations, *columns), used
+
+
+class _DecodingFinder:
+    """Makes one decoding for all targets that are decoded alike."""
+
+    def __init__(self, options: DecodeOptions) -> None:
+        self.kinds: list[Decoding] = []
+        self._options = options
+        self._names = options_by_name(options)
+        self._known: dict[Hashable, int] = {}
+        self._rows: dict[Hashable, int] = {}
+
+    def _name(self, location: FileLocation, address: int) -> Hashable | None:
+        """Return the name of a target if some option is given for a variable of that name."""
+        if not self._names:
+            return None
+        path = object_paths(location).get(address)
+        name = posixpath.basename(path) if path else None
+        return name if name in self._names else None
+
+    def number_names(self, location: FileLocation, address: npt.NDArray[np.uint64]) -> IntArray:
+        """Return a number for each target, equal where options by name are the same."""
+        if not self._names:
+            return np.zeros(len(address), dtype=np.int64)
+        numbers: dict[Hashable | None, int] = {None: 0}
+        numbers |= {name: i for i, name in enumerate(sorted(map(str, self._names)), 1)}
+        return np.array([numbers[self._name(location, a)] for a in address.tolist()])
+
+    def find(self, layout: DatasetLayout, target: Target, attributes: Mapping[str, Any]) -> int:
+        """Return the row of the decoding of a target among ``kinds``."""
+        name = self._name(target.location, target.address)
+        telling = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
+        key = decoding_key(layout.dtype, telling, layout.fill_value), name
+        if key not in self._known:
+            options = options_of(self._options, name)
+            sample = None
+            if _may_be_times(layout, telling, options):
+                sample = _first_and_last(target, layout, options)
+            missing = _stored_fill(target, layout, options)
+            decoding = make_decoding(layout.dtype, telling, options, missing, sample)
+            same = decoding.key, repr(decoding.missing)
+            row = self._rows.setdefault(same, len(self.kinds))
+            if row == len(self.kinds):
+                self.kinds.append(decoding)
+            self._known[key] = row
+        return self._known[key]
+
+
+def _may_be_times(
+    layout: DatasetLayout, attributes: Mapping[str, Any], options: DecodeOptions
+) -> bool:
+    return (
+        layout.dtype.kind in "iuf"
+        and "units" in attributes
+        and options.decode_times is not False
+        and "since" in str(attributes["units"])
+    )
+
+
+def _first_and_last(
+    target: Target, layout: DatasetLayout, options: DecodeOptions
+) -> npt.NDArray[Any] | None:
+    """Read the values of a dataset that xarray looks at to choose the type of dates."""
+    if 0 in layout.shape:
+        return None
+    array = DatasetArray(target.location, target.address, layout, options)
+    ends = [tuple(0 for _ in layout.shape), tuple(n - 1 for n in layout.shape)]
+    return np.stack([np.asarray(array.read(end)) for end in ends])
+
+
+def _stored_fill(target: Target, layout: DatasetLayout, options: DecodeOptions) -> Any:
+    """Return the value of elements of a dataset that were never written."""
+    if layout.elements is None or layout.dtype.kind != "V":
+        return layout.fill_value
+    raw = layout.stored_elements(1).view(np.uint8).reshape(1, -1)
+    where = f"{target.location.filename}: fill value of the dataset at {target.address:#x}"
+    return decode_values(target.location, layout.elements, raw, lambda _: where, options)[0]
