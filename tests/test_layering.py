@@ -117,6 +117,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "resolve": ("numpy", "xarray"),
     "fields": ("numpy", "xarray", "xarray.core.indexing"),
     "table": ("numpy", "xarray"),
+    "target_attributes": ("numpy", "xarray"),
     "reduce": ("numpy", "xarray"),
     "accessor": ("numpy", "xarray"),
     "backend": ("xarray",),

@@ -36,6 +36,7 @@ from xref.references import ReferenceArray
 from xref.resolve import resolve_references
 from xref.results import RegionResults
 from xref.table import reference_table
+from xref.target_attributes import target_attributes
 from xref.variables import ReferenceVariable, reference_dataarray
 from xref.writing import to_hdf5
 
@@ -281,6 +282,25 @@ class ReferenceAccessor:
         """
         array = self._array
         return reference_table(self.references, array.dims, dict(array.coords))
+
+    def target_attrs(self) -> xr.Dataset:
+        """Return the attributes of what each reference points at.
+
+        Returns
+        -------
+        xarray.Dataset
+            A variable for each attribute that some target has, along the dimensions of the
+            references: numbers where all targets have it as a number of one type, else
+            objects, with None where a target has none and for null references. Attributes
+            are as stored, those of the packing included.
+
+        Raises
+        ------
+        DanglingReferenceError, WrongTargetError
+            If a reference points at nothing, or at no dataset.
+        """
+        array = self._array
+        return target_attributes(self.references, array.dims, dict(array.coords))
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Yield the index of each element and what it resolves to, lazily.

@@ -586,6 +586,8 @@ def _place_values(
     ``shape`` and ``begins`` are those of the results, ``cell`` as in `read_into`.
     """
     npoints = shape.prod(axis=1)
+    if not len(values):
+        return
     if cell is None:
         out[ragged_ranges(begins, npoints)] = values
         return

@@ -72,7 +72,6 @@ def choose_form(resolved: Resolved, fills: bool, dtype: Any) -> Form:
         If no one type holds the values of all targets exactly.
     """
     decoders = resolved.decoders
-    single = decoders.single
     if dtype is not None:
         item_shapes = {kind.item_shape for kind in decoders.kinds}
         if len(item_shapes) > 1:
@@ -80,12 +79,15 @@ def choose_form(resolved: Resolved, fills: bool, dtype: Any) -> Form:
         wanted = with_items(np.dtype(dtype), item_shapes.pop() if item_shapes else ())
         return Form(wanted, decoders, None)
     found = common_dtype(decoders.kinds, resolved.what)
-    if decoders.are_plain and (single is None or found.newbyteorder("=") == found):
-        return Form(found, None, None)
-    plain_numbers = single is not None and single.raw_dtype.kind in "biufc"
-    if single is not None and plain_numbers and not fills and not single.is_of_times:
-        return Form(single.raw_dtype, None, single)
-    return Form(found, decoders, None)
+    single = decoders.single
+    if single is not None and single.raw_dtype.kind in "biufc" and not single.is_of_times:
+        if single.is_plain:
+            # xarray swaps the bytes of numbers that are stored in the other order.
+            decode = None if single.raw_dtype == found else single
+            return Form(single.raw_dtype, None, decode)
+        if not fills:
+            return Form(single.raw_dtype, None, single)
+    return Form(found, None if decoders.are_plain else decoders, None)
 
 
 def fill_values(resolved: Resolved, fill_value: Any, dtype: Any) -> Fill:
