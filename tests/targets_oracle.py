@@ -16,7 +16,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,22 @@ LARGE = 2**53
 # --- specifications --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Target:
+class Short:
+    """A dataclass that prints without the fields that have their defaults."""
+
+    def __repr__(self) -> str:
+        given = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        shown = [
+            f"{name}={value!r}" for name, (value, default) in given.items() if value != default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # hypothesis prints all fields of a dataclass otherwise
+
+
+@dataclass(frozen=True, repr=False)
+class Target(Short):
     """One dataset.
 
     ``attrs`` are pairs of name and value, ``fillvalue`` is the HDF5 fill value (None: the
@@ -108,13 +122,10 @@ class Target:
         options: dict[str, Any] = {}
         if self.chunks is not None:
             options = {"chunks": self.chunks, "compression": "gzip" if self.gzip else None}
-        dataset = file.create_dataset(
-            path or self.path,
-            self.shape,
-            dtype=DTYPES[self.kind],
-            fillvalue=self.fillvalue,
-            **options,
-        )
+        dtype = DTYPES[self.kind]
+        if self.fillvalue is not None:
+            options["fillvalue"] = np.asarray(self.fillvalue).astype(dtype)[()]
+        dataset = file.create_dataset(path or self.path, self.shape, dtype=dtype, **options)
         values = self.values(seed)
         if self.kind in SEQUENCES:
             for place in np.ndindex(self.shape):
@@ -126,12 +137,16 @@ class Target:
         return dataset
 
 
-@dataclass(frozen=True)
-class File:
-    """One file: its targets, and references to them as (target, selection)."""
+@dataclass(frozen=True, repr=False)
+class File(Short):
+    """One file: its targets, and references to them as (target, selection).
+
+    ``shape`` is that of the variable of references; None: they lie along one dimension.
+    """
 
     targets: tuple[Target, ...]
     references: tuple[tuple[int, Selected], ...]
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,19 +170,17 @@ class Options:
         return options
 
 
-@dataclass(frozen=True)
-class Case:
-    """Files, and how they are opened.
+@dataclass(frozen=True, repr=False)
+class Case(Short):
+    """Files, and how they are opened; the references of several files are joined.
 
-    ``shape`` is that of the references of one file; the references of several files, along
-    one dimension each, are joined. With ``copies`` above 1 each target is stored so often
-    in groups of its own, with other values, and each reference points at one of them.
+    With ``copies`` above 1 each target is stored so often, in groups of its own and with
+    other values, and there are references to each of them, along one dimension.
     """
 
     files: tuple[File, ...]
-    shape: tuple[int, ...]
     kind: str = "region"  # or "object"
-    options: Options = field(default_factory=Options)
+    options: Options = Options()
     copies: int = 1
 
     def path_of(self, target: Target, copy: int) -> str:
@@ -194,7 +207,7 @@ class Case:
                 for copy in range(self.copies)
                 for t, selected in drawn.references
             ]
-            shape = self.shape if self.copies == 1 else (len(rows),)
+            shape = drawn.shape if self.copies == 1 else None
             write_references(file, "refs", rows, shape, dtype=dtype)
         return path
 
@@ -234,7 +247,7 @@ class Row:
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return a type in native byte order and without HDF5's metadata."""
-    return np.dtype(object) if dtype == object else np.dtype(dtype.newbyteorder("=").str)
+    return dtype if dtype.hasobject else np.dtype(dtype.newbyteorder("=").str)
 
 
 def decode(
@@ -356,7 +369,7 @@ def missing_values(
     if dtype.kind in "SU":
         return [dtype.type()]
     targets = [row.target] if row.target else targets_of(rows)
-    if dtype == object:
+    if dtype.hasobject:
         return [np.empty(0) if is_sequence(t) else "" for t in targets]
     return [fill for t in targets for fill in t.fills]
 
@@ -456,7 +469,7 @@ def assert_same(actual: Any, expected: np.ndarray, what: Any = "") -> None:
 
 def assert_dtype(actual: np.dtype[Any], expected: np.dtype[Any], what: Any = "") -> None:
     """Compare two types but for the order of bytes; text may be objects or NumPy's."""
-    if expected == object and actual.kind == "U":
+    if expected.hasobject and actual.kind == "U":
         return
     assert native(actual) == native(expected), (what, actual, expected)
 
