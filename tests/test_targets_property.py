@@ -1,0 +1,680 @@
+"""Each target is itself: every way of resolving equals a plain loop (`targets_oracle`).
+
+Hypothesis draws files whose targets differ in packing, fill values, units, types, ranks and
+names, the options that they are opened with, and how their references are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import h5py
+import numpy as np
+import pytest
+import strategies
+import targets_oracle as oracle
+import xarray as xr
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+from oracle import values_of
+from strategies import Selected
+from targets_oracle import Case, File, Options, Row, Target, Warned
+
+# One example writes and opens whole files, so there are fewer of them than elsewhere.
+MOST = 1000 if settings.default.max_examples > 200 else 100
+thorough = settings(
+    max_examples=MOST,
+    phases=[p for p in Phase if p is not Phase.explain],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the files of all examples."""
+    return tmp_path_factory.mktemp("targets")
+
+
+# --- what is drawn ----------------------------------------------------------------------
+
+INTEGERS = ("i1", "u1", "i2", "u2", ">i2", "i4")
+FLOATS = ("f4", "f8", ">f4")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "packed": (*INTEGERS, *FLOATS),
+    "numbers": (*INTEGERS, *FLOATS, "i8", "u8", "c8", "c16", "bool", "enum"),
+    "dates": ("i2", "i4", "i8", "f8"),
+    "bytes": ("S3", "S5", "S10"),
+    "text": oracle.TEXTS,
+    "sequences": oracle.SEQUENCES,
+    "mixed": tuple(oracle.DTYPES),
+}
+PATHS = ("v", "w", "run0/v", "run1/v", "run1/w", "a/b/v")
+NAMES = ("v", "w", "refs")
+DATES = ("seconds since 2000-01-01", "days since 1970-01-01", "hours since 2000-01-01 12:00")
+TIMES = ("seconds", "days")
+SECONDS = xr.coders.CFDatetimeCoder(time_unit="s")
+
+
+def rarely(n: int) -> st.SearchStrategy[bool]:
+    """True once in n draws; shrinks to False."""
+    return st.sampled_from((False,) * (n - 1) + (True,))
+
+
+@st.composite
+def attributes(draw: st.DrawFn, kind: str, dated: bool) -> tuple[tuple[str, Any], ...]:
+    """CF attributes that suit a type, and some of no meaning."""
+    dtype = oracle.DTYPES[kind]
+    found: dict[str, Any] = {}
+    if kind in (*INTEGERS, *FLOATS, "i8", "u8") and draw(st.booleans()):
+        scalar = dtype.newbyteorder("=").type
+        fills = [scalar(v) for v in (101, 102, *([np.nan] if dtype.kind == "f" else []))]
+        name = draw(st.sampled_from(("_FillValue", "missing_value")))
+        found[name] = draw(st.sampled_from(fills))
+    if dated:
+        found["units"] = draw(st.sampled_from((*DATES, *TIMES)))
+        return tuple(found.items())
+    if kind in (*INTEGERS, *FLOATS):
+        # Factors are of a type of their own, and NumPy or Python numbers.
+        number = draw(st.sampled_from((float, np.float32, np.float64)))
+        if draw(st.booleans()):
+            found["scale_factor"] = number(draw(st.sampled_from((0.5, 2.0, 0.1))))
+        if draw(rarely(3)):
+            found["add_offset"] = number(draw(st.sampled_from((200.0, -1.25))))
+    if kind in ("i1", "i2", "u1") and draw(rarely(4)):
+        found["_Unsigned"] = "false" if kind == "u1" else "true"
+    if draw(st.booleans()):
+        found["units"] = draw(st.sampled_from(("K", "degC")))
+    if draw(rarely(4)):
+        found["number"] = draw(st.sampled_from((1, 2)))
+    return tuple(found.items())
+
+
+ranks = st.sampled_from((1, 0, 1, 1, 2, 2, 3, 4))
+
+
+@st.composite
+def shapes(draw: st.DrawFn, rank: int, least: int = 0) -> tuple[int, ...]:
+    return tuple(draw(st.integers(least, 5 if rank < 3 else 3)) for _ in range(rank))
+
+
+@st.composite
+def targets(draw: st.DrawFn, family: str, cell: tuple[int, ...] | None, grown: int) -> Target:
+    """Datasets of some types; they hold a cell, ``grown`` longer at most, or have any shape."""
+    path = draw(st.sampled_from(PATHS))
+    kind = draw(st.sampled_from(FAMILIES[family]))
+    if cell is None:
+        shape = draw(shapes(draw(ranks)))
+    else:
+        shape = tuple(n + draw(st.integers(0, grown)) for n in cell)
+    dated = family == "dates" or (
+        family == "mixed" and kind in FAMILIES["dates"] and draw(st.booleans())
+    )
+    fillvalue = None
+    if kind in (*INTEGERS, *FLOATS, "i8", "u8", "c8", "c16"):
+        fillvalue = draw(st.sampled_from((None, None, 99, 3)))
+    chunks = None
+    if shape and 0 not in shape and draw(st.booleans()):
+        chunks = tuple(draw(st.integers(1, n)) for n in shape)
+    return Target(
+        path=path,
+        kind=kind,
+        shape=shape,
+        attrs=draw(attributes(kind, dated)),
+        fillvalue=fillvalue,
+        chunks=chunks,
+        gzip=chunks is not None and draw(st.booleans()),
+    )
+
+
+@st.composite
+def options(draw: st.DrawFn) -> Options:
+    """Options of all variables, of some by name, or none."""
+    if draw(rarely(6)):
+        return Options((("decode_cf", False),))
+    given: list[tuple[str, Any]] = []
+    choices: dict[str, tuple[Any, ...]] = {
+        "mask_and_scale": (False, True),
+        "decode_times": (False, True, SECONDS),
+        "decode_timedelta": (False, True),
+    }
+    for option, values in choices.items():
+        match draw(st.sampled_from(("default", "one", "by name"))):
+            case "one":
+                given.append((option, draw(st.sampled_from(values))))
+            case "by name":
+                names = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
+                given.append((option, tuple((n, draw(st.sampled_from(values))) for n in names)))
+    return Options(tuple(given))
+
+
+@st.composite
+def references(
+    draw: st.DrawFn, targets: list[Target], kind: str, cell: tuple[int, ...] | None
+) -> tuple[int, Selected]:
+    """One reference: null, to an object, or to everything, nothing or a part of it."""
+    t = draw(st.integers(0, len(targets) - 1))
+    shape = targets[t].shape
+    if draw(rarely(8)):
+        return t, Selected("null")
+    if kind == "object":
+        return t, Selected("object")
+    if cell is None:
+        return t, draw(strategies.selections(shape, nulls=False))
+    return t, draw(strategies.boxes(shape, cell)) if shape else Selected("all")
+
+
+@st.composite
+def files(draw: st.DrawFn, family: str, kind: str, cell: tuple[int, ...] | None) -> File:
+    one = targets(family, cell, 0 if kind == "object" else 2)
+    drawn = draw(st.lists(one, min_size=1, max_size=3, unique_by=lambda t: t.path))
+    found = draw(st.lists(references(drawn, kind, cell), min_size=1, max_size=4))
+    return File(tuple(drawn), tuple(found))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """One file or two: of targets and references of one shape, or of any."""
+    family = draw(st.sampled_from(("packed", *FAMILIES)))
+    kind = draw(st.sampled_from(("region", "region", "object")))
+    cell = draw(shapes(draw(ranks), 1)) if draw(st.booleans()) else None
+    drawn = draw(st.lists(files(family, kind, cell), min_size=1, max_size=2))
+    copies = 9 if kind == "object" and draw(st.booleans()) else 1
+    if len(drawn) == 1:
+        n = len(drawn[0].references)
+        shape = draw(
+            st.sampled_from((None, *{1: ((),), 2: ((2, 1),), 4: ((2, 2),)}.get(n, ())))
+        )
+        drawn = [File(drawn[0].targets, drawn[0].references, shape)]
+    return Case(tuple(drawn), kind, draw(options()), copies)
+
+
+chunkings = st.sampled_from((None, "auto", 1, 2))
+schedulers = st.sampled_from(("synchronous", "threads"))
+joins = st.sampled_from(("concat", "open_mfdataset"))
+
+
+# --- opening ----------------------------------------------------------------------------
+
+
+class Written:
+    """A case on disk, the references of all its files, and what the loop makes of them."""
+
+    def __init__(self, references: xr.DataArray, rows: list[Row]) -> None:
+        self.references = references
+        self.rows = rows
+        self.targets = oracle.targets_of(rows)
+        self.dtypes = [t.dtype for t in self.targets]
+        self.live = [row for row in rows if row.values is not None]
+
+    @property
+    def shapes(self) -> set[tuple[int, ...]]:
+        """The shapes that references select."""
+        return {row.values.shape for row in self.live}
+
+
+@contextmanager
+def written(
+    case: Case, folder: Path, join: str = "concat", **options: Any
+) -> Iterator[Written]:
+    """Write the files of a case and open them."""
+    paths = case.write(folder)
+    keywords = {"engine": "h5ref", **case.options.keywords, **options}
+    with ExitStack() as stack:
+        for path in paths:
+            stack.callback(path.unlink)
+        if len(paths) == 1:
+            references = stack.enter_context(xr.open_dataset(paths[0], **keywords))["refs"]
+        elif join == "concat":
+            each = [stack.enter_context(xr.open_dataset(p, **keywords)) for p in paths]
+            references = xr.concat([only_references(ds)["refs"] for ds in each], "row")
+        else:
+            references = stack.enter_context(
+                xr.open_mfdataset(
+                    paths,
+                    combine="nested",
+                    concat_dim="row",
+                    preprocess=only_references,
+                    **keywords,
+                )
+            )["refs"]
+        yield Written(references, oracle.read_rows(paths, case.options))
+
+
+def only_references(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset[["refs"]].rename({dataset["refs"].dims[0]: "row"})
+
+
+# --- layouts ----------------------------------------------------------------------------
+
+
+def refused(resolve: Any) -> None:
+    """Check that there is no common type; the error says what to do."""
+    with Warned(), pytest.raises(ValueError, match="dtype="):
+        resolve()
+
+
+def check_common(case: Written, result: xr.DataArray, dtype: np.dtype[Any] | None) -> None:
+    """Check the type and the attributes of joined values."""
+    if dtype is not None:
+        oracle.assert_dtype(result.dtype, dtype)
+        if result.size:  # without elements xarray makes timedeltas of another unit
+            oracle.assert_dtype(result.values.dtype, dtype)
+    oracle.assert_attrs(result.attrs, oracle.common_attrs(case.targets))
+
+
+def check_units(case: Written, warned: Warned) -> None:
+    """Check that units which differ give one warning that names them."""
+    units = oracle.units_that_differ(case.targets)
+    have_units = [t for t in case.targets if "units" in t.attrs]
+    if units:
+        assert any(all(u in message for u in units) for message in warned.units), warned.units
+    elif len(have_units) == len(case.targets) or not have_units:
+        assert not warned.units
+
+
+def check_missing(
+    case: Written, row: Row, values: np.ndarray, dtype: np.dtype[Any], given: Any
+) -> None:
+    """Check the elements of one reference that have no data."""
+    accepted = oracle.missing_values(row, case.rows, dtype, given)
+    for value in values.reshape(-1):
+        assert any(oracle.same(value, a) for a in accepted), (value, accepted)
+
+
+def joined_dtype(case: Written, resolve: Any) -> np.dtype[Any] | None:
+    """Return the common type of the targets; check the refusal and return None without."""
+    dtype = oracle.common_dtype(case.dtypes)
+    if dtype is None and not oracle.is_unsettled(case.dtypes):
+        refused(resolve)
+        event("no common type")
+    return dtype
+
+
+def fill_values(dtype: np.dtype[Any], sequences: bool) -> st.SearchStrategy[Any]:
+    """Fill values of the user's that suit a type; None for the default."""
+    given: Any = None
+    match dtype.kind:
+        case "i" | "u" | "f" | "c":
+            given = -7
+        case "M":
+            given = np.datetime64("1970-01-02", "s")
+        case "m":
+            given = np.timedelta64(5, "s")
+        case "S":
+            given = b"-"
+        case "O" if not sequences:
+            given = "none"
+    return st.sampled_from((None, given))
+
+
+@given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins)
+@thorough
+def test_ragged_values_are_those_of_each_target(
+    case: Case, chunks: Any, scheduler: str, join: str, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
+
+        def resolve() -> Any:
+            return found.references.h5ref.resolve("ragged", chunks=chunks, on_null="fill")
+
+        if not found.live or (dtype := joined_dtype(found, resolve)) is None:
+            return
+        with Warned() as warned:
+            ragged = resolve()
+        check_units(found, warned)
+        sizes = [0 if row.values is None else row.values.size for row in found.rows]
+        assert ragged["row_size"].values.reshape(-1).tolist() == sizes
+        values = values_of(ragged)
+        check_common(found, values, dtype)
+        parts = np.split(values.values, np.cumsum(sizes)[:-1])
+        for row, part in zip(found.rows, parts, strict=True):
+            if row.values is not None:
+                oracle.assert_same(part, row.values.reshape(-1), row.target.path)
+
+
+@given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins, data=st.data())
+@thorough
+def test_stacked_values_are_those_of_each_target(
+    case: Case, chunks: Any, scheduler: str, join: str, data: st.DataObject, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
+        references = found.references
+        if len(found.shapes) != 1:
+            return
+        given = data.draw(fills_of(found), "fill_value")
+
+        def resolve() -> Any:
+            return references.h5ref.resolve(chunks=chunks, on_null="fill", fill_value=given)
+
+        if (dtype := joined_dtype(found, resolve)) is None:
+            return
+        with Warned() as warned:
+            stacked = resolve()
+        check_units(found, warned)
+        (cell,) = found.shapes
+        has_null = len(found.live) < len(found.rows)
+        check_common(found, stacked, None if given is not None and has_null else dtype)
+        assert stacked.shape == references.shape + cell
+        values = stacked.values.reshape(len(found.rows), *cell)
+        for k, row in enumerate(found.rows):
+            part = values[k, ...]
+            if row.values is None:
+                check_missing(found, row, part, dtype, given)
+            else:
+                oracle.assert_same(part, row.values, row.target.path)
+        key = data.draw(indices(stacked.shape), "key")
+        oracle.assert_same(resolve_quietly(resolve)[key], stacked.values[(*key, ...)], key)
+
+
+def fills_of(found: Written) -> st.SearchStrategy[Any]:
+    """Fill values that suit the joined type, if there is one."""
+    dtype = oracle.common_dtype(found.dtypes)
+    if dtype is None:
+        return st.none()
+    return fill_values(dtype, any(oracle.is_sequence(t) for t in found.targets))
+
+
+def resolve_quietly(resolve: Any) -> Any:
+    with Warned():
+        return resolve()
+
+
+@st.composite
+def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """An integer or a slice along each axis."""
+    return tuple(
+        draw(st.integers(0, n - 1) if draw(st.booleans()) and n else slices(n)) for n in shape
+    )
+
+
+def slices(n: int) -> st.SearchStrategy[slice]:
+    return st.builds(slice, st.integers(0, n), st.none(), st.sampled_from((1, 2)))
+
+
+@given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins, data=st.data())
+@thorough
+def test_padded_values_are_those_of_each_target(
+    case: Case, chunks: Any, scheduler: str, join: str, data: st.DataObject, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
+        references = found.references
+        if len({len(shape) for shape in found.shapes}) != 1:
+            return
+        given = data.draw(fills_of(found), "fill_value")
+
+        def resolve() -> Any:
+            return references.h5ref.resolve(
+                "pad", chunks=chunks, on_null="fill", fill_value=given
+            )
+
+        if (dtype := joined_dtype(found, resolve)) is None:
+            return
+        with Warned() as warned:
+            padded = resolve()
+        check_units(found, warned)
+        cell = tuple(max(sides) for sides in zip(*found.shapes, strict=True))
+        array = values_of(padded)
+        assert array.shape == padded["valid"].shape == references.shape + cell
+        valid = padded["valid"].values.reshape(len(found.rows), *cell)
+        check_common(found, array, None if given is not None and not valid.all() else dtype)
+        values = array.values.reshape(len(found.rows), *cell)
+        for k, row in enumerate(found.rows):
+            part = values[k, ...]
+            mask = np.zeros(cell, dtype=bool)
+            if row.values is not None:
+                corner = tuple(slice(0, n) for n in row.values.shape)
+                mask[corner] = True
+                oracle.assert_same(part[(*corner, ...)], row.values, row.target.path)
+            assert (valid[k] == mask).all()
+            check_missing(found, row, part[~mask], dtype, given)
+
+
+@given(case=cases(), chunks=chunkings)
+@thorough
+def test_null_references_are_refused_or_dropped(case: Case, chunks: Any, folder: Path) -> None:
+    with written(case, folder) as found:
+        references = found.references
+        if not found.live or oracle.common_dtype(found.dtypes) is None:
+            return
+        if len(found.live) < len(found.rows):
+            for call in (references.h5ref.resolve, references.h5ref.count):
+                with Warned(), pytest.raises(ValueError, match="is null"):
+                    call()
+        if references.ndim != 1:
+            return
+        with Warned():
+            ragged = references.h5ref.resolve("ragged", chunks=chunks, on_null="drop")
+        sizes = [row.values.size for row in found.live]
+        assert ragged["row_size"].values.tolist() == sizes
+        parts = np.split(values_of(ragged).values, np.cumsum(sizes)[:-1])
+        for row, part in zip(found.live, parts, strict=True):
+            oracle.assert_same(part, row.values.reshape(-1), row.target.path)
+        counts = references.h5ref.count(on_null="drop", chunks=chunks)
+        expected = [oracle.statistic("count", row.values) for row in found.live]
+        assert counts.values.tolist() == expected
+
+
+CASTS = {"f": "f8", "S": "S20", "M": "M8[ms]", "m": "m8[ms]"}
+
+
+@given(case=cases(), chunks=chunkings, scheduler=schedulers)
+@thorough
+def test_the_user_decides_the_type_of_joined_values(
+    case: Case, chunks: Any, scheduler: str, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder) as found:
+        kinds = {"f" if d.kind in "biuf" else d.kind for d in found.dtypes}
+        if len(kinds) != 1 or not kinds <= CASTS.keys():
+            return
+        dtype = np.dtype(CASTS[kinds.pop()])
+        event(dtype.str)
+        with Warned():
+            ragged = found.references.h5ref.resolve(
+                "ragged", chunks=chunks, on_null="fill", dtype=dtype
+            )
+        values = values_of(ragged)
+        oracle.assert_dtype(values.dtype, dtype)
+        expected = [row.values.reshape(-1).astype(dtype) for row in found.live]
+        oracle.assert_same(values.values, np.concatenate(expected))
+        if len(found.shapes) == 1:
+            with Warned():
+                stacked = found.references.h5ref.resolve(
+                    chunks=chunks, on_null="fill", dtype=dtype
+                )
+            (cell,) = found.shapes
+            oracle.assert_dtype(stacked.dtype, dtype)
+            parts = stacked.values.reshape(len(found.rows), *cell)
+            for k, row in enumerate(found.rows):
+                if row.values is not None:
+                    oracle.assert_same(parts[k, ...], row.values.astype(dtype))
+
+
+# --- by reference -----------------------------------------------------------------------
+
+
+@given(
+    case=cases(),
+    name=st.sampled_from(oracle.STATISTICS),
+    chunks=chunkings,
+    scheduler=schedulers,
+    join=joins,
+)
+@thorough
+def test_statistics_are_those_of_each_target(
+    case: Case, name: str, chunks: Any, scheduler: str, join: str, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
+        if not found.live:
+            return
+
+        def compute() -> xr.DataArray:
+            result = getattr(found.references.h5ref, name)(chunks=chunks, on_null="fill")
+            return result.compute()
+
+        known = [oracle.has_statistic(name, dtype) for dtype in found.dtypes]
+        if False in known:
+            with pytest.raises(TypeError, match=f"no {name} of"):
+                compute()
+            return
+        any_empty = any(row.values is None or not row.values.size for row in found.rows)
+        types = [oracle.statistic_dtype(name, dtype, any_empty) for dtype in found.dtypes]
+        kinds = {"n" if d.kind in "biufc" else d.kind for d in types}
+        if None in known or len(kinds) > 1:
+            return
+        result = compute()
+        assert result.shape == found.references.shape
+        if len(set(found.dtypes)) == 1:
+            oracle.assert_dtype(result.dtype, types[0])
+        else:
+            assert result.dtype.kind == np.result_type(*types).kind, (result.dtype, types)
+        for row, value in zip(found.rows, result.values.reshape(-1), strict=True):
+            check_statistic(name, row, types, value)
+
+
+def check_statistic(name: str, row: Row, types: list[np.dtype[Any]], value: Any) -> None:
+    """Compare one statistic: missing for null and empty regions, zero for sums."""
+    if row.values is None:
+        expected = {"count": 0, "sum": 0}.get(name)
+        assert np.isnan(value) if expected is None else value == 0  # isnan: NaT, too
+        return
+    expected = oracle.statistic(name, row.values)
+    if name == "count" or types[0].kind in "mM":
+        assert oracle.same(value, expected), (value, expected)
+        return
+    # Single-precision results are rounded; a deviation is as exact as its values are large.
+    rtol = 2e-6 if any(t in ("f4", "c8") for t in types) else 1e-12
+    finite = np.abs(row.values[np.isfinite(row.values)].astype("c16"))
+    atol = rtol * float(finite.max(initial=0)) if name == "std" else 1e-9
+    np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=row.target.path)
+
+
+def describe(values: np.ndarray) -> dict[str, Any]:
+    """Return all that a function of the user's sees of its argument."""
+    return {"dtype": values.dtype, "shape": values.shape, "values": values.copy()}
+
+
+def total(values: np.ndarray) -> float:
+    """Return a number for values of any type."""
+    return float(np.nansum(values.real)) if values.dtype.kind in "biufc" else values.size
+
+
+@given(
+    case=cases(),
+    method=st.sampled_from(("map", "reduce")),
+    chunks=chunkings,
+    scheduler=schedulers,
+    join=joins,
+)
+@thorough
+def test_functions_get_values_of_each_targets_own_type(
+    case: Case, method: str, chunks: Any, scheduler: str, join: str, folder: Path
+) -> None:
+    with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
+        if not found.live:
+            return
+        call = getattr(found.references.h5ref, method)
+        seen = call(describe, dtype=object, chunks=chunks, on_null="fill")
+        assert seen.shape == found.references.shape
+        for row, got in zip(found.rows, seen.values.reshape(-1), strict=True):
+            if row.values is None:
+                assert got["values"].size == 0
+                continue
+            if row.values.size or row.target.dtype.kind != "m":
+                oracle.assert_dtype(got["dtype"], row.target.dtype, row.target.path)
+            oracle.assert_same(got["values"], row.values, row.target.path)
+        totals = call(total, dtype="f8", chunks=chunks, on_null="fill")
+        expected = [0.0 if row.values is None else total(row.values) for row in found.rows]
+        np.testing.assert_allclose(totals.values.reshape(-1), expected, rtol=1e-6, atol=1e-9)
+
+
+@given(case=cases(), method=st.sampled_from(("map", "reduce")), chunks=chunkings)
+@thorough
+def test_the_type_of_results_is_found_for_all_targets(
+    case: Case, method: str, chunks: Any, folder: Path
+) -> None:
+    """Without ``dtype=`` the results have a type that holds those of all targets."""
+    with written(case, folder) as found:
+        if not found.live or any(d.kind not in "iuf" for d in found.dtypes):
+            return
+        result = getattr(found.references.h5ref, method)(np.sum, chunks=chunks, on_null="fill")
+        types = [np.sum(np.zeros(1, d)).dtype for d in found.dtypes]
+        oracle.assert_dtype(result.dtype, np.result_type(*types))
+        expected = [0 if row.values is None else np.sum(row.values) for row in found.rows]
+        np.testing.assert_allclose(result.values.reshape(-1), expected, rtol=1e-5)
+
+
+@given(case=cases(), join=joins)
+@thorough
+def test_items_are_the_targets_by_themselves(case: Case, join: str, folder: Path) -> None:
+    with written(case, folder, join) as found:
+        items = list(found.references.h5ref.items())
+        assert len(items) == len(found.rows)
+        places = np.ndindex(found.references.shape)
+        for row, place, (index, item) in zip(found.rows, places, items, strict=True):
+            assert index == (place[0] if len(place) == 1 else place)
+            if row.values is None:
+                assert item is None
+                continue
+            assert item.name == row.target.name
+            oracle.assert_dtype(item.dtype, row.target.dtype, row.target.path)
+            oracle.assert_same(item.values, row.values, row.target.path)
+            oracle.assert_attrs(item.attrs, row.target.attrs)
+
+
+@given(case=cases(), join=joins)
+@thorough
+def test_target_attrs_are_those_that_the_file_stores(
+    case: Case, join: str, folder: Path
+) -> None:
+    with written(case, folder, join) as found:
+        attrs = found.references.h5ref.target_attrs()
+        stored = [row.target.stored if row.target else {} for row in found.rows]
+        names = {name for each in stored for name in each}
+        assert set(attrs.data_vars) == names
+        assert attrs.coords.keys() == found.references.coords.keys()
+        for name in names:
+            assert attrs[name].dims == found.references.dims
+            values = attrs[name].values.reshape(-1)
+            expected = [each.get(name) for each in stored]
+            for value, wanted in zip(values, expected, strict=True):
+                if wanted is None:
+                    assert value is None
+                else:
+                    assert oracle.same(value, wanted), (name, value, wanted)
+            types = {np.asarray(value).dtype for value in expected}
+            if None not in expected and len(types) == 1 and (t := types.pop()).kind in "iufb":
+                assert attrs[name].dtype == t
+
+
+# --- the loop itself ----------------------------------------------------------------------
+
+
+@given(case=cases(), data=st.data())
+@thorough
+def test_the_loop_agrees_with_files_of_one_target(
+    case: Case, data: st.DataObject, folder: Path
+) -> None:
+    """xarray opens a file of the target alone, with h5netcdf, and gives the same."""
+    pytest.importorskip("h5netcdf")
+    drawn = data.draw(st.sampled_from(case.files)).targets
+    target = data.draw(st.sampled_from(drawn))
+    if target.kind in (*oracle.SEQUENCES, "enum", "bool", "c8", "c16"):
+        return  # no types of netCDF-4, or user-defined ones of it
+    alone = Target(target.name, target.kind, target.shape, target.attrs, target.fillvalue)
+    one = Case((File((alone,), ((0, Selected("object")),)),), "object", case.options)
+    (path,) = one.write(folder)
+    (row,) = oracle.read_rows([path], case.options)
+
+    with h5py.File(path, "a") as file:
+        del file["refs"]
+    keywords = case.options.keywords
+    with xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", **keywords) as dataset:
+        array = dataset[target.name]
+        oracle.assert_dtype(array.dtype, row.target.dtype)
+        oracle.assert_same(array.values, row.values)
+        oracle.assert_attrs(array.attrs, row.target.attrs)
+    path.unlink()
