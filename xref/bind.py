@@ -146,7 +146,7 @@ def warn_of_units(resolved: Resolved) -> None:
     found: dict[str, Target] = {}
     for target in resolved.targets:
         units = target.attributes.get("units")
-        used = decoders.of(target.location, target.address).attributes
+        used = decoders.of(target.location, target.address).used
         if isinstance(units, str) and "units" not in used:
             found.setdefault(units, target)
     if len(found) > 1:

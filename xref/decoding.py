@@ -107,7 +107,9 @@ class Decoding:
     item_shape : tuple of int
         Axes that an HDF5 array type adds to each element.
     attributes : dict
-        The attributes that decoding uses up, such as ``scale_factor``.
+        Those of `CF_ATTRIBUTES`.
+    used : frozenset of str
+        The attributes among them that decoding uses up, such as ``scale_factor``.
     encoding : dict
         What xarray keeps of them.
     options : DecodeOptions
@@ -122,6 +124,7 @@ class Decoding:
     dtype: np.dtype[Any]
     item_shape: tuple[int, ...]
     attributes: Mapping[str, Any]
+    used: frozenset[str]
     encoding: Mapping[str, Any]
     options: DecodeOptions
     missing: Any
@@ -136,12 +139,12 @@ class Decoding:
     def is_plain(self) -> bool:
         """Whether decoded values are the raw ones, apart from their byte order."""
         same = item_dtype(self.raw_dtype)[0].newbyteorder("=") == self.dtype
-        return same and not self.attributes and not self.encodes_text
+        return same and not self.used and not self.encodes_text
 
     @property
     def is_of_times(self) -> bool:
         """Whether the type of decoded values depends on the values, as that of dates does."""
-        return "units" in self.attributes
+        return "units" in self.used
 
     @property
     def flat_dtype(self) -> np.dtype[Any]:
@@ -160,7 +163,7 @@ class Decoding:
             return values
         if self.encodes_text:
             values = _encode_texts(values)
-        if not self.attributes:
+        if not self.used:
             return values.astype(self.dtype, copy=False)
         dims = tuple(f"axis_{i}" for i in range(values.ndim))
         variable = xr.Variable(dims, values, dict(self.attributes))
@@ -201,7 +204,7 @@ def make_decoding(
     raw_dtype : numpy.dtype
         Of its elements.
     attributes : mapping
-        Of the dataset.
+        Those of `CF_ATTRIBUTES` that the dataset has.
     options : DecodeOptions
         Without mappings by name (`options_of`).
     fill_value : object
@@ -218,19 +221,34 @@ def make_decoding(
     dtype = decoded.dtype.newbyteorder("=") if base.kind not in "VO" else base
     if decoded.dtype.kind == "O" != base.kind:
         dtype = np.dtype(object)
-    used = {k: v for k, v in attributes.items() if k not in decoded.attrs}
-    key = (base, str(base.metadata), item_shape, dtype, _token(used), repr(options))
+    used = attributes.keys() - decoded.attrs.keys()
+    # Units of a length are no matter of decoding; those of times are, even of times that
+    # stay numbers.
+    telling = {k: v for k, v in attributes.items() if k in used or _is_of_times(k, v)}
+    telling = telling if used else {}
+    key = (base, str(base.metadata), item_shape, dtype, _token(telling), repr(options))
     decoding = Decoding(
         raw_dtype=raw_dtype,
         dtype=dtype,
         item_shape=item_shape,
-        attributes=used,
+        attributes=dict(attributes),
+        used=frozenset(used),
         encoding=dict(decoded.encoding),
         options=options,
         missing=None,
         key=key,
     )
     return replace(decoding, missing=_missing(decoding, attributes, fill_value))
+
+
+_TIME_UNITS = frozenset(
+    ["days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"]
+)
+
+
+def _is_of_times(name: str, value: Any) -> bool:
+    is_units = name == "units" and isinstance(value, str)
+    return is_units and (value in _TIME_UNITS or "since" in value)
 
 
 def decoding_key(

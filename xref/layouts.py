@@ -90,8 +90,10 @@ def choose_form(resolved: Resolved, fills: bool, dtype: Any) -> Form:
     return Form(found, None if decoders.are_plain else decoders, None)
 
 
-def fill_values(resolved: Resolved, fill_value: Any, dtype: Any) -> Fill:
+def fill_values(resolved: Resolved, joined: np.dtype[Any], fill_value: Any, dtype: Any) -> Fill:
     """Return what stands for missing values: the user's value, or each target's own.
+
+    Among values that were joined as floats or dates it is NaN or NaT.
 
     Raises
     ------
@@ -101,8 +103,11 @@ def fill_values(resolved: Resolved, fill_value: Any, dtype: Any) -> Fill:
     decoders = resolved.decoders
     if fill_value is None:
         values = [kind.missing for kind in decoders.kinds] or [np.nan]
-        if dtype is not None:
-            values = [_converted_fill(value, np.dtype(dtype)) for value in values]
+        base = item_dtype(joined)[0]
+        if base.kind in "fcmM":
+            values = [missing_of(base)]
+        elif dtype is not None:
+            values = [_converted_fill(value, base) for value in values]
         if all(_is_same_value(values[0], value) for value in values):
             values = values[:1]
         return Fill(decoders, tuple(values))
@@ -194,7 +199,7 @@ def _stack(
     form = choose_form(resolved, fills, dtype)
     fill = None
     if fills:
-        fill = fill_values(resolved, fill_value, dtype)
+        fill = fill_values(resolved, form.dtype, fill_value, dtype)
         wanted = _dtype_with_fills(form.dtype, fill)
         if wanted != form.dtype:
             form = Form(wanted, resolved.decoders, None)
@@ -222,9 +227,11 @@ def _variable_of(
     if form.decode is None:
         encoding = _common_encoding(resolved.decoders, data.dtype)
         return xr.Variable(dims, lazily_indexed(data), attributes, encoding)
-    attributes |= form.decode.attributes
+    attributes |= form.decode.attributes  # for xarray to use them up
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
-    return decode_variable(variable, form.decode.options)
+    decoded = decode_variable(variable, form.decode.options)
+    decoded.attrs = {k: v for k, v in decoded.attrs.items() if k in resolved.attributes}
+    return decoded
 
 
 def _common_encoding(decoders: Decoders, dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -135,8 +135,9 @@ class PerRegion:
         shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
         for row, (ndim, shape) in enumerate(shapes):
             region = values[offsets[row] : offsets[row + 1]]
-            # Without axes of its own a null reference is an empty row.
-            region = region.reshape(*(shape[:ndim] or [len(region)]), *values.shape[1:])
+            # A null reference has no axes of its own, and no element: it is an empty row.
+            own = shape[:ndim] if ndim or len(region) else [0]
+            region = region.reshape(*own, *values.shape[1:])
             result = self.function(region, *self.args, **self.kwargs)
             found = self.dtype if self.dtype.hasobject else np.asarray(result).dtype
             if not np.can_cast(found, self.dtype, "same_kind"):

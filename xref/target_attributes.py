@@ -39,8 +39,9 @@ def target_attributes(
             one[()] = value  # an attribute that is an array is one value
             values[name][rows] = one
     shape = references.shape
+    # The fast path keeps None: xarray would make NaN of it among text.
     variables = {
-        name: (tuple(dims), _as_numbers(column).reshape(shape))
+        name: xr.Variable(tuple(dims), _as_numbers(column).reshape(shape), fastpath=True)
         for name, column in values.items()
     }
     taken = set(variables)

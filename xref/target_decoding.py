@@ -65,7 +65,7 @@ def find_decoders(
         place = t.location.token, t.address
         target = by_place[place]
         kind = finder.find(t.layout, target, target.attributes)
-        used[place] = finder.kinds[kind].attributes.keys()
+        used[place] = finder.kinds[kind].used
         add(t.location, np.array([t.address], dtype=np.uint64), np.array([kind]))
     for many in bound.small:
         witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
@@ -81,7 +81,7 @@ def find_decoders(
         for witness, (row, _) in zip(witnesses, many.alike, strict=True):
             kind = kinds[int(of.reshape(-1)[row])]
             place = many.location.token, witness.address
-            used[place] = finder.kinds[kind].attributes.keys()
+            used[place] = finder.kinds[kind].used
         add(many.location, many.address, np.array(kinds)[of.reshape(-1)])
     if not file:
         return Decoders(()), used
