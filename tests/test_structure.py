@@ -18,7 +18,7 @@ from strategies import LIBVERS
 
 from xref import UnreadableMemberWarning
 from xref.h5file import locate_file
-from xref.h5objects import object_paths
+from xref.names import object_paths
 
 
 def small(parent: h5py.Group, name: bytes, first: int) -> None:

@@ -13,6 +13,7 @@ In: where a reference dataset is and which part of it is wanted. Out:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ from xref.errors import CorruptFileError, UnsupportedError
 from xref.h5data import chunk_index, dataset_layout, read_raw
 from xref.h5file import FileBytes, FileLocation, check_unchanged, file_format, locate_named
 from xref.h5layout import COMPACT, read_compact, reference_itemsize
-from xref.h5objects import known_path, open_dataset
+from xref.h5objects import open_dataset
 from xref.heapread import HeapCollections, read_collections, read_heap_objects
 from xref.layout import DatasetLayout
+from xref.names import object_label
 from xref.parts import canvas_strides, plan_outer, plan_points, regular_segments
 from xref.plan import plan_read
 from xref.readers import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
@@ -146,8 +148,9 @@ class StoredReferences:
         The file that the dataset lives in; its references count from there.
     address : int
         The dataset's object header, bytes from the base address.
-    path : str
-        Of the dataset, for messages.
+    path : str or None
+        As the dataset was opened, for messages; they have its canonical path where it is
+        None. It makes no difference to what is read.
     kind : {"object", "region", "std", ""}
         Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind. Empty for
         elements that are no references themselves.
@@ -161,7 +164,7 @@ class StoredReferences:
 
     location: FileLocation
     address: int
-    path: str
+    path: str | None = dataclasses.field(repr=False, compare=False)
     kind: str
     slices: tuple[tuple[int, int, int], ...]
     field: str = ""
@@ -181,7 +184,8 @@ class StoredReferences:
         )
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind] if self.kind else "element"
-        of = f"{self.path!r}, member {self.field!r}" if self.field else f"{self.path!r}"
+        path = self.path or object_label(self.location, self.address)
+        of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.location.filename}: {noun} {element} of {of}"
 
     def read(self) -> References:
@@ -203,7 +207,7 @@ class StoredReferences:
         tables = [null_references(n)]
         place = np.arange(n)
         used = n
-        for part in split_virtual(self.location, self.address, self.coords()):
+        for part in split_virtual(self.location, self.address, self.coords(), self.path):
             place[part.rows] = used + np.arange(len(part.rows))
             used += len(part.rows)
             tables.append(read_part(part, self))
@@ -329,9 +333,8 @@ def read_box_of_stored(
         raise UnsupportedError(
             f"{location.filename}: dataset at {address:#x} has no references"
         )
-    name = known_path(location, address) or f"object at {address:#x}"
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
-    place = StoredReferences(location, address, name, "", slices)
+    place = StoredReferences(location, address, None, "", slices)
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
         raw = place.read_raw()
@@ -341,8 +344,8 @@ def read_box_of_stored(
         source = dataset_layout(part.location, part.address)
         if source.elements != layout.elements:
             raise UnsupportedError(
-                f"{part.location.filename}: {part.path!r} is of another type than its virtual "
-                f"dataset {name!r}"
+                f"{part.location.filename}: {part.label!r} is of another type than its virtual "
+                f"dataset {object_label(location, address)!r}"
             )
         raw = read_places(part.location, part.address, part.coords)
         describe = describe_places(part, "element")
@@ -372,7 +375,7 @@ def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
     def describe(row: int) -> str:
         index = tuple(part.coords[row].tolist())
         element = index[0] if len(index) == 1 else index
-        return f"{part.location.filename}: {noun} {element} of {part.path!r}"
+        return f"{part.location.filename}: {noun} {element} of {part.label!r}"
 
     return describe
 
@@ -390,7 +393,7 @@ def read_part(part: StoredPart, place: StoredReferences) -> References:
     virtual = dataset_layout(place.location, place.address)
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         raise UnsupportedError(
-            f"{location.filename}: {part.path!r} holds {layout.reference_kind or 'values'!r}, "
+            f"{location.filename}: {part.label!r} holds {layout.reference_kind or 'values'!r}, "
             f"its virtual dataset {KIND_NOUNS[place.kind]}s"
         )
     raw = read_places(location, address, part.coords)

@@ -40,12 +40,12 @@ from xref.h5file import FileLocation, cached_by_location, file_format
 from xref.h5objects import (
     groups_along,
     link_addresses,
-    object_paths,
     open_dataset,
     open_group,
     text,
 )
 from xref.layout import DatasetLayout, item_dtype
+from xref.names import object_paths
 from xref.values import decode_elements
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
@@ -71,6 +71,13 @@ class MemberDataset:
     """Address of the scale of each axis, 0 for none; as long as the dataset's axes."""
     type_name: str | None = None
     """Name of the type, where it is an enumeration that has one in the file."""
+    is_elsewhere: bool = False
+    """Whether it lives in another file than the one whose path it was opened by."""
+
+    @property
+    def own_path(self) -> str | None:
+        """The path it was opened by, in the file that it lives in."""
+        return None if self.is_elsewhere else self.path
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -323,7 +330,7 @@ def _scale_names(
         missing -= set(found)
         above = posixpath.dirname(above) if above != "/" else None
     if missing:
-        paths = object_paths(location)
+        paths = object_paths(location, missing)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
     return names
 

@@ -2,7 +2,8 @@
 
 In: a file's location and an address, for regions a selection, for attributes a name.
 Out: `ObjectReference`, `RegionReference` and `AttributeReference`, plain frozen
-values. Neither names nor target data are read to make, compare, pickle or print one.
+values. Neither names nor target data are read to make, compare or pickle one; to print
+one, the names of its file are looked up once (`xref.names`).
 
 They define neither ``__array__`` nor ``__len__``: xarray looks at the first
 element of object variables, and NumPy would read the target.
@@ -19,7 +20,8 @@ from xref.errors import DanglingReferenceError, ExternalFileError, NullReference
 from xref.h5attributes import has_attribute
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import known_path, object_kind, object_paths, open_object
+from xref.h5objects import object_kind, open_object
+from xref.names import object_label, object_path
 from xref.regions import Kind, RegionTable, table_from_selections
 from xref.selection import Selection
 
@@ -88,14 +90,15 @@ class ObjectReference:
 
     @property
     def path(self) -> str | None:
-        """A path of the target from the root; None when it has no name.
+        """The canonical path of the target; None when it has no name.
 
-        The first look-up in a file walks its links once.
+        Of several hard links it is the path of fewest parts, then the first by name; soft
+        and external links name nothing. The links of a file are walked once, and no
+        further than to the object.
         """
         if self.location is None or not self:
             return None
-        known = known_path(self.location, self.address)
-        return known or object_paths(self.location).get(self.address)
+        return object_path(self.location, self.address)
 
     @property
     def kind(self) -> str:
@@ -132,11 +135,14 @@ class ObjectReference:
         return f"<ObjectReference {self.target_text()}>"
 
     def target_text(self) -> str:
-        """Say where the target is, without searching the file."""
+        """Say where the target is; the same whatever was opened or asked before.
+
+        It is the path, or the address of an object that has none. Deep in a remote file it
+        is the address: a search takes too many requests for a text.
+        """
         if self.location is None or not self:
             return "null"
-        name = known_path(self.location, self.address)
-        return f"-> {name}" if name else f"-> object at {self.address:#x}"
+        return f"-> {object_label(self.location, self.address)}"
 
 
 class SourceName(str):
@@ -149,23 +155,28 @@ class SourceName(str):
     ----------
     object : ObjectReference
         The dataset or the group that was opened. It does not keep the file open.
+    path : str or None
+        The path by which it was opened, where that is known: one of those it has.
     """
 
-    __slots__ = ("object",)
+    __slots__ = ("object", "path")
     object: ObjectReference
+    path: str | None
 
     @classmethod
-    def of(cls, reference: ObjectReference, name: str | None = None) -> SourceName:
+    def of(
+        cls, reference: ObjectReference, name: str | None = None, path: str | None = None
+    ) -> SourceName:
         """Name the file of a reference, or by another name that the file has."""
         source = cls(reference.filename if name is None else name)
-        source.object = reference
+        source.object, source.path = reference, path
         return source
 
     def __reduce__(self) -> tuple[Any, ...]:
         location = self.object.location
         if location is None or not location.source.named:
             return str, (str(self),)  # content does not travel along with its name
-        return SourceName.of, (self.object, str(self))
+        return SourceName.of, (self.object, str(self), self.path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SourceName:
         return self
@@ -225,7 +236,7 @@ class RegionReference:
 
     @property
     def path(self) -> str | None:
-        """A path of the target from the root; None when it has no name."""
+        """The canonical path of the target; None when it has no name."""
         return self.object.path
 
     @property
@@ -345,7 +356,7 @@ class AttributeReference:
 
     @property
     def path(self) -> str | None:
-        """A path of the object from the root; None when it has no name."""
+        """The canonical path of the object; None when it has no name."""
         return self.object.path
 
     @property

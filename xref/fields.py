@@ -32,7 +32,7 @@ from xref.elements import (
 from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import kind_of, known_path, object_kind, open_member
+from xref.h5objects import kind_of, object_kind, open_member
 from xref.lazy import DatasetArray
 from xref.references import ReferenceArray
 from xref.regions import Kind, box_table, empty_table, in_order
@@ -118,7 +118,7 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
                 stored = StoredReferences(
                     lazy.location,
                     lazy.address,
-                    known_path(lazy.location, lazy.address) or f"object at {lazy.address:#x}",
+                    None,
                     member.kind,
                     slices,
                     member.path,

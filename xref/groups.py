@@ -25,6 +25,7 @@ follows libhdf5: the name offset of an entry has the size of lengths.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -113,9 +114,50 @@ def check_group(
     segments = {} if segments is None else segments
     messages = walk_messages(source, header_address, verify=False)
     for body in [body for kind, _, body in messages if kind == SYMBOL_TABLE_MESSAGE]:
-        what = f"symbol table message of the object header at {header_address:#x}"
-        tree, heap = integer_pair(source, body, offset_size, offset_size, what)
-        _check_tree(source, tree, _check_heap(source, heap, segments))
+        tree, heap = _parse_message(source, body, header_address)
+        for _ in _check_tree(source, tree, _check_heap(source, heap, segments)):
+            pass
+
+
+def read_symbol_table(
+    source: Source, body: bytes, header_address: int
+) -> list[tuple[bytes, int]]:
+    """Return the hard links of an old-style group, in no particular order.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    body : bytes
+        Of the symbol table message.
+    header_address : int
+        Address of the group's object header, for errors.
+
+    Returns
+    -------
+    list of (bytes, int)
+        Name, and address of the object header that the link names.
+
+    Raises
+    ------
+    CorruptFileError
+        If a structure contradicts the format or another structure.
+    """
+    tree, heap = _parse_message(source, body, header_address)
+    # No other heap matters here: libhdf5 does not read the group.
+    names = _check_heap(source, heap, {})
+    return [
+        (names.get(at), address)
+        for name, target in _check_tree(source, tree, names)
+        for at, address in zip(name.tolist(), target.tolist(), strict=True)
+    ]
+
+
+def _parse_message(source: Source, body: bytes, header_address: int) -> tuple[int, int]:
+    """Return the addresses of B-tree and local heap from a symbol table message."""
+    size = source.offset_size
+    what = f"symbol table message of the object header at {header_address:#x}"
+    return integer_pair(source, body, size, size, what)
 
 
 # --- the local heap ----------------------------------------------------------------------
@@ -207,8 +249,17 @@ def _check_heap(source: Source, address: int, segments: dict[int, int]) -> _Name
 # --- the B-tree and the symbol table nodes -----------------------------------------------
 
 
-def _check_tree(source: Source, root: int, names: _Names) -> None:
-    """Check a B-tree of group nodes, from its root to the entries of its leaves."""
+def _check_tree(
+    source: Source, root: int, names: _Names
+) -> Iterator[tuple[WordArray, WordArray]]:
+    """Check a B-tree of group nodes, from its root to the entries of its leaves.
+
+    Yields
+    ------
+    name, target : numpy.ndarray
+        Of some hard links: where each name begins in the heap's segment, and the address
+        of the object header.
+    """
     level = source.take(root, NODE_HEAD_NBYTES, "B-tree node")[5]
     nodes = np.array([root], dtype=np.uint64)
     leftmost, total = root, 0
@@ -222,7 +273,7 @@ def _check_tree(source: Source, root: int, names: _Names) -> None:
         leftmost, nodes = int(children[0]), children
     nodes = np.sort(nodes)
     for begin in range(0, len(nodes), BATCH_NODES):
-        _check_entries(source, nodes[begin : begin + BATCH_NODES], names)
+        yield _check_entries(source, nodes[begin : begin + BATCH_NODES], names)
 
 
 def _read_level(
@@ -284,8 +335,13 @@ def _check_siblings(
         at = after
 
 
-def _check_entries(source: Source, nodes: WordArray, names: _Names) -> None:
-    """Check symbol table nodes, in ascending order, and all their entries."""
+def _check_entries(
+    source: Source, nodes: WordArray, names: _Names
+) -> tuple[WordArray, WordArray]:
+    """Check symbol table nodes, in ascending order, and all their entries.
+
+    Returns what `_check_tree` yields.
+    """
     offset_size, length_size = source.offset_size, source.length_size
     entry_nbytes = length_size + offset_size + 8 + SCRATCH_NBYTES
     what = "symbol table node"
@@ -318,6 +374,7 @@ def _check_entries(source: Source, nodes: WordArray, names: _Names) -> None:
             f"link {names.get(int(name[wrong[0]]))!r} names the object header at "
             f"{target[wrong[0]]:#x}, outside the file ({source.file_nbytes} bytes)"
         )
+    return name[~soft], target[~soft]
 
 
 # --- many nodes with few reads -----------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Objects of a file through h5py: by address, by link, and the paths to them.
+"""Objects of a file through h5py: by address and by link.
 
 In: a `FileLocation` with an address or a path. Out: h5py objects for the caller's
-immediate use, each of which keeps its file open, and plain addresses and paths.
+immediate use, each of which keeps its file open, and plain addresses. `xref.names` has
+the paths of objects.
 
 Addresses are checked before HDF5 dereferences them, and groups before it lists
 them: some that contradict each other crash it.
@@ -15,9 +16,10 @@ import posixpath
 import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import h5py
@@ -28,6 +30,8 @@ from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
 from xref.errors import (
     DanglingReferenceError,
     ExternalFileError,
+    FileChangedError,
+    FileReadError,
     UnsupportedError,
     WrongTargetError,
     XrefError,
@@ -45,7 +49,6 @@ from xref.h5file import (
     open_file,
 )
 from xref.manydatasets import read_datasets
-from xref.sources import UnreachableFile
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -230,53 +233,6 @@ def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
             "not a dataset"
         )
     return item
-
-
-@cached_by_location(maxsize=16)
-def object_paths(location: FileLocation) -> dict[int, str]:
-    """Walk all hard links once and return a path of each object, by address.
-
-    The shortest path is taken, the first by name among equals; objects without a
-    link from the root are absent. Damaged groups give their members no path, nor does
-    a file that cannot be opened because a reference alone names it.
-    """
-    if isinstance(location.source, UnreachableFile):
-        return {}
-    root = _open_root(location)
-    paths = {root.address: "/"}
-    for path, _, links in _walk_groups(root, "/"):
-        if isinstance(links, Exception):
-            continue
-        before = path.rstrip("/") + "/"
-        for address, name in links.items():
-            if address not in paths:
-                paths[address] = before + text(name)
-    return paths
-
-
-_known_paths: dict[tuple[Hashable, ...], dict[int, str]] = {}
-"""By token of the file's location."""
-
-_known_paths_lock = threading.Lock()
-
-
-def remember_paths(location: FileLocation, paths: dict[int, str]) -> None:
-    """Keep paths that were seen on the way, so that a repr can show them."""
-    token = location.token
-    with _known_paths_lock:
-        if token not in _known_paths and len(_known_paths) >= 256:
-            _known_paths.pop(next(iter(_known_paths)))
-        _known_paths.setdefault(token, {}).update(paths)
-
-
-def known_path(location: FileLocation, address: int) -> str | None:
-    """Return the path of an object if it has been seen; never searches the file."""
-    return known_paths(location).get(address)
-
-
-def known_paths(location: FileLocation) -> Mapping[int, str]:
-    """Return all paths of a file that have been seen, by address."""
-    return _known_paths.get(location.token, {})
 
 
 def text(value: bytes | str) -> str:
@@ -523,9 +479,44 @@ def group_at(location: FileLocation, address: int) -> Member:
     return Member(open_object(location, address), location, address)
 
 
+def root_address(location: FileLocation) -> int:
+    """Return the address of the root group."""
+    return _open_root(location).address
+
+
 def link_addresses(group: Member) -> dict[int, str]:
-    """Return the name of each hard-linked member by its address."""
+    """Return the first name of each hard-linked member by its address."""
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
+
+
+def hard_links_at(location: FileLocation, address: int) -> list[tuple[bytes, int]]:
+    """Return name and address of each hard link of a group, through HDF5.
+
+    In the order of names; none if the group is damaged.
+    """
+    group = group_at(location, address)
+    try:
+        _check_group(group, f"group at {address:#x}")
+        return [(name, address) for address, name in _hard_links(group.item.id).items()]
+    except (FileReadError, FileChangedError):
+        raise
+    except _HDF5_ERRORS:
+        return []
+
+
+@cached_by_location(maxsize=256)
+def members_by_name(location: FileLocation, path: str) -> Mapping[str, int]:
+    """Return the address of each hard-linked member of a group by each of its names."""
+    found: dict[str, int] = {}
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5l.TYPE_HARD:
+            found[text(name)] = int(info.u)
+
+    group = open_group(location, path)
+    _check_group(group, path)
+    group.item.id.links.iterate(visit, info=True)
+    return MappingProxyType(found)
 
 
 def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str | None:

@@ -31,7 +31,7 @@ from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation
 from xref.h5layout import pipeline_of
 from xref.h5memory import Form, Memory, RawBytes, find_form, holds_references
-from xref.h5objects import known_path, object_paths, open_object
+from xref.h5objects import open_object
 from xref.h5scales import (
     NO_VARIABLE,
     Scale,
@@ -52,6 +52,7 @@ from xref.h5write import (
     write_raw,
     write_reference_list,
 )
+from xref.names import object_path
 from xref.references import ReferenceArray
 from xref.remake import Ident, Targets, Written
 
@@ -442,7 +443,7 @@ class TreeWriter:
         key = location.key, address
         if key in self._copied:
             return self._copied[key]
-        path = object_paths(location).get(address) or known_path(location, address)
+        path = object_path(location, address)
         if not path or not self._is_free(path):
             path = f"{COPIES}/{address:x}"
             while path in self.file:

@@ -2,7 +2,8 @@
 
 In: a filename. Out: a `FileReport` of plain values, and its lines of text.
 
-Groups are walked once, each object at the first path that leads to it. Types are
+Groups are walked once. Objects have their canonical paths (`xref.names`); holders of
+references that have theirs outside the group asked for have the path there. Types are
 looked at before values, so that what is not read is named all the same. A part
 that cannot be read becomes a line of ``problems``; the rest goes on.
 """
@@ -40,13 +41,12 @@ from xref.h5objects import (
     is_hard_link,
     iterate_members,
     kind_of,
-    object_paths,
     open_group,
     open_object,
     prepare_references,
-    remember_paths,
 )
 from xref.layout import DatasetLayout
+from xref.names import object_path, object_paths
 from xref.references import ReferenceArray
 from xref.table import describe_regions
 from xref.values import decode_elements, decode_values
@@ -57,8 +57,8 @@ TARGETS_SHOWN = 8
 
 _FAILURES = (XrefError, OSError, RuntimeError, ValueError, TypeError, LookupError)
 
-# Path, kind and shape of objects by address.
-Known: TypeAlias = dict[int, tuple[str | None, str, list[int] | None]]
+# Kind and shape of objects by address.
+Known: TypeAlias = dict[int, tuple[str, list[int] | None]]
 
 # Path and attribute name (None for a dataset) of a holder, and what it holds.
 Found: TypeAlias = tuple[str, str | None, ReferenceArray]
@@ -68,7 +68,7 @@ Found: TypeAlias = tuple[str, str | None, ReferenceArray]
 class TargetReport:
     """One object that references of a holder point at."""
 
-    path: str | None  # None for an object without a name; of one elsewhere its file
+    path: str | None  # canonical; None without a name; of one elsewhere its file
     address: int  # object header, bytes from the base address
     kind: str  # "dataset", "group", "datatype" or "dangling"
     count: int  # references that point here
@@ -133,7 +133,7 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
     known: Known = {}
     found: list[Found] = []
     top = open_group(location, path)
-    known[top.address] = path, "group", None
+    known[top.address] = "group", None
     stack = [path]
     while stack:
         where = stack.pop()
@@ -158,9 +158,6 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
             except _FAILURES as error:
                 report.problems.append(_problem(full, error, location))
         stack += reversed(below)
-    remember_paths(
-        location, {address: where for address, (where, _, _) in known.items() if where}
-    )
     for where, attribute, references in found:
         try:
             report.references.append(_describe(references, where, attribute, location, known))
@@ -183,25 +180,32 @@ def _inspect_member(
         return []
     if address in known:
         return []
+    where = _name_within(report.group, location, address) or where
     if kind_of(item) == "group":
-        known[address] = where, "group", None
+        known[address] = "group", None
         below.append(where)
         return []
-    known[address] = where, kind_of(item), _extent(item)
+    known[address] = kind_of(item), _extent(item)
     found = _attribute_holders(report, location, where, item, address)
     if kind_of(item) == "datatype":
         return found
     report.datasets += 1
     layout = read_layout(item, location, address)
     if layout.reference_kind:
-        remember_paths(location, {address: where})
         dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
-        variable = build_variable(location, address, layout, dims, {}, DecodeOptions())
+        options = DecodeOptions()
+        variable = build_variable(location, address, layout, dims, {}, options, path=where)
         found.insert(0, (where, None, variable.data))
     elif layout.elements is not None:
-        remember_paths(location, {address: where})
         found = [*_element_holders(location, where, address, layout), *found]
     return found
+
+
+def _name_within(group: str, location: FileLocation, address: int) -> str | None:
+    """Return the canonical path of an object, if it lies in a group or below."""
+    path = object_path(location, address)
+    inside = path is not None and path.startswith(group.rstrip("/") + "/")
+    return path if inside else None
 
 
 def _element_holders(
@@ -295,7 +299,9 @@ def _describe(
 ) -> HolderReport:
     columns = references.columns
     groups, null = split_targets(columns)
-    _look_up(location, [address for file, address, _ in groups if file == location], known)
+    own = [address for file, address, _ in groups if file == location]
+    _look_up(location, own, known)
+    paths = object_paths(location, own)
     regions: dict[str, Any] = {}
     selections: dict[str, int] = {}
     if columns.regions is not None and references.is_region:
@@ -306,7 +312,7 @@ def _describe(
     targets = []
     for file, address, rows in groups:
         if file == location:
-            where, kind, shape = known[address]
+            where, (kind, shape) = paths.get(address), known[address]
         else:
             where, (kind, shape) = file.filename, _look_at(file, address)
         start, stop, outside = _box(regions, np.arange(len(columns))[rows], shape)
@@ -338,10 +344,9 @@ def _describe(
 def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None:
     """Add the objects that the walk did not meet: unnamed ones, or outside its group."""
     missing = [address for address in addresses if address not in known]
-    paths = object_paths(location) if missing else {}
     prepare_references(missing)
     for address in missing:
-        known[address] = paths.get(address), *_look_at(location, address)
+        known[address] = _look_at(location, address)
 
 
 def _look_at(location: FileLocation, address: int) -> tuple[str, list[int] | None]:

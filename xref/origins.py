@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.elements import ObjectReference, opened_from
+from xref.elements import ObjectReference, SourceName, opened_from
 from xref.errors import UnreadableMemberWarning
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
@@ -272,11 +272,12 @@ def find_masked(array: xr.DataArray) -> Origin | None:
     """
     if opened_from(array.encoding) or known_origin(array.variable, array.name):
         return None
-    known = (opened_from(coord.encoding) for coord in array.coords.values())
-    source = next((held(s) for s in known if s is not None), None)
-    if source is None or source.location is None or array.name is None:
+    known = (coord.encoding.get("source") for coord in array.coords.values())
+    opened = next((s for s in known if isinstance(s, SourceName)), None)
+    source = None if opened is None else held(opened.object)
+    if opened is None or source is None or source.location is None or array.name is None:
         return None
-    folder = posixpath.dirname(source.path or "")
+    folder = posixpath.dirname(opened.path or source.path or "")
     try:
         found = open_member(source.location, posixpath.join(folder, str(array.name)))
     except OSError:

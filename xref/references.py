@@ -412,9 +412,13 @@ class ReferenceArray:
     # --- text ------------------------------------------------------------------
 
     def _repr_inline_(self, max_width: int) -> str:
-        """Describe the array on one line, for the repr of a Dataset; reads nothing."""
+        """Describe the array on one line, for the repr of a Dataset; reads no references.
+
+        The common target of stored references is not shown, whether they were read or not:
+        the text does not depend on that.
+        """
         text = _CLASS_NAMES[self.kind]
-        columns = self._columns.value
+        columns = self._columns.value if self._stored is None else None
         some = columns is not None and columns.files and len(columns)
         if columns is not None and some and (columns.address == columns.address[0]).all():
             target = ObjectReference(columns.files[0], int(columns.address[0]))

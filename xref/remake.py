@@ -21,13 +21,8 @@ from xref.errors import DanglingReferenceError, FileChangedError, XrefError
 from xref.gather import DistinctTargets, distinct_targets
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import (
-    PREPARED_AT_ONCE,
-    known_path,
-    object_kind,
-    object_paths,
-    prepare_references,
-)
+from xref.h5objects import PREPARED_AT_ONCE, object_kind, prepare_references
+from xref.names import object_path
 from xref.origins import is_in_place, known_origin
 from xref.references import ReferenceArray
 from xref.regions import Kind, RegionTable
@@ -109,21 +104,19 @@ class Targets:
         made = self.by_identity.get((location.key, address), [])
         if len(made) == 1:
             return made[0]
-        paths = {known_path(location, address), object_paths(location).get(address)} - {None}
+        path = object_path(location, address)
         for written in made:
-            if written.path in paths:
+            if written.path == path:
                 return written
         if made:
             return next((w for w in made if not _cut_problem(location, address, w)), made[0])
-        for path in paths:
-            named = self.by_path.get(path or "")
-            # One of that path that was made from another object is another object.
-            if named is None or named.made_from is not None:
-                continue
-            # So is one that stands for an object of another file already.
-            if self._files_of_paths.setdefault(named.path, location.key) == location.key:
-                return named
-        return None
+        named = self.by_path.get(path or "")
+        # One of that path that was made from another object is another object.
+        if named is None or named.made_from is not None:
+            return None
+        # So is one that stands for an object of another file already.
+        file = self._files_of_paths.setdefault(named.path, location.key)
+        return named if file == location.key else None
 
     def remake(
         self, references: ReferenceArray, describe: Callable[[int], str]
@@ -192,7 +185,7 @@ class Targets:
             return self.copy(location, address, kind)
         if self.on_missing != "raise":
             return None
-        path = known_path(location, address) or object_paths(location).get(address)
+        path = object_path(location, address)
         what = f"{path!r}" if path else f"the unnamed object at {address:#x}"
         if kind == "dangling":
             what, problem = f"{address:#x}", "where no object is"

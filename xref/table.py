@@ -25,7 +25,8 @@ from xref.errors import (
 from xref.gather import TargetRows, distinct_targets, split_targets
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation
-from xref.h5objects import known_paths, object_kinds, object_paths
+from xref.h5objects import object_kinds
+from xref.names import object_paths
 from xref.references import ReferenceArray
 from xref.regions import KIND_NAMES, Kind, RegionTable, in_order
 
@@ -131,13 +132,9 @@ def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArr
 
 
 def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.object_]:
-    """Return a path of each object, empty where there is none; one walk over the file."""
-    known = known_paths(location)
-    paths = [known.get(address, "") for address in addresses]
-    if not all(paths):
-        walked = object_paths(location)
-        paths = [p or walked.get(a, "") for p, a in zip(paths, addresses, strict=True)]
-    return np.array(paths, dtype=object)
+    """Return the path of each object, empty where there is none; one walk over the file."""
+    paths = object_paths(location, addresses)
+    return np.array([paths.get(address, "") for address in addresses], dtype=object)
 
 
 def _describe_attributes(

@@ -28,9 +28,9 @@ from xref.decoding import (
 from xref.elements import DecodeOptions
 from xref.gather import BoundReferences
 from xref.h5file import FileLocation
-from xref.h5objects import object_paths
 from xref.layout import DatasetLayout
 from xref.lazy import DatasetArray
+from xref.names import object_path, object_paths
 from xref.targets import Target
 from xref.values import decode_values
 
@@ -104,8 +104,8 @@ class _DecodingFinder:
         """Return the name of a target if some option is given for a variable of that name."""
         if not self._names:
             return None
-        path = object_paths(location).get(address)
-        name = posixpath.basename(path) if path else None
+        path = object_path(location, address)
+        name = posixpath.basename(path) if path is not None else None
         return name if name in self._names else None
 
     def number_names(self, location: FileLocation, address: npt.NDArray[np.uint64]) -> IntArray:
@@ -114,7 +114,9 @@ class _DecodingFinder:
             return np.zeros(len(address), dtype=np.int64)
         numbers: dict[Hashable | None, int] = {None: 0}
         numbers |= {name: i for i, name in enumerate(sorted(map(str, self._names)), 1)}
-        return np.array([numbers[self._name(location, a)] for a in address.tolist()])
+        paths = object_paths(location, address.tolist())
+        names = (posixpath.basename(paths.get(a, "")) for a in address.tolist())
+        return np.array([numbers.get(name, 0) for name in names])
 
     def find(self, layout: DatasetLayout, target: Target, attributes: Mapping[str, Any]) -> int:
         """Return the row of the decoding of a target among ``kinds``."""

@@ -7,6 +7,7 @@ coordinates; or the path of a group.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from xref.elements import DecodeOptions
 from xref.errors import UnsupportedError
 from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileLocation
-from xref.h5objects import known_path, link_addresses, object_paths, open_group
+from xref.h5objects import members_by_name
+from xref.names import object_label, object_path, object_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,40 @@ class Target:
 
     location: FileLocation
     address: int
-    name: str | None
     dims: tuple[str | None, ...]
     attributes: dict[str, Any]
     coords: dict[str, tuple[int, tuple[str | None, ...]]]
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return f"{self.location.filename}: dataset {self.name or hex(self.address)}"
+        return f"{self.location.filename}: {object_label(self.location, self.address)}"
+
+    @property
+    def name(self) -> str | None:
+        """The last part of its canonical path; None where it has no name.
+
+        It is looked up when it is asked for: the first time, the links of the file are
+        walked (`xref.names`).
+        """
+        return _name(self.location, self.address)
+
+
+def _name(location: FileLocation, address: int) -> str | None:
+    path = object_path(location, address)
+    return posixpath.basename(path) if path is not None else None
+
+
+def target_names(targets: Sequence[Target]) -> list[str | None]:
+    """Return the name of each target, as `Target.name` does.
+
+    The links of each file are walked once, and each name is looked up in few steps.
+    """
+    found: dict[FileLocation, dict[int, str]] = {}
+    for target in targets:
+        found.setdefault(target.location, {})[target.address] = ""
+    paths = {location: object_paths(location, of) for location, of in found.items()}
+    names = (paths[target.location].get(target.address) for target in targets)
+    return [posixpath.basename(path) if path is not None else None for path in names]
 
 
 def open_target(
@@ -51,15 +79,13 @@ def open_target(
     for dim, scale in scales.items():
         if scale != address:
             coords[dim] = (scale, (dim,))
-    name = known_path(location, address)
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
-        name = name or object_paths(location).get(address)
-        if name is not None:
+        path = object_path(location, address)
+        if path is not None:
             coords |= _named_coordinates(
-                location, name, attributes["coordinates"].split(), dims
+                location, path, attributes["coordinates"].split(), dims
             )
-    short = posixpath.basename(name) if name else None
-    return Target(location, address, short, dims, attributes, coords)
+    return Target(location, address, dims, attributes, coords)
 
 
 def _target_dimensions(
@@ -68,18 +94,16 @@ def _target_dimensions(
     """Return the axis names of a dataset, and the scales among them that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
-        own = known_path(location, address)
         is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
-        own_name = posixpath.basename(own) if own and is_scale and ndim == 1 else None
+        own_name = _name(location, address) if is_scale and ndim == 1 else None
         return (own_name,) * ndim, {}
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
     for axis, scale in enumerate(facts.scales):
         if not scale:
             continue
-        path = known_path(location, scale) or object_paths(location).get(scale)
         scale_label = label(dataset_facts(location, scale).attributes, "NAME")
-        name = posixpath.basename(path) if path else scale_label
+        name = _name(location, scale) or scale_label
         if not name or name in dims:
             continue
         dims[axis] = name
@@ -93,9 +117,7 @@ def _named_coordinates(
 ) -> dict[str, tuple[int, tuple[str | None, ...]]]:
     """Find the datasets of a ``coordinates`` attribute beside their variable."""
     found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
-    members = {
-        n: a for a, n in link_addresses(open_group(location, posixpath.dirname(path))).items()
-    }
+    members = members_by_name(location, posixpath.dirname(path))
     for name in names:
         if name not in members or name in dims:
             continue
@@ -107,14 +129,14 @@ def _named_coordinates(
 
 
 def group_path(location: FileLocation, address: int) -> str:
-    """Return a path of the group at an address, for opening it as a Dataset.
+    """Return the canonical path of the group at an address, to open it as a Dataset.
 
     Raises
     ------
     UnsupportedError
         If no link leads to it.
     """
-    path = known_path(location, address) or object_paths(location).get(address)
+    path = object_path(location, address)
     if path is None:
         raise UnsupportedError(
             f"{location.filename}: the group at {address:#x} has no name; open its members by "

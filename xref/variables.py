@@ -33,9 +33,7 @@ from xref.h5objects import (
     Member,
     iterate_members,
     kind_of,
-    known_path,
     open_group,
-    remember_paths,
     type_name,
 )
 from xref.heapread import read_sequences
@@ -132,7 +130,6 @@ def open_members(
     attributes = attribute_values(group.item, group.location, group.address, where, options)
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
-    remember_paths(location, {m.address: m.path for m in members if m.location == location})
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
     for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
@@ -164,7 +161,9 @@ def list_datasets(
             problem = found
         elif kind_of(found.item) == "dataset":
             try:
-                members.append(_open_member(name, full, found))
+                member = _open_member(name, full, found)
+                member.is_elsewhere = found.location != location
+                members.append(member)
             except _READ_ERRORS as error:
                 problem = error
         if problem is not None and name.replace(NAME_CLASH, "") not in dropped:
@@ -197,7 +196,7 @@ def _build_variable(
     where = f"{location.filename}: {member.path!r}"
     attributes = plain_attributes(member.attributes, member.problems, location, where, options)
     variable = build_variable(
-        location, member.address, layout, dims, attributes, options, shape
+        location, member.address, layout, dims, attributes, options, shape, member.own_path
     )
     if member.type_name is not None:
         kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
@@ -231,7 +230,7 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if size > TEXT_ELEMENTS:
         return False
     slices = tuple((0, n, 1) for n in member.layout.shape)
-    place = StoredReferences(member.location, member.address, member.path, "", slices)
+    place = StoredReferences(member.location, member.address, member.own_path, "", slices)
     try:
         stored = place.read_raw()
     except UnsupportedError:
@@ -254,19 +253,25 @@ def build_variable(
     attributes: dict[str, Any],
     options: DecodeOptions,
     shape: tuple[int, ...] | None = None,
+    path: str | None = None,
 ) -> xr.Variable:
-    """Make the variable of one dataset; ``shape`` may be longer than what is stored."""
+    """Make the variable of one dataset.
+
+    ``shape`` may be longer than what is stored. ``path`` is the one that the dataset was
+    opened by, for messages; by default they have its canonical path.
+    """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = location.filename
     if location.source.named:  # else the name would keep a file's content in memory
-        source = SourceName.of(ObjectReference(unheld(location), address, options))
+        opened = ObjectReference(unheld(location), address, options)
+        source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
         stored = StoredReferences(
             location,
             address,
-            known_path(location, address) or f"object at {address:#x}",
+            path,
             kind,
             tuple((0, n, 1) for n in layout.shape),
         )

@@ -22,9 +22,10 @@ from xref.columns import FrozenColumns, IntArray
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.h5data import dataset_layout
 from xref.h5file import FileLocation, check_external, locate_file
-from xref.h5objects import known_path, open_member
+from xref.h5objects import open_member
 from xref.h5virtual import virtual_mappings
 from xref.mappings import VirtualMapping
+from xref.names import object_label
 from xref.parts import canvas_strides
 
 MAX_DEPTH = 16
@@ -37,13 +38,18 @@ class StoredPart(FrozenColumns):
 
     location: FileLocation
     address: int
-    path: str
+    path: str | None  # as it was opened, or as the virtual dataset names it
     rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
     coords: IntArray  # (m, ndim), where in this dataset
 
+    @property
+    def label(self) -> str:
+        """Its name in a message; looked up in the file where it has no path."""
+        return self.path or object_label(self.location, self.address)
+
 
 def split_virtual(
-    location: FileLocation, address: int, coords: IntArray
+    location: FileLocation, address: int, coords: IntArray, path: str | None = None
 ) -> Iterator[StoredPart]:
     """Find the datasets that store elements of a virtual dataset.
 
@@ -53,6 +59,8 @@ def split_virtual(
         The virtual dataset.
     coords : numpy.ndarray
         Shape ``(n, ndim)``: its elements.
+    path : str, optional
+        As the dataset was opened, for messages.
 
     Yields
     ------
@@ -68,7 +76,6 @@ def split_virtual(
     UnsupportedError
         If too many virtual datasets lead to one another.
     """
-    path = known_path(location, address) or f"object at {address:#x}"
     whole = StoredPart(
         location=location,
         address=address,
@@ -88,7 +95,7 @@ def split_virtual(
         if not below:
             return
         level = below
-    raise _too_deep(location, path)
+    raise _too_deep(location, whole.label)
 
 
 def check_sources(
@@ -131,7 +138,7 @@ def check_sources(
         if not below:
             return len(files) - 1
         level = below
-    raise _too_deep(location, known_path(location, address) or f"object at {address:#x}")
+    raise _too_deep(location, object_label(location, address))
 
 
 def _too_deep(location: FileLocation, path: str) -> UnsupportedError:
@@ -159,6 +166,8 @@ def _mappings_of_box(
 def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     """Follow the mappings of one virtual dataset."""
     location, coords = part.location, part.coords
+    # Not its label: reading must not search the file for a name that no message needs.
+    name = part.path or f"dataset at {part.address:#x}"
     extent = dataset_layout(location, part.address).shape
     weights = np.array(canvas_strides(extent), dtype=np.int64)
     place = coords @ weights
@@ -176,7 +185,7 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
         near = order[begin:end]
         near = near[((coords[near] >= low) & (coords[near] < high)).all(axis=1)]
         for one, rows in mapping.blocks(coords[near]):
-            where = f"{location.filename}: {part.path!r}: source {one.dataset!r}"
+            where = f"{location.filename}: {name!r}: source {one.dataset!r}"
             source = _open_source(location, one, where) if len(rows) else None
             if source is None:
                 continue
