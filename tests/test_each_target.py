@@ -377,26 +377,22 @@ def decode_text(values: np.ndarray) -> str:
     return values.tobytes().decode("utf-16le") if values.dtype == np.uint16 else ""
 
 
-@pytest.mark.parametrize("method", ["map", "reduce"])
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("chunks", [None, 2, "auto"])
 def test_functions_get_cells_of_text_as_they_are_stored(
-    path: Path,
-    open_refs: Open,
-    storage: dict[str, Any],
-    method: str,
-    regions: bool,
-    chunks: Any,
-    scheduler: str,
+    path: Path, open_refs: Open, storage: dict[str, Any], regions: bool, scheduler: str
 ) -> None:
     cells = [np.frombuffer(t.encode("utf-16le"), "u2") for t in ("alpha", "be")]
     cells.insert(1, np.array([0, 0], "u8"))
     write_cells(path, [(c, {}) for c in cells], regions=regions, **storage)
     refs = open_refs(path)
-    found = getattr(refs.h5ref, method)(decode_text, dtype=object, chunks=chunks)
-    assert found.values.tolist() == ["alpha", "", "be"] * (refs.size // 3)
-    types = refs.h5ref.map(lambda v: v.dtype.str[1:], dtype=object, chunks=chunks)
-    assert types.values.tolist() == ["u2", "u8", "u2"] * (refs.size // 3)
+    n = refs.size // 3
+    for chunks in (None, 2, "auto"):
+        for call in (refs.h5ref.map, refs.h5ref.reduce):
+            found = call(decode_text, dtype=object, chunks=chunks)
+            assert found.values.tolist() == ["alpha", "", "be"] * n
+            types = call(lambda v: v.dtype.str[1:], dtype=object, chunks=chunks)
+            assert types.values.tolist() == ["u2", "u8", "u2"] * n
+    assert [v.dtype.str[1:] for _, v in refs.h5ref.items()] == ["u2", "u8", "u2"] * n
 
 
 def test_processes_get_cells_of_text_as_they_are_stored(path: Path, open_refs: Open) -> None:
