@@ -137,7 +137,7 @@ class PerRegion:
             region = values[offsets[row] : offsets[row + 1]]
             # A null reference has no axes of its own, and no element: it is an empty row.
             own = shape[:ndim] if ndim or len(region) else [0]
-            region = region.reshape(*own, *values.shape[1:])
+            region = region.reshape((*own, *values.shape[1:]))
             result = self.function(region, *self.args, **self.kwargs)
             found = self.dtype if self.dtype.hasobject else np.asarray(result).dtype
             if not np.can_cast(found, self.dtype, "same_kind"):
