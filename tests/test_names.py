@@ -27,12 +27,16 @@ from strategies import write_references
 import xref
 from xref import names
 from xref.cli import main
-from xref.elements import ObjectReference
-from xref.errors import FileChangedError, UnsupportedError
+from xref.elements import DEFAULT_OPTIONS, ObjectReference
+from xref.errors import DanglingReferenceError, FileChangedError, UnsupportedError
+from xref.h5attributes import read_attribute
+from xref.h5data import dataset_facts
 from xref.h5file import close_files, locate_file
-from xref.h5objects import root_address
+from xref.h5layout import DatasetLabel
+from xref.h5objects import open_group, open_object, root_address
 from xref.info import inspect_file
-from xref.names import near_path, object_path, object_paths
+from xref.names import item_label, near_path, object_path, object_paths
+from xref.targets import open_target, target_names
 
 FORMS: dict[str, dict[str, Any]] = {
     "symbol tables": {"libver": "earliest"},
@@ -485,6 +489,72 @@ def test_options_of_two_datasets_of_one_file_do_not_mix(
     results = [ds["regions"][0].h5ref.resolve().values.tolist() for ds in opened]
     raw, decoded = [0, 1, 2], [0.0, 0.5, 1.0]
     assert results == [raw, decoded, decoded, decoded, raw]
+
+
+def test_attributes_that_a_user_changes_are_as_in_the_file_for_the_next(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        value = file.create_dataset("v", data=np.arange(3))
+        value.attrs["flags"] = [1, 2, 4]
+        value.attrs["pair"] = np.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")])
+        write_references(file, "refs", [value.regionref[:2]])
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        for _ in range(2):
+            for found in (ds["refs"].h5ref.resolve(), ds["refs"][0].item().resolve()):
+                assert found.attrs["flags"].tolist() == [1, 2, 4]
+                assert found.attrs["pair"].tolist() == [(1, 2.0), (3, 4.0)]
+                found.attrs["flags"][:] = 0
+                found.attrs["pair"]["a"] = 0
+                found.attrs["new"] = 1
+
+
+def test_many_targets_resolve_without_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        made = [file.create_dataset(f"g{i}/v", data=np.arange(3) + i) for i in range(20)]
+        write_references(file, "refs/r", [v.ref for v in made], dtype=h5py.ref_dtype)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a name was looked up")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(names, "_start", refuse)
+        with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
+            found = ds["r"].h5ref.resolve()
+            np.testing.assert_array_equal(found, np.arange(3) + np.arange(20)[:, None])
+            assert str(ds)
+    with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
+        facts = [(r.location, r.address) for r in ds["r"].values]
+        targets = [
+            open_target(where, at, dataset_facts(where, at), DEFAULT_OPTIONS)
+            for where, at in facts
+        ]
+        assert target_names(targets) == [t.name for t in targets] == ["v"] * 20
+
+
+@pytest.mark.parametrize("before", ["nothing", "deep", "also", "a"])
+def test_messages_name_a_dataset_alike_however_it_was_opened(
+    tmp_path: Path, before: str
+) -> None:
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        file["a/deep/v"] = np.arange(4.0)
+        file["zz"] = file["a/deep/v"]
+        file["also"] = file["a"]
+        address = address_of(file["zz"])
+    if before != "nothing":
+        xr.open_dataset(path, engine="h5ref", group={"deep": "a/deep"}.get(before, before))
+    location = locate_file(path)
+    opened = open_group(location, before if before in ("a", "also") else "/")
+    assert item_label(open_object(location, address)) == f"{path}: /zz"
+    assert str(DatasetLabel(location, address)) == f"{path}: /zz"
+    with pytest.raises(DanglingReferenceError, match="attribute 'no' of /zz: there is none"):
+        read_attribute(open_object(location, address), "no", location, address)
+    del opened
 
 
 PROGRAM = """
