@@ -93,7 +93,8 @@ def _plain(
         value = value[0]  # an array of one element is a number to netCDF
     if isinstance(value, bytes) and name not in FILL_ATTRIBUTES:
         return _decoded(value, where)
-    return value
+    # What was read is kept for others: whoever changes an array in .attrs changes a copy.
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _is_text(value: npt.NDArray[Any]) -> bool:

@@ -199,6 +199,9 @@ class FractalHeap:
         self._blocks: dict[int, bytes] = {}
         self._n_checked = 0  # bytes
         self._huge: dict[int, tuple[int, int]] | None = None
+        # The direct block looked at last: its first object byte, its end, where it begins
+        # (all in the heap's space), and its bytes.
+        self._last = (0, 0, 0, b"")
         size, length = source.offset_size, source.length_size
         nbytes = 26 + 3 * size + 12 * length
         # Filters add to the header, so that what they are is known before its checksum.
@@ -300,6 +303,9 @@ class FractalHeap:
 
     def _get_managed(self, offset: int, nbytes: int) -> bytes:
         """Return an object by its place in the heap's space."""
+        first, end, begin, data = self._last
+        if nbytes and first <= offset and offset + nbytes <= end:
+            return data[offset - begin : offset - begin + nbytes]
         source, size = self._source, self._source.offset_size
         block, begin, bits, n_rows = self._root, 0, self._table.start_bits, self._n_rows
         while n_rows:  # an indirect block
@@ -362,6 +368,7 @@ class FractalHeap:
         whole = len(data) > head_nbytes
         self._check_block(data, address, begin, block_nbytes if whole else head_nbytes)
         if whole:
+            self._last = begin + head_nbytes, begin + block_nbytes, begin, data
             return data[position : position + nbytes]
         return source.take(address + position, nbytes, f"object of the {self._what}")
 

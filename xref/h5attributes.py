@@ -33,6 +33,7 @@ from xref.h5file import (
 from xref.h5layout import reference_itemsize, reference_kind, reference_kinds, time_dtype
 from xref.h5objects import Object, text
 from xref.heapread import read_sequences
+from xref.names import object_label
 from xref.stdrefs import split_std_references, std_itemsize
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
@@ -116,16 +117,20 @@ def read_attribute(item: Object, name: str, location: FileLocation, address: int
     FileReadError
         If h5py cannot read it.
     """
-    where = f"{item.file.filename}: attribute {name!r} of {item.name or 'an unnamed object'}"
+
+    def where() -> str:
+        label = object_label(location, address)
+        return f"{location.filename}: attribute {name!r} of {label}"
+
     try:
         if not has_attribute(item, name):
-            raise DanglingReferenceError(f"{where}: there is none of that name")
+            raise DanglingReferenceError(f"{where()}: there is none of that name")
         attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
         return _attribute_value(item, name, attribute, _RawAttributes(location, address))
     except XrefError:
         raise
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
-        raise FileReadError(f"{where} could not be read: {error}") from error
+        raise FileReadError(f"{where()} could not be read: {error}") from error
 
 
 class _RawAttributes:

@@ -43,6 +43,7 @@ from xref.layout import (
     build_chunk_index,
 )
 from xref.manyheaders import FIRST_NBYTES
+from xref.names import item_label
 from xref.nodes import NodeReader
 from xref.structures import Source
 
@@ -114,7 +115,7 @@ def _chunk_offsets_skip_userblock() -> bool:
 def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
     layout = dataset_layout(location, address)
-    where = _Label(location, address)
+    where = DatasetLabel(location, address)
     columns = None if location.source.live else _read_index(location, address, layout, where)
     if columns is None:
         dataset = open_dataset(location, address)
@@ -138,17 +139,6 @@ _IndexColumns: TypeAlias = tuple[
     IntArray, npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32]
 ]
 """Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Label:
-    """Names a dataset in messages; it is opened only when one is written."""
-
-    location: FileLocation
-    address: int
-
-    def __str__(self) -> str:
-        return str(DatasetLabel(self.location, open_dataset(self.location, self.address)))
 
 
 def _read_index(
@@ -257,7 +247,7 @@ def read_raw(
     datatype = dataset.id.get_type()
     if reference_kind(datatype) == "std":
         raise UnsupportedError(
-            f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'} holds "
+            f"{item_label(dataset)} holds "
             "H5T_STD_REF references in storage that is not read directly (compact, virtual, "
             "external, or with a filter that is not known)"
         )
@@ -287,8 +277,7 @@ def _read_error(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
 ) -> FileReadError:
     return FileReadError(
-        f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'}: h5py could "
-        f"not read {shape} elements at {start}: {error}"
+        f"{item_label(dataset)}: h5py could not read {shape} elements at {start}: {error}"
     )
 
 

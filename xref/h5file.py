@@ -275,7 +275,11 @@ def _close_earlier(identity: Identity) -> None:
     HDF5 has one state of a file as long as anyone in the process has it open, so a new
     handle would go on with the metadata of an earlier version. What reads that is told so.
     """
-    for file in list(_opened.values()):
+    # Not `values`, which fails while other threads open files.
+    for reference in _opened.valuerefs():
+        file = reference()
+        if file is None:
+            continue
         before = file._xref_identity
         if before is not None and before[:2] == identity[:2] and before != identity:
             file.close()

@@ -45,6 +45,7 @@ from xref.layout import (
     element_dtype,
     items,
 )
+from xref.names import object_label
 from xref.stdrefs import std_itemsize
 
 
@@ -142,11 +143,10 @@ class DatasetLabel:
     """Names a dataset in messages; its path is searched for only when one is written."""
 
     location: FileLocation
-    dataset: h5py.Dataset
+    address: int
 
     def __str__(self) -> str:
-        path = self.dataset.name or "a dataset without a name"
-        return f"{self.location.filename}: {path}"
+        return f"{self.location.filename}: {object_label(self.location, self.address)}"
 
 
 def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> DatasetLayout:
@@ -161,7 +161,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     ExternalFileError
         If its data lie in other files that the location does not allow.
     """
-    where = DatasetLabel(location, dataset)
+    where = DatasetLabel(location, address)
     datatype = dataset.id.get_type()
     properties = dataset.id.get_create_plist()
     storage = properties.get_layout()

@@ -47,6 +47,7 @@ from xref.h5file import (
     file_format,
     locate_file,
     open_file,
+    unheld,
 )
 from xref.manydatasets import read_datasets
 
@@ -160,7 +161,9 @@ def open_object(location: FileLocation, address: int) -> Object:
         ) from error
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
-    return _wrap(identifier, file)
+    item = _wrap(identifier, file)
+    item._xref_place = unheld(location), address
+    return item
 
 
 def _wrap(identifier: Any, file: h5py.File) -> Object:

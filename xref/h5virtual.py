@@ -21,7 +21,7 @@ def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMappi
     """Return where the elements of the virtual dataset at an address come from."""
     dataset = open_dataset(location, address)
     properties = dataset.id.get_create_plist()
-    where = DatasetLabel(location, dataset)
+    where = DatasetLabel(location, address)
     try:
         return tuple(
             VirtualMapping(

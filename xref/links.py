@@ -119,6 +119,10 @@ def _read_dense(source: Source, info: bytes, address: int) -> list[bytes] | None
         return None
     heap = FractalHeap(source, heap_address)
     records = read_records(source, tree, NAME_INDEX, _HASH_NBYTES + _HEAP_ID_NBYTES)
+    # In the order of the heap's space, so that links of one block come together: the place
+    # follows the first byte of a heap ID. The records are in the order of hashes.
+    place = slice(_HASH_NBYTES + 1, _HASH_NBYTES + 5)
+    records.sort(key=lambda record: int.from_bytes(record[place], "little"))
     budget = Budget(source, f"links in the fractal heap at {heap_address:#x}")
     bodies = []
     for record in records:

@@ -35,7 +35,7 @@ from xref.h5file import (
     cached_by_location,
     file_format,
 )
-from xref.h5objects import hard_links_at, root_address, text, walk_groups
+from xref.h5objects import Object, hard_links_at, root_address, text, walk_groups
 from xref.headers import Message, walk_messages
 from xref.links import LINK_KINDS, is_group, read_hard_links
 from xref.manyheaders import read_messages_of_many
@@ -241,6 +241,15 @@ def near_path(location: FileLocation, address: int) -> str | None:
 def object_label(location: FileLocation, address: int) -> str:
     """Name an object in a repr or a message: its path, or its address if it has none near."""
     return near_path(location, address) or f"object at {address:#x}"
+
+
+def item_label(item: Object) -> str:
+    """Name an object that `xref.h5objects.open_object` opened, and its file, in a message.
+
+    Not as h5py does: the path that HDF5 finds depends on how the object was opened.
+    """
+    location, address = item._xref_place
+    return f"{location.filename}: {object_label(location, address)}"
 
 
 def object_paths(
