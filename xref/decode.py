@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.boxes import decode_boxes
+from xref.chunkchecks import chunk_check
 from xref.columns import FrozenColumns, IntArray
 from xref.datatypes import Datatype
 from xref.encoding import decode_selections, split_heap_ids
@@ -296,7 +297,7 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
                 f"{where} holds references in storage that is not read directly "
                 f"({stored.indirect})"
             )
-        return BoxLoader(stored, read_box)
+        return BoxLoader(stored, read_box, chunk_check(location, address, layout))
     if stored.indirect:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:

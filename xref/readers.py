@@ -64,6 +64,13 @@ class TileLoader(Protocol):
         """Return a loader that reads these ranges from elsewhere."""
 
 
+class ChunkCheck(Protocol):
+    """Decodes chunks before HDF5 does."""
+
+    def check(self, numbers: IntArray) -> None:
+        """Raise if the chunks of these numbers do not decode to exactly their size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileRanges:
     """What the tiles of a plan read from a file that takes requests."""
@@ -136,6 +143,8 @@ class ChunkLoader:
                     )
                 except UnsupportedError:
                     # A chunk too large for its codec, which only its size tells.
+                    if self.layout.pipeline.packers:
+                        raise
                     self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
                 except CorruptFileError as error:
                     element = tuple((cells[stored[i]] * chunks).tolist())
@@ -177,6 +186,8 @@ class ChunkLoader:
             try:
                 decode_chunk(data, window, self.layout.pipeline, mask)
             except UnsupportedError:
+                if self.layout.pipeline.packers:
+                    raise
                 continue  # too large for its codec: HDF5 alone can tell
             except CorruptFileError as error:
                 raise CorruptFileError(
@@ -267,7 +278,7 @@ class BoxLoader:
 
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
-    check: ChunkLoader | None = None
+    check: ChunkCheck | None = None
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
