@@ -233,7 +233,7 @@ class StoredReferences:
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
             loader = ContiguousLoader(layout.stored, FileBytes(self.location))
-            loader.read_run(first, memoryview(raw.reshape(-1)))  # type: ignore[arg-type]
+            loader.read_run(first, raw.reshape(-1).data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))

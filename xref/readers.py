@@ -129,7 +129,7 @@ class ChunkLoader:
         for begin, end in _runs(address, nbytes, self.gap_nbytes):
             first = address[begin]
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
-            data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
+            data = _scratch("read", length).data
             self.source.read_into(first, data)
             count(requests=1, nbytes=length, chunks_read=end - begin)
             for i in range(begin, end):
@@ -180,7 +180,7 @@ class ChunkLoader:
         rows = self.index.find(numbers)
         for row in rows[rows >= 0].tolist():
             stored = _scratch("read", int(self.index.nbytes[row]))
-            data = memoryview(stored)  # type: ignore[arg-type]
+            data = stored.data
             self.source.read_into(int(self.index.address[row]), data)
             mask = int(self.index.filter_mask[row])
             try:
@@ -238,7 +238,7 @@ class ContiguousLoader:
         itemsize = self.layout.dtype.itemsize
         origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
         first = int((plan.tile_origin[tile] * origin).sum())
-        flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        flat = canvas.reshape(-1).view(np.uint8).data
         for start, stop in plan.piece_ranges(tile, self.gap_nbytes // max(itemsize, 1)):
             self.read_run(first + start, flat[start * itemsize : stop * itemsize])
 
