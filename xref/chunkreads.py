@@ -109,7 +109,7 @@ def _read_chunks(
         begin, end = runs[number]
         first = int(offset[begin])
         length = int((offset[begin:end] + nbytes[begin:end]).max()) - first
-        data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
+        data = _scratch("read", length).data
         source.read_into(first, data)
         count(requests=1, nbytes=length, chunks_read=end - begin)
         _decode_run(data, first, order[begin:end], datasets, places, out)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.boxes import decode_boxes
+from xref.chunkchecks import chunk_check
 from xref.columns import FrozenColumns, IntArray
 from xref.datatypes import Datatype
 from xref.encoding import decode_selections, split_heap_ids
@@ -236,7 +237,7 @@ class StoredReferences:
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
             loader = ContiguousLoader(layout.stored, FileBytes(self.location))
-            loader.read_run(first, memoryview(raw.reshape(-1)))  # type: ignore[arg-type]
+            loader.read_run(first, raw.reshape(-1).data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
@@ -300,7 +301,7 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
                 f"{where} holds references in storage that is not read directly "
                 f"({stored.indirect})"
             )
-        return BoxLoader(stored, read_box)
+        return BoxLoader(stored, read_box, chunk_check(location, address, layout))
     if stored.indirect:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:

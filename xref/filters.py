@@ -11,7 +11,8 @@ larger array. In steps:
    the window's items always, any other step if the window is contiguous.
    Otherwise copy its output there.
 
-zlib and NumPy undo deflate, shuffle and Fletcher-32. The optional `imagecodecs`
+zlib and NumPy undo deflate, shuffle and Fletcher-32, and with `xref.bitpacking` N-bit and
+scale-offset, whose parameters are checked first. The optional `imagecodecs`
 undoes deflate at twice the speed, and szip, LZF, Blosc, LZ4, Zstandard and
 bitshuffle. `FilterPipeline.unsupported` names the rest, for the caller to read
 through HDF5. Any number of threads may call these functions; the steps that
@@ -31,6 +32,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from xref.bitpacking import (
+    MOST_ADDED_NBYTES,
+    N_BIT,
+    SCALE_OFFSET,
+    check_elements,
+    undo_n_bit,
+    undo_scale_offset,
+)
 from xref.errors import CorruptFileError, UnsupportedError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]  # one axis, contiguous
@@ -41,15 +50,21 @@ Undo: TypeAlias = Callable[[Options, Bytes, Bytes], Bytes]
 
 SHUFFLE = 2
 FLETCHER32 = 3
+SZIP = 4
+BLOSC = 32001
+LZ4 = 32004
 BITSHUFFLE = 32008
+PACKERS = (N_BIT, SCALE_OFFSET)
 NAMES = {
     1: "deflate",
     SHUFFLE: "shuffle",
     FLETCHER32: "fletcher32",
-    4: "szip",
+    SZIP: "szip",
+    N_BIT: "nbit",
+    SCALE_OFFSET: "scaleoffset",
     32000: "lzf",
-    32001: "blosc",
-    32004: "lz4",
+    BLOSC: "blosc",
+    LZ4: "lz4",
     BITSHUFFLE: "bitshuffle",
     32015: "zstd",
     32026: "blosc2",
@@ -65,6 +80,12 @@ FLETCHER_COLUMNS = 1024  # words; sums over 256 are slower by a fifth
 MAX_STORES = 64  # bytes of an item; for more of them one transposed copy is faster
 FRAME_HEADER = struct.Struct(">QI")  # bytes of all blocks, of one
 BLOCK_HEADER = struct.Struct(">I")  # bytes as stored
+SIZE_FIELDS = {  # where compressors write how many bytes they were given
+    SZIP: struct.Struct("<I"),
+    BLOSC: struct.Struct("<4xI"),
+    LZ4: FRAME_HEADER,
+    BITSHUFFLE: FRAME_HEADER,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +118,14 @@ class FilterPipeline:
             One entry for each such filter; empty if all can be undone.
         """
         return _unsupported(self.filters)
+
+    @property
+    def packers(self) -> tuple[str, ...]:
+        """Names of the filters whose parameters HDF5 believes, whatever they are.
+
+        Chunks with such filters are decoded here before HDF5 sees them.
+        """
+        return tuple(stage.label for stage in self.filters if stage.id in PACKERS)
 
 
 def decode_chunk(
@@ -143,14 +172,19 @@ def decode_chunk(
     items = window.view(f"V{window.itemsize}")
     flat = items.reshape(-1).view(np.uint8) if items.flags.c_contiguous else None
     stored: Bytes = np.frombuffer(data, np.uint8)
+    given = _sizes(stages, window)
     slot = 0
     for index in reversed(range(len(stages))):
         stage = stages[index]
+        nbytes, exact = given[index]
         if _keeps_size(stage):
-            nbytes = stored.size
-        else:
-            n_checksums = sum(s.id == FLETCHER32 for s in stages[:index])
-            nbytes = items.nbytes + CHECKSUM_NBYTES * n_checksums
+            nbytes, exact = stored.size, True
+        elif not exact and (stated := _stated_size(stage, stored)) is not None:
+            if stated > nbytes:
+                raise CorruptFileError(
+                    f"{stage.label} announces {stated} bytes, chunk has at most {nbytes}"
+                )
+            nbytes, exact = stated, True
         fits = index == 0 and nbytes == items.nbytes
         if fits and stage.id == SHUFFLE and stage.options[0] == items.itemsize:
             _unshuffle(stored, items)
@@ -162,12 +196,43 @@ def decode_chunk(
         else:
             slot = 1 - slot  # the other buffer may hold what this stage reads
             out = _scratch(slot, nbytes)
-        stored = _undo(stage, stored, out)
+        stored = _undo(stage, stored, out, exact=exact)
     if stored.size != items.nbytes:
         source = stages[0].label if stages else "a chunk without filters"
         raise CorruptFileError(f"{source} gave {stored.size} bytes, chunk needs {items.nbytes}")
     if stored is not flat:
         items[...] = stored.view(items.dtype).reshape(items.shape)
+
+
+def _sizes(stages: Sequence[Filter], window: npt.NDArray[Any]) -> list[tuple[int, bool]]:
+    """Return how many bytes each filter was given, and whether that is exact or the most.
+
+    What a compressor wrote is written nowhere; filters over it keep the size.
+    """
+    nbytes, exact = window.nbytes, True
+    given = []
+    for stage in stages:
+        given.append((nbytes, exact))
+        if stage.id == FLETCHER32:
+            nbytes += CHECKSUM_NBYTES
+        elif stage.id in PACKERS:
+            try:
+                check_elements(stage.id, stage.options, window.dtype, window.size)
+            except ValueError as error:
+                raise CorruptFileError(f"{stage.label}: {error}") from error
+            nbytes, exact = nbytes + MOST_ADDED_NBYTES, False
+    return given
+
+
+def _stated_size(stage: Filter, stored: Bytes) -> int | None:
+    """Return how many bytes a compressor says that it was given; None if it does not."""
+    form = SIZE_FIELDS.get(stage.id)
+    if form is None:
+        return None
+    if stored.size < form.size:
+        raise CorruptFileError(f"{stage.label} has only {stored.size} bytes")
+    nbytes: int = form.unpack_from(stored.data)[0]
+    return nbytes
 
 
 _local = threading.local()
@@ -187,7 +252,8 @@ def _scratch(slot: int, nbytes: int) -> Bytes:
     return buffer[:nbytes]
 
 
-def _undo(stage: Filter, stored: Bytes, out: Bytes) -> Bytes:
+def _undo(stage: Filter, stored: Bytes, out: Bytes, *, exact: bool) -> Bytes:
+    """Undo one filter into room for what it was given, or for the most that this can be."""
     undo = _find_undo(stage)
     if undo is None:
         raise UnsupportedError(f"cannot undo {stage.label}; read the chunk through HDF5")
@@ -202,7 +268,7 @@ def _undo(stage: Filter, stored: Bytes, out: Bytes) -> Bytes:
         raise CorruptFileError(
             f"{stage.label} cannot decode {stored.size} bytes into {out.size}: {error}"
         ) from error
-    if result.size != out.size:
+    if result.size > out.size or (exact and result.size != out.size):
         raise CorruptFileError(
             f"{stage.label} gave {result.size} bytes, chunk needs {out.size}"
         )
@@ -211,9 +277,13 @@ def _undo(stage: Filter, stored: Bytes, out: Bytes) -> Bytes:
 
 def _unsupported(filters: Sequence[Filter]) -> tuple[str, ...]:
     found = [stage.label for stage in filters if _find_undo(stage) is None]
-    # The size between two compressors is written nowhere, so nothing would cap it.
-    compressors = [stage.label for stage in filters if not _keeps_size(stage)]
-    return (*found, *(f"{label} over {compressors[0]}" for label in compressors[1:]))
+    # The size between two compressors is written nowhere, so nothing would cap it. What a
+    # packer writes first is never much longer than the chunk.
+    compressors = [stage for stage in filters if not _keeps_size(stage)]
+    packed = [stage.id in PACKERS for stage in compressors[:2]]
+    allowed = 2 if packed == [True, False] else 1
+    over = compressors[0].label if compressors else ""
+    return (*found, *(f"{stage.label} over {over}" for stage in compressors[allowed:]))
 
 
 def _keeps_size(stage: Filter) -> bool:
@@ -238,6 +308,11 @@ def _find_undo(stage: Filter) -> Undo | None:
             known_block = block in range(2, 33, 2) and block <= line <= 4096
             known_bits = bits in range(1, 25) or bits in (32, 64)
             return _undo_szip if known_block and known_bits else None
+        # Whatever the options: wrong ones are an error of each chunk.
+        case 5, _:
+            return undo_n_bit
+        case 6, _:
+            return undo_scale_offset
         case 32001, _ if _has("blosc"):
             return _undo_blosc
         case 32004, _ if _has("lz4"):

@@ -223,6 +223,34 @@ def _iterate_index(
     )
 
 
+def read_stored_chunk(
+    dataset: h5py.Dataset, corner: tuple[int, ...]
+) -> tuple[int, bytes] | None:
+    """Return filter mask and bytes of a chunk as stored; None where it was never written.
+
+    Raises
+    ------
+    CorruptFileError, FileReadError
+        If there are fewer bytes than the index of chunks says, or HDF5 cannot read them.
+    """
+    try:
+        info = dataset.id.get_chunk_info_by_coord(corner)
+        if info.byte_offset is None:
+            return None
+        file_nbytes = dataset.file.id.get_filesize()
+        if info.size > file_nbytes:
+            raise CorruptFileError(
+                f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'} has a "
+                f"chunk of {info.size} bytes at {corner}, the file has {file_nbytes}"
+            )
+        mask, data = dataset.id.read_direct_chunk(corner)
+    except XrefError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _read_error(dataset, corner, dataset.chunks, error) from error
+    return int(mask), bytes(data)
+
+
 def _box_space(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[h5s.SpaceID, h5s.SpaceID]:

@@ -438,7 +438,7 @@ class FileBytes:
             if isinstance(held, RemoteBytes):
                 held.read_ranges(offset, nbytes, buffer, at)
                 return
-            view = memoryview(buffer)  # type: ignore[arg-type]
+            view = buffer.data
             for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
                 self._read(held, o, view[a : a + n])
 

@@ -202,11 +202,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         case h5d.COMPACT:
             storage_problem = storage_problem or COMPACT
         case h5d.CHUNKED:
-            # HDF5 skips shuffle, without options, where elements are sequences; each
-            # chunk says so.
-            skipped = (SHUFFLE, ()) if elements is not None else None
-            used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
-            missing = FilterPipeline(filters=used).unsupported()
+            missing = used_filters(pipeline, elements).unsupported()
             if missing:
                 storage_problem = storage_problem or f"filters: {', '.join(missing)}"
         case _:
@@ -324,6 +320,16 @@ def pipeline_of(properties: h5p.PropDCID) -> FilterPipeline:
     """Return the filters of a dataset."""
     n = properties.get_nfilters()
     return FilterPipeline(filters=tuple(_filter(properties, i) for i in range(n)))
+
+
+def used_filters(pipeline: FilterPipeline, elements: Datatype | None) -> FilterPipeline:
+    """Return the filters of a dataset that some chunk may have passed.
+
+    HDF5 skips shuffle, without options, where elements are sequences; each chunk says so.
+    """
+    skipped = (SHUFFLE, ()) if elements is not None else None
+    used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
+    return FilterPipeline(filters=used)
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> Filter:

@@ -84,7 +84,7 @@ def _heap_places(
 
 def _read_written(file: h5py.File, offset: int, out: npt.NDArray[Any]) -> None:
     """Read bytes back from a file that HDF5 has open for writing, and has flushed."""
-    view = memoryview(out).cast("B")  # type: ignore[arg-type]
+    view = out.data.cast("B")
     descriptor, done = file.id.get_vfd_handle(), 0
     while done < len(view):
         n = os.preadv(descriptor, [view[done:]], offset + done)

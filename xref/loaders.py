@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xref.chunkchecks import chunk_check
 from xref.decode import read_box_of_stored, stored_loader
 from xref.elements import DecodeOptions
 from xref.errors import UnsupportedError
@@ -57,14 +57,7 @@ def tile_loader(
         )
     read_box = BoxReader(location, address)
     if options.reader == "h5py" or layout.indirect:
-        check = None
-        index = None
-        if layout.chunks and not location.source.live:
-            with suppress(UnsupportedError):  # of a kind that only HDF5 knows
-                index = chunk_index(location, address)  # HDF5 does not check it
-        if index is not None and layout.pipeline.filters and not layout.pipeline.unsupported():
-            check = ChunkLoader(layout.stored, index, FileBytes(location), read_box, where)
-        return BoxLoader(layout, read_box, check)
+        return BoxLoader(layout, read_box, chunk_check(location, address, layout))
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))
     index = chunk_index(location, address)

@@ -377,11 +377,14 @@ def _decode_chunked(
     """
     ndim, shape, fixed = (column[some] for column in extent)
     data, at, size = found.data, found.position[rows[some]], found.nbytes[rows[some]]
-    version = data[at].astype(np.int64)
+    # Version 3: version, class, rank, address, sizes of 4 bytes.
+    # Version 4: version, class, flags, rank, width of a size, sizes, type of index.
+    # Bytes become signed integers first: unsigned ones hold no negative number, and wrap.
+    version, *head = (data[at + i].astype(np.int64) for i in (0, 2, 3, 4))
     old = version == 3
-    flags = np.where(old, 0, data[at + 2])
-    n_sizes = np.where(old, data[at + 2], data[at + 3])
-    width = np.where(old, 4, data[at + 4])
+    flags = np.where(old, 0, head[0])
+    n_sizes = np.where(old, head[0], head[1])
+    width = np.where(old, 4, head[2])
     good: BoolArray = (version >= 3) & (version <= 5) & (n_sizes == ndim + 1) & (ndim > 0)
     good &= (width >= 1) & (width <= 8) & (flags <= PARTIAL_UNFILTERED + SINGLE_FILTERED)
     ndim, width = np.where(good, ndim, 0), np.where(good, width, 1)
@@ -398,7 +401,7 @@ def _decode_chunked(
     good &= (chunks > 0).all(axis=1) & (chunk_nbytes >= 1) & (chunk_nbytes < MAX_CHUNK_NBYTES)
     good &= nbytes < MAX_EXTENT / 2
     after = first + (ndim + 1) * width
-    index = np.where(old, V1_BTREE, data[after])
+    index = np.where(old, V1_BTREE, data[after].astype(np.int64))
     good &= old | ((index >= SINGLE_CHUNK) & (index <= V2_BTREE))
     filtered = (flags & SINGLE_FILTERED != 0) & (index == SINGLE_CHUNK)
     index = np.where(good, index, 0)

@@ -64,6 +64,13 @@ class TileLoader(Protocol):
         """Return a loader that reads these ranges from elsewhere."""
 
 
+class ChunkCheck(Protocol):
+    """Decodes chunks before HDF5 does."""
+
+    def check(self, numbers: IntArray) -> None:
+        """Raise if the chunks of these numbers do not decode to exactly their size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileRanges:
     """What the tiles of a plan read from a file that takes requests."""
@@ -122,7 +129,7 @@ class ChunkLoader:
         for begin, end in _runs(address, nbytes, self.gap_nbytes):
             first = address[begin]
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
-            data = memoryview(_scratch("read", length))  # type: ignore[arg-type]
+            data = _scratch("read", length).data
             self.source.read_into(first, data)
             count(requests=1, nbytes=length, chunks_read=end - begin)
             for i in range(begin, end):
@@ -136,6 +143,8 @@ class ChunkLoader:
                     )
                 except UnsupportedError:
                     # A chunk too large for its codec, which only its size tells.
+                    if self.layout.pipeline.packers:
+                        raise
                     self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
                 except CorruptFileError as error:
                     element = tuple((cells[stored[i]] * chunks).tolist())
@@ -171,12 +180,14 @@ class ChunkLoader:
         rows = self.index.find(numbers)
         for row in rows[rows >= 0].tolist():
             stored = _scratch("read", int(self.index.nbytes[row]))
-            data = memoryview(stored)  # type: ignore[arg-type]
+            data = stored.data
             self.source.read_into(int(self.index.address[row]), data)
             mask = int(self.index.filter_mask[row])
             try:
                 decode_chunk(data, window, self.layout.pipeline, mask)
             except UnsupportedError:
+                if self.layout.pipeline.packers:
+                    raise
                 continue  # too large for its codec: HDF5 alone can tell
             except CorruptFileError as error:
                 raise CorruptFileError(
@@ -227,7 +238,7 @@ class ContiguousLoader:
         itemsize = self.layout.dtype.itemsize
         origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
         first = int((plan.tile_origin[tile] * origin).sum())
-        flat = memoryview(canvas.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        flat = canvas.reshape(-1).view(np.uint8).data
         for start, stop in plan.piece_ranges(tile, self.gap_nbytes // max(itemsize, 1)):
             self.read_run(first + start, flat[start * itemsize : stop * itemsize])
 
@@ -267,7 +278,7 @@ class BoxLoader:
 
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
-    check: ChunkLoader | None = None
+    check: ChunkCheck | None = None
 
     @property
     def chunks(self) -> tuple[int, ...] | None:

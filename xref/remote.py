@@ -235,7 +235,7 @@ class RemoteBytes:
         first = offset // BLOCK_NBYTES
         counts = -(-(offset + nbytes) // BLOCK_NBYTES) - first
         held = self._take_blocks(np.unique(ragged_ranges(first, counts)).tolist())
-        view = memoryview(buffer)  # type: ignore[arg-type]
+        view = buffer.data
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             held.read_into(o, view[a : a + n])
 

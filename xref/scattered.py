@@ -69,7 +69,7 @@ def _read_runs(
     gap: int,
 ) -> None:
     """Read ranges in ascending order, those that lie close together."""
-    view: Any = memoryview(buffer)  # type: ignore[arg-type]
+    view: Any = buffer.data
     scratch = np.empty(0, dtype=np.uint8)
     for begin, end in group_ranges(offset, nbytes, gap):
         first = int(offset[begin])
@@ -80,7 +80,7 @@ def _read_runs(
         length = int((offset[begin:end] + nbytes[begin:end]).max()) - first
         if len(scratch) < length:
             scratch = np.empty(max(length, min(RUN_NBYTES, int(nbytes.sum()))), np.uint8)
-        run: Any = memoryview(scratch)[:length]  # type: ignore[arg-type]
+        run: Any = scratch.data[:length]
         source.read_into(first, run)
         width = int(nbytes[begin])
         if (nbytes[begin:end] == width).all():
