@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -81,6 +82,19 @@ def test_boxes_are_written_in_the_form_that_any_hdf5_reads() -> None:
     assert data.nbytes.tolist() == [8 + 24 + 16]
 
 
+class OnDisk:
+    """The bytes of a file that HDF5 has open."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self.number = file.id.get_vfd_handle()
+
+    def seek(self, offset: int) -> int:
+        return os.lseek(self.number, offset, os.SEEK_SET)
+
+    def readinto(self, buffer: memoryview) -> int:
+        return os.readv(self.number, [buffer])
+
+
 def test_hdf5_reads_the_elements_that_were_meant(tmp_path: Path) -> None:
     image = np.arange(12 * 10).reshape(12, 10)
     chosen = [s for s in EXAMPLES.values() if selection_fits(s, image.shape)]
@@ -88,7 +102,7 @@ def test_hdf5_reads_the_elements_that_were_meant(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "file.h5", "w") as file:
         data = file.create_dataset("image", data=image)
         address = np.full(len(table), address_of(data), dtype=np.uint64)
-        raw = region_bytes(file, address, table)
+        raw = region_bytes(file, OnDisk(file), address, table)
         rois = file.create_dataset("rois", (len(table),), dtype=h5py.regionref_dtype)
         rois.id.write(
             h5py.h5s.ALL, h5py.h5s.ALL, raw.view("V12")[:, 0], mtype=h5py.h5t.STD_REF_DSETREG
@@ -116,10 +130,12 @@ def selection_fits(selection: Selection, shape: tuple[int, ...]) -> bool:
 
 def test_no_reference_needs_no_heap(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "file.h5", "w") as file:
-        nothing = region_bytes(file, np.zeros(3, dtype=np.uint64), empty_table(3, 0))
+        three = np.zeros(3, dtype=np.uint64)
+        nothing = region_bytes(file, OnDisk(file), three, empty_table(3, 0))
         assert nothing.shape == (3, 12)
         assert not nothing.any()
-        assert not len(region_bytes(file, np.zeros(0, dtype=np.uint64), empty_table(0, 0)))
+        none = np.zeros(0, dtype=np.uint64)
+        assert not len(region_bytes(file, OnDisk(file), none, empty_table(0, 0)))
 
 
 def test_many_are_stored_in_several_batches(
@@ -131,7 +147,7 @@ def test_many_are_stored_in_several_batches(
         start = np.arange(50)[:, None]
         boxes = box_table(start, np.broadcast_to(np.array([[3]]), start.shape))
         address = np.full(50, address_of(data), dtype=np.uint64)
-        raw = region_bytes(file, address, boxes)
+        raw = region_bytes(file, OnDisk(file), address, boxes)
         rois = file.create_dataset("rois", (50,), dtype=h5py.regionref_dtype)
         rois.id.write(
             h5py.h5s.ALL, h5py.h5s.ALL, raw.view("V12")[:, 0], mtype=h5py.h5t.STD_REF_DSETREG

@@ -41,6 +41,13 @@ class FileReadError(XrefError, OSError):
     """A read failed or came back short."""
 
 
+class FileWriteError(XrefError, OSError):
+    """A file could not be written completely; what was there before is still there.
+
+    The arguments are those of `OSError`: error number, message, name of the file.
+    """
+
+
 class ExternalFileError(XrefError, PermissionError):
     """The file points at another file that the `external` option does not allow."""
 

@@ -5,7 +5,8 @@ In: a block, and the place of its dataset. Out: nothing; the elements are in the
 Chunks that a block has whole are compressed here, outside HDF5's lock, and handed to HDF5
 as they are stored; all else goes through HDF5, which compresses under its lock. The file
 is opened for each block, under a lock that other processes see too: where a scheduler
-puts a task does not matter, and nothing that h5py made is in a graph.
+puts a task does not matter, and nothing that h5py made is in a graph. A block is written
+when HDF5 has closed the file without an error of the operating system.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from xref.drafts import Draft
+from xref.errors import FileChangedError
 from xref.filters import SHUFFLE, FilterPipeline
 from xref.h5memory import Form, Memory, Plain, RawBytes
 from xref.h5write import write_elements
 from xref.references import ReferenceArray
+from xref.uninterrupted import uninterrupted
 
 DEFLATE = 1
 
@@ -33,21 +37,16 @@ _threads = threading.Lock()
 
 
 @contextmanager
-def open_to_write(path: str, lock: str) -> Iterator[h5py.File]:
+def open_to_write(draft: Draft) -> Iterator[h5py.File]:
     """Open a file for writing, one thread of one process at a time.
 
     Parameters
     ----------
-    path : str
-    lock : str
-        A file that is locked meanwhile.
+    draft : Draft
+        The file.
     """
-    import fcntl  # not there on all systems
-
-    with _threads, open(lock, "a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with h5py.File(path, "r+") as file:
-            yield file
+    with _threads, draft.open() as stored, h5py.File(stored, "r+") as file:
+        yield file
 
 
 def no_references(references: ReferenceArray, kind: str) -> RawBytes:
@@ -59,8 +58,7 @@ def no_references(references: ReferenceArray, kind: str) -> RawBytes:
 class BlockTarget:
     """A dataset that `dask.array.store` writes to."""
 
-    path: str  # of the file
-    lock: str  # a file beside it, for this write alone
+    draft: Draft  # of the file
     name: str  # of the dataset
     form: Form
     shape: tuple[int, ...]
@@ -76,9 +74,29 @@ class BlockTarget:
         if self._is_direct(box):
             self._write_chunks(box, values)
             return
+        uninterrupted(self._write_elements, box, values)
+
+    def _write_elements(self, box: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
+        """Let HDF5 write a block."""
         memory = Memory(no_references)
-        with open_to_write(self.path, self.lock) as file:
-            write_elements(file[self.name], self.form, memory, values, box)
+        with open_to_write(self.draft) as file:
+            write_elements(self._dataset(file), self.form, memory, values, box)
+
+    def _dataset(self, file: h5py.File) -> h5py.Dataset:
+        """Return the dataset, which another program may have changed.
+
+        Raises
+        ------
+        FileChangedError
+            If it has.
+        """
+        found = file.get(self.name)
+        if not isinstance(found, h5py.Dataset) or found.shape != self.shape:
+            raise FileChangedError(
+                f"{self.draft.filename}: {self.name!r} was changed by another program before "
+                "all of its blocks were written"
+            )
+        return found
 
     def _is_direct(self, box: tuple[slice, ...]) -> bool:
         """Tell whether a block has whole chunks, whose filters are known here."""
@@ -104,10 +122,14 @@ class BlockTarget:
                 for at, s, c in zip(corner, box, self.chunks or (), strict=True)
             )
             encoded.append((corner, self._encode(values[place])))
-        with open_to_write(self.path, self.lock) as file:
-            dataset = file[self.name].id
+        uninterrupted(self._store_chunks, encoded)
+
+    def _store_chunks(self, encoded: list[tuple[tuple[int, ...], bytes]]) -> None:
+        """Store chunks that are encoded."""
+        with open_to_write(self.draft) as file:
+            dataset = self._dataset(file)
             for corner, data in encoded:
-                dataset.write_direct_chunk(corner, data)
+                dataset.id.write_direct_chunk(corner, data)
 
     def _encode(self, part: npt.NDArray[Any]) -> bytes:
         """Return a chunk as it is stored; past the extent it has the fill value."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h5py
@@ -25,7 +25,9 @@ import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
 from xref.cfencode import Encoded, align_blocks, encode_dataset, encode_stored
+from xref.checkedfile import CheckedFile
 from xref.decoding import CF_ATTRIBUTES
+from xref.drafts import Draft
 from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
 from xref.h5file import FileLocation
@@ -78,12 +80,12 @@ class TreeWriter:
     Parameters
     ----------
     file : h5py.File
-    path : str
-        Of the file, for what is written later.
+    stored : CheckedFile
+        What HDF5 writes the file through.
     targets : Targets
         Where references lead to.
-    lock : str
-        A file for those who write blocks to lock.
+    draft : Draft
+        The file, for what is written later.
     is_new : bool
         Whether the file has nothing yet.
 
@@ -91,15 +93,19 @@ class TreeWriter:
     ----------
     blocks : list of (dask.array.Array, BlockTarget)
         What is still to be stored.
-    made : list of str
-        Paths of the objects that were not there before.
     """
 
     def __init__(
-        self, file: h5py.File, path: str, targets: Targets, lock: str, *, is_new: bool
+        self,
+        file: h5py.File,
+        stored: CheckedFile,
+        targets: Targets,
+        draft: Draft,
+        *,
+        is_new: bool,
     ) -> None:
-        self.file, self.path, self.targets, self.lock = file, path, targets, lock
-        self.made: list[str] = []
+        self.file, self.stored, self.targets, self.draft = file, stored, targets, draft
+        self.path = draft.filename
         self._made = set[int]()
         self._is_new = is_new
         self._n_dimensions = 0 if is_new else next_dimension(file)
@@ -112,9 +118,7 @@ class TreeWriter:
         self._copied: dict[Ident, Written] = {}
         targets.copy = self._copy
 
-    def add(
-        self, path: str, dataset: xr.Dataset, encodings: Mapping[Hashable, Mapping[str, Any]]
-    ) -> None:
+    def add(self, path: str, dataset: xr.Dataset, encoded: Encoded) -> None:
         """Write one group, and its variables.
 
         Parameters
@@ -122,17 +126,17 @@ class TreeWriter:
         path : str
             Of the group.
         dataset : xarray.Dataset
-        encodings : dict
-            What the user says of some variables.
+        encoded : Encoded
+            Its variables as they are stored.
         """
         group = self._require_group(path)
         made_from = ident(opened_from(dataset.encoding))
         self.targets.add(Written(path, address_of(group), None, made_from))
-        encoded = encode_dataset(dataset, encodings)
         scales = self._add_dimensions(group, path, encoded)
         for name, variable in encoded.variables.items():
             look = functools.partial(dataset.__getitem__, name)
             self._add_variable(group, path, name, variable, encoded, scales, look)
+            self.stored.check()
         self._write_attributes(group, encoded.attributes, path)
 
     def finish(self) -> None:
@@ -144,8 +148,10 @@ class TreeWriter:
             waiting, self._later = self._later, []
             for write in waiting:
                 write()
+                self.stored.check()
         for change in changes:
             change()
+            self.stored.check()
         for dataset, address, dims, known in self._along:
             scales = [known.get(dim) for dim in dims]
             if any(s is not None and s.existed for s in scales):
@@ -172,15 +178,14 @@ class TreeWriter:
             found = self._member(group, part, at)
             if found is None:
                 found = group.create_group(part, track_order=True)
-                self._note(found, at)
+                self._note(found)
             elif not isinstance(found, h5py.Group):
                 raise ValueError(f"{self.path}: {at!r} is a dataset; no group can be there")
             group = found
         return group
 
-    def _note(self, item: h5py.HLObject, path: str) -> None:
+    def _note(self, item: h5py.HLObject) -> None:
         """Note that an object was not there before."""
-        self.made.append(path)
         self._made.add(address_of(item))
 
     def _existed(self, address: int) -> bool:
@@ -235,7 +240,7 @@ class TreeWriter:
             dataset = group.create_dataset(
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
-            self._note(dataset, dataset.name)
+            self._note(dataset)
             dataset.make_scale(NO_VARIABLE % size)
             own[dim] = scales[dim] = Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
@@ -330,12 +335,11 @@ class TreeWriter:
                 what=where,
             )
             dataset = create_dataset(group, name, variable.shape, form, storage)
-            self._note(dataset, dataset.name)
+            self._note(dataset)
         if blocks:
             data = align_blocks(data, dataset.chunks)
             target = BlockTarget(
-                path=self.path,
-                lock=self.lock,
+                draft=self.draft,
                 name=posixpath.join(group.name, name),
                 form=form,
                 shape=variable.shape,
@@ -348,10 +352,13 @@ class TreeWriter:
         if existing is not None:
             self._at_last.append(lambda: self._prepare_elements(dataset, form, data))
         elif holds_references(form):
-            self._later.append(lambda: write_elements(dataset, form, self._memory(), data))
+            self._later.append(lambda: self._write_elements(dataset, form, data))
         else:
-            write_elements(dataset, form, self._memory(), data)
+            self._write_elements(dataset, form, data)
         return dataset
+
+    def _write_elements(self, dataset: h5py.Dataset, form: Form, data: Any) -> None:
+        write_elements(dataset, form, self._memory(), data, check=self.stored.check)
 
     def _change(self, change: Callable[..., Any], *arguments: Any) -> None:
         """Change what was there before, at last."""
@@ -364,7 +371,7 @@ class TreeWriter:
         raw = memory.encode(form, data)
 
         def write(memory: Memory = memory) -> None:  # which holds what the bytes point at
-            write_raw(dataset, form, raw)
+            write_raw(dataset, form, raw, check=self.stored.check)
 
         return write
 
@@ -435,7 +442,7 @@ class TreeWriter:
     def _reference_bytes(self, references: ReferenceArray, kind: str) -> RawBytes:
         address, regions = self.targets.remake(references, references.describe)
         if kind == "region":
-            return region_bytes(self.file, address, regions)
+            return region_bytes(self.file, self.stored, address, regions)
         return address.astype("<u8").view(np.uint8).reshape(len(address), 8)
 
     def _copy(self, location: FileLocation, address: int, kind: str) -> Written:
@@ -471,7 +478,8 @@ class TreeWriter:
         if kind == "group":
             group = self._require_group(path)
             written = Written(path, address_of(group), None)
-            self.add(path, reference.resolve(), {})
+            dataset = reference.resolve()
+            self.add(path, dataset, encode_dataset(dataset, {}))
             self._later.append(lambda: self._copy_members(path, location, address))
         elif kind == "datatype":
             above, name = posixpath.split(path)
@@ -514,7 +522,7 @@ class TreeWriter:
     def _copy_object(self, item: h5py.HLObject, parent: h5py.Group, name: str) -> None:
         """Copy an object of another file that leads to no others."""
         h5o.copy(item.id, b".", parent.id, name.encode("utf-8", "surrogateescape"))
-        self._note(parent[name], posixpath.join(parent.name, name))
+        self._note(parent[name])
 
 
 def _is_plain(dataset: h5py.Dataset) -> bool:

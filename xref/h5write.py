@@ -11,10 +11,11 @@ without a name; its elements, read back as they are stored, are the references.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -29,6 +30,9 @@ from xref.serialized import encode_regions
 REGIONS_AT_ONCE = 1 << 17
 """Region references whose heap data are in memory at once, some 10 MB of boxes."""
 
+WRITTEN_AT_ONCE = 16 << 20
+"""Bytes of an array in memory that HDF5 writes at once, of which h5py makes a copy."""
+
 _STORED_SEQUENCE = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
 
 _REGION_NBYTES = 12
@@ -39,8 +43,21 @@ def address_of(item: h5py.HLObject) -> int:
     return int(h5o.get_info(item.id).addr)
 
 
+class ReadBack(Protocol):
+    """Bytes of a file that HDF5 has open for writing."""
+
+    def seek(self, offset: int) -> Any:
+        """Go to an offset."""
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        """Read into a buffer; return how many bytes came."""
+
+
 def region_bytes(
-    file: h5py.File, address: npt.NDArray[np.uint64], regions: RegionTable
+    file: h5py.File,
+    stored: ReadBack,
+    address: npt.NDArray[np.uint64],
+    regions: RegionTable,
 ) -> RawBytes:
     """Put region references into a file's heap; return what stands for them, ``(n, 12)``.
 
@@ -48,6 +65,8 @@ def region_bytes(
     ----------
     file : h5py.File
         Open for writing.
+    stored : ReadBack
+        Its bytes, with all that HDF5 has flushed.
     address : numpy.ndarray
         Shape ``(n,)``: object header of each target in this file, 0 for none.
     regions : RegionTable
@@ -59,12 +78,16 @@ def region_bytes(
         rows = live[begin : begin + REGIONS_AT_ONCE]
         part = regions if len(rows) == len(regions) else regions.take(rows)
         data = encode_regions(address[rows], part)
-        out[rows] = _heap_places(file, data.buffer, data.position, data.nbytes)
+        out[rows] = _heap_places(file, stored, data.buffer, data.position, data.nbytes)
     return out
 
 
 def _heap_places(
-    file: h5py.File, buffer: npt.NDArray[np.uint8], position: IntArray, nbytes: IntArray
+    file: h5py.File,
+    stored: ReadBack,
+    buffer: npt.NDArray[np.uint8],
+    position: IntArray,
+    nbytes: IntArray,
 ) -> RawBytes:
     """Store pieces of a buffer as objects of global heaps; return where, ``(n, 12)``."""
     pieces = np.zeros(len(position), dtype=[("length", np.uintp), ("pointer", np.uintp)])
@@ -75,22 +98,14 @@ def _heap_places(
     dataset = h5d.create(file.id, None, kind, h5s.create_simple((len(position),)))
     dataset.write(h5s.ALL, h5s.ALL, pieces.view(f"V{pieces.itemsize}"), mtype=kind)
     file.flush()
-    stored = np.empty(len(position), dtype=_STORED_SEQUENCE)
-    _read_written(file, dataset.get_offset(), stored)
+    found = np.empty(len(position), dtype=_STORED_SEQUENCE)
+    view = memoryview(found).cast("B")  # type: ignore[arg-type]
+    stored.seek(dataset.get_offset())
+    if stored.readinto(view) != len(view):
+        raise OSError(f"{file.filename}: what was just written could not be read back")
     places = np.empty(len(position), dtype=[("collection", "<u8"), ("index", "<u4")])
-    places["collection"], places["index"] = stored["collection"], stored["index"]
+    places["collection"], places["index"] = found["collection"], found["index"]
     return places.view(np.uint8).reshape(len(position), _REGION_NBYTES)
-
-
-def _read_written(file: h5py.File, offset: int, out: npt.NDArray[Any]) -> None:
-    """Read bytes back from a file that HDF5 has open for writing, and has flushed."""
-    view = out.data.cast("B")
-    descriptor, done = file.id.get_vfd_handle(), 0
-    while done < len(view):
-        n = os.preadv(descriptor, [view[done:]], offset + done)
-        if n <= 0:
-            raise OSError(f"{file.filename}: what was just written could not be read back")
-        done += n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +154,10 @@ def write_elements(
     memory: Memory,
     values: Any,
     box: tuple[slice, ...] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write elements in the form they have in memory; all of them, or those of a box."""
-    write_raw(dataset, form, memory.encode(form, values), box)
+    write_raw(dataset, form, memory.encode(form, values), box, check)
 
 
 def write_raw(
@@ -149,16 +165,49 @@ def write_raw(
     form: Form,
     raw: npt.NDArray[np.void],
     box: tuple[slice, ...] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
-    """Write elements that a `Memory` has made, and still holds."""
+    """Write elements that a `Memory` has made, and still holds.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+    form : Form
+    raw : numpy.ndarray
+    box : tuple of slice, optional
+        Where; everywhere by default.
+    check : callable, optional
+        Is called after each of several parts, and raises an error if one was not written.
+    """
     if not raw.size:
         return
-    if box is None or not raw.shape:
-        dataset.id.write(h5s.ALL, h5s.ALL, raw, mtype=form.type_id())
+    kind = form.type_id()
+    if not raw.shape:
+        dataset.id.write(h5s.ALL, h5s.ALL, raw, mtype=kind)
         return
+    corner = tuple(s.start for s in box) if box else (0,) * raw.ndim
+    sides = _part_shape(raw, dataset.chunks)
     space = dataset.id.get_space()
-    space.select_hyperslab(tuple(s.start for s in box), raw.shape)
-    dataset.id.write(h5s.create_simple(raw.shape), space, raw, mtype=form.type_id())
+    for start in itertools.product(
+        *(range(0, n, side) for n, side in zip(raw.shape, sides, strict=True))
+    ):
+        place = tuple(slice(at, at + side) for at, side in zip(start, sides, strict=True))
+        part = np.ascontiguousarray(raw[place])
+        at = tuple(c + k for c, k in zip(corner, start, strict=True))
+        space.select_hyperslab(at, part.shape)
+        dataset.id.write(h5s.create_simple(part.shape), space, part, mtype=kind)
+        if check is not None:
+            check()
+
+
+def _part_shape(raw: npt.NDArray[np.void], chunks: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the shape of parts of whole chunks, which are small enough to be copied."""
+    least = chunks or (1,) * raw.ndim
+    sides = list(raw.shape)
+    for axis, chunk in enumerate(least):
+        while sides[axis] > chunk and math.prod(sides) * raw.itemsize > WRITTEN_AT_ONCE:
+            sides[axis] = max(-(-sides[axis] // (2 * chunk)), 1) * chunk
+    return tuple(sides)
 
 
 def write_attribute(

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-import shutil
-import uuid
-from collections.abc import Hashable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import dask.array as da
 import h5py
@@ -22,7 +18,11 @@ import xarray as xr
 from dask.delayed import delayed
 
 from xref.attribute_values import HIDDEN_ATTRIBUTES
+from xref.cfencode import encode_dataset
+from xref.checkedfile import CheckedFile
+from xref.drafts import AppendDraft, Draft, EachBlock, NewDraft, appending, naming
 from xref.errors import UnsupportedError
+from xref.h5blocks import BlockTarget
 from xref.h5file import close_files
 from xref.h5tree import TreeWriter
 from xref.inputs import URL
@@ -30,10 +30,13 @@ from xref.origins import source_locations
 from xref.references import ReferenceArray
 from xref.remake import ON_MISSING, Targets
 from xref.sources import LocalFile
+from xref.uninterrupted import uninterrupted
 
 MODES = ("w", "a")
 
-Encodings = Mapping[str, Mapping[Hashable, Mapping[str, Any]]]
+Encodings: TypeAlias = Mapping[str, Mapping[Hashable, Mapping[str, Any]]]
+
+Blocks: TypeAlias = list[tuple[Any, BlockTarget]]
 
 
 def to_hdf5(
@@ -100,34 +103,132 @@ def to_hdf5(
     filename = _local_file(path)
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
-    appends = mode == "a" and os.path.exists(filename)
-    draft = _Draft.of(filename, appends)
     targets = Targets(on_missing)
-    if appends:
-        targets.own_file = LocalFile(filename).identity()
-        nodes = {at: _read_from(node, targets.own_file[:2]) for at, node in nodes.items()}
-        close_files()
-    writer = None
+    if mode == "w":
+        return _write_new(nodes, encodings, targets, filename, True, compute)
+    with appending(filename):
+        if not os.path.exists(filename):
+            return _write_new(nodes, encodings, targets, filename, False, compute)
+        return _append(nodes, encodings, targets, filename, compute)
+
+
+def _write_new(
+    nodes: Mapping[str, xr.Dataset],
+    encodings: Encodings,
+    targets: Targets,
+    filename: str,
+    replaces: bool,
+    compute: bool,
+) -> Any:
+    """Write a new file, which replaces one that is there, or is the first."""
+    draft = NewDraft.of(filename, replaces=replaces)
     try:
-        options = {} if appends else {"libver": ("v108", "latest"), "track_order": True}
-        with h5py.File(draft.path, "r+" if appends else "x", **options) as file:
-            writer = TreeWriter(file, draft.path, targets, draft.lock, is_new=not appends)
-            for at, node in nodes.items():
-                writer.add(at, node, encodings.get(at, {}))
-            writer.finish()
-        if not writer.blocks:
-            draft.publish()
-            return None if compute else delayed(_nothing)()
-        arrays, places = zip(*writer.blocks, strict=True)
-        stored = da.store(list(arrays), list(places), lock=False, compute=False)
-        done = delayed(_publish, pure=False)(stored, draft)
+        uninterrupted(draft.create)
+        blocks = _write_structure(nodes, encodings, targets, draft, draft)
         if not compute:
-            return done
-        done.compute()
+            if not blocks:
+                uninterrupted(draft.publish)
+            return _later(blocks, draft)
+        _write_blocks(blocks)
+        uninterrupted(draft.publish)
     except BaseException:
-        draft.remove(writer.made if writer else [])
+        draft.remove()
         raise
     return None
+
+
+def _append(
+    nodes: Mapping[str, xr.Dataset],
+    encodings: Encodings,
+    targets: Targets,
+    filename: str,
+    compute: bool,
+) -> Any:
+    """Change a file that is there, in place, once all changes are known."""
+    close_files()  # HDF5 does not write what is open
+    draft = AppendDraft.of(filename)
+    for_blocks = draft if compute else EachBlock(filename)
+    try:
+        with draft.unchanged():
+            targets.own_file = LocalFile(filename).identity()
+            nodes = {at: _read_from(node, targets.own_file[:2]) for at, node in nodes.items()}
+            uninterrupted(draft.create)
+            blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
+            if compute:
+                _write_blocks(blocks)
+            close_files()
+        uninterrupted(draft.publish)
+    finally:
+        draft.remove()
+    return None if compute else _later(blocks, for_blocks)
+
+
+def _write_structure(
+    nodes: Mapping[str, xr.Dataset],
+    encodings: Encodings,
+    targets: Targets,
+    draft: NewDraft | AppendDraft,
+    for_blocks: Draft,
+) -> Blocks:
+    """Write all but the blocks of dask arrays; return these, and where they go."""
+    with draft.open() as stored, _Session(stored, isinstance(draft, NewDraft)) as session:
+        writer = TreeWriter(session.file, stored, targets, for_blocks, is_new=session.is_new)
+        for at, node in nodes.items():
+            encoded = encode_dataset(node, encodings.get(at, {}))  # which may compute
+            session.run(writer.add, at, node, encoded)
+        session.run(writer.finish)
+    return writer.blocks
+
+
+class _Session:
+    """A file that HDF5 has open for writing; calls into HDF5 are not interrupted."""
+
+    def __init__(self, stored: CheckedFile, is_new: bool) -> None:
+        self.stored, self.is_new = stored, is_new
+        self.file: Any = None
+
+    def __enter__(self) -> _Session:
+        try:
+            self.run(self._open)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open(self) -> None:
+        if self.is_new:
+            self.file = h5py.File(self.stored, "w", libver=("v108", "latest"), track_order=True)
+            return
+        with naming(repr(self.stored)):
+            self.file = h5py.File(self.stored, "r+")
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function; raise the error of what it wrote."""
+        uninterrupted(function, *arguments, stop=self.stored.stop)
+        self.stored.check()
+
+    def __exit__(self, *_: object) -> None:
+        uninterrupted(self._close)
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _write_blocks(blocks: Blocks) -> None:
+    """Write the blocks of dask arrays."""
+    if blocks:
+        arrays, places = zip(*blocks, strict=True)
+        da.store(list(arrays), list(places), lock=False)
+
+
+def _later(blocks: Blocks, draft: Draft) -> Any:
+    """Return what writes the blocks of dask arrays, and publishes the file."""
+    if not blocks:
+        return delayed(_nothing)()
+    arrays, places = zip(*blocks, strict=True)
+    stored = da.store(list(arrays), list(places), lock=False, compute=False)
+    return delayed(_publish, pure=False)(stored, draft)
 
 
 def _local_file(path: str | os.PathLike[str]) -> str:
@@ -145,57 +246,10 @@ def _local_file(path: str | os.PathLike[str]) -> str:
     return filename
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A file that is being written."""
-
-    filename: str  # that it shall have
-    path: str  # that it has
-    lock: str  # beside it, for those who write blocks
-
-    @classmethod
-    def of(cls, filename: str, appends: bool) -> _Draft:
-        """Name a new file, or the one that is appended to."""
-        folder, name = os.path.split(filename)
-        hidden = os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex[:8]}.part")
-        return cls(filename, filename if appends else hidden, f"{hidden}.lock")
-
-    def publish(self) -> None:
-        """Give the file its name, once all of it is on disk."""
-        self._remove_lock()
-        if self.path == self.filename:
-            return
-        with open(self.path, "rb") as file:
-            if os.path.exists(self.filename):
-                shutil.copymode(self.filename, self.path)
-            os.fsync(file.fileno())
-        os.replace(self.path, self.filename)
-        folder = os.open(os.path.dirname(self.filename), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def remove(self, made: list[str]) -> None:
-        """Remove a new file that was not finished, or what was made in an old one."""
-        self._remove_lock()
-        if self.path != self.filename:
-            with suppress(FileNotFoundError):
-                os.remove(self.path)
-        elif made:
-            with h5py.File(self.path, "r+") as file:
-                for path in reversed(made):
-                    del file[path]
-
-    def _remove_lock(self) -> None:
-        with suppress(FileNotFoundError):
-            os.remove(self.lock)
-
-
-def _publish(stored: Any, draft: _Draft) -> None:
+def _publish(stored: Any, draft: Draft) -> None:
     """Finish a file whose blocks are stored."""
     del stored
-    draft.publish()
+    uninterrupted(draft.publish)
 
 
 def _nothing() -> None:

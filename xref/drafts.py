@@ -1,0 +1,485 @@
+"""Files while they are written: their hidden names, who waits for whom, how they end.
+
+In: the name that a file shall have. Out: `CheckedFile` objects for HDF5 to write through,
+and the finished file, or the old one.
+
+- `NewDraft`: a new file under a hidden name, which takes its own name when it is complete.
+- `AppendDraft`: changes of a file under a hidden name (`xref.checkedfile.Overlay`), which
+  are made in the file when they are complete.
+- `EachBlock`: changes of a file that are made one block after the other.
+
+Drafts are plain names: they travel to other processes, which write blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from typing import TypeAlias
+
+from xref.checkedfile import CheckedFile, Overlay, PlainStore, Records, write_error
+from xref.errors import FileChangedError, FileWriteError, XrefError
+
+APPENDS_SECONDS = 60.0
+"""How long an append waits for other appends to the same file."""
+
+READERS_SECONDS = 10.0
+"""How long an append waits for those who have the file open."""
+
+_POLL_SECONDS = 0.005
+
+_RECORDS_KEPT = 16
+
+_Version: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, bytes, and the time (ns) of the last write."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewDraft:
+    """A new file that is being written.
+
+    Attributes
+    ----------
+    filename : str
+        The name that it shall have.
+    path : str
+        The hidden name that it has.
+    replaces : bool
+        Whether it may take the place of a file that is there.
+    """
+
+    filename: str
+    path: str
+    replaces: bool
+
+    @classmethod
+    def of(cls, filename: str, *, replaces: bool) -> NewDraft:
+        """Choose a hidden name."""
+        return cls(filename, _hidden(filename), replaces)
+
+    def create(self) -> None:
+        """Make the hidden file, which no one may read who may not read the old one."""
+        private = os.path.exists(self.filename)
+        with naming(self.filename):
+            _open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
+            ).close()
+
+    @contextmanager
+    def open(self) -> Iterator[CheckedFile]:
+        """Open the hidden file; others wait until it is closed again."""
+        with _used_by_one(self.path, self.filename) as file:
+            stored = CheckedFile(PlainStore(file), self.filename)
+            with _closed_and_checked(stored, file):
+                yield stored
+
+    def publish(self) -> None:
+        """Give the file its name, once all of it is on disk."""
+        with naming(self.filename), _open_draft(self.path, self.filename) as file:
+            with suppress(FileNotFoundError):
+                _take_over(self.filename, file)
+            os.fsync(file.fileno())
+            if self.replaces:
+                _replace(self.path, self.filename)
+            else:
+                _name_new(self.path, self.filename)
+
+    def remove(self) -> None:
+        """Remove the hidden file."""
+        _remove(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendDraft:
+    """Changes of a file that are being written.
+
+    Attributes
+    ----------
+    filename : str
+        The file.
+    path : str
+        The hidden name of the changes.
+    version : tuple of int
+        Of the file.
+    """
+
+    filename: str
+    path: str
+    version: _Version
+
+    @classmethod
+    def of(cls, filename: str) -> AppendDraft:
+        """Choose a hidden name."""
+        return cls(filename, _hidden(filename), _version(os.stat(filename)))
+
+    def create(self) -> None:
+        """Make the hidden file, for its owner alone."""
+        with naming(self.filename):
+            _open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600).close()
+        _remember(self.path, Records())
+
+    @contextmanager
+    def open(self) -> Iterator[CheckedFile]:
+        """Open the file with its changes; others wait until it is closed again."""
+        with _used_by_one(self.path, self.filename) as held, _base(self.filename) as base:
+            self._check(base)
+            overlay = Overlay(base, self.version[2], held, _records.get(self.path))
+            _remember(self.path, overlay.records)
+            stored = CheckedFile(overlay, self.filename)
+            with _closed_and_checked(stored, held):
+                yield stored
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep other programs from writing the file, as HDF5's locks do; they may read it.
+
+        Raises
+        ------
+        BlockingIOError
+            If someone has it open for a long time: it could not be published.
+        """
+        with naming(self.filename):
+            file = _open(self.filename, os.O_RDWR)
+        with file:
+            with naming(self.filename):
+                _lock_for_writing(file, self.filename)
+                self._check(file)
+                _lock(file, fcntl.LOCK_SH)
+            yield
+
+    def publish(self) -> None:
+        """Make the changes in the file, and see that they are on disk.
+
+        Raises
+        ------
+        FileChangedError
+            If someone else has changed the file.
+        BlockingIOError
+            If someone has it open.
+        """
+        with naming(self.filename), _open_draft(self.path, self.filename) as held:
+            with _open(self.filename, os.O_RDWR) as target:
+                _lock_for_writing(target, self.filename)
+                self._check(target)
+                overlay = Overlay(target, self.version[2], held, _records.get(self.path))
+                overlay.commit(target, self.filename)
+
+    def _check(self, file: FileIO) -> None:
+        try:
+            named = _version(os.stat(self.filename))
+        except FileNotFoundError:
+            named = None
+        if not self.version == named == _version(os.fstat(file.fileno())):
+            raise FileChangedError(
+                f"{self.filename} was changed by another program while it was appended to; "
+                "nothing was appended: do it again"
+            )
+
+    def remove(self) -> None:
+        """Remove the hidden file."""
+        _records.pop(self.path, None)
+        _remove(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class EachBlock:
+    """A file that is changed block by block, each of them complete or not there."""
+
+    filename: str
+
+    @contextmanager
+    def open(self) -> Iterator[CheckedFile]:
+        """Open the file, and change it when what was written is complete."""
+        with appending(self.filename):
+            draft = AppendDraft.of(self.filename)
+            try:
+                draft.create()
+                with draft.unchanged(), draft.open() as stored:
+                    yield stored
+                draft.publish()
+            finally:
+                draft.remove()
+
+    def publish(self) -> None:
+        """Do nothing: every block is on disk."""
+
+    def remove(self) -> None:
+        """Do nothing: what is there was there before."""
+
+
+Draft: TypeAlias = NewDraft | AppendDraft | EachBlock
+
+
+# --- locks -----------------------------------------------------------------------------
+
+
+@contextmanager
+def appending(filename: str) -> Iterator[None]:
+    """Append to a file after all others who do have ended.
+
+    Others are to_hdf5 in any thread or process. They lock a hidden file, which is removed
+    at the end; HDF5's own lock is taken for an instant only, so that readers can go on.
+
+    Raises
+    ------
+    BlockingIOError
+        If that takes too long.
+    """
+    folder, name = os.path.split(filename)
+    number = zlib.crc32(os.fsencode(name))
+    path = os.path.join(folder, f".{name[:50]}.{number:08x}.append")
+    held: FileIO | None = None
+    deadline = time.monotonic() + APPENDS_SECONDS
+    try:
+        while held is None:
+            with naming(filename):
+                file = _open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            if not _lock(file, fcntl.LOCK_EX):
+                file.close()
+                _wait(deadline, filename, "it is appended to by another thread or process")
+            elif _is_at(file, path):
+                held = file
+            else:
+                file.close()  # who had it has removed it
+        yield
+    finally:
+        if held is not None:
+            _remove(path)  # first: who gets the lock sees that the file is gone
+            held.close()
+
+
+def _lock_for_writing(file: FileIO, filename: str) -> None:
+    """Lock a file as HDF5 does to write it, until it is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        If someone has it open for a long time.
+    """
+    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+        return
+    deadline = time.monotonic() + READERS_SECONDS
+    while not _lock(file, fcntl.LOCK_EX):
+        _wait(deadline, filename, "it is open elsewhere: close it")
+
+
+def _lock(file: FileIO, operation: int) -> bool:
+    """Lock a file, if no one else has; file systems without locks are not locked."""
+    try:
+        fcntl.flock(file.fileno(), operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+    return True
+
+
+def _wait(deadline: float, filename: str, reason: str) -> None:
+    if time.monotonic() > deadline:
+        raise BlockingIOError(errno.EAGAIN, f"nothing was appended, because {reason}", filename)
+    time.sleep(_POLL_SECONDS)
+
+
+# --- files -----------------------------------------------------------------------------
+
+_records: dict[str, Records] = {}
+"""Of the drafts that this process writes to, by their hidden names."""
+
+
+def _remember(path: str, records: Records) -> None:
+    _records[path] = records
+    while len(_records) > _RECORDS_KEPT:
+        del _records[next(iter(_records))]
+
+
+def _hidden(filename: str) -> str:
+    folder, name = os.path.split(filename)
+    return os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex[:8]}.part")
+
+
+def _open(path: str, flags: int, mode: int = 0) -> FileIO:
+    """Open a file without a buffer."""
+    return FileIO(path, "r+", opener=lambda name, _: os.open(name, flags | os.O_CLOEXEC, mode))
+
+
+def _base(filename: str) -> FileIO:
+    return FileIO(filename, "r")
+
+
+@contextmanager
+def naming(filename: str) -> Iterator[None]:
+    """Let errors of the operating system name the user's file."""
+    try:
+        yield
+    except XrefError:
+        raise
+    except (PermissionError, BlockingIOError) as error:
+        raise type(error)(error.errno, error.strerror, filename) from error
+    except OSError as error:
+        raise write_error(error, filename) from error
+
+
+@contextmanager
+def _open_draft(path: str, filename: str) -> Iterator[FileIO]:
+    """Open a hidden file, which is gone if writing it has failed."""
+    try:
+        file = _open(path, os.O_RDWR)
+    except FileNotFoundError as error:
+        raise FileWriteError(
+            errno.ENOENT, "writing it has ended, or failed before; begin again", filename
+        ) from error
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+@contextmanager
+def _used_by_one(path: str, filename: str) -> Iterator[FileIO]:
+    """Open a hidden file, one process at a time; remove it if what is done with it fails."""
+    with _open_draft(path, filename) as file:
+        with naming(filename):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        if not _is_at(file, path):
+            raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
+        try:
+            yield file
+        except BaseException:
+            # HDF5 may have written half of a block: no one shall go on with this file.
+            _remove(path)
+            raise
+
+
+@contextmanager
+def _closed_and_checked(stored: CheckedFile, file: FileIO) -> Iterator[CheckedFile]:
+    """Close a file after HDF5 has, and raise the first error of all that it wrote."""
+    try:
+        yield stored
+    except BaseException:
+        stored.check()  # HDF5's error may only be what follows from it
+        raise
+    stored.attempt(file.close)
+    stored.check()
+
+
+def _is_at(file: FileIO, path: str) -> bool:
+    """Tell whether an open file is still the one of a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _version(status: os.stat_result) -> _Version:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def _take_over(filename: str, file: FileIO) -> None:
+    """Give a file the owner, the group, the access rights and attributes of another one.
+
+    Where the owner or group cannot be given away, those who get the file in their place
+    may not do with it what they could not do with the other one.
+    """
+    old, number = os.stat(filename), file.fileno()
+    mode = old.st_mode & 0o777
+    try:
+        os.fchown(number, old.st_uid, old.st_gid)
+    except PermissionError:
+        try:
+            os.fchown(number, -1, old.st_gid)
+        except PermissionError:
+            mode &= 0o707
+    for name in _extended_attributes(filename):
+        with suppress(OSError):  # not every file system and user can
+            os.setxattr(number, name, os.getxattr(filename, name))
+    os.fchmod(number, mode)
+
+
+def _extended_attributes(filename: str) -> list[str]:
+    if not hasattr(os, "listxattr"):
+        return []
+    try:
+        return os.listxattr(filename)
+    except OSError:
+        return []
+
+
+def _replace(path: str, filename: str) -> None:
+    """Rename a file to the name of another one; if that is not on disk, undo it."""
+    kept = f"{path}.old"
+    is_there = os.path.exists(filename)
+    can_undo = not is_there or _link(filename, kept)
+    try:
+        os.replace(path, filename)
+        if can_undo:
+            _sync_folder(filename)
+    except BaseException:
+        if is_there and can_undo:
+            os.replace(kept, filename)
+        elif not is_there:
+            _remove(filename)
+        raise
+    finally:
+        _remove(kept)
+
+
+def _name_new(path: str, filename: str) -> None:
+    """Name a file if there is none of that name.
+
+    Raises
+    ------
+    FileChangedError
+        If there is one.
+    """
+    try:
+        if not _link(path, filename):
+            if os.path.exists(filename):
+                raise FileExistsError
+            os.rename(path, filename)
+    except FileExistsError as error:
+        raise FileChangedError(
+            f"{filename} was made by another program meanwhile; nothing was appended to it: "
+            "do it again"
+        ) from error
+    try:
+        _sync_folder(filename)
+    except BaseException:
+        _remove(filename)
+        raise
+    _remove(path)
+
+
+def _link(filename: str, other: str) -> bool:
+    """Give a file another name; return False where the file system has no hard links."""
+    try:
+        os.link(filename, other)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return False
+        raise
+    return True
+
+
+def _sync_folder(filename: str) -> None:
+    folder = os.open(os.path.dirname(filename), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # no folders are synced there
+            raise
+    finally:
+        os.close(folder)
