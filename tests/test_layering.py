@@ -92,7 +92,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "h5blocks": ("h5py", "numpy"),
     "values": ("numpy",),
     "loaders": ("numpy",),
-    "decoding": ("numpy", "xarray"),
+    "decoding": ("dask.base.normalize_token", "numpy", "xarray"),
     "small": ("numpy",),
     "gather": ("numpy",),
     "lazy": (

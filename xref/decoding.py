@@ -11,13 +11,14 @@ put into one array has one type to hold all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.base import normalize_token
 
 from xref.columns import IntArray
 from xref.elements import DecodeOptions
@@ -212,6 +213,22 @@ def make_decoding(
     sample : numpy.ndarray, optional
         Some of its values. The type of dates depends on them.
     """
+    told = None if sample is None else sample.tobytes()
+    key = decoding_key(raw_dtype, attributes, fill_value), repr(options), told
+    return _make(_Arguments(key, (raw_dtype, attributes, options, fill_value, sample)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Arguments of a function, the same where their keys are."""
+
+    key: Hashable
+    values: tuple[Any, ...] = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _make(arguments: _Arguments) -> Decoding:
+    raw_dtype, attributes, options, fill_value, sample = arguments.values
     base, item_shape = item_dtype(raw_dtype)
     values = np.zeros(1, dtype=base) if sample is None else sample.reshape(-1)
     if text_of(base):
@@ -263,10 +280,11 @@ def _token(values: Mapping[str, Any]) -> Hashable:
     found = []
     for name in sorted(values):
         value = values[name]
-        if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            content: Any = (value.dtype.str, value.shape, value.tobytes())
-        else:
-            content = repr(value)
+        content: Any = repr(value)
+        if isinstance(value, np.ndarray | np.generic):
+            # The text of a long array leaves elements out.
+            told = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
+            content = (str(value.dtype), value.shape, told)
         found.append((name, type(value).__name__, content))
     return tuple(found)
 
@@ -356,9 +374,13 @@ class Decoders:
         return {k: v for k, v in vars(self).items() if k != "_rows"}
 
     def __dask_tokenize__(self) -> Any:
-        kinds = [(k.key, repr(k.missing)) for k in self.kinds]
+        # What this returns is not looked into again, only printed.
+        kinds = [
+            normalize_token((k.raw_dtype, dict(k.attributes), k.options, repr(k.missing)))
+            for k in self.kinds
+        ]
         columns = [getattr(self, name, None) for name in ("address", "which", "begin")]
-        return repr(kinds), [None if c is None else c.tobytes() for c in columns]
+        return kinds, [None if c is None else c.tobytes() for c in columns]
 
     @cached_property
     def _rows(self) -> dict[Hashable, int]:
