@@ -204,14 +204,46 @@ def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
         assert found == {bad: None, good: "/good/deep/data"}
 
 
+def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shared.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        for i in range(400):
+            file.create_group(f"g{i:03}")
+        trees = [address_of(file[f"g{i:03}"]) for i in range(400)]
+        root = address_of(file["/"])
+    data = bytearray(path.read_bytes())
+
+    def body(address: int) -> slice:  # of the symbol table message, the first of the header
+        return slice(address + 24, address + 40)
+
+    for address in trees:
+        data[body(address)] = data[body(root)]
+    path.write_bytes(data)
+    read: list[int] = []
+    monkeypatch.setattr(names, "MAX_SHARING", 1)  # less takes a smaller file
+    original = names.read_hard_links
+
+    def read_links(source: Any, messages: Any, address: int) -> Any:
+        read.append(address)
+        return original(source, messages, address)
+
+    monkeypatch.setattr(names, "read_hard_links", read_links)
+    location = locate_file(path)
+    assert len(object_paths(location)) == 401
+    most = names.MAX_SHARING * len(data) // names.LINK_NBYTES
+    assert len(read) <= most // 400 + 1 < 401
+
+
 def test_an_answer_reads_no_more_groups_than_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[int] = []
 
-    def read_links(location: Any, group: Any) -> Any:
+    def read_links(location: Any, group: Any, before: int) -> Any:
         listed.append(group.address)
-        return read(location, group)
+        return read(location, group, before)
 
     read = names._read_links
     monkeypatch.setattr(names, "_read_links", read_links)

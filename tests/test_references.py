@@ -183,9 +183,9 @@ def test_reprs_show_targets_and_bounds_after_one_walk_over_the_groups(
 
     listed: list[int] = []
 
-    def read_links(location: Any, group: Any) -> Any:
+    def read_links(location: Any, group: Any, before: int) -> Any:
         listed.append(group.address)
-        return read(location, group)
+        return read(location, group, before)
 
     read = names._read_links
     monkeypatch.setattr(names, "_read_links", read_links)

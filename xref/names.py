@@ -40,6 +40,7 @@ from xref.headers import Message, walk_messages
 from xref.links import LINK_KINDS, is_group, read_hard_links
 from xref.manyheaders import read_messages_of_many
 from xref.sources import Identity, UnreachableFile
+from xref.structures import Source
 
 BATCH = 1 << 13
 """Objects whose headers are in memory at once, as in `xref.manydatasets`."""
@@ -52,6 +53,28 @@ STRETCH_NBYTES = 1 << 16
 
 GROUP_COST = 2
 """Reads that the links of one group count as."""
+
+MAX_SHARING = 8
+"""How many times the bytes of a file its links may be worth, `LINK_NBYTES` each. No two groups
+share links in a file that libhdf5 writes; without a limit, groups that do so keep a walk busy
+for ever. Groups that come after the limit name nothing."""
+
+LINK_NBYTES = 10
+"""A link takes more bytes than that: an address, a name, and the length of the name."""
+
+
+class _Counted:
+    """The bytes of a file, counted as they are read."""
+
+    def __init__(self, location: FileLocation) -> None:
+        self.nbytes = 0
+        source = byte_source(location, location.filename)
+        self._read = source.read
+        self.source = replace(source, read=self._count)
+
+    def _count(self, address: int, nbytes: int) -> bytes:
+        self.nbytes += nbytes
+        return self._read(address, nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +102,9 @@ class _Walk:
         Groups whose links come next, in order; those before ``at`` are done.
     steps : int
         How many steps were taken.
+    nbytes : int
+        What counts for `MAX_SHARING`: of each link `LINK_NBYTES`, of groups that proved
+        damaged and of headers that were read one by one the bytes that were read.
     cost, near : int, dict or None
         Reads so far, and the links that were found before these became too many.
     """
@@ -89,6 +115,7 @@ class _Walk:
     groups: list[_Group] = field(default_factory=list)
     at: int = 0
     steps: int = 0
+    nbytes: int = 0
     cost: int = 0
     near: dict[int, tuple[int, bytes]] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -102,7 +129,7 @@ class _Walk:
         """Take one step; return False where there is none, or, for ``near``, it is far."""
         with self.lock:
             steps, root, at = self.steps, self.root, self.at
-            groups, found = self.groups, self.found
+            groups, found, before = self.groups, self.found, self.nbytes
             if self.is_over or (near and self.near is not None):
                 return False
             cost = 0
@@ -114,15 +141,17 @@ class _Walk:
                         return False
         if root is None:
             start = root_address(location)
+            nbytes = 0
         elif at < len(groups):
-            links = _read_links(location, groups[at])
+            links, nbytes = _read_links(location, groups[at], before)
         else:
-            next_groups = _find_groups(location, found)
+            next_groups, nbytes = _find_groups(location, found, before)
         with self.lock:
             if self.steps != steps:
                 return True
             self.steps += 1
             self.cost += cost
+            self.nbytes = nbytes
             if root is None:
                 self.root, self.found = start, [start]
             elif at < len(groups):
@@ -286,9 +315,12 @@ def object_paths(
 # --- reading -----------------------------------------------------------------------------
 
 
-def _find_groups(location: FileLocation, addresses: list[int]) -> list[_Group]:
-    """Return the groups among objects, in their order."""
+def _find_groups(
+    location: FileLocation, addresses: list[int], before: int
+) -> tuple[list[_Group], int]:
+    """Return the groups among objects, in their order, and the bytes counted so far."""
     form, found = file_format(location), list[_Group]()
+    limit, counted = MAX_SHARING * form.file_nbytes - before, _Counted(location)
     for begin in range(0, len(addresses), BATCH):
         part = addresses[begin : begin + BATCH]
         headers = read_messages_of_many(
@@ -307,28 +339,36 @@ def _find_groups(location: FileLocation, addresses: list[int]) -> list[_Group]:
             messages[int(headers.object[row])].append(message)
         # Headers in a form of their own, and damaged ones, are looked at one by one.
         for number in np.flatnonzero(headers.marked).tolist():
-            messages[number] = _link_messages(location, part[number])
+            if counted.nbytes > limit:
+                messages.pop(number, None)
+                continue
+            messages[number] = _link_messages(counted.source, part[number])
         found += [
             _Group(part[k], messages[k]) for k in sorted(messages) if is_group(messages[k])
         ]
-    return found
+    return found, before + counted.nbytes
 
 
-def _link_messages(location: FileLocation, address: int) -> list[Message]:
+def _link_messages(source: Source, address: int) -> list[Message]:
     """Return the messages of one object header that tell of links; none if it is damaged."""
-    source = byte_source(location, location.filename)
     try:
         return [m for m in walk_messages(source, address) if m.kind in LINK_KINDS]
     except CorruptFileError:
         return []
 
 
-def _read_links(location: FileLocation, group: _Group) -> list[tuple[bytes, int]]:
-    """Return the hard links of a group by name; none if it is damaged."""
-    source = byte_source(location, location.filename)
+def _read_links(
+    location: FileLocation, group: _Group, before: int
+) -> tuple[list[tuple[bytes, int]], int]:
+    """Return the hard links of a group by name, none if it is damaged, and bytes counted."""
+    if before > MAX_SHARING * file_format(location).file_nbytes:
+        return [], before
+    counted = _Counted(location)
     try:
-        return read_hard_links(source, group.messages, group.address)
+        links = read_hard_links(counted.source, group.messages, group.address)
     except CorruptFileError:
-        return []
+        return [], before + counted.nbytes
     except UnsupportedError:  # heaps with filters, which HDF5 reads
-        return hard_links_at(location, group.address)
+        links = hard_links_at(location, group.address)
+    # Not the bytes read: one read takes what lies between two nodes along.
+    return links, before + LINK_NBYTES * len(links)
