@@ -135,14 +135,8 @@ class BoundReferences:
         """
         own = np.zeros(len(self.ndim), dtype=bool)
         own[rows] = True
-        small = []
-        for many in self.small:
-            picked = np.flatnonzero(own[many.rows])
-            if len(picked):
-                part = replace(many, rows=many.rows[picked], which=many.which[picked])
-                small.append(part)
         single = tuple(t for t in self.single if own[t.first_row])
-        return replace(self, single=single, small=tuple(small))
+        return replace(self, single=single, small=_only_small(self.small, own, True))
 
     def valid(self, positions: Sequence[IntArray]) -> npt.NDArray[np.bool_]:
         """Return where results that lie in cells of one shape have data.
@@ -460,13 +454,13 @@ def read_results(
     if decoders is None:
         read_into(bound, out, dst, cell, reader)
         return
+    begins = np.zeros(len(bound.ndim), dtype=np.int64)
     for decoding, part, rows in split_by_decoding(bound, decoders):
         if decoding.is_plain and decoding.raw_dtype == out.dtype:
             read_into(part, out, dst, cell, reader)
             continue
         npoints = bound.npoints[rows]
         offsets = row_offsets(npoints)
-        begins = np.zeros(len(bound.ndim), dtype=np.int64)
         begins[rows] = offsets[:-1]
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
         read_into(part, raw, begins, reader=reader)
@@ -502,13 +496,33 @@ def split_by_decoding(
 
     The rows of the parts count the references of ``bound``.
     """
+    if len(decoders.kinds) == 1:
+        yield decoders.kinds[0], bound, np.flatnonzero(~bound.null)
+        return
     which = decoding_rows(bound, decoders)
+    single: dict[int, list[BoundTarget]] = {}
+    for t in bound.single:
+        single.setdefault(int(which[t.first_row]), []).append(t)
+    order = np.argsort(which, kind="stable")
+    cuts = np.searchsorted(which[order], np.arange(len(decoders.kinds) + 1))
     for k in np.unique(which[which >= 0]).tolist():
-        rows = np.flatnonzero(which == k)
-        if len(decoders.kinds) == 1:
-            yield decoders.kinds[0], bound, rows
-            continue
-        yield decoders.kinds[k], bound.only(rows), rows
+        rows = order[cuts[k] : cuts[k + 1]]
+        small = _only_small(bound.small, which, k)
+        part = replace(bound, single=tuple(single.get(k, ())), small=small)
+        yield decoders.kinds[k], part, rows
+
+
+def _only_small(
+    small: Sequence[SmallDatasets], mark: npt.NDArray[Any], wanted: Any
+) -> tuple[SmallDatasets, ...]:
+    """Return small datasets with those references only that are marked so."""
+    found = []
+    for many in small:
+        picked = np.flatnonzero(mark[many.rows] == wanted)
+        if len(picked):
+            part = replace(many, rows=many.rows[picked], which=many.which[picked])
+            found.append(part)
+    return tuple(found)
 
 
 def _read_small(
