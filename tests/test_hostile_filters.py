@@ -24,7 +24,7 @@ import packed
 import pytest
 from forks import in_fork
 from h5py import h5t
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import N_BIT, SCALE_OFFSET, header
 
@@ -332,6 +332,7 @@ def damage(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(changed[:kept]) + draw(st.binary(max_size=3))
 
 
+@settings(max_examples=max(settings().max_examples // 4, 25))  # each takes three forks
 @given(st.data())
 def test_damaged_chunks_and_messages_have_the_values_of_hdf5_or_raise(
     tmp_path_factory, ask, data
