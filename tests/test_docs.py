@@ -157,6 +157,15 @@ def test_readme_has_one_command_for_the_demo_and_one_for_the_tests() -> None:
         assert lines.startswith("python3.11 -m venv .venv && ")
 
 
+def test_readme_names_the_pythons_that_the_package_claims() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r":: Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert versions[0] in project["requires-python"]
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in readme
+    assert all(f"`python{version}`" in readme for version in versions)
+
+
 def test_ci_runs_the_commands_of_the_readme() -> None:
     script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
     for name in readme_commands():

@@ -24,7 +24,7 @@ from xref.errors import XrefError
 from xref.h5data import dataset_facts, dataset_layout
 from xref.h5file import close_files, locate_file
 from xref.manyattributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.manydatasets import DatasetTable, read_datasets
+from xref.manydatasets import OTHER_INDEX, DatasetTable, read_datasets
 
 NUMBERS = itertools.count()
 """Names of files: one that is written again within a tick of the clock looks the same."""
@@ -148,6 +148,21 @@ def assert_same(one: Any, other: Any) -> None:
         assert str(one) == str(other)
     else:
         assert one == other
+
+
+@pytest.mark.parametrize("maxshape", [(None,), (None, 4), (None, None)])
+def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: Any) -> None:
+    """NumPy before 2.5 wrapped -1 among unsigned bytes of messages to 255; 2.5 raises."""
+    with h5py.File(path, "w", libver="latest") as file:
+        shape = tuple(4 for _ in maxshape)
+        refs = file.create_dataset("refs", (2,), dtype=h5py.ref_dtype)
+        grows = file.create_dataset("grows", shape, "f8", chunks=shape, maxshape=maxshape)
+        fixed = file.create_dataset("fixed", shape, "f8", chunks=shape)
+        refs[...] = [grows.ref, fixed.ref]
+    location = locate_file(path)
+    table = read_datasets(location, addresses_of(path))
+    assert table.known.all()
+    assert (table.index == OTHER_INDEX).tolist() == [True, False]
 
 
 def check_table(path: Path) -> DatasetTable:

@@ -23,8 +23,10 @@ pytest.importorskip("aiohttp")
 
 
 @pytest.fixture
-def quick() -> Iterator[None]:
-    with xref.set_options(remote_timeout=0.5, remote_retries=2):
+def quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give up soon, but on a busy machine not on answers that come."""
+    is_late = request.node.callspec.params["fault"] in (cut_off, late)
+    with xref.set_options(remote_timeout=0.5 if is_late else 30, remote_retries=2):
         yield
 
 
@@ -119,8 +121,11 @@ def test_a_request_that_fails_is_tried_again(server: RangeServer, fault: Any) ->
         server.fault = on_data(fault, 2)
         with xref.count_reads() as reads:
             np.testing.assert_array_equal(patches, PATCHES)
-        # The HTTP client itself tries again where a connection broke.
-        assert reads.remote_retries == 2 or fault is hang_up
+        # The HTTP client itself tries again where a connection broke, and on a busy machine
+        # other answers may be late as well.
+        retries = reads.remote_retries
+        assert retries >= 2 or fault is hang_up
+        assert retries <= 2 or fault in (cut_off, late)
 
 
 @pytest.mark.usefixtures("quick")

@@ -307,7 +307,7 @@ def _decode_bits(options: Options) -> _Bits:
     elif class_ == _PLAIN:  # stored as they are, which the second value would say
         raise ValueError("its parameters have nothing to pack")
     else:
-        item_size, at, place = _decode_type(options, at, class_, depth)
+        item_size, at, place, _ = _decode_type(options, at, class_, depth)
         if len(np.unique(place)) != len(place):
             raise ValueError("its parameters have members that overlap")
         items = _Records(item_size, place)
@@ -339,8 +339,21 @@ def _refuse_size(size: int, within: int) -> NoReturn:
 
 def _decode_type(
     options: Options, at: int, class_: int, depth: int
-) -> tuple[int, int, IntArray]:
-    """Return size of a type, where its parameters end, and the places of its bits."""
+) -> tuple[int, int, IntArray, bool]:
+    """Decode the parameters of a type.
+
+    Returns
+    -------
+    size : int
+        Bytes of an element.
+    end : int
+        Where its parameters end.
+    place : numpy.ndarray
+        The places of its stored bits.
+    is_lost : bool
+        Whether HDF5 goes on at a wrong parameter after it: behind an array of arrays or
+        compounds it goes back to the type of the items, when it packs and when it unpacks.
+    """
     (size,) = _take(options, at, 1)
     if not size or depth > _MAX_DEPTH:
         _refuse_size(size, size)
@@ -350,33 +363,39 @@ def _decode_type(
             f"to {_MAX_COMPOUND_NBYTES}"
         )
     if class_ == _PLAIN:
-        return size, at + 1, np.arange(8 * size)
+        return size, at + 1, np.arange(8 * size), False
     if class_ == _ATOMIC:
         order, precision, offset = _take_atomic(options, at)
         bit = np.arange(offset + precision - 1, offset - 1, -1)  # 0 is the lowest
         byte = bit // 8 if order == "<" else size - 1 - bit // 8
-        return size, at + 4, 8 * byte + 7 - bit % 8
+        return size, at + 4, 8 * byte + 7 - bit % 8, False
     if class_ == _ARRAY:
         (class_,) = _take(options, at + 1, 1)
-        inner, end, place = _decode_type(options, at + 2, class_, depth + 1)
+        inner, end, place, _ = _decode_type(options, at + 2, class_, depth + 1)
         if size % inner:
             _refuse_size(size, inner)
         begins = 8 * inner * np.arange(size // inner)
-        return size, end, (begins[:, None] + place).reshape(-1)
+        place = (begins[:, None] + place).reshape(-1)
+        return size, end, place, class_ in (_ARRAY, _COMPOUND)
     if class_ != _COMPOUND:
         raise ValueError(f"its parameters have a type of class {class_}")
     (n_members,) = _take(options, at + 1, 1)
-    end, places, n_bits = at + 2, [], 0
+    end, places, n_bits, is_lost = at + 2, [], 0, False
     for _ in range(n_members):
+        if is_lost:
+            raise UnsupportedError(
+                "HDF5 packs other members wrongly behind an array of arrays or of compounds; "
+                "such compounds with the filter N-bit are not read"
+            )
         offset, class_ = _take(options, end, 2)
-        inner, end, place = _decode_type(options, end + 2, class_, depth + 1)
+        inner, end, place, is_lost = _decode_type(options, end + 2, class_, depth + 1)
         n_bits += len(place)
         if offset + inner > size or n_bits > 8 * size:
             _refuse_size(size, offset + inner)
         places.append(8 * offset + place)
     if not places:
         raise ValueError("its parameters have a compound without members")
-    return size, end, np.concatenate(places)
+    return size, end, np.concatenate(places), is_lost
 
 
 def _unpack_integers(packed: Bytes, n_bits: int, out: npt.NDArray[Any]) -> None:
