@@ -321,12 +321,49 @@ def read_values(
         if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
             one = np.empty((), dtype=object)  # one sequence, not its elements
             one[()] = found
-            return one
-        return np.asarray(found)
+            found = one
+        values = np.asarray(found)
+        if dataset.dtype.hasobject and _sequences_lose_byte_order():
+            _restore_byte_order(values, dataset.dtype)
+        return values
     except XrefError:
         raise  # of the file's bytes, through HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
+
+
+@lru_cache(maxsize=1)
+def _sequences_lose_byte_order() -> bool:
+    """Tell whether this h5py gives swapped numbers for sequences of the other byte order.
+
+    It does up to 3.16: bytes are those of the file, the dtype is this machine's.
+    """
+    dtype = np.dtype("i2").newbyteorder()
+    with h5py.File("xref-sequence", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("d", (1,), h5py.vlen_dtype(dtype))
+        dataset[0] = np.array([1], dtype=dtype)
+        return int(dataset[0][0]) != 1
+
+
+def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Give sequences of numbers the dtype of their bytes, in place, at any depth."""
+    for name in dtype.names or ():
+        member = dtype[name].base
+        if member.hasobject:
+            _restore_byte_order(values[name], member)
+    base = h5py.check_vlen_dtype(dtype)
+    if not isinstance(base, np.dtype):
+        return  # text, of bytes or str
+    swapped = not base.names and not base.isnative
+    if not swapped and not base.hasobject:
+        return
+    for index in np.ndindex(values.shape):
+        sequence = values[index]
+        if isinstance(sequence, np.ndarray):
+            if swapped:
+                values[index] = sequence.view(base.base)
+            else:
+                _restore_byte_order(sequence, base)
 
 
 def dataset_kind(dataset: h5py.Dataset) -> str:
