@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5i, h5s, h5t
+from h5py import h5d, h5i, h5s, h5t
 
 from xref.chunkindex import parse_chunk_storage, read_listed_chunks
 from xref.columns import IntArray
+from xref.datatypes import Datatype
 from xref.errors import (
     CorruptFileError,
     FileReadError,
@@ -33,7 +34,14 @@ from xref.h5file import (
     check_unchanged,
     file_format,
 )
-from xref.h5layout import DatasetLabel, read_layout, reference_kind, time_dtype
+from xref.h5layout import (
+    DatasetLabel,
+    read_layout,
+    reference_kind,
+    stored_fill,
+    stored_type,
+    time_dtype,
+)
 from xref.h5objects import open_dataset
 from xref.headers import LAYOUT_MESSAGE, indexed_storage_k, walk_messages
 from xref.layout import (
@@ -86,6 +94,23 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
     """Return shape, type and storage of the dataset at an address."""
     return dataset_facts(location, address).layout
+
+
+@cached_by_location(maxsize=256)
+def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes]:
+    """Return the type of a dataset and its fill value, as they are stored.
+
+    The type tells how to decode the fill value. Where the dataset defines none, it is
+    zeros: null references, empty text and sequences.
+    """
+    layout = dataset_layout(location, address)
+    dataset = open_dataset(location, address)
+    where = DatasetLabel(location, dataset)
+    datatype = layout.elements or stored_type(location, address, where)
+    fill = layout.stored_fill
+    if dataset.id.get_create_plist().fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+        fill = stored_fill(location, address, layout.stored_itemsize, where)
+    return datatype, fill or bytes(layout.stored_itemsize)
 
 
 @lru_cache(maxsize=1)

@@ -178,7 +178,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     elif facts.time is not None:
         dtype = facts.time
     elif facts.holds_references:
-        elements = _stored_type(location, address, where)
+        elements = stored_type(location, address, where)
         dtype = element_dtype(value_dtype(elements))
         stored_itemsize = elements.itemsize
     elif facts.dtype is not None:
@@ -213,11 +213,11 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
             storage_problem = storage_problem or "storage: virtual"
     # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
     stored = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, where)
-    stored_fill = b""
+    fill_bytes = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
         if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
-            stored_fill = _stored_fill(location, address, stored_itemsize, where)
+            fill_bytes = stored_fill(location, address, stored_itemsize, where)
     else:
         fill_value = _fill_value(properties, dtype)
         if fill_value is None:
@@ -248,7 +248,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         indirect=indirect or storage_problem,
         stored_indirect=storage_problem,
         virtual=storage == h5d.VIRTUAL,
-        stored_fill=stored_fill,
+        stored_fill=fill_bytes,
     )
 
 
@@ -265,7 +265,7 @@ def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
         raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
 
 
-def _stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
     """Return the type of a dataset from the bytes of its object header."""
     source = byte_source(location, str(where))
     for message in read_messages(source, address, {DATATYPE_MESSAGE}):
@@ -333,7 +333,7 @@ def _filter(properties: h5p.PropDCID, index: int) -> Filter:
     )
 
 
-def _stored_fill(
+def stored_fill(
     location: FileLocation, address: int, itemsize: int, where: DatasetLabel
 ) -> bytes:
     """Return the fill value of a dataset from the bytes of its object header."""

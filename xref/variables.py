@@ -263,14 +263,16 @@ def build_variable(
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
+        shape = layout.shape if shape is None else shape
         stored = StoredReferences(
             location,
             address,
             known_path(location, address) or f"object at {address:#x}",
             kind,
-            tuple((0, n, 1) for n in layout.shape),
+            tuple((0, n, 1) for n in shape),
+            extent=layout.shape if shape != layout.shape else None,
         )
-        data = ReferenceArray(layout.shape, kind=kind, stored=stored, options=options)
+        data = ReferenceArray(shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
     array = DatasetArray(location, address, layout, options, shape)
