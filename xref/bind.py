@@ -201,11 +201,9 @@ def decode_dataset(
     for name, variable in merged.items():
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
-            is_index = variable.dims == (name,)
-            is_objects = name in objects or (
-                name in untouched and variable.dtype.kind == "V" and variable.dtype.hasobject
-            )
-            if is_objects and not is_index:
+            # Numbers decoded to objects are cftime's dates, which xarray itself can size.
+            has_objects = variable.dtype.hasobject and variables[name].dtype.hasobject
+            if has_objects and not isinstance(variable, ReferenceVariable):
                 variable = ObjectVariable.of(variable)
             # xarray writes a variable without a name under one of its own.
             known = None if name == _NO_NAME else name

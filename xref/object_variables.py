@@ -1,106 +1,124 @@
-"""Variables of objects, such as text and sequences, that dask can cut into chunks.
+"""Variables of objects, such as text and sequences, that Dask can cut into chunks.
 
-In: a lazy array of objects. Out: an `ObjectVariable` over it. With ``chunks="auto"``
-xarray asks the data of a variable for their type, and dask refuses to size objects;
-until they are read, the data tell a type of the size that an object has in the file.
+In: a variable whose lazy data have a dtype with objects. Out: an `ObjectVariable` with
+the same data and the same dtype.
+
+Dask does not cut objects into chunks of "auto" size: it does not know the size of an
+object. `ObjectVariable` tells Dask the bytes that an element takes in the file, in the
+two places where chunks are chosen: in `xarray.open_dataset` and in ``chunk``.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from xarray.core import indexing
+from xarray.backends import api
+from xarray.namedarray.core import NamedArray
 
 HEAP_ID_NBYTES = 16
 """Bytes of an element in the file: a length and a place in the heap."""
 
+_CHOOSES_CHUNKS = getattr(getattr(api, "_chunk_ds", None), "__code__", None)
+"""The function of `xarray.open_dataset` that chooses the chunks of each variable.
+
+Without it, Dask refuses ``chunks="auto"`` for objects, and all else works.
+"""
+
 
 def _sized(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a type with a size that stands for one of objects."""
-    kept: Any = {"objects": dtype}
-    return np.dtype(f"V{HEAP_ID_NBYTES * max(len(dtype.names or ()), 1)}", metadata=kept)
+    """Return a dtype as large as an element of a dtype with objects is in the file."""
+    n_objects = max(len(dtype.names or ()), 1)
+    return np.dtype(f"V{HEAP_ID_NBYTES * n_objects}")
 
 
-def _objects(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """Return the type of objects that a type stands for; None if it is no such type."""
-    metadata: Any = dtype.metadata or {}
-    found: np.dtype[Any] | None = metadata.get("objects")
-    return found
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """Shape and element size of an array of objects, without the array."""
 
-
-class _SizedObjects(indexing.ExplicitlyIndexedNDArrayMixin):
-    """A lazy array of objects under another type."""
-
-    __slots__ = ("_dtype", "array")
-
-    def __init__(self, array: Any, dtype: np.dtype[Any]) -> None:
-        self.array = array
-        self._dtype = dtype
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype
+    def ndim(self) -> int:
+        return len(self.shape)
 
-    def get_duck_array(self) -> Any:
-        return self.array.get_duck_array()
-
-    async def async_get_duck_array(self) -> Any:
-        return await self.array.async_get_duck_array()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        del copy  # reading makes new objects
-        return np.asarray(self.get_duck_array(), dtype=dtype)
-
-    def _wrap(self, array: Any) -> Any:
-        return type(self)(array, self.dtype)
-
-    def __getitem__(self, indexer: Any) -> Any:
-        return self._wrap(self.array[indexer])
-
-    def _oindex_get(self, indexer: Any) -> Any:
-        return self._wrap(self.array.oindex[indexer])
-
-    def _vindex_get(self, indexer: Any) -> Any:
-        return self._wrap(self.array.vindex[indexer])
-
-    def transpose(self, order: Any) -> Any:
-        return self._wrap(self.array.transpose(order))
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=object))
 
 
 class ObjectVariable(xr.Variable):
-    """A variable of objects that are read when they are asked for."""
+    """A variable of objects that are read when they are asked for.
+
+    Dtype and data are those of an ordinary variable. Only the function of xarray that
+    chooses chunks while a file is opened is given an `_Extent` in place of the data. That
+    function looks at shape, dtype and size alone, asks Dask for chunks, and then calls
+    ``chunk``, which uses the data.
+    """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, variable: xr.Variable) -> ObjectVariable:
-        """Return the same variable with data that dask can size."""
-        data = _SizedObjects(variable._data, _sized(variable.dtype))
+        """Return the same variable as one that Dask can cut."""
+        data: Any = variable._data
         return cls(variable.dims, data, variable.attrs, variable.encoding, fastpath=True)
+
+    @property
+    def _data(self) -> Any:
+        data = _stored_data.__get__(self)
+        # No argument and no state says that xarray is choosing chunks. Who calls does,
+        # and nobody else ever sees the dtype of the stand-in.
+        if sys._getframe(1).f_code is _CHOOSES_CHUNKS:
+            return _Extent(data.shape, _sized(data.dtype))
+        return data
+
+    @_data.setter
+    def _data(self, data: Any) -> None:
+        _stored_data.__set__(self, data)
 
     def to_base_variable(self) -> xr.Variable:
         """Return the same kind of variable: xarray calls this for coordinates."""
         return self._replace()
 
-    def to_index_variable(self) -> Any:
-        """Return an index of the objects."""
-        return self._plain().to_index_variable()
-
-    def _plain(self) -> xr.Variable:
-        """Return a variable whose data tell the type of objects."""
-        dtype = _objects(self._data.dtype)
-        data = self._data if dtype is None else _SizedObjects(self._data, dtype)
-        return xr.Variable(self.dims, data, self.attrs, self.encoding, fastpath=True)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        dtype: np.dtype[Any] = self._data.dtype
-        return _objects(dtype) or dtype
-
     def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
-        """Cut into dask chunks of objects."""
-        return self._plain().chunk(chunks, *args, **kwargs)
+        """Cut into Dask chunks; "auto" counts the bytes of elements in the file."""
+        by_name = {d: kwargs.pop(str(d)) for d in self.dims if str(d) in kwargs}
+        if by_name and isinstance(chunks, Mapping):
+            chunks = {**chunks, **by_name}
+        chunks = self._without_auto(chunks)
+        data: Any = self._data
+        if isinstance(data, da.Array):
+            # xarray would look for dates in the first element, and take it for a number.
+            if isinstance(chunks, Mapping):
+                chunks = {self.get_axis_num(d): c for d, c in chunks.items() if d in self.dims}
+            return self._replace(data=da.rechunk(data, chunks))  # type: ignore[no-untyped-call]
+        return super().chunk(chunks, *args, **kwargs)
+
+    def _without_auto(self, chunks: Any) -> Any:
+        """Return chunks in which sizes that depend on bytes are numbers of elements."""
+        if isinstance(chunks, Mapping):
+            sides: tuple[Any, ...] = tuple(chunks.get(d, -1) for d in self.dims)
+        elif isinstance(chunks, tuple | list):
+            sides = tuple(chunks)
+        else:
+            sides = (chunks,) * self.ndim
+        if not any(isinstance(side, str) for side in sides):
+            return chunks
+        found = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
+            sides, self.shape, dtype=_sized(self.dtype), previous_chunks=self.chunks
+        )
+        by_dim: dict[Hashable, Any] = dict(zip(self.dims, found, strict=True))
+        if isinstance(chunks, Mapping):
+            return {d: by_dim[d] for d in chunks if d in by_dim}
+        return by_dim
+
+
+_stored_data = vars(NamedArray)["_data"]
+"""The slot of a variable that holds its data."""
