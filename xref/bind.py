@@ -23,7 +23,7 @@ from xref.lazy import hold_back_objects
 from xref.object_variables import ObjectVariable
 from xref.references import ReferenceArray
 from xref.targets import Target, open_target
-from xref.variables import ReferenceVariable
+from xref.variables import ReferenceVariable, keep_charset
 
 ON_NULL = ("raise", "fill", "drop")
 
@@ -179,12 +179,16 @@ def decode_dataset(
     ordinary = {k: _stand_in(v) if k in untouched else v for k, v in variables.items()}
     objects = {k for k, v in ordinary.items() if _has_no_conventions(v)}
     values_only = objects | set(untouched)
+    # Text that stays lazy has missing values, as text that is read has.
+    lazy_text = {k for k in objects if (ordinary[k].dtype.metadata or {}).get("vlen") is str}
     with hold_back_objects():
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
             ordinary,
             attributes,
             concat_characters=_except_for(values_only, options.concat_characters, ordinary),
-            mask_and_scale=_except_for(values_only, options.mask_and_scale, ordinary),
+            mask_and_scale=_except_for(
+                values_only - lazy_text, options.mask_and_scale, ordinary
+            ),
             decode_times=_except_for(values_only, options.decode_times, ordinary),
             decode_coords=options.decode_coords,
             use_cftime=options.use_cftime,
@@ -193,6 +197,9 @@ def decode_dataset(
     for name, new in decoded.items():
         if "source" in variables[name].encoding:  # which decoders of text leave out
             new.encoding.setdefault("source", variables[name].encoding["source"])
+        new.encoding.pop("charset", None)
+        if "charset" in variables[name].encoding:
+            keep_charset(new, variables[name].encoding["charset"])
     for name, plain in untouched.items():
         _name_coordinates(plain, decoded[name])
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}

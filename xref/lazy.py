@@ -187,7 +187,11 @@ class DatasetArray(LazyArray):
         self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
         self.raw_dtype = layout.dtype
-        self.dtype, item_shape = item_dtype(layout.dtype)
+        if layout.text:
+            # Of either character set: h5py's type is that of the values, which writers trust.
+            kept: Any = {"vlen": bytes if self.encode_text else str}
+            self.raw_dtype = np.dtype(object, metadata=kept)
+        self.dtype, item_shape = item_dtype(self.raw_dtype)
         self.shape = layout.shape + item_shape if shape is None else shape
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
