@@ -494,6 +494,28 @@ def test_the_fill_value_of_a_dataset_stands_beyond_its_end(
         assert ds["plain"].values.tolist() == [(1, b"a"), (7, b"q"), (7, b"q")]
 
 
+@pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
+@pytest.mark.parametrize("chunks", [None, (3,)], ids=str)
+def test_a_fill_value_that_is_never_written_is_none(
+    make: Callable[..., Path], chunks: tuple[int, ...] | None, reader: str
+) -> None:
+    def fill(file: h5py.File) -> None:
+        for name, dtype, of in (("f", "f4", 4), ("s", "S2", b"x"), ("p", PLAIN, (7, b"q"))):
+            value = np.array(of, dtype)
+            options = {"chunks": chunks, "fillvalue": value, "fill_time": "never"}
+            made = file.create_dataset(name, (6,), dtype, **options)
+            if chunks:
+                made[:3] = np.zeros(3, dtype)
+        refs = file.create_dataset("refs", (1,), h5py.regionref_dtype)
+        refs[0] = file["f"].regionref[2:5]
+
+    path = make(fill)
+    with h5py.File(path) as file, open_h5(path, reader=reader) as ds:
+        for name in ("f", "s", "p"):
+            assert ds[name].values.tolist() == file[name][:].tolist()
+        assert ds["refs"].h5ref.resolve().values.tolist() == [[0, 0, 0]]
+
+
 def test_sequences_beyond_the_end_are_not_shared(tmp_path: Path) -> None:
     with open_h5(write(tmp_path / "f.h5", {"sequence": ("t",)}, {"sequence": 1})) as ds:
         one, other = ds["sequence"].values[1:]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5i, h5s, h5t
+from h5py import h5i, h5s, h5t
 
 from xref.chunkindex import parse_chunk_storage, read_listed_chunks
 from xref.columns import IntArray
@@ -36,6 +36,7 @@ from xref.h5file import (
 )
 from xref.h5layout import (
     DatasetLabel,
+    has_fill_value,
     read_layout,
     reference_kind,
     stored_fill,
@@ -108,7 +109,7 @@ def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes
     where = DatasetLabel(location, dataset)
     datatype = layout.elements or stored_type(location, address, where)
     fill = layout.stored_fill
-    if dataset.id.get_create_plist().fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+    if has_fill_value(dataset.id.get_create_plist()):
         fill = stored_fill(location, address, layout.stored_itemsize, where)
     return datatype, fill or bytes(layout.stored_itemsize)
 

@@ -216,7 +216,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     fill_bytes = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
-        if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+        if has_fill_value(properties):
             fill_bytes = stored_fill(location, address, stored_itemsize, where)
     else:
         fill_value = _fill_value(properties, dtype)
@@ -333,6 +333,15 @@ def _filter(properties: h5p.PropDCID, index: int) -> Filter:
     )
 
 
+def has_fill_value(properties: h5p.PropDCID) -> bool:
+    """Tell whether HDF5 gives elements that were never written a value of the dataset.
+
+    It leaves them alone where the fill value is never to be written; h5py gives zeros.
+    """
+    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
+    return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
+
+
 def stored_fill(
     location: FileLocation, address: int, itemsize: int, where: DatasetLabel
 ) -> bytes:
@@ -350,8 +359,7 @@ def stored_fill(
 def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, None where h5py cannot tell."""
     value = np.zeros(1, dtype=dtype)
-    defined = properties.fill_value_defined()
-    if defined == h5d.FILL_VALUE_USER_DEFINED:
+    if has_fill_value(properties):
         if dtype.hasobject or items(value) is not value:
             return None
         try:
