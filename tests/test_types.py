@@ -183,6 +183,8 @@ def write(path: Path, name: str, storage: str) -> np.ndarray:
                 h5py.Dataset(made)[index] = values[index]
         else:
             made.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(values), mtype=memory)
+    if name == "big sequence":  # h5py reads its bytes in the wrong order
+        return values
     with h5py.File(path) as file:
         return file["data"][...]
 
@@ -218,7 +220,8 @@ def test_values_are_those_of_h5py(tmp_path: Path, name: str, storage: str) -> No
     with open_h5(tmp_path / "f.h5", decode_cf=False) as ds:
         data = ds["data"]
         assert data.shape == expected.shape
-        if name == "text":  # xarray makes NumPy text of UTF-8
+        if name.endswith("text") and name != "compound with text" and "seq" not in name:
+            # xarray makes NumPy text of it.
             assert data.dtype.kind == "U"
         else:
             assert data.dtype.newbyteorder("=") == expected.dtype.newbyteorder("=")

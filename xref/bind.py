@@ -26,7 +26,7 @@ from xref.object_variables import ObjectVariable
 from xref.references import ReferenceArray
 from xref.target_decoding import Place, find_decoders
 from xref.targets import Target, open_target
-from xref.variables import ReferenceVariable
+from xref.variables import ReferenceVariable, keep_charset
 
 ON_NULL = ("raise", "fill", "drop")
 
@@ -180,12 +180,16 @@ def decode_dataset(
     ordinary = {k: _stand_in(v) if k in untouched else v for k, v in variables.items()}
     objects = {k for k, v in ordinary.items() if _has_no_conventions(v)}
     values_only = objects | set(untouched)
+    # Text that stays lazy has missing values, as text that is read has.
+    lazy_text = {k for k in objects if (ordinary[k].dtype.metadata or {}).get("vlen") is str}
     with hold_back_objects():
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
             ordinary,
             attributes,
             concat_characters=_except_for(values_only, options, "concat_characters", ordinary),
-            mask_and_scale=_except_for(values_only, options, "mask_and_scale", ordinary),
+            mask_and_scale=_except_for(
+                values_only - lazy_text, options, "mask_and_scale", ordinary
+            ),
             decode_times=_except_for(values_only, options, "decode_times", ordinary),
             decode_coords=options.decode_coords,
             use_cftime=options.use_cftime,
@@ -194,6 +198,9 @@ def decode_dataset(
     for name, new in decoded.items():
         if "source" in variables[name].encoding:  # which decoders of text leave out
             new.encoding.setdefault("source", variables[name].encoding["source"])
+        new.encoding.pop("charset", None)
+        if "charset" in variables[name].encoding:
+            keep_charset(new, variables[name].encoding["charset"])
     for name, plain in untouched.items():
         _name_coordinates(plain, decoded[name])
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
@@ -202,10 +209,9 @@ def decode_dataset(
     for name, variable in merged.items():
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
-            is_objects = name in objects or (
-                name in untouched and variable.dtype.kind == "V" and variable.dtype.hasobject
-            )
-            if is_objects:
+            # Numbers decoded to objects are cftime's dates, which xarray itself can size.
+            has_objects = variable.dtype.hasobject and variables[name].dtype.hasobject
+            if has_objects and not isinstance(variable, ReferenceVariable):
                 variable = ObjectVariable.of(variable)
             # xarray writes a variable without a name under one of its own.
             known = None if name == _NO_NAME else name

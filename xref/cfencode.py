@@ -17,7 +17,7 @@ from xarray.coding.strings import CharacterArrayCoder
 
 from xref.elements import Reference
 from xref.errors import UnsupportedError
-from xref.h5memory import Form, find_form
+from xref.h5memory import Form, Text, find_form
 from xref.h5storage import check_encoding
 from xref.layout import item_dtype
 from xref.references import ReferenceArray
@@ -134,7 +134,14 @@ def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Va
     if isinstance(data, ReferenceArray):
         return new
     if hasattr(data, "dask"):
-        return new.copy(data=data.compute()) if data.dtype.kind == "O" else new
+        # Objects without a type of h5py must be seen: references, text or sequences. So
+        # must text that is ASCII only if all of it is.
+        is_seen = (
+            data.dtype.kind == "O"
+            or (data.dtype.hasobject and not _is_told(data.dtype))
+            or _was_ascii(new)
+        )
+        return new.copy(data=data.compute()) if is_seen else new
     in_memory = isinstance(data, np.ndarray)
     is_large = new.dtype.kind not in "OV" and new.nbytes > LAZY_NBYTES and new.ndim > 0
     # What is in memory is compressed in parallel, too.
@@ -243,10 +250,14 @@ def _stand_in(variable: xr.Variable) -> xr.Variable:
 
 def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
     """Return the form of variables that a type of h5py in the encoding tells."""
-    found = {}
+    found: dict[str, Form] = {}
     for name, variable in variables.items():
         wanted = variable.encoding.get("dtype")
         if not isinstance(wanted, np.dtype):
+            continue
+        if _was_ascii(variable):
+            if _is_ascii(variable):
+                found[name] = Text("ascii")
             continue
         if variable.dtype.kind not in "OV":
             # Dask keeps no metadata, scalars no byte order.
@@ -261,6 +272,30 @@ def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
             if _is_told(base):
                 found[name] = find_form(values, name)
     return found
+
+
+def _was_ascii(variable: xr.Variable) -> bool:
+    """Tell whether a variable was ASCII text when it was opened; see `keep_charset`."""
+    dtype = variable.encoding.get("dtype")
+    if not isinstance(dtype, np.dtype):
+        return False
+    kept: Any = dtype.metadata or {}
+    return bool(kept.get("charset") == "ascii")
+
+
+def _is_ascii(variable: xr.Variable) -> bool:
+    """Tell whether text in memory is ASCII, besides bytes that are of no character set."""
+    values = variable._data
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "OU":
+        return False
+    texts = values.ravel().tolist()
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    try:
+        "".join(texts).encode("ascii", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_told(dtype: np.dtype[Any]) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -161,6 +161,10 @@ class StoredReferences:
         Member of a compound type that the references are, with dots between levels.
     offset : int
         Where it begins in an element, bytes.
+    extent : tuple of int, optional
+        Shape of the dataset, where ``slices`` go beyond it: along an unlimited dimension
+        that other datasets reach further. The rest has the dataset's fill value, which is
+        a null reference unless the dataset defines one. By default all is stored.
     """
 
     location: FileLocation
@@ -170,11 +174,22 @@ class StoredReferences:
     slices: tuple[tuple[int, int, int], ...]
     field: str = ""
     offset: int = 0
+    extent: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Elements along each axis."""
         return tuple(count for _, count, _ in self.slices)
+
+    def _stored_part(self) -> StoredReferences:
+        """Return the elements that are stored: the first ones along each axis."""
+        if self.extent is None:
+            return self
+        slices = tuple(
+            (start, min(count, max(-(-(n - start) // step), 0)), step)
+            for (start, count, step), n in zip(self.slices, self.extent, strict=True)
+        )
+        return replace(self, slices=slices, extent=None)
 
     def describe(self, row: int) -> str:
         """Name one element in a message, counted in C order of the box."""
@@ -208,8 +223,12 @@ class StoredReferences:
         tables = [null_references(n)]
         place = np.arange(n)
         used = n
-        for part in split_virtual(self.location, self.address, self.coords(), self.path):
-            place[part.rows] = used + np.arange(len(part.rows))
+        coords = self.coords()
+        inside = np.arange(n)
+        if self.extent is not None:
+            inside = np.flatnonzero((coords < self.extent).all(axis=1))
+        for part in split_virtual(self.location, self.address, coords[inside], self.path):
+            place[inside[part.rows]] = used + np.arange(len(part.rows))
             used += len(part.rows)
             tables.append(read_part(part, self))
         return concat_references(tables).take(place)
@@ -230,6 +249,12 @@ class StoredReferences:
         """Return the elements as stored, shape ``(n, width)``."""
         layout = dataset_layout(self.location, self.address)
         n, width = math.prod(self.shape), layout.stored_itemsize
+        stored = self._stored_part()
+        if stored.shape != self.shape:
+            padded = layout.stored_elements(n).reshape(self.shape)
+            corner = tuple(slice(k) for k in stored.shape)
+            padded[corner] = stored.read_raw().view(f"V{width}").reshape(stored.shape)
+            return padded.view(np.uint8).reshape(n, width)
         out = np.zeros(n, dtype=f"V{width}")
         raw = out.view(np.uint8).reshape(n, width)
         if not n:

@@ -238,6 +238,10 @@ def _make(arguments: _Arguments) -> Decoding:
     dtype = decoded.dtype.newbyteorder("=") if base.kind not in "VO" else base
     if decoded.dtype.kind == "O" != base.kind:
         dtype = np.dtype(object)
+    if text_of(base):
+        # Of either character set: the type says what the values are, which writers trust.
+        kept: Any = {"vlen": str if options.decode_vlen_strings else bytes}
+        dtype = np.dtype(object, metadata=kept)
     used = attributes.keys() - decoded.attrs.keys()
     # Units of a length are no matter of decoding; those of times are, even of times that
     # stay numbers.

@@ -18,6 +18,7 @@ from h5py import h5i, h5s, h5t
 
 from xref.chunkindex import parse_chunk_storage, read_listed_chunks
 from xref.columns import IntArray
+from xref.datatypes import Datatype
 from xref.errors import (
     CorruptFileError,
     FileReadError,
@@ -33,7 +34,15 @@ from xref.h5file import (
     check_unchanged,
     file_format,
 )
-from xref.h5layout import DatasetLabel, read_layout, reference_kind, time_dtype
+from xref.h5layout import (
+    DatasetLabel,
+    has_fill_value,
+    read_layout,
+    reference_kind,
+    stored_fill,
+    stored_type,
+    time_dtype,
+)
 from xref.h5objects import open_dataset
 from xref.headers import LAYOUT_MESSAGE, indexed_storage_k, walk_messages
 from xref.layout import (
@@ -87,6 +96,23 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
     """Return shape, type and storage of the dataset at an address."""
     return dataset_facts(location, address).layout
+
+
+@cached_by_location(maxsize=256)
+def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes]:
+    """Return the type of a dataset and its fill value, as they are stored.
+
+    The type tells how to decode the fill value. Where the dataset defines none, it is
+    zeros: null references, empty text and sequences.
+    """
+    layout = dataset_layout(location, address)
+    dataset = open_dataset(location, address)
+    where = DatasetLabel(location, dataset)
+    datatype = layout.elements or stored_type(location, address, where)
+    fill = layout.stored_fill
+    if has_fill_value(dataset.id.get_create_plist()):
+        fill = stored_fill(location, address, layout.stored_itemsize, where)
+    return datatype, fill or bytes(layout.stored_itemsize)
 
 
 @lru_cache(maxsize=1)
@@ -338,12 +364,49 @@ def read_values(
         if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
             one = np.empty((), dtype=object)  # one sequence, not its elements
             one[()] = found
-            return one
-        return np.asarray(found)
+            found = one
+        values = np.asarray(found)
+        if dataset.dtype.hasobject and _sequences_lose_byte_order():
+            _restore_byte_order(values, dataset.dtype)
+        return values
     except XrefError:
         raise  # of the file's bytes, through HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
+
+
+@lru_cache(maxsize=1)
+def _sequences_lose_byte_order() -> bool:
+    """Tell whether this h5py gives swapped numbers for sequences of the other byte order.
+
+    It does up to 3.16: bytes are those of the file, the dtype is this machine's.
+    """
+    dtype = np.dtype("i2").newbyteorder()
+    with h5py.File("xref-sequence", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("d", (1,), h5py.vlen_dtype(dtype))
+        dataset[0] = np.array([1], dtype=dtype)
+        return int(dataset[0][0]) != 1
+
+
+def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Give sequences of numbers the dtype of their bytes, in place, at any depth."""
+    for name in dtype.names or ():
+        member = dtype[name].base
+        if member.hasobject:
+            _restore_byte_order(values[name], member)
+    base = h5py.check_vlen_dtype(dtype)
+    if not isinstance(base, np.dtype):
+        return  # text, of bytes or str
+    swapped = not base.names and not base.isnative
+    if not swapped and not base.hasobject:
+        return
+    for index in np.ndindex(values.shape):
+        sequence = values[index]
+        if isinstance(sequence, np.ndarray):
+            if swapped:
+                values[index] = sequence.view(base.base)
+            else:
+                _restore_byte_order(sequence, base)
 
 
 def dataset_kind(dataset: h5py.Dataset) -> str:

@@ -178,7 +178,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     elif facts.time is not None:
         dtype = facts.time
     elif facts.holds_references:
-        elements = _stored_type(location, address, where)
+        elements = stored_type(location, address, where)
         dtype = element_dtype(value_dtype(elements))
         stored_itemsize = elements.itemsize
     elif facts.dtype is not None:
@@ -209,11 +209,11 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
             storage_problem = storage_problem or "storage: virtual"
     # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
     stored = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, where)
-    stored_fill = b""
+    fill_bytes = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
-        if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
-            stored_fill = _stored_fill(location, address, stored_itemsize, where)
+        if has_fill_value(properties):
+            fill_bytes = stored_fill(location, address, stored_itemsize, where)
     else:
         fill_value = _fill_value(properties, dtype)
         if fill_value is None:
@@ -244,7 +244,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         indirect=indirect or storage_problem,
         stored_indirect=storage_problem,
         virtual=storage == h5d.VIRTUAL,
-        stored_fill=stored_fill,
+        stored_fill=fill_bytes,
     )
 
 
@@ -261,7 +261,7 @@ def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
         raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
 
 
-def _stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
     """Return the type of a dataset from the bytes of its object header."""
     source = byte_source(location, str(where))
     for message in read_messages(source, address, {DATATYPE_MESSAGE}):
@@ -339,7 +339,16 @@ def _filter(properties: h5p.PropDCID, index: int) -> Filter:
     )
 
 
-def _stored_fill(
+def has_fill_value(properties: h5p.PropDCID) -> bool:
+    """Tell whether HDF5 gives elements that were never written a value of the dataset.
+
+    It leaves them alone where the fill value is never to be written; h5py gives zeros.
+    """
+    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
+    return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
+
+
+def stored_fill(
     location: FileLocation, address: int, itemsize: int, where: DatasetLabel
 ) -> bytes:
     """Return the fill value of a dataset from the bytes of its object header."""
@@ -356,8 +365,7 @@ def _stored_fill(
 def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, None where h5py cannot tell."""
     value = np.zeros(1, dtype=dtype)
-    defined = properties.fill_value_defined()
-    if defined == h5d.FILL_VALUE_USER_DEFINED:
+    if has_fill_value(properties):
         if dtype.hasobject or items(value) is not value:
             return None
         try:

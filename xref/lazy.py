@@ -24,7 +24,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from xref.elements import DecodeOptions
-from xref.h5data import dataset_layout
+from xref.h5data import dataset_layout, type_and_fill
 from xref.h5file import FileLocation, check_unchanged
 from xref.layout import DatasetLayout, item_dtype, items
 from xref.loaders import tile_loader
@@ -191,7 +191,11 @@ class DatasetArray(LazyArray):
         self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
         self.raw_dtype = layout.dtype
-        self.dtype, item_shape = item_dtype(layout.dtype)
+        if layout.text:
+            # Of either character set: h5py's type is that of the values, which writers trust.
+            kept: Any = {"vlen": bytes if self.encode_text else str}
+            self.raw_dtype = np.dtype(object, metadata=kept)
+        self.dtype, item_shape = item_dtype(self.raw_dtype)
         self.shape = layout.shape + item_shape if shape is None else shape
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
@@ -214,19 +218,35 @@ class DatasetArray(LazyArray):
             return self._read_stored(key)
         stored = [p[i] for p, i in zip(positions, inside, strict=True)]
         values = self._read_stored((*stored, *key[split:]))
-        layout = dataset_layout(self.location, self.address)
         shape = (*(len(p) for p in positions), *values.shape[split:])
         out = np.zeros(shape, dtype=values.dtype)
-        if layout.elements is not None:
-            raw = layout.stored_elements(1).view(np.uint8).reshape(1, -1)
-            where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
-            out[...] = decode_values(
-                self.location, layout.elements, raw, lambda _: where, self.options
-            )
-        elif layout.fill_value is not None:
-            out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
-        out[np.ix_(*inside)] = values
+        stored_box = np.ix_(*inside)
+        if self.dtype.hasobject:
+            outside = np.ones(shape[:split], dtype=bool)
+            outside[stored_box] = False
+            fill = self._fill_of_objects(int(outside.sum()))
+            out[outside] = index_outer(fill, 1, key[split:])
+        else:
+            layout = dataset_layout(self.location, self.address)
+            if layout.fill_value is not None:
+                out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
+        out[stored_box] = values
         return _drop_integers(out, key[:split])
+
+    def _fill_of_objects(self, n: int) -> npt.NDArray[Any]:
+        """Return the dataset's fill value n times, of elements with text, sequences, ...
+
+        Each is decoded by itself: two elements must not share a sequence, which the
+        user may change.
+        """
+        datatype, stored = type_and_fill(self.location, self.address)
+        raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
+        where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
+        fill = decode_values(self.location, datatype, raw, lambda _: where, self.options)
+        if datatype.is_string and not self.encode_text:
+            # Text is str, text within other types is bytes.
+            fill[:] = [text.decode("utf-8", "surrogateescape") for text in fill.tolist()]
+        return fill
 
     @staticmethod
     def _plan(axes: list[Segments], shape: tuple[int, ...], layout: DatasetLayout) -> ReadPlan:

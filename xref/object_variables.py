@@ -15,10 +15,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.array.core import normalize_chunks
 from xarray.backends import api
+from xarray.namedarray.core import NamedArray
 
 HEAP_ID_NBYTES = 16
 """Bytes of an element in the file: a length and a place in the heap."""
@@ -66,7 +67,7 @@ class ObjectVariable(xr.Variable):
     @classmethod
     def of(cls, variable: xr.Variable) -> ObjectVariable:
         """Return the same variable as one that Dask can cut."""
-        data = variable._data
+        data: Any = variable._data
         return cls(variable.dims, data, variable.attrs, variable.encoding, fastpath=True)
 
     @property
@@ -91,7 +92,14 @@ class ObjectVariable(xr.Variable):
         by_name = {d: kwargs.pop(str(d)) for d in self.dims if str(d) in kwargs}
         if by_name and isinstance(chunks, Mapping):
             chunks = {**chunks, **by_name}
-        return super().chunk(self._without_auto(chunks), *args, **kwargs)
+        chunks = self._without_auto(chunks)
+        data: Any = self._data
+        if isinstance(data, da.Array):
+            # xarray would look for dates in the first element, and take it for a number.
+            if isinstance(chunks, Mapping):
+                chunks = {self.get_axis_num(d): c for d, c in chunks.items() if d in self.dims}
+            return self._replace(data=da.rechunk(data, chunks))  # type: ignore[no-untyped-call]
+        return super().chunk(chunks, *args, **kwargs)
 
     def _without_auto(self, chunks: Any) -> Any:
         """Return chunks in which sizes that depend on bytes are numbers of elements."""
@@ -103,7 +111,7 @@ class ObjectVariable(xr.Variable):
             sides = (chunks,) * self.ndim
         if not any(isinstance(side, str) for side in sides):
             return chunks
-        found = normalize_chunks(
+        found = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
             sides, self.shape, dtype=_sized(self.dtype), previous_chunks=self.chunks
         )
         by_dim: dict[Hashable, Any] = dict(zip(self.dims, found, strict=True))
@@ -112,4 +120,5 @@ class ObjectVariable(xr.Variable):
         return by_dim
 
 
-_stored_data: Any = xr.Variable._data
+_stored_data = vars(NamedArray)["_data"]
+"""The slot of a variable that holds its data."""

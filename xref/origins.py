@@ -11,6 +11,7 @@ whether it does.
 from __future__ import annotations
 
 import itertools
+import math
 import posixpath
 import warnings
 from collections.abc import Hashable
@@ -162,6 +163,9 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
                 return None
             axes.append(found.astype("int64") if own is not None else int(found[0]))
         elif own is not None and array.sizes[own] == n:
+            if index is None and labels is not None and _n_stored(labels) not in (None, n):
+                # The dataset is shorter than this dimension: these may be other elements.
+                return None
             axes.append(range(n))
         else:
             return None
@@ -175,6 +179,17 @@ def _labels(array: xr.DataArray, dim: Hashable) -> xr.DataArray | None:
         return None  # and not those that xarray makes up
     labels: xr.DataArray = array.coords[dim]
     return labels
+
+
+def _n_stored(labels: xr.DataArray) -> int | None:
+    """Return how many labels the file has that they were opened from; None without one."""
+    found = opened_from(labels.encoding)
+    if found is None or found.location is None:
+        return None
+    source = held(found)
+    if source.location is None:
+        return None
+    return math.prod(dataset_layout(source.location, source.address).shape)
 
 
 def _whole(target: ObjectReference) -> xr.DataArray:

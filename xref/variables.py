@@ -202,8 +202,25 @@ def _build_variable(
         kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
         variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
     if variable.encoding.get("dtype") is str:
-        return _loaded_text(variable, member, options)
+        variable = _loaded_text(variable, member, options)
+        if layout.text == "ascii":
+            variable.encoding["charset"] = layout.text
     return variable
+
+
+def keep_charset(variable: xr.Variable, charset: str) -> None:
+    """Note in the encoding of text, which other writers of xarray ignore, how it is stored.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Decoded by the conventions, which leave the dtype of text in the encoding.
+    charset : str
+        Of the dataset.
+    """
+    dtype = np.dtype(variable.encoding.get("dtype", variable.dtype))
+    kept: Any = dict(dtype.metadata or {}) | {"charset": charset}
+    variable.encoding["dtype"] = np.dtype(dtype, metadata=kept)
 
 
 TEXT_ELEMENTS = 1 << 20
@@ -268,14 +285,16 @@ def build_variable(
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
+        shape = layout.shape if shape is None else shape
         stored = StoredReferences(
             location,
             address,
             path,
             kind,
-            tuple((0, n, 1) for n in layout.shape),
+            tuple((0, n, 1) for n in shape),
+            extent=layout.shape if shape != layout.shape else None,
         )
-        data = ReferenceArray(layout.shape, kind=kind, stored=stored, options=options)
+        data = ReferenceArray(shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
     array = DatasetArray(location, address, layout, options, shape)
@@ -296,7 +315,7 @@ def storage_encoding(
 ) -> dict[str, Any]:
     """Say how a dataset is stored, in the words of netCDF-4."""
     encoding: dict[str, Any] = {
-        "dtype": str if as_text and layout.text == "utf-8" else item_dtype(layout.dtype)[0],
+        "dtype": str if as_text and layout.text else item_dtype(layout.dtype)[0],
         "contiguous": layout.chunks is None,
         "chunksizes": layout.chunks,
         **_filter_encoding(layout.pipeline),
