@@ -375,13 +375,18 @@ def missing_values(
     return [fill for t in targets for fill in t.fills]
 
 
-def common_attrs(targets: Sequence[Opened]) -> dict[str, Any]:
-    """Return the decoded attributes that all targets have alike."""
+def common_attrs(targets: Sequence[Opened], *, typed: bool = False) -> dict[str, Any]:
+    """Return the decoded attributes that all targets have alike, of one type if ``typed``."""
     first, *others = (t.attrs for t in targets)
     return {
         name: value
         for name, value in first.items()
-        if all(name in o and equal_attrs(o[name], value) for o in others)
+        if all(
+            name in o
+            and equal_attrs(o[name], value)
+            and not (typed and np.asarray(o[name]).dtype != np.asarray(value).dtype)
+            for o in others
+        )
     }
 
 
