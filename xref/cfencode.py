@@ -85,7 +85,11 @@ def encode_dataset(
     ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
     encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
     sizes = dataset.sizes
-    encoded = {k: v if k in apart else _as_stored(v, k, sizes) for k, v in encoded.items()}
+    encoded = {
+        # xarray has dropped the dtype of bytes from the encoding.
+        k: v if k in apart else _as_stored(v, k, sizes, prepared[k].encoding.get("dtype"))
+        for k, v in encoded.items()
+    }
     found = {}
     for name, variable in encoded.items():
         kept = prepared[name]
@@ -211,12 +215,12 @@ def _has_no_conventions(variable: xr.Variable) -> bool:
 
 
 def _as_stored(
-    variable: xr.Variable, name: Hashable, sizes: Mapping[Hashable, int]
+    variable: xr.Variable, name: Hashable, sizes: Mapping[Hashable, int], wanted: Any
 ) -> xr.Variable:
-    """Make text or numbers of objects, as xarray does, and give single bytes an axis.
+    """Make text or numbers of objects, and single bytes along a last axis of bytes.
 
-    Single bytes along a last axis are read as one text, and are that again; what was read
-    as single bytes has the axis.
+    So does xarray: netCDF has single bytes only. Bytes of a fixed length stay what they are
+    if their encoding has such a dtype, as that of a dataset of HDF5 has.
 
     Raises
     ------
@@ -229,8 +233,12 @@ def _as_stored(
         raise UnsupportedError(f"variable {name!r}: {error}") from error
     dtype, encoding = variable.dtype, dict(variable.encoding)
     last = encoding.pop("char_dim_name", None)
-    is_one = dtype == np.dtype("S1") and encoding.get("dtype") != dtype
-    if dtype.kind != "S" or not (last or is_one):
+    is_fixed = (
+        isinstance(wanted, np.dtype)
+        and wanted.kind == "S"
+        and (wanted.itemsize > 1 or wanted == dtype)
+    )
+    if dtype.kind != "S" or (is_fixed and not last):
         return variable
     plain = variable.copy(deep=False)
     plain.encoding = encoding

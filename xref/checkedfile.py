@@ -25,7 +25,7 @@ from typing import Protocol
 
 from xref.errors import FileWriteError
 
-COPIED_AT_ONCE = 4 << 20
+COPIED_AT_ONCE = 1 << 20
 """Bytes that are in memory while one file is copied to another."""
 
 _HEADER_NBYTES = 16
@@ -118,7 +118,7 @@ class CheckedFile:
         """Call a function; note its error."""
         try:
             function(*arguments)  # type: ignore[operator]
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - HDF5 must not see it; check() raises it
             self.stop(error)
 
     # --- what h5py calls ---------------------------------------------------------------
@@ -135,11 +135,14 @@ class CheckedFile:
     def read(self, size: int) -> bytearray:
         """Read bytes; past the end they are 0, as in HDF5's own drivers."""
         out = bytearray(size)
-        n = self.readinto(out)
-        return out if n == size else out[:n]
+        self.readinto(out)
+        return out
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Read into a buffer; return its length, less if reading failed."""
+        """Read into a buffer; return its length.
+
+        Reading may fail: nothing is lost that HDF5 has to write.
+        """
         view = memoryview(buffer).cast("B")
         begin, stop = self._position, self._position + len(view)
         self._position = stop
@@ -147,7 +150,7 @@ class CheckedFile:
             n = self._store.read_into(begin, view)
         except BaseException as error:
             self.stop(error)
-            return 0
+            raise  # h5py takes a short read for a whole one
         view[n:] = bytes(len(view) - n)
         for start, data in self._unwritten:
             low, high = max(start, begin), min(start + len(data), stop)
@@ -163,7 +166,7 @@ class CheckedFile:
         if self._error is None:
             try:
                 self._store.write(begin, view)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - HDF5 must not see it; check() raises it
                 self.stop(error)
         if self._error is not None:
             self._unwritten.append((begin, view))

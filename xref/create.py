@@ -65,7 +65,7 @@ def region_reference(
     if len(given_keys) == 1 and given_keys[0] is Ellipsis and origin.is_whole:
         return RegionReference(origin.object, All())  # as in h5py, it grows with the dataset
     if points is not None:
-        origin = _at_points(origin, np.asarray(points), array)
+        origin = _at_points(origin, np.asarray(points), array, ordered=True)
     elif labels:
         origin = _at_labels(origin, array, labels)
     elif keys:
@@ -88,7 +88,9 @@ def _without_items(origin: Origin, keys: list[Any], array: xr.DataArray) -> list
     return keys[: origin.ndim]
 
 
-def _at_points(origin: Origin, points: npt.NDArray[Any], array: xr.DataArray) -> Origin:
+def _at_points(
+    origin: Origin, points: npt.NDArray[Any], array: xr.DataArray, *, ordered: bool = False
+) -> Origin:
     """Select element by element."""
     if points.size == 0:
         points = np.zeros((0, array.ndim), dtype=np.int64)
@@ -107,7 +109,7 @@ def _at_points(origin: Origin, points: npt.NDArray[Any], array: xr.DataArray) ->
             f"shape {array.shape} of {array.name!r}"
         )
     points = np.where(points < 0, points + extent, points).astype(np.int64)
-    return origin.pointwise(list(points.T))
+    return origin.pointwise(list(points.T), ordered=ordered)
 
 
 def _at_labels(origin: Origin, array: xr.DataArray, labels: Mapping[Hashable, Any]) -> Origin:

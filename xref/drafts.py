@@ -27,6 +27,9 @@ from typing import TypeAlias
 
 from xref.checkedfile import CheckedFile, Overlay, PlainStore, Records, write_error
 from xref.errors import FileChangedError, FileWriteError, XrefError
+from xref.h5file import close_files
+from xref.handles import drop_all
+from xref.uninterrupted import uninterrupted
 
 APPENDS_SECONDS = 60.0
 """How long an append waits for other appends to the same file."""
@@ -77,7 +80,8 @@ class NewDraft:
     def open(self) -> Iterator[CheckedFile]:
         """Open the hidden file; others wait until it is closed again."""
         with _used_by_one(self.path, self.filename) as file:
-            stored = CheckedFile(PlainStore(file), self.filename)
+            with naming(self.filename):
+                stored = CheckedFile(PlainStore(file), self.filename)
             with _closed_and_checked(stored, file):
                 yield stored
 
@@ -118,7 +122,8 @@ class AppendDraft:
     @classmethod
     def of(cls, filename: str) -> AppendDraft:
         """Choose a hidden name."""
-        return cls(filename, _hidden(filename), _version(os.stat(filename)))
+        with naming(filename):
+            return cls(filename, _hidden(filename), _version(os.stat(filename)))
 
     def create(self) -> None:
         """Make the hidden file, for its owner alone."""
@@ -129,11 +134,15 @@ class AppendDraft:
     @contextmanager
     def open(self) -> Iterator[CheckedFile]:
         """Open the file with its changes; others wait until it is closed again."""
-        with _used_by_one(self.path, self.filename) as held, _base(self.filename) as base:
-            self._check(base)
-            overlay = Overlay(base, self.version[2], held, _records.get(self.path))
-            _remember(self.path, overlay.records)
-            stored = CheckedFile(overlay, self.filename)
+        with (
+            _used_by_one(self.path, self.filename) as held,
+            _open_to_read(self.filename) as base,
+        ):
+            with naming(self.filename):
+                self._check(base)
+                overlay = Overlay(base, self.version[2], held, _records.get(self.path))
+                _remember(self.path, overlay.records)
+                stored = CheckedFile(overlay, self.filename)
             with _closed_and_checked(stored, held):
                 yield stored
 
@@ -165,12 +174,15 @@ class AppendDraft:
         BlockingIOError
             If someone has it open.
         """
-        with naming(self.filename), _open_draft(self.path, self.filename) as held:
-            with _open(self.filename, os.O_RDWR) as target:
-                _lock_for_writing(target, self.filename)
-                self._check(target)
-                overlay = Overlay(target, self.version[2], held, _records.get(self.path))
-                overlay.commit(target, self.filename)
+        with (
+            naming(self.filename),
+            _open_draft(self.path, self.filename) as held,
+            _open(self.filename, os.O_RDWR) as target,
+        ):
+            _lock_for_writing(target, self.filename)
+            self._check(target)
+            overlay = Overlay(target, self.version[2], held, _records.get(self.path))
+            overlay.commit(target, self.filename)
 
     def _check(self, file: FileIO) -> None:
         try:
@@ -233,27 +245,48 @@ def appending(filename: str) -> Iterator[None]:
     BlockingIOError
         If that takes too long.
     """
-    folder, name = os.path.split(filename)
-    number = zlib.crc32(os.fsencode(name))
-    path = os.path.join(folder, f".{name[:50]}.{number:08x}.append")
-    held: FileIO | None = None
+    lock = _AppendLock(filename)
     deadline = time.monotonic() + APPENDS_SECONDS
     try:
-        while held is None:
-            with naming(filename):
-                file = _open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            if not _lock(file, fcntl.LOCK_EX):
-                file.close()
-                _wait(deadline, filename, "it is appended to by another thread or process")
-            elif _is_at(file, path):
-                held = file
-            else:
-                file.close()  # who had it has removed it
+        while not uninterrupted(lock.take):
+            _wait(deadline, filename, "it is appended to by another thread or process")
         yield
     finally:
-        if held is not None:
-            _remove(path)  # first: who gets the lock sees that the file is gone
-            held.close()
+        uninterrupted(lock.leave)
+
+
+class _AppendLock:
+    """A hidden file that whoever appends has locked, and removes."""
+
+    def __init__(self, filename: str) -> None:
+        folder, name = os.path.split(filename)
+        number = zlib.crc32(os.fsencode(name))
+        self._filename = filename
+        self._path = os.path.join(folder, f".{name[:50]}.{number:08x}.append")
+        self._file: FileIO | None = None
+
+    def take(self) -> bool:
+        """Lock the file; return False if someone else has it."""
+        with naming(self._filename):
+            self._file = _open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            if not _lock(self._file, fcntl.LOCK_EX):
+                self._file.close()
+                self._file = None
+                return False
+            if _is_at(self._file, self._path):
+                return True
+        self._file.close()  # who had it has removed it
+        self._file = None
+        return False
+
+    def leave(self) -> None:
+        """Remove the file, if it is locked here."""
+        if self._file is None:
+            return
+        if _lock(self._file, fcntl.LOCK_EX):
+            _remove(self._path)  # first: who gets the lock sees that the file is gone
+        self._file.close()
+        self._file = None
 
 
 def _lock_for_writing(file: FileIO, filename: str) -> None:
@@ -265,7 +298,12 @@ def _lock_for_writing(file: FileIO, filename: str) -> None:
         If someone has it open for a long time.
     """
     if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+        close_files()
         return
+    drop_all()  # which has most of the handles of this process closed
+    if _lock(file, fcntl.LOCK_EX):
+        return
+    close_files()
     deadline = time.monotonic() + READERS_SECONDS
     while not _lock(file, fcntl.LOCK_EX):
         _wait(deadline, filename, "it is open elsewhere: close it")
@@ -311,8 +349,9 @@ def _open(path: str, flags: int, mode: int = 0) -> FileIO:
     return FileIO(path, "r+", opener=lambda name, _: os.open(name, flags | os.O_CLOEXEC, mode))
 
 
-def _base(filename: str) -> FileIO:
-    return FileIO(filename, "r")
+def _open_to_read(filename: str) -> FileIO:
+    with naming(filename):
+        return FileIO(filename, "r")
 
 
 @contextmanager
@@ -331,16 +370,15 @@ def naming(filename: str) -> Iterator[None]:
 @contextmanager
 def _open_draft(path: str, filename: str) -> Iterator[FileIO]:
     """Open a hidden file, which is gone if writing it has failed."""
-    try:
-        file = _open(path, os.O_RDWR)
-    except FileNotFoundError as error:
-        raise FileWriteError(
-            errno.ENOENT, "writing it has ended, or failed before; begin again", filename
-        ) from error
-    try:
+    with naming(filename):
+        try:
+            file = _open(path, os.O_RDWR)
+        except FileNotFoundError as error:
+            raise FileWriteError(
+                errno.ENOENT, "writing it has ended, or failed before; begin again", filename
+            ) from error
+    with file:
         yield file
-    finally:
-        file.close()
 
 
 @contextmanager
@@ -349,8 +387,8 @@ def _used_by_one(path: str, filename: str) -> Iterator[FileIO]:
     with _open_draft(path, filename) as file:
         with naming(filename):
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        if not _is_at(file, path):
-            raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
+            if not _is_at(file, path):
+                raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
         try:
             yield file
         except BaseException:
@@ -427,11 +465,19 @@ def _replace(path: str, filename: str) -> None:
         os.replace(path, filename)
         if can_undo:
             _sync_folder(filename)
-    except BaseException:
-        if is_there and can_undo:
-            os.replace(kept, filename)
-        elif not is_there:
-            _remove(filename)
+    except BaseException as error:
+        try:
+            if is_there and can_undo:
+                os.replace(kept, filename)
+            elif not is_there:
+                _remove(filename)
+        except OSError as worse:
+            raise FileWriteError(
+                worse.errno or errno.EIO,
+                f"{worse.strerror}; the new file is there, but perhaps not after a power "
+                "failure, and the old one could not be restored",
+                filename,
+            ) from error
         raise
     finally:
         _remove(kept)

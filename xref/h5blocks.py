@@ -12,6 +12,7 @@ when HDF5 has closed the file without an error of the operating system.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py import h5f, h5fd, h5p
 
+from xref.checkedfile import CheckedFile
 from xref.drafts import Draft
 from xref.errors import FileChangedError
 from xref.filters import SHUFFLE, FilterPipeline
@@ -45,8 +48,37 @@ def open_to_write(draft: Draft) -> Iterator[h5py.File]:
     draft : Draft
         The file.
     """
-    with _threads, draft.open() as stored, h5py.File(stored, "r+") as file:
+    with _threads, draft.open() as stored, open_stored(stored) as file:
         yield file
+
+
+def open_stored(stored: CheckedFile, *, is_new: bool = False) -> h5py.File:
+    """Let HDF5 open a file that it writes through Python.
+
+    Parameters
+    ----------
+    stored : CheckedFile
+    is_new : bool
+        Whether there is nothing in it.
+    """
+    access = h5p.create(h5p.FILE_ACCESS)
+    try:
+        access.set_fileobj_driver(h5fd.fileobj_driver, stored)
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
+        name = os.fsencode(repr(stored))
+        if not is_new:
+            access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_LATEST)
+            return h5py.File(h5f.open(name, h5f.ACC_RDWR, fapl=access))
+        access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_LATEST)
+        creation = h5p.create(h5p.FILE_CREATE)
+        order = h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED
+        creation.set_link_creation_order(order)
+        creation.set_attr_creation_order(order)
+        creation.set_obj_track_times(False)
+        return h5py.File(h5f.create(name, h5f.ACC_TRUNC, fapl=access, fcpl=creation))
+    finally:
+        # Exceptions keep it alive, perhaps until Python has ended: HDF5 would call Python then.
+        access.close()
 
 
 def no_references(references: ReferenceArray, kind: str) -> RawBytes:

@@ -57,6 +57,7 @@ def existing_scales(group: h5py.Group) -> dict[str, Scale]:
     """Return the dimension scales that a group has."""
     found = {}
     for name, item in group.items():
-        if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id) and item.ndim == 1:
+        is_scale = isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id)
+        if is_scale and not item.is_virtual and item.ndim == 1:
             found[name] = Scale(item, address_of(item), item.shape[0], True)
     return found

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 from h5py import h5z
 
@@ -127,15 +128,91 @@ def choose_storage(
         chunks = shrink(tuple(max(n, 1) for n in shape), form.itemsize, CHUNK_NBYTES)
     if chunks is not None and 0 in shape and not any(limitless):
         chunks, options = None, {}  # nothing to store
+    guessed = any(n == 0 and not u for n, u in zip(shape, limitless, strict=True))
     maxshape = None
     if any(limitless):
         maxshape = tuple(None if u else n for n, u in zip(shape, limitless, strict=True))
     return Storage(
-        chunks=chunks,
+        # h5py takes no chunk that is longer than an axis of no elements, but makes one.
+        chunks=True if chunks is not None and guessed else chunks,
         maxshape=maxshape,
         options=options if chunks is not None else {},
         fill_value=fill_value,
     )
+
+
+def check_stored(
+    dataset: h5py.Dataset,
+    form: Form,
+    encoding: Mapping[str, Any],
+    given: Iterable[str],
+    what: str,
+) -> None:
+    """Refuse an encoding that a dataset does not have, which cannot be changed any more.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        In the file.
+    form : Form
+        Of its elements.
+    encoding : dict
+    given : iterable of str
+        Keys that the user says.
+    what : str
+        Names the variable in messages.
+
+    Raises
+    ------
+    ValueError
+        If it has another one.
+    """
+    given = set(given) & STORAGE_KEYS
+    if not given:
+        return
+    wanted = _filters(encoding, given, what)
+    if form.itemsize == 1:
+        wanted.pop("shuffle", None)
+    has: dict[str, tuple[Any, Any]] = {}
+    if given & {"zlib", "compression"}:
+        has["compression"] = (wanted.get("compression"), _compression(dataset))
+    if given & {"complevel", "compression_opts"} and "compression" in wanted:
+        has["compression_opts"] = (wanted.get("compression_opts"), _level_of(dataset))
+    for key in ("shuffle", "fletcher32"):
+        if key in given and not (key == "shuffle" and form.itemsize == 1):
+            has[key] = (bool(encoding[key]), getattr(dataset, key))
+    if encoding.get("chunksizes") is not None and "chunksizes" in given:
+        has["chunksizes"] = (tuple(map(int, encoding["chunksizes"])), dataset.chunks)
+    if "contiguous" in given:
+        has["contiguous"] = (bool(encoding["contiguous"]), dataset.chunks is None)
+    for key, (new, old) in has.items():
+        if new != old:
+            raise ValueError(
+                f"{what} is there already, with {key}={old!r}, which cannot be made {new!r}; "
+                "leave it out of its encoding, or write under another name"
+            )
+
+
+def _compression(dataset: h5py.Dataset) -> Any:
+    """Return the filter of a dataset that compresses, as `_filters` names it."""
+    if dataset.compression is not None:
+        return dataset.compression
+    properties = dataset.id.get_create_plist()
+    known = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
+    numbers = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+    return next((number for number in numbers if number not in known), None)
+
+
+def _level_of(dataset: h5py.Dataset) -> Any:
+    if dataset.compression is not None:
+        return dataset.compression_opts
+    properties, wanted = dataset.id.get_create_plist(), _compression(dataset)
+    values = [
+        values
+        for number, _, values, _ in map(properties.get_filter, range(properties.get_nfilters()))
+        if number == wanted
+    ]
+    return tuple(values[0]) if values else None
 
 
 def shrink(chunks: tuple[int, ...], itemsize: int, nbytes: int) -> tuple[int, ...]:

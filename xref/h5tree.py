@@ -42,7 +42,7 @@ from xref.h5scales import (
     has_any_size,
     next_dimension,
 )
-from xref.h5storage import choose_storage
+from xref.h5storage import check_stored, choose_storage
 from xref.h5write import (
     address_of,
     create_dataset,
@@ -208,6 +208,11 @@ class TreeWriter:
                 f"{self.path}: {path!r} is a link to nothing, or to what is in another file, "
                 "which is not written; write under another name"
             )
+        # Also not asked for its shape: HDF5 would open its sources as it opened this file.
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            raise ValueError(
+                f"{self.path}: {path!r} has its elements in other files, which are not written"
+            )
         return item
 
     def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> Scales:
@@ -321,6 +326,8 @@ class TreeWriter:
         existing = self._member(group, name, posixpath.join(group.name, name))
         if existing is not None:
             dataset = _fitting(existing, form, variable.shape, where)
+            given = encoded.given.get(label, ())
+            check_stored(dataset, form, variable.encoding, given, where)
             if dataset.shape != variable.shape:
                 self._change(dataset.resize, variable.shape)
         else:
@@ -553,7 +560,7 @@ def _fitting(found: Any, form: Form, shape: tuple[int, ...], where: str) -> h5py
     """
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{where} is a group in the file; no variable can be there")
-    if found.is_virtual or found.external:
+    if found.external:
         raise ValueError(f"{where} has its elements in other files, which are not written")
     sizes = zip(shape, found.shape or (), found.maxshape or (), strict=False)
     fits = len(shape) == found.ndim and all(

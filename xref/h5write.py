@@ -30,8 +30,11 @@ from xref.serialized import encode_regions
 REGIONS_AT_ONCE = 1 << 17
 """Region references whose heap data are in memory at once, some 10 MB of boxes."""
 
-WRITTEN_AT_ONCE = 16 << 20
-"""Bytes of an array in memory that HDF5 writes at once, of which h5py makes a copy."""
+WRITTEN_AT_ONCE = 256 << 20
+"""Bytes of an array in memory that HDF5 writes at once: h5py makes a copy of them.
+
+HDF5 first fills a dataset that is written in parts, if it has a fill value.
+"""
 
 _STORED_SEQUENCE = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
 
@@ -114,8 +117,8 @@ class Storage:
 
     Attributes
     ----------
-    chunks : tuple of int or None
-        Chunk shape; None for contiguous storage.
+    chunks : tuple of int, True or None
+        Chunk shape; True for any, None for contiguous storage.
     maxshape : tuple of (int or None)
         None along unlimited axes.
     options : dict
@@ -125,7 +128,7 @@ class Storage:
         Of elements that are not written.
     """
 
-    chunks: tuple[int, ...] | None = None
+    chunks: tuple[int, ...] | bool | None = None
     maxshape: tuple[int | None, ...] | None = None
     options: Mapping[str, Any]
     fill_value: Any = None
@@ -182,7 +185,7 @@ def write_raw(
     if not raw.size:
         return
     kind = form.type_id()
-    if not raw.shape:
+    if box is None and raw.nbytes <= WRITTEN_AT_ONCE:
         dataset.id.write(h5s.ALL, h5s.ALL, raw, mtype=kind)
         return
     corner = tuple(s.start for s in box) if box else (0,) * raw.ndim

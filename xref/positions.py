@@ -97,12 +97,15 @@ class Origin:
                 order.append(number)
         return replace(self, axes=tuple(axes), order=tuple(order))
 
-    def pointwise(self, keys: Sequence[Any]) -> Origin:
-        """Select element by element: arrays that are broadcast together, one an axis."""
+    def pointwise(self, keys: Sequence[Any], *, ordered: bool = False) -> Origin:
+        """Select element by element: arrays that are broadcast together, one an axis.
+
+        With ``ordered`` the elements are points always, which have any order and number.
+        """
         if self.points is not None:
             return replace(self, points=self.points[tuple(keys)])
         arrays = [np.asarray(key) for key in keys]
-        apart = _own_axes([key.shape for key in arrays])
+        apart = None if ordered else _own_axes([key.shape for key in arrays])
         if apart is not None:  # each axis by itself, in another order of axes
             flat = [
                 a.reshape(-1) if to >= 0 else int(a.reshape(()))

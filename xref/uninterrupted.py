@@ -40,14 +40,14 @@ def uninterrupted(
     try:
         thread.start()
         call.ended.wait()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - raised below
         interrupt = error
     while interrupt is not None and not call.is_over():
         try:
             if stop is not None:
                 stop(interrupt)
             call.ended.wait()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised below
             interrupt = error
     if interrupt is not None:
         raise interrupt
@@ -68,13 +68,14 @@ class _Call:
         self.ended = threading.Event()
 
     def run(self) -> None:
+        """Make the call, unless it was given up."""
         with self._gate:
             if self._given_up:
                 return
             self._begun = True
         try:
             self._found = self._context.run(self._function, *self._arguments)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
             self._error = error
         finally:
             self.ended.set()
@@ -86,6 +87,7 @@ class _Call:
             return self._given_up or self.ended.is_set()
 
     def result(self) -> Any:
+        """Return what the function returned, or raise its error."""
         if self._error is not None:
             error, self._error = self._error, None  # no circle of frame and exception
             raise error

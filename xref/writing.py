@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import dask.array as da
-import h5py
 import xarray as xr
 from dask.delayed import delayed
 
@@ -22,8 +21,7 @@ from xref.cfencode import encode_dataset
 from xref.checkedfile import CheckedFile
 from xref.drafts import AppendDraft, Draft, EachBlock, NewDraft, appending, naming
 from xref.errors import UnsupportedError
-from xref.h5blocks import BlockTarget
-from xref.h5file import close_files
+from xref.h5blocks import BlockTarget, open_stored
 from xref.h5tree import TreeWriter
 from xref.inputs import URL
 from xref.origins import source_locations
@@ -46,7 +44,7 @@ def to_hdf5(
     mode: str = "w",
     *,
     encoding: Mapping[Any, Any] | None = None,
-    unlimited_dims: Iterable[Hashable] = (),
+    unlimited_dims: Hashable | Iterable[Hashable] | None = None,
     on_missing: str = "raise",
     compute: bool = True,
 ) -> Any:
@@ -72,8 +70,8 @@ def to_hdf5(
         `xarray.Dataset.to_netcdf` takes with ``engine="h5netcdf"``, such as ``zlib``,
         ``complevel``, ``shuffle``, ``chunksizes``, ``dtype``, ``_FillValue``. Of
         reference variables, too.
-    unlimited_dims : iterable of hashable
-        Dimensions that can grow, besides those that ``data.encoding`` names.
+    unlimited_dims : hashable or iterable of hashable, optional
+        Dimensions that can grow; by default those that ``data.encoding`` names.
     on_missing : {"raise", "null", "copy"}
         What becomes of references whose target is not written: an error, null, or a
         reference to a copy of the target, which gets its old path or one in ``/#refs#``.
@@ -145,7 +143,6 @@ def _append(
     compute: bool,
 ) -> Any:
     """Change a file that is there, in place, once all changes are known."""
-    close_files()  # HDF5 does not write what is open
     draft = AppendDraft.of(filename)
     for_blocks = draft if compute else EachBlock(filename)
     try:
@@ -156,7 +153,6 @@ def _append(
             blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
             if compute:
                 _write_blocks(blocks)
-            close_files()
         uninterrupted(draft.publish)
     finally:
         draft.remove()
@@ -196,11 +192,8 @@ class _Session:
         return self
 
     def _open(self) -> None:
-        if self.is_new:
-            self.file = h5py.File(self.stored, "w", libver=("v108", "latest"), track_order=True)
-            return
         with naming(repr(self.stored)):
-            self.file = h5py.File(self.stored, "r+")
+            self.file = open_stored(self.stored, is_new=self.is_new)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function; raise the error of what it wrote."""
@@ -256,7 +249,7 @@ def _nothing() -> None:
     """Do nothing: all is written."""
 
 
-def _nodes(data: Any, group: str, unlimited: Iterable[Hashable]) -> dict[str, xr.Dataset]:
+def _nodes(data: Any, group: str, unlimited: Any) -> dict[str, xr.Dataset]:
     """Return Datasets by the path of their group, those above first."""
     if isinstance(data, xr.DataArray):
         data = data.to_dataset(name="__values__" if data.name is None else data.name)
@@ -271,17 +264,26 @@ def _nodes(data: Any, group: str, unlimited: Iterable[Hashable]) -> dict[str, xr
         }
     else:
         raise TypeError(f"{type(data).__name__} is no Dataset, DataTree or DataArray")
-    unlimited = set(unlimited)
-    unknown = unlimited - {dim for node in found.values() for dim in node.sizes}
+    given = _given_dimensions(unlimited)
+    unknown = given - {dim for node in found.values() for dim in node.sizes}
     if unknown:
         raise ValueError(
             f"unlimited_dims has {sorted(map(str, unknown))}, which no variable has"
         )
     for at, node in found.items():
         _check_names(node, at)
-        limits = {*node.encoding.get("unlimited_dims", ()), *unlimited}
-        node.encoding = {**node.encoding, "unlimited_dims": limits}
+        if unlimited is not None:
+            node.encoding = {**node.encoding, "unlimited_dims": given}
     return found
+
+
+def _given_dimensions(unlimited: Any) -> set[Hashable]:
+    """Return dimensions as xarray takes them: one or several, or None."""
+    if unlimited is None:
+        return set()
+    if isinstance(unlimited, str) or not isinstance(unlimited, Iterable):
+        return {unlimited}
+    return set(unlimited)
 
 
 def _join(group: str, path: str) -> str:
