@@ -107,7 +107,7 @@ def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes
     """
     layout = dataset_layout(location, address)
     dataset = open_dataset(location, address)
-    where = DatasetLabel(location, dataset)
+    where = DatasetLabel(location, address)
     datatype = layout.elements or stored_type(location, address, where)
     fill = layout.stored_fill
     if has_fill_value(dataset.id.get_create_plist()):
