@@ -143,7 +143,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.names:
         return [(name, plain(value[name])) for name in value.dtype.names]
     if isinstance(value, np.ndarray):
-        return (str(value.dtype), value.shape, [plain(v) for v in value.ravel().tolist()])
+        # Dask gives one text the width of its own.
+        dtype = "U" if value.dtype.kind == "U" else str(value.dtype)
+        return (dtype, value.shape, [plain(v) for v in value.ravel().tolist()])
     if isinstance(value, float) and np.isnan(value):
         return "NaN"
     if isinstance(value, list | tuple):

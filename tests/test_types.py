@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from h5py import h5a, h5d, h5p, h5s, h5t
+from h5py import h5a, h5d, h5ds, h5p, h5s, h5t
 from samples import open_h5
 
 from xref import UnreadableMemberWarning
@@ -290,6 +290,28 @@ def test_types_that_h5py_lacks_are_left_out_and_named(tmp_path: Path) -> None:
     assert sorted("'/data'" in str(w.message) for w in caught) == [False, True]
     assert sum("'odd'" in str(w.message) for w in caught) == 1
     np.testing.assert_array_equal(ds["other"], np.arange(3))
+
+
+@pytest.mark.parametrize("limit", [3, h5s.UNLIMITED])
+def test_a_scale_of_a_type_that_numpy_lacks_names_its_dimension(
+    tmp_path: Path, limit: int
+) -> None:
+    odd = h5t.IEEE_F64LE.copy()
+    odd.set_ebias(2**24)
+    properties = h5p.create(h5p.DATASET_CREATE)
+    properties.set_chunk((3,))
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["good"] = np.arange(3.0)
+        h5d.create(file.id, b"t", odd, h5s.create_simple((3,), (limit,)), properties)
+        scale = h5d.open(file.id, b"t")
+        h5ds.set_scale(scale, b"t")
+        h5ds.attach_scale(file["good"].id, scale, 0)
+    with pytest.warns(UnreadableMemberWarning, match="/t"):
+        ds = open_h5(tmp_path / "f.h5")
+    with ds:
+        assert set(ds) == {"good"}
+        assert ds["good"].dims == ("t",)
+        assert ds["good"].values.tolist() == [0, 1, 2]
 
 
 def test_enum_keeps_its_names(tmp_path: Path) -> None:

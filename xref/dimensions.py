@@ -35,7 +35,7 @@ from xref.h5attributes import (
     reference_addresses,
     scale_addresses,
 )
-from xref.h5data import dataset_facts, dataset_layout
+from xref.h5data import dataset_facts
 from xref.h5file import FileLocation, cached_by_location, file_format
 from xref.h5objects import (
     groups_along,
@@ -430,10 +430,11 @@ def _n_references(listed: Any) -> int:
 @cached_by_location(maxsize=4096)
 def _unlimited_length(location: FileLocation, address: int) -> int | None:
     """Return the length of an unlimited scale with all that lies along it, else None."""
-    layout = dataset_layout(location, address)
-    if layout.maxshape != (None,):
+    # Not its layout: a scale of a type that cannot be read has a length, too.
+    dataset = open_dataset(location, address)
+    if dataset.shape is None or dataset.maxshape != (None,):
         return None
-    dataset, length = open_dataset(location, address), layout.shape[0]
+    length = int(dataset.shape[0])
     if not has_attribute(dataset, "REFERENCE_LIST"):
         return length
     listed = read_attribute(dataset, "REFERENCE_LIST", location, address)

@@ -118,7 +118,7 @@ def _type_facts(encoded: bytes) -> _TypeFacts:
         try:
             dtype = datatype.dtype
             indirect = _indirect_type(datatype, dtype)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # ValueError: a float that NumPy has not
             problem = str(error)
     return _TypeFacts(kind, within, time, dtype, problem, indirect)
 
