@@ -159,8 +159,13 @@ def pipeline(dataset: h5py.Dataset) -> FilterPipeline:
 
 
 def options_of(dataset: h5py.Dataset, number: int) -> tuple[int, ...]:
-    """Return the client values of a filter, as HDF5 completed them."""
-    return next(f.options for f in pipeline(dataset).filters if f.id == number)
+    """Return the client values of a filter, as HDF5 completed them; zeros from the 17th on.
+
+    They come from h5py, which keeps no file open.
+    """
+    properties = dataset.id.get_create_plist()
+    found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    return next(tuple(options) for n, _, options, _ in found if n == number)
 
 
 def change_options(
