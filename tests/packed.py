@@ -12,6 +12,10 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import strategies as st
 
+from xref.filters import Filter, FilterPipeline
+from xref.h5file import byte_source, locate_file
+from xref.headers import FILTER_MESSAGE, filter_options, read_messages
+
 N_BIT, SCALE_OFFSET = 5, 6
 NAMES = {N_BIT: b"nbit", SCALE_OFFSET: b"scaleoffset"}
 
@@ -27,11 +31,11 @@ def integer(base: h5t.TypeID, size: int, precision: int, offset: int = 0) -> h5t
 
 
 def short_float(offset: int = 7) -> h5t.TypeID:
-    """Return a float of 20 bits, within 4 bytes: the example of HDF5's documentation."""
+    """Return a float of 20 bits, within 4 bytes."""
     found = h5t.IEEE_F32LE.copy()
-    found.set_fields(offset + 19, offset + 13, 6, offset, 13)
-    found.set_offset(offset)
+    found.set_fields(19, 13, 6, 0, 13)
     found.set_precision(20)
+    found.set_offset(offset)
     return found
 
 
@@ -139,8 +143,26 @@ def read_raw(dataset: h5py.Dataset) -> bytes:
     return out.tobytes()
 
 
+def pipeline(dataset: h5py.Dataset) -> FilterPipeline:
+    """Return the filters of a dataset from its object header.
+
+    Some releases of h5py give zeros for the 17th client value and those behind.
+    """
+    location = locate_file(dataset.file.filename)
+    (message,) = read_messages(
+        byte_source(location, "test"), h5py.h5o.get_info(dataset.id).addr, {FILTER_MESSAGE}
+    )
+    found = filter_options(message.body, "test")
+    return FilterPipeline(
+        filters=tuple(Filter(id=i, flags=0, options=options, name="") for i, options in found)
+    )
+
+
 def options_of(dataset: h5py.Dataset, number: int) -> tuple[int, ...]:
-    """Return the client values of a filter, as HDF5 completed them."""
+    """Return the client values of a filter, as HDF5 completed them; zeros from the 17th on.
+
+    They come from h5py, which keeps no file open.
+    """
     properties = dataset.id.get_create_plist()
     found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     return next(tuple(options) for n, _, options, _ in found if n == number)

@@ -15,7 +15,6 @@ from h5py import h5t
 from hypothesis import given
 from hypothesis import strategies as st
 from packed import N_BIT, SCALE_OFFSET, header
-from test_filters import pipeline_of
 
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.filters import Filter, FilterPipeline, decode_chunk
@@ -38,7 +37,7 @@ def decode(dataset: h5py.Dataset, dtype: np.dtype[Any] | None = None) -> bytes:
     whole = np.zeros([r[-1] + c for r, c in zip(grid, dataset.chunks, strict=True)], kind)
     for corner, (mask, data) in packed.stored_chunks(dataset).items():
         place = tuple(slice(a, a + c) for a, c in zip(corner, dataset.chunks, strict=True))
-        decode_chunk(data, whole[place], pipeline_of(dataset), mask)
+        decode_chunk(data, whole[place], packed.pipeline(dataset), mask)
     return whole[tuple(slice(n) for n in dataset.shape)].tobytes()
 
 
@@ -169,7 +168,13 @@ def check_scale_offset(
         file.create_dataset("d", data=values, **more, **options)
     with reopened(path) as file:
         found = np.frombuffer(decode(file["d"], values.dtype), values.dtype)
-        np.testing.assert_array_equal(found, file["d"][...])
+        try:
+            expected = file["d"][...]
+        except OSError:  # HDF5 1.14.6 does not read its own chunks of full precision
+            error = 10.0 ** -more["scaleoffset"]
+            np.testing.assert_allclose(found, values, rtol=1e-6, atol=error)
+        else:
+            np.testing.assert_array_equal(found, expected)
     path.unlink()
 
 
@@ -220,7 +225,7 @@ def test_other_compressors_over_scale_offset(tmp_path, name) -> None:
         window = np.zeros(2000, "<i4")
         if not mask:  # else HDF5 skipped a compressor that cannot take the packed bytes
             with pytest.raises(CorruptFileError):
-                decode_chunk(data[: len(data) // 2], window, pipeline_of(file["d"]), mask)
+                decode_chunk(data[: len(data) // 2], window, packed.pipeline(file["d"]), mask)
 
 
 # --- what is refused ----------------------------------------------------------------------

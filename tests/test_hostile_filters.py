@@ -299,7 +299,8 @@ def test_references_with_a_hostile_filter_are_checked(tmp_path, ask) -> None:
         kind = h5t.STD_REF_OBJ
         dataset = packed.create(file, "o", kind, (8,), (8,), [(N_BIT, ())])
         dataset.id.write_direct_chunk((0,), struct.pack("<Q", 0) * 8)
-        options = packed.options_of(dataset, N_BIT)
+    with h5py.File(tmp_path / "f.h5") as file:
+        options = packed.options_of(file["o"], N_BIT)
     changed = (options[0], 0, *options[2:])
     packed.change_options(tmp_path / "f.h5", N_BIT, options, changed)
     found = ask(tmp_path / "f.h5", "objects, auto", "objects, h5py")
@@ -354,8 +355,9 @@ def test_damaged_chunks_and_messages_have_the_values_of_hdf5_or_raise(
         dataset = packed.create(file, "d", kind, (n,), (n,), filters)
         dataset[...] = np.arange(n) % 90
         add_references(file)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path) as file:
         options = packed.options_of(file["d"], number)
+    with h5py.File(path, "r+") as file:
         mask, stored = file["d"].id.read_direct_chunk((0,))
         file["d"].id.write_direct_chunk((0,), data.draw(damage(stored)), mask)
     changed = list(options)

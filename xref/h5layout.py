@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t
+from h5py import h5d, h5p, h5s, h5t, h5z
 
 from xref.datatypes import Datatype, decode_datatype, value_dtype
 from xref.errors import (
@@ -33,10 +33,12 @@ from xref.h5file import (
 from xref.headers import (
     DATATYPE_MESSAGE,
     FILL_MESSAGE,
+    FILTER_MESSAGE,
     LAYOUT_MESSAGE,
     OLD_FILL_MESSAGE,
     compact_data,
     fill_data,
+    filter_options,
     read_messages,
 )
 from xref.layout import (
@@ -191,6 +193,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     indirect = facts.indirect if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
     pipeline = pipeline_of(properties)
+    if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
+        pipeline = _stored_pipeline(location, address, pipeline, where)
     offset = None
     match storage:
         case h5d.CONTIGUOUS:
@@ -330,6 +334,28 @@ def used_filters(pipeline: FilterPipeline, elements: Datatype | None) -> FilterP
     skipped = (SHUFFLE, ()) if elements is not None else None
     used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
     return FilterPipeline(filters=used)
+
+
+@lru_cache(maxsize=1)
+def _tells_all_options() -> bool:
+    """Tell whether this h5py gives more than 16 client values of a filter, not zeros."""
+    properties, options = h5p.create(h5p.DATASET_CREATE), tuple(range(1, 19))
+    properties.set_filter(h5z.FILTER_DEFLATE, h5z.FLAG_OPTIONAL, options)
+    return tuple(properties.get_filter(0)[2]) == options
+
+
+def _stored_pipeline(
+    location: FileLocation, address: int, pipeline: FilterPipeline, where: DatasetLabel
+) -> FilterPipeline:
+    """Return the filters of a dataset with the client values of its object header."""
+    source = byte_source(location, str(where))
+    for message in read_messages(source, address, {FILTER_MESSAGE}):
+        stored = filter_options(message.body, str(where))
+        if [number for number, _ in stored] == [f.id for f in pipeline.filters]:
+            pairs = zip(pipeline.filters, stored, strict=True)
+            filters = tuple(replace(f, options=options) for f, (_, options) in pairs)
+            return FilterPipeline(filters=filters)
+    raise CorruptFileError(f"{where} has other filters in its object header than HDF5 tells")
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> Filter:

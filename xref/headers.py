@@ -34,6 +34,7 @@ OLD_FILL_MESSAGE = 0x0004
 FILL_MESSAGE = 0x0005
 LINK_MESSAGE = 0x0006
 LAYOUT_MESSAGE = 0x0008
+FILTER_MESSAGE = 0x000B
 ATTRIBUTE_MESSAGE = 0x000C
 SHARED_TABLE_MESSAGE = 0x000F
 CONTINUATION_MESSAGE = 0x0010
@@ -421,6 +422,38 @@ def compact_data(
             )
         return data
     return None
+
+
+def filter_options(body: bytes, where: str) -> list[tuple[int, tuple[int, ...]]]:
+    """Return number and client values of each filter of a filter pipeline message.
+
+    Raises
+    ------
+    CorruptFileError
+        If the message is cut off.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "The Data Storage - Filter Pipeline Message".
+    """
+    try:
+        version, n_filters = body[0], body[1]
+        at, found = 8 if version == 1 else 2, []
+        for _ in range(n_filters):
+            # Number, bytes of the name, flags, client values; later without a name for
+            # the filters of HDF5 itself.
+            (number,) = struct.unpack_from("<H", body, at)
+            if version == 1 or number >= 256:
+                name_nbytes, _, n = struct.unpack_from("<HHH", body, at + 2)
+                at += 8 + name_nbytes
+            else:
+                _, n = struct.unpack_from("<HH", body, at + 2)
+                at += 6
+            found.append((number, struct.unpack_from(f"<{n}I", body, at)))
+            at += 4 * (n + n % 2 if version == 1 else n)
+    except (IndexError, struct.error) as error:
+        raise CorruptFileError(f"{where} has a filter pipeline that is cut off") from error
+    return found
 
 
 def fill_data(
