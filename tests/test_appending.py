@@ -144,6 +144,58 @@ def test_nothing_is_written_outside_the_file(linked: Path, name: str, chunked: b
         assert "x" not in file
 
 
+def test_virtual_datasets_of_any_length_are_let_be(linked: Path) -> None:
+    layout = h5py.VirtualLayout((4,), "f8", maxshape=(None,))
+    with h5py.File(linked.parent / "abc.h5", "w") as file:
+        file.create_dataset("d", (4,), "f8", maxshape=(None,))
+    source = h5py.VirtualSource("abc.h5", "d", (4,), maxshape=(None,))
+    layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+    with h5py.File(linked, "a") as file:
+        file.create_virtual_dataset("grows", layout).make_scale("grows")
+    xref.to_hdf5(xr.Dataset({"new": ("n", [1, 2])}), linked, mode="a")
+    for new in ({"grows": ("m", np.zeros(4))}, {"v": ("grows", np.zeros(4))}):
+        with pytest.raises(ValueError, match="other files"):
+            xref.to_hdf5(xr.Dataset(new), linked, mode="a")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "problem"),
+    [
+        ({"zlib": True}, "compression=None"),
+        ({"compression": "lzf"}, "compression=None"),
+        ({"chunksizes": (2, 2)}, r"chunksizes=\(4, 2\)"),
+        ({"contiguous": True}, "contiguous=False"),
+        ({"shuffle": True}, "shuffle=False"),
+        ({"fletcher32": False}, "fletcher32=True"),
+        ({"dtype": "f4"}, "type float64"),
+    ],
+)
+def test_an_encoding_that_a_variable_cannot_have_any_more_is_said_so(
+    tmp_path: Path, encoding: dict[str, Any], problem: str
+) -> None:
+    path, ds = tmp_path / "file.h5", xr.Dataset({"v": (("a", "b"), np.zeros((4, 4)))})
+    has = {"chunksizes": (4, 2), "fletcher32": True}
+    xref.to_hdf5(ds, path, encoding={"v": has})
+    old = path.read_bytes()
+    with pytest.raises(ValueError, match=f"'/v' is there already.*{problem}"):
+        xref.to_hdf5(ds + 1, path, mode="a", encoding={"v": encoding})
+    assert path.read_bytes() == old
+    xref.to_hdf5((ds + 1).assign(w=ds["v"]), path, mode="a", encoding={"v": has, "w": encoding})
+    with h5py.File(path) as file:
+        assert (file["v"][...] == 1).all()
+        assert file["w"].shape == (4, 4)
+
+
+def test_the_level_of_compression_cannot_be_changed_either(tmp_path: Path) -> None:
+    path, ds = tmp_path / "file.h5", xr.Dataset({"v": ("a", np.zeros(40))})
+    xref.to_hdf5(ds, path, encoding={"v": {"zlib": True, "complevel": 3}})
+    xref.to_hdf5(ds + 1, path, mode="a", encoding={"v": {"zlib": True, "complevel": 3}})
+    with pytest.raises(ValueError, match="compression_opts=3, which cannot be made 7"):
+        xref.to_hdf5(ds, path, mode="a", encoding={"v": {"zlib": True, "complevel": 7}})
+    with pytest.raises(ValueError, match="compression='gzip', which cannot be made None"):
+        xref.to_hdf5(ds, path, mode="a", encoding={"v": {"zlib": False}})
+
+
 def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
     def fail(block: Any) -> Any:
         raise ZeroDivisionError

@@ -317,6 +317,25 @@ def test_no_points_are_an_empty_region(field: xr.DataArray) -> None:
     assert field.h5ref.region_reference(points=[]).size == 0
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("chosen", [[3, 1, 2], [0, 0, 3], [2], [1, 3], [-1, 0]])
+def test_points_of_one_dimension_keep_their_order_and_number(
+    path: Path, tmp_path: Path, chosen: list[int], shape: tuple[int, ...]
+) -> None:
+    with open_h5(path) as ds:
+        line = ds["n"]
+        region = line.h5ref.region_reference(points=np.reshape(chosen, shape))
+        expected = line.values[chosen]
+        np.testing.assert_array_equal(region.resolve(), expected)
+        part = line[1:].h5ref.region_reference(points=[0]).resolve()
+        np.testing.assert_array_equal(part, line.values[1:2])
+        stored = xref.ReferenceArray.from_references([region])
+        new = xr.Dataset({"n": line, "r": ("one", stored)})
+        xref.to_hdf5(new, tmp_path / "new.h5")
+    with h5py.File(tmp_path / "new.h5") as file:
+        np.testing.assert_array_equal(file["n"][file["r"][0]], expected)
+
+
 def test_a_row_of_a_table_is_one_box(field: xr.DataArray) -> None:
     table = pd.DataFrame({"lon": [3, 5], "lat": [1, 2], "time": [0, 1]})
     size = pd.Series({"lon": 4, "time": 1, "lat": 2})

@@ -412,6 +412,48 @@ def test_blocks_are_in_memory_one_after_the_other(tmp_path: Path, how: str) -> N
     assert int(done.stdout) < 160
 
 
+def limits(path: Path, **options: Any) -> Any:
+    ds = xr.Dataset({"v": (("time", "ti", "m"), np.zeros((2, 3, 1)))})
+    ds.encoding["unlimited_dims"] = {"m"}
+    xref.to_hdf5(ds, path, **options)
+    with h5py.File(path) as file:
+        return file["v"].maxshape
+
+
+def test_unlimited_dimensions_are_given_as_to_xarray(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    assert limits(path) == limits(path, unlimited_dims=None) == (2, 3, None)
+    assert limits(path, unlimited_dims="time") == (None, 3, 1)
+    assert limits(path, unlimited_dims=("time", "ti")) == (None, None, 1)
+    assert limits(path, unlimited_dims={"ti"}) == (2, None, 1)
+    assert limits(path, unlimited_dims=[]) == (2, 3, 1)
+    for unknown in ("t", ["q"], 1):
+        with pytest.raises(ValueError, match="unlimited_dims has"):
+            limits(path, unlimited_dims=unknown)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (0, 3), (2, 0, 3)])
+@pytest.mark.parametrize("encoding", [{}, {"zlib": True}, {"chunksizes": 1}])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_empty_axis_beside_an_unlimited_one(
+    tmp_path: Path, shape: tuple[int, ...], encoding: dict[str, Any], chunked: bool
+) -> None:
+    path = tmp_path / "file.h5"
+    if "chunksizes" in encoding:
+        encoding = {"chunksizes": (1,) * len(shape)}
+    dims = ("t", "y", "x")[: len(shape)]
+    values = da.zeros(shape, chunks=2) if chunked else np.zeros(shape)
+    for unlimited in dims:
+        ds = xr.Dataset({"v": (dims, values)})
+        xref.to_hdf5(ds, path, unlimited_dims=unlimited, encoding={"v": encoding})
+        with h5py.File(path) as file:
+            assert file["v"].shape == shape
+            is_open = [n is None for n in file["v"].maxshape]
+            assert is_open == [dim == unlimited for dim in dims]
+        with open_h5(path) as back:
+            xr.testing.assert_identical(back.load(), ds.load())
+
+
 # --- storage ---------------------------------------------------------------------------
 
 

@@ -141,3 +141,27 @@ def test_fill_values_of_missing_data(tmp_path: Path) -> None:
         assert file["v"].fillvalue == -9
     with open_h5(tmp_path / "file.h5") as back:
         xr.testing.assert_identical(back.load(), ds)
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_bytes_are_bytes_to_netcdf(tmp_path: Path, chunks: Any) -> None:
+    ds = xr.Dataset(
+        {"s": ("x", np.array([b"ab", b"cdef"])), "one": ((), np.array(b"abc", dtype="S4"))}
+    )
+    xref.to_hdf5(ds if chunks is None else ds.chunk(), tmp_path / "file.nc")
+    for engine, package in (
+        ("h5ref", "h5py"),
+        ("h5netcdf", "h5netcdf"),
+        ("netcdf4", "netCDF4"),
+    ):
+        pytest.importorskip(package)
+        with xr.open_dataset(tmp_path / "file.nc", engine=engine) as back:
+            xr.testing.assert_identical(back.load().drop_encoding(), ds)
+            assert back["s"].dtype == np.dtype("S4")
+
+
+def test_bytes_of_a_fixed_length_are_asked_for(tmp_path: Path) -> None:
+    ds = xr.Dataset({"s": ("x", np.array([b"ab", b"cdef"]))})
+    xref.to_hdf5(ds, tmp_path / "file.h5", encoding={"s": {"dtype": "S4"}})
+    with h5py.File(tmp_path / "file.h5") as file:
+        assert (file["s"].dtype, file["s"].shape) == (np.dtype("S4"), (2,))

@@ -257,7 +257,7 @@ class Records:
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
         """Cut a range where records begin and end: start, stop, place in the overlay."""
-        found = []
+        found: list[tuple[int, int, int | None]] = []
         at = max(bisect.bisect_right(self.starts, start) - 1, 0)
         while start < stop:
             if at == len(self.starts) or self.starts[at] >= stop:

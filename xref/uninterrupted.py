@@ -52,7 +52,8 @@ def uninterrupted(
     if interrupt is not None:
         raise interrupt
     thread.join()
-    return call.result()
+    found: T = call.result()
+    return found
 
 
 class _Call:

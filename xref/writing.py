@@ -1,8 +1,9 @@
 """A Dataset or a tree of them into an HDF5 file that is whole, or not there.
 
 In: what xarray holds, references included. Out: a file that h5py, netCDF-4 and this
-engine read. A new file is written under another name in the same folder, and takes its
-own name when all of it is on disk.
+engine read. A new file, and the changes of an old one, are written under a hidden name in
+the same folder; the file has its name, or its changes, when all of it is on disk
+(`xref.drafts`). HDF5 writes through `xref.checkedfile`.
 """
 
 from __future__ import annotations
@@ -64,12 +65,13 @@ def to_hdf5(
         "w" makes a new file: it appears whole, in the place of an earlier one, or not at
         all. "a" adds to a file, in place; variables that are there must have the same
         shape and type, and get new values. What comes from that file itself is read into
-        memory first. If something fails, new variables and groups are removed again.
+        memory first. If something fails, the file has the bytes that it had.
     encoding : dict, optional
         By variable, of a tree by path of the group and then by variable: what
         `xarray.Dataset.to_netcdf` takes with ``engine="h5netcdf"``, such as ``zlib``,
         ``complevel``, ``shuffle``, ``chunksizes``, ``dtype``, ``_FillValue``. Of
-        reference variables, too.
+        reference variables, too. Storage that a variable of the file does not have is an
+        error.
     unlimited_dims : hashable or iterable of hashable, optional
         Dimensions that can grow; by default those that ``data.encoding`` names.
     on_missing : {"raise", "null", "copy"}
@@ -88,6 +90,13 @@ def to_hdf5(
     ------
     DanglingReferenceError
         If a target is not among what is written, with ``on_missing="raise"``.
+    FileWriteError
+        If the operating system did not write: no room, a limit, a disk that fails. It is
+        an `OSError`.
+    FileChangedError
+        If another program has changed the file that is appended to.
+    BlockingIOError
+        If another program has it open, or appends to it, for a long time.
     UnsupportedError
         If HDF5 has no type for the values of a variable or attribute.
     ValueError
