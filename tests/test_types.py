@@ -306,12 +306,18 @@ def test_a_scale_of_a_type_that_numpy_lacks_names_its_dimension(
         scale = h5d.open(file.id, b"t")
         h5ds.set_scale(scale, b"t")
         h5ds.attach_scale(file["good"].id, scale, 0)
+        refs = file.create_dataset("refs", (1,), dtype=h5py.regionref_dtype)
+        refs[0] = file["good"].regionref[1:]
     with pytest.warns(UnreadableMemberWarning, match="/t"):
         ds = open_h5(tmp_path / "f.h5")
     with ds:
-        assert set(ds) == {"good"}
+        assert set(ds) == {"good", "refs"}
         assert ds["good"].dims == ("t",)
         assert ds["good"].values.tolist() == [0, 1, 2]
+        with pytest.warns(UnreadableMemberWarning, match="/t: "):
+            resolved = ds["refs"].h5ref.resolve()
+        assert resolved.dims == (*ds["refs"].dims, "t")
+        assert resolved.values.tolist() == [[1, 2]]
 
 
 def test_enum_keeps_its_names(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xref.attribute_values import plain_attributes
+from xref.attribute_values import plain_attributes, warn_unreadable
 from xref.dimensions import NO_VARIABLE, label
 from xref.elements import DecodeOptions
-from xref.errors import UnsupportedError
+from xref.errors import UnsupportedError, XrefError
 from xref.h5data import DatasetFacts, dataset_facts
 from xref.h5file import FileLocation
 from xref.h5objects import members_by_name
@@ -102,7 +102,13 @@ def _target_dimensions(
     for axis, scale in enumerate(facts.scales):
         if not scale:
             continue
-        scale_label = label(dataset_facts(location, scale).attributes, "NAME")
+        try:
+            scale_label = label(dataset_facts(location, scale).attributes, "NAME")
+        except XrefError as error:
+            # The axis keeps its name, as in a group that is opened; values it has none.
+            where = f"{location.filename}: {object_label(location, scale)}"
+            warn_unreadable(f"{where}: scale of axis {axis}", error)
+            scale_label = NO_VARIABLE
         name = _name(location, scale) or scale_label
         if not name or name in dims:
             continue
@@ -122,7 +128,12 @@ def _named_coordinates(
         if name not in members or name in dims:
             continue
         address = members[name]
-        axes, _ = _target_dimensions(location, address, dataset_facts(location, address))
+        try:
+            facts = dataset_facts(location, address)
+        except XrefError as error:
+            warn_unreadable(f"{location.filename}: coordinate {name!r} of {path!r}", error)
+            continue
+        axes, _ = _target_dimensions(location, address, facts)
         if all(axis in dims and axis is not None for axis in axes):
             found[name] = (address, axes)
     return found
