@@ -1,4 +1,4 @@
-"""Two versions of xref on the same workloads, in turns: does a change make them slower?
+"""Two versions of xref on the same workloads, in turns, to see what a change costs.
 
     git worktree add /some/folder COMMIT
     python benchmarks/compare.py /some/folder . --work W1,W4 --reps 9
@@ -69,6 +69,7 @@ class Version:
         self.process = None if name in OPENINGS else self.start()
 
     def start(self):
+        """Return a new process."""
         return subprocess.Popen(
             self.command,
             env=self.environment,
@@ -88,6 +89,7 @@ class Version:
         return json.loads(line)
 
     def stop(self):
+        """End the process."""
         if self.process is not None:
             self.process.communicate()
 
