@@ -173,14 +173,11 @@ def change_options(
 ) -> None:
     """Write other client values of a filter, no more than there were, into a file."""
     data = bytearray(path.read_bytes())
-    name = NAMES[number]
-    head = struct.pack("<H", len(options)) + name + bytes(8 - len(name) % 8)
-    old = head + struct.pack(f"<{len(options)}I", *options)
-    assert data.count(old) == 1
-    new = (
-        struct.pack("<H", len(changed)) + head[2:] + struct.pack(f"<{len(changed)}I", *changed)
-    )
-    at = data.index(old)
+    name = NAMES[number] + bytes(8 - len(NAMES[number]) % 8)
+    head = struct.pack("<H", len(options)) + name
+    assert data.count(head) == 1
+    new = struct.pack("<H", len(changed)) + name + struct.pack(f"<{len(changed)}I", *changed)
+    at = data.index(head)
     data[at : at + len(new)] = new
     path.write_bytes(data)
 
