@@ -43,6 +43,7 @@ def serve(name, data):
     use = means_alone if name.endswith(".means") else use_of(work)
     if work.name in STACKS:
         run_xref(work, partial(warm_up, work))
+    print("ready", flush=True)
     for _ in sys.stdin:
         warm(work.path)
         with timed() as lap:
@@ -55,6 +56,7 @@ def open_once(name, data):
     """Open the file of W8 in this process and tell what it took."""
     from opening import open_here
 
+    print("ready", flush=True)
     lap, _ = open_here(data / f"w8_{name.removeprefix('W8.')}.h5", "xref")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"cpu": lap.cpu, "wall": lap.wall, "peak": peak}))
@@ -69,14 +71,16 @@ class Version:
         self.process = None if name in OPENINGS else self.start()
 
     def start(self):
-        """Return a new process."""
-        return subprocess.Popen(
+        """Return a new process that is ready: each one starts alone."""
+        process = subprocess.Popen(
             self.command,
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        process.stdout.readline()
+        return process
 
     def run(self):
         """Run the workload once; return the processor and wall seconds and the peak in kB."""
