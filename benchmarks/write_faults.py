@@ -18,8 +18,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import h5py
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from test_write_faults import append_from_two, check_appended, run_limited, write_old
@@ -34,16 +32,10 @@ def limit_sizes(step: int) -> None:
             seen = Counter[str]()
             for limit in range(0, LARGEST, step):
                 with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / "file.h5"
-                    old = write_old(path)
+                    write_old(Path(folder) / "file.h5")
                     for _, _, result in run_limited(Path(folder), kind, mode, str(limit)):
                         assert result in ("named", "written"), result
                         seen[result] += 1
-                    written = result == "written"
-                    assert written or path.read_bytes() == old or seen["written"]
-                    with h5py.File(path) as file:
-                        assert set(file) - {"a", "x"} or path.read_bytes() == old
-                    assert os.listdir(folder) == ["file.h5"]
             print(f"{kind}, mode {mode!r}: {dict(seen)}")
 
 

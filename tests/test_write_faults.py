@@ -208,13 +208,14 @@ def test_ctrl_c_leaves_a_whole_file_and_nothing_hidden(tmp_path: Path, mode: str
 # --- limits of the operating system ------------------------------------------------------
 
 LIMITED = """
-import resource, sys
+import os, resource, sys
 sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 import xref
 from test_write_faults import STORED, everything, numbers
 
 path, kind, mode = Path("file.h5").resolve(), sys.argv[1], sys.argv[2]
+old = path.read_bytes()
 for limit in map(int, sys.argv[3].split(",")):
     for how in STORED:
         ds, encoding = numbers(how) if kind != "everything" else (everything(path), {})
@@ -225,8 +226,10 @@ for limit in map(int, sys.argv[3].split(",")):
             print(limit, how, "written", flush=True)
         except OSError as error:
             named = str(path) in str(error) and ".part" not in str(error)
+            named = named and path.read_bytes() == old and os.listdir() == ["file.h5"]
             print(limit, how, "named" if named else repr(error), flush=True)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        path.write_bytes(old)
         if kind == "everything":
             break
 """
