@@ -174,37 +174,6 @@ def test_an_interrupt_at_any_call_leaves_nothing(
     assert number > 15
 
 
-INTERRUPTED = """
-import _thread, os, signal, sys, threading, time
-import dask.array as da, numpy as np, xarray as xr, xref
-
-mode, pause = sys.argv[1], float(sys.argv[2])
-signal.signal(signal.SIGINT, signal.default_int_handler)
-threading.Timer(pause, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-done = 0
-try:
-    for n in range(10_000):
-        values = da.full((40, 50), n, chunks=(10, 50))
-        xref.to_hdf5(xr.Dataset({"v": (("t", "y"), values)}), "file.h5", mode=mode)
-        done = n
-except KeyboardInterrupt:
-    print(done)
-"""
-
-
-@pytest.mark.parametrize("mode", ["w", "a"])
-def test_ctrl_c_leaves_a_whole_file_and_nothing_hidden(tmp_path: Path, mode: str) -> None:
-    xref.to_hdf5(xr.Dataset({"v": (("t", "y"), np.zeros((40, 50), int))}), tmp_path / "file.h5")
-    for pause in ("0.3", "0.377"):
-        command = [sys.executable, "-W", "error", "-c", INTERRUPTED, mode, pause]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (run.returncode, run.stderr) == (0, "")
-        assert os.listdir(tmp_path) == ["file.h5"]
-        with h5py.File(tmp_path / "file.h5") as file:
-            found = np.unique(file["v"][...])
-        assert found.tolist() in ([int(run.stdout)], [int(run.stdout) + 1])
-
-
 # --- limits of the operating system ------------------------------------------------------
 
 LIMITED = """
