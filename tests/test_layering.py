@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "selection": ("numpy",),
     "regions": ("numpy",),
     "projection": ("numpy",),
+    "conversion": ("numpy",),
     "heap": ("numpy",),
     "structures": (),
     "dense": (),

@@ -6,6 +6,7 @@ In: what the engine opened. Out: the public methods, over `xref.resolve`,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.bind import Resolved, bind, warn_of_units
+from xref.conversion import results_dtype
 from xref.create import (
     REGION_DIM,
     group_reference,
@@ -416,8 +418,11 @@ class ReferenceAccessor:
         cell = tuple(n for _, n in sizes)
         if dtype is None:
             dtype = _infer_dtype(func, args, kwargs, resolved)
-        function = PerRegion(func, args, kwargs, np.dtype(dtype), cell)
-        return _results(resolved, array, np.dtype(dtype), function, sizes, chunks, "map", {})
+        found = np.dtype(dtype)
+        if found.itemsize == 0:  # str and bytes without a length, in which NumPy cuts them
+            found = np.dtype(object)
+        function = PerRegion(func, args, kwargs, found, cell)
+        return _results(resolved, array, found, function, sizes, chunks, "map", {})
 
     def _statistic(self, name: str, chunks: Any, on_null: str) -> xr.DataArray:
         resolved, array = self._bind(on_null)
@@ -452,14 +457,14 @@ def _statistic_dtype(name: str, resolved: Resolved) -> np.dtype[Any]:
                 f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
             )
         found.append(Statistic(name).result_dtype(dtype, any_empty))
-    try:
-        return np.result_type(*found)
-    except TypeError as error:
+    common = results_dtype(found)
+    if common is None:
         names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
         raise TypeError(
             f"{resolved.what} points at datasets of types {names}, whose {name} has no "
             "common type; select references of one type"
-        ) from error
+        )
+    return common
 
 
 def _infer_dtype(
@@ -468,31 +473,54 @@ def _infer_dtype(
     """Call a function with ones of the shape of a region of each type, as dask does."""
     bound, decoders = resolved.bound, resolved.decoders
     which = decoding_rows(bound, decoders)
-    form_of = decoders.form_of_kinds
+    forms = np.where(which >= 0, decoders.form_of_kinds[which], -1) if len(which) else which
     found: list[np.dtype[Any]] = []
-    for form in decoders.forms or ((np.dtype(float), ()),):
-        own = np.isin(which, [k for k, f in enumerate(form_of) if f == form])
-        kind = next((k for k in decoders.kinds if (k.dtype, k.item_shape) == form), None)
-        rows = np.flatnonzero(own)
+    for form in range(max(len(decoders.forms), 1)):
+        kind = next(
+            (
+                k
+                for k, f in zip(decoders.kinds, decoders.form_of_kinds, strict=True)
+                if f == form
+            ),
+            None,
+        )
+        rows = np.flatnonzero(forms == form)
         row = int(rows[np.argmax(bound.npoints[rows] > 0)]) if len(rows) else None
         shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-        values = np.ones(1) if kind is None else _sample_of(kind)
-        # A sample: large regions need not be made up to learn a type.
-        shape = tuple(min(n, SAMPLE_LENGTH) for n in shape) + values.shape[1:]
+        element = np.ones(1) if kind is None else _sample_of(kind)
+        values = _repeated(element, _sample_shape(shape))
         try:
-            result = func(np.broadcast_to(values[0], shape).copy(), *args, **kwargs)
+            result = func(values, *args, **kwargs)
         except Exception as error:
             raise ValueError(
                 f"the dtype of {func!r} could not be found by calling it with ones of type "
-                f"{values.dtype} and shape {shape}: {type(error).__name__}: {error}; pass "
-                "dtype="
+                f"{values.dtype} and shape {values.shape}: {type(error).__name__}: {error}; "
+                "pass dtype="
             ) from error
-        is_object = isinstance(result, dict | list | str)
+        is_object = isinstance(result, dict | list | str | bytes)
         found.append(np.dtype(object) if is_object else np.asarray(result).dtype)
-    try:
-        return np.result_type(*found)
-    except TypeError:  # such as dates among numbers
-        return np.dtype(object)
+    common = results_dtype(found)
+    # Text is as long as the sample's, and of several kinds none holds all: objects do.
+    return np.dtype(object) if common is None or common.kind in "SU" else common
+
+
+def _sample_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape of not many elements: large regions need not be made to learn a type."""
+    longest = SAMPLE_LENGTH
+    while math.prod(min(n, longest) for n in shape) > SAMPLE_LENGTH**2:
+        longest -= 1
+    return tuple(min(n, longest) for n in shape)
+
+
+def _repeated(element: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array of some shape, of the one element of another."""
+    values = np.empty(shape + element.shape[1:], dtype=element.dtype)
+    if values.dtype.kind != "O":
+        values[...] = element[0]
+        return values
+    for index in np.ndindex(shape):
+        values[index] = element[0]  # a sequence is one value
+    return values
 
 
 def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
@@ -501,9 +529,10 @@ def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
     values = items(one)
     if values.dtype.kind in "biufc":
         values[...] = 1
-    elif values.dtype.kind == "O":
-        for i in np.ndindex(values.shape):
-            values[i] = kind.missing
+    elif values.dtype.hasobject:
+        missing = np.empty((), dtype=values.dtype)
+        missing[()] = kind.missing
+        values[...] = missing
     return kind(values)
 
 
@@ -522,6 +551,11 @@ def _results(
     data = RegionResults(
         resolved.references, dtype, resolved.decoders, function, cell, bound=resolved.bound
     )
+    taken = [name for name, _ in sizes if name in resolved.dims]
+    if taken:
+        raise ValueError(
+            f"output_sizes names {taken}, which {resolved.what} has already; choose others"
+        )
     dims = (*resolved.dims, *(d for d, _ in sizes))
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
     check_chunks(chunks, dims)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.decode import concat_references
-from xref.elements import DEFAULT_OPTIONS
+from xref.elements import common_options
 from xref.references import FUNCTIONS, ReferenceArray, as_slice
 
 
@@ -35,7 +35,8 @@ def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceA
 def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
     """Pick rows of several arrays, counted through all of them."""
     columns = concat_references([p.columns for p in parts])
-    options = next((p.options for p in parts if p.size), DEFAULT_OPTIONS)
+    # Null references, such as padding, were opened with no options.
+    options = common_options(p.options for p in parts if p.columns.files)
     return ReferenceArray(
         rows.shape,
         kind="std" if any(p.kind == "std" for p in parts) else parts[0].kind,

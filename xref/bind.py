@@ -161,7 +161,13 @@ def warn_of_units(resolved: Resolved) -> None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and bool(np.array_equal(a, b)))
+    """Tell whether two attributes are equal, NaN to NaN, and of one type."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    is_float = np.asarray(a).dtype.kind in "fc"
+    return bool(np.array_equal(a, b, equal_nan=is_float))
 
 
 def decode_dataset(

@@ -10,7 +10,7 @@ put into one array has one type to hold all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,9 +21,10 @@ import xarray as xr
 from dask.base import normalize_token
 
 from xref.columns import IntArray
+from xref.conversion import dtype_token, exact_dtype, text_of
 from xref.elements import DecodeOptions
 from xref.h5file import FileLocation
-from xref.layout import element_dtype, item_dtype
+from xref.layout import element_dtype, item_dtype, items
 
 OPTION_DEFAULTS: dict[str, Any] = {
     "mask_and_scale": True,
@@ -89,12 +90,6 @@ def decode_variable(
     )
 
 
-def text_of(dtype: np.dtype[Any]) -> bool:
-    """Tell whether objects of a type are text of variable length."""
-    metadata: Mapping[str, Any] = dtype.metadata or {}
-    return metadata.get("vlen") in (str, bytes)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decoding:
     """How raw values of some targets become decoded ones.
@@ -137,6 +132,11 @@ class Decoding:
         return text_of(self.raw_dtype) and not self.options.decode_vlen_strings
 
     @property
+    def is_text(self) -> bool:
+        """Whether values are text of fixed or of variable length."""
+        return self.raw_dtype.kind == "S" or text_of(self.raw_dtype)
+
+    @property
     def is_plain(self) -> bool:
         """Whether decoded values are the raw ones, apart from their byte order."""
         same = item_dtype(self.raw_dtype)[0].newbyteorder("=") == self.dtype
@@ -161,7 +161,7 @@ class Decoding:
             If there are dates that the type of the others cannot hold.
         """
         if self.is_plain:
-            return values
+            return values.astype(self.dtype, copy=False)  # of this machine's byte order
         if self.encodes_text:
             values = _encode_texts(values)
         if not self.used:
@@ -247,7 +247,13 @@ def _make(arguments: _Arguments) -> Decoding:
     # stay numbers.
     telling = {k: v for k, v in attributes.items() if k in used or _is_of_times(k, v)}
     telling = telling if used else {}
-    key = (base, str(base.metadata), item_shape, dtype, _token(telling), repr(options))
+    key = (
+        dtype_token(raw_dtype),
+        dtype_token(dtype),
+        str(decoded.dtype),
+        _token(telling),
+        repr(options),
+    )
     decoding = Decoding(
         raw_dtype=raw_dtype,
         dtype=dtype,
@@ -276,7 +282,7 @@ def decoding_key(
     raw_dtype: np.dtype[Any], attributes: Mapping[str, Any], fill_value: Any
 ) -> Hashable:
     """Return what is the same for datasets that `make_decoding` tells the same of."""
-    return raw_dtype, str(raw_dtype.metadata), _token(attributes), _token({"": fill_value})
+    return dtype_token(raw_dtype), _token(attributes), _token({"": fill_value})
 
 
 def _token(values: Mapping[str, Any]) -> Hashable:
@@ -302,15 +308,18 @@ def _missing(decoding: Decoding, attributes: Mapping[str, Any], fill_value: Any)
     dtype = decoding.dtype
     if dtype.kind in "fcmMSUO":
         return missing_object(decoding) if dtype.kind == "O" else missing_of(dtype)
-    if dtype.kind == "V" or decoding.item_shape:
-        same = decoding.raw_dtype == dtype
-        return fill_value if same and fill_value is not None else np.zeros((), dtype=dtype)[()]
-    raw = decoding.raw_dtype
-    candidates = [attributes.get(name) for name in FILL_ATTRIBUTES]
-    for value in [*candidates, fill_value]:
+    if dtype.kind == "V":
+        return np.zeros((), dtype=dtype)[()] if fill_value is None else fill_value
+    raw = item_dtype(decoding.raw_dtype)[0]
+    for value in (attributes[name] for name in FILL_ATTRIBUTES if name in attributes):
         if np.ndim(value) == 0 and _fits(value, raw):
             return decoding(np.full(1, value, dtype=raw))[0]
-    return np.zeros((), dtype=dtype)[()]
+    if fill_value is None:
+        return np.zeros((), dtype=dtype)[()]
+    # Of an array type the fill value is an array, one value for each item.
+    stored = np.empty((), dtype=decoding.raw_dtype)
+    stored[()] = fill_value
+    return decoding(items(stored)[None])[0]
 
 
 def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
@@ -375,7 +384,8 @@ class Decoders:
             self.begin = np.searchsorted(file[order], np.arange(len(files) + 1))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_rows"}
+        cached = ("_rows", "forms", "form_of_kinds")
+        return {k: v for k, v in vars(self).items() if k not in cached}
 
     def __dask_tokenize__(self) -> Any:
         # What this returns is not looked into again, only printed.
@@ -407,12 +417,17 @@ class Decoders:
     @cached_property
     def forms(self) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]:
         """The distinct types and item shapes of decoded values."""
-        return tuple(dict.fromkeys(self.form_of_kinds))
+        by_token = {
+            (dtype_token(k.dtype), k.item_shape): (k.dtype, k.item_shape) for k in self.kinds
+        }
+        return tuple(by_token.values())
 
-    @property
-    def form_of_kinds(self) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Type and item shape of decoded values, of each kind."""
-        return [(k.dtype, k.item_shape) for k in self.kinds]
+    @cached_property
+    def form_of_kinds(self) -> IntArray:
+        """The row of `forms` that each kind has, shape ``(kinds,)``."""
+        tokens = [(dtype_token(k.dtype), k.item_shape) for k in self.kinds]
+        number = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+        return np.array([number[token] for token in tokens], dtype=np.int64)
 
     @property
     def single(self) -> Decoding | None:
@@ -438,7 +453,11 @@ def common_dtype(kinds: Iterable[Decoding], what: str) -> np.dtype[Any]:
     if not kinds:
         return np.dtype(float)
     item_shapes = {kind.item_shape for kind in kinds}
-    found = exact_dtype([kind.dtype for kind in kinds]) if len(item_shapes) == 1 else None
+    found = None
+    if len(item_shapes) == 1:
+        found = exact_dtype([kind.dtype for kind in kinds])
+        if found is None and all(kind.is_text for kind in kinds):
+            found = np.dtype(object)  # text of fixed length that has missing ones among it
     if found is None:
         names = dict.fromkeys(str(_described(kind)) for kind in kinds)
         raise ValueError(
@@ -451,70 +470,3 @@ def common_dtype(kinds: Iterable[Decoding], what: str) -> np.dtype[Any]:
 
 def _described(kind: Decoding) -> Any:
     return np.dtype((kind.dtype, kind.item_shape)) if kind.item_shape else kind.dtype
-
-
-def exact_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any] | None:
-    """Return the type that holds values of all these types exactly; None without one."""
-    dtypes = list(dtypes)
-    distinct = list(dict.fromkeys(dtypes))
-    if len(distinct) == 1:
-        return _common_metadata(dtypes)
-    kinds = {d.kind for d in distinct}
-    if kinds <= set("iufcb"):
-        common: np.dtype[Any] = np.result_type(*distinct)
-        digits = np.finfo(common).nmant + 1 if common.kind in "fc" else 64
-        needed = [8 * d.itemsize - (d.kind == "i") for d in distinct if d.kind in "iu"]
-        return common if max(needed, default=0) <= digits else None
-    if kinds in ({"S"}, {"U"}, {"M"}, {"m"}):
-        return np.result_type(*distinct)
-    if kinds == {"S", "O"} and all(d.kind == "S" or text_of(d) for d in dtypes):
-        return np.dtype(object)  # text of fixed and of variable length
-    if kinds == {"V"}:
-        return _exact_compound(distinct)
-    return None
-
-
-def _common_metadata(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
-    """Return one of equal types; an enumeration or text only where all are that one."""
-    first = dtypes[0]
-    if all(str(d.metadata) == str(first.metadata) for d in dtypes[1:]):
-        return first
-    return np.dtype(first.str) if first.kind != "V" else first
-
-
-def _exact_compound(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any] | None:
-    """Return the compound whose members hold those of the same name exactly."""
-    names = dtypes[0].names
-    if names is None or any(d.names != names or d.itemsize == 0 for d in dtypes):
-        return None
-    members: list[Any] = []
-    for name in names:
-        shapes = {d[name].shape for d in dtypes}
-        found = exact_dtype([d[name].base for d in dtypes]) if len(shapes) == 1 else None
-        if found is None:
-            return None
-        members.append((name, found, shapes.pop()))
-    return np.dtype(members)
-
-
-def convert(
-    values: npt.NDArray[Any], dtype: np.dtype[Any], describe: Callable[[], str]
-) -> npt.NDArray[Any]:
-    """Convert values to a type that was chosen to hold them.
-
-    Raises
-    ------
-    ValueError
-        If a date is out of the range that the resolution of the type has.
-    """
-    if values.dtype == dtype:
-        return values
-    converted = values.astype(dtype)
-    if values.dtype.kind in "mM" and dtype.kind in "mM":
-        same = (converted == values) | np.isnat(values)
-        if not same.all():
-            raise ValueError(
-                f"{describe()} has {values[~same][0]!s}, which {dtype} does not hold; "
-                "pass dtype=, or open the file with decode_times=False"
-            )
-    return converted

@@ -12,8 +12,8 @@ element of object variables, and NumPy would read the target.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
@@ -48,6 +48,39 @@ class DecodeOptions:
 
 
 DEFAULT_OPTIONS = DecodeOptions()
+
+
+def common_options(options: Iterable[DecodeOptions]) -> DecodeOptions:
+    """Return the options of references that are about to be put into one array.
+
+    Raises
+    ------
+    ValueError
+        If they differ in what values are decoded to.
+    """
+    found: DecodeOptions | None = None
+    for each in options:
+        if found is None:
+            found = each
+        elif each is not found:
+            for field in fields(DecodeOptions):
+                a, b = getattr(found, field.name), getattr(each, field.name)
+                if field.name not in ("reader", "lock") and not _is_alike(a, b):
+                    raise ValueError(
+                        f"references were opened with different options ({field.name} "
+                        f"{a!r} and {b!r}), so they do not go into one array; open the files "
+                        "alike, or resolve them apart"
+                    )
+    return DEFAULT_OPTIONS if found is None else found
+
+
+def _is_alike(a: Any, b: Any) -> bool:
+    """Compare options; xarray's coders are compared by what they hold."""
+    return (
+        a is b
+        or a == b
+        or (type(a) is type(b) and getattr(a, "__dict__", a) == getattr(b, "__dict__", b))
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref.conversion import convert
 from xref.copies import copy_boxes
-from xref.decoding import convert
 from xref.elements import DecodeOptions
 from xref.gather import BoundTarget
 from xref.h5file import check_unchanged

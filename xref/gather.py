@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
+from xref.conversion import convert
 from xref.decode import References
-from xref.decoding import Decoders, Decoding, convert
+from xref.decoding import Decoders, Decoding
 from xref.elements import DecodeOptions
 from xref.errors import (
     DanglingReferenceError,

@@ -7,7 +7,6 @@ again where they are computed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import xarray as xr
 from xref.attribute_values import warn_unreadable
 from xref.bind import Resolved, bind
 from xref.columns import IntArray
+from xref.conversion import dtype_with
 from xref.decode import References
 from xref.decoding import (
     Decoders,
@@ -46,51 +46,59 @@ SAMPLE_DIM = "sample"
 class Form:
     """How the values of all targets become those of one variable.
 
-    Either ``decode`` is None, and values are decoded by ``decoders`` as they are read; or
-    they are read as they are stored and xarray decodes the variable, lazily.
+    - Without ``decode`` and ``decoders`` they are the stored values.
+    - With ``decode`` they are read as stored, and then decoded all together.
+    - With ``decoders`` those of each target are decoded by itself, as they are read.
     """
 
-    dtype: np.dtype[Any]  # of elements in the array that values are read into
-    decoders: Decoders | None
-    decode: Decoding | None
+    dtype: np.dtype[Any]  # of elements in the flat array that values are read into
+    decode: Decoding | None = None
+    decoders: Decoders | None = None
+
+    @property
+    def is_lazily_decoded(self) -> bool:
+        """Whether xarray can decode the variable: the type of dates depends on values."""
+        return self.decode is not None and not self.decode.is_of_times
+
+    @property
+    def values_dtype(self) -> np.dtype[Any]:
+        """Type of decoded values."""
+        return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
 
 
-def choose_form(resolved: Resolved, fills: bool, dtype: Any) -> Form:
-    """Choose the type that holds the values of all targets, and when they are decoded.
+def choose_form(resolved: Resolved, dtype: Any) -> Form:
+    """Choose the type that holds the values of all targets, and how they are decoded.
 
     Parameters
     ----------
     resolved : Resolved
-    fills : bool
-        Whether missing values are filled, which is done among decoded values.
     dtype : dtype-like or None
         The user's choice.
 
     Raises
     ------
     ValueError
-        If no one type holds the values of all targets exactly.
+        If no one type holds the values of all targets exactly, or if the user's has no size.
     """
     decoders = resolved.decoders
     if dtype is not None:
+        wanted = np.dtype(dtype)
+        if wanted.itemsize == 0:
+            raise ValueError(f"dtype={dtype!r} has no length; name it ('U20'), or use object")
         item_shapes = {kind.item_shape for kind in decoders.kinds}
         if len(item_shapes) > 1:
-            common_dtype(decoders.kinds, resolved.what)
-        wanted = with_items(np.dtype(dtype), item_shapes.pop() if item_shapes else ())
-        return Form(wanted, decoders, None)
+            common_dtype(decoders.kinds, resolved.what)  # raises
+        item_shape = item_shapes.pop() if item_shapes else ()
+        return Form(with_items(wanted, item_shape), decoders=decoders)
     found = common_dtype(decoders.kinds, resolved.what)
     single = decoders.single
-    if single is not None and single.raw_dtype.kind in "biufc" and not single.is_of_times:
-        if single.is_plain:
-            # xarray swaps the bytes of numbers that are stored in the other order.
-            decode = None if single.raw_dtype == found else single
-            return Form(single.raw_dtype, None, decode)
-        if not fills:
-            return Form(single.raw_dtype, None, single)
-    return Form(found, None if decoders.are_plain else decoders, None)
+    if single is not None and single.raw_dtype.kind in "biufc":
+        as_stored = single.is_plain and single.raw_dtype == found
+        return Form(single.raw_dtype, decode=None if as_stored else single)
+    return Form(found, decoders=None if decoders.are_plain else decoders)
 
 
-def fill_values(resolved: Resolved, joined: np.dtype[Any], fill_value: Any, dtype: Any) -> Fill:
+def fill_values(resolved: Resolved, form: Form, fill_value: Any, dtype: Any) -> Fill:
     """Return what stands for missing values: the user's value, or each target's own.
 
     Among values that were joined as floats or dates it is NaN or NaT.
@@ -98,29 +106,37 @@ def fill_values(resolved: Resolved, joined: np.dtype[Any], fill_value: Any, dtyp
     Raises
     ------
     ValueError
-        If the user's value does not fit the user's type.
+        If the user's value is of another kind than the values, or no value of the user's
+        type; or if that has no missing value.
     """
-    decoders = resolved.decoders
-    if fill_value is None:
-        values = [kind.missing for kind in decoders.kinds] or [np.nan]
-        base = item_dtype(joined)[0]
-        if base.kind in "fcmM":
-            values = [missing_of(base)]
-        elif dtype is not None:
-            values = [_converted_fill(value, base) for value in values]
-        if all(_is_same_value(values[0], value) for value in values):
-            values = values[:1]
-        return Fill(decoders, tuple(values))
-    if dtype is not None and _dtype_with(np.dtype(dtype), fill_value) != np.dtype(dtype):
-        raise ValueError(f"fill_value {fill_value!r} is no value of dtype {np.dtype(dtype)}")
-    return Fill(decoders, (fill_value,))
+    decoders, base = resolved.decoders, form.values_dtype
+    if fill_value is not None:
+        found = dtype_with(base, fill_value)
+        if dtype is not None and found != base:
+            raise ValueError(f"fill_value {fill_value!r} is no value of dtype {base}")
+        return Fill(decoders, (fill_value,), found)
+    values = [kind.missing for kind in decoders.kinds] or [np.nan]
+    if base.kind in "fcmM":
+        values = [missing_of(base)]
+    elif dtype is not None:
+        values = [_missing_in(value, base) for value in values]
+    if all(_is_same_value(values[0], value) for value in values):
+        values = values[:1]
+    return Fill(decoders, tuple(values), base)
 
 
-def _converted_fill(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return a missing value among values that were converted to a type of the user's."""
-    if dtype.kind == "O" or _dtype_with(dtype, value) == dtype:
+def _missing_in(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a missing value as one of a type of the user's."""
+    if dtype.kind == "O":
         return value
-    return missing_of(dtype)
+    if dtype.kind in "SU":
+        return missing_of(dtype)
+    try:
+        if dtype_with(dtype, value) == dtype:
+            return value
+    except ValueError:
+        pass  # of another kind
+    raise ValueError(f"dtype {dtype} has no missing value; choose one with fill_value=")
 
 
 def _is_same_value(a: Any, b: Any) -> bool:
@@ -150,10 +166,12 @@ def resolve_cells(
     bound, references = resolved.bound, resolved.references
     cell = _cell(resolved, layout)
     uniform = layout == "stack"
-    fills = not uniform or bool(bound.null.any())
+    # A fill value that the user gives counts for the type, also where nothing is filled.
+    fills = bool(bound.null.any()) or (not uniform and fill_value is not None)
+    fills = fills or bool((bound.shape[:, : len(cell)] != cell).any())
     inner = _cell_dims(resolved, len(cell))
     dims = resolved.dims + inner
-    variable, data, form = _stack(
+    variable, data, decode = _stack(
         resolved,
         cell,
         dims,
@@ -163,17 +181,21 @@ def resolve_cells(
         padded=not uniform,
     )
     item_dims = variable.dims[len(dims) :]
-    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell, form.dtype)
+    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell, data.raw_dtype)
     out_coords = dict(own)
     if coords:
         out_coords |= _place_coords(resolved, inner, own)
         if uniform:
             out_coords |= _target_coords(resolved, inner, cell, own)
     if chunks is not None:
-        variable = chunk_variable(variable, data, ref_chunks, "resolve", form.decode)
-    stored = _stored_chunks(variable.shape, len(resolved.dims), variable.dtype.itemsize)
+        variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
     values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
-    values.encoding = {**variable.encoding, "chunksizes": stored}
+    values.encoding = dict(variable.encoding)
+    if variable.dtype.kind != "S":  # which is stored with one more axis, of characters
+        itemsize = variable.dtype.itemsize
+        values.encoding["chunksizes"] = _stored_chunks(
+            variable.shape, len(resolved.dims), itemsize
+        )
     if uniform:
         return values
     mask = ValidArray(references, cell)
@@ -194,48 +216,62 @@ def _stack(
     fill_value: Any = None,
     dtype: Any = None,
     padded: bool = False,
-) -> tuple[xr.Variable, StackArray, Form]:
-    """Return results in cells of one shape as a lazy variable, and what it is made of."""
-    form = choose_form(resolved, fills, dtype)
-    fill = None
-    if fills:
-        fill = fill_values(resolved, form.dtype, fill_value, dtype)
-        wanted = _dtype_with_fills(form.dtype, fill)
-        if wanted != form.dtype:
-            form = Form(wanted, resolved.decoders, None)
+) -> tuple[xr.Variable, StackArray, Decoding | None]:
+    """Return results in cells of one shape as a lazy variable.
+
+    Returns
+    -------
+    variable : xarray.Variable
+    data : StackArray
+        What it reads.
+    decode : Decoding or None
+        What xarray does to these values.
+    """
+    form = choose_form(resolved, dtype)
+    fill = fill_values(resolved, form, fill_value, dtype) if fills else None
+    lazily = form.is_lazily_decoded and fill is None
     data = StackArray(
         resolved.references,
         cell,
         form.dtype,
+        decode=None if lazily else form.decode,
         decoders=form.decoders,
         fill=fill,
         padded=padded,
         bound=None if fills else resolved.bound,
     )
     all_dims = dims + _item_dims(form.dtype, dims)
-    return _variable_of(resolved, form, all_dims, data), data, form
+    decode = form.decode if lazily else None
+    return _variable_of(resolved, decode, all_dims, data, fills), data, decode
 
 
 def _variable_of(
     resolved: Resolved,
-    form: Form,
+    decode: Decoding | None,
     dims: tuple[Hashable, ...],
     data: StackArray | SampleArray,
+    fills: bool = False,
 ) -> xr.Variable:
-    """Return the variable of a lazy array, with what all targets' decoded attributes say."""
+    """Return the variable of a lazy array, with what all targets' decoded attributes say.
+
+    ``decode`` is what xarray does to the values of the array, lazily.
+    """
     attributes = dict(resolved.attributes)
-    if form.decode is None:
-        encoding = _common_encoding(resolved.decoders, data.dtype)
+    if decode is None:
+        encoding = _common_encoding(resolved.decoders, data.dtype, fills)
         return xr.Variable(dims, lazily_indexed(data), attributes, encoding)
-    attributes |= form.decode.attributes  # for xarray to use them up
+    attributes |= decode.attributes  # for xarray to use them up
     variable = xr.Variable(dims, lazily_indexed(data), attributes)
-    decoded = decode_variable(variable, form.decode.options)
+    decoded = decode_variable(variable, decode.options)
     decoded.attrs = {k: v for k, v in decoded.attrs.items() if k in resolved.attributes}
     return decoded
 
 
-def _common_encoding(decoders: Decoders, dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Return what all targets' encodings agree on; the type only if values still fit it."""
+def _common_encoding(decoders: Decoders, dtype: np.dtype[Any], fills: bool) -> dict[str, Any]:
+    """Return what all targets' encodings agree on, if values can still be stored so.
+
+    Integers without a fill value have no place for NaN and NaT.
+    """
     if not decoders.kinds:
         return {}
     first, *others = (dict(kind.encoding) for kind in decoders.kinds)
@@ -250,15 +286,11 @@ def _common_encoding(decoders: Decoders, dtype: np.dtype[Any]) -> dict[str, Any]
     )
     if not same_packing or dtype not in {kind.dtype for kind in decoders.kinds}:
         return {}
+    stored = np.dtype(common.get("dtype", dtype))
+    if fills and stored.kind in "iub" and stored != dtype and "_FillValue" not in common:
+        # xarray stores missing values of floats as NaN.
+        common["dtype"] = np.dtype(np.float64)
     return common
-
-
-def _dtype_with_fills(dtype: np.dtype[Any], fill: Fill) -> np.dtype[Any]:
-    """Return the type of elements that holds the values and what stands for missing ones."""
-    base, item_shape = item_dtype(dtype)
-    for value in fill.values:
-        base = _dtype_with(base, value)
-    return with_items(base, item_shape) if item_shape else base
 
 
 STORED_NBYTES = 1 << 20
@@ -272,18 +304,6 @@ def _stored_chunks(shape: tuple[int, ...], own: int, itemsize: int) -> tuple[int
     nbytes = math.prod(shape[own:]) * max(itemsize, 1)
     n = min(max(STORED_NBYTES // nbytes, 1), shape[own - 1]) if own else 1
     return (*(1,) * (own - 1), *((n,) if own else ()), *shape[own:])
-
-
-def _dtype_with(dtype: np.dtype[Any], value: Any) -> np.dtype[Any]:
-    """Return the dtype that holds values of ``dtype`` and a fill value, unchanged."""
-    if dtype.kind not in "biufc":
-        return dtype
-    unfit = (TypeError, ValueError, OverflowError)
-    with np.errstate(invalid="ignore"), contextlib.suppress(*unfit):
-        kept = np.asarray(value).astype(dtype)
-        if kept == value or (dtype.kind in "fc" and np.isnan(value)):
-            return dtype
-    return np.result_type(dtype, np.asarray(value).dtype)
 
 
 def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
@@ -532,10 +552,12 @@ def resolve_ragged(
     name = _free_name(resolved.name or "values", resolved.dims)
     sample = _free_name(SAMPLE_DIM, (*resolved.dims, name))
     check_chunks(chunks, (*resolved.dims, sample))
-    form = choose_form(resolved, False, dtype)
+    form = choose_form(resolved, dtype)
+    if form.decode is not None and not form.is_lazily_decoded:
+        form = Form(form.decode.dtype, decoders=resolved.decoders)
     data = SampleArray(references, row_size, form.dtype, decoders=form.decoders, bound=bound)
     item_dims = _item_dims(form.dtype, (*resolved.dims, sample))
-    variable = _variable_of(resolved, form, (sample, *item_dims), data)
+    variable = _variable_of(resolved, form.decode, (sample, *item_dims), data)
     if chunks is not None:
         itemsize = form.dtype.itemsize
         sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved.dims, itemsize, sample)

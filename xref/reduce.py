@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import row_offsets
+from xref.conversion import convert, exact_values, to_objects
 from xref.gather import BoundReferences
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")
@@ -114,7 +115,8 @@ def _extreme(
     missing = np.array("NaT", dtype=dtype) if dtype.kind in "mM" else np.array(np.nan, dtype)
     out = np.full(len(npoints), missing, dtype=dtype)
     if len(filled):
-        out[filled] = function.reduceat(values, row_offsets(npoints)[filled])
+        found = function.reduceat(values, row_offsets(npoints)[filled])
+        out[filled] = exact_values(found, dtype)
     return out
 
 
@@ -138,12 +140,32 @@ class PerRegion:
             # A null reference has no axes of its own, and no element: it is an empty row.
             own = shape[:ndim] if ndim or len(region) else [0]
             region = region.reshape((*own, *values.shape[1:]))
-            result = self.function(region, *self.args, **self.kwargs)
-            found = self.dtype if self.dtype.hasobject else np.asarray(result).dtype
-            if not np.can_cast(found, self.dtype, "same_kind"):
-                raise TypeError(
-                    f"{self.function!r} gave a result of type {found} where {self.dtype} was "
-                    "expected; pass dtype="
-                )
-            out[row] = result
+            self._put(out, row, self.function(region, *self.args, **self.kwargs))
         return out
+
+    def _put(self, out: npt.NDArray[Any], row: int, result: Any) -> None:
+        """Store one result, if it has the type and the shape that were expected."""
+        if self.dtype.kind == "O" and not self.cell:
+            one = np.empty((), dtype=object)
+            one[()] = result  # a sequence is one value
+            out[row] = one[()]
+            return
+        values = np.asarray(result)
+        if values.shape != self.cell:
+            raise ValueError(
+                f"{self.function!r} gave a result of shape {values.shape} where {self.cell} "
+                "was expected; output_sizes names its dimensions, dtype=object keeps any "
+                "result as it is"
+            )
+        if self.dtype.kind == "O":
+            out[row] = to_objects(values)
+            return
+        found = self.dtype if self.dtype.hasobject else values.dtype
+        if not np.can_cast(found, self.dtype, "same_kind"):
+            raise TypeError(
+                f"{self.function!r} gave a result of type {found} where {self.dtype} was "
+                "expected; pass dtype="
+            )
+        if self.dtype.kind in "SU":
+            values = convert(values, self.dtype, lambda: f"the result of {self.function!r}")
+        out[row] = exact_values(values, self.dtype)

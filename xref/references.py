@@ -28,6 +28,7 @@ from xref.elements import (
     ObjectReference,
     Reference,
     RegionReference,
+    common_options,
     null_reference,
 )
 from xref.errors import XrefError
@@ -123,7 +124,7 @@ class ReferenceArray:
             address=np.array([r.address for r in flat], dtype=np.uint64),
             regions=regions,
         )
-        options = next((r.options for r in flat if r), DEFAULT_OPTIONS)
+        options = common_options(r.options for r in flat if r)
         kind = "region" if is_region else "object"
         return cls(objects.shape, kind=kind, columns=columns, options=options)
 
@@ -475,7 +476,7 @@ def _mixed_array(flat: list[Any], shape: tuple[int, ...]) -> ReferenceArray:
         attribute=np.array(numbers, dtype=np.int64),
         names=tuple(names),
     )
-    options = next((r.options for r in flat if r), DEFAULT_OPTIONS)
+    options = common_options(r.options for r in flat if r)
     return ReferenceArray(shape, kind="std", columns=columns, options=options)
 
 

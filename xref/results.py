@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.columns import IntArray, ragged_ranges, row_offsets
-from xref.decoding import Decoders, with_items
+from xref.conversion import exact_values
+from xref.decoding import Decoders, Decoding, with_items
 from xref.gather import (
     BoundReferences,
     BoundTarget,
@@ -146,12 +147,19 @@ def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences
 class Fill:
     """What stands for elements without data, among decoded values.
 
-    ``values`` are those for the targets of each decoding, in the order of the decodings.
-    Null references have the first one.
+    Attributes
+    ----------
+    decoders : Decoders
+    values : tuple
+        One for all targets, or one for those of each decoding, in the order of the
+        decodings: null references have the first one then.
+    dtype : numpy.dtype
+        That holds decoded values and these.
     """
 
     decoders: Decoders
     values: tuple[Any, ...]
+    dtype: np.dtype[Any]
 
     def put(
         self,
@@ -170,9 +178,12 @@ class Fill:
             own = ~valid
             if len(self.values) > 1:
                 own[which != k] = False
-            one = np.empty((), dtype=object if values.dtype.kind == "O" else values.dtype)
-            one[()] = value  # an empty sequence is one value
-            values[own] = one
+            if values.dtype.kind == "O":
+                one = np.empty((), dtype=object)
+                one[()] = value  # an empty sequence is one value
+                values[own] = one
+            else:
+                values[own] = value  # for array types, one for each item
 
 
 class ValidArray(LazyArray):
@@ -201,9 +212,14 @@ class ValidArray(LazyArray):
 class StackArray(ReferenceResults):
     """Results of one shape stacked over the references; also padded ones.
 
-    Shape: the references' shape, then ``cell``. With ``decoders``, the values of each
-    target are decoded by its own attributes as they are read, and ``dtype`` is the one
-    that holds all of them; else it is the type of the stored values.
+    Shape: the references' shape, then ``cell``. Values are decoded
+
+    - not at all: ``dtype`` is that of the stored values;
+    - all together by ``decode``, after they were read: so is ``dtype``;
+    - those of each target by itself, as they are read, by ``decoders``: ``dtype`` is the
+      one that holds all of them.
+
+    ``fill`` says what stands for elements without data.
     """
 
     def __init__(
@@ -212,6 +228,7 @@ class StackArray(ReferenceResults):
         cell: tuple[int, ...],
         dtype: np.dtype[Any],
         *,
+        decode: Decoding | None = None,
         decoders: Decoders | None = None,
         fill: Fill | None = None,
         padded: bool = False,
@@ -221,7 +238,12 @@ class StackArray(ReferenceResults):
         self.cell = cell
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
+        self.decode = decode
         self.decoders = decoders
+        if decode is not None:
+            self.dtype = decode.dtype
+        if fill is not None:
+            self.dtype = fill.dtype
         self.fill = fill
         self.padded = padded
         self.shape = references.shape + cell + item_shape
@@ -229,8 +251,8 @@ class StackArray(ReferenceResults):
 
     @property
     def in_place(self) -> bool:
-        """Whether nothing is filled; see `ReferenceResults`."""
-        return self.fill is None
+        """Whether nothing is decoded or filled; see `ReferenceResults`."""
+        return self.fill is None and self.decode is None
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         split = self.references.ndim
@@ -268,7 +290,12 @@ class StackArray(ReferenceResults):
     ) -> npt.NDArray[Any]:
         """Shape what was read for references of ``shape``; fill what has no data."""
         values = items(flat.reshape(shape + cell))
+        if self.decode is not None:
+            values = self.decode(values)
         if self.fill is not None:
+            values = exact_values(values, self.dtype)
+            if not values.flags.writeable:
+                values = values.copy()
             valid = bound.valid([np.arange(n) for n in cell])
             by_reference = values.reshape(len(valid), *values.shape[len(shape) :])
             self.fill.put(by_reference, valid, bound)
@@ -577,10 +604,8 @@ class RegionResults(ReferenceResults):
         if self.decode is not None or len(forms) < 2:
             yield self.raw_dtype, bound, np.arange(len(bound.ndim))
             return
-        number = {form: k for k, form in enumerate(forms)}
-        form_of = np.array([number[form] for form in self.decoders.form_of_kinds])
         which = decoding_rows(bound, self.decoders)
-        of_rows = np.where(which >= 0, form_of[which], 0)
+        of_rows = np.where(which >= 0, self.decoders.form_of_kinds[which], 0)
         for k, form in enumerate(forms):
             rows = np.flatnonzero(of_rows == k)
             if len(rows):
@@ -634,22 +659,3 @@ class RegionResults(ReferenceResults):
             reader=self.references.options.reader,
             finish=finish,
         )
-
-
-def exact_values(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Convert results of one type of targets to the type of all results.
-
-    Raises
-    ------
-    ValueError
-        If an integer is too large for the type to hold exactly.
-    """
-    converted = values.astype(dtype, copy=False)
-    if values.dtype.kind in "iu" and dtype.kind in "fc" and values.dtype.itemsize > 4:
-        exact = converted.astype(values.dtype) == values
-        if not exact.all():
-            raise ValueError(
-                f"{values[~exact][0]} is a result that {dtype}, the type of the results of "
-                "all targets, does not hold exactly; select references of one type"
-            )
-    return converted

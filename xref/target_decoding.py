@@ -8,8 +8,7 @@ target's own name.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Hashable, Mapping, Set
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,10 +26,12 @@ from xref.decoding import (
 )
 from xref.elements import DecodeOptions
 from xref.gather import BoundReferences
+from xref.h5data import dataset_layout, type_and_fill
 from xref.h5file import FileLocation
 from xref.layout import DatasetLayout
 from xref.lazy import DatasetArray
 from xref.names import object_path, object_paths
+from xref.small import SmallDatasets
 from xref.targets import Target
 from xref.values import decode_values
 
@@ -64,20 +65,21 @@ def find_decoders(
     for t in bound.single:
         place = t.location.token, t.address
         target = by_place[place]
-        kind = finder.find(t.layout, target, target.attributes)
+        kind = finder.find(t.location, t.address, t.layout, target.attributes)
         used[place] = finder.kinds[kind].used
         add(t.location, np.array([t.address], dtype=np.uint64), np.array([kind]))
     for many in bound.small:
         witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
         # Of each type, values of the attributes, and name that options are given by.
         named = finder.number_names(many.location, many.address)
-        classes = np.stack([many.kind, many.like, named], axis=1)
+        own = _number_alone(many, witnesses)
+        classes = np.stack([many.kind, many.like, named, own], axis=1)
         distinct, first, of = np.unique(classes, axis=0, return_index=True, return_inverse=True)
         kinds = []
-        for (kind, like, _), row in zip(distinct.tolist(), first.tolist(), strict=True):
-            witness = witnesses[like]
-            own = replace(witness, address=int(many.address[row]))
-            kinds.append(finder.find(many.kinds[kind].layout, own, witness.attributes))
+        for (kind, like, *_), row in zip(distinct.tolist(), first.tolist(), strict=True):
+            layout, attributes = many.kinds[kind].layout, witnesses[like].attributes
+            address_of_row = int(many.address[row])
+            kinds.append(finder.find(many.location, address_of_row, layout, attributes))
         for witness, (row, _) in zip(witnesses, many.alike, strict=True):
             kind = kinds[int(of.reshape(-1)[row])]
             place = many.location.token, witness.address
@@ -88,6 +90,15 @@ def find_decoders(
     locations = [location for _, location in files.values()]
     columns = (np.concatenate(c) for c in (file, address, which))
     return Decoders(finder.kinds, locations, *columns), used
+
+
+def _number_alone(many: SmallDatasets, witnesses: Sequence[Target]) -> IntArray:
+    """Return a number of its own for each dataset that may hold dates, 0 for the others.
+
+    The type of dates depends on their values.
+    """
+    dated = np.array([_has_dates(t.attributes) for t in witnesses], dtype=bool)
+    return np.where(dated[many.like], np.arange(1, len(many) + 1), 0)
 
 
 class _DecodingFinder:
@@ -118,17 +129,28 @@ class _DecodingFinder:
         names = (posixpath.basename(paths.get(a, "")) for a in address.tolist())
         return np.array([numbers.get(name, 0) for name in names])
 
-    def find(self, layout: DatasetLayout, target: Target, attributes: Mapping[str, Any]) -> int:
-        """Return the row of the decoding of a target among ``kinds``."""
-        name = self._name(target.location, target.address)
+    def find(
+        self,
+        location: FileLocation,
+        address: int,
+        layout: DatasetLayout,
+        attributes: Mapping[str, Any],
+    ) -> int:
+        """Return the row of the decoding of a target among ``kinds``.
+
+        Of its layout only type and fill value matter, which other datasets may share.
+        """
+        name = self._name(location, address)
         telling = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
-        key = decoding_key(layout.dtype, telling, layout.fill_value), name
+        options = options_of(self._options, name)
+        sample = None
+        if _may_be_times(layout, telling, options):
+            # Each target's own: dates of some fit the type that those of others do not.
+            sample = _first_and_last(location, address, options)
+        told = None if sample is None else sample.tobytes()
+        key = decoding_key(layout.dtype, telling, layout.fill_value), name, told
         if key not in self._known:
-            options = options_of(self._options, name)
-            sample = None
-            if _may_be_times(layout, telling, options):
-                sample = _first_and_last(target, layout, options)
-            missing = _stored_fill(target, layout, options)
+            missing = _stored_fill(location, address, layout, options)
             decoding = make_decoding(layout.dtype, telling, options, missing, sample)
             same = decoding.key, repr(decoding.missing)
             row = self._rows.setdefault(same, len(self.kinds))
@@ -141,29 +163,33 @@ class _DecodingFinder:
 def _may_be_times(
     layout: DatasetLayout, attributes: Mapping[str, Any], options: DecodeOptions
 ) -> bool:
-    return (
-        layout.dtype.kind in "iuf"
-        and "units" in attributes
-        and options.decode_times is not False
-        and "since" in str(attributes["units"])
-    )
+    is_decoded = options.decode_times is not False
+    return is_decoded and layout.dtype.kind in "iuf" and _has_dates(attributes)
+
+
+def _has_dates(attributes: Mapping[str, Any]) -> bool:
+    return "since" in str(attributes.get("units", ""))
 
 
 def _first_and_last(
-    target: Target, layout: DatasetLayout, options: DecodeOptions
+    location: FileLocation, address: int, options: DecodeOptions
 ) -> npt.NDArray[Any] | None:
     """Read the values of a dataset that xarray looks at to choose the type of dates."""
+    layout = dataset_layout(location, address)
     if 0 in layout.shape:
         return None
-    array = DatasetArray(target.location, target.address, layout, options)
+    array = DatasetArray(location, address, layout, options)
     ends = [tuple(0 for _ in layout.shape), tuple(n - 1 for n in layout.shape)]
     return np.stack([np.asarray(array.read(end)) for end in ends])
 
 
-def _stored_fill(target: Target, layout: DatasetLayout, options: DecodeOptions) -> Any:
+def _stored_fill(
+    location: FileLocation, address: int, layout: DatasetLayout, options: DecodeOptions
+) -> Any:
     """Return the value of elements of a dataset that were never written."""
-    if layout.elements is None or layout.dtype.kind != "V":
+    if layout.dtype.kind != "V" or not layout.dtype.hasobject:
         return layout.fill_value
-    raw = layout.stored_elements(1).view(np.uint8).reshape(1, -1)
-    where = f"{target.location.filename}: fill value of the dataset at {target.address:#x}"
-    return decode_values(target.location, layout.elements, raw, lambda _: where, options)[0]
+    datatype, stored = type_and_fill(location, address)
+    raw = np.frombuffer(stored, dtype=np.uint8).reshape(1, -1)
+    where = f"{location.filename}: fill value of the dataset at {address:#x}"
+    return decode_values(location, datatype, raw, lambda _: where, options)[0]
