@@ -715,3 +715,217 @@ def test_attributes_of_targets_of_many_files(tmp_path: Path, open_granules: Open
     attrs = open_granules(paths).h5ref.target_attrs()
     assert attrs["scale_factor"].dims == ("granule",)
     assert attrs["scale_factor"].values.tolist() == list(FACTORS)
+
+
+# --- nothing is changed unseen ------------------------------------------------------------
+
+
+def compounds_with(base: str, values: list[float]) -> np.ndarray[Any, Any]:
+    dtype = np.dtype([("hits", h5py.vlen_dtype(np.dtype(base))), ("n", "i4")])
+    one = np.zeros(1, dtype=dtype)
+    one["hits"][0] = np.array(values, dtype=base)
+    one["n"] = 1
+    return one
+
+
+def test_a_type_is_not_that_of_a_target_in_another_file(
+    tmp_path: Path, open_refs: Open
+) -> None:
+    found = {}
+    for base, values in (("i4", [1]), ("f8", [0.5, 2.25])):
+        write_cells(tmp_path / base, [(compounds_with(base, values), {})])
+        result = open_refs(tmp_path / base).h5ref.resolve(chunks=None)
+        kept = result.dtype["hits"].metadata
+        assert h5py.check_vlen_dtype(np.dtype(object, metadata=dict(kept))) == base
+        found[base] = result.values[0, 0]["hits"].tolist()
+    assert found == {"i4": [1], "f8": [0.5, 2.25]}
+
+
+def test_small_dates_of_any_length_are_decoded_each_by_its_units(
+    path: Path, open_refs: Open
+) -> None:
+    lengths = [3, 2, 0, 50, 3, 2, 2, 3, 1, 4]
+    units = [f"days since 2000-01-0{i % 2 + 1}" for i in range(len(lengths))]
+    cells = [(np.arange(n), {"units": u}) for n, u in zip(lengths, units, strict=True)]
+    write_cells(path, cells)
+    found = values_of(open_refs(path).h5ref.resolve("ragged")).values
+    expected = [
+        np.datetime64(u.split()[-1]) + np.arange(n).astype("m8[D]")
+        for n, u in zip(lengths, units, strict=True)
+    ]
+    np.testing.assert_array_equal(found, np.concatenate(expected).astype("M8[ns]"))
+
+
+@pytest.mark.parametrize("n", [1, 12])
+@pytest.mark.filterwarnings("ignore:Unable to decode time axis")
+def test_dates_of_one_target_do_not_decide_about_those_of_another(
+    tmp_path: Path, open_refs: Open, n: int
+) -> None:
+    units = {"units": "days since 2000-01-01"}
+    near, far = (np.array([0, 1]), units), (np.array([0, 400_000]), units)
+    for i, cells in enumerate(([near, far], [far, near])):
+        write_cells(tmp_path / f"{i}.h5", cells, n=n)
+        refs = open_refs(tmp_path / f"{i}.h5")
+        kinds = refs.h5ref.map(lambda a: a.dtype.kind, dtype=object).values.tolist()
+        assert kinds == n * ["M" if cell is near else "O" for cell in cells]
+        with pytest.raises(ValueError, match="no one type holds exactly"):
+            refs.h5ref.resolve()
+
+
+def test_functions_of_sequences_and_text_need_no_type(path: Path, open_refs: Open) -> None:
+    with h5py.File(path, "w") as file:
+        hits = file.create_dataset("hits", (3,), dtype=h5py.vlen_dtype(np.dtype("f4")))
+        for i in range(3):
+            hits[i] = np.arange(i + 1)
+        write_references(file, "refs", [hits.regionref[:2], hits.regionref[1:]])
+    refs = open_refs(path)
+    assert refs.h5ref.map(len).values.tolist() == [2, 2]
+    assert refs.h5ref.reduce(lambda a: sum(map(len, a))).values.tolist() == [3, 5]
+
+
+def test_text_that_functions_return_is_whole(path: Path, open_refs: Open) -> None:
+    write_cells(path, [(np.array([b"north"]), {}), (np.array([b"south east"]), {})])
+    refs = open_refs(path)
+    for dtype in (None, bytes, "S", "S10", object):
+        found = refs.h5ref.map(lambda a: a[0], dtype=dtype)
+        assert found.values.tolist() == [b"north", b"south east"]
+    with pytest.raises(ValueError, match="does not hold"):
+        refs.h5ref.map(lambda a: a[0], dtype="S5").compute()
+
+
+def test_results_of_another_shape_are_refused(path: Path, open_refs: Open) -> None:
+    write_cells(path, [(np.arange(3), {})])
+    refs = open_refs(path)
+    with pytest.raises(ValueError, match=r"shape \(1,\) where \(2,\) was expected"):
+        refs.h5ref.map(lambda a: a[:1], output_sizes={"k": 2}).compute()
+    with pytest.raises(ValueError, match="has already"):
+        refs.h5ref.map(lambda a: a, output_sizes={refs.dims[0]: 3})
+
+
+SPANS = (np.array([1, 2]), {"units": "days", "dtype": "timedelta64[ns]"})
+DATES = (np.array([1, 2]), {"units": "days since 2000-01-01"})
+WORDS = (np.array([b"a", b"b"]), {})
+PLAIN = (np.array([1, 2]), {})
+
+
+@pytest.mark.parametrize("others", [SPANS, DATES, WORDS])
+def test_kinds_are_not_mixed(path: Path, open_refs: Open, others: Any) -> None:
+    write_cells(path, [PLAIN, others])
+    refs = open_refs(path)
+    with pytest.raises(ValueError, match="no one type holds exactly"):
+        refs.h5ref.resolve()
+    with pytest.raises(TypeError, match=r"no common type|no min of"):
+        refs.h5ref.min()
+    alone = [refs[[i]].h5ref.resolve().values[0] for i in range(2)]
+    for found in (refs.h5ref.map(lambda a: a[1]), refs.h5ref.reduce(lambda a: a[1])):
+        assert found.dtype == object
+        assert [value == own[1] for value, own in zip(found.values, alone, strict=True)]
+        assert found.values[0] == 2
+        assert type(found.values[1]) is type(alone[1][1])
+    pairs = refs.h5ref.map(lambda a: a, output_sizes={"k": 2}).values
+    objects = refs.h5ref.resolve(dtype=object).values
+    for values in (pairs[1], objects[1]):
+        assert list(values) == list(alone[1])
+        assert all(isinstance(alone[1][0], type(value)) for value in values)
+
+
+def test_large_integers_are_not_rounded_in_results(path: Path, open_refs: Open) -> None:
+    write_cells(path, [(np.array([2**53 + 1]), {}), (np.array([0.5]), {})])
+    refs = open_refs(path)
+    for name in ("max", "min", "sum"):
+        with pytest.raises(ValueError, match="9007199254740993 has no equal"):
+            getattr(refs.h5ref, name)().compute()
+    with pytest.raises(ValueError, match="9007199254740993 has no equal"):
+        refs.h5ref.reduce(lambda a: a[0]).compute()
+    kept = refs.h5ref.reduce(lambda a: a[0], dtype=object).values.tolist()
+    assert kept == [2**53 + 1, 0.5]
+
+
+def test_members_of_compounds_go_by_name(path: Path, open_refs: Open) -> None:
+    one, other = [("x", "i4"), ("y", "f4")], [("y", "f4"), ("x", "i4")]
+    cells = [(np.array([(1, 0.5)], one), {}), (np.array([(0.25, 7)], other), {})]
+    write_cells(path, cells)
+    refs = open_refs(path)
+    with pytest.raises(ValueError, match="dtype="):
+        refs.h5ref.resolve()
+    found = refs.h5ref.resolve(dtype=one).values
+    assert found["x"].ravel().tolist() == [1, 7]
+    assert found["y"].ravel().tolist() == [0.5, 0.25]
+
+
+def test_functions_get_numbers_in_the_byte_order_of_the_machine(
+    path: Path, open_refs: Open
+) -> None:
+    big = (np.arange(3, dtype=">u2"), {})
+    write_cells(path, [big, (np.arange(3.0), {})])
+    refs = open_refs(path)
+    for part in (refs, refs[:1]):
+        assert part.h5ref.map(lambda a: a.dtype.str, dtype=object).values[0] == "<u2"
+
+
+def test_references_of_different_options_do_not_join(path: Path, open_refs: Open) -> None:
+    write_cells(path, [(np.arange(3, dtype="i2"), {"scale_factor": 0.5})])
+    decoded, raw = open_refs(path), open_refs(path, mask_and_scale=False)
+    dim = decoded.dims[0]
+    with pytest.raises(ValueError, match=r"mask_and_scale True and False"):
+        xr.concat([decoded, raw], dim)
+    # Null references, as those of padding, have no options of their own.
+    padded = raw.pad({dim: (1, 1)})
+    assert padded.h5ref.resolve(on_null="drop").values.tolist() == [[0, 1, 2]]
+
+
+def test_text_with_missing_values_stacks_with_other_text(path: Path, open_refs: Open) -> None:
+    cells = [
+        (np.array([b"ab", b"XX"]), {"_FillValue": np.bytes_(b"XX")}),
+        (np.array([b"abcde", b"c"]), {}),
+    ]
+    write_cells(path, cells)
+    found = open_refs(path).h5ref.resolve()
+    assert found.dtype == object
+    assert found.values[1].tolist() == [b"abcde", b"c"]
+    alone = open_refs(path)[:1].h5ref.resolve()
+    assert alone.dtype == object  # xarray puts missing values of text among objects
+    assert found.values[0].tolist() == alone.values[0].tolist()
+
+
+def test_attributes_that_are_nan_are_equal(path: Path, open_refs: Open) -> None:
+    attrs = {"limit": np.nan, "range": np.array([0, np.nan])}
+    write_cells(path, [(np.arange(3), attrs), (np.arange(3), attrs)])
+    assert open_refs(path).h5ref.resolve().attrs.keys() == attrs.keys()
+
+
+def test_padding_of_array_types_and_compounds_is_of_their_kind(
+    path: Path, open_refs: Open
+) -> None:
+    text = np.dtype([("name", h5py.string_dtype()), ("n", "i4")])
+    with h5py.File(path, "w") as file:
+        pairs = file.create_dataset("pairs", (3,), dtype=np.dtype((np.int32, (2,))))
+        pairs[...] = np.arange(6).reshape(3, 2)
+        pairs.attrs["_FillValue"] = np.int32(-1)
+        named = file.create_dataset("named", data=np.array([(b"x", 1)] * 3, dtype=text))
+        write_references(file, "refs", [pairs.regionref[:1], pairs.regionref[1:]])
+        write_references(file, "texts", [named.regionref[:1], named.regionref[1:]])
+    refs = open_refs(path, mask_and_scale=False)
+    padded = values_of(refs.h5ref.resolve("pad")).values
+    assert padded.tolist() == [[[0, 1], [-1, -1]], [[2, 3], [4, 5]]]
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        found = values_of(ds["texts"].h5ref.resolve("pad")).values
+    assert found.tolist() == [[(b"x", 1), (b"", 0)], [(b"x", 1), (b"x", 1)]]
+
+
+@pytest.mark.parametrize("chunks", [None, "auto"])
+@pytest.mark.parametrize(
+    "cell", [DATES, (np.array([1, 2], "i2"), {"scale_factor": 0.5}), WORDS]
+)
+def test_filled_results_can_be_written(
+    path: Path, open_refs: Open, cell: Any, chunks: Any
+) -> None:
+    with h5py.File(path, "w") as file:
+        target = file.create_dataset("v", data=cell[0])
+        target.attrs.update(cell[1])
+        write_references(file, "refs", [target.regionref[:1], target.regionref[:], None])
+    found = open_refs(path).h5ref.resolve("pad", on_null="fill", chunks=chunks)
+    found.to_netcdf(path.with_suffix(".nc"), engine="h5netcdf")
+    with xr.open_dataset(path.with_suffix(".nc"), engine="h5netcdf") as again:
+        values, written = values_of(found).values, values_of(again).values
+    np.testing.assert_array_equal(written, values)

@@ -176,8 +176,10 @@ def _is_kept(
     """Return where converted values say the same; None where rounding is all that happens."""
     source, target = values.dtype.kind, converted.dtype.kind
     if source in "mM" and target in "mM":
-        same: npt.NDArray[np.bool_] = (converted == values) | np.isnat(values)
-        return same
+        # Compared in the first type: in the other one both would overflow alike.
+        same: npt.NDArray[np.bool_] = converted.astype(values.dtype) == values
+        coarser = np.can_cast(converted.dtype, values.dtype, "safe")
+        return same | np.isnat(values) | coarser
     if (source in TEXT and target in TEXT) or (target in "biu" and source in "biu"):
         same = converted == values
         return same
