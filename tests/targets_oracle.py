@@ -229,6 +229,7 @@ class Opened:
     attrs: Mapping[str, Any]  # that decoding left
     stored: Mapping[str, Any]  # of the HDF5 dataset
     fills: tuple[Any, ...]  # each may stand for a missing integer; decoded
+    is_sequence: bool  # of numbers; without elements only the type tells
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -285,7 +286,8 @@ def open_target(dataset: h5py.Dataset, options: Options) -> Opened:
             decode(name, np.full(1, value).astype(raw.dtype), stored, options)[0][0]
             for value in candidates
         )
-    return Opened(dataset.name, name, raw, values, attrs, stored, fills)
+    is_sequence = h5py.check_vlen_dtype(dataset.dtype) is not None
+    return Opened(dataset.name, name, raw, values, attrs, stored, fills, is_sequence)
 
 
 def read_rows(paths: Sequence[Path], options: Options) -> list[Row]:
@@ -347,13 +349,6 @@ def is_unsettled(dtypes: Sequence[np.dtype[Any]]) -> bool:
     return "O" in kinds and len(kinds) > 1
 
 
-def is_sequence(target: Opened) -> bool:
-    """Tell whether a target holds sequences of numbers."""
-    return target.raw.dtype == object and not all(
-        isinstance(v, str) for v in target.raw.reshape(-1)
-    )
-
-
 def missing_values(
     row: Row, rows: Sequence[Row], dtype: np.dtype[Any], given: Any = None
 ) -> list[Any]:
@@ -371,7 +366,7 @@ def missing_values(
         return [dtype.type()]
     targets = [row.target] if row.target else targets_of(rows)
     if dtype.hasobject:
-        return [np.empty(0) if is_sequence(t) else "" for t in targets]
+        return [np.empty(0) if t.is_sequence else "" for t in targets]
     return [fill for t in targets for fill in t.fills]
 
 

@@ -333,7 +333,7 @@ def used_bytes(image: Image) -> list[int]:
 USED = {name: used_bytes(image) for name, image in SAMPLES.items()}
 
 
-@settings(max_examples=400)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(name=st.sampled_from(sorted(SAMPLES)), repaired=st.booleans(), draw=st.data())
 def test_damaged_bytes_are_refused_or_decoded(
     name: str, repaired: bool, draw: st.DataObject

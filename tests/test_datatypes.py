@@ -153,7 +153,7 @@ def nodes(datatype: Datatype) -> list[Datatype]:
     return found
 
 
-@settings(max_examples=600)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(TYPES)
 def test_a_type_is_what_h5py_says(type_id: h5t.TypeID) -> None:
     assert describe(decode_datatype(message_of(type_id), "f.h5")) == describe_h5py(type_id)
