@@ -29,7 +29,7 @@ from xref.checkedfile import CheckedFile, Overlay, PlainStore, Records, write_er
 from xref.errors import FileChangedError, FileWriteError, XrefError
 from xref.h5file import close_files
 from xref.handles import drop_all
-from xref.uninterrupted import uninterrupted
+from xref.uninterrupted import check_interrupt
 
 APPENDS_SECONDS = 60.0
 """How long an append waits for other appends to the same file."""
@@ -97,8 +97,8 @@ class NewDraft:
                 _name_new(self.path, self.filename)
 
     def remove(self) -> None:
-        """Remove the hidden file."""
-        _remove(self.path)
+        """Remove the hidden file, and wait for who still writes to it."""
+        _remove_unused(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,9 @@ class AppendDraft:
             )
 
     def remove(self) -> None:
-        """Remove the hidden file."""
+        """Remove the hidden file, and wait for who still writes to it."""
+        _remove_unused(self.path)
         _records.pop(self.path, None)
-        _remove(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +248,11 @@ def appending(filename: str) -> Iterator[None]:
     lock = _AppendLock(filename)
     deadline = time.monotonic() + APPENDS_SECONDS
     try:
-        while not uninterrupted(lock.take):
+        while not lock.take():
             _wait(deadline, filename, "it is appended to by another thread or process")
         yield
     finally:
-        uninterrupted(lock.leave)
+        lock.leave()
 
 
 class _AppendLock:
@@ -322,6 +322,7 @@ def _lock(file: FileIO, operation: int) -> bool:
 
 
 def _wait(deadline: float, filename: str, reason: str) -> None:
+    check_interrupt()
     if time.monotonic() > deadline:
         raise BlockingIOError(errno.EAGAIN, f"nothing was appended, because {reason}", filename)
     time.sleep(_POLL_SECONDS)
@@ -419,6 +420,25 @@ def _is_at(file: FileIO, path: str) -> bool:
 
 def _version(status: os.stat_result) -> _Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _remove_unused(path: str) -> None:
+    """Remove a hidden file, and wait until no thread or process writes to it any more.
+
+    After an interrupt the threads of a scheduler go on with the block that they have begun.
+    Those that come later find no file.
+    """
+    try:
+        file = _open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    except OSError:
+        _remove(path)
+        raise
+    with file:
+        _remove(path)
+        with suppress(OSError):  # there are no locks: no block has been written
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 
 
 def _remove(path: str) -> None:
