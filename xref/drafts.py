@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from xref.checkedfile import CheckedFile, Overlay, PlainStore, Records, write_error
 from xref.errors import FileChangedError, FileWriteError, XrefError
@@ -39,7 +39,9 @@ READERS_SECONDS = 10.0
 
 _POLL_SECONDS = 0.005
 
-_RECORDS_KEPT = 16
+_DRAFTS_KEPT = 16
+
+T = TypeVar("T")
 
 _Version: TypeAlias = tuple[int, int, int, int]
 """Device, inode, bytes, and the time (ns) of the last write."""
@@ -129,7 +131,7 @@ class AppendDraft:
         """Make the hidden file, for its owner alone."""
         with naming(self.filename):
             _open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600).close()
-        _remember(self.path, Records())
+        _keep(_records, self.path, Records())
 
     @contextmanager
     def open(self) -> Iterator[CheckedFile]:
@@ -141,7 +143,7 @@ class AppendDraft:
             with naming(self.filename):
                 self._check(base)
                 overlay = Overlay(base, self.version[2], held, _records.get(self.path))
-                _remember(self.path, overlay.records)
+                _keep(_records, self.path, overlay.records)
                 stored = CheckedFile(overlay, self.filename)
             with _closed_and_checked(stored, held):
                 yield stored
@@ -334,10 +336,20 @@ _records: dict[str, Records] = {}
 """Of the drafts that this process writes to, by their hidden names."""
 
 
-def _remember(path: str, records: Records) -> None:
-    _records[path] = records
-    while len(_records) > _RECORDS_KEPT:
-        del _records[next(iter(_records))]
+_failures: dict[str, BaseException] = {}
+"""Of drafts, by their hidden names: what those who came later found no file for."""
+
+
+def first_failure(draft: Draft) -> BaseException | None:
+    """Return why a draft cannot be written any more, if that happened in this process."""
+    return None if isinstance(draft, EachBlock) else _failures.pop(draft.path, None)
+
+
+def _keep(kept: dict[str, T], path: str, value: T) -> None:
+    """Keep something of a draft, and of the last few others."""
+    kept[path] = value
+    while len(kept) > _DRAFTS_KEPT:
+        del kept[next(iter(kept))]
 
 
 def _hidden(filename: str) -> str:
@@ -392,8 +404,9 @@ def _used_by_one(path: str, filename: str) -> Iterator[FileIO]:
                 raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
         try:
             yield file
-        except BaseException:
+        except BaseException as error:
             # HDF5 may have written half of a block: no one shall go on with this file.
+            _keep(_failures, path, error)
             _remove(path)
             raise
 
@@ -430,15 +443,14 @@ def _remove_unused(path: str) -> None:
     """
     try:
         file = _open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return
-    except OSError:
+    except OSError:  # there is none, or no one can wait for it
         _remove(path)
-        raise
-    with file:
-        _remove(path)
-        with suppress(OSError):  # there are no locks: no block has been written
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    else:
+        with file:
+            _remove(path)
+            with suppress(OSError):  # there are no locks: no block has been written
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    _failures.pop(path, None)
 
 
 def _remove(path: str) -> None:

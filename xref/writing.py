@@ -21,8 +21,16 @@ from dask.delayed import delayed
 from xref.attribute_values import HIDDEN_ATTRIBUTES
 from xref.cfencode import encode_dataset
 from xref.checkedfile import CheckedFile
-from xref.drafts import AppendDraft, Draft, EachBlock, NewDraft, appending, naming
-from xref.errors import UnsupportedError
+from xref.drafts import (
+    AppendDraft,
+    Draft,
+    EachBlock,
+    NewDraft,
+    appending,
+    first_failure,
+    naming,
+)
+from xref.errors import FileWriteError, UnsupportedError
 from xref.h5blocks import BlockTarget, open_stored
 from xref.h5tree import TreeWriter
 from xref.inputs import URL
@@ -146,7 +154,7 @@ def _write_new(
         blocks = _write_structure(nodes, encodings, targets, draft, draft)
         if blocks and not compute:
             return interruptible(_later, blocks, draft)
-        _write_blocks(blocks)
+        _write_blocks(blocks, draft)
         check_interrupt()
         draft.publish()
     except BaseException:
@@ -172,7 +180,7 @@ def _append(
             draft.create()
             blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
             if compute:
-                _write_blocks(blocks)
+                _write_blocks(blocks, draft)
         check_interrupt()
         draft.publish()
     finally:
@@ -213,11 +221,19 @@ def _open_file(stored: CheckedFile, *, is_new: bool) -> Any:
     return file
 
 
-def _write_blocks(blocks: Blocks) -> None:
-    """Write the blocks of dask arrays."""
-    if blocks:
-        arrays, places = zip(*blocks, strict=True)
-        interruptible(functools.partial(da.store, list(arrays), list(places), lock=False))
+def _write_blocks(blocks: Blocks, draft: Draft) -> None:
+    """Write the blocks of dask arrays; raise the error of the one that failed first."""
+    if not blocks:
+        return
+    arrays, places = zip(*blocks, strict=True)
+    store = functools.partial(da.store, list(arrays), list(places), lock=False)
+    try:
+        interruptible(store)
+    except FileWriteError as error:
+        first = first_failure(draft)
+        if first is None or first is error:
+            raise
+        raise first from error
 
 
 def _later(blocks: Blocks, draft: Draft) -> Any:
