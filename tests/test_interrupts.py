@@ -170,8 +170,11 @@ def press_at_each_call(folder: Path, kind: str, mode: str, scheduler: str) -> No
     assert seen == {True, False}  # it is too late at the last call
 
 
+# An interrupt may break into Dask's queue while it takes its lock (a fault of Python's
+# threading.Condition): then a thread that puts something there logs an error.
 CHILD = """
-import signal, sys
+import logging, signal, sys
+logging.getLogger("concurrent.futures").disabled = True
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_interrupts import press_at_each_call
