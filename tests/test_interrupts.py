@@ -170,14 +170,18 @@ def press_at_each_call(folder: Path, kind: str, mode: str, scheduler: str) -> No
     assert seen == {True, False}  # it is too late at the last call
 
 
-# An interrupt may break into Dask's queue while it takes its lock (a fault of Python's
-# threading.Condition): then a thread that puts something there logs an error.
+# Two faults of Python's are kept out. An interrupt may break into Dask's queue while it takes
+# its lock (threading.Condition): a thread that puts something there logs an error. It may
+# also come when Dask starts its first thread (concurrent.futures.ThreadPoolExecutor), which
+# is not told then that the process ends: so one is started before.
 CHILD = """
 import logging, signal, sys
 logging.getLogger("concurrent.futures").disabled = True
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import dask.array as da
 from test_interrupts import press_at_each_call
+da.ones(8, chunks=1).sum().compute(scheduler="threads")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for kind, scheduler in ("memory", "threads"), ("dask", "threads"), ("dask", "synchronous"):
     press_at_each_call(Path.cwd(), kind, sys.argv[2], scheduler)
