@@ -298,3 +298,16 @@ def test_an_interrupt_waits_for_blocks_that_are_written(
     with dask.config.set(scheduler="threads"), pytest.raises(KeyboardInterrupt):
         xref.to_hdf5(new_values("dask"), path, mode="a")
     assert check_after(path, old, n_open)
+
+
+def test_an_interrupt_that_python_hides_behind_a_lock_is_raised() -> None:
+    """So it ends when it breaks into the condition that Dask's queue waits for."""
+
+    def wait() -> None:
+        lock = threading.Lock()
+        with lock:
+            lock.release()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(lambda: interruptible(wait))

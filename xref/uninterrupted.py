@@ -116,6 +116,10 @@ class _Request:
         self._begun = True
         try:
             self._found = self._function(*self._arguments)
+        except RuntimeError as error:
+            # An interrupt in threading.Condition may end as "release unlocked lock".
+            interrupt = error.__context__
+            self._error = interrupt if isinstance(interrupt, KeyboardInterrupt) else error
         except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
             self._error = error
         self._end()
