@@ -1,6 +1,6 @@
 """Writes that fail, and appends of two processes, more often than the tests have them.
 
-Run it as a program: ``python benchmarks/write_faults.py [STEP] [APPENDS]``.
+Run it as a program: ``python benchmarks/write_faults.py [STEP] [APPENDS] [INTERRUPTS]``.
 
 1. A limit of the size of files (``RLIMIT_FSIZE``) at every STEP bytes up to the size of the
    new file, for values in memory and in Dask, and for text, sequences, attributes and
@@ -8,13 +8,14 @@ Run it as a program: ``python benchmarks/write_faults.py [STEP] [APPENDS]``.
    `OSError` names it, or it is the new one; nothing hidden is beside it.
 2. Two processes append APPENDS variables each to one file. What was said to be written is
    there, with its values, and nothing else.
-3. A process gets SIGINT at random moments: it should end with 0 and leave nothing hidden.
+3. A process gets SIGINT while it writes, INTERRUPTS times in each mode, from memory and from
+   Dask. The interrupt is raised, nothing hidden is beside the file, HDF5 has no file open,
+   the values are the old or the new ones, the process writes again, and ends with 0.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -30,36 +31,63 @@ LARGEST = 80_000
 
 
 INTERRUPTED = """
-import _thread, os, signal, sys, threading, time
-import dask.array as da, numpy as np, xarray as xr, xref
+import os, signal, sys, threading, time
+import dask, dask.array as da, h5py, numpy as np, xarray as xr, xref
 
-mode, pause = sys.argv[1], float(sys.argv[2])
+mode, kind, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
 signal.signal(signal.SIGINT, signal.default_int_handler)
-threading.Timer(pause, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-done = 0
+if kind == "synchronous":
+    dask.config.set(scheduler="synchronous")
+
+def write(n):
+    values = da.full((40, 50), n, chunks=(10, 50))
+    if kind == "memory":
+        values = values.compute()
+    xref.to_hdf5(xr.Dataset({"v": (("t", "y"), values)}), "file.h5", mode=mode)
+
+def press():
+    time.sleep(pause)
+    os.kill(os.getpid(), signal.SIGINT)
+
+write(0)
+n_open, done = h5py.h5f.get_obj_count(), 0
+threading.Thread(target=press, daemon=True).start()
 try:
-    for n in range(10_000):
-        values = da.full((40, 50), n, chunks=(10, 50))
-        xref.to_hdf5(xr.Dataset({"v": (("t", "y"), values)}), "file.h5", mode=mode)
+    for n in range(1, 10_000):
+        write(n)
         done = n
 except KeyboardInterrupt:
-    print(done)
+    assert os.listdir() == ["file.h5"], os.listdir()
+    assert h5py.h5f.get_obj_count() == n_open
+with h5py.File("file.h5") as file:
+    assert np.unique(file["v"][...]).tolist() in ([done], [done + 1])
+write(-1)
 """
+
+PAUSES = (0.03, 0.2)
+"""Seconds after the first write, in which there are some ten others."""
 
 
 def interrupt(times: int) -> None:
-    """Press Ctrl-C at random moments; count how processes end that should end with 0."""
-    seen = Counter[str]()
-    for number in range(times):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", INTERRUPTED, "wa"[number % 2]]
-            pause = str(random.uniform(0.25, 0.45))
-            run = subprocess.run(
-                [*command, pause], cwd=folder, capture_output=True, check=False, timeout=60
-            )
-            hidden = [name for name in os.listdir(folder) if name != "file.h5"]
-            seen[f"exit {run.returncode}, hidden {len(hidden)}"] += 1
-    print(f"{times} interrupts: {dict(seen)}")
+    """Press Ctrl-C at evenly spaced moments; see that each process goes on and ends with 0."""
+    first, last = PAUSES
+    for mode in ("w", "a"):
+        for kind in ("threads", "synchronous", "memory"):
+            seen = Counter[str]()
+            for number in range(times):
+                pause = first + (last - first) * (number + 0.5) / times
+                command = [sys.executable, "-c", INTERRUPTED, mode, kind, str(pause)]
+                with tempfile.TemporaryDirectory() as folder:
+                    run = subprocess.run(
+                        command,
+                        cwd=folder,
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                        timeout=60,
+                    )
+                seen[f"exit {run.returncode} {run.stderr[-200:]}".strip()] += 1
+            print(f"{times} interrupts, {kind}, mode {mode!r}: {dict(seen)}")
 
 
 def limit_sizes(step: int) -> None:
@@ -86,4 +114,4 @@ def append(times: int) -> None:
 if __name__ == "__main__":
     append(int(sys.argv[2]) if len(sys.argv) > 2 else 50)
     limit_sizes(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
-    interrupt(20)
+    interrupt(int(sys.argv[3]) if len(sys.argv) > 3 else 100)

@@ -374,6 +374,64 @@ def test_damaged_chunks_and_messages_have_the_values_of_hdf5_or_raise(
     path.unlink()
 
 
+# --- appending: HDF5 decodes a chunk of which it overwrites a part -------------------------
+
+APPENDING = """
+import sys
+import numpy as np, xarray as xr, xref
+
+for chunks in (None, {"x": -1}):
+    n = int(sys.argv[1])
+    ds = xr.Dataset({"d": ("x", np.arange(n, dtype="i4"))})
+    try:
+        xref.to_hdf5(ds if chunks is None else ds.chunk(chunks), "f.h5", mode="a")
+        print("written")
+    except xref.XrefError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def append(path: Path, n: int) -> list[str]:
+    """Append n integers to a file in another process, in memory and in blocks."""
+    command = [sys.executable, "-c", APPENDING, str(n)]
+    run = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout.splitlines()
+
+
+def write_edge(path: Path, stored: bytes, corner: int) -> None:
+    """Write a dataset that ends within its second chunk; one of them has these bytes."""
+    size = 1 << 16
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset(
+            "d", (size + 9,), "<i4", chunks=(size,), maxshape=(None,), scaleoffset=0
+        )
+        dataset[...] = 1
+        dataset.id.write_direct_chunk((corner,), stored, 0)
+
+
+@pytest.mark.parametrize("n", [(1 << 16) + 9, (1 << 16) + 10])
+@pytest.mark.parametrize("corner", [0, 1 << 16])
+def test_hostile_chunks_are_not_appended_to(tmp_path, n, corner) -> None:
+    path = tmp_path / "f.h5"
+    write_edge(path, header(32) + bytes(16), corner)
+    before = path.read_bytes()
+    for line in append(path, n):
+        assert line.startswith("CorruptFileError")
+        for what in ("f.h5", "dataset at 0x", "chunk", "scaleoffset"):
+            assert what in line
+    assert path.read_bytes() == before
+
+
+def test_packed_chunks_are_appended_to(tmp_path) -> None:
+    path = tmp_path / "f.h5"
+    n = (1 << 16) + 20
+    write_edge(path, header(32) + bytes(4 << 16), 1 << 16)
+    assert append(path, n) == ["written", "written"]
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["d"], np.arange(n))
+
+
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
         main()

@@ -501,3 +501,24 @@ def test_links_to_a_file(tmp_path: Path) -> None:
     with h5py.File(path) as new, h5py.File(hard) as kept:
         assert set(new) == {"c", "z"}
         assert {"a", "b"} <= set(kept)
+
+
+def test_the_error_of_the_first_block_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that come later find no file; a scheduler may name one of them."""
+    path = tmp_path / "file.h5"
+    old = write_old(path)
+
+    def store(arrays: list[Any], places: list[Any], lock: bool) -> None:
+        with pytest.raises(ZeroDivisionError), places[0].draft.open():
+            raise ZeroDivisionError("the first")
+        with places[0].draft.open():
+            pytest.fail("its file is not there")
+
+    monkeypatch.setattr("xref.writing.da.store", store)
+    for mode in ("w", "a"):
+        with pytest.raises(ZeroDivisionError, match="the first"):
+            xref.to_hdf5(numbers("zlib")[0].chunk(t=20), path, mode=mode)
+        assert path.read_bytes() == old
+        assert os.listdir(tmp_path) == ["file.h5"]

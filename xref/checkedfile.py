@@ -24,6 +24,7 @@ from io import FileIO
 from typing import Protocol
 
 from xref.errors import FileWriteError
+from xref.uninterrupted import find_interrupt
 
 COPIED_AT_ONCE = 1 << 20
 """Bytes that are in memory while one file is copied to another."""
@@ -103,7 +104,7 @@ class CheckedFile:
         FileWriteError
             If the operating system did not write.
         """
-        error = self._error
+        error = self._error or find_interrupt()
         if isinstance(error, OSError):
             raise write_error(error, self._filename) from error
         if error is not None:
@@ -163,6 +164,8 @@ class CheckedFile:
         begin, view = self._position, memoryview(data).cast("B")
         self._position = begin + len(view)
         self._size = max(self._size, self._position)
+        if self._error is None:
+            self._error = find_interrupt()
         if self._error is None:
             try:
                 self._store.write(begin, view)

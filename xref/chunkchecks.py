@@ -1,8 +1,9 @@
 """Chunks that HDF5 is to decode are decoded here first.
 
-In: the layout of a dataset that h5py reads. Out: what checks its chunks before. HDF5 hands
-out memory that it never wrote where a chunk inflates to too few bytes, and reads and writes
-outside its memory where N-bit or scale-offset (`xref.bitpacking`) do not fit the chunk.
+In: the layout of a dataset that h5py reads, or writes to. Out: what checks its chunks before.
+HDF5 hands out memory that it never wrote where a chunk inflates to too few bytes, and reads
+and writes outside its memory where N-bit or scale-offset (`xref.bitpacking`) do not fit the
+chunk.
 
 The bytes of chunks come from the file. Where only HDF5 knows where they lie, it hands them
 out as they are stored; that is done for those two filters alone.
@@ -98,10 +99,11 @@ class HeldChunks:
                 ) from error
 
 
-def check_packed_source(location: FileLocation, address: int) -> None:
-    """Check all chunks of a source of a virtual dataset, if they have N-bit or scale-offset.
+def check_packed(location: FileLocation, address: int) -> None:
+    """Check all chunks of a dataset, if they have N-bit or scale-offset.
 
-    HDF5 alone tells which chunks a virtual dataset reads. Once for each file is enough.
+    HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
+    to write a part of them. Once for each file is enough.
     """
     layout = dataset_layout(location, address)
     if layout.pipeline.packers and layout.chunks:

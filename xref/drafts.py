@@ -23,13 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from xref.checkedfile import CheckedFile, Overlay, PlainStore, Records, write_error
 from xref.errors import FileChangedError, FileWriteError, XrefError
 from xref.h5file import close_files
 from xref.handles import drop_all
-from xref.uninterrupted import uninterrupted
+from xref.uninterrupted import check_interrupt
 
 APPENDS_SECONDS = 60.0
 """How long an append waits for other appends to the same file."""
@@ -39,7 +39,9 @@ READERS_SECONDS = 10.0
 
 _POLL_SECONDS = 0.005
 
-_RECORDS_KEPT = 16
+_DRAFTS_KEPT = 16
+
+T = TypeVar("T")
 
 _Version: TypeAlias = tuple[int, int, int, int]
 """Device, inode, bytes, and the time (ns) of the last write."""
@@ -97,8 +99,8 @@ class NewDraft:
                 _name_new(self.path, self.filename)
 
     def remove(self) -> None:
-        """Remove the hidden file."""
-        _remove(self.path)
+        """Remove the hidden file, and wait for who still writes to it."""
+        _remove_unused(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class AppendDraft:
         """Make the hidden file, for its owner alone."""
         with naming(self.filename):
             _open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600).close()
-        _remember(self.path, Records())
+        _keep(_records, self.path, Records())
 
     @contextmanager
     def open(self) -> Iterator[CheckedFile]:
@@ -141,7 +143,7 @@ class AppendDraft:
             with naming(self.filename):
                 self._check(base)
                 overlay = Overlay(base, self.version[2], held, _records.get(self.path))
-                _remember(self.path, overlay.records)
+                _keep(_records, self.path, overlay.records)
                 stored = CheckedFile(overlay, self.filename)
             with _closed_and_checked(stored, held):
                 yield stored
@@ -196,9 +198,9 @@ class AppendDraft:
             )
 
     def remove(self) -> None:
-        """Remove the hidden file."""
+        """Remove the hidden file, and wait for who still writes to it."""
+        _remove_unused(self.path)
         _records.pop(self.path, None)
-        _remove(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +250,11 @@ def appending(filename: str) -> Iterator[None]:
     lock = _AppendLock(filename)
     deadline = time.monotonic() + APPENDS_SECONDS
     try:
-        while not uninterrupted(lock.take):
+        while not lock.take():
             _wait(deadline, filename, "it is appended to by another thread or process")
         yield
     finally:
-        uninterrupted(lock.leave)
+        lock.leave()
 
 
 class _AppendLock:
@@ -322,6 +324,7 @@ def _lock(file: FileIO, operation: int) -> bool:
 
 
 def _wait(deadline: float, filename: str, reason: str) -> None:
+    check_interrupt()
     if time.monotonic() > deadline:
         raise BlockingIOError(errno.EAGAIN, f"nothing was appended, because {reason}", filename)
     time.sleep(_POLL_SECONDS)
@@ -333,10 +336,20 @@ _records: dict[str, Records] = {}
 """Of the drafts that this process writes to, by their hidden names."""
 
 
-def _remember(path: str, records: Records) -> None:
-    _records[path] = records
-    while len(_records) > _RECORDS_KEPT:
-        del _records[next(iter(_records))]
+_failures: dict[str, BaseException] = {}
+"""Of drafts, by their hidden names: what those who came later found no file for."""
+
+
+def first_failure(draft: Draft) -> BaseException | None:
+    """Return why a draft cannot be written any more, if that happened in this process."""
+    return None if isinstance(draft, EachBlock) else _failures.pop(draft.path, None)
+
+
+def _keep(kept: dict[str, T], path: str, value: T) -> None:
+    """Keep something of a draft, and of the last few others."""
+    kept[path] = value
+    while len(kept) > _DRAFTS_KEPT:
+        del kept[next(iter(kept))]
 
 
 def _hidden(filename: str) -> str:
@@ -391,8 +404,9 @@ def _used_by_one(path: str, filename: str) -> Iterator[FileIO]:
                 raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
         try:
             yield file
-        except BaseException:
+        except BaseException as error:
             # HDF5 may have written half of a block: no one shall go on with this file.
+            _keep(_failures, path, error)
             _remove(path)
             raise
 
@@ -419,6 +433,24 @@ def _is_at(file: FileIO, path: str) -> bool:
 
 def _version(status: os.stat_result) -> _Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _remove_unused(path: str) -> None:
+    """Remove a hidden file, and wait until no thread or process writes to it any more.
+
+    After an interrupt the threads of a scheduler go on with the block that they have begun.
+    Those that come later find no file.
+    """
+    try:
+        file = _open(path, os.O_RDWR)
+    except OSError:  # there is none, or no one can wait for it
+        _remove(path)
+    else:
+        with file:
+            _remove(path)
+            with suppress(OSError):  # there are no locks: no block has been written
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    _failures.pop(path, None)
 
 
 def _remove(path: str) -> None:

@@ -26,11 +26,12 @@ from h5py import h5a, h5d, h5o, h5t
 
 from xref.cfencode import Encoded, align_blocks, encode_dataset, encode_stored
 from xref.checkedfile import CheckedFile
+from xref.chunkchecks import check_packed
 from xref.decoding import CF_ATTRIBUTES
 from xref.drafts import Draft
 from xref.elements import DecodeOptions, ObjectReference, Reference, opened_from
 from xref.h5blocks import BlockTarget
-from xref.h5file import FileLocation
+from xref.h5file import FileLocation, locate_file
 from xref.h5layout import pipeline_of
 from xref.h5memory import Form, Memory, RawBytes, find_form, holds_references
 from xref.h5objects import open_object
@@ -328,6 +329,7 @@ class TreeWriter:
             dataset = _fitting(existing, form, variable.shape, where)
             given = encoded.given.get(label, ())
             check_stored(dataset, form, variable.encoding, given, where)
+            self._check_chunks(dataset)
             if dataset.shape != variable.shape:
                 self._change(dataset.resize, variable.shape)
         else:
@@ -363,6 +365,12 @@ class TreeWriter:
         else:
             self._write_elements(dataset, form, data)
         return dataset
+
+    def _check_chunks(self, dataset: h5py.Dataset) -> None:
+        """Decode chunks of an old file that HDF5 may decode to write a part of them."""
+        address = address_of(dataset)
+        if self._existed(address) and pipeline_of(dataset.id.get_create_plist()).packers:
+            check_packed(locate_file(self.path), address)
 
     def _write_elements(self, dataset: h5py.Dataset, form: Form, data: Any) -> None:
         write_elements(dataset, form, self._memory(), data, check=self.stored.check)

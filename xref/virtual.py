@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.chunkchecks import check_packed_source
+from xref.chunkchecks import check_packed
 from xref.columns import FrozenColumns, IntArray
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.h5data import dataset_layout
@@ -134,7 +134,7 @@ def check_sources(
                 files.add(source[0].key)
                 layout = dataset_layout(*source)
                 mapping.fit(extent, layout.shape, where)
-                check_packed_source(*source)
+                check_packed(*source)
                 if layout.virtual:
                     below[source] = tuple((0, n) for n in layout.shape)
         if not below:

@@ -8,9 +8,10 @@ the same folder; the file has its name, or its changes, when all of it is on dis
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import dask.array as da
@@ -20,8 +21,16 @@ from dask.delayed import delayed
 from xref.attribute_values import HIDDEN_ATTRIBUTES
 from xref.cfencode import encode_dataset
 from xref.checkedfile import CheckedFile
-from xref.drafts import AppendDraft, Draft, EachBlock, NewDraft, appending, naming
-from xref.errors import UnsupportedError
+from xref.drafts import (
+    AppendDraft,
+    Draft,
+    EachBlock,
+    NewDraft,
+    appending,
+    first_failure,
+    naming,
+)
+from xref.errors import FileWriteError, UnsupportedError
 from xref.h5blocks import BlockTarget, open_stored
 from xref.h5tree import TreeWriter
 from xref.inputs import URL
@@ -29,7 +38,7 @@ from xref.origins import source_locations
 from xref.references import ReferenceArray
 from xref.remake import ON_MISSING, Targets
 from xref.sources import LocalFile
-from xref.uninterrupted import uninterrupted
+from xref.uninterrupted import check_interrupt, interruptible, uninterrupted
 
 MODES = ("w", "a")
 
@@ -111,11 +120,21 @@ def to_hdf5(
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
     targets = Targets(on_missing)
-    if mode == "w":
-        return _write_new(nodes, encodings, targets, filename, True, compute)
+    write = _write_new if mode == "w" else _write_or_append
+    return uninterrupted(write, nodes, encodings, targets, filename, compute)
+
+
+def _write_or_append(
+    nodes: Mapping[str, xr.Dataset],
+    encodings: Encodings,
+    targets: Targets,
+    filename: str,
+    compute: bool,
+) -> Any:
+    """Change a file, or write it if there is none."""
     with appending(filename):
         if not os.path.exists(filename):
-            return _write_new(nodes, encodings, targets, filename, False, compute)
+            return _write_new(nodes, encodings, targets, filename, compute, replaces=False)
         return _append(nodes, encodings, targets, filename, compute)
 
 
@@ -124,24 +143,24 @@ def _write_new(
     encodings: Encodings,
     targets: Targets,
     filename: str,
-    replaces: bool,
     compute: bool,
+    *,
+    replaces: bool = True,
 ) -> Any:
     """Write a new file, which replaces one that is there, or is the first."""
     draft = NewDraft.of(filename, replaces=replaces)
     try:
-        uninterrupted(draft.create)
+        draft.create()
         blocks = _write_structure(nodes, encodings, targets, draft, draft)
-        if not compute:
-            if not blocks:
-                uninterrupted(draft.publish)
-            return _later(blocks, draft)
-        _write_blocks(blocks)
-        uninterrupted(draft.publish)
+        if blocks and not compute:
+            return interruptible(_later, blocks, draft)
+        _write_blocks(blocks, draft)
+        check_interrupt()
+        draft.publish()
     except BaseException:
         draft.remove()
         raise
-    return None
+    return None if compute else _later(blocks, draft)
 
 
 def _append(
@@ -157,15 +176,16 @@ def _append(
     try:
         with draft.unchanged():
             targets.own_file = LocalFile(filename).identity()
-            nodes = {at: _read_from(node, targets.own_file[:2]) for at, node in nodes.items()}
-            uninterrupted(draft.create)
+            nodes = interruptible(_read_nodes, nodes, targets.own_file[:2])
+            draft.create()
             blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
             if compute:
-                _write_blocks(blocks)
-        uninterrupted(draft.publish)
+                _write_blocks(blocks, draft)
+        check_interrupt()
+        draft.publish()
     finally:
         draft.remove()
-    return None if compute else _later(blocks, for_blocks)
+    return None if compute else interruptible(_later, blocks, for_blocks)
 
 
 def _write_structure(
@@ -176,52 +196,44 @@ def _write_structure(
     for_blocks: Draft,
 ) -> Blocks:
     """Write all but the blocks of dask arrays; return these, and where they go."""
-    with draft.open() as stored, _Session(stored, isinstance(draft, NewDraft)) as session:
-        writer = TreeWriter(session.file, stored, targets, for_blocks, is_new=session.is_new)
+    is_new = isinstance(draft, NewDraft)
+    with draft.open() as stored, _open_file(stored, is_new=is_new) as file:
+        writer = TreeWriter(file, stored, targets, for_blocks, is_new=is_new)
         for at, node in nodes.items():
-            encoded = encode_dataset(node, encodings.get(at, {}))  # which may compute
-            session.run(writer.add, at, node, encoded)
-        session.run(writer.finish)
+            # which may compute
+            encoded = interruptible(encode_dataset, node, encodings.get(at, {}))
+            writer.add(at, node, encoded)
+            stored.check()
+        writer.finish()
+        stored.check()
     return writer.blocks
 
 
-class _Session:
-    """A file that HDF5 has open for writing; calls into HDF5 are not interrupted."""
+def _open_file(stored: CheckedFile, *, is_new: bool) -> Any:
+    """Let HDF5 open a file (h5py.File)."""
+    with naming(repr(stored)):
+        file = open_stored(stored, is_new=is_new)
+    try:
+        stored.check()
+    except BaseException:
+        file.close()
+        raise
+    return file
 
-    def __init__(self, stored: CheckedFile, is_new: bool) -> None:
-        self.stored, self.is_new = stored, is_new
-        self.file: Any = None
 
-    def __enter__(self) -> _Session:
-        try:
-            self.run(self._open)
-        except BaseException:
-            self.__exit__()
+def _write_blocks(blocks: Blocks, draft: Draft) -> None:
+    """Write the blocks of dask arrays; raise the error of the one that failed first."""
+    if not blocks:
+        return
+    arrays, places = zip(*blocks, strict=True)
+    store = functools.partial(da.store, list(arrays), list(places), lock=False)
+    try:
+        interruptible(store)
+    except FileWriteError as error:
+        first = first_failure(draft)
+        if first is None or first is error:
             raise
-        return self
-
-    def _open(self) -> None:
-        with naming(repr(self.stored)):
-            self.file = open_stored(self.stored, is_new=self.is_new)
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function; raise the error of what it wrote."""
-        uninterrupted(function, *arguments, stop=self.stored.stop)
-        self.stored.check()
-
-    def __exit__(self, *_: object) -> None:
-        uninterrupted(self._close)
-
-    def _close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _write_blocks(blocks: Blocks) -> None:
-    """Write the blocks of dask arrays."""
-    if blocks:
-        arrays, places = zip(*blocks, strict=True)
-        da.store(list(arrays), list(places), lock=False)
+        raise first from error
 
 
 def _later(blocks: Blocks, draft: Draft) -> Any:
@@ -312,8 +324,13 @@ def _encodings(data: Any, group: str, encoding: Mapping[Any, Any] | None) -> Enc
     return {_join(group, str(path)): of for path, of in encoding.items()}
 
 
-def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
+def _read_nodes(nodes: Mapping[str, xr.Dataset], key: Any) -> dict[str, xr.Dataset]:
     """Read what comes from a file that is about to change."""
+    return {at: _read_from(node, key) for at, node in nodes.items()}
+
+
+def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
+    """Read the variables that come from a file that is about to change."""
     found = {}
     for name, variable in dataset.variables.items():
         data = variable._data
