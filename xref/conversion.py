@@ -179,7 +179,8 @@ def _is_kept(
         # Compared in the first type: in the other one both would overflow alike.
         same: npt.NDArray[np.bool_] = converted.astype(values.dtype) == values
         coarser = np.can_cast(converted.dtype, values.dtype, "safe")
-        return same | np.isnat(values) | coarser
+        same |= np.isnat(values) | coarser
+        return same
     if (source in TEXT and target in TEXT) or (target in "biu" and source in "biu"):
         same = converted == values
         return same
