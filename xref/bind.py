@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref.conversion import is_same_value
 from xref.decoding import Decoders, option_of
 from xref.elements import DecodeOptions
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
@@ -137,7 +138,7 @@ def _common_attributes(
     if not left:
         return {}
     first, *others = left
-    return {k: v for k, v in first.items() if all(_same(v, o.get(k)) for o in others)}
+    return {k: v for k, v in first.items() if all(is_same_value(v, o.get(k)) for o in others)}
 
 
 def warn_of_units(resolved: Resolved) -> None:
@@ -158,16 +159,6 @@ def warn_of_units(resolved: Resolved) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Tell whether two attributes are equal, NaN to NaN, and of one type."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    is_float = np.asarray(a).dtype.kind in "fc"
-    return bool(np.array_equal(a, b, equal_nan=is_float))
 
 
 def decode_dataset(

@@ -262,3 +262,13 @@ def _kept_number(value: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
     except ValueError:
         return False
     return bool(dtype.kind in "fc" or converted[0] == value)
+
+
+def is_same_value(a: Any, b: Any) -> bool:
+    """Tell whether two values are equal, missing ones too, and of one type."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    has_missing = np.asarray(a).dtype.kind in "fcmM"
+    return bool(np.array_equal(a, b, equal_nan=has_missing))

@@ -18,7 +18,7 @@ import xarray as xr
 from xref.attribute_values import warn_unreadable
 from xref.bind import Resolved, bind
 from xref.columns import IntArray
-from xref.conversion import dtype_with
+from xref.conversion import dtype_with, is_same_value
 from xref.decode import References
 from xref.decoding import (
     Decoders,
@@ -120,7 +120,7 @@ def fill_values(resolved: Resolved, form: Form, fill_value: Any, dtype: Any) -> 
         values = [missing_of(base)]
     elif dtype is not None:
         values = [_missing_in(value, base) for value in values]
-    if all(_is_same_value(values[0], value) for value in values):
+    if all(is_same_value(values[0], value) for value in values):
         values = values[:1]
     return Fill(decoders, tuple(values), base)
 
@@ -137,16 +137,6 @@ def _missing_in(value: Any, dtype: np.dtype[Any]) -> Any:
     except ValueError:
         pass  # of another kind
     raise ValueError(f"dtype {dtype} has no missing value; choose one with fill_value=")
-
-
-def _is_same_value(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if np.shape(a) != np.shape(b):
-        return False
-    if np.ndim(a) == 0 and a != a and b != b:
-        return True  # NaN or NaT
-    return bool(np.all(np.asarray(a) == np.asarray(b)))
 
 
 def resolve_cells(
@@ -278,7 +268,7 @@ def _common_encoding(decoders: Decoders, dtype: np.dtype[Any], fills: bool) -> d
     common = {
         name: value
         for name, value in first.items()
-        if all(name in o and _is_same_value(value, o[name]) for o in others)
+        if all(name in o and is_same_value(value, o[name]) for o in others)
     }
     packing = {"scale_factor", "add_offset", "_FillValue", "missing_value", "units"}
     same_packing = all(
