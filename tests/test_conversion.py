@@ -186,7 +186,7 @@ def test_a_fill_value_widens_the_type(dtype: str, value: Any, expected: str) -> 
     ("dtype", "value"),
     [
         ("i4", "missing"),
-        ("f8", np.datetime64("NaT")),
+        ("f8", np.datetime64("NaT", "ns")),
         ("M8[ns]", 0),
         ("M8[ns]", np.nan),
         ("i4", np.datetime64("2000-01-01")),
