@@ -18,10 +18,16 @@ from typing import Any
 import h5py
 import numpy as np
 from h5py import h5d, h5p, h5r, h5s, h5t
-from hypothesis import assume
+from hypothesis import assume, settings
 from hypothesis import strategies as st
 
 MAX_ELEMENTS = 4096
+
+
+def scaled(n: int) -> int:
+    """Return how many examples of its own making a test takes, where CI's profile takes n."""
+    return max(n * settings.default.max_examples // 200, 5)
+
 
 COLOURS = h5py.enum_dtype({"RED": 0, "GREEN": 1, "BLUE": 300}, basetype="i2")
 COMPOUND = np.dtype(

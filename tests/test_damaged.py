@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 import pytest
 from forks import PATIENCE, in_fork
+from strategies import scaled
 
 # --- the program that reads one file to the end -----------------------------------------
 
@@ -399,7 +400,7 @@ def flips(sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int) -> I
     """Write copies of a file with one to three bytes changed within some ranges."""
     chance = random.Random(seed)
     places = [at for begin, end in ranges for at in range(begin, end)]
-    for k in range(n):
+    for k in range(scaled(n)):
         at = chance.choices(places, k=chance.choice((1, 1, 2, 3)))
         new = [chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256))) for _ in at]
         yield sample.changed(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from forks import in_fork
 from samples import open_h5
+from strategies import scaled
 from test_damaged import only_xref_errors, read_all
 from test_values import FORMS, targets
 from typed import Ref, compound, number, reference, sequence, write_attribute, write_dataset
@@ -59,7 +60,7 @@ class Sample:
         """Write copies with one to three bytes changed."""
         chance = random.Random(seed)
         places = [at for begin, nbytes in ranges for at in range(begin, begin + nbytes)]
-        for k in range(n):
+        for k in range(scaled(n)):
             changes = [
                 (chance.choice(places), bytes([chance.choice((0, 1, 0x7F, 0x80, 0xFF))]))
                 for _ in range(chance.choice((1, 1, 2, 3)))
