@@ -423,6 +423,10 @@ def test_hostile_chunks_are_not_appended_to(tmp_path, n, corner) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.skipif(
+    h5py.version.hdf5_version_tuple < (2, 0, 0),
+    reason="HDF5 1.14 refuses to read a chunk whose elements have all their bits",
+)
 def test_packed_chunks_are_appended_to(tmp_path) -> None:
     path = tmp_path / "f.h5"
     n = (1 << 16) + 20

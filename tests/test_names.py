@@ -693,6 +693,7 @@ def write_scattered(path: Path, n: int) -> None:
 
 
 def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
     write_scattered(tmp_path / "f.h5", 40)
     with (
         serve(tmp_path) as server,
