@@ -73,23 +73,35 @@ def find_decoders(
         # Of each type, values of the attributes, and name that options are given by.
         named = finder.number_names(many.location, many.address)
         own = _number_alone(many, witnesses)
-        classes = np.stack([many.kind, many.like, named, own], axis=1)
-        distinct, first, of = np.unique(classes, axis=0, return_index=True, return_inverse=True)
+        first, of = _number_rows([many.kind, many.like, named, own])
         kinds = []
-        for (kind, like, *_), row in zip(distinct.tolist(), first.tolist(), strict=True):
-            layout, attributes = many.kinds[kind].layout, witnesses[like].attributes
-            address_of_row = int(many.address[row])
-            kinds.append(finder.find(many.location, address_of_row, layout, attributes))
+        for row in first.tolist():
+            layout = many.kinds[int(many.kind[row])].layout
+            attributes = witnesses[int(many.like[row])].attributes
+            kinds.append(finder.find(many.location, int(many.address[row]), layout, attributes))
         for witness, (row, _) in zip(witnesses, many.alike, strict=True):
-            kind = kinds[int(of.reshape(-1)[row])]
+            kind = kinds[int(of[row])]
             place = many.location.token, witness.address
             used[place] = finder.kinds[kind].used
-        add(many.location, many.address, np.array(kinds)[of.reshape(-1)])
+        add(many.location, many.address, np.array(kinds)[of])
     if not file:
         return Decoders(()), used
     locations = [location for _, location in files.values()]
     columns = (np.concatenate(c) for c in (file, address, which))
     return Decoders(finder.kinds, locations, *columns), used
+
+
+def _number_rows(columns: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+    """Return the first of each distinct row of some columns, and which one each row is."""
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        largest = int(column.max(initial=0))
+        if largest:  # most columns are all zeros
+            code = code * (largest + 1) + column
+    if not code.any():
+        return np.zeros(1, dtype=np.int64), code
+    _, first, of = np.unique(code, return_index=True, return_inverse=True)
+    return first, of
 
 
 def _number_alone(many: SmallDatasets, witnesses: Sequence[Target]) -> IntArray:
@@ -98,6 +110,8 @@ def _number_alone(many: SmallDatasets, witnesses: Sequence[Target]) -> IntArray:
     The type of dates depends on their values.
     """
     dated = np.array([_has_dates(t.attributes) for t in witnesses], dtype=bool)
+    if not dated.any():
+        return np.zeros(len(many), dtype=np.int64)
     return np.where(dated[many.like], np.arange(1, len(many) + 1), 0)
 
 
