@@ -286,7 +286,7 @@ def open_target(dataset: h5py.Dataset, options: Options) -> Opened:
             decode(name, np.full(1, value).astype(raw.dtype), stored, options)[0][0]
             for value in candidates
         )
-    is_sequence = h5py.check_vlen_dtype(dataset.dtype) is not None
+    is_sequence = h5py.check_vlen_dtype(dataset.dtype) not in (None, str, bytes)
     return Opened(dataset.name, name, raw, values, attrs, stored, fills, is_sequence)
 
 
