@@ -23,6 +23,7 @@ import xarray as xr
 from samples import open_h5
 
 import xref
+from xref.checkedfile import CheckedFile
 from xref.errors import FileWriteError, XrefError
 
 IMAGE = np.arange(60 * 50, dtype="f8").reshape(60, 50)
@@ -172,6 +173,34 @@ def test_an_interrupt_at_any_call_leaves_nothing(
             else:
                 break
     assert number > 15
+
+
+class Full:
+    """A store without room."""
+
+    size = 0
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        return 0
+
+    def write(self, offset: int, data: memoryview) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def truncate(self, size: int) -> None:
+        raise AssertionError("nothing is done after an error")
+
+
+def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -> None:
+    stored = CheckedFile(Full(), "f.h5")
+    memory = bytearray(b"header")
+    stored.seek(2)
+    stored.write(memory)
+    memory[:] = b"------"
+    stored.truncate(8)
+    stored.seek(0)
+    assert stored.read(8) == b"\0\0header"
+    with pytest.raises(FileWriteError, match=r"No space left.*f\.h5"):
+        stored.check()
 
 
 # --- limits of the operating system ------------------------------------------------------

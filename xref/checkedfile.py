@@ -91,7 +91,7 @@ class CheckedFile:
         self._position = 0
         self._size = store.size
         self._error: BaseException | None = None
-        self._unwritten: list[tuple[int, memoryview]] = []
+        self._unwritten: list[tuple[int, bytes]] = []
 
     def __repr__(self) -> str:
         return self._filename  # which is in messages of h5py
@@ -172,7 +172,7 @@ class CheckedFile:
             except BaseException as error:  # noqa: BLE001 - HDF5 must not see it; check() raises it
                 self.stop(error)
         if self._error is not None:
-            self._unwritten.append((begin, view))
+            self._unwritten.append((begin, bytes(view)))  # HDF5 uses its memory again
         return len(view)
 
     def truncate(self, size: int) -> int:
