@@ -102,7 +102,7 @@ def _heap_places(
     dataset.write(h5s.ALL, h5s.ALL, pieces.view(f"V{pieces.itemsize}"), mtype=kind)
     file.flush()
     found = np.empty(len(position), dtype=_STORED_SEQUENCE)
-    view = memoryview(found).cast("B")  # type: ignore[arg-type]
+    view = found.data.cast("B")
     stored.seek(dataset.get_offset())
     if stored.readinto(view) != len(view):
         raise OSError(f"{file.filename}: what was just written could not be read back")
