@@ -48,7 +48,8 @@ def files_open_in_hdf5() -> int:
 def check_after(path: Path, old: bytes, n_open: int) -> bool:
     """See that a file is the old one or the new one; tell whether it is the old one."""
     assert os.listdir(path.parent) == [path.name]
-    assert files_open_in_hdf5() == n_open
+    # Fewer where a file of an earlier test is let go of meanwhile.
+    assert files_open_in_hdf5() <= n_open
     if path.read_bytes() == old:
         return True
     with h5py.File(path) as file:
