@@ -21,11 +21,13 @@ import h5py
 import numpy as np
 from common import describe_machine, median, print_table
 
-from xref import checksums, h5data, nodes
-from xref.h5data import chunk_index, dataset_layout
-from xref.h5file import close_files, locate_file
-from xref.h5objects import open_dataset
-from xref.manyheaders import checksums as sum_in_numpy
+from xref.hdf5 import checksums
+from xref.hdf5.bulk_headers import checksums as sum_in_numpy
+from xref.hdf5.chunk_index import nodes
+from xref.objects import datasets as h5data
+from xref.objects.datasets import chunk_index, dataset_layout
+from xref.objects.objects import open_dataset
+from xref.storage.location import close_files, locate_file
 
 KINDS = {
     "version 1 B-tree": ("earliest", lambda n: ((n,), (n,))),

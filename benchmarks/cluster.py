@@ -21,7 +21,7 @@ from files import make_images
 from turns import new_name
 
 import xref
-from xref import counts as counting
+from xref import counters as counting
 
 WORKERS = 2
 WHAT = {"values": lambda patches: patches, "sums": lambda patches: patches.sum(axis=(1, 2))}
@@ -98,7 +98,7 @@ def main():
         LocalCluster(WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        client.run(__import__, "xref.graph")
+        client.run(__import__, "xref.resolving.graph")
         for what in WHAT:
             rows = list(contest(client, folder / "w1.h5", what, options.blocks, options.reps))
             print_table(rows)

@@ -1,13 +1,13 @@
 """Choose how region references are decoded: ``python benchmarks/decode.py``.
 
 HEAP_BATCH_NBYTES
-    `xref.heapread` holds heap collections of so many bytes at a time. The references of
+    `xref.hdf5.bulk_heaps` holds heap collections of so many bytes at a time. The references of
     several variables are read and decoded with several values in turn, repetition after
-    repetition; ``one by one`` is without `xref.boxes`, which decodes objects that are
-    alike together.
+    repetition; ``one by one`` is without `xref.hdf5.box_decoding`, which decodes objects that
+    are alike together.
 OBJECTS_AHEAD
-    `xref.heap` guesses that the next objects of a collection are as long as the present
-    one, and takes as many as agree, at most so many in a step. This walks the heap
+    `xref.hdf5.global_heap` guesses that the next objects of a collection are as long as the
+    present one, and takes as many as agree, at most so many in a step. This walks the heap
     collections that the references of several variables name: many references and few,
     full collections (about a thousand objects of one length) and small ones, and
     ``mixed``, made here, in which neighbours differ in length, so that looking ahead is
@@ -24,9 +24,9 @@ import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed
 
-import xref.decode
-import xref.heap
-import xref.heapread
+import xref.hdf5.bulk_heaps
+import xref.hdf5.global_heap
+import xref.references.columns
 
 CASES = (
     ("w1.h5", "rois"),
@@ -52,17 +52,23 @@ def read_heap(path, variable):
     def catch(*arguments):
         raise _Caught(*arguments)
 
-    before = xref.heapread.walk_collections, xref.decode.decode_boxes
-    xref.heapread.walk_collections, xref.decode.decode_boxes = catch, lambda *_, **__: None
-    batch, xref.heapread.HEAP_BATCH_NBYTES = xref.heapread.HEAP_BATCH_NBYTES, 1 << 40
+    before = xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes
+    xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes = (
+        catch,
+        lambda *_, **__: None,
+    )
+    batch, xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = (
+        xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES,
+        1 << 40,
+    )
     try:
         with xr.open_dataset(path, engine="h5ref") as dataset:
             dataset[variable].variable.data.columns  # noqa: B018, decodes
     except _Caught as caught:
         return caught.args
     finally:
-        xref.heapread.walk_collections, xref.decode.decode_boxes = before
-        xref.heapread.HEAP_BATCH_NBYTES = batch
+        xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes = before
+        xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = batch
     raise ValueError(f"{variable} in {path} has no heap")
 
 
@@ -89,23 +95,23 @@ def stored(path, variable):
 
 def measure_batches(data, reps):
     """Return the table of HEAP_BATCH_NBYTES, one row a variable and way."""
-    rows, together = [], xref.decode.decode_boxes
-    present = xref.heapread.HEAP_BATCH_NBYTES
+    rows, together = [], xref.references.columns.decode_boxes
+    present = xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES
     for filename, variable in CASES:
         place = stored(data / filename, variable)
         for way, decode in (("", together), (", one by one", lambda *_, **__: None)):
             laps = {value: [] for value in BATCHES}
             try:
-                xref.decode.decode_boxes = decode
+                xref.references.columns.decode_boxes = decode
                 for _ in range(reps):
                     for value in BATCHES:
-                        xref.heapread.HEAP_BATCH_NBYTES = value
+                        xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = value
                         with timed() as lap:
                             place.read()
                         laps[value].append(lap)
             finally:
-                xref.decode.decode_boxes = together
-                xref.heapread.HEAP_BATCH_NBYTES = present
+                xref.references.columns.decode_boxes = together
+                xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = present
             row = {"references": f"{filename} {variable}{way}", "n": place.shape[0]}
             rows.append(row | {f"{value >> 10} KiB": show(laps[value]) for value in BATCHES})
     return rows
@@ -124,24 +130,26 @@ def main():
     arguments = parser.parse_args()
     print(describe_machine(), end="\n\n")
     print_table(measure_batches(Path(arguments.data), arguments.reps))
-    print(f"HEAP_BATCH_NBYTES is {xref.heapread.HEAP_BATCH_NBYTES >> 10} KiB.", end="\n\n")
+    print(
+        f"HEAP_BATCH_NBYTES is {xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES >> 10} KiB.", end="\n\n"
+    )
     heaps = {
         f"{filename} {variable}": read_heap(Path(arguments.data) / filename, variable)
         for filename, variable in CASES
     }
     heaps["mixed"] = mixed_heap()
-    present, rows = xref.heap.OBJECTS_AHEAD, []
+    present, rows = xref.hdf5.global_heap.OBJECTS_AHEAD, []
     for name, heap in heaps.items():
         laps = {value: [] for value in VALUES}
         try:
             for _ in range(arguments.reps):
                 for value in VALUES:
-                    xref.heap.OBJECTS_AHEAD = value
+                    xref.hdf5.global_heap.OBJECTS_AHEAD = value
                     with timed() as lap:
-                        objects = xref.heap.walk_collections(*heap)
+                        objects = xref.hdf5.global_heap.walk_collections(*heap)
                     laps[value].append(lap)
         finally:
-            xref.heap.OBJECTS_AHEAD = present
+            xref.hdf5.global_heap.OBJECTS_AHEAD = present
         row = {"heap": name, "collections": len(heap[1]), "objects": len(objects.key)}
         rows.append(row | {f"{value} ahead": show(found) for value, found in laps.items()})
     print_table(rows)

@@ -24,8 +24,8 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
 import xref
-from xref import exchange
-from xref.counts import count_reads
+from xref.counters import count_reads
+from xref.resolving import shuffle as exchange
 
 MIB = 1 << 20
 LOTS = (4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB)
@@ -43,7 +43,7 @@ def sums_in_blocks(references, blocks):
 
 
 def timed_with(name, value, sums):
-    """Return the lap of a computation while a constant of `xref.exchange` has a value."""
+    """Return the lap of a computation while a constant of `xref.resolving.shuffle` is set."""
     before = getattr(exchange, name)
     setattr(exchange, name, value)
     try:

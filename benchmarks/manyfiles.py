@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from xref.h5file import FileBytes, close_files, locate_file, open_file
+from xref.storage.location import FileBytes, close_files, locate_file, open_file
 
 KEPT = (16, 64, 128, 512)  # of xarray's option; xref keeps five sixteenths
 N_AGAIN = 24

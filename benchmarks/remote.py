@@ -26,10 +26,10 @@ from common import add_data_argument, calm_laps, describe_machine, median, print
 from files import make_images
 
 import xref
-import xref.ranges
-import xref.remote
+import xref.arrays.byte_ranges
+import xref.storage.remote
 
-SERVER = Path(__file__).parents[1] / "tests" / "server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "server.py"
 BOX, CHUNK = 32, 256
 
 
@@ -177,11 +177,11 @@ def show(laps, counts, needed):
 def sweep(address, corners, want, reps):
     """Change one constant or option at a time."""
     places = {
-        "HEAD_NBYTES": (xref.remote, [1 << 16, 1 << 18, 1 << 20, 1 << 22]),
-        "BLOCK_NBYTES": (xref.remote, [1 << 12, 1 << 14, 1 << 16]),
-        "AHEAD_NBYTES": (xref.remote, [1 << 14, 1 << 17, 1 << 20]),
-        "REQUEST_NBYTES": (xref.remote, [1 << 18, 1 << 20, 1 << 22, 1 << 24]),
-        "FETCH_NBYTES": (xref.ranges, [2 << 20, 8 << 20, 32 << 20]),
+        "HEAD_NBYTES": (xref.storage.remote, [1 << 16, 1 << 18, 1 << 20, 1 << 22]),
+        "BLOCK_NBYTES": (xref.storage.remote, [1 << 12, 1 << 14, 1 << 16]),
+        "AHEAD_NBYTES": (xref.storage.remote, [1 << 14, 1 << 17, 1 << 20]),
+        "REQUEST_NBYTES": (xref.storage.remote, [1 << 18, 1 << 20, 1 << 22, 1 << 24]),
+        "FETCH_NBYTES": (xref.arrays.byte_ranges, [2 << 20, 8 << 20, 32 << 20]),
         "remote_gap": (None, [0, 1 << 14, 1 << 16, 1 << 17, 1 << 18]),
         "remote_requests": (None, [8, 16, 32, 64, 100]),
     }

@@ -31,9 +31,9 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, table_lines, timed, warm
 from dask.utils import key_split
 
-from xref import exchange
-from xref.counts import count_reads
-from xref.graph import ReadLayer
+from xref.counters import count_reads
+from xref.resolving import shuffle as exchange
+from xref.resolving.graph import ReadLayer
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -170,7 +170,7 @@ def clusters_rows(path, reps, threads_seconds):
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
-            client.run(__import__, "xref.graph")
+            client.run(__import__, "xref.resolving.graph")
             run_once(client, path, COUNTS[0])
             for n in COUNTS:
                 runs = [run_once(client, path, n) for _ in range(reps)]

@@ -14,7 +14,7 @@ Attributes
 names
     The paths of all of them (``.h5ref.table()``), against ``f[ref].name`` of a few.
 tune
-    `xref.manydatasets.read_datasets` with other constants.
+    `xref.hdf5.bulk_datasets.read_datasets` with other constants.
 limits
     Few datasets, and larger ones, as columns and one by one: where `FEW_TARGETS` and
     `SMALL_NBYTES` belong.
@@ -36,12 +36,12 @@ import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
-import xref.gather
-import xref.manydatasets
-import xref.manyheaders
-import xref.scattered
-import xref.small
-from xref.h5file import locate_file
+import xref.arrays.scattered_reads
+import xref.hdf5.bulk_datasets
+import xref.hdf5.bulk_headers
+import xref.reading.small_datasets
+import xref.resolving.read_results
+from xref.storage.location import locate_file
 
 WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")
 N = 20_000
@@ -214,10 +214,10 @@ def tune(path, reps):
     address = np.fromfile(path, "<u8", N, offset=offset)
     location = locate_file(os.fspath(path))
     constants = {
-        (xref.manydatasets, "BATCH"): (1 << 11, 1 << 13, 1 << 15),
-        (xref.manyheaders, "FIRST_NBYTES"): (288, 512, 1024),
-        (xref.scattered, "RUN_NBYTES"): (1 << 18, 1 << 20, 1 << 22),
-        (xref.scattered, "GAP_NBYTES"): (1 << 9, 1 << 14, 1 << 16),
+        (xref.hdf5.bulk_datasets, "BATCH"): (1 << 11, 1 << 13, 1 << 15),
+        (xref.hdf5.bulk_headers, "FIRST_NBYTES"): (288, 512, 1024),
+        (xref.arrays.scattered_reads, "RUN_NBYTES"): (1 << 18, 1 << 20, 1 << 22),
+        (xref.arrays.scattered_reads, "GAP_NBYTES"): (1 << 9, 1 << 14, 1 << 16),
     }
     rows = []
     for (module, name), values in constants.items():
@@ -226,7 +226,7 @@ def tune(path, reps):
         for _, value in itertools.product(range(reps), values):
             setattr(module, name, value)
             with timed() as lap:
-                assert xref.manydatasets.read_datasets(location, address).known.all()
+                assert xref.hdf5.bulk_datasets.read_datasets(location, address).known.all()
             laps[value].append(lap.cpu / N * 1e6)
         setattr(module, name, kept)
         rows += [
@@ -243,8 +243,8 @@ def limits(folder, reps):
         cases.append(("bytes, contiguous", nbytes, LARGE_TOTAL // nbytes, nbytes, {}))
         gzip = {"compression": "gzip", "shuffle": True}
         cases.append(("bytes, gzip", nbytes, LARGE_TOTAL // nbytes, nbytes, gzip))
-    kept = xref.gather.FEW_TARGETS, xref.small.SMALL_NBYTES
-    xref.small.SMALL_NBYTES = LARGE_TOTAL
+    kept = xref.resolving.read_results.FEW_TARGETS, xref.reading.small_datasets.SMALL_NBYTES
+    xref.reading.small_datasets.SMALL_NBYTES = LARGE_TOTAL
     rows = []
     for what, size, n, nbytes, options in cases:
         path = folder / f"limits_{n}_{nbytes}_{len(options)}.h5"
@@ -255,7 +255,7 @@ def limits(folder, reps):
         for _ in range(reps):
             laps = []
             for few in (1, 1 << 62):
-                xref.gather.FEW_TARGETS = few
+                xref.resolving.read_results.FEW_TARGETS = few
                 with new_name(path) as link, timed() as lap:
                     read_values(link, None)
                 laps.append(lap)
@@ -265,7 +265,7 @@ def limits(folder, reps):
             {"of": what, "number": str(size)}
             | {f"one by one, times ({k})": median(each) for k, each in ratios.items()}
         )
-    xref.gather.FEW_TARGETS, xref.small.SMALL_NBYTES = kept
+    xref.resolving.read_results.FEW_TARGETS, xref.reading.small_datasets.SMALL_NBYTES = kept
     return rows
 
 

@@ -1,8 +1,8 @@
 """Choose the sizes that reading works with: ``python benchmarks/tiles.py``.
 
-Each constant of `xref.plan`, `xref.readers` and `xref.copies` is set to several values in turn,
-and the workloads that it matters for are read with each, value after value,
-repetition after repetition. References are decoded before; what is timed is the
+Each constant of `xref.reading.plan`, `xref.reading.execute` and `xref.reading.box_copies` is
+set to several values in turn, and the workloads that it matters for are read with each, value
+after value, repetition after repetition. References are decoded before; what is timed is the
 planning and the reading. A number is the median, over the repetitions, of the time
 relative to the present value of the constant in the same repetition: below 1 is
 faster. In brackets: the same for processor time, which other processes disturb
@@ -30,12 +30,12 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
 import xref
-from xref.columns import row_offsets
-from xref.gather import bind_references, read_into
+from xref.arrays.columns import row_offsets
+from xref.resolving.read_results import bind_references, read_into
 
 KIB, MIB = 1 << 10, 1 << 20
 SWEEPS = {
-    ("xref.plan", "TILE_NBYTES"): [
+    ("xref.reading.plan", "TILE_NBYTES"): [
         MIB // 2,
         MIB,
         2 * MIB,
@@ -44,13 +44,26 @@ SWEEPS = {
         16 * MIB,
         64 * MIB,
     ],
-    ("xref.readers", "READ_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
-    ("xref.readers", "READ_NBYTES"): [128 * KIB, 512 * KIB, MIB, 2 * MIB, 8 * MIB],
-    ("xref.plan", "CONTIGUOUS_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
-    ("xref.copies", "FEW_BOXES"): [0, 2, 4, 6, 10, 16, 32],
-    ("xref.copies", "FEW_GROUPS"): [0, 4, 8, 16, 64],
-    ("xref.copies", "ROWS_NBYTES"): [8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
-    ("xref.copies", "COPY_NBYTES"): [64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB],
+    ("xref.reading.execute", "READ_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
+    ("xref.reading.execute", "READ_NBYTES"): [128 * KIB, 512 * KIB, MIB, 2 * MIB, 8 * MIB],
+    ("xref.reading.plan", "CONTIGUOUS_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
+    ("xref.reading.box_copies", "FEW_BOXES"): [0, 2, 4, 6, 10, 16, 32],
+    ("xref.reading.box_copies", "FEW_GROUPS"): [0, 4, 8, 16, 64],
+    ("xref.reading.box_copies", "ROWS_NBYTES"): [
+        8 * KIB,
+        32 * KIB,
+        128 * KIB,
+        512 * KIB,
+        2 * MIB,
+    ],
+    ("xref.reading.box_copies", "COPY_NBYTES"): [
+        64 * KIB,
+        128 * KIB,
+        256 * KIB,
+        512 * KIB,
+        MIB,
+        4 * MIB,
+    ],
 }
 WORKLOADS = {
     "W1": ("w1.h5", "rois", None),
@@ -95,7 +108,7 @@ class constant:
             setattr(module, self.name, value)
         if self.name == "TILE_NBYTES":
             # It is a default of arguments too, which were bound at import.
-            plan = importlib.import_module("xref.plan")
+            plan = importlib.import_module("xref.reading.plan")
             for function in (plan.choose_tile, plan.plan_read):
                 function.__defaults__ = (*(function.__defaults__ or ())[:-1], value)
 

@@ -22,7 +22,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path[:0] = [str(TESTS / "writing"), str(TESTS / "support")]
 
 from test_write_faults import append_from_two, check_appended, run_limited, write_old
 

@@ -26,8 +26,8 @@ from hypothesis import settings
 from rois import write_rois
 from server import RangeServer, serve
 
-from xref import h5objects
-from xref.h5file import FileLocation, close_files
+from xref.objects import objects as h5objects
+from xref.storage.location import FileLocation, close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -41,11 +41,16 @@ settings.register_profile(
     "long", settings.get_profile("ci"), max_examples=2000, derandomize=False
 )
 settings.register_profile("few", settings.get_profile("ci"), max_examples=50)
+# Processes that tests start find the modules that tests share.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(REPOSITORY / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 settings.load_profile(os.environ.get("XREF_HYPOTHESIS_PROFILE", "ci"))
 
 # Pools that outlive a test by design; their idle threads are not leaks.
 SHARED_POOLS = (
-    "xref-read",  # the pools of xref.readers, kept for the process
+    "xref-read",  # the pools of xref.reading.execute, kept for the process
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
 )
 

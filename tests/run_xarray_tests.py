@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from xarray.backends import plugins
 
-from xref.backend import H5RefBackendEntrypoint
+from xref.engine.backend import H5RefBackendEntrypoint
 
 MODULES = ("xarray.tests.test_backends", "xarray.tests.test_backends_datatree")
 

@@ -2,10 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-import xref.array_functions  # noqa: F401, enters NumPy's functions
-from xref.accessor import ReferenceAccessor
-from xref.counts import count_reads
-from xref.elements import AttributeReference, ObjectReference, RegionReference
+import xref.references.array_functions  # noqa: F401, enters NumPy's functions
+from xref.counters import count_reads
 from xref.errors import (
     CorruptFileError,
     DanglingReferenceError,
@@ -16,9 +14,11 @@ from xref.errors import (
     XrefError,
 )
 from xref.options import set_options
-from xref.plain import from_table
-from xref.references import ReferenceArray
-from xref.writing import to_hdf5
+from xref.references.array import ReferenceArray
+from xref.references.reference import AttributeReference, ObjectReference, RegionReference
+from xref.resolving.accessor import ReferenceAccessor
+from xref.resolving.reference_tables import from_table
+from xref.writing.write_hdf5 import to_hdf5
 
 try:
     __version__ = version("xref")

@@ -1,0 +1,292 @@
+"""The engine ``h5ref`` of `xarray.open_dataset`."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from xref.engine.attributes import warn_unreadable
+from xref.engine.dimensions import PHONY_DIMS, PhonyNames
+from xref.engine.variables import count_phony, open_members
+from xref.objects.objects import Member, group_at, open_group, walk_groups
+from xref.references.reference import DecodeOptions, ObjectReference, SourceName
+from xref.resolving.binding import decode_dataset
+from xref.storage.inputs import find_source
+from xref.storage.location import (
+    FileLocation,
+    answered,
+    check_unchanged,
+    close_file,
+    locate_source,
+    unheld,
+)
+
+READERS = ("auto", "direct", "h5py")
+
+FORMATS = (None, "NETCDF4", "NETCDF4_CLASSIC")
+
+
+class H5RefBackendEntrypoint(BackendEntrypoint):
+    """Opens any HDF5 file; references become variables that resolve."""
+
+    description: ClassVar[str] = "Open HDF5 files, their references included, with xref"
+    open_dataset_parameters: ClassVar[Any] = (
+        "filename_or_obj",
+        "drop_variables",
+        "mask_and_scale",
+        "decode_times",
+        "concat_characters",
+        "decode_coords",
+        "use_cftime",
+        "decode_timedelta",
+        "group",
+        "external",
+        "reader",
+        "format",
+        "lock",
+        "invalid_netcdf",
+        "phony_dims",
+        "decode_vlen_strings",
+        "driver",
+        "driver_kwds",
+        "storage_options",
+        "open_kwargs",
+    )
+    supports_groups: ClassVar[bool] = True
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: Any = True,
+        decode_times: Any = True,
+        concat_characters: Any = True,
+        decode_coords: bool | str = True,
+        use_cftime: Any = None,
+        decode_timedelta: Any = None,
+        group: str | None = None,
+        external: str = "same-dir",
+        reader: str = "auto",
+        format: str | None = "NETCDF4",
+        lock: Any = None,
+        invalid_netcdf: bool | None = None,
+        phony_dims: str | None = None,
+        decode_vlen_strings: bool = True,
+        driver: str | None = None,
+        driver_kwds: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        open_kwargs: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """Open one group of an HDF5 file lazily.
+
+        Parameters
+        ----------
+        filename_or_obj : str, os.PathLike, bytes, memoryview, file object or h5py object
+            A local path, a URL that fsspec opens, the content of a file, a binary
+            file object, or an open `h5py.File` or `h5py.Group`.
+        drop_variables : str or iterable of str, optional
+            Members to leave out.
+        mask_and_scale, decode_times, concat_characters, decode_coords, use_cftime, \
+decode_timedelta
+            As in `xarray.open_dataset`; they hold for what references resolve to as
+            well.
+        group : str, optional
+            Path of the group; the root by default.
+        external : {"same-dir", "all", "none"}
+            Which other files this one may name, in external links and virtual
+            datasets: those in its own folder or below, any, or none. Raw data in
+            external files are read with "all" only.
+        reader : {"auto", "direct", "h5py"}
+            "auto" reads chunks directly, outside HDF5's lock, wherever it can and
+            through h5py otherwise. The others force one.
+        format : {"NETCDF4", "NETCDF4_CLASSIC"}, optional
+            Accepted for the sake of other engines' users: the file tells.
+        lock : lock, optional
+            Held while data are read; none is needed.
+        invalid_netcdf : bool, optional
+            Accepted for the sake of other engines' users: any HDF5 file opens.
+        phony_dims : {None, "access", "sort"}
+            How axes without a dimension scale are numbered, in ``phony_dim_N``: from
+            0 in the group that is opened, by "access" after those of the groups that
+            it is in, by "sort" as netCDF counts: with all dimensions of the file.
+        decode_vlen_strings : bool
+            False gives text of variable length as bytes.
+        driver, driver_kwds
+            HDF5's file driver and more keywords for `h5py.File`, such as
+            ``rdcc_nbytes``, ``page_buf_size``, ``libver``, ``swmr``, ``locking``.
+        storage_options, open_kwargs : dict, optional
+            For the file system of a URL, and for opening a file of it.
+
+        Returns
+        -------
+        xarray.Dataset
+            Members that cannot be read are left out with an
+            `UnreadableMemberWarning`.
+        """
+        location, top, options = _prepare(
+            filename_or_obj,
+            group,
+            external=external,
+            driver=driver,
+            driver_kwds=driver_kwds,
+            storage_options=storage_options,
+            open_kwargs=open_kwargs,
+            format=format,
+            invalid_netcdf=invalid_netcdf,
+            reader=reader,
+            lock=lock,
+            mask_and_scale=mask_and_scale,
+            decode_times=decode_times,
+            concat_characters=concat_characters,
+            decode_coords=decode_coords,
+            use_cftime=use_cftime,
+            decode_timedelta=decode_timedelta,
+            decode_vlen_strings=decode_vlen_strings,
+        )
+        with answered(location):
+            phony = _phony_names(location, top, phony_dims)
+            return _open_group(location, top, options, drop_variables, phony)
+
+    def open_groups_as_dict(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        phony_dims: str | None = None,
+        **options: Any,
+    ) -> dict[str, xr.Dataset]:
+        """Open a group and all groups below it, each once; options as in `open_dataset`.
+
+        Returns
+        -------
+        dict of str to xarray.Dataset
+            By path, relative to ``group`` if it is given, whose own is "." then; a
+            group's before those below it.
+        """
+        location, top, decoding = _prepare(filename_or_obj, group, **options)
+        found = {}
+        with answered(location):
+            phony = _phony_names(location, top, phony_dims)
+            home, addresses = _list_groups(location, top)
+            for path in _depth_first(addresses, top):
+                # As other engines name them: relative to a group that was asked for.
+                below = path.removeprefix(top.rstrip("/")).lstrip("/")
+                name = (below or ".") if group else f"/{below}"
+                member = group_at(home, addresses[path])
+                found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
+        return found
+
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Open a group and all groups below it as a tree; see `open_dataset`."""
+        groups = self.open_groups_as_dict(filename_or_obj, **options)
+        tree = xr.DataTree.from_dict(groups)
+        for path, dataset in groups.items():
+            tree[path].set_close(dataset._close)
+        return tree
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Return False: HDF5 files have other engines, this one is asked for by name."""
+        return False
+
+
+def _prepare(
+    file: Any,
+    group: str | None,
+    *,
+    external: str = "same-dir",
+    driver: str | None = None,
+    driver_kwds: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    open_kwargs: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    invalid_netcdf: bool | None = None,
+    reader: str = "auto",
+    lock: Any = None,
+    **decoding: Any,
+) -> tuple[FileLocation, str, DecodeOptions]:
+    """Return where a file is, the path of the group that is meant, and how to decode."""
+    del invalid_netcdf  # any HDF5 file opens
+    if reader not in READERS:
+        raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; files of HDF5 are of one of {FORMATS}")
+    source, base = find_source(
+        file,
+        hdf5_options=dict(driver_kwds or {}) | ({"driver": driver} if driver else {}),
+        storage_options=storage_options,
+        open_kwargs=open_kwargs,
+    )
+    path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
+    # False is xarray's word for no lock.
+    options = DecodeOptions(reader=reader, lock=lock or None, **decoding)
+    return locate_source(source, external), path, options
+
+
+def _list_groups(location: FileLocation, top: str) -> tuple[FileLocation, dict[str, int]]:
+    """Return the file that the group is in, and all groups from there by path."""
+    home, addresses = location, {}
+    for path, group, links in walk_groups(location, top):
+        home = group.location
+        if isinstance(links, Exception):
+            warn_unreadable(f"{location.filename}: {path!r}", links)
+        else:
+            addresses[path] = group.address
+    return home, addresses
+
+
+def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
+    """Sort paths so that each group is followed by all that is below it."""
+    below: dict[str, list[str]] = {}
+    for path in paths:
+        below.setdefault(posixpath.dirname(path) if path != top else "", []).append(path)
+    stack = below.get("", [])
+    while stack:
+        path = stack.pop()
+        yield path
+        stack += reversed(below.get(path, []))
+
+
+def _phony_names(location: FileLocation, path: str, mode: str | None) -> PhonyNames:
+    """Return names that go on from the groups that come before one."""
+    if mode not in PHONY_DIMS:
+        raise ValueError(f"phony_dims is {mode!r}; it can be one of {PHONY_DIMS}")
+    phony = PhonyNames(mode)
+    if mode is None or path == "/":
+        return phony
+    home, addresses = _list_groups(location, "/")
+    for before in _depth_first(addresses, "/"):
+        if before == path:
+            break
+        if mode == "sort" or path.startswith(before.rstrip("/") + "/"):
+            count_phony(home, before, group_at(home, addresses[before]), phony)
+    return phony
+
+
+def _open_group(
+    location: FileLocation,
+    path: str,
+    options: DecodeOptions,
+    drop_variables: str | Iterable[str] | None,
+    phony: PhonyNames,
+    group: Member | None = None,
+) -> xr.Dataset:
+    drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
+    try:
+        home = group or open_group(location, path)
+        members = open_members(location, path, options, drop, phony, home)
+        dataset = decode_dataset(*members, options)
+        check_unchanged(location)
+    except BaseException:
+        close_file(location)
+        raise
+    opened = ObjectReference(unheld(home.location), home.address, options)
+    dataset.encoding["source"] = SourceName.of(opened, location.filename)
+    dataset.set_close(functools.partial(close_file, location))
+    return dataset

@@ -1,0 +1,306 @@
+"""Lazy arrays for xarray: an index in, values out.
+
+In: a place in a file, an index from xarray or dask. Out: NumPy arrays. Each
+class pickles as the place and its numbers; what is needed to read is decoded
+where the index is applied, so a task of a graph stays small.
+
+xarray's indexing internals are imported here and in `xref.engine.backend` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.base import normalize_token
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from xref.hdf5.dataset_layout import DatasetLayout, item_dtype, items
+from xref.objects.datasets import dataset_layout, type_and_fill
+from xref.reading.execute import read_plan
+from xref.reading.loaders import tile_loader
+from xref.reading.parts import (
+    Segments,
+    canvas_strides,
+    interval_segments,
+    plan_outer,
+    regular_segments,
+)
+from xref.reading.plan import ReadPlan, plan_chunk, plan_read
+from xref.references.reference import DecodeOptions
+from xref.references.values import decode_values
+from xref.selections.values import merge_intervals
+from xref.storage.location import FileLocation, check_unchanged
+
+_holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
+
+
+@contextmanager
+def hold_back_objects() -> Iterator[None]:
+    """Give None for objects while xarray decodes.
+
+    It reads one element of each object variable, to see whether they are dates, which
+    no HDF5 file holds.
+    """
+    token = _holding_back.set(True)
+    try:
+        yield
+    finally:
+        _holding_back.reset(token)
+
+
+Axis = int | slice | npt.NDArray[Any]
+
+
+def lazily_indexed(array: BackendArray) -> indexing.LazilyIndexedArray:
+    """Wrap an array so that xarray composes indices before it reads."""
+    return indexing.LazilyIndexedArray(array)
+
+
+def outer_indexed(variable: xr.Variable) -> indexing.ImplicitToExplicitIndexingAdapter:
+    """Wrap what xarray reads lazily as an array that slices and arrays index."""
+    return indexing.ImplicitToExplicitIndexingAdapter(variable._data, indexing.OuterIndexer)
+
+
+def is_decoded(variable: xr.Variable, array: BackendArray) -> bool:
+    """Tell whether xarray does anything to the values of a lazy array."""
+    data = variable._data
+    return not (isinstance(data, indexing.LazilyIndexedArray) and data.array is array)
+
+
+Step = tuple[tuple[Any, ...], bool]
+"""Keys of one index, and whether each is for its own axis."""
+
+
+def indexed_dataset(data: Any) -> tuple[DatasetArray, list[Step]] | None:
+    """Return the dataset that the data of a lazy variable read, and how they were indexed.
+
+    None where the values are in memory or in dask, or are no elements of one dataset.
+    """
+    steps: list[Step] = []
+    while not isinstance(data, DatasetArray):
+        key = getattr(data, "key", None)
+        if isinstance(key, indexing.ExplicitIndexer):
+            steps.append((key.tuple, not isinstance(key, indexing.VectorizedIndexer)))
+        data = getattr(data, "array", None)
+        if data is None or isinstance(data, np.ndarray):
+            return None
+        if type(data).__name__ == "StackedBytesArray":
+            return None  # several elements make one text
+    return data, steps[::-1]
+
+
+def dask_source(data: Any) -> Any | None:
+    """Return what a dask array has all of, cut into blocks but not changed; None for others."""
+    sources = dask_sources(data)
+    if len(sources) != 1:
+        return None
+    ((name, source),) = sources.items()
+    kept = {name, name.removeprefix("original-")}
+    layers = data.dask.layers
+    if any(layer not in kept and not layer.startswith("rechunk-") for layer in layers):
+        return None
+    return source
+
+
+def dask_sources(data: Any) -> dict[str, Any]:
+    """Return the lazy arrays that a dask array is computed from, by name of their layer."""
+    layers = getattr(getattr(data, "dask", None), "layers", {})
+    found = {}
+    for name, layer in layers.items():
+        if name.startswith("original-"):
+            for source in dict(layer).values():
+                found[name] = getattr(source, "value", source)
+    return found
+
+
+def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:
+    """Return the elements of one axis in ascending order, and how to reorder them after."""
+    if isinstance(key, slice):
+        picked = range(extent)[key]
+        forward = picked if picked.step > 0 else picked[::-1]
+        after = None if picked.step > 0 else slice(None, None, -1)
+        return regular_segments(forward.start, forward.step, len(forward)), after
+    wanted = np.atleast_1d(np.asarray(key))
+    wanted = np.where(wanted < 0, wanted + extent, wanted)
+    if ((wanted < 0) | (wanted >= extent)).any():
+        raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
+    ascending, back = np.unique(wanted, return_inverse=True)
+    low, high = merge_intervals(ascending, ascending + 1)
+    return interval_segments(low, high), None if np.array_equal(ascending, wanted) else back
+
+
+class LazyArray(BackendArray):
+    """Base of the lazy arrays: what an index of xarray selects comes from ``_read``.
+
+    ``_read`` takes integers, slices and 1-D arrays, each for its own axis. The state
+    of an array is plain: it pickles, and names dask's tasks.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index."""
+        if isinstance(key, indexing.VectorizedIndexer):
+            return indexing.explicit_indexing_adapter(
+                key, self.shape, indexing.IndexingSupport.OUTER, self._read
+            )
+        return self._read(key.tuple)
+
+    async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the elements of an xarray index in a thread."""
+        return await asyncio.to_thread(self.__getitem__, key)
+
+    def read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        """Read the elements that an integer, slice or 1-D array for each axis selects."""
+        return self._read(key)
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a name begins with "_" for is at hand in this process only.
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def __dask_tokenize__(self) -> Any:
+        # What this returns is not looked into again, only printed.
+        return normalize_token((type(self).__name__, sorted(self.__getstate__().items())))
+
+
+class DatasetArray(LazyArray):
+    """One dataset; reads what an index selects, each chunk once.
+
+    ``shape`` may be longer than what is stored, along unlimited dimensions: the
+    dataset's fill value stands for the rest.
+    """
+
+    def __init__(
+        self,
+        location: FileLocation,
+        address: int,
+        layout: DatasetLayout,
+        options: DecodeOptions,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.location = location
+        self.address = address
+        self.options = options
+        self.encode_text = bool(layout.text) and not options.decode_vlen_strings
+        self.extent = layout.shape
+        self.raw_dtype = layout.dtype
+        if layout.text:
+            # Of either character set: h5py's type is that of the values, which writers trust.
+            kept: Any = {"vlen": bytes if self.encode_text else str}
+            self.raw_dtype = np.dtype(object, metadata=kept)
+        self.dtype, item_shape = item_dtype(self.raw_dtype)
+        self.shape = layout.shape + item_shape if shape is None else shape
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        if _holding_back.get() and self.dtype.hasobject:
+            nothing = np.broadcast_to(np.array(None, dtype=self.dtype), self.shape)
+            return index_outer(nothing, 0, key)
+        with self.options.lock or nullcontext():
+            return self._read_padded(key) if self._is_padded() else self._read_stored(key)
+
+    def _is_padded(self) -> bool:
+        return self.shape[: len(self.extent)] != self.extent
+
+    def _read_padded(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        """Read what is stored of an index, and fill up the rest."""
+        split = len(self.extent)
+        sides = zip(self.shape[:split], key[:split], strict=True)
+        positions = [np.atleast_1d(np.arange(n)[k]) for n, k in sides]
+        inside = [p < n for p, n in zip(positions, self.extent, strict=True)]
+        if all(i.all() for i in inside):
+            return self._read_stored(key)
+        stored = [p[i] for p, i in zip(positions, inside, strict=True)]
+        values = self._read_stored((*stored, *key[split:]))
+        shape = (*(len(p) for p in positions), *values.shape[split:])
+        out = np.zeros(shape, dtype=values.dtype)
+        stored_box = np.ix_(*inside)
+        if self.dtype.hasobject:
+            outside = np.ones(shape[:split], dtype=bool)
+            outside[stored_box] = False
+            fill = self._fill_of_objects(int(outside.sum()))
+            out[outside] = index_outer(fill, 1, key[split:])
+        else:
+            layout = dataset_layout(self.location, self.address)
+            if layout.fill_value is not None:
+                out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
+        out[stored_box] = values
+        return _drop_integers(out, key[:split])
+
+    def _fill_of_objects(self, n: int) -> npt.NDArray[Any]:
+        """Return the dataset's fill value n times, of elements with text, sequences, ...
+
+        Each is decoded by itself: two elements must not share a sequence, which the
+        user may change.
+        """
+        datatype, stored = type_and_fill(self.location, self.address)
+        raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
+        where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
+        fill = decode_values(self.location, datatype, raw, lambda _: where, self.options)
+        if datatype.is_string and not self.encode_text:
+            # Text is str, text within other types is bytes.
+            fill[:] = [text.decode("utf-8", "surrogateescape") for text in fill.tolist()]
+        return fill
+
+    @staticmethod
+    def _plan(axes: list[Segments], shape: tuple[int, ...], layout: DatasetLayout) -> ReadPlan:
+        """Plan the outer product of elements along each axis."""
+        # One segment without steps along each axis is a box.
+        if layout.chunks and all(len(a.start) == 1 and a.step[0] == 1 for a in axes):
+            start = [int(a.start[0]) for a in axes]
+            plan = plan_chunk(start, layout.shape, layout.chunks, shape)
+            if plan is not None:
+                return plan
+        strides = np.array(canvas_strides(shape), dtype=np.int64)
+        parts = plan_outer(axes, 0, strides)
+        return plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+
+    def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        check_unchanged(self.location)
+        layout = dataset_layout(self.location, self.address)
+        split = len(self.extent)
+        axes = [_axis_segments(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
+        shape = tuple(int(segments.count.sum()) for segments, _ in axes)
+        out = np.empty(math.prod(shape), dtype=self.raw_dtype)
+        if out.size:
+            plan = self._plan([segments for segments, _ in axes], shape, layout)
+            loader = tile_loader(self.location, self.address, layout, options=self.options)
+            read_plan(plan, loader, out)
+        if self.encode_text:
+            out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
+        values = items(out.reshape(shape))
+        for axis, (_, order) in enumerate(axes):
+            if order is not None:
+                values = values[(slice(None),) * axis + (order,)]
+        values = index_outer(values, split, key[split:])
+        return _drop_integers(values, key[:split])
+
+
+def _drop_integers(values: npt.NDArray[Any], key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+    """Drop the axes that an integer selects."""
+    drop = tuple(i for i, k in enumerate(key) if isinstance(k, int | np.integer))
+    return values.squeeze(drop) if drop else values
+
+
+def index_outer(
+    values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]
+) -> npt.NDArray[Any]:
+    """Index axes from ``first`` on, each by its own key."""
+    if all(isinstance(k, slice) and k == slice(None) for k in key):
+        return values
+    for axis in range(len(key) - 1, -1, -1):
+        # The ellipsis keeps a 0-d result an array, of its own dtype.
+        values = values[(*(slice(None),) * (first + axis), key[axis], Ellipsis)]
+    return values

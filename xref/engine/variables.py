@@ -1,0 +1,348 @@
+"""Members of a group into xarray variables.
+
+In: a group of an open file, or the address of a dataset. Out: variables with
+dimension names, plain attributes and lazy data; `ReferenceArray` data for
+datasets of references.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
+from xref.engine.dimensions import (
+    NAME_CLASH,
+    MemberDataset,
+    PhonyNames,
+    count_dimensions,
+    name_dimensions,
+)
+from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
+from xref.errors import UnsupportedError, XrefError
+from xref.hdf5.bulk_heaps import read_sequences
+from xref.hdf5.dataset_layout import DatasetLayout, item_dtype
+from xref.hdf5.filters import Filter, FilterPipeline
+from xref.objects.attributes import read_attributes
+from xref.objects.dataset_layout import read_layout
+from xref.objects.objects import (
+    Member,
+    iterate_members,
+    kind_of,
+    open_group,
+    type_name,
+)
+from xref.references.array import ReferenceArray
+from xref.references.columns import StoredReferences
+from xref.references.reference import DecodeOptions, ObjectReference, SourceName
+from xref.storage.location import FileLocation, unheld
+
+_READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
+
+
+class ReferenceVariable(xr.Variable):
+    """A variable of references.
+
+    Its data are immutable columns: xarray need not protect them from writes,
+    cache them, or cut them into dask chunks when a file is opened with
+    ``chunks=...`` (dask cannot size chunks of objects).
+    """
+
+    __slots__ = ()
+
+    @property
+    def _in_memory(self) -> bool:
+        return True
+
+    @property
+    def data(self) -> Any:
+        """The `ReferenceArray`."""
+        return xr.Variable.data.fget(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        if hasattr(data, "get_duck_array"):
+            data = data.get_duck_array()
+        xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
+
+    def to_base_variable(self) -> xr.Variable:
+        """Return the same kind of variable: xarray calls this for coordinates."""
+        return self._replace()
+
+    def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
+        """Cut into dask chunks; "auto" makes one chunk, as sizes are not known."""
+        if chunks == "auto":
+            chunks = -1
+        elif isinstance(chunks, dict):
+            chunks = {d: -1 if c == "auto" else c for d, c in chunks.items()}
+        return super().chunk(chunks, *args, **kwargs)
+
+
+def reference_dataarray(
+    variable: ReferenceVariable, coords: Mapping[Any, Any] | None = None, name: Any = None
+) -> xr.DataArray:
+    """Return a DataArray of references; the constructor would make a plain variable."""
+    for_now = "<references>"  # a name that no dimension has
+    return xr.Dataset({for_now: variable}, coords)[for_now].rename(name)
+
+
+def open_members(
+    location: FileLocation,
+    path: str,
+    options: DecodeOptions,
+    drop: Iterable[str] = (),
+    phony: PhonyNames | None = None,
+    group: Member | None = None,
+) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
+    """Open the datasets of a group.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file.
+    path : str
+        Of the group.
+    options : DecodeOptions
+        Travel with references, for what they resolve to.
+    drop : iterable of str
+        Names of members to leave out. They still count for the names of dimensions.
+    phony : PhonyNames, optional
+        Counts the names of axes without a scale; to be shared by the groups of a
+        tree, where a child must not use a name of its parent for another size.
+    group : Member, optional
+        The group, where it is at hand.
+
+    Returns
+    -------
+    variables : dict of str to xarray.Variable
+        Not yet decoded by the CF conventions.
+    attributes : dict
+        The group's.
+    unlimited : frozenset of str
+        The group's own unlimited dimensions.
+    """
+    group = group or open_group(location, path)
+    where = f"{location.filename}: {path}"
+    attributes = attribute_values(group.item, group.location, group.address, where, options)
+    dropped = set(drop)
+    members = list_datasets(location, path, group, dropped)
+    dimensions = name_dimensions(members, location, path, phony or PhonyNames())
+    variables: dict[str, xr.Variable] = {}
+    for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
+        name = member.name.replace(NAME_CLASH, "")
+        if not member.is_variable or name in dropped:
+            continue
+        try:
+            variable = _build_variable(member, dims, shape, options)
+        except _READ_ERRORS as error:
+            warn_unreadable(f"{location.filename}: {member.path!r}", error)
+            continue
+        variables[name] = variable
+    return variables, attributes, dimensions.unlimited
+
+
+def list_datasets(
+    location: FileLocation, path: str, group: Member, drop: Iterable[str] = ()
+) -> list[MemberDataset]:
+    """Look at the datasets of a group; warn of those that cannot be read.
+
+    Names in ``drop`` are not worth a warning.
+    """
+    dropped = set(drop)
+    members = []
+    for name, found in iterate_members(group):
+        full = posixpath.join(path, name)
+        problem: Exception | None = None
+        if isinstance(found, Exception):
+            problem = found
+        elif kind_of(found.item) == "dataset":
+            try:
+                member = _open_member(name, full, found)
+                member.is_elsewhere = found.location != location
+                members.append(member)
+            except _READ_ERRORS as error:
+                problem = error
+        if problem is not None and name.replace(NAME_CLASH, "") not in dropped:
+            warn_unreadable(f"{location.filename}: {full!r}", problem)
+    return members
+
+
+def count_phony(location: FileLocation, path: str, group: Member, phony: PhonyNames) -> None:
+    """Count the dimensions of a group whose variables are not opened."""
+    count_dimensions(list_datasets(location, path, group), phony)
+
+
+def _open_member(name: str, path: str, member: Member) -> MemberDataset:
+    layout = read_layout(member.item, member.location, member.address)
+    raw, problems = read_attributes(member.item, member.location, member.address)
+    found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    if "enum" in (layout.dtype.metadata or ()):
+        # xarray writes an enumeration under the name of its type.
+        found.type_name = type_name(member.location, posixpath.dirname(path), member.item)
+    return found
+
+
+def _build_variable(
+    member: MemberDataset,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    options: DecodeOptions,
+) -> xr.Variable:
+    location, layout = member.location, member.layout
+    where = f"{location.filename}: {member.path!r}"
+    attributes = plain_attributes(member.attributes, member.problems, location, where, options)
+    variable = build_variable(
+        location, member.address, layout, dims, attributes, options, shape, member.own_path
+    )
+    if member.type_name is not None:
+        kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
+        variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
+    if variable.encoding.get("dtype") is str:
+        variable = _loaded_text(variable, member, options)
+        if layout.text == "ascii":
+            variable.encoding["charset"] = layout.text
+    return variable
+
+
+def keep_charset(variable: xr.Variable, charset: str) -> None:
+    """Note in the encoding of text, which other writers of xarray ignore, how it is stored.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Decoded by the conventions, which leave the dtype of text in the encoding.
+    charset : str
+        Of the dataset.
+    """
+    dtype = np.dtype(variable.encoding.get("dtype", variable.dtype))
+    kept: Any = dict(dtype.metadata or {}) | {"charset": charset}
+    variable.encoding["dtype"] = np.dtype(dtype, metadata=kept)
+
+
+TEXT_ELEMENTS = 1 << 20
+"""Texts of one variable that are read when a file is opened; more stay lazy objects."""
+
+TEXT_NBYTES = 64 << 20
+"""Bytes of all texts of one variable that is read when a file is opened, and of what
+they take as NumPy text, all of one length."""
+
+
+def _loaded_text(
+    variable: xr.Variable, member: MemberDataset, options: DecodeOptions
+) -> xr.Variable:
+    """Read text: xarray makes NumPy text of it, whose length only the values tell."""
+    # Read directly, text would fail: it does so when it is asked for.
+    if options.reader != "direct" and _is_short_text(variable.size, member):
+        return variable.copy(data=variable.values)
+    variable.encoding["dtype"] = variable.dtype
+    return variable
+
+
+def _is_short_text(size: int, member: MemberDataset) -> bool:
+    """Tell from the lengths of texts whether they are few and short enough to read."""
+    if size > TEXT_ELEMENTS:
+        return False
+    slices = tuple((0, n, 1) for n in member.layout.shape)
+    place = StoredReferences(member.location, member.address, member.own_path, "", slices)
+    try:
+        stored = place.read_raw()
+    except UnsupportedError:
+        # Storage that HDF5 alone reads: no text is longer than the file.
+        return size * member.location.identity[2] <= TEXT_NBYTES
+    lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
+    longest = int(lengths.max(initial=0))
+    if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
+        return False
+    # HDF5 never ends to search some damaged heaps, so they are walked here first.
+    read_sequences(member.location, stored, 1, place.describe)
+    return True
+
+
+def build_variable(
+    location: FileLocation,
+    address: int,
+    layout: DatasetLayout,
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    options: DecodeOptions,
+    shape: tuple[int, ...] | None = None,
+    path: str | None = None,
+) -> xr.Variable:
+    """Make the variable of one dataset.
+
+    ``shape`` may be longer than what is stored. ``path`` is the one that the dataset was
+    opened by, for messages; by default they have its canonical path.
+    """
+    encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
+    source = location.filename
+    if location.source.named:  # else the name would keep a file's content in memory
+        opened = ObjectReference(unheld(location), address, options)
+        source = SourceName.of(opened, path=path)
+    encoding |= {"source": source, "original_shape": shape or layout.shape}
+    kind = layout.reference_kind
+    if kind:
+        shape = layout.shape if shape is None else shape
+        stored = StoredReferences(
+            location,
+            address,
+            path,
+            kind,
+            tuple((0, n, 1) for n in shape),
+            extent=layout.shape if shape != layout.shape else None,
+        )
+        data = ReferenceArray(shape, kind=kind, stored=stored, options=options)
+        del encoding["dtype"]
+        return ReferenceVariable(dims, data, attributes, encoding)
+    array = DatasetArray(location, address, layout, options, shape)
+    return xr.Variable(dims, lazily_indexed(array), attributes, encoding)
+
+
+_NETCDF_FILTERS = {1: "zlib", 4: "szip", 307: "bzip2", 32001: "blosc", 32015: "zstd"}
+
+_BLOSC_CODECS = ("blosc_lz", "blosc_lz4", "blosc_lz4hc", "", "blosc_zlib", "blosc_zstd")
+
+_SHUFFLE, _FLETCHER32 = 2, 3
+
+_SZIP_NEAREST_NEIGHBOUR = 32
+
+
+def storage_encoding(
+    layout: DatasetLayout, dims: tuple[str, ...], as_text: bool = True
+) -> dict[str, Any]:
+    """Say how a dataset is stored, in the words of netCDF-4."""
+    encoding: dict[str, Any] = {
+        "dtype": str if as_text and layout.text else item_dtype(layout.dtype)[0],
+        "contiguous": layout.chunks is None,
+        "chunksizes": layout.chunks,
+        **_filter_encoding(layout.pipeline),
+    }
+    if layout.chunks is not None:
+        encoding["preferred_chunks"] = dict(zip(dims, layout.chunks, strict=False))
+    return encoding
+
+
+def _filter_encoding(pipeline: FilterPipeline) -> dict[str, Any]:
+    """Spell filters as netCDF-4 does, those that it does not have as h5py does."""
+    options = {f.id: f.options for f in pipeline.filters}
+    encoding: dict[str, Any] = {name: i in options for i, name in _NETCDF_FILTERS.items()}
+    encoding["shuffle"] = _SHUFFLE in options
+    encoding["fletcher32"] = _FLETCHER32 in options
+    match next((f for f in pipeline.filters if f.id not in (_SHUFFLE, _FLETCHER32)), None):
+        case Filter(id=1, options=(level, *_)):
+            encoding["complevel"] = level
+        case Filter(id=4, options=(mask, block, *_)):
+            coding = "nn" if mask & _SZIP_NEAREST_NEIGHBOUR else "ec"
+            encoding |= {"compression": "szip", "compression_opts": (coding, block)}
+        case Filter(id=32001, options=(_, _, _, _, level, shuffle, codec, *_)) if codec < 6:
+            encoding |= {"compression": _BLOSC_CODECS[codec], "complevel": level}
+            encoding["blosc_shuffle"] = shuffle
+        case Filter(id=307 | 32015 as number, options=options_of):
+            encoding["compression"] = _NETCDF_FILTERS[number]
+            encoding |= {"complevel": options_of[0]} if options_of else {}
+        case Filter(id=32000):
+            encoding |= {"compression": "lzf", "compression_opts": None}
+    return encoding

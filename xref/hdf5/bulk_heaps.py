@@ -1,0 +1,316 @@
+"""Global heap objects of a file: which references name them, and their bytes.
+
+In: the heap IDs of references. Out: batches of objects in one buffer each. The distinct
+collections are read once, in file order; `xref.hdf5.global_heap` finds the objects in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import IntArray, row_offsets
+from xref.errors import CorruptFileError
+from xref.hdf5.global_heap import (
+    HEADER_NBYTES,
+    pack_collections,
+    parse_collection_sizes,
+    walk_collections,
+)
+from xref.hdf5.selection_decoding import split_heap_ids
+from xref.storage.location import FileBytes, FileLocation, file_format
+
+HEAP_BATCH_NBYTES = 4 << 20
+"""Heap collections held in memory at a time: few enough that what is done with them mostly
+finds them in a cache of the processor (benchmarks/decode.py)."""
+
+_FEW_CHANGES = 4
+"""Batches also end where the size of collections changes, if that happens so many times at
+most, or once in eight collections: a batch costs some 100 us."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeapBatch:
+    """Heap objects of some references, in memory."""
+
+    rows: npt.NDArray[np.intp]  # (m,), the references
+    buffer: npt.NDArray[np.uint8]
+    position: IntArray  # (m,), byte of the buffer where the object's data begin
+    nbytes: IntArray  # (m,)
+    describe: Callable[[int], str]  # names reference i of the batch
+
+
+@dataclass(frozen=True, slots=True)
+class HeapCollections:
+    """Some global heap collections in memory, and all references to their objects."""
+
+    rows: npt.NDArray[np.intp] | slice  # m of them, the references
+    of: IntArray  # (m,), collection that each names
+    index: IntArray  # (m,), heap object number
+    buffer: npt.NDArray[np.uint8]
+    base: IntArray  # (k,), where in the buffer each collection begins
+    size: IntArray  # (k,), bytes
+    length_size: int
+    describe: Callable[[int], str]  # names reference i of these
+    describe_collection: Callable[[int], str]
+
+    def find(self) -> HeapBatch:
+        """Find the objects one by one.
+
+        Raises
+        ------
+        CorruptFileError
+            If there is no such object.
+        """
+        objects = walk_collections(
+            self.buffer, self.base, self.size, self.length_size, self.describe_collection
+        )
+        position, nbytes = objects.find(self.of, self.index, self.describe)
+        rows = self.rows
+        if isinstance(rows, slice):
+            rows = np.arange(rows.start, rows.stop)
+        return HeapBatch(rows, self.buffer, position, nbytes, self.describe)
+
+
+def read_heap_objects(
+    location: FileLocation,
+    heap: IntArray,
+    index: IntArray,
+    live: npt.NDArray[np.intp],
+    describe: Callable[[int], str],
+) -> Iterator[HeapBatch]:
+    """Read the global heap objects that references name, each collection once.
+
+    Parameters and errors are those of `read_collections`; a number that no object has
+    is an error too.
+
+    Yields
+    ------
+    HeapBatch
+        Objects of collections of up to `HEAP_BATCH_NBYTES` together, in file order.
+    """
+    for collections in read_collections(location, heap, index, live, describe):
+        yield collections.find()
+
+
+def read_collections(
+    location: FileLocation,
+    heap: IntArray,
+    index: IntArray,
+    live: npt.NDArray[np.intp],
+    describe: Callable[[int], str],
+) -> Iterator[HeapCollections]:
+    """Read the global heap collections that references name, each once.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file of the heap.
+    heap, index : numpy.ndarray
+        Shape ``(n,)``: address of the collection and number of the object.
+    live : numpy.ndarray
+        The rows that name an object.
+    describe : callable
+        Names row i in errors.
+
+    Yields
+    ------
+    HeapCollections
+        Up to `HEAP_BATCH_NBYTES` together, in file order.
+
+    Raises
+    ------
+    CorruptFileError
+        If there is no such collection.
+    """
+    if not len(live):
+        return
+    form = file_format(location)
+    everything = len(live) == len(heap)
+    if not everything:
+        heap, index = heap[live], index[live]
+    collections, of = _distinct(heap)
+
+    def describe_collection(k: int) -> str:
+        return describe(int(live[np.flatnonzero(of == k)[0]]))
+
+    position = collections + form.base_address
+    outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
+    if outside.any():
+        k = int(np.flatnonzero(outside)[0])
+        named = int(collections[k]) & (2**64 - 1)
+        raise CorruptFileError(
+            f"{describe_collection(k)} has heap address {named:#x}, "
+            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
+        )
+    source = FileBytes(location)
+    heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
+    at = HEADER_NBYTES * np.arange(len(collections))
+    source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
+    size = parse_collection_sizes(heads, form.length_size, describe_collection)
+    # Disjoint collections inside the file: all together no larger than it.
+    limit = np.append(position[1:], form.file_nbytes)
+    wrong = np.flatnonzero(position + size > limit)
+    if len(wrong):
+        k = int(wrong[0])
+        end = "the next one" if k + 1 < len(size) else "the end of the file"
+        raise CorruptFileError(
+            f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
+            f"{int(position[k]):#x}, which reaches past {end}"
+        )
+    ordered = bool((of[1:] >= of[:-1]).all())
+    by_collection = None if ordered else np.argsort(of, kind="stable")
+    edges = _batch_edges(size)
+    cuts = np.searchsorted(of, edges, sorter=by_collection).tolist()
+    for i, (begin, end) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
+        part: npt.NDArray[np.intp] | slice = slice(cuts[i], cuts[i + 1])
+        if by_collection is not None:
+            part = by_collection[part]
+
+        def describe_row(i: int, part: npt.NDArray[np.intp] | slice = part) -> str:
+            return describe(int(live[part][i]))
+
+        base = pack_collections(size[begin:end])
+        buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
+        _read_merged(source, position[begin:end], size[begin:end], buffer, base[:-1])
+        yield HeapCollections(
+            part if everything else live[part],
+            of[part] - begin,
+            index[part],
+            buffer,
+            base[:-1],
+            size[begin:end],
+            form.length_size,
+            describe_row,
+            lambda k, begin=begin: describe_collection(begin + k),  # type: ignore[misc]
+        )
+
+
+def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
+    """Return where batches begin and end: by bytes, and by size where sizes seldom change.
+
+    Collections of one size may be decoded together.
+    """
+    batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
+    is_edge = np.diff(batch, prepend=-1, append=-1) != 0
+    changes = np.flatnonzero(size[1:] != size[:-1]) + 1
+    if len(changes) <= max(_FEW_CHANGES, len(size) // 8):
+        is_edge[changes] = True
+    return np.flatnonzero(is_edge)
+
+
+def _read_merged(
+    source: FileBytes,
+    position: IntArray,
+    size: IntArray,
+    buffer: npt.NDArray[np.uint8],
+    at: IntArray,
+) -> None:
+    """Read ranges; those that touch in the file and in the buffer in one go."""
+    end = position + size
+    apart = (end[:-1] != position[1:]) | (at[:-1] + size[:-1] != at[1:])
+    first = np.flatnonzero(np.concatenate([[True], apart]))
+    last = np.append(first[1:], len(position)) - 1
+    source.read_ranges(position[first], end[last] - position[first], buffer, at[first])
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Elements of variable-length sequences; each heap object stands once."""
+
+    length: IntArray  # (n,), elements of each sequence
+    begin: IntArray  # (n,), its first one, row of `elements`
+    elements: npt.NDArray[np.uint8]  # (m, itemsize), as stored
+    owner: npt.NDArray[np.intp]  # (m,), a sequence that the element belongs to
+
+
+def read_sequences(
+    location: FileLocation,
+    raw: npt.NDArray[np.uint8],
+    itemsize: int,
+    describe: Callable[[int], str],
+) -> Sequences:
+    """Read what variable-length elements hold.
+
+    Sequences that share a heap object share its elements, so the result is never
+    larger than the file.
+
+    Parameters
+    ----------
+    location : FileLocation
+        The file of the heap.
+    raw : numpy.ndarray
+        Shape ``(n, offset_size + 8)``, uint8, as stored.
+    itemsize : int
+        Bytes of one element of a sequence, as stored.
+    describe : callable
+        Names row i in errors.
+
+    Raises
+    ------
+    CorruptFileError
+        If there is no such heap object, or it is shorter than its sequence.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "Global Heap" and "The Datatype Message" (class
+    variable-length).
+    """
+    form = file_format(location)
+    packed = np.ascontiguousarray(raw)
+    if packed.shape[1] != form.offset_size + 8:
+        raise CorruptFileError(
+            f"{describe(0)} has sequences of {packed.shape[1]} bytes in an element; "
+            f"{form.offset_size + 8} are needed"
+        )
+    length = packed[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
+    heap, index = split_heap_ids(
+        np.ascontiguousarray(packed[:, 4:]).reshape(-1), offset_size=form.offset_size
+    )
+    length[heap == 0] = 0
+    begin = np.zeros(len(length), dtype=np.int64)
+    live = np.flatnonzero(length)
+    # The longest sequence of each heap object comes first of those that name it.
+    order = live[np.lexsort((-length[live], index[live], heap[live]))]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (np.diff(heap[order]) != 0) | (np.diff(index[order]) != 0)
+    objects = np.sort(order[is_first])
+    begin_of = np.zeros(len(objects), dtype=np.int64)
+    data, owner, n = [], [], 0
+    for batch in read_heap_objects(
+        location,
+        heap[objects],
+        index[objects],
+        np.arange(len(objects)),
+        lambda i: describe(int(objects[i])),
+    ):
+        count = length[objects[batch.rows]]
+        short = np.flatnonzero(batch.nbytes // itemsize < count)
+        if len(short):
+            i = int(short[0])
+            raise CorruptFileError(
+                f"{batch.describe(i)} has a sequence of {count[i]} elements of {itemsize} "
+                f"bytes in a heap object of {batch.nbytes[i]} bytes"
+            )
+        begin_of[batch.rows] = n + row_offsets(count)[:-1]
+        n += int(count.sum())
+        owner.append(np.repeat(objects[batch.rows], count))
+        memory = batch.buffer.data
+        starts, stops = batch.position, batch.position + count * itemsize
+        data += [memory[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    rank = np.empty(len(length), dtype=np.int64)
+    rank[objects] = begin_of
+    begin[order] = rank[order[is_first]][np.cumsum(is_first) - 1]
+    elements = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(n, itemsize)
+    owners = np.concatenate([np.zeros(0, dtype=np.intp), *owner])
+    return Sequences(length, begin, elements, owners)
+
+
+def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return distinct values, ascending, and the row of each; fast where runs repeat."""
+    head = np.append(0, np.flatnonzero(values[1:] != values[:-1]) + 1)
+    distinct, inverse = np.unique(values[head], return_inverse=True)
+    return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))

@@ -1,0 +1,385 @@
+"""Mappings of virtual datasets: which element of which source an element is.
+
+In: selections of a virtual dataset and of its sources, as numbers. Out: for elements
+of the virtual dataset, the file and dataset they come from and where they stand
+there. Nothing here opens a file.
+
+Source: HDF5 File Format Specification 4.0, "Virtual Storage Layout" in the data
+layout message and "Global Heap Block for Virtual Datasets". The n-th element of the
+virtual selection is the n-th of the source's, both counted in C order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import FrozenColumns, IntArray, row_offsets
+from xref.errors import CorruptFileError, SelectionError
+from xref.reading.parts import canvas_strides
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Blocks of indices along one axis.
+
+    Attributes
+    ----------
+    start, stride, block : int
+        First index, distance between blocks, indices in a block.
+    n : int or None
+        Indices of all blocks together; None when they go on without end.
+    """
+
+    start: int
+    stride: int
+    block: int
+    n: int | None
+
+    def clip(self, extent: int) -> Axis:
+        """End an axis without end at the extent of its dataset."""
+        if self.n is not None:
+            return self
+        whole, rest = divmod(max(extent - self.start, 0), self.stride)
+        return replace(self, n=whole * self.block + min(rest, self.block))
+
+    @property
+    def stop(self) -> int | None:
+        """One past the last index; None when there is none."""
+        if not self.n:
+            return None if self.n is None else self.start
+        return self.index(self.n - 1) + 1
+
+    def index(self, ordinal: int) -> int:
+        """Return the index that has an ordinal."""
+        return self.start + ordinal // self.block * self.stride + ordinal % self.block
+
+    def block_numbers(self, index: IntArray) -> IntArray:
+        """Return the ordinal of the block at or before each index; -1 before the first."""
+        return np.maximum((index - self.start) // self.stride, -1)
+
+    def ordinals(self, index: IntArray) -> IntArray:
+        """Return the ordinal of each index, -1 for those between the blocks."""
+        block, within = np.divmod(index - self.start, self.stride)
+        ordinal = block * self.block + within
+        inside = (block >= 0) & (within < self.block)
+        if self.n is not None:
+            inside &= ordinal < self.n
+        return np.where(inside, ordinal, -1)
+
+    def indices(self, ordinal: IntArray) -> IntArray:
+        """Return the index that has each ordinal."""
+        block, within = np.divmod(ordinal, self.block)
+        return self.start + block * self.stride + within
+
+
+_UNLIMITED = 2**64 - 1
+
+
+def virtual_axis(start: int, stride: int, count: int, block: int, where: object) -> Axis:
+    """Return one axis of a regular hyperslab; count or block may be unlimited.
+
+    Raises
+    ------
+    CorruptFileError
+        If the numbers make no hyperslab.
+    """
+    n: int | None = count * block
+    if _UNLIMITED in (count, block):
+        n = None
+        if block == _UNLIMITED:
+            stride = block = 1
+    if stride < 1 or block < 1 or stride < block != n or max(start, stride, n or 0) >= 2**62:
+        raise CorruptFileError(
+            f"{where} maps {count} blocks of {block} elements, {stride} apart from {start} on"
+        )
+    return Axis(start, max(stride, block), block, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """A regular hyperslab: the outer product of its axes."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def endless(self) -> int | None:
+        """The axis without end; None if all of them end."""
+        return next((i for i, axis in enumerate(self.axes) if axis.n is None), None)
+
+    def ending(self, ended: Axis) -> Outer:
+        """Return the selection with another axis in place of the one without end."""
+        return Outer(tuple(ended if axis.n is None else axis for axis in self.axes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runs(FrozenColumns):
+    """Any other hyperslab: runs of elements along the last axis, in C order."""
+
+    start: IntArray  # (m, ndim)
+    length: IntArray  # (m,)
+
+    @property
+    def bounds(self) -> tuple[IntArray, IntArray]:
+        """Start and stop of the box around all runs."""
+        stop = self.start.max(axis=0) + 1
+        stop[-1] = (self.start[:, -1] + self.length).max()
+        return self.start.min(axis=0), stop
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All elements that the dataset has at the time."""
+
+
+Picked: TypeAlias = Outer | Runs | Whole
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMapping:
+    """A part of a virtual dataset and where its elements come from.
+
+    Attributes
+    ----------
+    filename : str
+        Of the source, "." for the file of the virtual dataset.
+    dataset : str
+        The source's path in its file. Where the virtual selection has no end and
+        the source's has one, ``%b`` in either name stands for the ordinal of a block.
+    virtual, source : Outer, Runs or Whole
+        The elements in both datasets.
+    """
+
+    filename: str
+    dataset: str
+    virtual: Picked
+    source: Picked
+
+    def bounds(self, extent: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return the box around the virtual selection: start and stop along each axis."""
+        low, high = [0] * len(extent), list(extent)
+        match self.virtual:
+            case Outer(axes):
+                low = [axis.start for axis in axes]
+                stops = zip((axis.stop for axis in axes), extent, strict=True)
+                high = [n if stop is None else min(stop, n) for stop, n in stops]
+            case Runs():
+                start, stop = self.virtual.bounds
+                low, high = start.tolist(), np.minimum(stop, extent).tolist()
+        return low, high
+
+    def blocks(self, coords: IntArray) -> Iterator[tuple[VirtualMapping, npt.NDArray[np.intp]]]:
+        """Yield a mapping for each source that elements come from, and their rows.
+
+        Parameters
+        ----------
+        coords : numpy.ndarray
+            Shape ``(n, ndim)``: elements of the virtual dataset.
+        """
+        numbered = self._numbered_axis
+        if numbered is None:
+            yield self._of_block(0), np.arange(len(coords))
+            return
+        at, axis = numbered
+        number = axis.block_numbers(coords[:, at])
+        order = np.argsort(number, kind="stable")
+        order = order[np.searchsorted(number[order], 0) :]
+        cuts = np.flatnonzero(np.diff(number[order])) + 1
+        for rows in np.split(order, cuts) if len(order) else []:
+            yield self._of_block(int(number[rows[0]])), rows
+
+    def of_ranges(self, ranges: Sequence[range]) -> Iterator[VirtualMapping]:
+        """Yield a mapping for each source that a box of elements may come from."""
+        numbered = self._numbered_axis
+        if numbered is None:
+            yield self._of_block(0)
+            return
+        at, axis = numbered
+        low, high = axis.block_numbers(np.array([ranges[at][0], ranges[at][-1]])).tolist()
+        for number in range(max(low, 0), high + 1):
+            yield self._of_block(number)
+
+    @property
+    def _numbered_axis(self) -> tuple[int, Axis] | None:
+        """The axis along which each block has a source of its own; None without one."""
+        match self.virtual, self.source:
+            case Outer(axes), source if not isinstance(source, Outer) or source.endless is None:
+                return next(((i, axis) for i, axis in enumerate(axes) if axis.n is None), None)
+        return None
+
+    def _of_block(self, number: int) -> VirtualMapping:
+        """Return the mapping of one block, or of all, with the names of its source."""
+        virtual, numbered = self.virtual, self._numbered_axis
+        if numbered is not None and isinstance(virtual, Outer):
+            _, axis = numbered
+            first = axis.start + number * axis.stride
+            virtual = virtual.ending(Axis(first, axis.stride, axis.block, axis.block))
+        return VirtualMapping(
+            _numbered_name(self.filename, number),
+            _numbered_name(self.dataset, number),
+            virtual,
+            self.source,
+        )
+
+    def fit(
+        self, extent: Sequence[int], source_extent: Sequence[int], where: str
+    ) -> VirtualMapping:
+        """Return the mapping with an end, checked against the datasets it is between.
+
+        Parameters
+        ----------
+        extent, source_extent : sequence of int
+            Current shapes of the virtual dataset and of the source.
+        where : str
+            Names the source in errors.
+
+        Raises
+        ------
+        CorruptFileError
+            If the two selections do not match.
+        SelectionError
+            If the source lacks elements that are mapped, as when it has shrunk.
+            HDF5 2.0 gives them whatever lies in its memory.
+        """
+        virtual, source = self.virtual, self.source
+        ndim = _rank(source, len(source_extent))
+        if ndim != len(source_extent):
+            raise CorruptFileError(
+                f"{where} has {len(source_extent)} axes; the virtual dataset takes elements "
+                f"of {ndim} axes"
+            )
+        if isinstance(source, Outer):
+            at = source.endless
+            clipped = zip(source.axes, source_extent, strict=True)
+            source = Outer(tuple(axis.clip(n) for axis, n in clipped))
+            if at is not None and isinstance(virtual, Outer):
+                n = source.axes[at].n
+                virtual = Outer(
+                    tuple(replace(a, n=n) if a.n is None else a for a in virtual.axes)
+                )
+        size, source_size = _size(virtual, extent), _size(source, source_extent)
+        if size != source_size or size >= 2**62:
+            raise CorruptFileError(
+                f"{where} gives {source_size} elements where the virtual dataset takes {size}"
+            )
+        stops = _stops(source, source_extent)
+        if size and any(stop > n for stop, n in zip(stops, source_extent, strict=True)):
+            raise SelectionError(
+                f"{where} has shape {tuple(source_extent)}, but the virtual dataset takes "
+                f"elements of it up to {tuple(stops)}"
+            )
+        return replace(self, virtual=virtual, source=source)
+
+    def source_coords(
+        self, coords: IntArray, extent: Sequence[int], source_extent: Sequence[int]
+    ) -> tuple[npt.NDArray[np.intp], IntArray]:
+        """Find elements of the virtual dataset in the source of a mapping that fits.
+
+        Parameters
+        ----------
+        coords : numpy.ndarray
+            Shape ``(n, ndim)``: elements of the virtual dataset.
+        extent, source_extent : sequence of int
+            As given to `fit`.
+
+        Returns
+        -------
+        rows : numpy.ndarray
+            Those of the n elements that the source has.
+        coords : numpy.ndarray
+            Shape ``(len(rows), source_ndim)``: their places in the source.
+        """
+        if not _size(self.virtual, extent):
+            return np.zeros(0, np.intp), np.zeros((0, len(source_extent)), np.int64)
+        ordinal = _ordinals(self.virtual, coords, extent)
+        rows = np.flatnonzero(ordinal >= 0)
+        return rows, _coords(self.source, ordinal[rows], source_extent)
+
+
+def _numbered_name(name: str, number: int) -> str:
+    return re.sub("%(b|%)", lambda m: str(number) if m[1] == "b" else "%", name)
+
+
+def _rank(picked: Picked, otherwise: int) -> int:
+    match picked:
+        case Outer(axes):
+            return len(axes)
+        case Runs(start=start):
+            return int(start.shape[1])
+        case Whole():
+            return otherwise
+
+
+def _size(picked: Picked, extent: Sequence[int]) -> int:
+    match picked:
+        case Outer(axes):
+            return math.prod(axis.n or 0 for axis in axes)
+        case Runs(length=length):
+            return int(length.sum())
+        case Whole():
+            return math.prod(extent)
+
+
+def _stops(picked: Picked, extent: Sequence[int]) -> Sequence[int]:
+    match picked:
+        case Outer(axes):
+            return [axis.stop or 0 for axis in axes]
+        case Runs():
+            stops: list[int] = picked.bounds[1].tolist()
+            return stops
+        case Whole():
+            return extent
+
+
+def _ordinals(picked: Picked, coords: IntArray, extent: Sequence[int]) -> IntArray:
+    """Return the place of each element in the order of a selection, -1 outside."""
+    match picked:
+        case Outer(axes):
+            ordinal = np.zeros(len(coords), dtype=np.int64)
+            inside = np.ones(len(coords), dtype=bool)
+            weights = canvas_strides([axis.n or 0 for axis in axes])
+            for axis, column, weight in zip(axes, coords.T, weights, strict=True):
+                part = axis.ordinals(column)
+                inside &= part >= 0
+                ordinal += part * weight
+            return np.where(inside, ordinal, -1)
+        case Runs():
+            return _run_ordinals(picked, coords)
+        case Whole():
+            return coords @ np.array(canvas_strides(extent), dtype=np.int64)
+
+
+def _run_ordinals(runs: Runs, coords: IntArray) -> IntArray:
+    low, high = runs.bounds
+    within = ((coords >= low) & (coords < high)).all(axis=1)
+    weights = np.array(canvas_strides((high - low).tolist()), dtype=np.int64)
+    begin, place = (runs.start - low) @ weights, (coords - low) @ weights
+    run = np.maximum(np.searchsorted(begin, place, side="right") - 1, 0)
+    offset = place - begin[run]
+    within &= (offset >= 0) & (offset < runs.length[run])
+    return np.where(within, row_offsets(runs.length)[run] + offset, -1)
+
+
+def _coords(picked: Picked, ordinal: IntArray, extent: Sequence[int]) -> IntArray:
+    """Return the elements that have ordinals in a selection."""
+    match picked:
+        case Outer(axes):
+            sizes = tuple(axis.n or 0 for axis in axes)
+            parts = np.unravel_index(ordinal, sizes) if sizes else ()
+            columns = [axis.indices(part) for axis, part in zip(axes, parts, strict=True)]
+        case Runs(start=start, length=length):
+            first = row_offsets(length)
+            run = np.searchsorted(first, ordinal, side="right") - 1
+            columns = list(start[run].T)
+            columns[-1] = columns[-1] + ordinal - first[run]
+        case Whole():
+            columns = list(np.unravel_index(ordinal, tuple(extent))) if extent else []
+    if not columns:
+        return np.zeros((len(ordinal), 0), dtype=np.int64)
+    return np.stack(columns, axis=1).astype(np.int64)

@@ -1,0 +1,302 @@
+"""Attributes through h5py, and the dimension scales that they list.
+
+In: open objects of `xref.objects.objects`. Out: plain values, raw bytes of references, and
+addresses of scales. The type of an attribute is looked at before its value: what holds
+references of any kind is read from the bytes of the object header.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5, h5a, h5i, h5p, h5s
+
+from xref.errors import (
+    CorruptFileError,
+    DanglingReferenceError,
+    FileReadError,
+    XrefError,
+)
+from xref.hdf5.attribute import read_raw_attributes
+from xref.hdf5.bulk_heaps import read_sequences
+from xref.hdf5.datatype import Datatype
+from xref.hdf5.std_references import split_std_references, std_itemsize
+from xref.objects.dataset_layout import (
+    reference_itemsize,
+    reference_kind,
+    reference_kinds,
+    time_dtype,
+)
+from xref.objects.objects import Object, text
+from xref.objects.paths import object_label
+from xref.storage.location import (
+    FileLocation,
+    byte_source,
+    file_format,
+)
+
+SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
+
+
+@dataclass(frozen=True, slots=True)
+class RawReferences:
+    """References of an attribute as the bytes they are stored in."""
+
+    kind: str  # "object" or "region"
+    shape: tuple[int, ...]
+    data: bytes  # an address of the file's size each, for regions a heap index (4 bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class RawElements:
+    """Elements of an attribute that hold references among other things, as stored."""
+
+    datatype: Datatype
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def read_attributes(
+    item: Object, location: FileLocation, address: int
+) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Read all attributes of an object, whose address is known.
+
+    The type is looked at before the value: h5py is not asked for region references
+    in variable-length sequences, which corrupt its memory.
+
+    Returns
+    -------
+    values : dict
+        Plain values, `RawReferences` for references, an array of none for one
+        without a value.
+    problems : dict
+        Why an attribute could not be read, by name.
+    """
+    values: dict[str, Any] = {}
+    problems: dict[str, Exception] = {}
+    raw = _RawAttributes(location, address)
+    names: list[bytes] = []
+    try:
+        # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
+        h5a.iterate(item.id, names.append)
+        if len(names) > 1 and _are_ordered(item):
+            names.clear()
+            h5a.iterate(item.id, names.append, index_type=h5.INDEX_CRT_ORDER)
+    except (RuntimeError, OSError, ValueError) as error:
+        return values, {"": error}
+    for key in names:
+        name = text(key)
+        try:
+            attribute = h5a.open(item.id, key)
+            values[name] = _attribute_value(item, name, attribute, raw)
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
+            problems[name] = error.with_traceback(None)  # it would keep the file open
+    return values, problems
+
+
+def _are_ordered(item: Object) -> bool:
+    """Tell whether the file keeps the order in which attributes were created."""
+    if isinstance(item, h5py.Datatype):
+        return False
+    return bool(item.id.get_create_plist().get_attr_creation_order() & h5p.CRT_ORDER_TRACKED)
+
+
+def has_attribute(item: Object, name: str) -> bool:
+    """Tell whether an object has an attribute."""
+    return bool(h5a.exists(item.id, name.encode("utf-8", "surrogateescape")))
+
+
+def read_attribute(item: Object, name: str, location: FileLocation, address: int) -> Any:
+    """Read one attribute; the value is as `read_attributes` gives it.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If the object has none of that name.
+    FileReadError
+        If h5py cannot read it.
+    """
+
+    def where() -> str:
+        label = object_label(location, address)
+        return f"{location.filename}: attribute {name!r} of {label}"
+
+    try:
+        if not has_attribute(item, name):
+            raise DanglingReferenceError(f"{where()}: there is none of that name")
+        attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
+        return _attribute_value(item, name, attribute, _RawAttributes(location, address))
+    except XrefError:
+        raise
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
+        raise FileReadError(f"{where()} could not be read: {error}") from error
+
+
+class _RawAttributes:
+    """The attributes of one object as bytes; its header is read once, when needed."""
+
+    def __init__(self, location: FileLocation, address: int) -> None:
+        self._location = location
+        self._address = address
+        self._found: dict[str, RawElements] | None = None
+        self._problems: dict[str, XrefError] = {}
+
+    def get(self, name: str) -> RawElements:
+        where = f"{self._location.filename}: object at {self._address:#x}"
+        if self._found is None:
+            source = byte_source(self._location, where)
+            raw = read_raw_attributes(source, self._address, self._problems.__setitem__)
+            self._found = {
+                r.name: RawElements(r.datatype, (0,) if r.is_null else r.shape, r.data)
+                for r in raw
+            }
+        if name in self._found:
+            return self._found[name]
+        raise self._problems.get(name) or CorruptFileError(
+            f"{where} has no attribute {name!r} in its object header"
+        )
+
+
+def _attribute_value(
+    item: Object, name: str, attribute: h5a.AttrID, raw: _RawAttributes
+) -> Any:
+    datatype = attribute.get_type()
+    kind = reference_kind(datatype)
+    if kind in ("object", "region"):
+        out = np.zeros(attribute.shape, dtype=f"V{datatype.get_size()}")
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
+        stored = as_stored(out, kind, offset_size, packed=False)
+        return RawReferences(kind, attribute.shape, stored.tobytes())
+    within = reference_kinds(datatype)
+    if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
+        return raw.get(name)
+    time = time_dtype(datatype)
+    if time is not None:
+        out = np.zeros(attribute.shape, dtype=time)
+        if out.size:
+            attribute.read(out, mtype=datatype)
+        return out[()]
+    value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
+    string = h5py.check_string_dtype(attribute.dtype)
+    if isinstance(value, h5py.Empty):
+        # What netCDF writes for a text of no character is a null dataspace.
+        is_text = string is not None and string.length == 1
+        return b"" if is_text else np.empty(0, dtype=attribute.dtype)
+    if string is not None and string.length is not None and string.length > 1:
+        texts = np.char.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
+        # Other readers of netCDF-4 give such text as one list, whatever its shape.
+        return texts.astype(object).reshape(-1) if texts.ndim else str(texts[()])
+    return value
+
+
+def scale_addresses(
+    datasets: Sequence[tuple[dict[str, Any], int]], location: FileLocation
+) -> list[list[int]]:
+    """Return the address of the scale of each axis, the last one attached.
+
+    Parameters
+    ----------
+    datasets : sequence of (dict, int)
+        Attributes and number of axes of each dataset.
+    location : FileLocation
+        The file that they are in.
+
+    Returns
+    -------
+    list of list of int
+        0 for an axis without a scale; for all of them where the attribute is not what
+        the specification of dimension scales (1.0, "DIMENSION_LIST") says.
+    """
+    found: list[list[int]] = []
+    attached: list[h5py.Reference | None] = []
+    for attributes, ndim in datasets:
+        value = attributes.get("DIMENSION_LIST")
+        if isinstance(value, RawElements):
+            found.append(_std_scales(value, ndim, location))
+            attached += [None] * ndim
+            continue
+        found.append([0] * ndim)
+        axes: Any = [None] * ndim
+        if isinstance(value, np.ndarray) and value.shape == (ndim,):
+            axes = value
+        for axis in axes:
+            last = axis[-1] if isinstance(axis, np.ndarray) and axis.size else None
+            attached.append(last if isinstance(last, h5py.Reference) else None)
+    addresses = iter(reference_addresses(attached, file_format(location).offset_size))
+    return [[next(addresses) or known for known in scales] for scales in found]
+
+
+def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[int]:
+    """Return what `scale_addresses` does for one list of references of HDF5 1.12."""
+    base = value.datatype.base
+    if value.shape != (ndim,) or base is None or base.reference != "std":
+        return [0] * ndim
+
+    def describe(axis: int) -> str:
+        return f"{location.filename}: dimension scale of axis {axis}"
+
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
+    offset_size = file_format(location).offset_size
+    sequences = read_sequences(location, raw, std_itemsize(offset_size), describe)
+    some = sequences.length > 0
+    last = sequences.elements[(sequences.begin + sequences.length)[some] - 1]
+    elements = split_std_references(last, offset_size=offset_size, describe=describe)
+    scales = np.zeros(ndim, dtype=np.uint64)
+    scales[some] = elements.address
+    result: list[int] = scales.tolist()
+    return result
+
+
+_file_numbers = itertools.count()
+
+
+def reference_addresses(
+    references: Sequence[h5py.Reference | None], offset_size: int
+) -> list[int]:
+    """Return the addresses in h5py object references, 0 for None, without following them.
+
+    h5py shows no bytes of a reference; written to a dataset in memory they can be
+    read back as they are. Only ``offset_size`` bytes of them have a meaning.
+    """
+    if not any(references):
+        return [0] * len(references)
+    # HDF5 tells files in memory apart by name.
+    name = f"xref-addresses-{next(_file_numbers)}"
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("r", (len(references),), dtype=h5py.ref_dtype)
+        objects = np.empty(len(references), dtype=object)
+        objects[:] = references
+        dataset[...] = objects
+        raw = np.zeros(len(references), dtype="V8")
+        dataset.id.read(h5s.ALL, h5s.ALL, raw, mtype=dataset.id.get_type())
+        found = raw.view("<u8")
+    mask = np.uint64(2 ** (8 * offset_size) - 1)
+    result: list[int] = (found & mask).tolist()
+    return result
+
+
+def as_stored(
+    values: npt.NDArray[np.void], kind: str, offset_size: int, *, packed: bool
+) -> npt.NDArray[np.void]:
+    """Give references read by HDF5 the width they have in the file.
+
+    HDF5 makes room for addresses of 8 bytes. The elements stand at the beginning of
+    their room, or, ``packed``, one after the other at the beginning of all of it.
+    """
+    width = reference_itemsize(kind, offset_size)
+    if width == values.dtype.itemsize:
+        return values
+    raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    if packed:
+        kept = raw[: values.size * width]
+    else:
+        kept = raw.reshape(values.size, -1)[:, :width].reshape(-1)
+    return np.ascontiguousarray(kept).view(f"V{width}").reshape(values.shape)

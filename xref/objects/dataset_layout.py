@@ -1,0 +1,426 @@
+"""Types and storage of datasets through h5py.
+
+In: open datasets of `xref.objects.objects`. Out: frozen `DatasetLayout` values, checked
+against the size of the file and the option ``external``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t, h5z
+
+from xref.errors import (
+    CorruptFileError,
+    ExternalFileError,
+    UnsupportedError,
+    XrefError,
+)
+from xref.hdf5.dataset_layout import (
+    DatasetLayout,
+    check_extent,
+    element_dtype,
+    items,
+)
+from xref.hdf5.datatype import Datatype, decode_datatype, value_dtype
+from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline
+from xref.hdf5.object_header import (
+    DATATYPE_MESSAGE,
+    FILL_MESSAGE,
+    FILTER_MESSAGE,
+    LAYOUT_MESSAGE,
+    OLD_FILL_MESSAGE,
+    compact_data,
+    fill_data,
+    filter_options,
+    read_messages,
+)
+from xref.hdf5.std_references import std_itemsize
+from xref.objects.paths import object_label
+from xref.storage.location import (
+    FileLocation,
+    byte_source,
+    check_external,
+    file_format,
+)
+
+
+def reference_kind(datatype: h5t.TypeID) -> str:
+    """Return "object", "region", "std" (HDF5 1.12) or "" for what is no reference."""
+    if datatype.get_class() != h5t.REFERENCE:
+        return ""
+    if datatype.equal(h5t.STD_REF_OBJ):
+        return "object"
+    if datatype.equal(h5t.STD_REF_DSETREG):
+        return "region"
+    return "std"
+
+
+def reference_kinds(datatype: h5t.TypeID) -> set[str]:
+    """Return the kinds of reference that a type contains, at any depth."""
+    match datatype.get_class():
+        case h5t.REFERENCE:
+            return {reference_kind(datatype)}
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return set().union(*(reference_kinds(datatype.get_member_type(i)) for i in members))
+        case h5t.VLEN | h5t.ARRAY:
+            return reference_kinds(datatype.get_super())
+    return set()
+
+
+_TIMES = (
+    (h5t.UNIX_D32LE, "<i4"),
+    (h5t.UNIX_D32BE, ">i4"),
+    (h5t.UNIX_D64LE, "<i8"),
+    (h5t.UNIX_D64BE, ">i8"),
+)
+
+
+def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the integers that times are stored as; None for any other type.
+
+    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 converts it to no
+    other: its elements are read as they are stored.
+    """
+    if datatype.get_class() != h5t.TIME:
+        return None
+    for known, dtype in _TIMES:
+        if datatype.equal(known):
+            return np.dtype(dtype)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _TypeFacts:
+    """What the type of a dataset says; thousands of datasets have a few types."""
+
+    kind: str  # of reference
+    holds_references: bool  # within elements
+    time: np.dtype[Any] | None
+    dtype: np.dtype[Any] | None  # None where h5py has none
+    problem: str  # why h5py has none
+    indirect: str  # why stored elements are not bytes of ``dtype``
+
+
+@lru_cache(maxsize=1024)
+def _type_facts(encoded: bytes) -> _TypeFacts:
+    """Look at a type, in the form that HDF5 encodes it in."""
+    datatype = h5t.decode(encoded)
+    kind, time = reference_kind(datatype), time_dtype(datatype)
+    within = not kind and bool(reference_kinds(datatype))
+    dtype, problem, indirect = None, "", ""
+    if not kind and not within and time is None:
+        try:
+            dtype = datatype.dtype
+            indirect = _indirect_type(datatype, dtype)
+        except (TypeError, ValueError) as error:  # ValueError: a float that NumPy has not
+            problem = str(error)
+    return _TypeFacts(kind, within, time, dtype, problem, indirect)
+
+
+def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
+    """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
+    if dtype.hasobject:
+        return f"type {dtype}: elements of variable length"
+    if dtype.itemsize != datatype.get_size():
+        return f"type {dtype}: {datatype.get_size()} bytes stored"
+    if datatype.get_class() == h5t.OPAQUE:
+        return ""  # whatever its tag
+    try:
+        expected = h5t.py_create(dtype, logical=True)
+    except TypeError:
+        return f"type {dtype}: NumPy's form is not known to h5py"
+    return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLabel:
+    """Names a dataset in messages; its path is searched for only when one is written."""
+
+    location: FileLocation
+    address: int
+
+    def __str__(self) -> str:
+        return f"{self.location.filename}: {object_label(self.location, self.address)}"
+
+
+def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> DatasetLayout:
+    """Return shape, type and storage of an open dataset, whose address is known.
+
+    Raises
+    ------
+    UnsupportedError
+        If its elements have no NumPy type, or its extent cannot be numbered.
+    CorruptFileError
+        If its storage cannot be what it says.
+    ExternalFileError
+        If its data lie in other files that the location does not allow.
+    """
+    where = DatasetLabel(location, address)
+    datatype = dataset.id.get_type()
+    properties = dataset.id.get_create_plist()
+    storage = properties.get_layout()
+    if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
+        _check_virtual(properties, location, where)
+    space = dataset.id.get_space()
+    # A null dataspace holds no element: an array of none.
+    shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
+    facts = _type_facts(datatype.encode())
+    kind, elements = facts.kind, None
+    stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
+    if kind:
+        dtype = np.dtype(f"V{stored_itemsize}")  # references are bytes here
+    elif facts.time is not None:
+        dtype = facts.time
+    elif facts.holds_references:
+        elements = stored_type(location, address, where)
+        dtype = element_dtype(value_dtype(elements))
+        stored_itemsize = elements.itemsize
+    elif facts.dtype is not None:
+        dtype = element_dtype(facts.dtype)
+    else:
+        raise UnsupportedError(f"{where} has a type that h5py does not read: {facts.problem}")
+    chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
+    check_extent(shape, chunks, where)
+    within = f"type {dtype}: references within elements"
+    indirect = facts.indirect if elements is None else within
+    storage_problem = "file: open for writing" if location.source.live else ""
+    pipeline = pipeline_of(properties)
+    if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
+        pipeline = _stored_pipeline(location, address, pipeline, where)
+    offset = None
+    match storage:
+        case h5d.CONTIGUOUS:
+            if properties.get_external_count():
+                _check_raw_external(dataset, location, where)
+                storage_problem = storage_problem or "storage: external files"
+            else:
+                offset = dataset.id.get_offset()
+        case h5d.COMPACT:
+            storage_problem = storage_problem or COMPACT
+        case h5d.CHUNKED:
+            missing = used_filters(pipeline, elements).unsupported()
+            if missing:
+                storage_problem = storage_problem or f"filters: {', '.join(missing)}"
+        case _:
+            storage_problem = storage_problem or "storage: virtual"
+    # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
+    stored = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, where)
+    fill_bytes = b""
+    if kind or elements is not None:
+        fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
+        if has_fill_value(properties):
+            fill_bytes = stored_fill(location, address, stored_itemsize, where)
+    else:
+        fill_value = _fill_value(properties, dtype)
+        if fill_value is None:
+            indirect = indirect or "fill value: not known to h5py"
+    if stored == 0:
+        offset = None  # nothing written yet; behind a user block HDF5 gives a number still
+    if offset is not None:
+        needed = math.prod(shape) * stored_itemsize
+        if offset + needed > location.identity[2]:
+            raise CorruptFileError(
+                f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
+                f"({location.identity[2]} bytes); the file may be truncated"
+            )
+        if stored < needed:
+            raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
+    return DatasetLayout(
+        shape=shape,
+        maxshape=_maxshape(space),
+        dtype=dtype,
+        chunks=chunks,
+        offset=offset,
+        pipeline=pipeline,
+        fill_value=fill_value,
+        stored_itemsize=stored_itemsize,
+        reference_kind=kind,
+        stored_nbytes=stored,
+        elements=elements,
+        indirect=indirect or storage_problem,
+        stored_indirect=storage_problem,
+        virtual=storage == h5d.VIRTUAL,
+        stored_fill=fill_bytes,
+    )
+
+
+COMPACT = "storage: compact"
+
+
+def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
+    """Return the bytes that the file holds for data that are not chunked."""
+    try:
+        return int(dataset.id.get_storage_size())
+    except XrefError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
+
+
+def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+    """Return the type of a dataset from the bytes of its object header."""
+    source = byte_source(location, str(where))
+    for message in read_messages(source, address, {DATATYPE_MESSAGE}):
+        return decode_datatype(message.body, str(where))
+    raise CorruptFileError(f"{where} has no datatype in its object header")
+
+
+def read_compact(location: FileLocation, address: int, where: str) -> bytes:
+    """Return the data that a compact dataset keeps in its object header."""
+    source = byte_source(location, where)
+    data = compact_data(read_messages(source, address, {LAYOUT_MESSAGE}), where)
+    if data is None:
+        raise CorruptFileError(f"{where} has no compact data in its object header")
+    return data
+
+
+def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
+    if space.get_simple_extent_type() != h5s.SIMPLE:
+        return () if space.get_simple_extent_type() == h5s.SCALAR else (0,)
+    limits = space.get_simple_extent_dims(True)
+    return tuple(None if n == h5s.UNLIMITED else int(n) for n in limits)
+
+
+def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
+    """Return the bytes of one element in the file; HDF5 tells its size in memory.
+
+    They differ where an element holds an address: HDF5 File Format Specification
+    4.0, "Variable-length and reference elements" in the global heap section.
+    """
+    match datatype.get_class():
+        case h5t.COMPOUND:
+            members = [datatype.get_member_type(i) for i in range(datatype.get_nmembers())]
+            more = sum(_stored_itemsize(m, offset_size) - m.get_size() for m in members)
+            return int(datatype.get_size() + more)
+        case h5t.ARRAY:
+            base = datatype.get_super()
+            n = datatype.get_size() // base.get_size()
+            return int(n * _stored_itemsize(base, offset_size))
+        case h5t.VLEN:
+            return 4 + offset_size + 4  # length, heap collection, heap object
+        case h5t.STRING if datatype.is_variable_str():
+            return 4 + offset_size + 4
+        case h5t.REFERENCE:
+            return reference_itemsize(reference_kind(datatype), offset_size)
+    return int(datatype.get_size())
+
+
+def reference_itemsize(kind: str, offset_size: int) -> int:
+    """Return the bytes of one stored reference."""
+    if kind == "std":
+        return std_itemsize(offset_size)
+    return offset_size + (4 if kind == "region" else 0)
+
+
+def pipeline_of(properties: h5p.PropDCID) -> FilterPipeline:
+    """Return the filters of a dataset."""
+    n = properties.get_nfilters()
+    return FilterPipeline(filters=tuple(_filter(properties, i) for i in range(n)))
+
+
+def used_filters(pipeline: FilterPipeline, elements: Datatype | None) -> FilterPipeline:
+    """Return the filters of a dataset that some chunk may have passed.
+
+    HDF5 skips shuffle, without options, where elements are sequences; each chunk says so.
+    """
+    skipped = (SHUFFLE, ()) if elements is not None else None
+    used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
+    return FilterPipeline(filters=used)
+
+
+@lru_cache(maxsize=1)
+def _tells_all_options() -> bool:
+    """Tell whether this h5py gives more than 16 client values of a filter, not zeros."""
+    properties, options = h5p.create(h5p.DATASET_CREATE), tuple(range(1, 19))
+    properties.set_filter(h5z.FILTER_DEFLATE, h5z.FLAG_OPTIONAL, options)
+    return tuple(properties.get_filter(0)[2]) == options
+
+
+def _stored_pipeline(
+    location: FileLocation, address: int, pipeline: FilterPipeline, where: DatasetLabel
+) -> FilterPipeline:
+    """Return the filters of a dataset with the client values of its object header."""
+    source = byte_source(location, str(where))
+    for message in read_messages(source, address, {FILTER_MESSAGE}):
+        stored = filter_options(message.body, str(where))
+        if [number for number, _ in stored] == [f.id for f in pipeline.filters]:
+            pairs = zip(pipeline.filters, stored, strict=True)
+            filters = tuple(replace(f, options=options) for f, (_, options) in pairs)
+            return FilterPipeline(filters=filters)
+    raise CorruptFileError(f"{where} has other filters in its object header than HDF5 tells")
+
+
+def _filter(properties: h5p.PropDCID, index: int) -> Filter:
+    number, flags, options, name = properties.get_filter(index)
+    return Filter(
+        id=number, flags=flags, options=tuple(options), name=name.decode("utf-8", "replace")
+    )
+
+
+def has_fill_value(properties: h5p.PropDCID) -> bool:
+    """Tell whether HDF5 gives elements that were never written a value of the dataset.
+
+    It leaves them alone where the fill value is never to be written; h5py gives zeros.
+    """
+    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
+    return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
+
+
+def stored_fill(
+    location: FileLocation, address: int, itemsize: int, where: DatasetLabel
+) -> bytes:
+    """Return the fill value of a dataset from the bytes of its object header."""
+    source = byte_source(location, str(where))
+    messages = read_messages(source, address, {FILL_MESSAGE, OLD_FILL_MESSAGE})
+    data = fill_data(messages, str(where)) or b""
+    if len(data) not in (0, itemsize):
+        raise CorruptFileError(
+            f"{where} has a fill value of {len(data)} bytes for elements of {itemsize}"
+        )
+    return data
+
+
+def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
+    """Return the value of elements that were never written, None where h5py cannot tell."""
+    value = np.zeros(1, dtype=dtype)
+    if has_fill_value(properties):
+        if dtype.hasobject or items(value) is not value:
+            return None
+        try:
+            properties.get_fill_value(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    return value[0]
+
+
+def _check_raw_external(
+    dataset: h5py.Dataset, location: FileLocation, where: DatasetLabel
+) -> None:
+    names = [os.fspath(name) for name, _, _ in dataset.external or ()]
+    if location.external != "all":
+        raise ExternalFileError(
+            f"{where} keeps its data in other files ({', '.join(names)}); "
+            'pass external="all" if this file is trusted'
+        )
+    for name in names:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise ExternalFileError(
+                f"{where} keeps its data in {name!r}, which is no regular file"
+            )
+
+
+def _check_virtual(
+    properties: h5p.PropDCID, location: FileLocation, where: DatasetLabel
+) -> None:
+    for i in range(properties.get_virtual_count()):
+        name = properties.get_virtual_filename(i)
+        if name != ".":
+            check_external(location, name, f"{where} (virtual source)")

@@ -1,0 +1,419 @@
+"""Datasets by address: facts, chunk indices, plain reads through h5py.
+
+In: addresses of datasets. Out: what one look at a dataset tells, where its chunks lie,
+NumPy arrays, raw bytes of references. What the direct reader cannot decode is read
+here, under h5py's lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5i, h5s, h5t
+
+from xref.arrays.columns import IntArray
+from xref.errors import (
+    CorruptFileError,
+    FileReadError,
+    UnsupportedError,
+    XrefError,
+)
+from xref.hdf5.bulk_headers import FIRST_NBYTES
+from xref.hdf5.chunk_index.index import parse_chunk_storage, read_listed_chunks
+from xref.hdf5.chunk_index.nodes import NodeReader
+from xref.hdf5.dataset_layout import (
+    UNDEFINED_ADDRESS,
+    ChunkIndex,
+    DatasetLayout,
+    build_chunk_index,
+)
+from xref.hdf5.datatype import Datatype
+from xref.hdf5.metadata_reader import Source
+from xref.hdf5.object_header import LAYOUT_MESSAGE, indexed_storage_k, walk_messages
+from xref.objects.attributes import (
+    SCALE_ATTRIBUTES,
+    as_stored,
+    read_attributes,
+    scale_addresses,
+)
+from xref.objects.dataset_layout import (
+    DatasetLabel,
+    has_fill_value,
+    read_layout,
+    reference_kind,
+    stored_fill,
+    stored_type,
+    time_dtype,
+)
+from xref.objects.objects import open_dataset
+from xref.objects.paths import item_label
+from xref.storage.location import (
+    FileBytes,
+    FileLocation,
+    byte_source,
+    cached_by_location,
+    check_unchanged,
+    file_format,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """What is known of one dataset from opening it once.
+
+    Attributes
+    ----------
+    layout : DatasetLayout
+    attributes : dict
+        As `read_attributes` gives them, without the lists of dimension scales.
+    problems : dict
+        Why an attribute could not be read, by name.
+    scales : tuple of int
+        Address of the dimension scale of each axis, 0 where there is none; empty
+        when the dataset lists none.
+    """
+
+    layout: DatasetLayout
+    attributes: dict[str, Any]
+    problems: dict[str, Exception]
+    scales: tuple[int, ...]
+
+
+@cached_by_location(maxsize=1 << 15)
+def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
+    """Open the dataset at an address and return what it says of itself."""
+    dataset = open_dataset(location, address)
+    layout = read_layout(dataset, location, address)
+    attributes, problems = read_attributes(dataset, location, address)
+    check_unchanged(location)
+    (scales,) = scale_addresses([(attributes, len(layout.shape))], location)
+    for name in SCALE_ATTRIBUTES:
+        attributes.pop(name, None)
+        problems.pop(name, None)
+    return DatasetFacts(layout, attributes, problems, tuple(scales) if any(scales) else ())
+
+
+def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
+    """Return shape, type and storage of the dataset at an address."""
+    return dataset_facts(location, address).layout
+
+
+@cached_by_location(maxsize=256)
+def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes]:
+    """Return the type of a dataset and its fill value, as they are stored.
+
+    The type tells how to decode the fill value. Where the dataset defines none, it is
+    zeros: null references, empty text and sequences.
+    """
+    layout = dataset_layout(location, address)
+    dataset = open_dataset(location, address)
+    where = DatasetLabel(location, address)
+    datatype = layout.elements or stored_type(location, address, where)
+    fill = layout.stored_fill
+    if has_fill_value(dataset.id.get_create_plist()):
+        fill = stored_fill(location, address, layout.stored_itemsize, where)
+    return datatype, fill or bytes(layout.stored_itemsize)
+
+
+@lru_cache(maxsize=1)
+def _chunk_offsets_skip_userblock() -> bool:
+    """Tell whether this HDF5 counts chunk offsets from the base address.
+
+    Releases differ, so one chunk behind a user block is looked up and compared.
+    """
+    with h5py.File(
+        "xref-userblock", "w", driver="core", backing_store=False, userblock_size=512
+    ) as file:
+        file.create_dataset("d", data=np.arange(1, 9, dtype="u8"), chunks=(8,))
+        file.flush()
+        offset = file["d"].id.get_chunk_info(0).byte_offset
+        image = file.id.get_file_image()
+    # Images leave the user block out.
+    position = image.find(np.arange(1, 9, dtype="<u8").tobytes())
+    position += 512 if image.startswith(b"\x89HDF") else 0
+    if offset not in (position, position - 512):
+        raise UnsupportedError("this release of HDF5 gives chunk offsets in an unknown way")
+    result: bool = offset != position
+    return result
+
+
+@cached_by_location(maxsize=64)
+def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
+    """Return where each chunk of the dataset at an address lies."""
+    layout = dataset_layout(location, address)
+    where = DatasetLabel(location, address)
+    columns = None if location.source.live else _read_index(location, address, layout, where)
+    if columns is None:
+        dataset = open_dataset(location, address)
+        columns = _iterate_index(dataset, location, layout, where)
+    return build_chunk_index(
+        *columns, layout=layout, file_nbytes=location.identity[2], where=where
+    )
+
+
+def stored_nbytes(location: FileLocation, address: int) -> int:
+    """Return the bytes that the file holds for the data of the dataset at an address."""
+    layout = dataset_layout(location, address)
+    if layout.chunks is None:
+        return layout.stored_nbytes
+    if location.source.live:
+        return int(open_dataset(location, address).id.get_storage_size())
+    return int(chunk_index(location, address).nbytes.sum())
+
+
+_IndexColumns: TypeAlias = tuple[
+    IntArray, npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32]
+]
+"""Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
+
+
+def _read_index(
+    location: FileLocation, address: int, layout: DatasetLayout, where: object
+) -> _IndexColumns | None:
+    """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
+    base = file_format(location).base_address
+    source = byte_source(location, where)
+    reader = NodeReader(source, FileBytes(location), base, "index of chunks")
+    try:
+        storage = parse_chunk_storage(_layout_message(source, address), source)
+        found = read_listed_chunks(reader, storage, layout, partial(_half_width, location))
+    except UnsupportedError:
+        return None
+    # Past the end of any file: refused if the chunk is within the extent.
+    outside = (found.address < 0) | (found.address > source.file_nbytes)
+    offset = np.where(outside, 2**62, found.address + base)
+    nbytes, mask = found.nbytes.astype(np.uint64), found.filter_mask.astype(np.uint32)
+    return found.cell, offset.astype(np.uint64), nbytes, mask
+
+
+def _layout_message(source: Source, address: int) -> bytes:
+    """Return the layout message of the object header at an address."""
+    first = source.take(
+        address, max(min(FIRST_NBYTES, source.file_nbytes - address), 1), "object header"
+    )
+
+    def read(begin: int, nbytes: int) -> bytes:
+        part = first[begin - address : begin - address + nbytes] if begin >= address else b""
+        return part if len(part) == nbytes else source.read(begin, nbytes)
+
+    # HDF5 has checked the header when it opened the dataset.
+    for kind, _, body in walk_messages(replace(source, read=read), address, verify=False):
+        if kind == LAYOUT_MESSAGE:
+            return body
+    source.fail(f"no layout message is in the object header at {address:#x}")
+
+
+@cached_by_location(maxsize=1024)
+def _half_width(location: FileLocation) -> int:
+    """Return the file's "Indexed Storage Internal Node K"."""
+    return indexed_storage_k(byte_source(location, location.filename))
+
+
+def _iterate_index(
+    dataset: h5py.Dataset, location: FileLocation, layout: DatasetLayout, where: object
+) -> _IndexColumns:
+    """Have HDF5 list the chunks of a dataset.
+
+    HDF5 2.0 names wrong places for chunks of extensible arrays whose axis without limit is
+    not the first; such datasets are refused.
+    """
+    unlimited = [axis for axis, n in enumerate(layout.maxshape) if n is None]
+    if len(unlimited) == 1 and unlimited != [0]:
+        raise UnsupportedError(
+            f"{where} has an index of chunks that is not known, and HDF5 may list its chunks "
+            "at wrong places"
+        )
+    found: list[Any] = []
+    try:
+        dataset.id.chunk_iter(found.append)
+    except XrefError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{where} has a chunk index that HDF5 cannot read: {error}"
+        ) from error
+    n, ndim = len(found), len(layout.shape)
+    base = file_format(location).base_address
+    shift = base if base and _chunk_offsets_skip_userblock() else 0
+    addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
+    addresses[addresses != np.uint64(UNDEFINED_ADDRESS)] += np.uint64(shift)
+    origin = np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim)
+    cell = origin // np.array(layout.cell)
+    if (cell * np.array(layout.cell) != origin).any():
+        raise CorruptFileError(f"{where} has a chunk that is not on its grid")
+    return (
+        cell,
+        addresses,
+        np.fromiter((c.size for c in found), np.uint64, n),
+        np.fromiter((c.filter_mask for c in found), np.uint32, n),
+    )
+
+
+def read_stored_chunk(
+    dataset: h5py.Dataset, corner: tuple[int, ...]
+) -> tuple[int, bytes] | None:
+    """Return filter mask and bytes of a chunk as stored; None where it was never written.
+
+    Raises
+    ------
+    CorruptFileError, FileReadError
+        If there are fewer bytes than the index of chunks says, or HDF5 cannot read them.
+    """
+    try:
+        info = dataset.id.get_chunk_info_by_coord(corner)
+        if info.byte_offset is None:
+            return None
+        file_nbytes = dataset.file.id.get_filesize()
+        if info.size > file_nbytes:
+            raise CorruptFileError(
+                f"{dataset.file.filename}: {dataset.name or 'a dataset without a name'} has a "
+                f"chunk of {info.size} bytes at {corner}, the file has {file_nbytes}"
+            )
+        mask, data = dataset.id.read_direct_chunk(corner)
+    except XrefError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _read_error(dataset, corner, dataset.chunks, error) from error
+    return int(mask), bytes(data)
+
+
+def _box_space(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[h5s.SpaceID, h5s.SpaceID]:
+    space = dataset.id.get_space()
+    if shape:
+        space.select_hyperslab(start, shape)
+    return space, h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+
+
+def read_raw(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> npt.NDArray[np.void]:
+    """Return references as the bytes they are stored in, without any conversion.
+
+    Raises
+    ------
+    FileReadError
+        If h5py cannot read them.
+    UnsupportedError
+        If they are of HDF5 1.12 and later: the library makes other objects of them.
+    """
+    datatype = dataset.id.get_type()
+    if reference_kind(datatype) == "std":
+        raise UnsupportedError(
+            f"{item_label(dataset)} holds "
+            "H5T_STD_REF references in storage that is not read directly (compact, virtual, "
+            "external, or with a filter that is not known)"
+        )
+    out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
+    _read_unconverted(dataset, start, out)
+    offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
+    kind = reference_kind(datatype)
+    return as_stored(out, kind, offset_size, packed=kind == "region")
+
+
+def _read_unconverted(
+    dataset: h5py.Dataset, start: tuple[int, ...], out: npt.NDArray[Any]
+) -> None:
+    """Read the box of ``out``'s shape in the type that it has in the file."""
+    if not out.size:
+        return
+    space, memory = _box_space(dataset, start, out.shape)
+    try:
+        dataset.id.read(memory, space, out, mtype=dataset.id.get_type())
+    except XrefError:
+        raise  # of the file's bytes, through HDF5
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise _read_error(dataset, start, out.shape, error) from error
+
+
+def _read_error(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
+) -> FileReadError:
+    return FileReadError(
+        f"{item_label(dataset)}: h5py could not read {shape} elements at {start}: {error}"
+    )
+
+
+def read_values(
+    dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return elements as h5py converts them.
+
+    Text is str, times are integers, and opaque elements are as they are stored.
+
+    Raises
+    ------
+    FileReadError
+        If h5py cannot read them.
+    """
+    datatype = dataset.id.get_type()
+    unconverted = time_dtype(datatype)
+    if datatype.get_class() == h5t.OPAQUE:  # h5py asks for it without its tag
+        unconverted = datatype.dtype
+    if unconverted is not None:
+        out = np.zeros(shape, dtype=unconverted)
+        _read_unconverted(dataset, start, out)
+        return out
+    key = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    string = h5py.check_string_dtype(dataset.dtype)
+    try:
+        if string is not None and string.length is None:
+            return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
+        found = dataset[key]
+        if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
+            one = np.empty((), dtype=object)  # one sequence, not its elements
+            one[()] = found
+            found = one
+        values = np.asarray(found)
+        if dataset.dtype.hasobject and _sequences_lose_byte_order():
+            _restore_byte_order(values, dataset.dtype)
+        return values
+    except XrefError:
+        raise  # of the file's bytes, through HDF5
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise _read_error(dataset, start, shape, error) from error
+
+
+@lru_cache(maxsize=1)
+def _sequences_lose_byte_order() -> bool:
+    """Tell whether this h5py gives swapped numbers for sequences of the other byte order.
+
+    It does up to 3.16: bytes are those of the file, the dtype is this machine's.
+    """
+    dtype = np.dtype("i2").newbyteorder()
+    with h5py.File("xref-sequence", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("d", (1,), h5py.vlen_dtype(dtype))
+        dataset[0] = np.array([1], dtype=dtype)
+        return int(dataset[0][0]) != 1
+
+
+def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Give sequences of numbers the dtype of their bytes, in place, at any depth."""
+    for name in dtype.names or ():
+        member = dtype[name].base
+        if member.hasobject:
+            _restore_byte_order(values[name], member)
+    base = h5py.check_vlen_dtype(dtype)
+    if not isinstance(base, np.dtype):
+        return  # text, of bytes or str
+    swapped = not base.names and not base.isnative
+    if not swapped and not base.hasobject:
+        return
+    for index in np.ndindex(values.shape):
+        sequence = values[index]
+        if isinstance(sequence, np.ndarray):
+            if swapped:
+                values[index] = sequence.view(base.base)
+            else:
+                _restore_byte_order(sequence, base)
+
+
+def dataset_kind(dataset: h5py.Dataset) -> str:
+    """Return the kind of reference that a dataset holds: "object", "region", "std" or ""."""
+    return reference_kind(dataset.id.get_type())

@@ -1,0 +1,562 @@
+"""Objects of a file through h5py: by address and by link.
+
+In: a `FileLocation` with an address or a path. Out: h5py objects for the caller's
+immediate use, each of which keeps its file open, and plain addresses. `xref.objects.paths` has
+the paths of objects.
+
+Addresses are checked before HDF5 dereferences them, and groups before it lists
+them: some that contradict each other crash it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import struct
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
+
+from xref.errors import (
+    DanglingReferenceError,
+    ExternalFileError,
+    FileChangedError,
+    FileReadError,
+    UnsupportedError,
+    WrongTargetError,
+    XrefError,
+)
+from xref.hdf5.bulk_datasets import read_datasets
+from xref.hdf5.symbol_table import check_group
+from xref.storage.location import (
+    FileBytes,
+    FileLocation,
+    GroupChecks,
+    byte_source,
+    cached_by_location,
+    check_external,
+    file_format,
+    locate_file,
+    open_file,
+    unheld,
+)
+
+Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
+
+
+_SLOTS = 1024
+
+_KEPT_REFERENCES = 1 << 16
+
+FEW_LINKS = 16
+"""Fewer members of a group are asked one by one whether they are groups."""
+
+PREPARED_AT_ONCE = 1 << 14
+"""Objects to prepare references to in one go; all of them stay at hand."""
+
+
+@lru_cache(maxsize=1)
+def _reference_image() -> tuple[bytes, int]:
+    """Return a small HDF5 file of null object references, and where they begin."""
+    with h5py.File("xref-references", "w", driver="core", backing_store=False) as file:
+        properties = h5p.create(h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        space = h5s.create_simple((_SLOTS,))
+        dataset = h5d.create(file.id, b"r", h5t.STD_REF_OBJ, space, dcpl=properties)
+        offset = dataset.get_offset()
+        file.flush()
+        return file.id.get_file_image(), offset
+
+
+_made: OrderedDict[int, h5py.Reference] = OrderedDict()
+
+_made_lock = threading.Lock()
+
+
+def _references(addresses: Sequence[int]) -> list[h5py.Reference]:
+    """Make h5py object references from addresses.
+
+    h5py has no constructor for them; it reads them from an image in memory whose
+    slots hold the addresses. A reference is 8 bytes, bound to no file, and is kept
+    for the next time.
+    """
+    with _made_lock:
+        missing = [a for a in dict.fromkeys(addresses) if a not in _made]
+        image, offset = _reference_image()
+        for begin in range(0, len(missing), _SLOTS):
+            part = missing[begin : begin + _SLOTS]
+            patched = bytearray(image)
+            struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
+            # h5py's File object costs more than all references of the image.
+            file = h5f.open_file_image(bytes(patched))
+            dataset = h5d.open(file, b"r")
+            found = np.empty(_SLOTS, dtype=h5py.ref_dtype)
+            dataset.read(h5s.ALL, h5s.ALL, found)
+            file.close()
+            _made.update(zip(part, found.tolist(), strict=False))
+        out = [_made[a] for a in addresses]
+        while len(_made) > _KEPT_REFERENCES:
+            _made.popitem(last=False)
+        return out
+
+
+def prepare_references(addresses: Sequence[int]) -> None:
+    """Make references to many objects at once, before they are opened one by one."""
+    _references(addresses)
+
+
+def header_problem(location: FileLocation, address: int) -> str:
+    """Say why no object header can be at an address; empty if one may be.
+
+    Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
+    """
+    form = file_format(location)
+    position = form.base_address + address
+    if not 0 < address <= form.file_nbytes - form.base_address - 16:
+        return f"is outside the file ({form.file_nbytes} bytes)"
+    head = bytearray(16)
+    FileBytes(location).read_into(position, memoryview(head))
+    if head[:4] == b"OHDR":
+        return "" if head[4] == 2 else f"has an object header of version {head[4]}"
+    version, reserved, n_messages, n_links, nbytes = struct.unpack_from("<BBHII", head)
+    if version != 1 or reserved or not n_messages or not n_links:
+        return "has no object header"
+    if nbytes > form.file_nbytes - position:
+        return f"has an object header of {nbytes} bytes, past the end of the file"
+    return ""
+
+
+def open_object(location: FileLocation, address: int) -> Object:
+    """Open one object by address.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If there is no object.
+    """
+    file = open_file(location)
+    problem = header_problem(location, address)
+    if problem:
+        raise DanglingReferenceError(
+            f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
+        )
+    (reference,) = _references([address])
+    try:
+        identifier = h5r.dereference(reference, file.id)
+    except XrefError:
+        raise
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise DanglingReferenceError(
+            f"{location.filename}: no object at address {address:#x}: {error}"
+        ) from error
+    if identifier is None:
+        raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
+    item = _wrap(identifier, file)
+    item._xref_place = unheld(location), address
+    return item
+
+
+def _wrap(identifier: Any, file: h5py.File) -> Object:
+    """Make an h5py object that keeps its file open for as long as it lives."""
+    item: Object
+    if isinstance(identifier, h5d.DatasetID):
+        item = h5py.Dataset(identifier)
+    elif isinstance(identifier, h5g.GroupID):
+        item = h5py.Group(identifier)
+    else:
+        item = h5py.Datatype(identifier)
+    item._xref_file = file
+    return item
+
+
+def kind_of(item: Object) -> str:
+    """Return "dataset", "group" or "datatype"."""
+    if isinstance(item, h5py.Dataset):
+        return "dataset"
+    return "group" if isinstance(item, h5py.Group) else "datatype"
+
+
+def object_kind(location: FileLocation, address: int) -> str:
+    """Return "dataset", "group", "datatype", or "dangling" if there is no object.
+
+    An object in a file that may not be opened is none.
+    """
+    try:
+        return kind_of(open_object(location, address))
+    except (DanglingReferenceError, ExternalFileError):
+        return "dangling"
+
+
+def object_kinds(
+    location: FileLocation, address: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.object_]:
+    """Return what `object_kind` says of many objects, shape ``(n,)``.
+
+    Of datasets of one kind, only one is opened.
+    """
+    table = read_datasets(location, address)
+    out = np.full(len(address), "", dtype=object)
+    firsts = np.unique(table.kind[table.known])
+    for first in firsts.tolist():
+        if object_kind(location, int(address[first])) == "dataset":
+            out[table.known & (table.kind == first)] = "dataset"
+    for begin in range(0, len(address), PREPARED_AT_ONCE):
+        part = out[begin : begin + PREPARED_AT_ONCE]
+        rest = np.flatnonzero(part == "")
+        addresses = address[begin + rest].tolist()
+        prepare_references(addresses)
+        part[rest] = [object_kind(location, a) for a in addresses]
+    return out
+
+
+def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
+    """Open a dataset by address.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If there is no object.
+    WrongTargetError
+        If it is none.
+    """
+    item = open_object(location, address)
+    if not isinstance(item, h5py.Dataset):
+        raise WrongTargetError(
+            f"{location.filename}: the object at {address:#x} is a {kind_of(item)}, "
+            "not a dataset"
+        )
+    return item
+
+
+def text(value: bytes | str) -> str:
+    """Decode a name or string of the file; odd bytes survive a round trip."""
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+
+
+_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
+
+MAX_LINKS = 16
+"""Soft and external links on the way to one object; HDF5 allows as many by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An object that a link leads to."""
+
+    item: Object
+    location: FileLocation  # the file that it lives in
+    address: int  # its object header, bytes from the base address
+
+
+def open_group(location: FileLocation, path: str) -> Member:
+    """Open a group by path, link by link, each group checked before HDF5 searches it.
+
+    Raises
+    ------
+    OSError
+        If there is no group of that path, as other engines do.
+    CorruptFileError
+        If a group on the way is damaged.
+    ExternalFileError
+        If the path leads to a file that the location does not allow.
+    """
+    try:
+        found = _walk(
+            _open_root(location),
+            path.encode("utf-8", "surrogateescape"),
+            iter(range(MAX_LINKS)),
+        )
+        _check_group(found, path)
+    except XrefError:
+        raise
+    except _HDF5_ERRORS as error:
+        raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
+    return found
+
+
+def open_member(location: FileLocation, path: str) -> Member:
+    """Open an object by path, link by link, as `open_group` does.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a link on the way, or the file that it names, is not there.
+    OSError
+        If a link leads elsewhere than to a group or object.
+    ExternalFileError
+        If the path leads to a file that the location does not allow.
+    """
+    name = path.encode("utf-8", "surrogateescape")
+    return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
+
+
+def groups_along(location: FileLocation, path: str) -> Iterator[Member]:
+    """Yield the groups on a path, from the root on, each checked before it is searched."""
+    found, links = _open_root(location), iter(range(MAX_LINKS))
+    _check_group(found, "/")
+    yield found
+    for part in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
+        if part:
+            found = _walk(found, part, links)
+            _check_group(found, path)
+            yield found
+
+
+def _open_root(location: FileLocation) -> Member:
+    """Open the root group."""
+    file = open_file(location)
+    low, high = h5g.get_objinfo(file.id, b"/").objno
+    root = _wrap(h5g.open(file.id, b"/"), file)
+    return Member(root, location, int(low) | int(high) << 32)
+
+
+def _check_group(member: Member, path: str) -> None:
+    """Check the structures of a group that listing or searching it walks.
+
+    HDF5 2.0 dies of some that contradict each other. Each group is checked once in
+    an open file.
+    """
+    item, location, address = member.item, member.location, member.address
+    if not isinstance(item, h5py.Group):
+        raise OSError(f"{path!r} is no group")
+    checks: GroupChecks = item._xref_file._xref_checks
+    if address in checks.addresses:
+        return
+    source = byte_source(location, f"{location.filename}: {path!r}")
+    check_group(
+        source.read,
+        address,
+        offset_size=source.offset_size,
+        length_size=source.length_size,
+        file_nbytes=source.file_nbytes,
+        where=str(source.where),
+        segments=checks.segments,
+    )
+    checks.addresses.add(address)
+
+
+def _walk(start: Member, path: bytes, links: Iterator[int]) -> Member:
+    """Follow a path from a group; ``links`` ends when too many links were followed."""
+    found, walked = start, ""
+    for part in path.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        _check_group(found, walked or "/")
+        walked += f"/{text(part)}"
+        try:
+            if not found.item.id.links.exists(part):
+                raise FileNotFoundError("there is no such link")
+            found = _follow_link(found, part, links)
+        except XrefError:
+            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{walked!r}: {error}") from error
+        except _HDF5_ERRORS as error:
+            raise OSError(f"{walked!r}: {error}") from error
+    return found
+
+
+def _follow_link(group: Member, name: bytes, links: Iterator[int]) -> Member:
+    """Open what a link of a checked group leads to.
+
+    HDF5 itself follows hard links only: a soft one may name a group that is damaged,
+    or an external link on its way.
+    """
+    link = group.item.id.links.get_info(name)
+    if link.type == h5l.TYPE_HARD:
+        item = _wrap(h5o.open(group.item.id, name), group.item._xref_file)
+        return Member(item, group.location, int(link.u))
+    location = group.location
+    where = f"{location.filename}: link {text(name)!r}"
+    if next(links, None) is None:
+        raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
+    value = group.item.id.links.get_val(name)
+    if link.type == h5l.TYPE_SOFT:
+        start = _open_root(location) if value.startswith(b"/") else group
+        return _walk(start, value, links)
+    if link.type == h5l.TYPE_EXTERNAL:
+        filename, path = value
+        other = locate_file(
+            check_external(location, os.fsdecode(filename), where), location.external
+        )
+        # A link into its own file stays in the file as it was opened.
+        same = other.identity == location.identity
+        return _walk(_open_root(location if same else other), path, links)
+    raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 itself does not know")
+
+
+def iterate_members(group: Member) -> Iterator[tuple[str, Member | Exception]]:
+    """Yield each member of a group, or the reason why it cannot be opened.
+
+    External links are followed where the location allows it.
+    """
+    try:
+        _check_group(group, "")
+        names = list(group.item.id)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield "", error
+        return
+    for name in names:
+        try:
+            yield text(name), _follow_link(group, name, iter(range(MAX_LINKS)))
+        except _HDF5_ERRORS as error:
+            yield text(name), error
+
+
+def is_hard_link(group: Member, name: str) -> bool:
+    """Tell whether a member is linked by a hard link, which cannot lead nowhere."""
+    try:
+        link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
+    except _HDF5_ERRORS:
+        return True
+    return bool(link.type == h5l.TYPE_HARD)
+
+
+def walk_groups(
+    location: FileLocation, top: str
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
+    """Yield a group and all groups below it by hard links, each once, parents first.
+
+    Cycles of links end where they close.
+
+    Yields
+    ------
+    path : str
+    group : Member
+        For use before the next one is asked for: HDF5 slows down with the number of
+        open objects.
+    links : dict or Exception
+        The first name of each hard-linked member by its address, or why the group
+        cannot be listed.
+    """
+    yield from _walk_groups(open_group(location, top), top)
+
+
+def _walk_groups(
+    start: Member, top: str
+) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
+    location, seen = start.location, {start.address}
+    queue = deque([(start.address, top)])
+    while queue:
+        address, path = queue.popleft()
+        parent = group_at(location, address)
+        try:
+            _check_group(parent, path)
+            links = _hard_links(parent.item.id)
+        except _HDF5_ERRORS as error:
+            yield path, parent, error
+            continue
+        yield path, parent, links
+        plain = _plain_datasets(location, links)
+        for child, name in links.items():
+            if child in seen or child in plain:
+                continue
+            seen.add(child)
+            # What has no header to read is for those who open the parent's members.
+            with contextlib.suppress(*_HDF5_ERRORS):
+                # Unlike get_info, this does not walk into the group.
+                if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
+                    queue.append((child, posixpath.join(path, text(name))))
+
+
+def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]:
+    """Return those of many objects whose headers are those of datasets."""
+    if len(links) < FEW_LINKS:
+        return set()
+    address = np.fromiter(links, np.uint64, len(links))
+    return set(address[read_datasets(location, address).known].tolist())
+
+
+def group_at(location: FileLocation, address: int) -> Member:
+    """Open the group at an address, to be checked before it is listed."""
+    return Member(open_object(location, address), location, address)
+
+
+def root_address(location: FileLocation) -> int:
+    """Return the address of the root group."""
+    return _open_root(location).address
+
+
+def link_addresses(group: Member) -> dict[int, str]:
+    """Return the first name of each hard-linked member by its address."""
+    return {address: text(name) for address, name in _hard_links(group.item.id).items()}
+
+
+def hard_links_at(location: FileLocation, address: int) -> list[tuple[bytes, int]]:
+    """Return name and address of each hard link of a group, through HDF5.
+
+    In the order of names; none if the group is damaged.
+    """
+    group = group_at(location, address)
+    try:
+        _check_group(group, f"group at {address:#x}")
+        return [(name, address) for address, name in _hard_links(group.item.id).items()]
+    except (FileReadError, FileChangedError):
+        raise
+    except _HDF5_ERRORS:
+        return []
+
+
+@cached_by_location(maxsize=256)
+def members_by_name(location: FileLocation, path: str) -> Mapping[str, int]:
+    """Return the address of each hard-linked member of a group by each of its names."""
+    found: dict[str, int] = {}
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5l.TYPE_HARD:
+            found[text(name)] = int(info.u)
+
+    group = open_group(location, path)
+    _check_group(group, path)
+    group.item.id.links.iterate(visit, info=True)
+    return MappingProxyType(found)
+
+
+def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
+    """Return the name of a type, in a group or those above it, that a dataset has."""
+    own = dataset.id.get_type()
+    above: str | None = path
+    while above is not None:
+        try:
+            for name, address in _named_types(location, above):
+                item = open_object(location, address)
+                if isinstance(item, h5py.Datatype) and item.id.equal(own):
+                    return name
+        except (XrefError, OSError, KeyError):
+            return None  # a damaged group, or a link to a group of another file
+        above = posixpath.dirname(above) if above != "/" else None
+    return None
+
+
+@cached_by_location(maxsize=256)
+def _named_types(location: FileLocation, path: str) -> tuple[tuple[str, int], ...]:
+    """Return name and address of the datatypes that a group names."""
+    group = open_group(location, path).item.id
+    return tuple(
+        (text(name), address)
+        for address, name in _hard_links(group).items()
+        # h5o.get_info would walk the index of chunks of a dataset, damaged or not.
+        if h5g.get_objinfo(group, name).type == h5g.TYPE
+    )
+
+
+def _hard_links(group: Any) -> dict[int, bytes]:
+    """Return the first name of each hard-linked member, as bytes, by its address."""
+    found: dict[int, bytes] = {}
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5l.TYPE_HARD:
+            found.setdefault(int(info.u), name)
+
+    group.links.iterate(visit, info=True)
+    return found

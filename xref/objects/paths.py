@@ -1,0 +1,375 @@
+"""The one name of each object of a file.
+
+In: a `FileLocation` and addresses of objects. Out: their canonical paths.
+
+Hard links may give an object many paths. Its canonical path is the first one in a
+breadth-first walk of the hard links from the root, where a group's links come in the order
+of the bytes of their names: the path of fewest parts, and of those the one whose parts are
+first in order. Soft and external links name no object. The path depends on the file alone,
+not on what was opened or asked before.
+
+1. Read the root's links. Each object without a name gets the first one that leads to it.
+2. Read the headers of the objects named last, all at once, to find the groups among them.
+3. Read the links of these groups, one group after the other, and go back to 2.
+
+The walk of a file goes on as far as an answer needs, and is kept: a file is walked at most
+once. It reads bytes, without HDF5. A damaged group gives its members no name; the others
+have theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from xref.errors import CorruptFileError, UnsupportedError, XrefError
+from xref.hdf5.bulk_headers import read_messages_of_many
+from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
+from xref.hdf5.metadata_reader import Source
+from xref.hdf5.object_header import Message, walk_messages
+from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
+from xref.storage.location import (
+    FileBytes,
+    FileLocation,
+    byte_source,
+    cached_by_location,
+    file_format,
+)
+from xref.storage.sources import Identity, UnreachableFile
+
+BATCH = 1 << 13
+"""Objects whose headers are in memory at once, as in `xref.hdf5.bulk_datasets`."""
+
+NEAR_COST = 32
+"""Reads of a remote file that naming an object in a repr or a message may take."""
+
+STRETCH_NBYTES = 1 << 16
+"""Object headers within so many bytes of a remote file count as one read."""
+
+GROUP_COST = 2
+"""Reads that the links of one group count as."""
+
+MAX_SHARING = 8
+"""How many times the bytes of a file its links may be worth, `LINK_NBYTES` each. No two groups
+share links in a file that libhdf5 writes; without a limit, groups that do so keep a walk busy
+for ever. Groups that come after the limit name nothing."""
+
+LINK_NBYTES = 10
+"""A link takes more bytes than that: an address, a name, and the length of the name."""
+
+
+class _Counted:
+    """The bytes of a file, counted as they are read."""
+
+    def __init__(self, location: FileLocation) -> None:
+        self.nbytes = 0
+        source = byte_source(location, location.filename)
+        self._read = source.read
+        self.source = replace(source, read=self._count)
+
+    def _count(self, address: int, nbytes: int) -> bytes:
+        self.nbytes += nbytes
+        return self._read(address, nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A group whose links are not read yet."""
+
+    address: int
+    messages: list[Message]  # of its object header, that tell of links
+
+
+@dataclass(slots=True)
+class _Walk:
+    """How far the walk of one file has come.
+
+    A step is worked out without the lock, and taken if no other thread took it meanwhile:
+    what it finds depends on the file alone.
+
+    Attributes
+    ----------
+    links : dict
+        The link that names each object found so far: address of the group, and name.
+    found : list of int
+        Objects named last, not yet looked at.
+    groups : list of _Group
+        Groups whose links come next, in order; those before ``at`` are done.
+    steps : int
+        How many steps were taken.
+    nbytes : int
+        What counts for `MAX_SHARING`: of each link `LINK_NBYTES`, of groups that proved
+        damaged and of headers that were read one by one the bytes that were read.
+    cost, near : int, dict or None
+        Reads so far, and the links that were found before these became too many.
+    """
+
+    links: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    root: int | None = None
+    found: list[int] = field(default_factory=list)
+    groups: list[_Group] = field(default_factory=list)
+    at: int = 0
+    steps: int = 0
+    nbytes: int = 0
+    cost: int = 0
+    near: dict[int, tuple[int, bytes]] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that has a name is found."""
+        return self.root is not None and self.at >= len(self.groups) and not self.found
+
+    def advance(self, location: FileLocation, *, near: bool) -> bool:
+        """Take one step; return False where there is none, or, for ``near``, it is far."""
+        with self.lock:
+            steps, root, at = self.steps, self.root, self.at
+            groups, found, before = self.groups, self.found, self.nbytes
+            if self.is_over or (near and self.near is not None):
+                return False
+            cost = 0
+            if root is not None and location.source.remote:
+                cost = GROUP_COST if at < len(groups) else _cost_of_headers(found)
+                if self.near is None and self.cost + cost > NEAR_COST:
+                    self.near = dict(self.links)
+                    if near:
+                        return False
+        if root is None:
+            start = root_address(location)
+            nbytes = 0
+        elif at < len(groups):
+            links, nbytes = _read_links(location, groups[at], before)
+        else:
+            next_groups, nbytes = _find_groups(location, found, before)
+        with self.lock:
+            if self.steps != steps:
+                return True
+            self.steps += 1
+            self.cost += cost
+            self.nbytes = nbytes
+            if root is None:
+                self.root, self.found = start, [start]
+            elif at < len(groups):
+                self.name_members(groups[at].address, links)
+                self.at += 1
+            else:
+                # What the groups before named is looked at now.
+                self.groups, self.at, self.found = next_groups, 0, []
+        return True
+
+    def name_members(self, group: int, links: list[tuple[bytes, int]]) -> None:
+        """Give those members of a group a name that have none yet."""
+        for name, address in links:
+            if address not in self.links and address != self.root:
+                self.links[address] = group, name
+                self.found.append(address)
+
+    def knows(self, address: int, *, near: bool) -> bool:
+        """Tell whether an object has its name, or for ``near`` whether it has a near one."""
+        links = self.near if near and self.near is not None else self.links
+        return address in links or address == self.root
+
+    def path(self, address: int, known: dict[int, str] | None = None) -> str | None:
+        """Return the path of an object, as far as it is named; ``known`` are of groups."""
+        parts, at = list[str](), address
+        before = ""
+        while at != self.root:
+            link = self.links.get(at)
+            if link is None:
+                return None
+            parts.append(text(link[1]))
+            at = link[0]
+            if known is not None and at in known:
+                before = known[at]
+                break
+        path = "/".join([before, *reversed(parts)])
+        if known is not None and address in self.links:
+            known[self.links[address][0]] = path[: -len(parts[0]) - 1]
+        return path or "/"
+
+
+def _cost_of_headers(addresses: Sequence[int]) -> int:
+    return len({address // STRETCH_NBYTES for address in addresses})
+
+
+@cached_by_location(maxsize=64)
+def _walk_of(location: FileLocation) -> _Walk:
+    """Return the walk of a file, which goes on when names are asked for."""
+    return _Walk()
+
+
+@cached_by_location(maxsize=4)
+def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
+    """Walk a file that a writer has open, through HDF5."""
+    del identity  # another version of the file is walked anew
+    walk = _Walk(root=root_address(location))
+    with suppress(CorruptFileError):  # of the root: then nothing has a name
+        for _, group, links in walk_groups(location, "/"):
+            if isinstance(links, dict):
+                named = [(name, address) for address, name in links.items()]
+                walk.name_members(group.address, named)
+    walk.found = []
+    return walk
+
+
+def _start(location: FileLocation) -> tuple[FileLocation, _Walk]:
+    """Return the walk of a file, and a location that keeps it open as long as one walks."""
+    location = replace(location, is_key=False, held=[])
+    if location.source.live:
+        return location, _walk_of_live(location, location.source.known_identity())
+    return location, _walk_of(location)
+
+
+def object_path(location: FileLocation, address: int) -> str | None:
+    """Return the canonical path of an object.
+
+    Parameters
+    ----------
+    location : FileLocation
+    address : int
+        Of the object header, bytes from the base address.
+
+    Returns
+    -------
+    str or None
+        None where no hard link leads to the object from the root, or only through a damaged
+        group; also in a file that cannot be opened because a reference alone names it.
+    """
+    if isinstance(location.source, UnreachableFile):
+        return None
+    location, walk = _start(location)
+    while not walk.knows(address, near=False):
+        if not walk.advance(location, near=False):
+            return None
+    return walk.path(address)
+
+
+def near_path(location: FileLocation, address: int) -> str | None:
+    """Return the canonical path of an object for a repr or a message; it never fails.
+
+    It is that of `object_path`, but None where a remote file would have to be searched for
+    long (`NEAR_COST`), whoever asked for names before, or the file cannot be read any more.
+    """
+    if isinstance(location.source, UnreachableFile):
+        return None
+    try:
+        location, walk = _start(location)
+        while not walk.knows(address, near=True):
+            if not walk.advance(location, near=True):
+                return None
+        return walk.path(address)
+    except (XrefError, OSError):
+        return None
+
+
+def object_label(location: FileLocation, address: int) -> str:
+    """Name an object in a repr or a message: its path, or its address if it has none near."""
+    return near_path(location, address) or f"object at {address:#x}"
+
+
+def item_label(item: Object) -> str:
+    """Name an object that `xref.objects.objects.open_object` opened, and its file, in a
+    message.
+
+    Not as h5py does: the path that HDF5 finds depends on how the object was opened.
+    """
+    location, address = item._xref_place
+    return f"{location.filename}: {object_label(location, address)}"
+
+
+def object_paths(
+    location: FileLocation, addresses: Iterable[int] | None = None
+) -> dict[int, str]:
+    """Return the canonical paths of many objects of a file, by address.
+
+    Parameters
+    ----------
+    location : FileLocation
+    addresses : iterable of int, optional
+        By default all objects that have a name.
+
+    Returns
+    -------
+    dict of int to str
+        Objects without a name are absent.
+    """
+    if isinstance(location.source, UnreachableFile):
+        return {}
+    location, walk = _start(location)
+    wanted = None if addresses is None else list(addresses)
+    for address in [None] if wanted is None else wanted:
+        while address is None or not walk.knows(address, near=False):
+            if not walk.advance(location, near=False):
+                break
+    if wanted is None:
+        wanted = [] if walk.root is None else [walk.root, *walk.links]
+    groups = dict[int, str]()
+    paths = {address: walk.path(address, groups) for address in wanted}
+    return {address: path for address, path in paths.items() if path is not None}
+
+
+# --- reading -----------------------------------------------------------------------------
+
+
+def _find_groups(
+    location: FileLocation, addresses: list[int], before: int
+) -> tuple[list[_Group], int]:
+    """Return the groups among objects, in their order, and the bytes counted so far."""
+    form, found = file_format(location), list[_Group]()
+    limit, counted = MAX_SHARING * form.file_nbytes - before, _Counted(location)
+    for begin in range(0, len(addresses), BATCH):
+        part = addresses[begin : begin + BATCH]
+        headers = read_messages_of_many(
+            FileBytes(location),
+            np.array(part, dtype=np.uint64).astype(np.int64),
+            base_address=form.base_address,
+            file_nbytes=form.file_nbytes,
+            offset_size=form.offset_size,
+            length_size=form.length_size,
+        )
+        messages = defaultdict[int, list[Message]](list)
+        for row in np.flatnonzero(np.isin(headers.kind, LINK_KINDS)).tolist():
+            at, nbytes = int(headers.position[row]), int(headers.nbytes[row])
+            body = headers.data[at : at + nbytes].tobytes()
+            message = Message(int(headers.kind[row]), int(headers.flags[row]), body)
+            messages[int(headers.object[row])].append(message)
+        # Headers in a form of their own, and damaged ones, are looked at one by one.
+        for number in np.flatnonzero(headers.marked).tolist():
+            if counted.nbytes > limit:
+                messages.pop(number, None)
+                continue
+            messages[number] = _link_messages(counted.source, part[number])
+        found += [
+            _Group(part[k], messages[k]) for k in sorted(messages) if is_group(messages[k])
+        ]
+    return found, before + counted.nbytes
+
+
+def _link_messages(source: Source, address: int) -> list[Message]:
+    """Return the messages of one object header that tell of links; none if it is damaged."""
+    try:
+        return [m for m in walk_messages(source, address) if m.kind in LINK_KINDS]
+    except CorruptFileError:
+        return []
+
+
+def _read_links(
+    location: FileLocation, group: _Group, before: int
+) -> tuple[list[tuple[bytes, int]], int]:
+    """Return the hard links of a group by name, none if it is damaged, and bytes counted."""
+    if before > MAX_SHARING * file_format(location).file_nbytes:
+        return [], before
+    counted = _Counted(location)
+    try:
+        links = read_hard_links(counted.source, group.messages, group.address)
+    except CorruptFileError:
+        return [], before + counted.nbytes
+    except UnsupportedError:  # heaps with filters, which HDF5 reads
+        links = hard_links_at(location, group.address)
+    # Not the bytes read: one read takes what lies between two nodes along.
+    return links, before + LINK_NBYTES * len(links)

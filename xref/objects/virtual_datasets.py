@@ -1,0 +1,70 @@
+"""Mappings of virtual datasets through h5py.
+
+In: the address of a virtual dataset. Out: its mappings as plain numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from h5py import h5s
+
+from xref.errors import CorruptFileError, UnsupportedError, XrefError
+from xref.hdf5.virtual_layout import (
+    Axis,
+    Outer,
+    Picked,
+    Runs,
+    VirtualMapping,
+    Whole,
+    virtual_axis,
+)
+from xref.objects.dataset_layout import DatasetLabel
+from xref.objects.objects import open_dataset, text
+from xref.selections.values import row_runs
+from xref.storage.location import FileLocation, cached_by_location
+
+
+@cached_by_location(maxsize=64)
+def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMapping, ...]:
+    """Return where the elements of the virtual dataset at an address come from."""
+    dataset = open_dataset(location, address)
+    properties = dataset.id.get_create_plist()
+    where = DatasetLabel(location, address)
+    try:
+        return tuple(
+            VirtualMapping(
+                text(properties.get_virtual_filename(i)),
+                text(properties.get_virtual_dsetname(i)),
+                _picked(properties.get_virtual_vspace(i), where),
+                _picked(properties.get_virtual_srcspace(i), where),
+            )
+            for i in range(properties.get_virtual_count())
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, UnicodeError) as error:
+        if isinstance(error, XrefError):
+            raise
+        raise CorruptFileError(
+            f"{where} has a mapping that HDF5 cannot read: {error}"
+        ) from error
+
+
+def _picked(space: h5s.SpaceID, where: DatasetLabel) -> Picked:
+    match space.get_select_type():
+        case h5s.SEL_ALL:
+            return Whole()
+        case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
+            return Outer(
+                tuple(
+                    virtual_axis(start, stride, count, block, where)
+                    for start, stride, count, block in zip(
+                        *space.get_regular_hyperslab(), strict=True
+                    )
+                )
+            )
+        case h5s.SEL_HYPERSLABS:
+            blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
+            start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
+            return Runs(start=start, length=length)
+        case h5s.SEL_NONE:
+            return Outer((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
+    raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")

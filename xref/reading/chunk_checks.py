@@ -1,0 +1,124 @@
+"""Chunks that HDF5 is to decode are decoded here first.
+
+In: the layout of a dataset that h5py reads, or writes to. Out: what checks its chunks before.
+HDF5 hands out memory that it never wrote where a chunk inflates to too few bytes, and reads
+and writes outside its memory where N-bit or scale-offset (`xref.hdf5.bit_packing`) do not fit
+the chunk.
+
+The bytes of chunks come from the file. Where only HDF5 knows where they lie, it hands them
+out as they are stored; that is done for those two filters alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from xref.arrays.columns import IntArray
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.hdf5.dataset_layout import DatasetLayout
+from xref.hdf5.filters import decode_chunk
+from xref.objects.dataset_layout import used_filters
+from xref.objects.datasets import chunk_index, dataset_layout, read_stored_chunk
+from xref.objects.objects import open_dataset
+from xref.reading.execute import ChunkCheck, ChunkLoader
+from xref.storage.location import FileBytes, FileLocation, cached_by_location
+
+
+def chunk_check(
+    location: FileLocation, address: int, layout: DatasetLayout
+) -> ChunkCheck | None:
+    """Choose what checks the chunks of the dataset at an address.
+
+    Returns
+    -------
+    ChunkCheck or None
+        None where nothing has to be checked, or nothing can be.
+
+    Raises
+    ------
+    UnsupportedError
+        If the dataset has N-bit or scale-offset, and what they wrote is behind a filter that
+        cannot be undone here.
+    """
+    if not layout.chunks or not layout.pipeline.filters:
+        return None
+    packers = layout.pipeline.packers
+    missing = used_filters(layout.pipeline, layout.elements).unsupported()
+    where = f"{location.filename}: dataset at {address:#x}"
+    if missing and packers:
+        raise UnsupportedError(
+            f"{where} is stored with {' and '.join(packers)} and {', '.join(missing)}; what "
+            "HDF5 would unpack cannot be checked before. Install imagecodecs if the latter "
+            "is a filter that it decodes"
+        )
+    if missing:
+        return None
+    # Where NumPy's type says what the elements are, parameters are compared with it.
+    plain = not layout.dtype.hasobject and layout.dtype.itemsize == layout.stored_itemsize
+    checked = layout if plain else layout.stored
+    if not location.source.live:
+        with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
+            index = chunk_index(location, address)  # HDF5 does not check it
+            return ChunkLoader(checked, index, FileBytes(location), _read_nothing, where)
+    return HeldChunks(location, address, checked) if packers else None
+
+
+def _read_nothing(start: tuple[int, ...], window: object) -> None:
+    """Refuse to read through h5py: checking does not."""
+    raise UnsupportedError("chunks that are checked are not read")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChunks:
+    """Checks chunks that HDF5 hands out as they are stored, under its lock."""
+
+    location: FileLocation
+    address: int
+    layout: DatasetLayout
+
+    def check(self, numbers: IntArray) -> None:
+        """Decode chunks and drop them, so that a wrong size or parameter raises."""
+        layout = self.layout
+        dataset = open_dataset(self.location, self.address)
+        window = np.empty(layout.cell, layout.dtype)
+        cells = np.stack(np.unravel_index(numbers, layout.grid), axis=1)
+        for corner in (cells * np.array(layout.cell)).tolist():
+            found = read_stored_chunk(dataset, tuple(corner))
+            if found is None:
+                continue
+            mask, data = found
+            try:
+                decode_chunk(data, window, layout.pipeline, mask)
+            except CorruptFileError as error:
+                raise CorruptFileError(
+                    f"{self.location.filename}: dataset at {self.address:#x}, chunk at "
+                    f"{tuple(corner)}: {error}"
+                ) from error
+
+
+def check_packed(location: FileLocation, address: int) -> None:
+    """Check all chunks of a dataset, if they have N-bit or scale-offset.
+
+    HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
+    to write a part of them. Once for each file is enough.
+    """
+    layout = dataset_layout(location, address)
+    if layout.pipeline.packers and layout.chunks:
+        if location.source.live:
+            _check_all(location, address, layout)
+        else:
+            _check_all_once(location, address)
+
+
+@cached_by_location(maxsize=1024)
+def _check_all_once(location: FileLocation, address: int) -> None:
+    _check_all(location, address, dataset_layout(location, address))
+
+
+def _check_all(location: FileLocation, address: int, layout: DatasetLayout) -> None:
+    check = chunk_check(location, address, layout)
+    if check is not None:
+        check.check(chunk_index(location, address).number)

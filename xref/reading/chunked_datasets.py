@@ -1,0 +1,230 @@
+"""Chunks of many small datasets: read close ones together, decoded to their places.
+
+In: `ChunkedDatasets` of one type, and where each goes in a flat array. Out: the array,
+filled.
+
+1. Where each chunk lies in its dataset, and where in the array, is worked out as columns.
+2. Chunks are taken in the order of the file. Neighbours come with one read, which is one
+   job for the threads of `xref.reading.execute`.
+3. A chunk all of whose elements the dataset has is decoded where they belong; of another
+   one, a buffer as large as the chunk is decoded, and what belongs is copied.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.byte_ranges import ByteSource, fetch_stages
+from xref.arrays.columns import BoolArray, IntArray, ragged_ranges
+from xref.arrays.scattered_reads import GAP_NBYTES, group_ranges
+from xref.counters import count
+from xref.errors import CorruptFileError
+from xref.hdf5.chunk_index.bulk import ChunkColumns
+from xref.hdf5.filters import FilterPipeline, decode_chunk
+from xref.reading.execute import share_work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkedDatasets:
+    """n datasets of one type, fill value and filter pipeline, and their chunks."""
+
+    shape: IntArray  # (n, widest), filled up with 1
+    chunk_shape: IntArray  # (n, widest), filled up with 1
+    ndim: IntArray  # (n,), at least 1
+    chunks: ChunkColumns  # of the n datasets
+    pipeline: FilterPipeline
+    fill_value: Any
+    describe: Callable[[int], str]  # names dataset i in errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Places:
+    """Where the elements of m chunks go, in elements."""
+
+    of: IntArray  # (m,), dataset
+    corner: IntArray  # (m, widest), first element in the dataset
+    kept: IntArray  # (m, widest), elements along each axis that the dataset has
+    first: IntArray  # (m,), where the first element goes
+    stride: IntArray  # (n, widest), between neighbours along each axis, of each dataset
+    volume: IntArray  # (n,), elements of each chunk of each dataset
+    whole: BoolArray  # (m,), whether the dataset has all elements
+    in_line: BoolArray  # (m,), whether those that it has lie one after the other
+
+
+def read_datasets_of_chunks(
+    source: ByteSource, datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray
+) -> None:
+    """Read all elements of chunked datasets.
+
+    Parameters
+    ----------
+    source : ByteSource
+        The file.
+    datasets : ChunkedDatasets
+        n datasets.
+    out : numpy.ndarray
+        1-D, contiguous, of the datasets' dtype.
+    dst : numpy.ndarray
+        Shape ``(n,)``: where in ``out`` the elements of each begin. They do not overlap.
+
+    Raises
+    ------
+    CorruptFileError
+        If a chunk does not decode to exactly its size.
+    """
+    chunks = datasets.chunks
+    _fill_missing(datasets, out, dst)
+    if not len(chunks.offset):
+        return
+    places = _place_chunks(datasets, dst)
+    order = np.argsort(chunks.offset, kind="stable")
+    offset, nbytes = chunks.offset[order], chunks.nbytes[order]
+    if not source.remote:
+        _read_chunks(source, datasets, places, order, out)
+        return
+    for stage, held in fetch_stages(source, np.arange(len(order) + 1), offset, nbytes):
+        _read_chunks(held, datasets, places, order[stage.start : stage.stop], out, gap=0)
+
+
+def _read_chunks(
+    source: ByteSource,
+    datasets: ChunkedDatasets,
+    places: _Places,
+    order: npt.NDArray[np.intp],
+    out: npt.NDArray[Any],
+    gap: int = GAP_NBYTES,
+) -> None:
+    """Read chunks, given in the order of the file."""
+    chunks = datasets.chunks
+    offset, nbytes = chunks.offset[order], chunks.nbytes[order]
+    runs = group_ranges(offset, nbytes, gap)
+
+    def read_run(number: int) -> None:
+        begin, end = runs[number]
+        first = int(offset[begin])
+        length = int((offset[begin:end] + nbytes[begin:end]).max()) - first
+        data = _scratch("read", length).data
+        source.read_into(first, data)
+        count(requests=1, nbytes=length, chunks_read=end - begin)
+        _decode_run(data, first, order[begin:end], datasets, places, out)
+        count(chunks_decoded=end - begin)
+
+    share_work(len(runs), read_run)
+
+
+def _fill_missing(datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray) -> None:
+    """Fill datasets that have not all their chunks with the fill value."""
+    room = (-(-datasets.shape // datasets.chunk_shape)).prod(axis=1)
+    missing = room - np.diff(datasets.chunks.cut)
+    some = np.flatnonzero(missing)
+    if len(some):
+        npoints = datasets.shape[some].prod(axis=1)
+        out[ragged_ranges(dst[some], npoints)] = datasets.fill_value
+        count(chunks_missing=int(missing.sum()))
+
+
+def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Places:
+    """Work out where chunks go."""
+    shape, chunk, chunks = datasets.shape, datasets.chunk_shape, datasets.chunks
+    of = np.repeat(np.arange(len(shape)), np.diff(chunks.cut))
+    grid = -(-shape // chunk)
+    stride, corner = np.ones_like(shape), np.zeros((len(of), shape.shape[1]), dtype=np.int64)
+    left = chunks.number
+    for axis in reversed(range(shape.shape[1])):
+        if axis + 1 < shape.shape[1]:
+            stride[:, axis] = stride[:, axis + 1] * shape[:, axis + 1]
+        left, cell = np.divmod(left, grid[of, axis])
+        corner[:, axis] = cell * chunk[of, axis]
+    kept = np.minimum(chunk[of], shape[of] - corner)
+    # Elements in line go through all of the axes behind the first that is longer than 1.
+    behind = np.cumsum(kept > 1, axis=1) - (kept > 1) > 0
+    in_line = (~behind | ((kept == shape[of]) & (kept == chunk[of]))).all(axis=1)
+    return _Places(
+        of=of,
+        corner=corner,
+        kept=kept,
+        first=dst[of] + (corner * stride[of]).sum(axis=1),
+        stride=stride,
+        volume=chunk.prod(axis=1),
+        whole=(kept == chunk[of]).all(axis=1),
+        in_line=in_line,
+    )
+
+
+def _decode_run(
+    data: memoryview,
+    first: int,
+    rows: npt.NDArray[np.intp],
+    datasets: ChunkedDatasets,
+    places: _Places,
+    out: npt.NDArray[Any],
+) -> None:
+    """Decode chunks that were read together."""
+    chunks, pipeline, itemsize = datasets.chunks, datasets.pipeline, out.itemsize
+    of = places.of[rows]
+    columns = zip(
+        rows.tolist(),
+        of.tolist(),
+        (chunks.offset[rows] - first).tolist(),
+        chunks.nbytes[rows].tolist(),
+        chunks.filter_mask[rows].tolist(),
+        places.first[rows].tolist(),
+        places.volume[of].tolist(),
+        places.kept[rows].prod(axis=1).tolist(),
+        places.whole[rows].tolist(),
+        places.in_line[rows].tolist(),
+        strict=True,
+    )
+    for row, k, at, nbytes, mask, begin, volume, n_kept, whole, in_line in columns:
+        if whole and in_line:
+            window = out[begin : begin + volume]
+        elif whole:
+            ndim = int(datasets.ndim[k])
+            window = np.ndarray(
+                datasets.chunk_shape[k, :ndim].tolist(),
+                out.dtype,
+                out.view(np.uint8),
+                begin * itemsize,
+                (places.stride[k, :ndim] * itemsize).tolist(),
+            )
+        else:
+            window = _scratch("chunk", volume * itemsize).view(out.dtype)
+        try:
+            decode_chunk(data[at : at + nbytes], window, pipeline, mask)
+        except CorruptFileError as error:
+            element = tuple(places.corner[row, : datasets.ndim[k]].tolist())
+            where = f"{datasets.describe(k)}, chunk at {element}"
+            raise CorruptFileError(f"{where}: {error}") from error
+        if whole:
+            continue
+        if in_line:
+            out[begin : begin + n_kept] = window[:n_kept]
+            continue
+        shape = places.kept[row].tolist()
+        target = np.ndarray(
+            shape,
+            out.dtype,
+            out.view(np.uint8),
+            begin * itemsize,
+            (places.stride[k] * itemsize).tolist(),
+        )
+        corner = tuple(slice(0, n) for n in shape)
+        target[...] = window.reshape(datasets.chunk_shape[k])[corner]
+
+
+_local = threading.local()
+
+
+def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Return this thread's buffer of that name; chunks of small datasets need little."""
+    buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = np.empty(nbytes, dtype=np.uint8)
+        setattr(_local, name, buffer)
+    return buffer[:nbytes]

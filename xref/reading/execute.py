@@ -1,0 +1,490 @@
+"""A plan into values: each chunk read once, decompressed once, copied out.
+
+In: a `ReadPlan`, a loader that fills one tile's canvas, the flat output. Out: the
+output, filled.
+
+Tiles are independent, so threads take them one at a time. A thread fills its
+canvas (chunks that lie next to each other in the file come with one positional
+read), then copies all pieces of one shape with one fancy index. Reading,
+decompressing and copying all release the GIL.
+
+Every thread has its own canvas and read buffer; loaders hold no state that
+changes. Different pieces never share an element of the output, so threads write
+to it without a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.byte_ranges import SMALL_NBYTES, ByteSource, fetch_stages
+from xref.arrays.columns import IntArray, row_offsets
+from xref.counters import count
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.hdf5.dataset_layout import ChunkIndex, DatasetLayout
+from xref.hdf5.filters import decode_chunk
+from xref.options import thread_count
+from xref.reading.box_copies import copy_boxes
+from xref.reading.parts import canvas_strides
+from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
+
+READ_GAP_NBYTES = 1 << 16
+"""Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
+
+READ_NBYTES = 1 << 20
+"""Bytes that one read takes together, unless a chunk is larger."""
+
+KEEP_NBYTES = 64 << 20
+"""Largest buffer that a thread keeps for the next tile."""
+
+
+class TileLoader(Protocol):
+    """Fills the canvas of one tile, at least where the plan's pieces look."""
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset; None where it is not chunked."""
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say what tiles read; None unless it should be asked for beforehand."""
+
+    def with_source(self, source: ByteSource) -> TileLoader:
+        """Return a loader that reads these ranges from elsewhere."""
+
+
+class ChunkCheck(Protocol):
+    """Decodes chunks before HDF5 does."""
+
+    def check(self, numbers: IntArray) -> None:
+        """Raise if the chunks of these numbers do not decode to exactly their size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TileRanges:
+    """What the tiles of a plan read from a file that takes requests."""
+
+    source: ByteSource
+    cut: IntArray  # (t + 1,), where the ranges of each tile begin
+    offset: IntArray  # (n,), bytes
+    nbytes: IntArray  # (n,)
+
+
+_local = threading.local()
+
+
+def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Return this thread's buffer of that name, as uint8."""
+    buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = np.empty(nbytes, dtype=np.uint8)
+        if nbytes <= KEEP_NBYTES:
+            setattr(_local, name, buffer)
+    return buffer[:nbytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLoader:
+    """Reads and decompresses chunks without HDF5."""
+
+    layout: DatasetLayout
+    index: ChunkIndex
+    source: ByteSource
+    read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
+    where: str
+    gap_nbytes: int = READ_GAP_NBYTES
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Decode the tile's chunks, each once, into the canvas."""
+        numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
+        chunks = np.array(self.layout.cell, dtype=np.int64)
+        cells = np.stack(np.unravel_index(numbers, self.layout.grid), axis=1)
+        corners = (cells * chunks - plan.tile_origin[tile]).tolist()
+        rows = self.index.find(numbers)
+        for i in np.flatnonzero(rows < 0).tolist():
+            self._window(canvas, corners[i])[...] = self.layout.fill_value
+            count(chunks_missing=1)
+        stored = np.flatnonzero(rows >= 0)
+        rows = rows[stored]
+        order = np.argsort(self.index.address[rows], kind="stable")
+        stored, rows = stored[order].tolist(), rows[order]
+        address, nbytes = self.index.address[rows].tolist(), self.index.nbytes[rows].tolist()
+        masks = self.index.filter_mask[rows].tolist()
+        for begin, end in _runs(address, nbytes, self.gap_nbytes):
+            first = address[begin]
+            length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
+            data = _scratch("read", length).data
+            self.source.read_into(first, data)
+            count(requests=1, nbytes=length, chunks_read=end - begin)
+            for i in range(begin, end):
+                at = address[i] - first
+                try:
+                    decode_chunk(
+                        data[at : at + nbytes[i]],
+                        self._window(canvas, corners[stored[i]]),
+                        self.layout.pipeline,
+                        masks[i],
+                    )
+                except UnsupportedError:
+                    # A chunk too large for its codec, which only its size tells.
+                    if self.layout.pipeline.packers:
+                        raise
+                    self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
+                except CorruptFileError as error:
+                    element = tuple((cells[stored[i]] * chunks).tolist())
+                    raise CorruptFileError(
+                        f"{self.where}, chunk at {element}: {error}"
+                    ) from error
+            count(chunks_decoded=end - begin)
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say where the chunks of tiles lie."""
+        if not self.source.remote:
+            return None
+        rows = self.index.find(plan.chunk)
+        stored = np.flatnonzero(rows >= 0)
+        offset, nbytes = np.zeros((2, len(rows)), dtype=np.int64)  # nothing of missing chunks
+        offset[stored] = self.index.address[rows[stored]]
+        nbytes[stored] = self.index.nbytes[rows[stored]]
+        return TileRanges(source=self.source, cut=plan.chunk_cut, offset=offset, nbytes=nbytes)
+
+    def with_source(self, source: ByteSource) -> ChunkLoader:
+        """Return a loader that reads nothing but chunks from ``source``."""
+        return replace(self, source=source, gap_nbytes=0)
+
+    def check(self, numbers: IntArray) -> None:
+        """Decode chunks and drop them, so that a wrong size or checksum raises.
+
+        HDF5 itself hands out memory that it never wrote where a chunk inflates to
+        too few bytes.
+        """
+        shape = self.layout.cell
+        nbytes = math.prod(shape) * self.layout.dtype.itemsize
+        window = np.ndarray(shape, self.layout.dtype, _scratch("canvas", nbytes).data)
+        rows = self.index.find(numbers)
+        for row in rows[rows >= 0].tolist():
+            stored = _scratch("read", int(self.index.nbytes[row]))
+            data = stored.data
+            self.source.read_into(int(self.index.address[row]), data)
+            mask = int(self.index.filter_mask[row])
+            try:
+                decode_chunk(data, window, self.layout.pipeline, mask)
+            except UnsupportedError:
+                if self.layout.pipeline.packers:
+                    raise
+                continue  # too large for its codec: HDF5 alone can tell
+            except CorruptFileError as error:
+                raise CorruptFileError(
+                    f"{self.where}, chunk {int(self.index.number[row])}: {error}"
+                ) from error
+
+    def _read_box(self, start: IntArray, canvas: npt.NDArray[Any], corner: list[int]) -> None:
+        stop = np.minimum(start + self.layout.cell, self.layout.shape)
+        sides = zip(corner, (stop - start).tolist(), strict=True)
+        self.read_box(tuple(start.tolist()), canvas[tuple(slice(c, c + n) for c, n in sides)])
+
+    def _window(self, canvas: npt.NDArray[Any], corner: list[int]) -> npt.NDArray[Any]:
+        cell = self.layout.cell
+        return canvas[tuple(slice(c, c + n) for c, n in zip(corner, cell, strict=True))]
+
+
+def _runs(address: list[int], nbytes: list[int], gap: int) -> Iterator[tuple[int, int]]:
+    """Group neighbours in ascending ``address`` into one read each."""
+    begin = 0
+    for i in range(1, len(address) + 1):
+        if (
+            i == len(address)
+            or address[i] - (address[i - 1] + nbytes[i - 1]) > gap
+            or address[i] + nbytes[i] - address[begin] > READ_NBYTES
+        ):
+            yield begin, i
+            begin = i
+
+
+@dataclass(frozen=True, slots=True)
+class ContiguousLoader:
+    """Reads ranges of contiguous data straight into the canvas."""
+
+    layout: DatasetLayout
+    source: ByteSource
+    gap_nbytes: int = CONTIGUOUS_GAP_NBYTES
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Read what the tile's pieces touch; a tile is one range of the file."""
+        if self.layout.offset is None:
+            canvas[...] = self.layout.fill_value
+            return
+        itemsize = self.layout.dtype.itemsize
+        origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
+        first = int((plan.tile_origin[tile] * origin).sum())
+        flat = canvas.reshape(-1).view(np.uint8).data
+        for start, stop in plan.piece_ranges(tile, self.gap_nbytes // max(itemsize, 1)):
+            self.read_run(first + start, flat[start * itemsize : stop * itemsize])
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Say what ranges the pieces of tiles touch."""
+        if not self.source.remote or self.layout.offset is None:
+            return None
+        itemsize = self.layout.dtype.itemsize
+        strides = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
+        first = (plan.tile_origin * strides).sum(axis=1).tolist()
+        gap = SMALL_NBYTES // max(itemsize, 1)
+        found = [plan.piece_ranges(tile, gap) for tile in range(plan.n_tiles)]
+        flat = [(a + p, b - a) for p, tile in zip(first, found, strict=True) for a, b in tile]
+        columns = np.array(flat, dtype=np.int64).reshape(-1, 2) * itemsize
+        return TileRanges(
+            source=self.source,
+            cut=row_offsets(np.array([len(tile) for tile in found], dtype=np.int64)),
+            offset=self.layout.offset + columns[:, 0],
+            nbytes=columns[:, 1],
+        )
+
+    def with_source(self, source: ByteSource) -> ContiguousLoader:
+        """Return a loader that reads the same ranges from ``source``."""
+        return replace(self, source=source, gap_nbytes=SMALL_NBYTES)
+
+    def read_run(self, first: int, data: memoryview) -> None:
+        """Fill ``data`` with stored elements, from ordinal ``first`` on in C order."""
+        if self.layout.offset is None:
+            raise ValueError("a dataset without storage has no elements to read")
+        self.source.read_into(self.layout.offset + first * self.layout.dtype.itemsize, data)
+        count(requests=1, nbytes=len(data))
+
+
+@dataclass(frozen=True, slots=True)
+class BoxLoader:
+    """Reads boxes of whole chunks through a function: h5py, under its lock."""
+
+    layout: DatasetLayout
+    read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
+    check: ChunkCheck | None = None
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Read each needed chunk once; neighbours along the last axis together."""
+        chunks = self.layout.chunks
+        origin = plan.tile_origin[tile]
+        if chunks is None:
+            self._read(origin.tolist(), plan.tile_shape, origin, canvas)
+            return
+        numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
+        if self.check is not None:
+            self.check.check(numbers)
+        # A run ends where the numbers jump, or where a row of the grid ends.
+        new = (np.diff(numbers, prepend=-2) != 1) | (numbers % self.layout.grid[-1] == 0)
+        begins = np.flatnonzero(new)
+        lengths = np.diff(np.append(begins, len(numbers)))
+        cells = np.stack(np.unravel_index(numbers[begins], self.layout.grid), axis=1)
+        for cell, length in zip(cells.tolist(), lengths.tolist(), strict=True):
+            start = [c * n for c, n in zip(cell, chunks, strict=True)]
+            box = (*chunks[:-1], chunks[-1] * length)
+            self._read(start, box, origin, canvas)
+            count(chunks_read=length, chunks_decoded=length, requests=1)
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Return None: HDF5 reads, and asks for itself."""
+
+    def with_source(self, source: ByteSource) -> BoxLoader:
+        """Return the loader itself, which reads from HDF5."""
+        return self
+
+    def _read(
+        self, start: list[int], box: tuple[int, ...], origin: IntArray, canvas: npt.NDArray[Any]
+    ) -> None:
+        stop = [min(s + n, e) for s, n, e in zip(start, box, self.layout.shape, strict=True)]
+        sides = zip(start, stop, origin.tolist(), strict=True)
+        corner: tuple[Any, ...] = tuple(slice(a - o, b - o) for a, b, o in sides)
+        window = canvas[(*corner, Ellipsis)]  # an array even where there are no axes
+        self.read_box(tuple(start), window)
+
+
+def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : ReadPlan
+        From `xref.reading.plan.plan_read`.
+    loader : TileLoader
+        Of the dataset that was planned.
+    out : numpy.ndarray
+        1-D and contiguous, the dataset's dtype; the plan's pieces are written.
+    """
+    ranges = loader.ranges(plan)
+    if ranges is None:
+        _read_tiles(plan, loader, range(plan.n_tiles), out)
+        return
+    for tiles, held in fetch_stages(ranges.source, ranges.cut, ranges.offset, ranges.nbytes):
+        _read_tiles(plan, loader.with_source(held), tiles, out)
+
+
+def _read_tiles(
+    plan: ReadPlan, loader: TileLoader, tiles: range, out: npt.NDArray[Any]
+) -> None:
+    share_work(len(tiles), lambda i: _read_tile(plan, loader, tiles[i], out))
+
+
+def share_work(n_jobs: int, job: Callable[[int], None]) -> None:
+    """Do independent jobs on the threads that read, the caller's among them.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of jobs.
+    job : callable
+        Does the job of a number; safe to call from any thread. After an error no other
+        job is begun, and the error is raised.
+    """
+    threads = min(thread_count(), n_jobs)
+    if threads <= 1:
+        for number in range(n_jobs):
+            job(number)
+        return
+    work = _SharedWork(n_jobs, job)
+    for _ in range(threads - 1):
+        try:
+            _pool().submit(work.take_part)
+        except RuntimeError:  # no memory or room for a thread: those that there are do it all
+            break
+    # The caller works too: a pool whose threads are busy elsewhere delays nobody.
+    try:
+        work.take_part()
+    finally:
+        work.finish()
+
+
+class _SharedWork:
+    """Jobs that threads take one at a time; a thread that comes late finds none."""
+
+    def __init__(self, n_jobs: int, job: Callable[[int], None]) -> None:
+        self._job = job
+        self._numbers = iter(range(n_jobs))
+        self._changed = threading.Condition()
+        self._working = 0
+        self._error: BaseException | None = None
+
+    def take_part(self) -> None:
+        """Do jobs until none is left, or one has failed."""
+        with self._changed:
+            self._working += 1
+        try:
+            while (number := self._next()) is not None:
+                self._job(number)
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+            raise
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    def _next(self) -> int | None:
+        with self._changed:
+            return None if self._error is not None else next(self._numbers, None)
+
+    def finish(self) -> None:
+        """Wait for the threads that are at work, and raise the first error."""
+        with self._changed:
+            self._numbers = iter(())  # for threads that come later
+            self._changed.wait_for(lambda: not self._working)
+        error, self._error = self._error, None  # whose frames lead back here
+        if error is not None:
+            raise error
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return this process's threads; a forked child makes its own."""
+    key = (os.getpid(), thread_count())
+    with _pools_lock:
+        if key not in _pools:
+            _pools[key] = ThreadPoolExecutor(key[1], thread_name_prefix="xref-read")
+        return _pools[key]
+
+
+def _whole_chunks(
+    plan: ReadPlan, chunks: tuple[int, ...] | None, tile: int
+) -> tuple[IntArray, tuple[int, ...]] | None:
+    """Return origin and shape of a tile's piece if it is a box of whole chunks."""
+    begin = int(plan.piece_cut[tile])
+    if int(plan.piece_cut[tile + 1]) - begin != 1 or chunks is None:
+        return None
+    group = int(plan.group[begin])
+    shape = plan.group_shape[group]
+    inside = np.unravel_index(int(plan.src[begin]), plan.tile_shape)
+    origin = plan.tile_origin[tile] + np.array(inside, dtype=np.int64)
+    cell = np.array(chunks, dtype=np.int64)
+    if (plan.group_step[group] != 1).any() or (origin % cell).any() or (shape % cell).any():
+        return None
+    n_chunks = int(plan.chunk_cut[tile + 1] - plan.chunk_cut[tile])
+    return (origin, tuple(shape.tolist())) if n_chunks == (shape // cell).prod() else None
+
+
+def _load_in_place(
+    plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]
+) -> bool:
+    """Decode a tile of whole chunks where they belong, without a canvas and a copy."""
+    whole = _whole_chunks(plan, loader.chunks, tile)
+    if whole is None or out.dtype.hasobject:
+        return False
+    origin, shape = whole
+    strides = plan.group_dst_stride[int(plan.group[int(plan.piece_cut[tile])])]
+    if strides[-1] != 1:
+        return False
+    itemsize, first = out.dtype.itemsize, int(plan.dst[int(plan.piece_cut[tile])])
+    window = np.ndarray(
+        shape, out.dtype, out.view(np.uint8), first * itemsize, (strides * itemsize).tolist()
+    )
+    origins = plan.tile_origin.copy()
+    origins[tile] = origin
+    loader.load(replace(plan, tile_shape=shape, tile_origin=origins), tile, window)
+    return True
+
+
+def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]) -> None:
+    if _load_in_place(plan, loader, tile, out):
+        return
+    n_elements = math.prod(plan.tile_shape)
+    if out.dtype.hasobject:
+        canvas = np.empty(plan.tile_shape, dtype=out.dtype)
+    else:
+        raw = _scratch("canvas", n_elements * out.dtype.itemsize)
+        canvas = np.ndarray(plan.tile_shape, out.dtype, raw.data)
+    loader.load(plan, tile, canvas)
+    rows = slice(int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1]))
+    strides = np.array(canvas_strides(plan.tile_shape), dtype=np.int64)
+    copy_boxes(
+        (canvas.reshape(-1), plan.src[rows], plan.group_step * strides),
+        (out, plan.dst[rows], plan.group_dst_stride),
+        plan.group_shape,
+        plan.group[rows],
+    )

@@ -1,0 +1,123 @@
+"""How one dataset is read: directly, through h5py, or from stored elements.
+
+In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
+with its values.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.errors import UnsupportedError
+from xref.hdf5.dataset_layout import DatasetLayout, items
+from xref.objects.datasets import chunk_index, dataset_layout, read_values
+from xref.objects.objects import open_dataset
+from xref.reading.chunk_checks import chunk_check
+from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
+from xref.reading.virtual_sources import check_sources
+from xref.references.columns import read_box_of_stored, stored_loader
+from xref.references.reference import DecodeOptions
+from xref.references.values import decode_values
+from xref.storage.location import FileBytes, FileLocation, check_unchanged
+from xref.storage.open_files import check_descriptors
+
+
+def tile_loader(
+    location: FileLocation, address: int, layout: DatasetLayout, *, options: DecodeOptions
+) -> TileLoader:
+    """Choose how the dataset at an address is read.
+
+    Parameters
+    ----------
+    location, address, layout
+        The dataset.
+    options : DecodeOptions
+        ``reader``: "auto" reads directly where it can and through h5py otherwise.
+        References, and what holds them, are never read by h5py.
+
+    Raises
+    ------
+    UnsupportedError
+        If the reader is "direct" and the dataset needs h5py.
+    """
+    if layout.reference_kind:
+        return stored_loader(location, address, layout)
+    where = f"{location.filename}: dataset at {address:#x}"
+    if layout.elements is not None:
+        return BoxLoader(layout, ElementReader(location, address, options))
+    if options.reader == "direct" and layout.indirect:
+        raise UnsupportedError(
+            f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
+        )
+    read_box = BoxReader(location, address)
+    if options.reader == "h5py" or layout.indirect:
+        return BoxLoader(layout, read_box, chunk_check(location, address, layout))
+    if layout.chunks is None:
+        return ContiguousLoader(layout, FileBytes(location))
+    index = chunk_index(location, address)
+    return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxReader:
+    """Reads boxes of one dataset through h5py, under its lock."""
+
+    location: FileLocation
+    address: int
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        if dataset_layout(self.location, self.address).virtual:
+            self._read_virtual(start, window)
+        else:
+            dataset = open_dataset(self.location, self.address)
+            items(window)[...] = read_values(dataset, start, window.shape)
+        check_unchanged(self.location)
+
+    def _read_virtual(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read from other files, for which there are descriptors before and after.
+
+        HDF5 takes a source that it cannot open for one that is not there, and gives fill
+        values. It opens one more than it keeps open.
+        """
+        shape, name = window.shape, self.location.filename
+        sources = check_sources(self.location, self.address, start, shape[: len(start)])
+        # Else one thread's look would take what another one needs. Sources stay open as
+        # long as anyone has the dataset.
+        with _virtual:
+            check_descriptors(sources + 1, name)
+            dataset = open_dataset(self.location, self.address)
+            items(window)[...] = read_values(dataset, start, shape)
+            check_descriptors(1, name)  # while HDF5 still has the sources open
+            del dataset
+
+
+_virtual = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class ElementReader:
+    """Reads boxes of elements that hold references, as stored, and decodes them."""
+
+    location: FileLocation
+    address: int
+    options: DecodeOptions
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        shape = window.shape[: len(start)]
+        n = math.prod(shape)
+        flat = np.empty(n, dtype=window.dtype)
+        for part in read_box_of_stored(self.location, self.address, start, shape):
+            values = decode_values(
+                part.location, part.elements, part.raw, part.describe, self.options
+            )
+            rows = items(flat)
+            rows[part.rows] = values
+        window[...] = flat.reshape(shape)

@@ -1,0 +1,228 @@
+"""Parts of many blocks of an output, divided by the chunks that they read.
+
+In: the parts of one dataset, placed in a flat output that is cut into blocks. Out:
+`Shares`: the parts cut at the borders of large boxes of whole chunks, sorted by box,
+then by block. Each box is read once, into a buffer that holds its elements block
+after block; each block is put together from its stretch of every buffer.
+
+References in no order need this: a block of them alone touches nearly every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import (
+    FrozenColumns,
+    IntArray,
+    ragged_ranges,
+    renumber,
+    row_offsets,
+    run_starts,
+)
+from xref.reading.box_copies import Side
+from xref.reading.parts import (
+    Parts,
+    cut_axis,
+    group_rows,
+    locate,
+    part_chunks,
+    row_strides,
+    sort_pairs,
+    take_parts,
+)
+from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, choose_tile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shares(FrozenColumns):
+    """What to read of one dataset, share by share, and which block each part is for.
+
+    Parts that share s reads for block b are rows ``first[s, b]:first[s, b + 1]``; they
+    fill ``offset[s, b]:offset[s, b + 1]`` of the share's buffer.
+    """
+
+    parts: Parts  # (m,), dst counts from the beginning of the block
+    src: IntArray  # (m,), first element in the share's buffer
+    first: IntArray  # (s, b + 1)
+    offset: IntArray  # (s, b + 1), elements
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def size(self, share: int) -> int:
+        """Return the elements of one share's buffer."""
+        return int(self.offset[share, -1])
+
+    def share_parts(self, share: int) -> Parts:
+        """Return the parts of one share, with their places in its buffer."""
+        rows = np.arange(int(self.first[share, 0]), int(self.first[share, -1]))
+        parts = take_parts(self.parts, rows)
+        return Parts(
+            start=parts.start,
+            shape=parts.shape,
+            step=parts.step,
+            dst=self.src[rows],
+            dst_stride=parts.dst_stride if parts.units else row_strides(parts.shape),
+        )
+
+    def block_boxes(
+        self,
+        block: int,
+        buffers: Sequence[npt.NDArray[Any]],
+        out: npt.NDArray[Any],
+        first: int = 0,
+    ) -> tuple[Side, Side, IntArray, IntArray] | None:
+        """Return what `xref.reading.box_copies.copy_boxes` takes to put one block together.
+
+        Parameters
+        ----------
+        block : int
+        buffers : sequence of numpy.ndarray
+            The buffer of each share, from block ``first`` on.
+        out : numpy.ndarray
+            The block, 1-D.
+        first : int, optional
+
+        Returns
+        -------
+        tuple or None
+            None where nothing is for the block.
+        """
+        low, high = self.first[:, block], self.first[:, block + 1]
+        held = np.flatnonzero(high > low)
+        if not len(held):
+            return None
+        origin = self.offset[held, first]
+        begin = (self.offset[held, block] - origin).tolist()
+        end = (self.offset[held, block + 1] - origin).tolist()
+        stretches = [
+            buffers[share][a:b] for share, a, b in zip(held.tolist(), begin, end, strict=True)
+        ]
+        flat = stretches[0]
+        if len(stretches) > 1:  # without a dtype, it would become the machine's own
+            flat = np.concatenate(stretches, dtype=flat.dtype)
+        parts = take_parts(self.parts, ragged_ranges(low[held], (high - low)[held]))
+        src, dst = row_offsets(_sizes(parts))[:-1], parts.dst
+        group, representative = group_rows(parts)
+        if len(held) > 1:
+            order = np.argsort(group, kind="stable")
+            group, src, dst = group[order], src[order], dst[order]
+        shape, strides = parts.shape[representative], parts.dst_stride[representative]
+        return (flat, src, row_strides(shape)), (out, dst, strides), shape, group
+
+
+def _sizes(parts: Parts) -> IntArray:
+    if parts.units:
+        return np.ones(len(parts), dtype=np.int64)
+    sizes: IntArray = parts.shape.prod(axis=1)
+    return sizes
+
+
+def lie_in_blocks(parts: Parts, bounds: IntArray) -> bool:
+    """Tell whether each part lies in one block of the output.
+
+    Parameters
+    ----------
+    parts : Parts
+    bounds : numpy.ndarray
+        Shape ``(b + 1,)``: block i is ``bounds[i]:bounds[i + 1]`` of the flat output.
+    """
+    last = parts.dst
+    if not parts.units:
+        last = last + ((parts.shape - 1) * parts.dst_stride).sum(axis=1)
+    return bool((last < bounds[_blocks_of(parts, bounds) + 1]).all())
+
+
+def _blocks_of(parts: Parts, bounds: IntArray) -> IntArray:
+    return np.searchsorted(bounds, parts.dst, side="right") - 1
+
+
+def storage_cell(
+    extent: Sequence[int], chunks: tuple[int, ...] | None, itemsize: int
+) -> tuple[int, ...]:
+    """Return the box of elements that is read together: a chunk, or a range of bytes."""
+    if chunks is not None:
+        return chunks
+    return choose_tile(extent, (1,) * len(extent), itemsize, CONTIGUOUS_GAP_NBYTES)
+
+
+def count_visits(
+    parts: Parts, bounds: IntArray, extent: Sequence[int], cell: Sequence[int]
+) -> tuple[int, int]:
+    """Count the cells that parts touch.
+
+    Of parts no larger than a cell those are counted that they begin in.
+
+    Returns
+    -------
+    visits : int
+        Cells of each block, added up: what is read where blocks are read one by one.
+    distinct : int
+        Cells of all blocks.
+    """
+    reach = (parts.shape - 1) * parts.step
+    if parts.units or (reach < np.array(cell, dtype=np.int64)).all():
+        number, _ = locate(parts.start, cell, extent)
+        distinct, of = renumber(number)
+        pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + of)
+        return len(pairs), len(distinct)
+    for axis, width in enumerate(cell):
+        if (parts.step[:, axis] > width).any():
+            parts = cut_axis(parts, axis, width)
+    block = _blocks_of(parts, bounds)
+    order = np.argsort(block, kind="stable")
+    cuts = np.append(run_starts(block[order]), len(order))
+    visits = sum(
+        len(part_chunks(take_parts(parts, order[a:b]), cell, extent))
+        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
+    )
+    return visits, len(part_chunks(parts, cell, extent))
+
+
+def plan_shares(
+    parts: Parts, bounds: IntArray, extent: Sequence[int], tile: Sequence[int]
+) -> Shares:
+    """Cut parts at the borders of tiles and sort them by tile and block.
+
+    Parameters
+    ----------
+    parts : Parts
+        Each in one block.
+    bounds : numpy.ndarray
+        As in `lie_in_blocks`.
+    extent : sequence of int
+        Shape of the dataset.
+    tile : sequence of int
+        Shape of a share, whole chunks.
+    """
+    for axis, width in enumerate(tile):
+        parts = cut_axis(parts, axis, width)
+    n_blocks = len(bounds) - 1
+    block = _blocks_of(parts, bounds)
+    tiles, number = renumber(locate(parts.start, tile, extent)[0])
+    place = number * n_blocks + block
+    group, _ = group_rows(parts)
+    order = sort_pairs(place, group)
+    parts, place = take_parts(parts, order), place[order]
+    edges = np.arange(len(tiles))[:, np.newaxis] * n_blocks + np.arange(n_blocks + 1)
+    first = np.searchsorted(place, edges)
+    ends = row_offsets(_sizes(parts))
+    begins = ends[first[:, 0]]
+    return Shares(
+        parts=Parts(
+            start=parts.start,
+            shape=parts.shape,
+            step=parts.step,
+            dst=parts.dst - bounds[place % n_blocks],
+            dst_stride=parts.dst_stride,
+        ),
+        src=ends[:-1] - np.repeat(begins, first[:, -1] - first[:, 0]),
+        first=first,
+        offset=ends[first] - begins[:, np.newaxis],
+    )

@@ -1,0 +1,244 @@
+"""Sources of virtual datasets: found, guarded, and cut down to single datasets.
+
+In: a virtual dataset and elements of it. Out: the datasets that store these elements,
+each with the places to read. A source may be virtual itself; that is followed to the
+datasets that are not.
+
+HDF5 reads sources wherever their names lead, and dies of virtual datasets that name
+each other in a circle. Names are therefore followed here first, under the guard of
+links.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import FrozenColumns, IntArray
+from xref.errors import ExternalFileError, UnsupportedError
+from xref.hdf5.virtual_layout import VirtualMapping
+from xref.objects.datasets import dataset_layout
+from xref.objects.objects import open_member
+from xref.objects.paths import object_label
+from xref.objects.virtual_datasets import virtual_mappings
+from xref.reading.chunk_checks import check_packed
+from xref.reading.parts import canvas_strides
+from xref.storage.location import FileLocation, check_external, locate_file
+
+MAX_DEPTH = 16
+"""Virtual datasets between one and what stores its elements."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredPart(FrozenColumns):
+    """Elements that one dataset stores, among those asked for."""
+
+    location: FileLocation
+    address: int
+    path: str | None  # as it was opened, or as the virtual dataset names it
+    rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
+    coords: IntArray  # (m, ndim), where in this dataset
+
+    @property
+    def label(self) -> str:
+        """Its name in a message; looked up in the file where it has no path."""
+        return self.path or object_label(self.location, self.address)
+
+
+def split_virtual(
+    location: FileLocation, address: int, coords: IntArray, path: str | None = None
+) -> Iterator[StoredPart]:
+    """Find the datasets that store elements of a virtual dataset.
+
+    Parameters
+    ----------
+    location, address
+        The virtual dataset.
+    coords : numpy.ndarray
+        Shape ``(n, ndim)``: its elements.
+    path : str, optional
+        As the dataset was opened, for messages.
+
+    Yields
+    ------
+    StoredPart
+        No element is in two of them; those in none have no source.
+
+    Raises
+    ------
+    ExternalFileError
+        If a source is in a file that the location does not allow.
+    CorruptFileError, SelectionError
+        If a source is not what is mapped.
+    UnsupportedError
+        If too many virtual datasets lead to one another.
+    """
+    whole = StoredPart(
+        location=location,
+        address=address,
+        path=path,
+        rows=np.arange(len(coords)),
+        coords=coords,
+    )
+    level = [whole]
+    for _ in range(MAX_DEPTH):
+        below: list[StoredPart] = []
+        for part in level:
+            for found in _split_once(part):
+                if dataset_layout(found.location, found.address).virtual:
+                    below.append(found)
+                else:
+                    yield found
+        if not below:
+            return
+        level = below
+    raise _too_deep(location, whole.label)
+
+
+def check_sources(
+    location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
+) -> int:
+    """Check all that HDF5 opens to read a box of a virtual dataset.
+
+    Returns
+    -------
+    int
+        How many other files that are.
+
+    Raises
+    ------
+    ExternalFileError
+        If that includes a file that the location does not allow.
+    CorruptFileError, SelectionError
+        If a source is not what is mapped.
+    UnsupportedError
+        If the virtual datasets lead to one another in a circle, or nearly so.
+    """
+    first = tuple(zip(start, shape, strict=True))
+    level = {(location, address): first}
+    files = {location.key}
+    for _ in range(MAX_DEPTH):
+        below: dict[tuple[FileLocation, int], tuple[tuple[int, int], ...]] = {}
+        for (home, number), box in level.items():
+            extent = dataset_layout(home, number).shape
+            for mapping in _mappings_of_box(home, number, box):
+                where = f"{home.filename}: source {mapping.dataset!r}"
+                source = _open_source(home, mapping, where)
+                if source is None:
+                    _check_not_elsewhere(home, mapping.filename, where)
+                    continue
+                files.add(source[0].key)
+                layout = dataset_layout(*source)
+                mapping.fit(extent, layout.shape, where)
+                check_packed(*source)
+                if layout.virtual:
+                    below[source] = tuple((0, n) for n in layout.shape)
+        if not below:
+            return len(files) - 1
+        level = below
+    raise _too_deep(location, object_label(location, address))
+
+
+def _too_deep(location: FileLocation, path: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{location.filename}: {path!r} has more than {MAX_DEPTH} virtual datasets between it "
+        "and its data; they may form a circle"
+    )
+
+
+def _mappings_of_box(
+    location: FileLocation, address: int, box: tuple[tuple[int, int], ...]
+) -> Iterator[VirtualMapping]:
+    """Yield the mappings, one for each source, that touch a box: (start, size) per axis."""
+    extent = dataset_layout(location, address).shape
+    for mapping in virtual_mappings(location, address):
+        low, high = mapping.bounds(extent)
+        touched = [
+            range(max(a, start), min(b, start + size))
+            for a, b, (start, size) in zip(low, high, box, strict=True)
+        ]
+        if all(touched):
+            yield from mapping.of_ranges(touched)
+
+
+def _split_once(part: StoredPart) -> Iterator[StoredPart]:
+    """Follow the mappings of one virtual dataset."""
+    location, coords = part.location, part.coords
+    # Not its label: reading must not search the file for a name that no message needs.
+    name = part.path or f"dataset at {part.address:#x}"
+    extent = dataset_layout(location, part.address).shape
+    weights = np.array(canvas_strides(extent), dtype=np.int64)
+    place = coords @ weights
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    # Where mappings overlap, the last one whose source is there counts.
+    owner = np.full(len(coords), -1, dtype=np.int64)
+    found: list[StoredPart] = []
+    for mapping in virtual_mappings(location, part.address):
+        low, high = (np.array(side, dtype=np.int64) for side in mapping.bounds(extent))
+        if (low >= high).any():
+            continue
+        # A narrow range of C order holds all of the selection.
+        begin, end = np.searchsorted(place, [low @ weights, (high - 1) @ weights + 1])
+        near = order[begin:end]
+        near = near[((coords[near] >= low) & (coords[near] < high)).all(axis=1)]
+        for one, rows in mapping.blocks(coords[near]):
+            where = f"{location.filename}: {name!r}: source {one.dataset!r}"
+            source = _open_source(location, one, where) if len(rows) else None
+            if source is None:
+                continue
+            rows = near[rows]
+            shape = dataset_layout(*source).shape
+            fitted = one.fit(extent, shape, where)
+            at, within = fitted.source_coords(coords[rows], extent, shape)
+            owner[rows[at]] = len(found)
+            found.append(
+                StoredPart(
+                    location=source[0],
+                    address=source[1],
+                    path=one.dataset,
+                    rows=rows[at],
+                    coords=within,
+                )
+            )
+    for number, one_part in enumerate(found):
+        kept = owner[one_part.rows] == number
+        if kept.any():
+            yield StoredPart(
+                location=one_part.location,
+                address=one_part.address,
+                path=one_part.path,
+                rows=part.rows[one_part.rows[kept]],
+                coords=one_part.coords[kept],
+            )
+
+
+def _open_source(
+    location: FileLocation, mapping: VirtualMapping, where: str
+) -> tuple[FileLocation, int] | None:
+    """Return file and address of a source; None where there is none, as HDF5 has it."""
+    home = location
+    try:
+        if mapping.filename != ".":
+            other = check_external(location, mapping.filename, f"{where} (virtual source)")
+            found = locate_file(other, location.external)
+            # A source in its own file stays in the file as it was opened.
+            home = location if found.identity == location.identity else found
+        member = open_member(home, mapping.dataset)
+    except FileNotFoundError:
+        return None
+    return member.location, member.address
+
+
+def _check_not_elsewhere(location: FileLocation, name: str, where: str) -> None:
+    """Refuse a file that is missing here but found by HDF5 from the working folder."""
+    searched = os.path.basename(name) if os.path.isabs(name) else name
+    if name != "." and location.external != "all" and os.path.exists(searched):
+        raise ExternalFileError(
+            f"{where} names the file {name!r}, which is not beside {location.filename}; HDF5 "
+            f'would read {os.path.abspath(searched)}. Pass external="all" if it may'
+        )

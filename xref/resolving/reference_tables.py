@@ -1,0 +1,325 @@
+"""Tables of references back into references.
+
+In: what ``.h5ref.table()`` gave, perhaps from a Zarr store or a netCDF file since. Out: a
+reference variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
+from xref.engine.variables import ReferenceVariable, reference_dataarray
+from xref.errors import CorruptFileError, DanglingReferenceError
+from xref.objects.objects import open_member
+from xref.references.array import ReferenceArray
+from xref.references.columns import References
+from xref.selections.table import KIND_NAMES, Kind, RegionTable, empty_table
+from xref.selections.values import UNLIMITED
+from xref.storage.inputs import find_source
+from xref.storage.location import FileLocation, locate_source
+
+KINDS = frozenset({"dataset", "group", "datatype", "attribute", "null", "dangling"})
+
+
+def from_table(
+    table: xr.Dataset, filename: Any = None, *, storage_options: dict[str, Any] | None = None
+) -> xr.DataArray:
+    """Make a reference variable from a table of references.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        From ``.h5ref.table()``, or read from where it was stored. Needed are ``path``, or
+        ``address`` where targets have no path, ``kind`` and ``filename``; of regions also
+        ``selection``, ``start``, ``stop`` and, if they are there, ``stride``, ``count``,
+        ``block``, ``item_first``, ``item_count``, ``item_start`` and ``item_stop``. Rows may
+        have been selected, and dimensions transposed, since.
+    filename : str, os.PathLike or URL, optional
+        The file that targets are in, if it is another one by now.
+    storage_options : dict, optional
+        For the file system of a URL.
+
+    Returns
+    -------
+    xarray.DataArray
+        References by the paths of their targets. Dangling ones stay so; in another file
+        they are null.
+
+    Raises
+    ------
+    DanglingReferenceError
+        If there is nothing at the path of a target.
+    CorruptFileError
+        If the columns do not fit together.
+    """
+    columns = _Columns(table)
+    kind = columns.texts("kind")
+    unknown = sorted(set(kind.tolist()) - KINDS)
+    if unknown:
+        raise CorruptFileError(f"the table has kinds {unknown}; known are {sorted(KINDS)}")
+    pointing = ~np.isin(kind, ["null", "dangling"])
+    names = columns.texts("filename")
+    if filename is not None:
+        names = np.full(len(kind), "", dtype=object)  # where dangling ones led is lost
+    else:
+        pointing |= kind == "dangling"
+    files: dict[Any, tuple[int, FileLocation]] = {}
+    file, address = np.zeros(len(kind), dtype=np.int64), np.zeros(len(kind), dtype=np.uint64)
+    for name in dict.fromkeys(names[pointing].tolist()):
+        source, _ = find_source(
+            name if filename is None else filename, storage_options=storage_options
+        )
+        location = locate_source(source)
+        for row, found, at in _find_targets(
+            location, columns, pointing & (names == name), filename
+        ):
+            file[row] = files.setdefault(found.token, (len(files), found))[0]
+            address[row] = at
+    regions = _regions(columns, kind) if "selection" in table else None
+    references = References(
+        files=tuple(location for _, location in files.values()),
+        file=file,
+        address=address,
+        regions=regions,
+    )
+    references = _with_attributes(references, columns)
+    noun = "object" if regions is None else "region"
+    if references.attribute is not None or (
+        regions is not None and (regions.kind == Kind.OBJECT).any()
+    ):
+        noun = "std"
+    data = ReferenceArray(columns.shape, kind=noun, columns=references)
+    coords = {k: v for k, v in table.coords.items() if set(v.dims) <= set(columns.dims)}
+    return reference_dataarray(ReferenceVariable(columns.dims, data), coords, "references")
+
+
+class _Columns:
+    """The columns of a table, a row for each reference in C order, checked."""
+
+    def __init__(self, table: xr.Dataset) -> None:
+        self._table = table
+        self.dims, self.shape = self._column("kind").dims, self._column("kind").shape
+        self.n = int(np.prod(self.shape, dtype=np.int64))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    def _column(self, name: str) -> xr.DataArray:
+        if name not in self._table:
+            raise CorruptFileError(
+                f"the table has no column {name!r}; it has {list(self._table.variables)}"
+            )
+        return self._table[name]
+
+    def _values(self, name: str, ndim: int) -> npt.NDArray[Any]:
+        """Return a column along the dimensions of the references, and others after them."""
+        column = self._column(name)
+        if set(self.dims) - set(column.dims) or column.ndim != len(self.dims) + ndim:
+            raise CorruptFileError(
+                f"column {name!r} of the table lies along {column.dims}, column 'kind' along "
+                f"{self.dims}"
+            )
+        values = column.transpose(*self.dims, ...).values
+        return values.reshape(self.n, *values.shape[len(self.dims) :])
+
+    def texts(self, name: str) -> npt.NDArray[np.object_]:
+        """Return one text a row."""
+        values = np.empty(self.n, dtype=object)
+        values[:] = [str(value) for value in self._values(name, 0).tolist()]
+        return values
+
+    def numbers(self, name: str, ndim: int = 1) -> IntArray:
+        """Return integers, shape ``(n,)``, or ``(n, axes)`` with ``ndim`` of 1."""
+        return _integers(self._values(name, ndim), name)
+
+    def addresses(self) -> npt.NDArray[np.uint64]:
+        """Return unsigned addresses."""
+        values = self._values("address", 0)
+        if values.dtype.kind == "u":
+            return values.astype(np.uint64)
+        return _integers(values, "address", least=0).astype(np.uint64)
+
+    def items(self, name: str) -> IntArray:
+        """Return the numbers of points or blocks, ``(items, axes)``."""
+        column = self._column(name)
+        (axis,) = set(self._column("start").dims) - set(self.dims)
+        if column.ndim != 2 or axis not in column.dims:
+            raise CorruptFileError(
+                f"column {name!r} of the table lies along {column.dims}, and not along items "
+                f"and {axis!r}"
+            )
+        return _integers(column.transpose(..., axis).values, name, least=0)
+
+
+LARGEST = 1 << 62
+"""Numbers of a table are less, so that sums of two are numbers."""
+
+
+def _integers(values: npt.NDArray[Any], name: str, least: int = -1) -> IntArray:
+    """Return a column as integers; those that became floats elsewhere are integers still."""
+    exact = values.dtype.kind in "iu"
+    if values.dtype.kind == "f":
+        exact = bool((np.isfinite(values) & (values == np.floor(values))).all())
+    if not exact or ((values < least) | (values >= LARGEST)).any():
+        raise CorruptFileError(
+            f"column {name!r} of the table is of {values.dtype}, with numbers that are no "
+            f"integers from {least} to 2**62"
+        )
+    return values.astype(np.int64)
+
+
+def _find_targets(
+    location: FileLocation, columns: _Columns, rows: npt.NDArray[np.bool_], moved: Any
+) -> Iterator[tuple[npt.NDArray[np.intp], FileLocation, int]]:
+    """Yield the rows of each target, its file and its address.
+
+    Targets are found by path, or by the address that the table has.
+    """
+    wanted = np.flatnonzero(rows)
+    dangling = columns.texts("kind")[wanted] == "dangling"
+    paths = np.where(dangling, "", columns.texts("path")[wanted])
+    for path, at in _groups(paths):
+        same = wanted[at]
+        if not path:
+            continue
+        try:
+            found = open_member(location, path)
+        except (KeyError, OSError) as error:
+            raise DanglingReferenceError(
+                f"{location.filename} has nothing at {path!r}, which {len(same)} references of "
+                f"the table point at: {error}"
+            ) from error
+        yield same, found.location, found.address
+    unnamed = wanted[paths == ""]
+    if not len(unnamed):
+        return
+    if moved is not None:
+        raise DanglingReferenceError(
+            f"{len(unnamed)} references of the table point at objects without a path, which "
+            f"cannot be found in another file, {location.filename}"
+        )
+    address = columns.addresses()
+    for one, at in _groups(address[unnamed]):
+        yield unnamed[at], location, one
+
+
+def _groups(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
+    """Yield each distinct value, and where it is."""
+    number: dict[Any, int] = {}
+    codes = np.array([number.setdefault(v, len(number)) for v in values.tolist()], dtype=int)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(number)))
+    yield from zip(number, np.split(order, ends[:-1]), strict=False)
+
+
+def _with_attributes(references: References, columns: _Columns) -> References:
+    if "attribute" not in columns:
+        return references
+    texts = columns.texts("attribute").tolist()
+    names = tuple(dict.fromkeys(t for t in texts if t))
+    number = {name: i for i, name in enumerate(names)} | {"": -1}
+    return References(
+        files=references.files,
+        file=references.file,
+        address=references.address,
+        regions=references.regions,
+        attribute=np.array([number[t] for t in texts], dtype=np.int64),
+        names=names,
+    )
+
+
+def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> RegionTable:
+    n = columns.n
+    selection = columns.texts("selection")
+    number = {str(name): i for i, name in enumerate(KIND_NAMES)}
+    unknown = sorted(set(selection.tolist()) - set(number))
+    if unknown:
+        raise CorruptFileError(f"the table has selections {unknown}; known are {list(number)}")
+    kinds = np.array([number[s] for s in selection.tolist()], dtype=np.uint8)
+    start, stop = columns.numbers("start"), columns.numbers("stop")
+    ndim = start.shape[1]
+    is_slab = kinds == Kind.HYPERSLAB
+    stride, count, block = np.ones_like(start), np.ones_like(start), stop - start
+    if "block" in columns:
+        stride, count, block = (columns.numbers(c) for c in ("stride", "count", "block"))
+    rank = columns.numbers("rank", 0) if "rank" in columns else np.full(n, ndim)
+    if any(c.shape != start.shape for c in (stop, stride, count, block)):
+        raise CorruptFileError("columns 'start', 'stop' ... of the table have other shapes")
+    if ((rank < 0) | (rank > ndim)).any():
+        raise CorruptFileError(f"column 'rank' of the table is not from 0 to {ndim}")
+    _check_slabs(is_slab, rank, start, stride, count, block, "block" in columns)
+    slab = is_slab[:, None] & (np.arange(ndim) < rank[:, None])
+    plain = empty_table(n, ndim).replace(
+        kind=kinds,
+        rank=np.where(np.isin(kinds, [Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS]), rank, 0),
+        start=np.where(slab, start, 0),
+        stride=np.where(slab, stride, 1),
+        count=np.where(slab, count, 1),
+        block=np.where(slab, block, 1),
+    )
+    return _with_lists(plain, columns) if "item_count" in columns else plain
+
+
+def _check_slabs(
+    rows: npt.NDArray[np.bool_],
+    rank: IntArray,
+    start: IntArray,
+    stride: IntArray,
+    count: IntArray,
+    block: IntArray,
+    has_steps: bool,
+) -> None:
+    """Refuse numbers that are no hyperslab."""
+    used = rows[:, None] & (np.arange(start.shape[1]) < rank[:, None])
+    endless = UNLIMITED if has_steps else 1  # a box has an end
+    wrong = (start < 0) | (stride < 1)
+    wrong |= ((count < 1) & (count != endless)) | ((block < 1) & (block != endless))
+    wrong |= (count > 1) & (stride < block)
+    end = start.astype(np.float64) + np.maximum(count - 1, 0) * stride.astype(float) + block
+    wrong |= end >= LARGEST
+    bad = np.flatnonzero((wrong & used).any(axis=1))
+    if len(bad):
+        row = int(bad[0])
+        raise CorruptFileError(
+            f"row {row} of the table is no hyperslab: start {start[row].tolist()}, stride "
+            f"{stride[row].tolist()}, count {count[row].tolist()}, block {block[row].tolist()}"
+        )
+
+
+def _with_lists(regions: RegionTable, columns: _Columns) -> RegionTable:
+    """Add the points and blocks of rows that have lists of them."""
+    n = len(regions)
+    is_points, is_blocks = regions.kind == Kind.POINTS, regions.kind == Kind.BLOCKS
+    begin, size = columns.numbers("item_first", 0), columns.numbers("item_count", 0)
+    low, high = columns.items("item_start"), columns.items("item_stop")
+    has_list = is_points | is_blocks
+    size = np.where(has_list, size, 0)
+    if low.shape != high.shape or low.shape[1] != regions.ndim:
+        raise CorruptFileError("the items of the table have other shapes than its columns")
+    wrong = has_list & ((begin < 0) | (size < 0) | (begin > len(low) - size))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise CorruptFileError(
+            f"row {row} of the table has {size[row]} items from {begin[row]} on, of {len(low)}"
+        )
+    if (high <= low).any():
+        raise CorruptFileError("the table has an item whose start is past its end")
+    first = np.zeros(n, dtype=np.int64)
+    items = []
+    for mask in (is_points, is_blocks):
+        first[mask] = row_offsets(size[mask])[:-1]
+        items.append(ragged_ranges(begin[mask], size[mask]))
+    points, blocks = items
+    return regions.replace(
+        first=first,
+        size=size,
+        points=low[points],
+        block_start=low[blocks],
+        block_stop=high[blocks],
+    )

@@ -1,0 +1,587 @@
+"""Many selections as columns.
+
+In: decoded selections, one row a reference. Out: bounds, shapes and counts for
+all rows at once, and the rows as `xref.selections.values` values when one is indexed.
+
+Regular hyperslabs, the common case, live in four ``(n, ndim)`` columns. Points
+and unions of blocks are lists of different lengths: they share one long table,
+of which a row holds where its part begins and how long it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
+from xref.errors import ResultTooLargeError, SelectionError
+from xref.selections.values import (
+    UNLIMITED,
+    All,
+    Blocks,
+    Empty,
+    Hyperslab,
+    Points,
+    Selection,
+    axis_intervals,
+    outer_axes,
+    regular_from_blocks,
+    screen_unions,
+    union_size,
+)
+
+
+class Kind(IntEnum):
+    """How the elements of one row are selected."""
+
+    NULL = 0
+    NONE = 1
+    ALL = 2
+    OBJECT = 3  # no selection: the object itself, of a dataset all elements
+    POINTS = 4
+    HYPERSLAB = 5
+    BLOCKS = 6
+
+
+KIND_NAMES = np.array(["null", "none", "all", "object", "points", "hyperslab", "blocks"])
+
+_WHOLE = (Kind.ALL, Kind.OBJECT)
+AXIS_COLUMNS = ("start", "stride", "count", "block")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RegionTable(FrozenColumns):
+    """Selections of n references, in elements; ``ndim`` is the widest rank among them."""
+
+    kind: npt.NDArray[np.uint8]  # (n,), a `Kind`
+    rank: IntArray  # (n,), axes of the selection; 0 where the bytes do not say
+    start: IntArray  # (n, ndim)
+    stride: IntArray  # (n, ndim)
+    count: IntArray  # (n, ndim), `UNLIMITED` possible
+    block: IntArray  # (n, ndim), `UNLIMITED` possible
+    first: IntArray  # (n,), row of `points` or `block_start` where the list begins
+    size: IntArray  # (n,), length of the list
+    points: IntArray  # (p, ndim)
+    block_start: IntArray  # (b, ndim)
+    block_stop: IntArray  # (b, ndim), exclusive
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @property
+    def ndim(self) -> int:
+        """Width of the coordinate columns."""
+        return int(self.start.shape[1])
+
+    def replace(self, **columns: Any) -> RegionTable:
+        """Return a table with some columns exchanged."""
+        mine = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return RegionTable(**{**mine, **columns})
+
+    def take(self, index: Any) -> RegionTable:
+        """Return the rows that ``index`` (slice, mask or positions) selects.
+
+        Lists that no row needs any longer are dropped.
+        """
+        columns = {
+            name: _take_rows(getattr(self, name), index)
+            for name in ("kind", "rank", *AXIS_COLUMNS, "first", "size")
+        }
+        table = self.replace(**columns)
+        kept = int(table.size.sum())
+        return (
+            table._compact() if 2 * kept < len(self.points) + len(self.block_start) else table
+        )
+
+    def _compact(self) -> RegionTable:
+        is_points = self.kind == Kind.POINTS
+        first = self.first.copy()
+        parts = {}
+        for mask, names in (
+            (is_points, ("points",)),
+            (self.kind == Kind.BLOCKS, ("block_start", "block_stop")),
+        ):
+            rows = ragged_ranges(self.first[mask], self.size[mask])
+            first[mask] = row_offsets(self.size[mask])[:-1]
+            for name in names:
+                parts[name] = getattr(self, name)[rows]
+        return self.replace(first=first, **parts)
+
+    def list_rows(self, row: int) -> slice:
+        """Return the rows of the list columns that belong to ``row``."""
+        begin = int(self.first[row])
+        return slice(begin, begin + int(self.size[row]))
+
+    def selection(self, row: int) -> Selection | None:
+        """Return one row as a value; None where there is none: null, an object itself."""
+        rank = int(self.rank[row])
+        match Kind(int(self.kind[row])):
+            case Kind.NULL | Kind.OBJECT:
+                return None
+            case Kind.NONE:
+                return Empty()
+            case Kind.ALL:
+                return All()
+            case Kind.POINTS:
+                return Points(self.points[self.list_rows(row), :rank].copy())
+            case Kind.HYPERSLAB:
+                columns = (self.start, self.stride, self.count, self.block)
+                return Hyperslab(*(tuple(c[row, :rank].tolist()) for c in columns))
+            case Kind.BLOCKS:
+                rows = self.list_rows(row)
+                return Blocks(
+                    self.block_start[rows, :rank].copy(), self.block_stop[rows, :rank].copy()
+                )
+
+    def bounds(self) -> tuple[IntArray, IntArray]:
+        """Return the box around each selection.
+
+        Returns
+        -------
+        start, stop : numpy.ndarray
+            Shape ``(n, ndim)``, elements, stop exclusive. Rows whose bytes do not
+            say (all, object, none, null, unlimited) have a start of 0 and a stop of
+            `UNLIMITED` (all, object and unlimited) or 0.
+        """
+        if self._are_boxes():
+            return self.start, self.start + self.block
+        start = self.start.copy()
+        stop = self.start + (self.count - 1) * self.stride + self.block
+        unlimited = (self.count == UNLIMITED) | (self.block == UNLIMITED)
+        if unlimited.any():
+            stop[unlimited] = UNLIMITED
+        empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
+        start[empty], stop[empty] = 0, 0
+        whole = np.isin(self.kind, _WHOLE)
+        start[whole], stop[whole] = 0, UNLIMITED
+        for kind, low, high in (
+            (Kind.POINTS, self.points, self.points),
+            (Kind.BLOCKS, self.block_start, self.block_stop),
+        ):
+            rows = np.flatnonzero((self.kind == kind) & (self.size > 0))
+            if not len(rows):
+                continue
+            size = self.size[rows]
+            cuts = row_offsets(size)[:-1]
+            lowest = ragged_take(low, self.first[rows], size)
+            highest = lowest if high is low else ragged_take(high, self.first[rows], size)
+            start[rows] = np.minimum.reduceat(lowest, cuts, axis=0)
+            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + (kind == Kind.POINTS)
+        return start, stop
+
+    def _are_boxes(self) -> bool:
+        """Tell whether all rows are boxes with an end; seen at once where columns repeat."""
+        count = self.count
+        repeats = len(self) > 0 and self.ndim > 0 and count.strides[0] == 0
+        return bool(
+            repeats
+            and (count[0] == 1).all()
+            and (self.kind == Kind.HYPERSLAB).all()
+            and int(self.block.min()) != UNLIMITED
+        )
+
+    def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Tell of each row whether it lies within a dataset of the given extent."""
+        bound = self.kind >= Kind.POINTS
+        right = ~bound | (self.rank == len(extent))
+        _, stop = self._widen(len(extent)).bounds()
+        right &= ~bound | (stop <= np.array(extent, dtype=np.int64)).all(axis=1)
+        result: npt.NDArray[np.bool_] = right
+        return result
+
+    def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> RegionTable:
+        """Bind every row to a dataset of the given extent.
+
+        What is whole becomes the whole extent; unlimited hyperslabs end with it.
+
+        Parameters
+        ----------
+        extent : tuple of int
+            The dataset's current shape.
+        describe : callable
+            Names row i in errors: file, variable, element.
+
+        Raises
+        ------
+        SelectionError
+            If a selection has another rank or reaches beyond the extent.
+        """
+        ndim = len(extent)
+        if self.ndim == ndim and self._are_boxes() and self._lie_within(extent):
+            return self
+        bound = self.kind >= Kind.POINTS
+        wrong = np.flatnonzero(bound & (self.rank != ndim))
+        if len(wrong):
+            row = int(wrong[0])
+            raise SelectionError(
+                f"{describe(row)} selects in {self.rank[row]} dimensions, "
+                f"its target has {ndim} (shape {extent})"
+            )
+        table = self._widen(ndim)
+        whole = np.isin(table.kind, _WHOLE)
+        unlimited = ((table.count == UNLIMITED) | (table.block == UNLIMITED)).any(axis=1)
+        if whole.any() or unlimited.any():
+            table = table._limit(extent, whole, unlimited)
+        start, stop = table.bounds()
+        outside = bound & ((start < 0) | (stop > np.array(extent, dtype=np.int64))).any(axis=1)
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise SelectionError(
+                f"{describe(row)} selects from {tuple(start[row].tolist())} to "
+                f"{tuple(stop[row].tolist())} (exclusive), beyond the extent {extent} of its "
+                "target; the dataset may have shrunk since the reference was written"
+            )
+        return table
+
+    def _lie_within(self, extent: tuple[int, ...]) -> bool:
+        """Tell whether all rows, boxes with an end, lie within an extent of their rank."""
+        if int(self.rank.min()) < len(extent) or int(self.start.min()) < 0:
+            return False
+        # A start and a block may be so large that their sum is not.
+        sides = ((self.start[:, axis], self.block[:, axis]) for axis in range(len(extent)))
+        return all(
+            bool((block <= extent[axis]).all() and (start <= extent[axis] - block).all())
+            for axis, (start, block) in enumerate(sides)
+        )
+
+    def _widen(self, ndim: int) -> RegionTable:
+        """Give the coordinate columns exactly ``ndim`` axes."""
+        if self.ndim == ndim:
+            return self
+        n = len(self)
+        if self.ndim > ndim:
+            names = (*AXIS_COLUMNS, "points", "block_start", "block_stop")
+            return self.replace(**{name: getattr(self, name)[:, :ndim] for name in names})
+        fills = {"start": 0, "stride": 1, "count": 1, "block": 1}
+        columns = {name: np.full((n, ndim), fill) for name, fill in fills.items()}
+        empty = np.zeros((0, ndim), dtype=np.int64)
+        return self.replace(**columns, points=empty, block_start=empty, block_stop=empty)
+
+    def _limit(
+        self, extent: tuple[int, ...], whole: np.ndarray, unlimited: np.ndarray
+    ) -> RegionTable:
+        columns = {name: getattr(self, name).copy() for name in AXIS_COLUMNS}
+        kind, rank = self.kind.copy(), self.rank.copy()
+        kind[whole] = Kind.HYPERSLAB
+        rank[whole] = len(extent)
+        for name, value in (("start", 0), ("stride", 1), ("count", 1), ("block", extent)):
+            columns[name][whole] = value
+        first, size = self.first.copy(), self.size.copy()
+        block_start, block_stop = [self.block_start], [self.block_stop]
+        n_blocks = len(self.block_start)
+        for row in np.flatnonzero(unlimited & ~whole).tolist():
+            limited = [
+                _limit_axis([int(columns[name][row, axis]) for name in columns], extent[axis])
+                for axis in range(len(extent))
+            ]
+            if all(len(axis) == 4 for axis in limited):
+                for name, values in zip(columns, zip(*limited, strict=True), strict=True):
+                    columns[name][row] = values
+                continue
+            # A block cut by the end of the axis: no longer regular.
+            axes = [axis_intervals(*a) if len(a) == 4 else a for a in limited]
+            low, high = outer_blocks(axes)
+            kind[row] = Kind.BLOCKS
+            first[row], size[row] = n_blocks, len(low)
+            n_blocks += len(low)
+            block_start.append(low)
+            block_stop.append(high)
+            for name, value in (("start", 0), ("stride", 1), ("count", 1), ("block", 1)):
+                columns[name][row] = value
+        return self.replace(
+            kind=kind,
+            rank=rank,
+            first=first,
+            size=size,
+            block_start=np.concatenate(block_start),
+            block_stop=np.concatenate(block_stop),
+            **columns,
+        )
+
+    def result_shapes(self) -> tuple[IntArray, IntArray]:
+        """Return the shape that reading each row gives; rows must be fitted.
+
+        Returns
+        -------
+        ndim : numpy.ndarray
+            Shape ``(n,)``: full rank for outer products, 1 otherwise.
+        shape : numpy.ndarray
+            Shape ``(n, max(ndim, 1))``, filled up with 1 behind each row's axes, so
+            the product over a row is its number of elements. Null rows count 0.
+        """
+        n = len(self)
+        ndim = np.full(n, self.ndim, dtype=np.int64)
+        shape = np.ones((n, max(self.ndim, 1)), dtype=np.int64)
+        if self.ndim:
+            shape[:] = self.count * self.block
+        listed = self.kind == Kind.POINTS
+        shape[listed] = 1
+        shape[listed, 0] = self.size[listed]
+        ndim[listed] = 1
+        empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
+        shape[empty] = 0
+        ndim[empty] = max(self.ndim, 1)
+        unions = np.flatnonzero(self.kind == Kind.BLOCKS)
+        for n_blocks in np.unique(self.size[unions]).tolist():
+            rows = unions[self.size[unions] == n_blocks]
+            at = self.first[rows][:, None] + np.arange(n_blocks)
+            starts, stops = self.block_start[at], self.block_stop[at]
+            maybe_outer, sizes = screen_unions(starts, stops)
+            ndim[rows], shape[rows], shape[rows, 0] = 1, 1, sizes
+            for k in np.flatnonzero(maybe_outer | (sizes < 0)).tolist():
+                axes = outer_axes(starts[k], stops[k]) if maybe_outer[k] else None
+                if axes is not None:
+                    ndim[rows[k]] = self.ndim
+                    shape[rows[k]] = [int((b - a).sum()) for a, b in axes]
+                elif sizes[k] < 0:
+                    shape[rows[k], 0] = union_size(starts[k], stops[k])
+        return ndim, shape
+
+    def same_rows(self, other: RegionTable) -> npt.NDArray[np.bool_]:
+        """Compare row by row; equal selections are equal however they are stored."""
+        same: npt.NDArray[np.bool_] = self.kind == other.kind
+        regular = np.flatnonzero(same & (self.kind == Kind.HYPERSLAB))
+        if len(regular):
+            equal = self.rank[regular] == other.rank[regular]
+            width = min(self.ndim, other.ndim)
+            for name in AXIS_COLUMNS:
+                mine, theirs = getattr(self, name), getattr(other, name)
+                equal &= (mine[regular, :width] == theirs[regular, :width]).all(axis=1)
+            same[regular] = equal
+        for row in np.flatnonzero(same & (self.size + other.size > 0)).tolist():
+            same[row] = self.selection(row) == other.selection(row)
+        return same
+
+
+def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -> RegionTable:
+    """Concatenate tables whose rows belong at the positions ``order``."""
+    table = concat_tables(list(tables))
+    place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
+    if (place[1:] > place[:-1]).all():
+        return table
+    back = np.empty(len(place), dtype=np.int64)
+    back[place] = np.arange(len(place))
+    return table.take(back)
+
+
+def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
+    """Index rows; a column that repeats one row stays a broadcast."""
+    if column.ndim == 2 and column.strides[0] == 0 and len(column):
+        n = len(np.empty(len(column), dtype=np.bool_)[index])
+        return np.broadcast_to(column[:1], (n, column.shape[1]))
+    if isinstance(index, np.ndarray) and index.dtype.kind == "i":
+        return np.take(column, index, axis=0)  # an index takes several times as long
+    result: npt.NDArray[Any] = column[index]
+    return result
+
+
+def _limit_axis(
+    numbers: list[int], extent: int
+) -> tuple[int, int, int, int] | tuple[IntArray, IntArray]:
+    """End one axis of an unlimited hyperslab at ``extent``.
+
+    Returns the four numbers of a regular axis, or its intervals where the last
+    block is cut.
+    """
+    start, stride, count, block = numbers
+    room = max(extent - start, 0)
+    if block == UNLIMITED:
+        return min(start, extent), 1, 1, room
+    if count != UNLIMITED:
+        return start, stride, count, block
+    if room == 0:
+        return min(start, extent), 1, 1, 0
+    count = -(-room // stride)
+    last = start + (count - 1) * stride
+    if last + block <= extent:
+        return start, stride, count, block
+    if stride == block:
+        return start, 1, 1, room
+    begin = start + stride * np.arange(count, dtype=np.int64)
+    return begin, np.minimum(begin + block, extent)
+
+
+def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
+    """Return every box of an outer product of intervals, in C order, shape ``(n, ndim)``."""
+    if not axes:
+        return np.zeros((1, 0), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
+    counts = [len(low) for low, _ in axes]
+    ordinals = np.unravel_index(np.arange(math.prod(counts)), counts)
+    low = np.stack([a[o] for (a, _), o in zip(axes, ordinals, strict=True)], axis=1)
+    high = np.stack([b[o] for (_, b), o in zip(axes, ordinals, strict=True)], axis=1)
+    return low, high
+
+
+def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
+    """Return n rows without coordinates, all of one kind."""
+    start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
+    start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
+    return _table(n, kind, 0, start, shape)
+
+
+def _table(n: int, kind: Kind, rank: int, start: IntArray, block: IntArray) -> RegionTable:
+    """Return n rows of one kind and rank, without lists; counts and strides are 1."""
+    ndim = start.shape[1]
+    nothing = np.zeros((0, ndim), dtype=np.int64)
+    zeros = np.broadcast_to(np.zeros(1, dtype=np.int64), (n,))
+    ones = np.broadcast_to(np.ones((1, ndim), dtype=np.int64), (n, ndim))
+    return RegionTable(
+        kind=np.full(n, kind, dtype=np.uint8),
+        rank=np.broadcast_to(np.array([rank]), (n,)),
+        start=start,
+        stride=ones,
+        count=ones,
+        block=block,
+        first=zeros,
+        size=zeros,
+        points=nothing,
+        block_start=nothing,
+        block_stop=nothing,
+    )
+
+
+def box_table(start: IntArray, shape: IntArray) -> RegionTable:
+    """Return one box a row: ``shape`` elements from ``start``, both ``(n, ndim)``."""
+    n, ndim = start.shape
+    return _table(n, Kind.HYPERSLAB, ndim, start, shape)
+
+
+def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
+    """Put the rows of several tables one after the other."""
+    tables = list(tables)
+    if not tables:
+        return empty_table(0, 0)
+    if len(tables) == 1:
+        return tables[0]
+    ndim = max(t.ndim for t in tables)
+    tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
+    first, n_points, n_blocks = [], 0, 0
+    for t in tables:
+        shift: IntArray | int = 0
+        if len(t.points) + len(t.block_start):
+            shift = np.where(
+                t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0)
+            )
+        first.append(t.first + shift if np.any(shift) else t.first)
+        n_points += len(t.points)
+        n_blocks += len(t.block_start)
+    columns = {
+        name: _concat_columns([getattr(t, name) for t in tables])
+        for name in RegionTable.__dataclass_fields__
+        if name != "first"
+    }
+    return RegionTable(first=_concat_columns(first), **columns)
+
+
+def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Concatenate columns; where all repeat one and the same row, so does the result."""
+    parts = [part for part in parts if len(part)] or parts[:1]
+    first = parts[0]
+    if (
+        len(first)
+        and first.strides[0] == 0
+        and all(part.strides[0] == 0 and (part[:1] == first[:1]).all() for part in parts)
+    ):
+        return np.broadcast_to(first[:1], (sum(map(len, parts)), *first.shape[1:]))
+    return np.concatenate(parts)
+
+
+def _pad_axes(table: RegionTable, ndim: int) -> RegionTable:
+    """Add axes behind the last, with one element each."""
+    more = ndim - table.ndim
+    fills = {"start": 0, "stride": 1, "count": 1, "block": 1, "points": 0}
+    fills |= {"block_start": 0, "block_stop": 1}
+    return table.replace(
+        **{
+            name: np.pad(getattr(table, name), ((0, 0), (0, more)), constant_values=fill)
+            for name, fill in fills.items()
+        }
+    )
+
+
+def table_from_selections(selections: Sequence[Selection | None]) -> RegionTable:
+    """Return a table of one row a selection; None makes a null row."""
+    return concat_tables([_one_row(s) for s in selections])
+
+
+def _one_row(selection: Selection | None) -> RegionTable:
+    match selection:
+        case None:
+            return empty_table(1, 0)
+        case Empty():
+            return empty_table(1, 0, Kind.NONE)
+        case All():
+            return empty_table(1, 0, Kind.ALL)
+        case Points(coords=coords):
+            n, ndim = coords.shape
+            return empty_table(1, ndim, Kind.POINTS).replace(
+                rank=np.array([ndim]), size=np.array([n]), points=coords
+            )
+        case Hyperslab(start=start, stride=stride, count=count, block=block):
+            columns = {"start": start, "stride": stride, "count": count, "block": block}
+            rows = {k: np.array([v], dtype=np.int64).reshape(1, -1) for k, v in columns.items()}
+            return empty_table(1, len(start), Kind.HYPERSLAB).replace(
+                rank=np.array([len(start)]), **rows
+            )
+        case Blocks(start=low, stop=high):
+            return table_from_blocks(low[None], high[None])
+    raise TypeError(f"not a selection: {selection!r}")
+
+
+def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
+    """Return one row for each list of blocks; regular lists become hyperslabs.
+
+    Parameters
+    ----------
+    start, stop : numpy.ndarray
+        Shape ``(m, n_blocks, ndim)``, elements, stop exclusive, no block empty.
+    """
+    m, n_blocks, ndim = start.shape
+    regular, low, stride, count, block = regular_from_blocks(start, stop)
+    maybe_outer, _ = screen_unions(start, stop)
+    for row in np.flatnonzero(~regular & maybe_outer).tolist():
+        # Blocks in another order, or cut otherwise, may still be a regular set.
+        try:
+            axes = outer_axes(start[row], stop[row])
+        except ResultTooLargeError:
+            continue  # stays a list; whoever asks for its shape is told
+        numbers = [_regular_axis(*axis) for axis in axes] if axes is not None else [None]
+        if all(numbers):
+            regular[row] = True
+            low[row], stride[row], count[row], block[row] = np.array(numbers).T
+    table = empty_table(m, ndim, Kind.HYPERSLAB).replace(
+        rank=np.broadcast_to(np.array([ndim]), (m,)),
+        start=low,
+        stride=stride,
+        count=count,
+        block=block,
+    )
+    if regular.all():
+        return table
+    union = ~regular
+    ones = np.ones(ndim, dtype=np.int64)
+    return table.replace(
+        kind=np.where(union, Kind.BLOCKS, Kind.HYPERSLAB).astype(np.uint8),
+        start=np.where(union[:, None], 0, low),
+        stride=np.where(union[:, None], ones, stride),
+        count=np.where(union[:, None], ones, count),
+        block=np.where(union[:, None], ones, block),
+        first=np.where(union, np.cumsum(union) * n_blocks - n_blocks, 0),
+        size=np.where(union, n_blocks, 0),
+        block_start=start[union].reshape(-1, ndim),
+        block_stop=stop[union].reshape(-1, ndim),
+    )
+
+
+def _regular_axis(start: IntArray, stop: IntArray) -> tuple[int, int, int, int] | None:
+    """Return (start, stride, count, block) of evenly spaced equal intervals, else None."""
+    sizes, gaps = stop - start, np.diff(start)
+    if (sizes != sizes[0]).any() or (len(gaps) and (gaps != gaps[0]).any()):
+        return None
+    return int(start[0]), int(gaps[0]) if len(gaps) else 1, len(start), int(sizes[0])

@@ -1,0 +1,355 @@
+"""Values as HDF5 takes them from memory: bytes, with pointers where the length varies.
+
+In: NumPy arrays of any type that the engine gives: numbers, text, sequences, references,
+compounds and arrays of them. Out: the HDF5 type, and the bytes of the elements.
+
+h5py makes one Python object after the other into such bytes, and none of sequences of
+region references. Here each member of a compound and each level of nesting is one array:
+texts lie in one buffer, the values of all sequences in another. The bytes are good as
+long as the `Memory` that made them lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5t
+
+from xref.arrays.columns import IntArray, row_offsets
+from xref.errors import UnsupportedError
+from xref.references.array import ReferenceArray
+from xref.references.reference import AttributeReference, ObjectReference, RegionReference
+
+RawBytes: TypeAlias = npt.NDArray[np.uint8]
+
+_SEQUENCE = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
+"""HDF5's ``hvl_t``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Elements whose bytes are those of a NumPy dtype."""
+
+    dtype: np.dtype[Any]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in memory."""
+        return self.dtype.itemsize
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        return h5t.py_create(self.dtype, logical=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of variable length; in memory a pointer."""
+
+    charset: str  # "ascii" or "utf-8"
+
+    itemsize = np.dtype(np.uintp).itemsize
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        found = h5t.C_S1.copy()
+        found.set_size(h5t.VARIABLE)
+        found.set_cset(h5t.CSET_UTF8 if self.charset == "utf-8" else h5t.CSET_ASCII)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """References to objects or to regions."""
+
+    kind: str  # "object" or "region"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in memory."""
+        return int(self.type_id().get_size())
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        return h5t.STD_REF_DSETREG if self.kind == "region" else h5t.STD_REF_OBJ
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Sequences of variable length; in memory a length and a pointer."""
+
+    base: Form
+
+    itemsize = _SEQUENCE.itemsize
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        return h5t.vlen_create(self.base.type_id())
+
+
+@dataclass(frozen=True, slots=True)
+class Compound:
+    """Members one after the other."""
+
+    members: tuple[tuple[str, Form], ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in memory."""
+        return sum(form.itemsize for _, form in self.members)
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        found, offset = h5t.create(h5t.COMPOUND, self.itemsize), 0
+        for name, form in self.members:
+            found.insert(name.encode("utf-8", "surrogateescape"), offset, form.type_id())
+            offset += form.itemsize
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Arrays of one shape."""
+
+    base: Form
+    shape: tuple[int, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in memory."""
+        return self.base.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        return h5t.array_create(self.base.type_id(), self.shape)
+
+
+Form: TypeAlias = Plain | Text | Pointers | Sequence | Compound | Array
+
+
+def holds_references(form: Form) -> bool:
+    """Tell whether elements are references, or hold some."""
+    match form:
+        case Pointers():
+            return True
+        case Sequence(base=base) | Array(base=base):
+            return holds_references(base)
+        case Compound(members=members):
+            return any(holds_references(member) for _, member in members)
+    return False
+
+
+def find_form(values: npt.NDArray[Any] | ReferenceArray, where: str) -> Form:
+    """Say how values are stored.
+
+    Parameters
+    ----------
+    values : numpy.ndarray or ReferenceArray
+        Objects without a type of h5py must be of one kind: text, bytes, references,
+        arrays. Where there are none, they are taken for text.
+    where : str
+        Begins errors: the variable or attribute.
+
+    Raises
+    ------
+    UnsupportedError
+        If HDF5 has no type for them.
+    """
+    if isinstance(values, ReferenceArray):
+        return Pointers("region" if values.is_region else "object")
+    return _form(values.dtype, values, where)
+
+
+def _form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return Array(_form(base, values, where), shape)
+    if dtype.names is not None and dtype.hasobject:
+        members = [(name, _form(dtype[name], values[name], where)) for name in dtype.names]
+        return Compound(tuple(members))
+    if dtype.kind == "O":
+        return _object_form(dtype, values, where)
+    if dtype.kind in "UT":
+        return Text("utf-8")
+    if dtype.kind in "mM":
+        dtype = h5py.opaque_dtype(dtype)
+    form = Plain(dtype)
+    try:
+        form.type_id()
+    except (TypeError, ValueError) as error:
+        raise UnsupportedError(f"{where}: HDF5 has no type for {dtype}: {error}") from error
+    return form
+
+
+def _object_form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
+    """Say how objects are stored: by their type of h5py, or else by what they are."""
+    kept: Any = dtype.metadata or {}
+    base = kept.get("vlen")
+    if isinstance(base, np.dtype):
+        return _sequence_form(base, _join(values), where)
+    if base is not None:
+        return Text("utf-8" if base is str else "ascii")
+    found = {_object_kind(value) for value in values.flat} - {None}
+    match sorted(map(str, found)):
+        case [] | ["text"] | ["bytes", "text"]:
+            return Text("utf-8")
+        case ["bytes"]:
+            return Text("ascii")
+        case ["object"]:
+            return Pointers("object")
+        case ["region"] | ["object", "region"]:
+            return Pointers("region")
+        case ["array"]:
+            joined = _join(values)
+            return _sequence_form(joined.dtype, joined, where)
+    kinds = sorted({type(value).__name__ for value in values.flat})
+    raise UnsupportedError(
+        f"{where}: HDF5 has no type for objects of {', '.join(kinds)}; text, bytes, "
+        "references and arrays can be stored, of one kind"
+    )
+
+
+def _sequence_form(dtype: np.dtype[Any], joined: npt.NDArray[Any], where: str) -> Sequence:
+    """Say how sequences are stored whose values, end to end, are given."""
+    form = _form(dtype, joined, where)
+    if dtype.subdtype is None and joined.ndim > 1:
+        form = Array(form, joined.shape[1:])
+    return Sequence(form)
+
+
+def _object_kind(value: Any) -> str | None:
+    match value:
+        case None:
+            return None
+        case str():
+            return "text"
+        case bytes():
+            return "bytes"
+        case ObjectReference():
+            return "object"
+        case RegionReference():
+            return "region"
+        case AttributeReference():
+            return "object"  # which has no attributes: whoever makes them anew says so
+        case np.ndarray() | list():
+            return "array"
+    return "unknown"
+
+
+def _join(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the elements of all sequences, end to end."""
+    parts = [np.asarray(value) for value in values.flat if value is not None]
+    full = [part for part in parts if part.size] or parts
+    if not full:
+        return np.zeros(0)
+    return np.concatenate([part.reshape(-1, *part.shape[1:]) for part in full])
+
+
+ReferenceBytes: TypeAlias = Callable[[ReferenceArray, str], RawBytes]
+"""Gives the bytes of references, ``(n, 8)``, or of a kind "region" ``(n, 12)``."""
+
+
+class Memory:
+    """Makes the bytes of elements, and keeps what they point at.
+
+    Parameters
+    ----------
+    references : callable
+        Gives the bytes of references, by the kind that they are stored as.
+    """
+
+    def __init__(self, references: ReferenceBytes) -> None:
+        self._references = references
+        self._kept: list[npt.NDArray[Any]] = []
+
+    def encode(self, form: Form, values: Any) -> npt.NDArray[np.void]:
+        """Return the elements of an array in memory, in its shape without those of items.
+
+        Parameters
+        ----------
+        form : Form
+            From `find_form`.
+        values : numpy.ndarray or ReferenceArray
+        """
+        ndim = values.ndim - (len(form.shape) if isinstance(form, Array) else 0)
+        shape = values.shape[:ndim]
+        flat = values.reshape((int(np.prod(shape, dtype=np.int64)), *values.shape[ndim:]))
+        raw = np.ascontiguousarray(self._bytes(form, flat))
+        self._kept.append(raw)
+        return raw.view(f"V{form.itemsize}").reshape(shape)
+
+    def _bytes(self, form: Form, values: Any) -> RawBytes:
+        """Return the bytes of n elements, ``(n, itemsize)``."""
+        n = len(values)
+        match form:
+            case Plain(dtype=dtype):
+                same = np.ascontiguousarray(values, dtype=dtype).reshape(n)
+                return _bytes_of(same)
+            case Text():
+                return self._texts(values)
+            case Pointers(kind=kind):
+                return self._pointers(values, kind)
+            case Sequence(base=base):
+                return self._sequences(values, base)
+            case Compound(members=members):
+                parts = [self._bytes(part, values[name]) for name, part in members]
+                return np.concatenate(parts, axis=1)
+            case Array(base=base, shape=shape):
+                each = int(np.prod(shape, dtype=np.int64))
+                flat = values.reshape((n * each, *values.shape[1 + len(shape) :]))
+                return self._bytes(base, flat).reshape(n, form.itemsize)
+
+    def _pointers(self, values: Any, kind: str) -> RawBytes:
+        array = values
+        if not isinstance(array, ReferenceArray):
+            array = ReferenceArray.from_references(values, keep_kinds=True)
+        return self._references(array, kind)
+
+    def _texts(self, values: npt.NDArray[Any]) -> RawBytes:
+        encoded = [_encode(value) for value in values.tolist()]
+        if any(b"\0" in text for text in encoded):
+            row = next(i for i, text in enumerate(encoded) if b"\0" in text)
+            raise UnsupportedError(
+                f"text {row}, {encoded[row][:40]!r}, has a null character, which ends text of "
+                "variable length in HDF5; store bytes of one length (dtype 'S')"
+            )
+        data = b"\0".join([*encoded, b""])
+        lengths = np.array([len(text) + 1 for text in encoded], dtype=np.int64)
+        return self._point(np.frombuffer(data, dtype=np.uint8), row_offsets(lengths)[:-1])
+
+    def _sequences(self, values: npt.NDArray[Any], base: Form) -> RawBytes:
+        joined = _join(values)
+        lengths = [0 if value is None else len(value) for value in values.tolist()]
+        length = np.array(lengths, dtype=np.int64)
+        if isinstance(base, Plain):
+            joined = joined.astype(base.dtype, copy=False)
+        elements = np.ascontiguousarray(self._bytes(base, joined)).reshape(-1)
+        out = np.zeros(len(values), dtype=_SEQUENCE)
+        out["length"] = length
+        begin = row_offsets(length)[:-1] * base.itemsize
+        out["pointer"] = self._point(elements, begin).view(np.uintp)[:, 0]
+        return _bytes_of(out)
+
+    def _point(self, data: npt.NDArray[np.uint8], begin: IntArray) -> RawBytes:
+        """Return pointers to places of a buffer, which is kept."""
+        self._kept.append(data)
+        pointers = data.ctypes.data + begin.astype(np.uintp)
+        return _bytes_of(pointers.astype(np.uintp))
+
+
+def _bytes_of(values: npt.NDArray[Any]) -> RawBytes:
+    """Return the bytes of each element of a 1-D array, ``(n, itemsize)``."""
+    itemsize = values.dtype.itemsize
+    return values.view(f"V{itemsize}").view(np.uint8).reshape(len(values), itemsize)
+
+
+def _encode(value: Any) -> bytes:
+    """Return the bytes of one text; none for a missing one."""
+    if value is None:
+        return b""
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
