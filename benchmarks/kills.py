@@ -20,7 +20,7 @@ import numpy as np
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "writing"), str(TESTS / "support")]
 
-from test_killed import content, write_and_kill
+from test_killed import content, write_and_kill  # noqa: E402, found on the path above
 
 
 def main(times: int) -> None:

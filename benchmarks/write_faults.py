@@ -25,7 +25,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "writing"), str(TESTS / "support")]
 
-from test_write_faults import append_from_two, check_appended, run_limited, write_old
+from test_write_faults import append_from_two, check_appended, run_limited, write_old  # noqa: E402, found on the path above
 
 LARGEST = 80_000
 """Bytes; more than the largest of the new files has."""

@@ -273,8 +273,7 @@ def object_label(location: FileLocation, address: int) -> str:
 
 
 def item_label(item: Object) -> str:
-    """Name an object that `xref.objects.objects.open_object` opened, and its file, in a
-    message.
+    """Name an object that `open_object` opened, and its file, in a message.
 
     Not as h5py does: the path that HDF5 finds depends on how the object was opened.
     """
