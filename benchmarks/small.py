@@ -226,7 +226,9 @@ def tune(path, reps):
         for _, value in itertools.product(range(reps), values):
             setattr(module, name, value)
             with timed() as lap:
-                assert xref.hdf5.bulk_datasets.read_datasets(location, address).known.all()
+                assert xref.objects.file_content.read_dataset_table(
+                    location, address
+                ).known.all()
             laps[value].append(lap.cpu / N * 1e6)
         setattr(module, name, kept)
         rows += [

@@ -22,8 +22,9 @@ import xref.resolving.read_results
 from xref.errors import XrefError
 from xref.hdf5.attribute import read_raw_attributes
 from xref.hdf5.bulk_attributes import MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES, first_equal
-from xref.hdf5.bulk_datasets import DatasetTable, read_datasets
-from xref.storage.location import byte_source, close_files, locate_file
+from xref.hdf5.bulk_datasets import DatasetTable
+from xref.objects.file_content import byte_source, read_dataset_table
+from xref.storage.location import close_files, locate_file
 
 NUMBERS = itertools.count()
 LIBVERS = ("earliest", "v108", "latest")
@@ -45,7 +46,7 @@ def write(path: Path, attributes: list[dict[str, Any]], libver: str = "earliest"
 def table_of(path: Path) -> DatasetTable:
     with h5py.File(path) as file:
         address = [h5py.h5o.get_info(file[r].id).addr for r in file["refs"][...]]
-    return read_datasets(locate_file(path), np.array(address, dtype=np.uint64))
+    return read_dataset_table(locate_file(path), np.array(address, dtype=np.uint64))
 
 
 def outcome(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -203,7 +204,7 @@ def test_values_said_to_be_equal_are_equal_in_damaged_headers(path: Path, libver
         other = path.with_name(f"damaged{k}.h5")
         other.write_bytes(damaged)
         location = locate_file(other)
-        table = read_datasets(location, np.array(address, dtype=np.uint64))
+        table = read_dataset_table(location, np.array(address, dtype=np.uint64))
         source = byte_source(location, "f.h5")
         for i in np.flatnonzero(table.known & (table.attributes >= 0)).tolist():
             for axis, name in enumerate(table.names[int(table.attributes[i])]):

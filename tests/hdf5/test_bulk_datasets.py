@@ -22,8 +22,9 @@ import xref.resolving.read_results
 from xref.counters import count_reads
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable, read_datasets
+from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
 from xref.objects.datasets import dataset_facts, dataset_layout
+from xref.objects.file_content import read_dataset_table
 from xref.storage.location import close_files, locate_file
 
 NUMBERS = itertools.count()
@@ -160,7 +161,7 @@ def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: 
         fixed = file.create_dataset("fixed", shape, "f8", chunks=shape)
         refs[...] = [grows.ref, fixed.ref]
     location = locate_file(path)
-    table = read_datasets(location, addresses_of(path))
+    table = read_dataset_table(location, addresses_of(path))
     assert table.known.all()
     assert (table.index == OTHER_INDEX).tolist() == [True, False]
 
@@ -168,7 +169,7 @@ def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: 
 def check_table(path: Path) -> DatasetTable:
     """Compare a table with what each dataset alone says of itself."""
     location, address = locate_file(path), addresses_of(path)
-    table = read_datasets(location, address)
+    table = read_dataset_table(location, address)
     for i in np.flatnonzero(table.known).tolist():
         layout = dataset_layout(location, int(address[i]))
         first = dataset_facts(location, int(address[table.kind[i]]))
@@ -358,7 +359,7 @@ def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
         write_references(file, "refs", [d.ref for d in made], dtype=h5py.ref_dtype)
 
     path = make(fill)
-    table = read_datasets(locate_file(path), addresses_of(path))
+    table = read_dataset_table(locate_file(path), addresses_of(path))
     assert table.known.sum() == MAX_KINDS
     with xr.open_dataset(path, engine="h5ref") as ds:
         assert (ds["refs"].h5ref.table()["kind"] == "dataset").all()

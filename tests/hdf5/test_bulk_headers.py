@@ -22,7 +22,8 @@ from xref.hdf5.bulk_headers import (
 )
 from xref.hdf5.metadata_reader import lookup3
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, walk_messages
-from xref.storage.location import FileBytes, byte_source, file_format, locate_file
+from xref.objects.file_content import byte_source, file_format
+from xref.storage.location import FileBytes, locate_file
 
 LIBVERS = ("earliest", "v108", "latest")
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xref.hdf5.filters import Filter, FilterPipeline
 from xref.hdf5.object_header import FILTER_MESSAGE, filter_options, read_messages
-from xref.storage.location import byte_source, locate_file
+from xref.objects.file_content import byte_source
+from xref.storage.location import locate_file
 
 N_BIT, SCALE_OFFSET = 5, 6
 NAMES = {N_BIT: b"nbit", SCALE_OFFSET: b"scaleoffset"}

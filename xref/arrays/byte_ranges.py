@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from xref.arrays.columns import IntArray, row_offsets, run_starts
 from xref.options import get_option
@@ -36,6 +37,15 @@ class ByteSource(Protocol):
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> Coming:
         """Begin to read ranges into memory."""
+
+
+class RangeSource(ByteSource, Protocol):
+    """A source that also reads many ranges in one call."""
+
+    def read_ranges(
+        self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
+    ) -> None:
+        """Read ranges of the file, each to its place ``at`` in ``buffer``."""
 
 
 class Coming(Protocol):

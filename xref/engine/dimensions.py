@@ -36,6 +36,7 @@ from xref.objects.attributes import (
     scale_addresses,
 )
 from xref.objects.datasets import dataset_facts
+from xref.objects.file_content import file_format
 from xref.objects.objects import (
     groups_along,
     link_addresses,
@@ -46,7 +47,7 @@ from xref.objects.objects import (
 from xref.objects.paths import object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.references.values import decode_elements
-from xref.storage.location import FileLocation, cached_by_location, file_format
+from xref.storage.location import FileLocation, cached_by_location
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 

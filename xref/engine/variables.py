@@ -29,6 +29,7 @@ from xref.hdf5.dataset_layout import DatasetLayout, item_dtype
 from xref.hdf5.filters import Filter, FilterPipeline
 from xref.objects.attributes import read_attributes
 from xref.objects.dataset_layout import read_layout
+from xref.objects.file_content import file_content
 from xref.objects.objects import (
     Member,
     iterate_members,
@@ -258,7 +259,7 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
         return False
     # HDF5 never ends to search some damaged heaps, so they are walked here first.
-    read_sequences(member.location, stored, 1, place.describe)
+    read_sequences(file_content(member.location), stored, 1, place.describe)
     return True
 
 

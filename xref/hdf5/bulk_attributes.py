@@ -27,7 +27,7 @@ from xref.hdf5.bulk_headers import ByteArray, HeaderMessages, integers
 from xref.hdf5.bulk_heaps import read_sequences
 from xref.hdf5.datatype import Datatype, decode_dataspace, decode_datatype
 from xref.hdf5.object_header import ATTRIBUTE_MESSAGE
-from xref.storage.location import FileLocation, file_format
+from xref.hdf5.superblock import FileContent
 
 MAX_KINDS = 64
 """Distinct kinds of datasets, or heads of attributes, or sets of those, of one batch;
@@ -70,13 +70,13 @@ _Heads: TypeAlias = dict[int, _Head | None]
 
 
 def group_attributes(
-    location: FileLocation, found: HeaderMessages, objects: npt.NDArray[np.intp], n: int
+    file: FileContent, found: HeaderMessages, objects: npt.NDArray[np.intp], n: int
 ) -> AttributeColumns:
     """Compare the attributes that some objects have in their headers.
 
     Parameters
     ----------
-    location : FileLocation
+    file : FileContent
         The file.
     found : HeaderMessages
         Of n objects.
@@ -98,7 +98,7 @@ def group_attributes(
     order = np.argsort(of, kind="stable")
     rows, of = rows[order], of[order]
     at, nbytes = found.position[rows], found.nbytes[rows]
-    head, head_nbytes, heads = _split_heads(location, found.data, at, nbytes)
+    head, head_nbytes, heads = _split_heads(file, found.data, at, nbytes)
     begins = np.flatnonzero(np.diff(of, prepend=-1))
     ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
     widest = int(ordinal.max()) + 1
@@ -125,7 +125,7 @@ def group_attributes(
             begin, room = at[own] + head_nbytes[own], nbytes[own] - head_nbytes[own]
             key = None
             if (room >= known.nbytes).all():
-                key = _data_key(location, found.data, begin, known)
+                key = _data_key(file, found.data, begin, known)
             if key is None:
                 same[members] = OWN_ATTRIBUTES
                 break
@@ -135,7 +135,7 @@ def group_attributes(
 
 
 def _split_heads(
-    location: FileLocation, data: ByteArray, at: IntArray, nbytes: IntArray
+    file: FileContent, data: ByteArray, at: IntArray, nbytes: IntArray
 ) -> tuple[IntArray, IntArray, _Heads]:
     """Return the number and bytes of the head of each message, and what each head says.
 
@@ -154,7 +154,7 @@ def _split_heads(
     heads: _Heads = {}
     for row in np.unique(head[head >= 0]).tolist():
         body = data[at[row] : at[row] + head_nbytes[row]].tobytes()
-        heads[row] = _decode_head(location, body) if good[row] else None
+        heads[row] = _decode_head(file, body) if good[row] else None
         if heads[row] is None:
             good[head == row] = False
     whole = np.flatnonzero(~good & (head >= 0))
@@ -171,17 +171,17 @@ def _message_key(data: ByteArray, at: IntArray, nbytes: IntArray, flag: BoolArra
     return np.concatenate([length, flag.view(np.uint8)[:, None], key], axis=1)
 
 
-def _decode_head(location: FileLocation, body: bytes) -> _Head | None:
+def _decode_head(file: FileContent, body: bytes) -> _Head | None:
     """Decode a head; None where data are not to be compared by themselves."""
     version, sizes = body[0], [int.from_bytes(body[i : i + 2], "little") for i in (2, 4, 6)]
     at, pieces = 9 if version == 3 else 8, []
     for size in sizes:
         pieces.append(body[at : at + size])
         at += -(-size // 8) * 8 if version == 1 else size
-    form = file_format(location)
+    form = file.form
     try:
-        datatype = decode_datatype(pieces[1], location.filename)
-        space = decode_dataspace(pieces[2], form.length_size, location.filename)
+        datatype = decode_datatype(pieces[1], file.filename)
+        space = decode_dataspace(pieces[2], form.length_size, file.filename)
     except XrefError:
         return None  # h5py is asked, which says what is wrong
     if datatype.kind not in _PLAIN and not (datatype.kind == "vlen" and datatype.is_string):
@@ -191,7 +191,7 @@ def _decode_head(location: FileLocation, body: bytes) -> _Head | None:
 
 
 def _data_key(
-    location: FileLocation, data: ByteArray, begin: IntArray, head: _Head
+    file: FileContent, data: ByteArray, begin: IntArray, head: _Head
 ) -> ByteArray | None:
     """Return bytes that are equal where the data of a head are; None where not known."""
     if head.nbytes > MAX_KEY_NBYTES:
@@ -201,7 +201,7 @@ def _data_key(
         return raw
     elements = raw.reshape(-1, head.datatype.itemsize)
     try:
-        texts = read_sequences(location, elements, 1, lambda _: location.filename)
+        texts = read_sequences(file, elements, 1, lambda _: file.filename)
     except XrefError:
         return None  # the one that is damaged is found by looking at each
     width = int(texts.length.max(initial=0))

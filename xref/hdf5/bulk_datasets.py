@@ -52,8 +52,7 @@ from xref.hdf5.object_header import (
     OLD_FILL_MESSAGE,
     SHARED,
 )
-from xref.storage.location import FileBytes, FileFormat, FileLocation, file_format
-from xref.storage.sources import UnreachableFile
+from xref.hdf5.superblock import FileContent, FileFormat
 
 BATCH = 1 << 13
 """Objects whose headers are in memory at once (benchmarks/small.py)."""
@@ -146,29 +145,25 @@ class DatasetTable:
 _COLUMNS = tuple(f.name for f in fields(DatasetTable) if f.name != "names")
 
 
-def read_datasets(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
+def read_datasets(file: FileContent, address: npt.NDArray[np.uint64]) -> DatasetTable:
     """Read the headers of many objects of one file.
 
     Parameters
     ----------
-    location : FileLocation
-        The file. Nothing is known of one that somebody has open for writing, as HDF5
-        alone knows what is in it, nor of one that cannot be opened.
+    file : FileContent
+        The file.
     address : numpy.ndarray
         Shape ``(n,)``, distinct, from the base address.
     """
     n = len(address)
-    if location.source.live or isinstance(location.source, UnreachableFile):
-        return _unknown(n)
     # What no file is as large as is marked as an address of zero is.
     signed = np.where(address < np.uint64(2**62), address, 0).astype(np.int64)
-    parts = [
-        _read_batch(location, signed[begin : begin + BATCH]) for begin in range(0, n, BATCH)
-    ]
-    return _concat(parts) if parts else _unknown(0)
+    parts = [_read_batch(file, signed[begin : begin + BATCH]) for begin in range(0, n, BATCH)]
+    return _concat(parts) if parts else unknown_datasets(0)
 
 
-def _unknown(n: int) -> DatasetTable:
+def unknown_datasets(n: int) -> DatasetTable:
+    """Return rows of n objects of which nothing is known."""
     none = np.zeros(n, dtype=np.int64)
     return DatasetTable(
         known=np.zeros(n, dtype=bool),
@@ -214,10 +209,10 @@ def _concat(parts: list[DatasetTable]) -> DatasetTable:
     return DatasetTable(**joined, names=names)
 
 
-def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
-    form = file_format(location)
+def _read_batch(file: FileContent, address: IntArray) -> DatasetTable:
+    form = file.form
     found = read_messages_of_many(
-        FileBytes(location),
+        file.source,
         address,
         base_address=form.base_address,
         file_nbytes=form.file_nbytes,
@@ -229,7 +224,7 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
     for required in _REQUIRED:
         known &= of[required] >= 0
     rows = np.flatnonzero(known)
-    table = _unknown(len(address))
+    table = unknown_datasets(len(address))
     if not len(rows):
         return table
     picked = {message: column[rows] for message, column in of.items()}
@@ -243,7 +238,7 @@ def _read_batch(location: FileLocation, address: IntArray) -> DatasetTable:
         found, picked[LAYOUT_MESSAGE], form, chunked, (ndim, shape, fixed), columns
     )
     kind = _group_kinds(found, picked)
-    described = group_attributes(location, found, rows, len(address))
+    described = group_attributes(file, found, rows, len(address))
     attributes, values = described.same, described.value
     dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
     attributes[dense] = OWN_ATTRIBUTES

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from xref.arrays.byte_ranges import RangeSource
 from xref.arrays.columns import IntArray, row_offsets
 from xref.errors import CorruptFileError
 from xref.hdf5.global_heap import (
@@ -21,7 +22,7 @@ from xref.hdf5.global_heap import (
     walk_collections,
 )
 from xref.hdf5.selection_decoding import split_heap_ids
-from xref.storage.location import FileBytes, FileLocation, file_format
+from xref.hdf5.superblock import FileContent
 
 HEAP_BATCH_NBYTES = 4 << 20
 """Heap collections held in memory at a time: few enough that what is done with them mostly
@@ -76,7 +77,7 @@ class HeapCollections:
 
 
 def read_heap_objects(
-    location: FileLocation,
+    file: FileContent,
     heap: IntArray,
     index: IntArray,
     live: npt.NDArray[np.intp],
@@ -92,12 +93,12 @@ def read_heap_objects(
     HeapBatch
         Objects of collections of up to `HEAP_BATCH_NBYTES` together, in file order.
     """
-    for collections in read_collections(location, heap, index, live, describe):
+    for collections in read_collections(file, heap, index, live, describe):
         yield collections.find()
 
 
 def read_collections(
-    location: FileLocation,
+    file: FileContent,
     heap: IntArray,
     index: IntArray,
     live: npt.NDArray[np.intp],
@@ -107,7 +108,7 @@ def read_collections(
 
     Parameters
     ----------
-    location : FileLocation
+    file : FileContent
         The file of the heap.
     heap, index : numpy.ndarray
         Shape ``(n,)``: address of the collection and number of the object.
@@ -128,7 +129,7 @@ def read_collections(
     """
     if not len(live):
         return
-    form = file_format(location)
+    form = file.form
     everything = len(live) == len(heap)
     if not everything:
         heap, index = heap[live], index[live]
@@ -146,7 +147,7 @@ def read_collections(
             f"{describe_collection(k)} has heap address {named:#x}, "
             f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
         )
-    source = FileBytes(location)
+    source = file.source
     heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
     at = HEADER_NBYTES * np.arange(len(collections))
     source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
@@ -203,7 +204,7 @@ def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
 
 
 def _read_merged(
-    source: FileBytes,
+    source: RangeSource,
     position: IntArray,
     size: IntArray,
     buffer: npt.NDArray[np.uint8],
@@ -228,7 +229,7 @@ class Sequences:
 
 
 def read_sequences(
-    location: FileLocation,
+    file: FileContent,
     raw: npt.NDArray[np.uint8],
     itemsize: int,
     describe: Callable[[int], str],
@@ -240,7 +241,7 @@ def read_sequences(
 
     Parameters
     ----------
-    location : FileLocation
+    file : FileContent
         The file of the heap.
     raw : numpy.ndarray
         Shape ``(n, offset_size + 8)``, uint8, as stored.
@@ -259,7 +260,7 @@ def read_sequences(
     HDF5 File Format Specification 4.0, "Global Heap" and "The Datatype Message" (class
     variable-length).
     """
-    form = file_format(location)
+    form = file.form
     packed = np.ascontiguousarray(raw)
     if packed.shape[1] != form.offset_size + 8:
         raise CorruptFileError(
@@ -281,7 +282,7 @@ def read_sequences(
     begin_of = np.zeros(len(objects), dtype=np.int64)
     data, owner, n = [], [], 0
     for batch in read_heap_objects(
-        location,
+        file,
         heap[objects],
         index[objects],
         np.arange(len(objects)),

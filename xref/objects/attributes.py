@@ -33,13 +33,10 @@ from xref.objects.dataset_layout import (
     reference_kinds,
     time_dtype,
 )
+from xref.objects.file_content import byte_source, file_content, file_format
 from xref.objects.objects import Object, text
 from xref.objects.paths import object_label
-from xref.storage.location import (
-    FileLocation,
-    byte_source,
-    file_format,
-)
+from xref.storage.location import FileLocation
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
@@ -245,7 +242,7 @@ def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[i
 
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
     offset_size = file_format(location).offset_size
-    sequences = read_sequences(location, raw, std_itemsize(offset_size), describe)
+    sequences = read_sequences(file_content(location), raw, std_itemsize(offset_size), describe)
     some = sequences.length > 0
     last = sequences.elements[(sequences.begin + sequences.length)[some] - 1]
     elements = split_std_references(last, offset_size=offset_size, describe=describe)

@@ -42,13 +42,9 @@ from xref.hdf5.object_header import (
     read_messages,
 )
 from xref.hdf5.std_references import std_itemsize
+from xref.objects.file_content import byte_source, file_format
 from xref.objects.paths import object_label
-from xref.storage.location import (
-    FileLocation,
-    byte_source,
-    check_external,
-    file_format,
-)
+from xref.storage.location import FileLocation, check_external
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:

@@ -50,16 +50,10 @@ from xref.objects.dataset_layout import (
     stored_type,
     time_dtype,
 )
+from xref.objects.file_content import byte_source, file_format
 from xref.objects.objects import open_dataset
 from xref.objects.paths import item_label
-from xref.storage.location import (
-    FileBytes,
-    FileLocation,
-    byte_source,
-    cached_by_location,
-    check_unchanged,
-    file_format,
-)
+from xref.storage.location import FileBytes, FileLocation, cached_by_location, check_unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,16 +36,14 @@ from xref.errors import (
     WrongTargetError,
     XrefError,
 )
-from xref.hdf5.bulk_datasets import read_datasets
 from xref.hdf5.symbol_table import check_group
+from xref.objects.file_content import byte_source, file_format, read_dataset_table
 from xref.storage.location import (
     FileBytes,
     FileLocation,
     GroupChecks,
-    byte_source,
     cached_by_location,
     check_external,
-    file_format,
     locate_file,
     open_file,
     unheld,
@@ -204,7 +202,7 @@ def object_kinds(
 
     Of datasets of one kind, only one is opened.
     """
-    table = read_datasets(location, address)
+    table = read_dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
     firsts = np.unique(table.kind[table.known])
     for first in firsts.tolist():
@@ -474,7 +472,7 @@ def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]
     if len(links) < FEW_LINKS:
         return set()
     address = np.fromiter(links, np.uint64, len(links))
-    return set(address[read_datasets(location, address).known].tolist())
+    return set(address[read_dataset_table(location, address).known].tolist())
 
 
 def group_at(location: FileLocation, address: int) -> Member:

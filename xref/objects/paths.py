@@ -32,14 +32,9 @@ from xref.hdf5.bulk_headers import read_messages_of_many
 from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
 from xref.hdf5.metadata_reader import Source
 from xref.hdf5.object_header import Message, walk_messages
+from xref.objects.file_content import byte_source, file_format
 from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
-from xref.storage.location import (
-    FileBytes,
-    FileLocation,
-    byte_source,
-    cached_by_location,
-    file_format,
-)
+from xref.storage.location import FileBytes, FileLocation, cached_by_location
 from xref.storage.sources import Identity, UnreachableFile
 
 BATCH = 1 << 13

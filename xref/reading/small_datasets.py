@@ -22,12 +22,13 @@ from xref.arrays.scattered_reads import read_scattered
 from xref.engine.decoding import CF_ATTRIBUTES
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable, read_datasets
+from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable
 from xref.hdf5.chunk_index.bulk import ChunkColumns, read_chunks
 from xref.hdf5.dataset_layout import DatasetLayout
 from xref.hdf5.datatype import MAX_RANK
 from xref.objects.dataset_layout import COMPACT
 from xref.objects.datasets import DatasetFacts, dataset_facts
+from xref.objects.file_content import file_content, read_dataset_table
 from xref.reading.chunked_datasets import ChunkedDatasets, read_datasets_of_chunks
 from xref.storage.location import FileBytes, FileLocation
 
@@ -135,7 +136,7 @@ def find_small(
     small : SmallDatasets or None
         Without references to them; None where there is none.
     """
-    table = read_datasets(location, address)
+    table = read_dataset_table(location, address)
     good = table.known & (table.nbytes <= SMALL_NBYTES)
     kinds: dict[int, DatasetFacts] = {}
     for k in np.unique(table.kind[good]).tolist():
@@ -148,7 +149,7 @@ def find_small(
         needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
         good &= ~own | (table.nbytes == needed)
     chunked = np.flatnonzero(good & (table.storage == CHUNKED))
-    chunks = read_chunks(location, table.take(chunked), SMALL_NBYTES)
+    chunks = read_chunks(file_content(location), table.take(chunked), SMALL_NBYTES)
     good[chunked] = chunks.known
     chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)

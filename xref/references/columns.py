@@ -32,6 +32,7 @@ from xref.hdf5.selection_decoding import decode_selections, split_heap_ids
 from xref.hdf5.std_references import REGION, decode_std_objects, split_std_references
 from xref.objects.dataset_layout import COMPACT, read_compact, reference_itemsize
 from xref.objects.datasets import chunk_index, dataset_layout, read_raw
+from xref.objects.file_content import file_content, file_format
 from xref.objects.objects import open_dataset
 from xref.objects.paths import object_label
 from xref.reading.chunk_checks import chunk_check
@@ -47,13 +48,7 @@ from xref.selections.table import (
     empty_table,
     in_order,
 )
-from xref.storage.location import (
-    FileBytes,
-    FileLocation,
-    check_unchanged,
-    file_format,
-    locate_named,
-)
+from xref.storage.location import FileBytes, FileLocation, check_unchanged, locate_named
 
 _T = TypeVar("_T")
 
@@ -509,7 +504,7 @@ def decode_regions(
     live = np.flatnonzero(heap)
     address = np.zeros(len(heap), dtype=np.uint64)
     tables, order = [], []
-    for collections in read_collections(location, heap, index, live, describe):
+    for collections in read_collections(file_content(location), heap, index, live, describe):
         rows = collections.rows
         address[rows], table = _decode_collections(collections, form.offset_size)
         tables.append(table)
@@ -572,7 +567,9 @@ def decode_std_references(
     files, names = _Numbers[FileLocation]([location]), _Numbers[str]()
     tables, order = [], []
     live = np.flatnonzero(elements.in_heap)
-    for batch in read_heap_objects(location, elements.heap, elements.index, live, describe):
+    for batch in read_heap_objects(
+        file_content(location), elements.heap, elements.index, live, describe
+    ):
         rows = batch.rows
         differ = np.flatnonzero(batch.nbytes != elements.nbytes[rows])
         if len(differ):

@@ -23,10 +23,11 @@ from xref.hdf5.datatype import Datatype, value_dtype
 from xref.hdf5.std_references import std_itemsize
 from xref.objects.attributes import RawElements
 from xref.objects.dataset_layout import reference_itemsize
+from xref.objects.file_content import file_content, file_format
 from xref.references.array import ReferenceArray
 from xref.references.columns import decode_references
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
-from xref.storage.location import FileLocation, file_format
+from xref.storage.location import FileLocation
 
 RawBytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]
@@ -146,7 +147,7 @@ class _Decode:
 
     def texts(self, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         """Decode text of variable length: bytes, as h5py gives it within other types."""
-        found = read_sequences(self.location, raw, 1, describe)
+        found = read_sequences(file_content(self.location), raw, 1, describe)
         data = found.elements.tobytes()
         known: dict[tuple[int, int], bytes] = {}
         nbytes = 0
@@ -170,7 +171,7 @@ class _Decode:
             # HDF5 states the size that they have in memory, and reserves it, but stores
             # them as closely as anywhere else.
             itemsize = std_itemsize(file_format(self.location).offset_size)
-        found = read_sequences(self.location, raw, itemsize, describe)
+        found = read_sequences(file_content(self.location), raw, itemsize, describe)
         values = self.values(base, found.elements, lambda i: describe(int(found.owner[i])))
         stop = (found.begin + found.length).tolist()
         out = np.empty(len(raw), dtype=object)

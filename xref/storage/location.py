@@ -36,7 +36,6 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.hdf5.metadata_reader import Source
 from xref.storage.fsspec_cache import forget_copies
 from xref.storage.open_files import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
 from xref.storage.remote import ComingRanges, RemoteBytes, forget_remote_files
@@ -160,16 +159,6 @@ def cached_by_location(
         return cast(Callable[Concatenate[FileLocation, P], R], call)
 
     return decorate
-
-
-@dataclass(frozen=True, slots=True)
-class FileFormat:
-    """Numbers from a file's superblock, in bytes."""
-
-    offset_size: int
-    length_size: int
-    base_address: int
-    file_nbytes: int
 
 
 def locate_file(
@@ -503,34 +492,6 @@ def answered(location: FileLocation) -> Iterator[None]:
     problem = held.take_problem()
     if problem is not None:
         raise problem
-
-
-def byte_source(location: FileLocation, where: object) -> Source:
-    """Return the file's bytes for the parsers of headers; ``where`` names the object."""
-    form, file = file_format(location), FileBytes(location)
-
-    def read(address: int, nbytes: int) -> bytes:
-        buffer = bytearray(nbytes)
-        file.read_into(form.base_address + address, memoryview(buffer))
-        return bytes(buffer)
-
-    return Source(
-        read,
-        form.offset_size,
-        form.length_size,
-        form.file_nbytes - form.base_address,
-        where,
-    )
-
-
-@cached_by_location(maxsize=1024)
-def file_format(location: FileLocation) -> FileFormat:
-    """Return sizes and base address of a file."""
-    properties = open_file(location).id.get_create_plist()
-    offset_size, length_size = properties.get_sizes()
-    return FileFormat(
-        offset_size, length_size, properties.get_userblock(), location.identity[2]
-    )
 
 
 def check_external(location: FileLocation, name: str, where: str) -> str:

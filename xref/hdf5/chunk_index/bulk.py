@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref.arrays.byte_ranges import RangeSource
 from xref.arrays.columns import BoolArray, IntArray, ragged_ranges, row_offsets
 from xref.hdf5.bulk_datasets import (
     BATCH,
@@ -34,7 +35,7 @@ from xref.hdf5.bulk_datasets import (
     DatasetTable,
 )
 from xref.hdf5.bulk_headers import ByteArray, checksums, integers, read_blocks, undefined
-from xref.storage.location import FileBytes, FileFormat, FileLocation, file_format
+from xref.hdf5.superblock import FileContent, FileFormat
 
 MAX_CHUNKS = 64
 """Chunks that the extent of a dataset has room for, at most; those of datasets of more
@@ -123,12 +124,12 @@ class _Found:
         )
 
 
-def read_chunks(location: FileLocation, table: DatasetTable, limit: int) -> ChunkColumns:
+def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
     """Read where the chunks of many datasets lie.
 
     Parameters
     ----------
-    location : FileLocation
+    file : FileContent
         The file.
     table : DatasetTable
         Chunked datasets of it, all known.
@@ -136,7 +137,7 @@ def read_chunks(location: FileLocation, table: DatasetTable, limit: int) -> Chun
         Datasets are not known a chunk of which has more bytes, as stored or as elements.
     """
     parts = [
-        _read_batch(location, table.take(slice(begin, begin + BATCH)), limit)
+        _read_batch(file, table.take(slice(begin, begin + BATCH)), limit)
         for begin in range(0, max(len(table), 1), BATCH)
     ]
     if len(parts) == 1:
@@ -152,10 +153,10 @@ def read_chunks(location: FileLocation, table: DatasetTable, limit: int) -> Chun
     )
 
 
-def _read_batch(location: FileLocation, table: DatasetTable, limit: int) -> ChunkColumns:
-    form = file_format(location)
+def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
+    form = file.form
     found = _Found(len(table), form, limit)
-    source = FileBytes(location)
+    source = file.source
     grid = -(-table.shape // table.chunks)
     n_chunks = np.minimum(grid, MAX_CHUNKS + 1).astype(float).prod(axis=1)
     itemsize = table.nbytes // np.maximum(table.shape.prod(axis=1), 1)
@@ -205,7 +206,7 @@ def _add_in_a_row(
 
 
 def _read_nodes(
-    source: FileBytes,
+    source: RangeSource,
     form: FileFormat,
     rows: npt.NDArray[np.intp],
     offset: IntArray,
@@ -220,7 +221,7 @@ def _read_nodes(
 
 
 def _read_leaves(
-    source: FileBytes,
+    source: RangeSource,
     form: FileFormat,
     table: DatasetTable,
     of: tuple[npt.NDArray[np.intp], IntArray, IntArray],
@@ -276,7 +277,7 @@ def _read_leaves(
 
 
 def _read_arrays(
-    source: FileBytes,
+    source: RangeSource,
     form: FileFormat,
     table: DatasetTable,
     of: tuple[npt.NDArray[np.intp], IntArray, IntArray],

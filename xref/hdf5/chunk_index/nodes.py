@@ -11,11 +11,11 @@ addresses comes to an end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from xref.arrays.byte_ranges import RangeSource
 from xref.arrays.columns import IntArray
 from xref.hdf5.bulk_headers import PADDING_NBYTES, ByteArray, integers
 from xref.hdf5.checksums import sum_blocks
@@ -29,15 +29,6 @@ LOT_NBYTES = 16 << 20
 CHECKSUM_NBYTES = 4
 
 _NATIVE = (1, 2, 4, 8)
-
-
-class RangeSource(Protocol):
-    """Positional reads from one file, many of them at once."""
-
-    def read_ranges(
-        self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
-    ) -> None:
-        """Read ranges of the file, each to its place ``at`` in ``buffer``."""
 
 
 class Lot(NamedTuple):

@@ -1,0 +1,60 @@
+"""The bytes of a located file, with the sizes by which HDF5 decoders read them.
+
+In: a `FileLocation`. Out: a `Source` for the decoders of one object, a `FileContent` for
+those of many.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
+from xref.hdf5.metadata_reader import Source
+from xref.hdf5.superblock import FileContent, FileFormat
+from xref.storage.location import FileBytes, FileLocation, cached_by_location, open_file
+from xref.storage.sources import UnreachableFile
+
+
+def byte_source(location: FileLocation, where: object) -> Source:
+    """Return the file's bytes for the parsers of headers; ``where`` names the object."""
+    form, file = file_format(location), FileBytes(location)
+
+    def read(address: int, nbytes: int) -> bytes:
+        buffer = bytearray(nbytes)
+        file.read_into(form.base_address + address, memoryview(buffer))
+        return bytes(buffer)
+
+    return Source(
+        read,
+        form.offset_size,
+        form.length_size,
+        form.file_nbytes - form.base_address,
+        where,
+    )
+
+
+@cached_by_location(maxsize=1024)
+def file_format(location: FileLocation) -> FileFormat:
+    """Return sizes and base address of a file."""
+    properties = open_file(location).id.get_create_plist()
+    offset_size, length_size = properties.get_sizes()
+    return FileFormat(
+        offset_size, length_size, properties.get_userblock(), location.identity[2]
+    )
+
+
+def file_content(location: FileLocation) -> FileContent:
+    """Return the file's bytes and sizes for the decoders of many objects."""
+    return FileContent(FileBytes(location), file_format(location), location.filename)
+
+
+def read_dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
+    """Read the headers of many objects of one file; see `read_datasets`.
+
+    Nothing is known of a file that is open for writing, as HDF5 alone knows its content,
+    nor of a file that cannot be opened.
+    """
+    if location.source.live or isinstance(location.source, UnreachableFile):
+        return unknown_datasets(len(address))
+    return read_datasets(file_content(location), address)
