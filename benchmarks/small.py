@@ -35,13 +35,13 @@ import h5py
 import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
+from xref.storage.open_files import locate_file
 
 import xref.arrays.scattered_reads
 import xref.hdf5.bulk_datasets
 import xref.hdf5.bulk_headers
 import xref.reading.small_datasets
 import xref.resolving.read_results
-from xref.storage.location import locate_file
 
 WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")
 N = 20_000

@@ -25,9 +25,10 @@ import xarray as xr
 from hypothesis import settings
 from rois import write_rois
 from server import RangeServer, serve
+from xref.storage.open_files import close_files
 
 from xref.objects import objects as h5objects
-from xref.storage.location import FileLocation, close_files
+from xref.storage.location import FileLocation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,8 @@ from xref.errors import XrefError
 from xref.hdf5.box_decoding import HeapBoxes, decode_boxes
 from xref.hdf5.global_heap import pack_collections, walk_collections
 from xref.hdf5.selection_decoding import decode_selections
-from xref.references.columns import StoredReferences, decode_references
+from xref.references.decoding import decode_references
+from xref.references.stored import StoredReferences
 from xref.selections.table import RegionTable, box_table
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # start, shape

@@ -16,6 +16,7 @@ import xarray as xr
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from strategies import write_references
+from xref.storage.open_files import close_files, locate_file
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -25,7 +26,6 @@ from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_AT
 from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
 from xref.objects.datasets import dataset_facts, dataset_layout
 from xref.objects.file_content import read_dataset_table
-from xref.storage.location import close_files, locate_file
 
 NUMBERS = itertools.count()
 """Names of files: one that is written again within a tick of the clock looks the same."""

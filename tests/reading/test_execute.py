@@ -16,11 +16,12 @@ import xarray as xr
 from strategies import region_of, write_references
 
 import xref
+from xref.arrays.strides import row_strides
 from xref.errors import FileReadError
 from xref.hdf5.dataset_layout import ChunkIndex, DatasetLayout
 from xref.hdf5.filters import FilterPipeline
 from xref.reading.execute import ChunkLoader, ContiguousLoader, read_plan
-from xref.reading.parts import plan_parts, row_strides
+from xref.reading.parts import plan_parts
 from xref.reading.plan import plan_read
 from xref.selections.table import box_table
 

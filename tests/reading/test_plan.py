@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from selections import describe, elements, points, slabs, unions
 
 from xref.arrays.columns import row_offsets
+from xref.arrays.strides import canvas_strides, row_strides
 from xref.errors import UnsupportedError
 from xref.reading.execute import read_plan
-from xref.reading.parts import canvas_strides, plan_parts, row_strides
+from xref.reading.parts import plan_parts
 from xref.reading.plan import ReadPlan, choose_tile, plan_read
 from xref.selections.table import RegionTable, table_from_selections
 from xref.selections.values import All, Empty, Hyperslab, Points

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import xref.references.columns
-from xref.references.columns import StoredReferences
+from xref.references.stored import StoredReferences
 
 SHAPE = (3, 4, 5)
 

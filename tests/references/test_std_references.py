@@ -30,6 +30,7 @@ from stdrefs import (
     to_region,
     write_dataset,
 )
+from xref.storage.open_files import locate_file
 
 import xref
 from xref import AttributeReference, ObjectReference, ReferenceArray, RegionReference
@@ -41,8 +42,7 @@ from xref.errors import (
     WrongTargetError,
     XrefError,
 )
-from xref.references.columns import decode_references
-from xref.storage.location import locate_file
+from xref.references.decoding import decode_references
 
 
 def create(path: Path, libver: str = "earliest", **options: Any) -> h5py.File:
@@ -133,7 +133,7 @@ def test_opening_and_printing_decode_nothing(
     def refuse(*args: Any) -> Any:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("xref.references.columns.decode_references", refuse)
+    monkeypatch.setattr("xref.references.decoding.decode_references", refuse)
     with open_h5(tmp_path / "std.h5") as ds:
         assert "<Reference>" in str(ds)
         assert ds.h5ref.references == {"refs": "references {'phony_dim_2': 14}"}

@@ -26,7 +26,7 @@ from xref.errors import FileReadError
 from xref.resolving import lazy_results as results
 from xref.resolving import shuffle as exchange
 from xref.storage import location as h5file
-from xref.storage.open_files import DESCRIPTORS, FILES, Kept, Room
+from xref.storage.handle_pools import DESCRIPTORS, FILES, Kept, Room
 
 N_ROIS = 4
 

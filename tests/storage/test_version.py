@@ -22,14 +22,14 @@ import numpy as np
 import pytest
 import xarray as xr
 from strategies import write_references
+from xref.storage.open_files import close_files, locate_file, open_file
 
 import xref
 from xref.errors import FileChangedError, FileReadError
 from xref.objects.objects import open_dataset
 from xref.reading import execute as readers
 from xref.storage import sources
-from xref.storage.location import close_files, locate_file, open_file
-from xref.storage.open_files import drop_all
+from xref.storage.handle_pools import drop_all
 
 SHAPE = (96, 96)
 OLD = np.random.default_rng(0).integers(1, 1000, SHAPE, dtype="i4")

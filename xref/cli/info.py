@@ -44,13 +44,15 @@ from xref.objects.objects import (
 )
 from xref.objects.paths import object_path, object_paths
 from xref.references.array import ReferenceArray
-from xref.references.columns import KIND_NOUNS, StoredReferences, read_box_of_stored
+from xref.references.columns import KIND_NOUNS
 from xref.references.reference import DecodeOptions, Reference
+from xref.references.stored import StoredReferences, read_box_of_stored
+from xref.references.targets import split_targets
 from xref.references.values import decode_elements, decode_values
 from xref.resolving.compound_fields import reference_members, references_of, references_within
-from xref.resolving.read_results import split_targets
 from xref.resolving.tables import describe_regions
-from xref.storage.location import FileLocation, close_file, locate_file
+from xref.storage.location import FileLocation
+from xref.storage.open_files import close_file, locate_file
 
 TARGETS_SHOWN = 8
 """Targets of one holder that the text lists; JSON has all."""

@@ -19,7 +19,7 @@ from xref.errors import UnreadableMemberWarning, XrefError
 from xref.objects.attributes import RawElements, RawReferences, read_attributes
 from xref.objects.objects import Object
 from xref.references.array import ReferenceArray
-from xref.references.columns import decode_references
+from xref.references.decoding import decode_references
 from xref.references.reference import DecodeOptions
 from xref.references.values import decode_elements
 from xref.storage.location import FileLocation

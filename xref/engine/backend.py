@@ -11,20 +11,15 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from xref.engine.attributes import warn_unreadable
+from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
 from xref.objects.objects import Member, group_at, open_group, walk_groups
 from xref.references.reference import DecodeOptions, ObjectReference, SourceName
-from xref.resolving.binding import decode_dataset
+from xref.storage.file_bytes import answered
 from xref.storage.inputs import find_source
-from xref.storage.location import (
-    FileLocation,
-    answered,
-    check_unchanged,
-    close_file,
-    locate_source,
-    unheld,
-)
+from xref.storage.location import FileLocation, unheld
+from xref.storage.open_files import check_unchanged, close_file, locate_source
 
 READERS = ("auto", "direct", "h5py")
 

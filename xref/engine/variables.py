@@ -38,8 +38,8 @@ from xref.objects.objects import (
     type_name,
 )
 from xref.references.array import ReferenceArray
-from xref.references.columns import StoredReferences
 from xref.references.reference import DecodeOptions, ObjectReference, SourceName
+from xref.references.stored import StoredReferences
 from xref.storage.location import FileLocation, unheld
 
 _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays.columns import FrozenColumns, IntArray, row_offsets
+from xref.arrays.strides import canvas_strides
 from xref.errors import CorruptFileError, SelectionError
-from xref.reading.parts import canvas_strides
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ from xref.hdf5.object_header import (
 from xref.hdf5.std_references import std_itemsize
 from xref.objects.file_content import byte_source, file_format
 from xref.objects.paths import object_label
-from xref.storage.location import FileLocation, check_external
+from xref.storage.external_files import check_external
+from xref.storage.location import FileLocation
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:

@@ -53,7 +53,9 @@ from xref.objects.dataset_layout import (
 from xref.objects.file_content import byte_source, file_format
 from xref.objects.objects import open_dataset
 from xref.objects.paths import item_label
-from xref.storage.location import FileBytes, FileLocation, cached_by_location, check_unchanged
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation, cached_by_location
+from xref.storage.open_files import check_unchanged
 
 
 @dataclass(frozen=True, slots=True)

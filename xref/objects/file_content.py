@@ -12,7 +12,9 @@ import numpy.typing as npt
 from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
 from xref.hdf5.metadata_reader import Source
 from xref.hdf5.superblock import FileContent, FileFormat
-from xref.storage.location import FileBytes, FileLocation, cached_by_location, open_file
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation, cached_by_location
+from xref.storage.open_files import open_file
 from xref.storage.sources import UnreachableFile
 
 

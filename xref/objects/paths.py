@@ -34,7 +34,8 @@ from xref.hdf5.metadata_reader import Source
 from xref.hdf5.object_header import Message, walk_messages
 from xref.objects.file_content import byte_source, file_format
 from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
-from xref.storage.location import FileBytes, FileLocation, cached_by_location
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation, cached_by_location
 from xref.storage.sources import Identity, UnreachableFile
 
 BATCH = 1 << 13

@@ -24,7 +24,8 @@ from xref.objects.dataset_layout import used_filters
 from xref.objects.datasets import chunk_index, dataset_layout, read_stored_chunk
 from xref.objects.objects import open_dataset
 from xref.reading.execute import ChunkCheck, ChunkLoader
-from xref.storage.location import FileBytes, FileLocation, cached_by_location
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation, cached_by_location
 
 
 def chunk_check(

@@ -28,13 +28,13 @@ import numpy.typing as npt
 
 from xref.arrays.byte_ranges import SMALL_NBYTES, ByteSource, fetch_stages
 from xref.arrays.columns import IntArray, row_offsets
+from xref.arrays.strides import canvas_strides
 from xref.counters import count
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.dataset_layout import ChunkIndex, DatasetLayout
 from xref.hdf5.filters import decode_chunk
 from xref.options import thread_count
 from xref.reading.box_copies import copy_boxes
-from xref.reading.parts import canvas_strides
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
 
 READ_GAP_NBYTES = 1 << 16

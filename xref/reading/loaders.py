@@ -1,4 +1,4 @@
-"""How one dataset is read: directly, through h5py, or from stored elements.
+"""How the values of one dataset are read: directly, or through h5py.
 
 In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
 with its values.
@@ -6,12 +6,10 @@ with its values.
 
 from __future__ import annotations
 
-import math
 import threading
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from xref.errors import UnsupportedError
@@ -21,42 +19,36 @@ from xref.objects.objects import open_dataset
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.reading.virtual_sources import check_sources
-from xref.references.columns import read_box_of_stored, stored_loader
-from xref.references.reference import DecodeOptions
-from xref.references.values import decode_values
-from xref.storage.location import FileBytes, FileLocation, check_unchanged
-from xref.storage.open_files import check_descriptors
+from xref.storage.file_bytes import FileBytes
+from xref.storage.handle_pools import check_descriptors
+from xref.storage.location import FileLocation
+from xref.storage.open_files import check_unchanged
 
 
-def tile_loader(
-    location: FileLocation, address: int, layout: DatasetLayout, *, options: DecodeOptions
+def value_loader(
+    location: FileLocation, address: int, layout: DatasetLayout, reader: str
 ) -> TileLoader:
-    """Choose how the dataset at an address is read.
+    """Choose how a dataset whose elements hold no references is read.
 
     Parameters
     ----------
     location, address, layout
         The dataset.
-    options : DecodeOptions
-        ``reader``: "auto" reads directly where it can and through h5py otherwise.
-        References, and what holds them, are never read by h5py.
+    reader : {"auto", "direct", "h5py"}
+        "auto" reads directly where it can and through h5py otherwise.
 
     Raises
     ------
     UnsupportedError
         If the reader is "direct" and the dataset needs h5py.
     """
-    if layout.reference_kind:
-        return stored_loader(location, address, layout)
     where = f"{location.filename}: dataset at {address:#x}"
-    if layout.elements is not None:
-        return BoxLoader(layout, ElementReader(location, address, options))
-    if options.reader == "direct" and layout.indirect:
+    if reader == "direct" and layout.indirect:
         raise UnsupportedError(
             f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
         )
     read_box = BoxReader(location, address)
-    if options.reader == "h5py" or layout.indirect:
+    if reader == "h5py" or layout.indirect:
         return BoxLoader(layout, read_box, chunk_check(location, address, layout))
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))
@@ -99,25 +91,3 @@ class BoxReader:
 
 
 _virtual = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class ElementReader:
-    """Reads boxes of elements that hold references, as stored, and decodes them."""
-
-    location: FileLocation
-    address: int
-    options: DecodeOptions
-
-    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
-        """Read the box of ``window``'s shape at ``start`` into it."""
-        shape = window.shape[: len(start)]
-        n = math.prod(shape)
-        flat = np.empty(n, dtype=window.dtype)
-        for part in read_box_of_stored(self.location, self.address, start, shape):
-            values = decode_values(
-                part.location, part.elements, part.raw, part.describe, self.options
-            )
-            rows = items(flat)
-            rows[part.rows] = values
-        window[...] = flat.reshape(shape)

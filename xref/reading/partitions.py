@@ -25,6 +25,7 @@ from xref.arrays.columns import (
     row_offsets,
     run_starts,
 )
+from xref.arrays.strides import row_strides
 from xref.reading.box_copies import Side
 from xref.reading.parts import (
     Parts,
@@ -32,7 +33,6 @@ from xref.reading.parts import (
     group_rows,
     locate,
     part_chunks,
-    row_strides,
     sort_pairs,
     take_parts,
 )

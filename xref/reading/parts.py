@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
+from xref.arrays.strides import canvas_strides, linear
 from xref.selections.table import Kind, RegionTable
 from xref.selections.values import outer_axes, row_runs
 
@@ -44,33 +45,6 @@ class Parts(FrozenColumns):
         """Whether all parts are single elements by one broadcast shape, as points are."""
         shared = len(self) > 1 and self.shape.strides[0] == 0
         return shared and bool((self.shape[0] == 1).all())
-
-
-def canvas_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return C-order strides in elements.
-
-    Examples
-    --------
-    >>> canvas_strides((2, 3, 4))
-    (12, 4, 1)
-    """
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def row_strides(shape: IntArray) -> IntArray:
-    """Return C-order strides of many shapes, ``(n, ndim)`` to ``(n, ndim)``."""
-    out = np.ones(shape.shape, dtype=np.int64)
-    if shape.shape[1] > 1:
-        out[:, :-1] = np.cumprod(shape[:, :0:-1], axis=1)[:, ::-1]
-    return out
-
-
-def linear(coords: IntArray, weights: Sequence[int]) -> IntArray:
-    """Return ``coords @ weights``; column by column, as rows are only a few wide."""
-    out = np.zeros(len(coords), dtype=np.int64)
-    for column, weight in zip(coords.T, weights, strict=True):
-        out += column if weight == 1 else column * weight
-    return out
 
 
 def locate(

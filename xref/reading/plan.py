@@ -22,17 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xref.arrays.columns import FrozenColumns, IntArray, run_starts
+from xref.arrays.strides import canvas_strides, linear
 from xref.errors import UnsupportedError
-from xref.reading.parts import (
-    Parts,
-    canvas_strides,
-    cut_axis,
-    group_rows,
-    linear,
-    locate,
-    part_chunks,
-    sort_pairs,
-)
+from xref.reading.parts import Parts, cut_axis, group_rows, locate, part_chunks, sort_pairs
 
 TILE_NBYTES = 4 << 20
 """Canvas of one tile (benchmarks/tiles.py)."""

@@ -11,6 +11,7 @@ value differs within the set: what these agree on, all do.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy.typing as npt
 
 from xref.arrays.columns import IntArray, ragged_ranges
 from xref.arrays.scattered_reads import read_scattered
-from xref.engine.decoding import CF_ATTRIBUTES
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable
@@ -30,7 +30,8 @@ from xref.objects.dataset_layout import COMPACT
 from xref.objects.datasets import DatasetFacts, dataset_facts
 from xref.objects.file_content import file_content, read_dataset_table
 from xref.reading.chunked_datasets import ChunkedDatasets, read_datasets_of_chunks
-from xref.storage.location import FileBytes, FileLocation
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation
 
 SMALL_NBYTES = 1 << 22
 """Datasets of more bytes, or of larger chunks, are planned one by one, so that threads share
@@ -118,7 +119,9 @@ class SmallDatasets:
 
 
 def find_small(
-    location: FileLocation, address: npt.NDArray[np.uint64]
+    location: FileLocation,
+    address: npt.NDArray[np.uint64],
+    decoding_attributes: Collection[str],
 ) -> tuple[npt.NDArray[np.intp], SmallDatasets | None]:
     """Find datasets among many objects of a file that can be read together.
 
@@ -128,6 +131,8 @@ def find_small(
         The file.
     address : numpy.ndarray
         Shape ``(n,)``, distinct.
+    decoding_attributes : collection of str
+        Attributes that say how values are decoded.
 
     Returns
     -------
@@ -157,7 +162,7 @@ def find_small(
     like = np.arange(len(table))  # the row that is decoded as each
     for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
         members = np.flatnonzero(good & (table.attributes == k))
-        decoded_as, known = _group_by_decoding(table, members)
+        decoded_as, known = _group_by_decoding(table, members, decoding_attributes)
         alone[members[~known]] = True
         members, decoded_as = members[known], decoded_as[known]
         witnesses = _find_witnesses(location, address, table, members)
@@ -226,19 +231,19 @@ def _is_plain(layout: DatasetLayout) -> bool:
 
 
 def _group_by_decoding(
-    table: DatasetTable, members: npt.NDArray[np.intp]
+    table: DatasetTable, members: npt.NDArray[np.intp], decoding_attributes: Collection[str]
 ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     """Find the datasets of one set of attributes whose values are decoded alike.
 
     Returns
     -------
     decoded_as : numpy.ndarray
-        The first dataset that has the same values of the attributes of `CF_ATTRIBUTES`.
+        The first dataset that has the same values of the decoding attributes.
     known : numpy.ndarray
         False where such a value was not compared.
     """
     names = table.names[int(table.attributes[members[0]])]
-    axes = [axis for axis, name in enumerate(names) if name in CF_ATTRIBUTES]
+    axes = [axis for axis, name in enumerate(names) if name in decoding_attributes]
     if not axes:
         return np.full(len(members), members[0]), np.ones(len(members), dtype=bool)
     values = table.values[members][:, axes]

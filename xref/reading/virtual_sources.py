@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays.columns import FrozenColumns, IntArray
+from xref.arrays.strides import canvas_strides
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.hdf5.virtual_layout import VirtualMapping
 from xref.objects.datasets import dataset_layout
@@ -26,8 +27,9 @@ from xref.objects.objects import open_member
 from xref.objects.paths import object_label
 from xref.objects.virtual_datasets import virtual_mappings
 from xref.reading.chunk_checks import check_packed
-from xref.reading.parts import canvas_strides
-from xref.storage.location import FileLocation, check_external, locate_file
+from xref.storage.external_files import check_external
+from xref.storage.location import FileLocation
+from xref.storage.open_files import locate_file
 
 MAX_DEPTH = 16
 """Virtual datasets between one and what stores its elements."""

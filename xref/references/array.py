@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from xref.arrays.columns import digest
 from xref.errors import XrefError
-from xref.references.columns import KIND_NOUNS, References, StoredReferences
+from xref.references.columns import KIND_NOUNS, References
 from xref.references.reference import (
     DEFAULT_OPTIONS,
     AttributeReference,
@@ -32,6 +32,7 @@ from xref.references.reference import (
     common_options,
     null_reference,
 )
+from xref.references.stored import StoredReferences
 from xref.selections.table import Kind, empty_table, table_from_selections
 
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}

@@ -25,7 +25,7 @@ from xref.objects.attributes import RawElements
 from xref.objects.dataset_layout import reference_itemsize
 from xref.objects.file_content import file_content, file_format
 from xref.references.array import ReferenceArray
-from xref.references.columns import decode_references
+from xref.references.decoding import decode_references
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
 from xref.storage.location import FileLocation
 

@@ -15,16 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from xref.arrays.conversion import is_same_value
-from xref.engine.decoding import Decoders, option_of
-from xref.engine.lazy_arrays import hold_back_objects
-from xref.engine.object_variables import ObjectVariable
-from xref.engine.variables import ReferenceVariable, keep_charset
+from xref.engine.decoding import Decoders
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
 from xref.references.array import ReferenceArray
-from xref.references.reference import DecodeOptions
 from xref.resolving.read_results import BoundReferences, bind_references
 from xref.resolving.target_decoding import Place, find_decoders
 from xref.resolving.targets import Target, open_target
@@ -159,92 +154,3 @@ def warn_of_units(resolved: Resolved) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def decode_dataset(
-    variables: dict[str, xr.Variable],
-    attributes: dict[str, Any],
-    unlimited: frozenset[str],
-    options: DecodeOptions,
-) -> xr.Dataset:
-    """Decode ordinary variables by the CF conventions and add the reference variables."""
-    # xarray's decoders take compounds of another byte order for bytes.
-    untouched = {
-        k: v
-        for k, v in variables.items()
-        if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
-    }
-    ordinary = {k: _stand_in(v) if k in untouched else v for k, v in variables.items()}
-    objects = {k for k, v in ordinary.items() if _has_no_conventions(v)}
-    values_only = objects | set(untouched)
-    # Text that stays lazy has missing values, as text that is read has.
-    lazy_text = {k for k in objects if (ordinary[k].dtype.metadata or {}).get("vlen") is str}
-    with hold_back_objects():
-        decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
-            ordinary,
-            attributes,
-            concat_characters=_except_for(values_only, options, "concat_characters", ordinary),
-            mask_and_scale=_except_for(
-                values_only - lazy_text, options, "mask_and_scale", ordinary
-            ),
-            decode_times=_except_for(values_only, options, "decode_times", ordinary),
-            decode_coords=options.decode_coords,
-            use_cftime=options.use_cftime,
-            decode_timedelta=_except_for(values_only, options, "decode_timedelta", ordinary),
-        )
-    for name, new in decoded.items():
-        if "source" in variables[name].encoding:  # which decoders of text leave out
-            new.encoding.setdefault("source", variables[name].encoding["source"])
-        new.encoding.pop("charset", None)
-        if "charset" in variables[name].encoding:
-            keep_charset(new, variables[name].encoding["charset"])
-    for name, plain in untouched.items():
-        _name_coordinates(plain, decoded[name])
-    merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
-    data: dict[Hashable, xr.Variable] = {}
-    coords: dict[Hashable, xr.Variable] = {}
-    for name, variable in merged.items():
-        if variable is not None:
-            is_coord = name in coord_names or variable.dims == (name,)
-            # Numbers decoded to objects are cftime's dates, which xarray itself can size.
-            has_objects = variable.dtype.hasobject and variables[name].dtype.hasobject
-            if has_objects and not isinstance(variable, ReferenceVariable):
-                variable = ObjectVariable.of(variable)
-            # xarray writes a variable without a name under one of its own.
-            known = None if name == _NO_NAME else name
-            (coords if is_coord else data)[known] = variable
-    # Indexes are left to xarray, which makes them if the user wants them.
-    dataset = xr.Dataset(data, xr.Coordinates(coords, indexes={}), new_attributes)
-    dataset.encoding["unlimited_dims"] = set(unlimited)
-    return dataset
-
-
-_NO_NAME = "__values__"
-
-
-def _stand_in(variable: xr.Variable) -> xr.Variable:
-    """Return a variable of numbers, for what xarray does with names and attributes."""
-    numbers = np.broadcast_to(np.int8(0), variable.shape)
-    return xr.Variable(variable.dims, numbers, dict(variable.attrs))
-
-
-def _name_coordinates(variable: xr.Variable, decoded: xr.Variable) -> None:
-    """Move attributes that name coordinates to the encoding, as in a decoded variable."""
-    for name in variable.attrs.keys() - decoded.attrs.keys():
-        variable.encoding[name] = variable.attrs.pop(name)
-
-
-def _has_no_conventions(variable: xr.Variable) -> bool:
-    """Tell whether values are objects that CF says nothing about, such as sequences."""
-    return variable.dtype.kind == "O" and variable.encoding.get("dtype") is not str
-
-
-def _except_for(
-    names: set[str], options: DecodeOptions, option: str, variables: Mapping[str, xr.Variable]
-) -> Any:
-    """Switch a decoder off for some variables."""
-    if not names:
-        return getattr(options, option)
-    return {
-        name: False if name in names else option_of(options, option, name) for name in variables
-    }

@@ -26,7 +26,7 @@ from xref.hdf5.datatype import Datatype
 from xref.objects.datasets import dataset_layout
 from xref.objects.objects import kind_of, object_kind, open_member
 from xref.references.array import ReferenceArray
-from xref.references.columns import References, StoredReferences
+from xref.references.columns import References
 from xref.references.reference import (
     AttributeReference,
     DecodeOptions,
@@ -34,6 +34,7 @@ from xref.references.reference import (
     Reference,
     RegionReference,
 )
+from xref.references.stored import StoredReferences
 from xref.resolving.targets import group_path
 from xref.selections.table import Kind, box_table, empty_table, in_order
 from xref.storage.location import FileLocation

@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
 from xref.arrays.conversion import exact_values
+from xref.arrays.strides import row_strides
 from xref.engine.decoding import Decoders, Decoding, with_items
 from xref.engine.lazy_arrays import Axis, LazyArray, index_outer
 from xref.hdf5.dataset_layout import item_dtype, items
-from xref.reading.parts import Parts, plan_parts, row_strides
+from xref.reading.parts import Parts, plan_parts
 from xref.references.array import ReferenceArray
 from xref.resolving.read_results import (
     BoundReferences,
@@ -35,7 +36,7 @@ from xref.resolving.read_results import (
     result_cells,
 )
 from xref.selections.projection import narrow
-from xref.storage.location import check_unchanged
+from xref.storage.open_files import check_unchanged
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 """First and last position of a block, plus one, along each axis."""

@@ -22,7 +22,8 @@ from xref.references.columns import References
 from xref.selections.table import KIND_NAMES, Kind, RegionTable, empty_table
 from xref.selections.values import UNLIMITED
 from xref.storage.inputs import find_source
-from xref.storage.location import FileLocation, locate_source
+from xref.storage.location import FileLocation
+from xref.storage.open_files import locate_source
 
 KINDS = frozenset({"dataset", "group", "datatype", "attribute", "null", "dangling"})
 

@@ -29,7 +29,6 @@ from xref.arrays.conversion import convert
 from xref.hdf5.dataset_layout import items
 from xref.reading.box_copies import copy_boxes
 from xref.reading.execute import read_plan
-from xref.reading.loaders import tile_loader
 from xref.reading.partitions import (
     Shares,
     count_visits,
@@ -38,10 +37,11 @@ from xref.reading.partitions import (
     storage_cell,
 )
 from xref.reading.plan import choose_tile, plan_read
+from xref.references.loaders import tile_loader
 from xref.references.reference import DecodeOptions
 from xref.resolving.lazy_results import FlatBlocks, ReferenceResults, Spans
 from xref.resolving.read_results import BoundTarget
-from xref.storage.location import check_unchanged
+from xref.storage.open_files import check_unchanged
 
 LOT_NBYTES = 16 << 20
 """Decoded bytes that one lot holds, at least (benchmarks/exchange.py)."""

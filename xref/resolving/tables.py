@@ -26,7 +26,7 @@ from xref.objects.paths import object_paths
 from xref.references.array import ReferenceArray
 from xref.references.columns import References
 from xref.references.reference import attribute_kind
-from xref.resolving.read_results import TargetRows, distinct_targets, split_targets
+from xref.references.targets import TargetRows, distinct_targets, split_targets
 from xref.selections.table import KIND_NAMES, Kind, RegionTable, in_order
 from xref.storage.location import FileLocation
 

@@ -16,7 +16,7 @@ import xarray as xr
 from xref.objects.datasets import dataset_facts
 from xref.objects.objects import PREPARED_AT_ONCE, prepare_references
 from xref.references.array import ReferenceArray
-from xref.resolving.read_results import split_targets
+from xref.references.targets import split_targets
 from xref.resolving.targets import open_target
 
 

@@ -1,207 +1,272 @@
-"""What is open: kept for the next read, closed again to make room.
+"""Files open in this process: which version is open, and for how long.
 
-In: a function that opens something. Out: what it returned, opened once and shared by
-all threads of the process. Dropping something does not close it under a reader: it
-closes when the last one lets go of it.
-
-No lock is held while something is dropped: that may happen in the middle of anything,
-since the garbage collector does it too.
+In: a `FileLocation`. Out: open `h5py.File` objects for immediate use. Nothing that h5py
+made is put into a graph. Handles are kept while there is room for them
+(`xref.storage.handle_pools`), so any call here is safe from any thread.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
-from xarray import get_options
+import h5py
+from h5py import h5f
 
-from xref.errors import FileReadError
-from xref.storage.transport import collect_spared, is_transport_thread
+from xref.errors import (
+    FileChangedError,
+    FileReadError,
+    XrefError,
+)
+from xref.storage.fsspec_cache import forget_copies
+from xref.storage.handle_pools import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
+from xref.storage.location import FileLocation
+from xref.storage.remote import forget_remote_files
+from xref.storage.sources import (
+    ByteHandle,
+    FileSource,
+    Identity,
+    LocalFile,
+    OpenFile,
+    as_options,
+)
 
-T = TypeVar("T")
-
-EXHAUSTED = (errno.EMFILE, errno.ENFILE)
-"""What the system says when a process, or all of them, have too many files open."""
-
-
-class Room:
-    """Room for a number of open things; those that were used last stay.
-
-    Parameters
-    ----------
-    limit : callable
-        Returns how many there is room for; one at least.
-    """
-
-    def __init__(self, limit: Callable[[], int]) -> None:
-        self._limit = limit
-        # Each operation on it is atomic: its keys are plain integers.
-        self._kept: OrderedDict[int, Kept[Any]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def touch(self, kept: Kept[Any]) -> None:
-        """Note that something was used just now."""
-        try:
-            self._kept.move_to_end(id(kept))
-        except KeyError:
-            self._kept[id(kept)] = kept
-            limit = max(self._limit(), 1)
-            while len(self._kept) > limit:
-                self._drop_oldest()
-
-    def forget(self, kept: Kept[Any]) -> None:
-        """Take something out that is not open any more."""
-        self._kept.pop(id(kept), None)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        while self._kept:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        try:
-            _, oldest = self._kept.popitem(last=False)
-        except KeyError:  # another thread took the last one
-            return
-        oldest.drop()
+EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
 
-class Kept(Generic[T]):
-    """Something that is opened when it is asked for, and kept while there is room.
-
-    Parameters
-    ----------
-    open_it : callable
-        Opens it.
-    room : Room
-        Where it takes one place.
-    name : str
-        For messages.
-    """
-
-    def __init__(self, open_it: Callable[[], T], room: Room, name: str) -> None:
-        self._open_it = open_it
-        self._room = room
-        self._name = name
-        self._value: T | None = None
-        self._opening = threading.Lock()  # two threads do not open it twice
-
-    def get(self) -> T:
-        """Return what is open, or open it.
-
-        Raises
-        ------
-        FileReadError
-            If the system has no descriptor left, though all that is kept was dropped.
-        """
-        _left.clear()
-        collect_spared()
-        value = self._value
-        if value is None:
-            with self._opening:
-                value = self._value
-                if value is None:
-                    value = self._value = self._open()
-        self._room.touch(self)
-        return value
-
-    def _open(self) -> T:
-        try:
-            return self._open_it()
-        except OSError as error:
-            if error.errno not in EXHAUSTED:
-                raise
-        drop_all()
-        gc.collect()  # files in circles of references
-        try:
-            return self._open_it()
-        except OSError as error:
-            if error.errno not in EXHAUSTED:
-                raise
-            raise _exhausted(self._name, error) from error
-
-    def drop(self) -> None:
-        """Let go of what is open; it closes when its last user does."""
-        self._room.forget(self)
-        value, self._value = self._value, None
-        if value is not None and is_transport_thread():
-            _left.append(value)
+ATTEMPTS = 8
+"""How often a handle is replaced that is of another version than the path."""
 
 
-_left: deque[Any] = deque()
-"""What threads let go of that carry requests: closed by the next one that opens anything.
-
-A file waits for HDF5's lock to close, whose holder may wait for an answer to a request.
-"""
-
-
-def _kept_by_xarray() -> int:
-    return int(get_options()["file_cache_maxsize"])  # type: ignore[no-untyped-call]
+_WRITER_HINT = (
+    'wait until it is closed, or pass driver_kwds={"swmr": True} where the writer is in '
+    "HDF5's mode for one writer and many readers"
+)
 
 
-FILES = Room(lambda: 7 * _kept_by_xarray() // 32)
-"""Files open in h5py: 28 while xarray's limit is at its default of 128, so that these, the
-descriptors and what eight threads are about to open or to let go of stay below 64.
-Opening one again takes a quarter of a millisecond, a tenth of what else a file costs
-(benchmarks/manyfiles.py)."""
-
-DESCRIPTORS = Room(lambda: 3 * _kept_by_xarray() // 32)
-"""Files open for positional reads: 12, since they open ten times as fast."""
-
-
-SERVED = Room(lambda: _kept_by_xarray() // 2)
-"""Remote files: they hold no descriptor, but blocks of metadata."""
-
-
-def drop_all() -> None:
-    """Let go of everything that is kept in this process."""
-    for room in (FILES, DESCRIPTORS, SERVED):
-        room.clear()
-    _left.clear()
-
-
-def check_descriptors(n: int, name: str) -> None:
-    """See that so many more files can be opened; what is kept makes room for them.
+def locate_file(
+    path: str | os.PathLike[str],
+    external: str = "same-dir",
+    options: Mapping[str, Any] | None = None,
+) -> FileLocation:
+    """Return the location of a local file as it is now.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     FileReadError
-        If they cannot; ``name`` is what needs them.
+        If it is no regular file: a device, a pipe or a folder.
+    ValueError
+        If ``external`` is not one of its three values.
     """
-    problem = _missing(n)
-    if problem is not None:
-        drop_all()
-        gc.collect()
-        problem = _missing(n)
-    if problem is not None:
-        raise _exhausted(name, problem) from problem
+    filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    return locate_source(LocalFile(filename, as_options(options)), external)
 
 
-def _missing(n: int) -> OSError | None:
-    """Return the error that opening some more files ends with."""
-    taken: list[int] = []
+def locate_source(source: FileSource, external: str = "same-dir") -> FileLocation:
+    """Return the location of a source as it is now; see `locate_file`.
+
+    What a writer in this process has not written yet is flushed; the file is then read
+    through HDF5 alone.
+    """
+    if external not in EXTERNAL_POLICIES:
+        raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
+    if source.live and isinstance(source, OpenFile):
+        source.file.flush()
+    location = FileLocation(source, source.identity(), external)
+    if source.live or not isinstance(source, LocalFile):
+        return location
+    opened = _open_version(location)
+    if not opened.is_written:
+        return location
+    # HDF5 shares one state of a file among all in this process who opened it.
+    opened.file.flush()
+    written = replace(source, shared=True)
+    return FileLocation(written, written.identity(), external)
+
+
+def check_unchanged(location: FileLocation) -> None:
+    """Raise `FileChangedError` unless the file is still the one that was located.
+
+    Raises
+    ------
+    ExternalFileError, DanglingReferenceError
+        If it never was: the file that a reference names is not allowed, or not there.
+    """
     try:
-        for _ in range(n):
-            taken.append(os.open(os.devnull, os.O_RDONLY))
+        now = location.source.known_identity()
+    except FileNotFoundError as error:
+        raise FileChangedError(f"{location.filename} is gone since it was opened") from error
+    if not is_same_version(location, now):
+        raise FileChangedError(
+            f"{location.filename} has changed since it was opened: its identity (of a local "
+            "file device, inode, bytes, times of write and change) was "
+            f"{location.identity} and is {now}; open it again"
+        )
+
+
+def is_same_version(location: FileLocation, identity: Identity) -> bool:
+    """Tell whether an identity is that of the located version."""
+    # Not by device: machines that share a file system may number its devices each in its
+    # own way.
+    if location.source.live:
+        return bool(location.identity[1] == identity[1])
+    return location.identity[1:] == identity[1:]
+
+
+@dataclass(slots=True)
+class GroupChecks:
+    """What has been checked of the groups of one open file."""
+
+    addresses: set[int] = field(default_factory=set)
+    """Object headers of the groups that passed."""
+
+    segments: dict[int, int] = field(default_factory=dict)
+    """Heaps by data segment, which HDF5 must not meet twice under one address."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file open in h5py, and which version of it.
+
+    It is dropped and not closed, unless it is of an earlier version: h5py's ``File.close``
+    would pull the file from under other threads.
+    """
+
+    identity: Identity
+    file: h5py.File
+    is_written: bool  # by someone in this process, too
+
+
+_opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
+
+
+def _close_earlier(identity: Identity) -> None:
+    """Close what is open of earlier versions of a file, whoever holds it.
+
+    HDF5 has one state of a file as long as anyone in the process has it open, so a new
+    handle would go on with the metadata of an earlier version. What reads that is told so.
+    """
+    # Not `values`, which fails while other threads open files.
+    for reference in _opened.valuerefs():
+        file = reference()
+        if file is None:
+            continue
+        before = file._xref_identity
+        if before is not None and before[:2] == identity[:2] and before != identity:
+            file.close()
+
+
+def _open_hdf5(source: FileSource) -> _OpenFile:
+    """Open a file, and see that it stays the same meanwhile."""
+    identity = source.known_identity()
+    if isinstance(source, LocalFile) and not source.live:
+        _close_earlier(identity)
+    try:
+        file = source.open_hdf5()
+    except (XrefError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
     except OSError as error:
-        if error.errno not in EXHAUSTED:
+        if error.errno in EXHAUSTED:
             raise
-        return error
-    finally:
-        for number in taken:
-            os.close(number)
-    return None
-
-
-def _exhausted(name: str, error: OSError) -> FileReadError:
-    return FileReadError(
-        f"{name} cannot be opened or read: too many files are open in this process or "
-        f"system; close others, or raise the limit (ulimit -n): {error}"
+        writer = isinstance(error, BlockingIOError) or "already open" in str(error)
+        hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
+        raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
+    if not source.live and source.known_identity() != identity:
+        raise FileChangedError(f"{source.name} changed while it was opened; open it again")
+    file._xref_checks = GroupChecks()
+    file._xref_identity = (
+        identity if isinstance(source, LocalFile) and not source.live else None
     )
+    _opened[id(file)] = file
+    written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
+    return _OpenFile(identity, file, bool(written))
+
+
+class _Handles:
+    """Handles of one source in this process, shared by all locations of it.
+
+    What they hold is dropped when the last location lets go of them.
+    """
+
+    def __init__(self, source: FileSource, pid: int) -> None:
+        self.pid = pid
+        self.hdf5: Kept[_OpenFile] = Kept(partial(_open_hdf5, source), FILES, source.name)
+        room = SERVED if source.remote else DESCRIPTORS
+        self.bytes: Kept[ByteHandle] = Kept(source.open_bytes, room, source.name)
+
+    def drop(self) -> None:
+        self.hdf5.drop()
+        self.bytes.drop()
+
+    def __del__(self) -> None:
+        self.drop()
+
+
+_handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
+    weakref.WeakValueDictionary()
+)
+
+
+_handles_lock = threading.Lock()
+
+
+def hold_handles(location: FileLocation) -> _Handles:
+    """Return the handles of a file, held open by ``location`` unless it is a key."""
+    pid = os.getpid()
+    if location.held and location.held[0].pid == pid:
+        return location.held[0]
+    with _handles_lock:
+        handles = _handles.get((location.source, pid))
+        if handles is None:
+            handles = _handles[location.source, pid] = _Handles(location.source, pid)
+    if not location.is_key:
+        location.held[:] = [handles]
+    return handles
+
+
+def open_file(location: FileLocation) -> h5py.File:
+    """Return the open file, checked to be the version that was located."""
+    opened = _open_version(location)
+    if opened.is_written and not location.source.live:
+        raise FileChangedError(
+            f"{location.filename} has been opened for writing in this process since it was "
+            "opened for reading; open it again, or close the writer"
+        )
+    return opened.file
+
+
+def _open_version(location: FileLocation) -> _OpenFile:
+    """Open the version that was located.
+
+    A handle of an earlier version is let go: HDF5 would go on using what it has read.
+    """
+    handles = hold_handles(location)
+    for _ in range(ATTEMPTS):
+        check_unchanged(location)
+        opened = handles.hdf5.get()
+        if is_same_version(location, opened.identity):
+            return opened
+        handles.hdf5.drop()
+        del opened  # HDF5 opens a file once as long as anyone has it open
+    raise FileChangedError(f"{location.filename} changes all the time; open it again")
+
+
+def close_file(location: FileLocation) -> None:
+    """Close this process's handles of a file; a later read opens it again."""
+    hold_handles(location).drop()
+
+
+def close_files() -> None:
+    """Close all handles of this process; a later read opens its file again."""
+    drop_all()
+    forget_remote_files()
+    forget_copies()
+    gc.collect()

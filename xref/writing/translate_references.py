@@ -23,7 +23,7 @@ from xref.objects.paths import object_path
 from xref.references.array import ReferenceArray
 from xref.references.columns import References
 from xref.references.reference import ObjectReference
-from xref.resolving.read_results import DistinctTargets, distinct_targets
+from xref.references.targets import DistinctTargets, distinct_targets
 from xref.selections.table import Kind, RegionTable
 from xref.storage.location import FileLocation
 

@@ -31,7 +31,8 @@ from xref.objects.paths import object_path
 from xref.reading.chunk_checks import check_packed
 from xref.references.array import ReferenceArray
 from xref.references.reference import DecodeOptions, ObjectReference, Reference, opened_from
-from xref.storage.location import FileLocation, locate_file
+from xref.storage.location import FileLocation
+from xref.storage.open_files import locate_file
 from xref.writing.cf_encoding import Encoded, align_blocks, encode_dataset, encode_stored
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget

@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from strategies import write_references
+from xref.storage.open_files import close_files, locate_file
 
 import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
@@ -26,7 +27,6 @@ from xref.hdf5.bulk_datasets import CHUNKED
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
 from xref.objects.datasets import chunk_index
 from xref.objects.file_content import file_content, read_dataset_table
-from xref.storage.location import close_files, locate_file
 
 NUMBERS = itertools.count()
 LIBVERS = ("earliest", "v108", "v110", "latest")

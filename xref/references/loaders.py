@@ -1,0 +1,69 @@
+"""How the values of any dataset are read, references included.
+
+In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
+with its values: stored references, elements that hold references, or plain values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.hdf5.dataset_layout import DatasetLayout, items
+from xref.reading.execute import BoxLoader, TileLoader
+from xref.reading.loaders import value_loader
+from xref.references.reference import DecodeOptions
+from xref.references.stored import read_box_of_stored, stored_loader
+from xref.references.values import decode_values
+from xref.storage.location import FileLocation
+
+
+def tile_loader(
+    location: FileLocation, address: int, layout: DatasetLayout, *, options: DecodeOptions
+) -> TileLoader:
+    """Choose how the dataset at an address is read, whatever its elements are.
+
+    Parameters
+    ----------
+    location, address, layout
+        The dataset.
+    options : DecodeOptions
+        ``reader``: "auto" reads directly where it can and through h5py otherwise.
+        References, and what holds them, are never read by h5py.
+
+    Raises
+    ------
+    UnsupportedError
+        If the reader is "direct" and the dataset needs h5py.
+    """
+    if layout.reference_kind:
+        return stored_loader(location, address, layout)
+    if layout.elements is not None:
+        return BoxLoader(layout, ElementReader(location, address, options))
+    return value_loader(location, address, layout, options.reader)
+
+
+@dataclass(frozen=True, slots=True)
+class ElementReader:
+    """Reads boxes of elements that hold references, as stored, and decodes them."""
+
+    location: FileLocation
+    address: int
+    options: DecodeOptions
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        shape = window.shape[: len(start)]
+        n = math.prod(shape)
+        flat = np.empty(n, dtype=window.dtype)
+        for part in read_box_of_stored(self.location, self.address, start, shape):
+            values = decode_values(
+                part.location, part.elements, part.raw, part.describe, self.options
+            )
+            rows = items(flat)
+            rows[part.rows] = values
+        window[...] = flat.reshape(shape)

@@ -1,0 +1,324 @@
+"""References in a dataset of the file: where they are stored, and reading them.
+
+In: the dataset and the box of it that is wanted. Out: `References`, one row an element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import IntArray
+from xref.arrays.strides import canvas_strides
+from xref.errors import CorruptFileError, UnsupportedError
+from xref.hdf5.dataset_layout import DatasetLayout
+from xref.hdf5.datatype import Datatype
+from xref.objects.dataset_layout import COMPACT, read_compact, reference_itemsize
+from xref.objects.datasets import chunk_index, dataset_layout, read_raw
+from xref.objects.file_content import file_format
+from xref.objects.objects import open_dataset
+from xref.objects.paths import object_label
+from xref.reading.chunk_checks import chunk_check
+from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
+from xref.reading.parts import plan_outer, plan_points, regular_segments
+from xref.reading.plan import plan_read
+from xref.reading.virtual_sources import StoredPart, split_virtual
+from xref.references.columns import KIND_NOUNS, References, concat_references, null_references
+from xref.references.decoding import decode_references
+from xref.storage.file_bytes import FileBytes
+from xref.storage.location import FileLocation
+from xref.storage.open_files import check_unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReferences:
+    """A box of elements of a reference dataset, by place: it pickles to a few hundred bytes.
+
+    Attributes
+    ----------
+    location : FileLocation
+        The file that the dataset lives in; its references count from there.
+    address : int
+        The dataset's object header, bytes from the base address.
+    path : str or None
+        As the dataset was opened, for messages; they have its canonical path where it is
+        None. It makes no difference to what is read.
+    kind : {"object", "region", "std", ""}
+        Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind. Empty for
+        elements that are no references themselves.
+    slices : tuple of (start, count, step)
+        The elements wanted along each axis.
+    field : str
+        Member of a compound type that the references are, with dots between levels.
+    offset : int
+        Where it begins in an element, bytes.
+    extent : tuple of int, optional
+        Shape of the dataset, where ``slices`` go beyond it: along an unlimited dimension
+        that other datasets reach further. The rest has the dataset's fill value, which is
+        a null reference unless the dataset defines one. By default all is stored.
+    """
+
+    location: FileLocation
+    address: int
+    path: str | None = dataclasses.field(repr=False, compare=False)
+    kind: str
+    slices: tuple[tuple[int, int, int], ...]
+    field: str = ""
+    offset: int = 0
+    extent: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        return tuple(count for _, count, _ in self.slices)
+
+    def _stored_part(self) -> StoredReferences:
+        """Return the elements that are stored: the first ones along each axis."""
+        if self.extent is None:
+            return self
+        slices = tuple(
+            (start, min(count, max(-(-(n - start) // step), 0)), step)
+            for (start, count, step), n in zip(self.slices, self.extent, strict=True)
+        )
+        return replace(self, slices=slices, extent=None)
+
+    def describe(self, row: int) -> str:
+        """Name one element in a message, counted in C order of the box."""
+        ordinals = np.unravel_index(row, self.shape) if self.shape else ()
+        index = tuple(
+            start + int(i) * step
+            for (start, _, step), i in zip(self.slices, ordinals, strict=True)
+        )
+        element = index[0] if len(index) == 1 else index
+        noun = KIND_NOUNS[self.kind] if self.kind else "element"
+        path = self.path or object_label(self.location, self.address)
+        of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
+        return f"{self.location.filename}: {noun} {element} of {of}"
+
+    def read(self) -> References:
+        """Read and decode the elements, in C order.
+
+        Raises
+        ------
+        CorruptFileError
+            If bytes of the dataset or its heap make no sense.
+        """
+        if dataset_layout(self.location, self.address).virtual:
+            return self._read_virtual()
+        raw = self.cut(self.read_raw())
+        return decode_references(self.location, raw, self.kind, self.describe)
+
+    def _read_virtual(self) -> References:
+        """Read the elements where they are stored: each counts in its own file."""
+        n = math.prod(self.shape)
+        tables = [null_references(n)]
+        place = np.arange(n)
+        used = n
+        coords = self.coords()
+        inside = np.arange(n)
+        if self.extent is not None:
+            inside = np.flatnonzero((coords < self.extent).all(axis=1))
+        for part in split_virtual(self.location, self.address, coords[inside], self.path):
+            place[inside[part.rows]] = used + np.arange(len(part.rows))
+            used += len(part.rows)
+            tables.append(read_part(part, self))
+        return concat_references(tables).take(place)
+
+    def coords(self) -> IntArray:
+        """Return the place of each element in its dataset, shape ``(n, ndim)``."""
+        axes = [start + np.arange(count) * step for start, count, step in self.slices]
+        grid = np.meshgrid(*axes, indexing="ij")
+        n = math.prod(self.shape)
+        return np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+
+    def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return the references' part of elements as stored."""
+        width = reference_itemsize(self.kind, file_format(self.location).offset_size)
+        return raw[:, self.offset : self.offset + width]
+
+    def read_raw(self) -> npt.NDArray[np.uint8]:
+        """Return the elements as stored, shape ``(n, width)``."""
+        layout = dataset_layout(self.location, self.address)
+        n, width = math.prod(self.shape), layout.stored_itemsize
+        stored = self._stored_part()
+        if stored.shape != self.shape:
+            padded = layout.stored_elements(n).reshape(self.shape)
+            corner = tuple(slice(k) for k in stored.shape)
+            padded[corner] = stored.read_raw().view(f"V{width}").reshape(stored.shape)
+            return padded.view(np.uint8).reshape(n, width)
+        out = np.zeros(n, dtype=f"V{width}")
+        raw = out.view(np.uint8).reshape(n, width)
+        if not n:
+            return raw
+        first = self._first_of_run(layout)
+        if first is not None and layout.offset is not None:
+            loader = ContiguousLoader(layout.stored, FileBytes(self.location))
+            loader.read_run(first, raw.reshape(-1).data)
+        else:
+            axes = [regular_segments(start, step, count) for start, count, step in self.slices]
+            parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
+            plan = plan_read(parts, layout.shape, layout.chunks, width)
+            read_plan(plan, stored_loader(self.location, self.address, layout), out)
+        return raw
+
+    def _first_of_run(self, layout: DatasetLayout) -> int | None:
+        """Return the first element, in C order, of a box that is stored as one run.
+
+        None for any other box: reading one run needs no plan.
+        """
+        if layout.chunks is not None or layout.stored_indirect:
+            return None
+        first = last = 0
+        strides = canvas_strides(layout.shape)
+        for (start, count, step), stride in zip(self.slices, strides, strict=True):
+            first += start * stride
+            last += (start + (count - 1) * step) * stride
+        return first if last - first + 1 == math.prod(self.shape) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReader:
+    """Reads boxes of one dataset's elements as the bytes they are stored in."""
+
+    location: FileLocation
+    address: int
+
+    def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
+        """Read the box of ``window``'s shape at ``start`` into it."""
+        layout = dataset_layout(self.location, self.address)
+        if layout.stored_indirect == COMPACT:
+            where = f"{self.location.filename}: dataset at {self.address:#x}"
+            data = read_compact(self.location, self.address, where)
+            n = math.prod(layout.shape)
+            if len(data) < n * layout.stored_itemsize:
+                raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
+            whole = np.frombuffer(data, f"V{layout.stored_itemsize}", n).reshape(layout.shape)
+            sides = zip(start, window.shape, strict=True)
+            window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
+            return
+        window[...] = read_raw(open_dataset(self.location, self.address), start, window.shape)
+        check_unchanged(self.location)
+
+
+def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -> TileLoader:
+    """Choose how the elements of a dataset are read as they are stored.
+
+    Raises
+    ------
+    UnsupportedError
+        If only HDF5 can read the storage, and it would make something else of them.
+    """
+    where = f"{location.filename}: dataset at {address:#x}"
+    stored = layout.stored
+    read_box = StoredReader(location, address)
+    if stored.indirect and stored.indirect != COMPACT:
+        if layout.reference_kind not in ("object", "region"):
+            raise UnsupportedError(
+                f"{where} holds references in storage that is not read directly "
+                f"({stored.indirect})"
+            )
+        return BoxLoader(stored, read_box, chunk_check(location, address, layout))
+    if stored.indirect:
+        return BoxLoader(stored, read_box)
+    if layout.chunks is None:
+        return ContiguousLoader(stored, FileBytes(location))
+    return ChunkLoader(
+        stored, chunk_index(location, address), FileBytes(location), read_box, where
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredElements:
+    """Some elements as stored, from one dataset that is not virtual."""
+
+    location: FileLocation
+    elements: Datatype
+    rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
+    raw: npt.NDArray[np.uint8]  # (m, itemsize)
+    describe: Callable[[int], str]
+
+
+def read_box_of_stored(
+    location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
+) -> list[StoredElements]:
+    """Read a box of elements that hold references, from the datasets that store them.
+
+    Elements of a virtual dataset without a source are its fill value.
+    """
+    layout = dataset_layout(location, address)
+    if layout.elements is None:
+        raise UnsupportedError(
+            f"{location.filename}: dataset at {address:#x} has no references"
+        )
+    slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
+    place = StoredReferences(location, address, None, "", slices)
+    rows = np.arange(math.prod(shape))
+    if not layout.virtual:
+        raw = place.read_raw()
+        return [StoredElements(location, layout.elements, rows, raw, place.describe)]
+    parts = []
+    for part in split_virtual(location, address, place.coords()):
+        source = dataset_layout(part.location, part.address)
+        if source.elements != layout.elements:
+            raise UnsupportedError(
+                f"{part.location.filename}: {part.label!r} is of another type than its virtual "
+                f"dataset {object_label(location, address)!r}"
+            )
+        raw = read_places(part.location, part.address, part.coords)
+        describe = describe_places(part, "element")
+        parts.append(StoredElements(part.location, layout.elements, part.rows, raw, describe))
+    rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
+    fill = layout.stored_elements(len(rest)).view(np.uint8)
+    fill = fill.reshape(len(rest), layout.stored_itemsize)
+    return [*parts, StoredElements(location, layout.elements, rest, fill, place.describe)]
+
+
+def read_places(
+    location: FileLocation, address: int, coords: IntArray
+) -> npt.NDArray[np.uint8]:
+    """Read elements at any places as stored, shape ``(n, itemsize)``."""
+    layout = dataset_layout(location, address)
+    n, width = len(coords), layout.stored_itemsize
+    out = np.zeros(n, dtype=f"V{width}")
+    if n:
+        plan = plan_read(plan_points(coords), layout.shape, layout.chunks, width)
+        read_plan(plan, stored_loader(location, address, layout), out)
+    return out.view(np.uint8).reshape(n, width)
+
+
+def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
+    """Return what names the elements of a part in messages."""
+
+    def describe(row: int) -> str:
+        index = tuple(part.coords[row].tolist())
+        element = index[0] if len(index) == 1 else index
+        return f"{part.location.filename}: {noun} {element} of {part.label!r}"
+
+    return describe
+
+
+def read_part(part: StoredPart, place: StoredReferences) -> References:
+    """Read and decode references at places of one dataset that is not virtual.
+
+    Raises
+    ------
+    UnsupportedError
+        If the dataset is of another type than the virtual one.
+    """
+    location, address = part.location, part.address
+    layout = dataset_layout(location, address)
+    virtual = dataset_layout(place.location, place.address)
+    if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
+        raise UnsupportedError(
+            f"{location.filename}: {part.label!r} holds {layout.reference_kind or 'values'!r}, "
+            f"its virtual dataset {KIND_NOUNS[place.kind]}s"
+        )
+    raw = read_places(location, address, part.coords)
+    describe = describe_places(part, KIND_NOUNS[place.kind])
+    return decode_references(location, place.cut(raw), place.kind, describe)

@@ -1,0 +1,101 @@
+"""The distinct targets of references, and the references to each.
+
+In: the columns of n references. Out: one row for each object that they point at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
+from xref.references.columns import References
+from xref.selections.table import Kind
+from xref.storage.location import FileLocation
+
+# A file, the address of a dataset in it, and the rows of the references to it.
+TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DistinctTargets:
+    """The objects that references point at, and the references to each."""
+
+    file: IntArray  # (t,), row of the references' files
+    address: npt.NDArray[np.uint64]  # (t,)
+    rows: npt.NDArray[np.intp]  # (live,), references by target, in their order
+    cut: IntArray  # (t + 1,), where the rows of each target begin
+    null: npt.NDArray[np.bool_]  # (n,), references without a target
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def rows_of(self, target: int) -> npt.NDArray[np.intp]:
+        """Return the references to one target."""
+        return self.rows[self.cut[target] : self.cut[target + 1]]
+
+    @property
+    def first(self) -> npt.NDArray[np.intp]:
+        """The first reference to each target, shape ``(t,)``."""
+        return self.rows[self.cut[:-1]]
+
+
+def distinct_targets(references: References) -> DistinctTargets:
+    """Find the distinct targets of references, in the order of first appearance."""
+    null = references.address == 0
+    if references.regions is not None:
+        null |= references.regions.kind == Kind.NULL
+    live = np.flatnonzero(~null)
+    file, address = references.file[live], references.address[live]
+    order = np.argsort(address, kind="stable")
+    if len(file) and (file != file[0]).any():
+        order = order[np.argsort(file[order], kind="stable")]
+    file, address = file[order], address[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (file[1:] != file[:-1]) | (address[1:] != address[:-1])
+    begin = np.flatnonzero(new)
+    # Rows of one target are in ascending order: each first one is its smallest.
+    by_first = np.argsort(order[begin], kind="stable")
+    counts = np.diff(begin, append=len(order))[by_first]
+    picked = ragged_ranges(begin[by_first], counts)
+    return DistinctTargets(
+        file=file[begin[by_first]],
+        address=address[begin[by_first]],
+        rows=live[order[picked]],
+        cut=row_offsets(counts),
+        null=null,
+    )
+
+
+def split_targets(
+    references: References,
+) -> tuple[list[TargetRows], npt.NDArray[np.bool_]]:
+    """Group references by target, in the order of first appearance.
+
+    Returns
+    -------
+    targets : list of (location, address, rows)
+    null : numpy.ndarray
+        Shape ``(n,)``.
+    """
+    n, address, file = len(references), references.address, references.file
+    if n and address[0] and (address == address[0]).all() and (file == file[0]).all():
+        null = np.zeros(n, dtype=bool)
+        if references.regions is not None:
+            null = references.regions.kind == Kind.NULL
+        if not null.any():
+            return [(references.files[int(file[0])], int(address[0]), slice(None))], null
+    found = distinct_targets(references)
+    if len(found) == 1 and len(found.rows) == n:
+        location = references.files[int(found.file[0])]
+        return [(location, int(found.address[0]), slice(None))], found.null
+    return [target_rows(references, found, k) for k in range(len(found))], found.null
+
+
+def target_rows(references: References, found: DistinctTargets, target: int) -> TargetRows:
+    """Return one of the distinct targets and the references to it."""
+    location = references.files[int(found.file[target])]
+    return location, int(found.address[target]), found.rows_of(target)

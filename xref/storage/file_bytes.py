@@ -1,0 +1,141 @@
+"""Positional reads of one version of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xref.arrays.columns import IntArray
+from xref.errors import (
+    FileChangedError,
+    FileReadError,
+    XrefError,
+)
+from xref.storage.location import FileLocation
+from xref.storage.open_files import (
+    ATTEMPTS,
+    check_unchanged,
+    hold_handles,
+    is_same_version,
+)
+from xref.storage.remote import ComingRanges, RemoteBytes
+from xref.storage.sources import (
+    ByteHandle,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """Positional reads of a file (a `xref.arrays.byte_ranges.ByteSource`)."""
+
+    location: FileLocation
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``offset`` on.
+
+        Raises
+        ------
+        FileReadError
+            If the read fails or the file ends first.
+        FileChangedError
+            If the file is another than the one located.
+        """
+        self._of_one_version(lambda held: self._read(held, offset, buffer))
+
+    def _read(self, held: ByteHandle, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                n = held.read(offset + done, buffer[done:])
+            except XrefError:
+                raise
+            except OSError as error:
+                raise FileReadError(
+                    f"{self.location.filename}: reading {len(buffer)} bytes at {offset:#x} "
+                    f"failed: {error}"
+                ) from error
+            if n == 0:
+                raise FileReadError(
+                    f"{self.location.filename}: {len(buffer)} bytes wanted at {offset:#x}, the "
+                    f"file ended after {done}"
+                )
+            done += n
+
+    def read_ranges(
+        self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
+    ) -> None:
+        """Read many ranges, each to its place ``at`` in ``buffer``; see `read_into`."""
+
+        def read(held: ByteHandle) -> None:
+            if isinstance(held, RemoteBytes):
+                held.read_ranges(offset, nbytes, buffer, at)
+                return
+            view = buffer.data
+            for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
+                self._read(held, o, view[a : a + n])
+
+        self._of_one_version(read)
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading takes requests to a server."""
+        return self.location.source.remote
+
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> ComingRanges:
+        """Begin to read many ranges of a remote file into memory.
+
+        Parameters
+        ----------
+        offset, nbytes : numpy.ndarray
+            Shape ``(n,)``.
+        """
+        found: list[ComingRanges] = []
+
+        def begin(held: ByteHandle) -> None:
+            if not isinstance(held, RemoteBytes):
+                raise TypeError(f"{self.location.filename} is read without requests")
+            found.append(held.fetch(offset, nbytes))
+
+        self._of_one_version(begin)
+        return found[-1]
+
+    def _of_one_version(self, read: Callable[[ByteHandle], None]) -> None:
+        """Read from a handle that is of the version that was located, before and after."""
+        handles = hold_handles(self.location)
+        for _ in range(ATTEMPTS):
+            held = handles.bytes.get()
+            if is_same_version(self.location, held.identity()):
+                read(held)
+                if is_same_version(self.location, held.identity()):
+                    return
+            # Written to in place, or the handle is older than the location.
+            check_unchanged(self.location)
+            handles.bytes.drop()
+        raise FileReadError(f"{self.location.filename} could not be opened for reading")
+
+
+@contextmanager
+def answered(location: FileLocation) -> Iterator[None]:
+    """Raise what a server did not answer in the block, where it would pass as damage.
+
+    A member that cannot be read is left out of a dataset: not because a network failed.
+    """
+    held = hold_handles(location).bytes.get() if location.source.remote else None
+    if not isinstance(held, RemoteBytes):
+        yield
+        return
+    held.take_problem()
+    try:
+        yield
+    except Exception as error:
+        problem = held.take_problem()
+        if problem is None or isinstance(error, FileChangedError):
+            raise
+        raise problem from error
+    problem = held.take_problem()
+    if problem is not None:
+        raise problem
