@@ -20,7 +20,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 from common import describe_machine, median, print_table
-from xref.storage.open_files import close_files, locate_file
 
 from xref.hdf5 import checksums
 from xref.hdf5.bulk_headers import checksums as sum_in_numpy
@@ -28,6 +27,7 @@ from xref.hdf5.chunk_index import nodes
 from xref.objects import datasets as h5data
 from xref.objects.datasets import chunk_index, dataset_layout
 from xref.objects.objects import open_dataset
+from xref.storage.open_files import close_files, locate_file
 
 KINDS = {
     "version 1 B-tree": ("earliest", lambda n: ((n,), (n,))),

@@ -21,7 +21,7 @@ from files import make_images
 from turns import new_name
 
 import xref
-from xref import counters as counting
+from xref.storage import read_counts as counting
 
 WORKERS = 2
 WHAT = {"values": lambda patches: patches, "sums": lambda patches: patches.sum(axis=(1, 2))}

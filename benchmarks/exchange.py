@@ -24,8 +24,8 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
 import xref
-from xref.counters import count_reads
 from xref.resolving import shuffle as exchange
+from xref.storage.read_counts import count_reads
 
 MIB = 1 << 20
 LOTS = (4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB)

@@ -13,9 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import xarray as xr
-from xref.storage.open_files import close_files, locate_file, open_file
 
 from xref.storage.file_bytes import FileBytes
+from xref.storage.open_files import close_files, locate_file, open_file
 
 KEPT = (16, 64, 128, 512)  # of xarray's option; xref keeps five sixteenths
 N_AGAIN = 24

@@ -31,9 +31,9 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, table_lines, timed, warm
 from dask.utils import key_split
 
-from xref.counters import count_reads
 from xref.resolving import shuffle as exchange
 from xref.resolving.graph import ReadLayer
+from xref.storage.read_counts import count_reads
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"

@@ -35,13 +35,13 @@ import h5py
 import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
-from xref.storage.open_files import locate_file
 
 import xref.arrays.scattered_reads
 import xref.hdf5.bulk_datasets
 import xref.hdf5.bulk_headers
 import xref.reading.small_datasets
 import xref.resolving.read_results
+from xref.storage.open_files import locate_file
 
 WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")
 N = 20_000
@@ -226,9 +226,7 @@ def tune(path, reps):
         for _, value in itertools.product(range(reps), values):
             setattr(module, name, value)
             with timed() as lap:
-                assert xref.objects.file_content.read_dataset_table(
-                    location, address
-                ).known.all()
+                assert xref.objects.parsing.read_dataset_table(location, address).known.all()
             laps[value].append(lap.cpu / N * 1e6)
         setattr(module, name, kept)
         rows += [

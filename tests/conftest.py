@@ -25,10 +25,10 @@ import xarray as xr
 from hypothesis import settings
 from rois import write_rois
 from server import RangeServer, serve
-from xref.storage.open_files import close_files
 
 from xref.objects import objects as h5objects
 from xref.storage.location import FileLocation
+from xref.storage.open_files import close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

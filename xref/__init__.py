@@ -1,45 +1,48 @@
 """Resolve HDF5 object and region references lazily, in xarray and dask."""
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-import xref.references.array_functions  # noqa: F401, enters NumPy's functions
-from xref.counters import count_reads
-from xref.errors import (
-    CorruptFileError,
-    DanglingReferenceError,
-    FileChangedError,
-    NullReferenceError,
-    SelectionError,
-    UnreadableMemberWarning,
-    XrefError,
-)
-from xref.options import set_options
-from xref.references.array import ReferenceArray
-from xref.references.reference import AttributeReference, ObjectReference, RegionReference
-from xref.resolving.accessor import ReferenceAccessor
-from xref.resolving.reference_tables import from_table
-from xref.writing.write_hdf5 import to_hdf5
+import xarray as xr
 
-try:
-    __version__ = version("xref")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+from xref.lazy_names import LazyClass, lazy_names
 
-__all__ = [
-    "AttributeReference",
-    "CorruptFileError",
-    "DanglingReferenceError",
-    "FileChangedError",
-    "NullReferenceError",
-    "ObjectReference",
-    "ReferenceAccessor",
-    "ReferenceArray",
-    "RegionReference",
-    "SelectionError",
-    "UnreadableMemberWarning",
-    "XrefError",
-    "count_reads",
-    "from_table",
-    "set_options",
-    "to_hdf5",
-]
+if TYPE_CHECKING:
+    from xref.errors import (
+        CorruptFileError,
+        DanglingReferenceError,
+        FileChangedError,
+        NullReferenceError,
+        SelectionError,
+        UnreadableMemberWarning,
+        XrefError,
+    )
+    from xref.options import set_options
+    from xref.references import (
+        AttributeReference,
+        ObjectReference,
+        ReferenceArray,
+        RegionReference,
+    )
+    from xref.resolving import ReferenceAccessor, from_table
+    from xref.storage import count_reads
+    from xref.writing import to_hdf5
+
+    __version__: str
+else:
+    _import_name, __all__ = lazy_names(__name__)
+
+    def __getattr__(name: str) -> Any:
+        if name != "__version__":
+            return _import_name(name)
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("xref")
+        except PackageNotFoundError:  # a source tree that is not installed
+            return "0+unknown"
+
+
+_register = xr.register_dataarray_accessor("h5ref")  # type: ignore[no-untyped-call]
+_register(LazyClass("xref.resolving", "ReferenceAccessor"))
+_register = xr.register_dataset_accessor("h5ref")  # type: ignore[no-untyped-call]
+_register(LazyClass("xref.resolving", "DatasetAccessor"))

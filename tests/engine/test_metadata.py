@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from samples import open_h5
-from xref.storage.open_files import locate_file
 
 from xref import ObjectReference, UnreadableMemberWarning
 from xref.cli.info import inspect_file
 from xref.objects import attributes as h5attributes
+from xref.storage.open_files import locate_file
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import xarray as xr
 from h5py import h5a, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from strategies import write_references
-from xref.storage.open_files import close_files, locate_file
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -24,7 +23,8 @@ from xref.errors import XrefError
 from xref.hdf5.attribute import read_raw_attributes
 from xref.hdf5.bulk_attributes import MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES, first_equal
 from xref.hdf5.bulk_datasets import DatasetTable
-from xref.objects.file_content import byte_source, read_dataset_table
+from xref.objects.parsing import byte_source, read_dataset_table
+from xref.storage.open_files import close_files, locate_file
 
 NUMBERS = itertools.count()
 LIBVERS = ("earliest", "v108", "latest")

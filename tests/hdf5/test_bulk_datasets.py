@@ -16,16 +16,16 @@ import xarray as xr
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from strategies import write_references
-from xref.storage.open_files import close_files, locate_file
 
 import xref.objects.objects
 import xref.resolving.read_results
-from xref.counters import count_reads
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
 from xref.objects.datasets import dataset_facts, dataset_layout
-from xref.objects.file_content import read_dataset_table
+from xref.objects.parsing import read_dataset_table
+from xref.storage.open_files import close_files, locate_file
+from xref.storage.read_counts import count_reads
 
 NUMBERS = itertools.count()
 """Names of files: one that is written again within a tick of the clock looks the same."""

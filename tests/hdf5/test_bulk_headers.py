@@ -11,7 +11,6 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from xref.storage.open_files import locate_file
 
 from xref.errors import XrefError
 from xref.hdf5.bulk_headers import (
@@ -23,8 +22,9 @@ from xref.hdf5.bulk_headers import (
 )
 from xref.hdf5.metadata_reader import lookup3
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, walk_messages
-from xref.objects.file_content import byte_source, file_format
+from xref.objects.parsing import byte_source, file_format
 from xref.storage.file_bytes import FileBytes
+from xref.storage.open_files import locate_file
 
 LIBVERS = ("earliest", "v108", "latest")
 

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from xref.storage.open_files import locate_file
 
 from xref import UnreadableMemberWarning
 from xref.errors import CorruptFileError, ExternalFileError
 from xref.objects.objects import MAX_LINKS, open_group
+from xref.storage.open_files import locate_file
 
 
 def open_quietly(path: Path, **options: Any) -> tuple[xr.Dataset, list[str]]:

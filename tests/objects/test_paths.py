@@ -23,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server import serve
 from strategies import write_references
-from xref.storage.open_files import close_files, locate_file
 
 import xref
 from xref.cli.info import inspect_file
@@ -31,12 +30,13 @@ from xref.cli.main import main
 from xref.errors import DanglingReferenceError, FileChangedError, UnsupportedError
 from xref.objects import paths as names
 from xref.objects.attributes import read_attribute
-from xref.objects.dataset_layout import DatasetLabel
 from xref.objects.datasets import dataset_facts
+from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_group, open_object, root_address
 from xref.objects.paths import item_label, near_path, object_path, object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.resolving.targets import open_target, target_names
+from xref.storage.open_files import close_files, locate_file
 
 FORMS: dict[str, dict[str, Any]] = {
     "symbol tables": {"libver": "earliest"},

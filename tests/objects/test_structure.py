@@ -15,10 +15,10 @@ import xarray as xr
 from h5py import h5d, h5f, h5g, h5p, h5s, h5t
 from samples import open_h5
 from strategies import LIBVERS
-from xref.storage.open_files import locate_file
 
 from xref import UnreadableMemberWarning
 from xref.objects.paths import object_paths
+from xref.storage.open_files import locate_file
 
 
 def small(parent: h5py.Group, name: bytes, first: int) -> None:

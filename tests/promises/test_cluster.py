@@ -28,8 +28,8 @@ from dask.utils import key_split
 from strategies import write_references
 
 import xref
-from xref import counters as counting
 from xref.resolving import shuffle as exchange
+from xref.storage import read_counts as counting
 
 distributed = pytest.importorskip("distributed")
 

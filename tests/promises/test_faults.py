@@ -19,11 +19,11 @@ import pytest
 import xarray as xr
 from forks import in_fork
 from strategies import write_references
-from xref.storage.open_files import close_files
 
 import xref
 from xref.errors import FileReadError
 from xref.reading import execute as readers
+from xref.storage.open_files import close_files
 
 SHAPE = (96, 96)
 DATA = np.random.default_rng(0).integers(1, 1000, SHAPE, dtype="i4")

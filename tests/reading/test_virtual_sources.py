@@ -19,12 +19,12 @@ import xarray as xr
 from h5py import h5d, h5p, h5r, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from xref.storage.open_files import locate_file
 
 from xref import UnreadableMemberWarning
 from xref.errors import CorruptFileError, ExternalFileError, SelectionError, UnsupportedError
 from xref.hdf5.virtual_layout import virtual_axis
 from xref.reading.virtual_sources import MAX_DEPTH
+from xref.storage.open_files import locate_file
 
 DTYPES = {"object": h5py.ref_dtype, "region": h5py.regionref_dtype}
 TYPES = {"object": h5t.STD_REF_OBJ, "region": h5t.STD_REF_DSETREG, "": h5t.NATIVE_INT64}

@@ -30,7 +30,6 @@ from stdrefs import (
     to_region,
     write_dataset,
 )
-from xref.storage.open_files import locate_file
 
 import xref
 from xref import AttributeReference, ObjectReference, ReferenceArray, RegionReference
@@ -43,6 +42,7 @@ from xref.errors import (
     XrefError,
 )
 from xref.references.decoding import decode_references
+from xref.storage.open_files import locate_file
 
 
 def create(path: Path, libver: str = "earliest", **options: Any) -> h5py.File:

@@ -18,9 +18,9 @@ from dask.callbacks import Callback
 from strategies import write_references
 
 import xref
-from xref.counters import count_reads
 from xref.resolving import graph
 from xref.resolving import shuffle as exchange
+from xref.storage.read_counts import count_reads
 
 SIDE, CHUNK, BOX, N = 256, 32, 12, 400
 IMAGE = np.random.default_rng(0).integers(0, 60_000, (SIDE, SIDE), dtype="u2")

@@ -23,11 +23,11 @@ import xarray as xr
 from remotes import BOX, CHUNK, CORNERS, IMAGE, PATCHES, write_file
 from server import Answer, RangeServer, serve
 from strategies import write_references
-from xref.storage.open_files import close_files
 
 import xref
-from xref.counters import ReadCounts
 from xref.errors import FileChangedError, FileReadError
+from xref.storage.open_files import close_files
+from xref.storage.read_counts import ReadCounts
 from xref.storage.remote import BLOCK_NBYTES, HEAD_NBYTES, _opened
 from xref.storage.transport import SPARED_MOST
 

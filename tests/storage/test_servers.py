@@ -13,10 +13,10 @@ import pytest
 import xarray as xr
 from remotes import BOX, CORNERS, IMAGE, PATCHES, write_file
 from server import Answer, RangeServer, serve
-from xref.storage.open_files import close_files
 
 import xref
 from xref.errors import FileChangedError, FileReadError
+from xref.storage.open_files import close_files
 from xref.storage.remote import _opened
 
 pytest.importorskip("aiohttp")

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from strategies import write_references
-from xref.storage.open_files import close_files, locate_file, open_file
 
 import xref
 from xref.errors import FileChangedError, FileReadError
@@ -30,6 +29,7 @@ from xref.objects.objects import open_dataset
 from xref.reading import execute as readers
 from xref.storage import sources
 from xref.storage.handle_pools import drop_all
+from xref.storage.open_files import close_files, locate_file, open_file
 
 SHAPE = (96, 96)
 OLD = np.random.default_rng(0).integers(1, 1000, SHAPE, dtype="i4")

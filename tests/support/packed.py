@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import strategies as st
-from xref.storage.open_files import locate_file
 
 from xref.hdf5.filters import Filter, FilterPipeline
 from xref.hdf5.object_header import FILTER_MESSAGE, filter_options, read_messages
-from xref.objects.file_content import byte_source
+from xref.objects.parsing import byte_source
+from xref.storage.open_files import locate_file
 
 N_BIT, SCALE_OFFSET = 5, 6
 NAMES = {N_BIT: b"nbit", SCALE_OFFSET: b"scaleoffset"}

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 import xarray as xr
 from h5py import h5f
-from xref.storage.open_files import close_files
 
 import xref
+from xref.storage.open_files import close_files
 from xref.writing.uninterrupted import find_interrupt, interruptible, uninterrupted
 
 HERE = Path(__file__).parent

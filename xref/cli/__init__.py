@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command ``xref``: what a file holds, and a demonstration."""

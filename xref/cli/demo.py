@@ -23,8 +23,8 @@ import xarray as xr
 from dask.diagnostics.progress import ProgressBar
 from h5py import h5r, h5s
 
-from xref.counters import count_reads
 from xref.options import thread_count
+from xref.storage import count_reads
 
 N_FRAMES, SIDE = 60, 512
 N_CELLS = 48

@@ -19,40 +19,40 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xref.arrays.columns import IntArray
-from xref.engine.attributes import attribute_references
-from xref.engine.variables import build_variable
+from xref.arrays import IntArray
+from xref.engine import attribute_references, build_variable
 from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
-from xref.hdf5.dataset_layout import DatasetLayout
-from xref.hdf5.datatype import Datatype, reference_kinds
-from xref.objects.attributes import (
+from xref.hdf5 import DatasetLayout, Datatype, reference_kinds
+from xref.objects import (
     SCALE_ATTRIBUTES,
-    RawElements,
-    RawReferences,
-    read_attributes,
-)
-from xref.objects.dataset_layout import read_layout
-from xref.objects.objects import (
     Member,
     Object,
+    RawElements,
+    RawReferences,
     is_hard_link,
     iterate_members,
     kind_of,
+    object_path,
+    object_paths,
     open_group,
     open_object,
     prepare_references,
+    read_attributes,
+    read_layout,
 )
-from xref.objects.paths import object_path, object_paths
-from xref.references.array import ReferenceArray
-from xref.references.columns import KIND_NOUNS
-from xref.references.reference import DecodeOptions, Reference
-from xref.references.stored import StoredReferences, read_box_of_stored
-from xref.references.targets import split_targets
-from xref.references.values import decode_elements, decode_values
-from xref.resolving.compound_fields import reference_members, references_of, references_within
-from xref.resolving.tables import describe_regions
-from xref.storage.location import FileLocation
-from xref.storage.open_files import close_file, locate_file
+from xref.references import (
+    KIND_NOUNS,
+    DecodeOptions,
+    Reference,
+    ReferenceArray,
+    StoredReferences,
+    decode_elements,
+    decode_values,
+    read_box_of_stored,
+    split_targets,
+)
+from xref.resolving import describe_regions, reference_members, references_of, references_within
+from xref.storage import FileLocation, close_file, locate_file
 
 TARGETS_SHOWN = 8
 """Targets of one holder that the text lists; JSON has all."""

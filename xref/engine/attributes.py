@@ -16,13 +16,9 @@ import numpy.typing as npt
 
 from xref.engine.decoding import FILL_ATTRIBUTES
 from xref.errors import UnreadableMemberWarning, XrefError
-from xref.objects.attributes import RawElements, RawReferences, read_attributes
-from xref.objects.objects import Object
-from xref.references.array import ReferenceArray
-from xref.references.decoding import decode_references
-from xref.references.reference import DecodeOptions
-from xref.references.values import decode_elements
-from xref.storage.location import FileLocation
+from xref.objects import Object, RawElements, RawReferences, read_attributes
+from xref.references import DecodeOptions, ReferenceArray, decode_elements, decode_references
+from xref.storage import FileLocation
 
 HIDDEN_ATTRIBUTES = {
     "CLASS",

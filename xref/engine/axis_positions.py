@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import ResultTooLargeError, SelectionError
-from xref.references.reference import ObjectReference
-from xref.selections.table import outer_blocks
-from xref.selections.values import (
+from xref.references import ObjectReference
+from xref.selections import (
     All,
     Blocks,
     Empty,
@@ -27,6 +26,7 @@ from xref.selections.values import (
     Points,
     Selection,
     merge_intervals,
+    outer_blocks,
 )
 
 MAX_BLOCKS = 1 << 22

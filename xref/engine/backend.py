@@ -14,12 +14,17 @@ from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
-from xref.objects.objects import Member, group_at, open_group, walk_groups
-from xref.references.reference import DecodeOptions, ObjectReference, SourceName
-from xref.storage.file_bytes import answered
-from xref.storage.inputs import find_source
-from xref.storage.location import FileLocation, unheld
-from xref.storage.open_files import check_unchanged, close_file, locate_source
+from xref.objects import Member, group_at, open_group, walk_groups
+from xref.references import DecodeOptions, ObjectReference, SourceName
+from xref.storage import (
+    FileLocation,
+    answered,
+    check_unchanged,
+    close_file,
+    find_source,
+    locate_source,
+    unheld,
+)
 
 READERS = ("auto", "direct", "h5py")
 

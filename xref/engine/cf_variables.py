@@ -16,7 +16,7 @@ from xref.engine.decoding import option_of
 from xref.engine.lazy_arrays import hold_back_objects
 from xref.engine.object_variables import ObjectVariable
 from xref.engine.variables import ReferenceVariable, keep_charset
-from xref.references.reference import DecodeOptions
+from xref.references import DecodeOptions
 
 
 def decode_dataset(

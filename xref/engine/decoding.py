@@ -20,11 +20,10 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import normalize_token
 
-from xref.arrays.columns import IntArray
-from xref.arrays.conversion import dtype_token, exact_dtype, text_of
-from xref.hdf5.dataset_layout import element_dtype, item_dtype, items
-from xref.references.reference import DecodeOptions
-from xref.storage.location import FileLocation
+from xref.arrays import IntArray, dtype_token, exact_dtype, text_of
+from xref.hdf5 import element_dtype, item_dtype, items
+from xref.references import DecodeOptions
+from xref.storage import FileLocation
 
 OPTION_DEFAULTS: dict[str, Any] = {
     "mask_and_scale": True,

@@ -27,27 +27,24 @@ from xref.errors import (
     WrongTargetError,
     XrefError,
 )
-from xref.hdf5.dataset_layout import DatasetLayout, item_dtype
-from xref.objects.attributes import (
+from xref.hdf5 import DatasetLayout, item_dtype
+from xref.objects import (
     RawElements,
+    dataset_facts,
+    file_format,
+    groups_along,
     has_attribute,
+    link_addresses,
+    object_paths,
+    open_dataset,
+    open_group,
     read_attribute,
     reference_addresses,
     scale_addresses,
-)
-from xref.objects.datasets import dataset_facts
-from xref.objects.file_content import file_format
-from xref.objects.objects import (
-    groups_along,
-    link_addresses,
-    open_dataset,
-    open_group,
     text,
 )
-from xref.objects.paths import object_paths
-from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
-from xref.references.values import decode_elements
-from xref.storage.location import FileLocation, cached_by_location
+from xref.references import DEFAULT_OPTIONS, ObjectReference, decode_elements
+from xref.storage import FileLocation, cached_by_location
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 

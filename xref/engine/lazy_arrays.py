@@ -23,18 +23,22 @@ from dask.base import normalize_token
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from xref.arrays.strides import canvas_strides
-from xref.hdf5.dataset_layout import DatasetLayout, item_dtype, items
-from xref.objects.datasets import dataset_layout, type_and_fill
-from xref.reading.execute import read_plan
-from xref.reading.parts import Segments, interval_segments, plan_outer, regular_segments
-from xref.reading.plan import ReadPlan, plan_chunk, plan_read
-from xref.references.loaders import tile_loader
-from xref.references.reference import DecodeOptions
-from xref.references.values import decode_values
-from xref.selections.values import merge_intervals
-from xref.storage.location import FileLocation
-from xref.storage.open_files import check_unchanged
+from xref.arrays import canvas_strides
+from xref.hdf5 import DatasetLayout, item_dtype, items
+from xref.objects import dataset_layout, type_and_fill
+from xref.reading import (
+    ReadPlan,
+    Segments,
+    interval_segments,
+    plan_chunk,
+    plan_outer,
+    plan_read,
+    read_plan,
+    regular_segments,
+)
+from xref.references import DecodeOptions, decode_values, tile_loader
+from xref.selections import merge_intervals
+from xref.storage import FileLocation, check_unchanged
 
 _holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
 

@@ -25,11 +25,9 @@ import xarray as xr
 from xref.engine.axis_positions import AxisPositions, Origin
 from xref.engine.lazy_arrays import dask_source, dask_sources, indexed_dataset
 from xref.errors import UnreadableMemberWarning
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import open_member
-from xref.references.array import ReferenceArray
-from xref.references.reference import ObjectReference, SourceName, opened_from
-from xref.storage.location import FileLocation
+from xref.objects import dataset_layout, open_member
+from xref.references import ObjectReference, ReferenceArray, SourceName, opened_from
+from xref.storage import FileLocation
 
 PHONY = "phony_dim_"
 """Begins names that axes are given in the order in which they are met."""

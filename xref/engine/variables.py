@@ -24,23 +24,25 @@ from xref.engine.dimensions import (
 )
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
-from xref.hdf5.bulk_heaps import read_sequences
-from xref.hdf5.dataset_layout import DatasetLayout, item_dtype
-from xref.hdf5.filters import Filter, FilterPipeline
-from xref.objects.attributes import read_attributes
-from xref.objects.dataset_layout import read_layout
-from xref.objects.file_content import file_content
-from xref.objects.objects import (
+from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype, read_sequences
+from xref.objects import (
     Member,
+    file_content,
     iterate_members,
     kind_of,
     open_group,
+    read_attributes,
+    read_layout,
     type_name,
 )
-from xref.references.array import ReferenceArray
-from xref.references.reference import DecodeOptions, ObjectReference, SourceName
-from xref.references.stored import StoredReferences
-from xref.storage.location import FileLocation, unheld
+from xref.references import (
+    DecodeOptions,
+    ObjectReference,
+    ReferenceArray,
+    SourceName,
+    StoredReferences,
+)
+from xref.storage import FileLocation, unheld
 
 _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
 

@@ -1,1 +1,80 @@
-"""TODO."""
+"""The HDF5 file format: bytes to values and back.
+
+In: bytes of a file and the sizes in its superblock. Out: object headers, datatypes, chunk
+indices, heap objects, selections, decoded chunks. Opens no file and never imports h5py.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.hdf5.attribute import read_raw_attributes
+    from xref.hdf5.box_decoding import decode_boxes
+    from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
+    from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable, read_datasets, unknown_datasets
+    from xref.hdf5.bulk_headers import FIRST_NBYTES, read_messages_of_many
+    from xref.hdf5.bulk_heaps import (
+        HeapCollections,
+        read_collections,
+        read_heap_objects,
+        read_sequences,
+    )
+    from xref.hdf5.chunk_index.bulk import ChunkColumns, read_chunks
+    from xref.hdf5.chunk_index.index import parse_chunk_storage, read_listed_chunks
+    from xref.hdf5.chunk_index.nodes import NodeReader
+    from xref.hdf5.dataset_layout import (
+        UNDEFINED_ADDRESS,
+        ChunkIndex,
+        DatasetLayout,
+        build_chunk_index,
+        check_extent,
+        element_dtype,
+        item_dtype,
+        items,
+    )
+    from xref.hdf5.datatype import (
+        MAX_RANK,
+        Datatype,
+        decode_datatype,
+        reference_kinds,
+        value_dtype,
+    )
+    from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
+    from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
+    from xref.hdf5.metadata_reader import Source
+    from xref.hdf5.object_header import (
+        DATATYPE_MESSAGE,
+        FILL_MESSAGE,
+        FILTER_MESSAGE,
+        LAYOUT_MESSAGE,
+        OLD_FILL_MESSAGE,
+        Message,
+        compact_data,
+        fill_data,
+        filter_options,
+        indexed_storage_k,
+        read_messages,
+        walk_messages,
+    )
+    from xref.hdf5.selection_decoding import decode_selections, split_heap_ids
+    from xref.hdf5.selection_encoding import encode_regions
+    from xref.hdf5.std_references import (
+        REGION,
+        decode_std_objects,
+        split_std_references,
+        std_itemsize,
+    )
+    from xref.hdf5.superblock import FileContent, FileFormat
+    from xref.hdf5.symbol_table import check_group
+    from xref.hdf5.virtual_layout import (
+        Axis,
+        Outer,
+        Picked,
+        Runs,
+        VirtualMapping,
+        Whole,
+        virtual_axis,
+    )
+else:
+    __getattr__, __all__ = lazy_names(__name__)

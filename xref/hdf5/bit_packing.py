@@ -30,7 +30,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import UnsupportedError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]  # one axis, contiguous

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray
+from xref.arrays import FrozenColumns, IntArray
 from xref.hdf5.global_heap import HEADER_NBYTES, MAX_OBJECTS
 from xref.hdf5.selection_decoding import HYPERSLAB, MAX_RANK
 

@@ -21,7 +21,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import BoolArray, IntArray, ragged_ranges
+from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.errors import XrefError
 from xref.hdf5.bulk_headers import ByteArray, HeaderMessages, integers
 from xref.hdf5.bulk_heaps import read_sequences

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import BoolArray, IntArray
+from xref.arrays import BoolArray, IntArray
 from xref.hdf5.bulk_attributes import (
     MAX_KEY_NBYTES,
     OWN_ATTRIBUTES,

@@ -25,9 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import ByteSource
-from xref.arrays.columns import BoolArray, IntArray
-from xref.arrays.scattered_reads import read_scattered
+from xref.arrays import BoolArray, ByteSource, IntArray, read_scattered
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, SHARED
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]

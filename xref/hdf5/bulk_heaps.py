@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import RangeSource
-from xref.arrays.columns import IntArray, row_offsets
+from xref.arrays import IntArray, RangeSource, row_offsets
 from xref.errors import CorruptFileError
 from xref.hdf5.global_heap import (
     HEADER_NBYTES,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.hdf5.bulk_headers import HASH_SEED, ByteArray, checksums
 from xref.hdf5.metadata_reader import lookup3
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray
+from xref.arrays import FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.datatype import Datatype
 from xref.hdf5.filters import FilterPipeline

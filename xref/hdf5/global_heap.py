@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray, row_offsets
+from xref.arrays import FrozenColumns, IntArray, row_offsets
 from xref.errors import CorruptFileError
 
 HEADER_NBYTES = 16

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
+from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.selections.table import (
+from xref.selections import (
+    UNLIMITED,
     Kind,
     RegionTable,
     box_table,
@@ -31,7 +32,6 @@ from xref.selections.table import (
     in_order,
     table_from_blocks,
 )
-from xref.selections.values import UNLIMITED
 
 NONE, POINTS, HYPERSLAB, ALL = 0, 1, 2, 3
 """Selection types as HDF5 numbers them."""

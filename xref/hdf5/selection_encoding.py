@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
+from xref.arrays import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
 from xref.hdf5.selection_decoding import ALL, HYPERSLAB, NONE, POINTS
-from xref.selections.table import Kind, RegionTable
-from xref.selections.values import UNLIMITED
+from xref.selections import UNLIMITED, Kind, RegionTable
 
 _LARGEST = 2**32 - 1
 _ADDRESS_WORDS, _HEAD_WORDS = 2, 6  # of 4 bytes; a head is kind, version, 0, length, ...

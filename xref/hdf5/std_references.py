@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from xref.arrays.columns import BoolArray, FrozenColumns, IntArray
+from xref.arrays import BoolArray, FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.selection_decoding import Bytes, Rows, decode_serialized
-from xref.selections.table import RegionTable
+from xref.selections import RegionTable
 
 NULL, OBJECT, REGION, ATTRIBUTE = 0, 2, 3, 4
 """Reference types as HDF5 numbers them; 0 fills elements that were never written."""

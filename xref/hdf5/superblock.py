@@ -1,13 +1,13 @@
 """What decoders need to know of a file: the sizes in its superblock, its bytes and its name.
 
-In: nothing; `xref.objects.file_content` makes these values of an open file.
+In: nothing; `xref.objects.parsing` makes these values of an open file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xref.arrays.byte_ranges import RangeSource
+from xref.arrays import RangeSource
 
 
 @dataclass(frozen=True, slots=True)

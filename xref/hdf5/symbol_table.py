@@ -32,7 +32,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.hdf5.metadata_reader import Read, Source, integer
 from xref.hdf5.object_header import SYMBOL_TABLE_MESSAGE, integer_pair, walk_messages
 

@@ -20,8 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray, row_offsets
-from xref.arrays.strides import canvas_strides
+from xref.arrays import FrozenColumns, IntArray, canvas_strides, row_offsets
 from xref.errors import CorruptFileError, SelectionError
 
 

@@ -1,1 +1,68 @@
-"""TODO."""
+"""A file as objects: groups, links, datasets and attributes, by their addresses.
+
+In: a `FileLocation` and the address of an object header. Out: layouts, chunk indices,
+attributes and paths.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.objects.attributes import (
+        SCALE_ATTRIBUTES,
+        RawElements,
+        RawReferences,
+        has_attribute,
+        read_attribute,
+        read_attributes,
+        reference_addresses,
+        scale_addresses,
+    )
+    from xref.objects.datasets import (
+        DatasetFacts,
+        chunk_index,
+        dataset_facts,
+        dataset_kind,
+        dataset_layout,
+        read_raw,
+        read_stored_chunk,
+        read_values,
+        stored_nbytes,
+        type_and_fill,
+    )
+    from xref.objects.layouts import (
+        COMPACT,
+        pipeline_of,
+        read_compact,
+        read_layout,
+        reference_itemsize,
+        used_filters,
+    )
+    from xref.objects.objects import (
+        PREPARED_AT_ONCE,
+        Member,
+        Object,
+        group_at,
+        groups_along,
+        is_hard_link,
+        iterate_members,
+        kind_of,
+        link_addresses,
+        members_by_name,
+        object_kind,
+        object_kinds,
+        open_dataset,
+        open_group,
+        open_member,
+        open_object,
+        prepare_references,
+        text,
+        type_name,
+        walk_groups,
+    )
+    from xref.objects.parsing import file_content, file_format, read_dataset_table
+    from xref.objects.paths import object_label, object_path, object_paths
+    from xref.objects.virtual_datasets import virtual_mappings
+else:
+    __getattr__, __all__ = lazy_names(__name__)

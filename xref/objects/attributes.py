@@ -23,20 +23,23 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.hdf5.attribute import read_raw_attributes
-from xref.hdf5.bulk_heaps import read_sequences
-from xref.hdf5.datatype import Datatype
-from xref.hdf5.std_references import split_std_references, std_itemsize
-from xref.objects.dataset_layout import (
+from xref.hdf5 import (
+    Datatype,
+    read_raw_attributes,
+    read_sequences,
+    split_std_references,
+    std_itemsize,
+)
+from xref.objects.layouts import (
     reference_itemsize,
     reference_kind,
     reference_kinds,
     time_dtype,
 )
-from xref.objects.file_content import byte_source, file_content, file_format
 from xref.objects.objects import Object, text
+from xref.objects.parsing import byte_source, file_content, file_format
 from xref.objects.paths import object_label
-from xref.storage.location import FileLocation
+from xref.storage import FileLocation
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 

@@ -16,32 +16,35 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5i, h5s, h5t
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import (
     CorruptFileError,
     FileReadError,
     UnsupportedError,
     XrefError,
 )
-from xref.hdf5.bulk_headers import FIRST_NBYTES
-from xref.hdf5.chunk_index.index import parse_chunk_storage, read_listed_chunks
-from xref.hdf5.chunk_index.nodes import NodeReader
-from xref.hdf5.dataset_layout import (
+from xref.hdf5 import (
+    FIRST_NBYTES,
+    LAYOUT_MESSAGE,
     UNDEFINED_ADDRESS,
     ChunkIndex,
     DatasetLayout,
+    Datatype,
+    NodeReader,
+    Source,
     build_chunk_index,
+    indexed_storage_k,
+    parse_chunk_storage,
+    read_listed_chunks,
+    walk_messages,
 )
-from xref.hdf5.datatype import Datatype
-from xref.hdf5.metadata_reader import Source
-from xref.hdf5.object_header import LAYOUT_MESSAGE, indexed_storage_k, walk_messages
 from xref.objects.attributes import (
     SCALE_ATTRIBUTES,
     as_stored,
     read_attributes,
     scale_addresses,
 )
-from xref.objects.dataset_layout import (
+from xref.objects.layouts import (
     DatasetLabel,
     has_fill_value,
     read_layout,
@@ -50,12 +53,10 @@ from xref.objects.dataset_layout import (
     stored_type,
     time_dtype,
 )
-from xref.objects.file_content import byte_source, file_format
 from xref.objects.objects import open_dataset
+from xref.objects.parsing import byte_source, file_format
 from xref.objects.paths import item_label
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation, cached_by_location
-from xref.storage.open_files import check_unchanged
+from xref.storage import FileBytes, FileLocation, cached_by_location, check_unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,18 @@ from xref.errors import (
     WrongTargetError,
     XrefError,
 )
-from xref.hdf5.symbol_table import check_group
-from xref.objects.file_content import byte_source, file_format, read_dataset_table
-from xref.storage.external_files import check_external
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation, cached_by_location, unheld
-from xref.storage.open_files import GroupChecks, locate_file, open_file
+from xref.hdf5 import check_group
+from xref.objects.parsing import byte_source, file_format, read_dataset_table
+from xref.storage import (
+    FileBytes,
+    FileLocation,
+    GroupChecks,
+    cached_by_location,
+    check_external,
+    locate_file,
+    open_file,
+    unheld,
+)
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 

@@ -28,15 +28,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.bulk_headers import read_messages_of_many
-from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
-from xref.hdf5.metadata_reader import Source
-from xref.hdf5.object_header import Message, walk_messages
-from xref.objects.file_content import byte_source, file_format
+from xref.hdf5 import (
+    LINK_KINDS,
+    Message,
+    Source,
+    is_group,
+    read_hard_links,
+    read_messages_of_many,
+    walk_messages,
+)
 from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation, cached_by_location
-from xref.storage.sources import Identity, UnreachableFile
+from xref.objects.parsing import byte_source, file_format
+from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
 
 BATCH = 1 << 13
 """Objects whose headers are in memory at once, as in `xref.hdf5.bulk_datasets`."""

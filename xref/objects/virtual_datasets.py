@@ -9,19 +9,11 @@ import numpy as np
 from h5py import h5s
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.virtual_layout import (
-    Axis,
-    Outer,
-    Picked,
-    Runs,
-    VirtualMapping,
-    Whole,
-    virtual_axis,
-)
-from xref.objects.dataset_layout import DatasetLabel
+from xref.hdf5 import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
+from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_dataset, text
-from xref.selections.values import row_runs
-from xref.storage.location import FileLocation, cached_by_location
+from xref.selections import row_runs
+from xref.storage import FileLocation, cached_by_location
 
 
 @cached_by_location(maxsize=64)

@@ -1,1 +1,42 @@
-"""TODO."""
+"""Reading elements: a plan that needs no file, and its execution.
+
+In: selections, a layout and a chunk index. Out: elements in memory; each chunk is read and
+decoded once.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.reading.box_copies import copy_boxes
+    from xref.reading.chunk_checks import check_packed, chunk_check
+    from xref.reading.execute import (
+        BoxLoader,
+        ChunkLoader,
+        ContiguousLoader,
+        TileLoader,
+        read_plan,
+    )
+    from xref.reading.loaders import value_loader
+    from xref.reading.partitions import (
+        Shares,
+        count_visits,
+        lie_in_blocks,
+        plan_shares,
+        storage_cell,
+    )
+    from xref.reading.parts import (
+        Parts,
+        Segments,
+        interval_segments,
+        plan_outer,
+        plan_parts,
+        plan_points,
+        regular_segments,
+    )
+    from xref.reading.plan import ReadPlan, choose_tile, plan_chunk, plan_read
+    from xref.reading.small_datasets import SmallDatasets, find_small
+    from xref.reading.virtual_sources import StoredPart, split_virtual
+else:
+    __getattr__, __all__ = lazy_names(__name__)

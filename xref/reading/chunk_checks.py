@@ -16,16 +16,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5.dataset_layout import DatasetLayout
-from xref.hdf5.filters import decode_chunk
-from xref.objects.dataset_layout import used_filters
-from xref.objects.datasets import chunk_index, dataset_layout, read_stored_chunk
-from xref.objects.objects import open_dataset
+from xref.hdf5 import DatasetLayout, decode_chunk
+from xref.objects import (
+    chunk_index,
+    dataset_layout,
+    open_dataset,
+    read_stored_chunk,
+    used_filters,
+)
 from xref.reading.execute import ChunkCheck, ChunkLoader
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation, cached_by_location
+from xref.storage import FileBytes, FileLocation, cached_by_location
 
 
 def chunk_check(

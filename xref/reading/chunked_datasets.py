@@ -20,14 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import ByteSource, fetch_stages
-from xref.arrays.columns import BoolArray, IntArray, ragged_ranges
-from xref.arrays.scattered_reads import GAP_NBYTES, group_ranges
-from xref.counters import count
+from xref.arrays import (
+    GAP_NBYTES,
+    BoolArray,
+    ByteSource,
+    IntArray,
+    fetch_stages,
+    group_ranges,
+    ragged_ranges,
+)
 from xref.errors import CorruptFileError
-from xref.hdf5.chunk_index.bulk import ChunkColumns
-from xref.hdf5.filters import FilterPipeline, decode_chunk
+from xref.hdf5 import ChunkColumns, FilterPipeline, decode_chunk
 from xref.reading.execute import share_work
+from xref.storage import count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

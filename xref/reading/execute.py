@@ -26,16 +26,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import SMALL_NBYTES, ByteSource, fetch_stages
-from xref.arrays.columns import IntArray, row_offsets
-from xref.arrays.strides import canvas_strides
-from xref.counters import count
+from xref.arrays import (
+    SMALL_NBYTES,
+    ByteSource,
+    IntArray,
+    canvas_strides,
+    fetch_stages,
+    row_offsets,
+)
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5.dataset_layout import ChunkIndex, DatasetLayout
-from xref.hdf5.filters import decode_chunk
+from xref.hdf5 import ChunkIndex, DatasetLayout, decode_chunk
 from xref.options import thread_count
 from xref.reading.box_copies import copy_boxes
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
+from xref.storage import count
 
 READ_GAP_NBYTES = 1 << 16
 """Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""

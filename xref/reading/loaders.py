@@ -13,16 +13,12 @@ from typing import Any
 import numpy.typing as npt
 
 from xref.errors import UnsupportedError
-from xref.hdf5.dataset_layout import DatasetLayout, items
-from xref.objects.datasets import chunk_index, dataset_layout, read_values
-from xref.objects.objects import open_dataset
+from xref.hdf5 import DatasetLayout, items
+from xref.objects import chunk_index, dataset_layout, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.reading.virtual_sources import check_sources
-from xref.storage.file_bytes import FileBytes
-from xref.storage.handle_pools import check_descriptors
-from xref.storage.location import FileLocation
-from xref.storage.open_files import check_unchanged
+from xref.storage import FileBytes, FileLocation, check_descriptors, check_unchanged
 
 
 def value_loader(

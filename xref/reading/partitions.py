@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import (
+from xref.arrays import (
     FrozenColumns,
     IntArray,
     ragged_ranges,
     renumber,
     row_offsets,
+    row_strides,
     run_starts,
 )
-from xref.arrays.strides import row_strides
 from xref.reading.box_copies import Side
 from xref.reading.parts import (
     Parts,

@@ -16,10 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
-from xref.arrays.strides import canvas_strides, linear
-from xref.selections.table import Kind, RegionTable
-from xref.selections.values import outer_axes, row_runs
+from xref.arrays import (
+    FrozenColumns,
+    IntArray,
+    canvas_strides,
+    linear,
+    ragged_ranges,
+    ragged_take,
+    row_offsets,
+)
+from xref.selections import Kind, RegionTable, outer_axes, row_runs
 
 _PAIRS_AT_ONCE = 1 << 22
 _GRID_CELLS = 1 << 26

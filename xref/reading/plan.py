@@ -21,8 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xref.arrays.columns import FrozenColumns, IntArray, run_starts
-from xref.arrays.strides import canvas_strides, linear
+from xref.arrays import FrozenColumns, IntArray, canvas_strides, linear, run_starts
 from xref.errors import UnsupportedError
 from xref.reading.parts import Parts, cut_axis, group_rows, locate, part_chunks, sort_pairs
 

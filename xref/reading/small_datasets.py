@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray, ragged_ranges
-from xref.arrays.scattered_reads import read_scattered
+from xref.arrays import IntArray, ragged_ranges, read_scattered
 from xref.errors import XrefError
-from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable
-from xref.hdf5.chunk_index.bulk import ChunkColumns, read_chunks
-from xref.hdf5.dataset_layout import DatasetLayout
-from xref.hdf5.datatype import MAX_RANK
-from xref.objects.dataset_layout import COMPACT
-from xref.objects.datasets import DatasetFacts, dataset_facts
-from xref.objects.file_content import file_content, read_dataset_table
+from xref.hdf5 import (
+    CHUNKED,
+    MAX_RANK,
+    NO_ATTRIBUTES,
+    OTHER_VALUE,
+    OWN_ATTRIBUTES,
+    ChunkColumns,
+    DatasetLayout,
+    DatasetTable,
+    read_chunks,
+)
+from xref.objects import COMPACT, DatasetFacts, dataset_facts, file_content, read_dataset_table
 from xref.reading.chunked_datasets import ChunkedDatasets, read_datasets_of_chunks
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation
+from xref.storage import FileBytes, FileLocation
 
 SMALL_NBYTES = 1 << 22
 """Datasets of more bytes, or of larger chunks, are planned one by one, so that threads share

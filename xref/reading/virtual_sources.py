@@ -18,18 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray
-from xref.arrays.strides import canvas_strides
+from xref.arrays import FrozenColumns, IntArray, canvas_strides
 from xref.errors import ExternalFileError, UnsupportedError
-from xref.hdf5.virtual_layout import VirtualMapping
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import open_member
-from xref.objects.paths import object_label
-from xref.objects.virtual_datasets import virtual_mappings
+from xref.hdf5 import VirtualMapping
+from xref.objects import dataset_layout, object_label, open_member, virtual_mappings
 from xref.reading.chunk_checks import check_packed
-from xref.storage.external_files import check_external
-from xref.storage.location import FileLocation
-from xref.storage.open_files import locate_file
+from xref.storage import FileLocation, check_external, locate_file
 
 MAX_DEPTH = 16
 """Virtual datasets between one and what stores its elements."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import digest
+from xref.arrays import digest
 from xref.errors import XrefError
 from xref.references.columns import KIND_NOUNS, References
 from xref.references.reference import (
@@ -33,7 +33,7 @@ from xref.references.reference import (
     null_reference,
 )
 from xref.references.stored import StoredReferences
-from xref.selections.table import Kind, empty_table, table_from_selections
+from xref.selections import Kind, empty_table, table_from_selections
 
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What NumPy's functions do with a `ReferenceArray`; see `xref.references.array_functions`."""
@@ -408,6 +408,8 @@ class ReferenceArray:
     def __array_function__(
         self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
+        import xref.references.array_functions  # noqa: F401, enters them
+
         handler = FUNCTIONS.get(func)
         return NotImplemented if handler is None else handler(*args, **kwargs)
 

@@ -20,14 +20,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray
-from xref.selections.table import (
-    Kind,
-    RegionTable,
-    concat_tables,
-    empty_table,
-)
-from xref.storage.location import FileLocation
+from xref.arrays import FrozenColumns, IntArray
+from xref.selections import Kind, RegionTable, concat_tables, empty_table
+from xref.storage import FileLocation
 
 _T = TypeVar("_T")
 

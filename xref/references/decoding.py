@@ -11,23 +11,23 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import CorruptFileError
-from xref.hdf5.box_decoding import decode_boxes
-from xref.hdf5.bulk_heaps import HeapCollections, read_collections, read_heap_objects
-from xref.hdf5.selection_decoding import decode_selections, split_heap_ids
-from xref.hdf5.std_references import REGION, decode_std_objects, split_std_references
-from xref.objects.file_content import file_content, file_format
-from xref.references.columns import Interner, References, object_table
-from xref.selections.table import (
-    Kind,
-    RegionTable,
-    box_table,
-    empty_table,
-    in_order,
+from xref.hdf5 import (
+    REGION,
+    HeapCollections,
+    decode_boxes,
+    decode_selections,
+    decode_std_objects,
+    read_collections,
+    read_heap_objects,
+    split_heap_ids,
+    split_std_references,
 )
-from xref.storage.external_files import locate_named
-from xref.storage.location import FileLocation
+from xref.objects import file_content, file_format
+from xref.references.columns import Interner, References, object_table
+from xref.selections import Kind, RegionTable, box_table, empty_table, in_order
+from xref.storage import FileLocation, locate_named
 
 
 def decode_references(

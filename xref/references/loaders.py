@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.hdf5.dataset_layout import DatasetLayout, items
-from xref.reading.execute import BoxLoader, TileLoader
-from xref.reading.loaders import value_loader
+from xref.hdf5 import DatasetLayout, items
+from xref.reading import BoxLoader, TileLoader, value_loader
 from xref.references.reference import DecodeOptions
 from xref.references.stored import read_box_of_stored, stored_loader
 from xref.references.values import decode_values
-from xref.storage.location import FileLocation
+from xref.storage import FileLocation
 
 
 def tile_loader(

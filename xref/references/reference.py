@@ -17,13 +17,16 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
-from xref.objects.attributes import has_attribute
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import object_kind, open_object
-from xref.objects.paths import object_label, object_path
-from xref.selections.table import Kind, RegionTable, table_from_selections
-from xref.selections.values import Selection
-from xref.storage.location import FileLocation
+from xref.objects import (
+    dataset_layout,
+    has_attribute,
+    object_kind,
+    object_label,
+    object_path,
+    open_object,
+)
+from xref.selections import Kind, RegionTable, Selection, table_from_selections
+from xref.storage import FileLocation
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -160,7 +163,7 @@ class ObjectReference:
         DanglingReferenceError
             If there is no object at its address.
         """
-        from xref.resolving.resolve import resolve_object
+        from xref.resolving import resolve_object
 
         return resolve_object(self, chunks=chunks)
 
@@ -327,7 +330,7 @@ class RegionReference:
         SelectionError
             If the region reaches beyond the dataset's current extent.
         """
-        from xref.resolving.resolve import resolve_region
+        from xref.resolving import resolve_region
 
         result: xr.DataArray = resolve_region(self, chunks=chunks)
         return result
@@ -419,7 +422,7 @@ class AttributeReference:
         DanglingReferenceError
             If there is no such object, or it has no such attribute.
         """
-        from xref.resolving.resolve import resolve_attribute
+        from xref.resolving import resolve_attribute
 
         result: xr.DataArray = resolve_attribute(self, chunks=chunks)
         return result

@@ -14,26 +14,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
-from xref.arrays.strides import canvas_strides
+from xref.arrays import IntArray, canvas_strides
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5.dataset_layout import DatasetLayout
-from xref.hdf5.datatype import Datatype
-from xref.objects.dataset_layout import COMPACT, read_compact, reference_itemsize
-from xref.objects.datasets import chunk_index, dataset_layout, read_raw
-from xref.objects.file_content import file_format
-from xref.objects.objects import open_dataset
-from xref.objects.paths import object_label
-from xref.reading.chunk_checks import chunk_check
-from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan
-from xref.reading.parts import plan_outer, plan_points, regular_segments
-from xref.reading.plan import plan_read
-from xref.reading.virtual_sources import StoredPart, split_virtual
+from xref.hdf5 import DatasetLayout, Datatype
+from xref.objects import (
+    COMPACT,
+    chunk_index,
+    dataset_layout,
+    file_format,
+    object_label,
+    open_dataset,
+    read_compact,
+    read_raw,
+    reference_itemsize,
+)
+from xref.reading import (
+    BoxLoader,
+    ChunkLoader,
+    ContiguousLoader,
+    StoredPart,
+    TileLoader,
+    chunk_check,
+    plan_outer,
+    plan_points,
+    plan_read,
+    read_plan,
+    regular_segments,
+    split_virtual,
+)
 from xref.references.columns import KIND_NOUNS, References, concat_references, null_references
 from xref.references.decoding import decode_references
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation
-from xref.storage.open_files import check_unchanged
+from xref.storage import FileBytes, FileLocation, check_unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
+from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.references.columns import References
-from xref.selections.table import Kind
-from xref.storage.location import FileLocation
+from xref.selections import Kind
+from xref.storage import FileLocation
 
 # A file, the address of a dataset in it, and the rows of the references to it.
 TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]

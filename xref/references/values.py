@@ -18,16 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.errors import ResultTooLargeError, UnsupportedError
-from xref.hdf5.bulk_heaps import read_sequences
-from xref.hdf5.datatype import Datatype, value_dtype
-from xref.hdf5.std_references import std_itemsize
-from xref.objects.attributes import RawElements
-from xref.objects.dataset_layout import reference_itemsize
-from xref.objects.file_content import file_content, file_format
+from xref.hdf5 import Datatype, read_sequences, std_itemsize, value_dtype
+from xref.objects import RawElements, file_content, file_format, reference_itemsize
 from xref.references.array import ReferenceArray
 from xref.references.decoding import decode_references
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
-from xref.storage.location import FileLocation
+from xref.storage import FileLocation
 
 RawBytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]

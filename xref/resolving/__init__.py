@@ -1,1 +1,21 @@
-"""TODO."""
+"""The accessor ``.h5ref``: references into lazy results, tables and new references.
+
+In: variables of references. Out: xarray objects over lazy or Dask arrays.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.resolving.accessor import DatasetAccessor, ReferenceAccessor
+    from xref.resolving.compound_fields import (
+        reference_members,
+        references_of,
+        references_within,
+    )
+    from xref.resolving.reference_tables import from_table
+    from xref.resolving.resolve import resolve_attribute, resolve_object, resolve_region
+    from xref.resolving.tables import describe_regions
+else:
+    __getattr__, __all__ = lazy_names(__name__)

@@ -15,15 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays.conversion import results_dtype
-from xref.engine.decoding import Decoding
-from xref.engine.lazy_arrays import lazily_indexed
-from xref.engine.variables import ReferenceVariable, reference_dataarray
-from xref.hdf5.dataset_layout import items
-from xref.objects.objects import PREPARED_AT_ONCE, prepare_references
-from xref.references.array import ReferenceArray
-from xref.references.columns import KIND_NOUNS
-from xref.references.reference import ObjectReference, RegionReference
+from xref.arrays import results_dtype
+from xref.engine import Decoding, ReferenceVariable, lazily_indexed, reference_dataarray
+from xref.hdf5 import items
+from xref.objects import PREPARED_AT_ONCE, prepare_references
+from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
 from xref.resolving.binding import Resolved, bind, warn_of_units
 from xref.resolving.compound_fields import compound_regions, field_references, references_of
 from xref.resolving.create import (
@@ -40,13 +36,12 @@ from xref.resolving.reductions import PerRegion, Statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
 from xref.resolving.target_attributes import target_attributes
-from xref.writing.write_hdf5 import to_hdf5
+from xref.writing import to_hdf5
 
 SAMPLE_LENGTH = 64
 """Longest axis of the ones that a function is called with to learn its dtype."""
 
 
-@xr.register_dataarray_accessor("h5ref")  # type: ignore[no-untyped-call]
 class ReferenceAccessor:
     """What can be done with a reference variable.
 
@@ -580,7 +575,6 @@ def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
     return {**dict.fromkeys(resolved.dims, -1), resolved.dims[0]: max(shape[0] // n_blocks, 1)}
 
 
-@xr.register_dataset_accessor("h5ref")  # type: ignore[no-untyped-call]
 class DatasetAccessor:
     """What can be done with a Dataset that holds reference variables."""
 

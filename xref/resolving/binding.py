@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.conversion import is_same_value
-from xref.engine.decoding import Decoders
+from xref.arrays import is_same_value
+from xref.engine import Decoders
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
-from xref.references.array import ReferenceArray
+from xref.references import ReferenceArray
 from xref.resolving.read_results import BoundReferences, bind_references
 from xref.resolving.target_decoding import Place, find_decoders
 from xref.resolving.targets import Target, open_target

@@ -19,25 +19,24 @@ import numpy.typing as npt
 import xarray as xr
 from xarray.core import indexing
 
-from xref.arrays.columns import IntArray
-from xref.engine.lazy_arrays import DatasetArray
+from xref.arrays import IntArray
+from xref.engine import DatasetArray
 from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
-from xref.hdf5.datatype import Datatype
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import kind_of, object_kind, open_member
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.references.reference import (
+from xref.hdf5 import Datatype
+from xref.objects import dataset_layout, kind_of, object_kind, open_member
+from xref.references import (
     AttributeReference,
     DecodeOptions,
     ObjectReference,
     Reference,
+    ReferenceArray,
+    References,
     RegionReference,
+    StoredReferences,
 )
-from xref.references.stored import StoredReferences
 from xref.resolving.targets import group_path
-from xref.selections.table import Kind, box_table, empty_table, in_order
-from xref.storage.location import FileLocation
+from xref.selections import Kind, box_table, empty_table, in_order
+from xref.storage import FileLocation
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 

@@ -13,18 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays.columns import IntArray
-from xref.engine.axis_positions import Origin, index_keys
-from xref.engine.origins import find_masked, find_object, find_origin, location_of
-from xref.engine.variables import ReferenceVariable, reference_dataarray
+from xref.arrays import IntArray
+from xref.engine import (
+    Origin,
+    ReferenceVariable,
+    find_masked,
+    find_object,
+    find_origin,
+    index_keys,
+    location_of,
+    reference_dataarray,
+)
 from xref.errors import SelectionError
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import open_member
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.references.reference import ObjectReference, RegionReference
-from xref.selections.table import RegionTable, box_table, table_from_selections
-from xref.selections.values import All, Selection
+from xref.objects import dataset_layout, open_member
+from xref.references import ObjectReference, ReferenceArray, References, RegionReference
+from xref.selections import All, RegionTable, Selection, box_table, table_from_selections
 
 REGION_DIM = "region"
 

@@ -42,7 +42,7 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import parse_bytes
 
-from xref.engine.lazy_arrays import LazyArray, outer_indexed
+from xref.engine import LazyArray, outer_indexed
 from xref.errors import XrefError
 from xref.resolving.lazy_results import ReferenceResults, Spans
 from xref.resolving.shuffle import (

@@ -18,14 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
-from xref.arrays.conversion import exact_values
-from xref.arrays.strides import row_strides
-from xref.engine.decoding import Decoders, Decoding, with_items
-from xref.engine.lazy_arrays import Axis, LazyArray, index_outer
-from xref.hdf5.dataset_layout import item_dtype, items
-from xref.reading.parts import Parts, plan_parts
-from xref.references.array import ReferenceArray
+from xref.arrays import IntArray, exact_values, ragged_ranges, row_offsets, row_strides
+from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer, with_items
+from xref.hdf5 import item_dtype, items
+from xref.reading import Parts, plan_parts
+from xref.references import ReferenceArray
 from xref.resolving.read_results import (
     BoundReferences,
     BoundTarget,
@@ -35,8 +32,8 @@ from xref.resolving.read_results import (
     read_results,
     result_cells,
 )
-from xref.selections.projection import narrow
-from xref.storage.open_files import check_unchanged
+from xref.selections import narrow
+from xref.storage import check_unchanged
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 """First and last position of a block, plus one, along each axis."""

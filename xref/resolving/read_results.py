@@ -16,29 +16,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
-from xref.arrays.conversion import convert
-from xref.arrays.strides import row_strides
-from xref.engine.decoding import CF_ATTRIBUTES, Decoders, Decoding
+from xref.arrays import IntArray, convert, ragged_ranges, row_offsets, row_strides
+from xref.engine import CF_ATTRIBUTES, Decoders, Decoding
 from xref.errors import (
     DanglingReferenceError,
     ResultTooLargeError,
     WrongTargetError,
 )
-from xref.hdf5.dataset_layout import DatasetLayout, items
-from xref.objects.datasets import DatasetFacts, dataset_facts, stored_nbytes
-from xref.objects.objects import PREPARED_AT_ONCE, prepare_references
+from xref.hdf5 import DatasetLayout, items
+from xref.objects import (
+    PREPARED_AT_ONCE,
+    DatasetFacts,
+    dataset_facts,
+    prepare_references,
+    stored_nbytes,
+)
 from xref.options import get_option
-from xref.reading.execute import read_plan
-from xref.reading.parts import plan_parts
-from xref.reading.plan import plan_read
-from xref.reading.small_datasets import SmallDatasets, find_small
-from xref.references.columns import References
-from xref.references.loaders import tile_loader
-from xref.references.reference import DecodeOptions
-from xref.references.targets import TargetRows, distinct_targets, split_targets, target_rows
-from xref.selections.table import Kind, RegionTable, empty_table
-from xref.storage.location import FileLocation
+from xref.reading import SmallDatasets, find_small, plan_parts, plan_read, read_plan
+from xref.references import (
+    DecodeOptions,
+    References,
+    TargetRows,
+    distinct_targets,
+    split_targets,
+    target_rows,
+    tile_loader,
+)
+from xref.selections import Kind, RegionTable, empty_table
+from xref.storage import FileLocation
 
 FEW_TARGETS = 8
 """Fewer targets are looked at one by one: with four both ways take as long, with eight

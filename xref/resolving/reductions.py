@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import row_offsets
-from xref.arrays.conversion import convert, exact_values, to_objects
+from xref.arrays import convert, exact_values, row_offsets, to_objects
 from xref.resolving.read_results import BoundReferences
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")

@@ -13,17 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
-from xref.engine.variables import ReferenceVariable, reference_dataarray
+from xref.arrays import IntArray, ragged_ranges, row_offsets
+from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
-from xref.objects.objects import open_member
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.selections.table import KIND_NAMES, Kind, RegionTable, empty_table
-from xref.selections.values import UNLIMITED
-from xref.storage.inputs import find_source
-from xref.storage.location import FileLocation
-from xref.storage.open_files import locate_source
+from xref.objects import open_member
+from xref.references import ReferenceArray, References
+from xref.selections import KIND_NAMES, UNLIMITED, Kind, RegionTable, empty_table
+from xref.storage import FileLocation, find_source, locate_source
 
 KINDS = frozenset({"dataset", "group", "datatype", "attribute", "null", "dangling"})
 

@@ -17,29 +17,40 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xref.arrays.columns import IntArray
-from xref.arrays.strides import canvas_strides, row_strides
-from xref.engine.attributes import attribute_references
-from xref.engine.cf_variables import decode_dataset
-from xref.engine.variables import (
+from xref.arrays import IntArray, canvas_strides, row_strides
+from xref.engine import (
     ReferenceVariable,
+    attribute_references,
     build_variable,
+    decode_dataset,
     open_members,
     reference_dataarray,
 )
 from xref.errors import NullReferenceError
-from xref.objects.attributes import RawReferences, read_attribute
-from xref.objects.datasets import dataset_facts, dataset_kind
-from xref.objects.objects import kind_of, open_dataset, open_object, prepare_references, text
-from xref.reading.parts import plan_parts
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.references.reference import AttributeReference, ObjectReference, RegionReference
+from xref.objects import (
+    RawReferences,
+    dataset_facts,
+    dataset_kind,
+    kind_of,
+    open_dataset,
+    open_object,
+    prepare_references,
+    read_attribute,
+    text,
+)
+from xref.reading import plan_parts
+from xref.references import (
+    AttributeReference,
+    ObjectReference,
+    ReferenceArray,
+    References,
+    RegionReference,
+)
 from xref.resolving.binding import bind, warn_of_units
 from xref.resolving.read_results import BoundReferences, bind_references
 from xref.resolving.result_layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.resolving.targets import group_path, open_target
-from xref.storage.open_files import check_unchanged
+from xref.storage import check_unchanged
 
 LAYOUTS = ("stack", "ragged", "pad")
 

@@ -15,28 +15,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xref.arrays.columns import IntArray
-from xref.arrays.conversion import dtype_with, is_same_value
-from xref.engine.attributes import warn_unreadable
-from xref.engine.decoding import (
+from xref.arrays import IntArray, dtype_with, is_same_value
+from xref.engine import (
     Decoders,
     Decoding,
     common_dtype,
     decode_variable,
+    lazily_indexed,
     missing_of,
+    warn_unreadable,
     with_items,
 )
-from xref.engine.lazy_arrays import lazily_indexed
 from xref.errors import SelectionError
-from xref.hdf5.dataset_layout import item_dtype
-from xref.objects.datasets import dataset_layout
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
+from xref.hdf5 import item_dtype
+from xref.objects import dataset_layout
+from xref.references import ReferenceArray, References
 from xref.resolving.binding import Resolved, bind
 from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.resolving.lazy_results import Fill, SampleArray, StackArray, ValidArray
-from xref.selections.projection import project
-from xref.selections.table import concat_tables, empty_table
+from xref.selections import concat_tables, empty_table, project
 
 POINT_DIM = "point"
 SAMPLE_DIM = "sample"

@@ -25,23 +25,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.conversion import convert
-from xref.hdf5.dataset_layout import items
-from xref.reading.box_copies import copy_boxes
-from xref.reading.execute import read_plan
-from xref.reading.partitions import (
+from xref.arrays import convert
+from xref.hdf5 import items
+from xref.reading import (
     Shares,
+    choose_tile,
+    copy_boxes,
     count_visits,
     lie_in_blocks,
+    plan_read,
     plan_shares,
+    read_plan,
     storage_cell,
 )
-from xref.reading.plan import choose_tile, plan_read
-from xref.references.loaders import tile_loader
-from xref.references.reference import DecodeOptions
+from xref.references import DecodeOptions, tile_loader
 from xref.resolving.lazy_results import FlatBlocks, ReferenceResults, Spans
 from xref.resolving.read_results import BoundTarget
-from xref.storage.open_files import check_unchanged
+from xref.storage import check_unchanged
 
 LOT_NBYTES = 16 << 20
 """Decoded bytes that one lot holds, at least (benchmarks/exchange.py)."""

@@ -13,22 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays.columns import IntArray, ragged_ranges, row_offsets
+from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import (
     DanglingReferenceError,
     ExternalFileError,
     UnsupportedError,
     WrongTargetError,
 )
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import object_kinds
-from xref.objects.paths import object_paths
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.references.reference import attribute_kind
-from xref.references.targets import TargetRows, distinct_targets, split_targets
-from xref.selections.table import KIND_NAMES, Kind, RegionTable, in_order
-from xref.storage.location import FileLocation
+from xref.objects import dataset_layout, object_kinds, object_paths
+from xref.references import (
+    ReferenceArray,
+    References,
+    TargetRows,
+    attribute_kind,
+    distinct_targets,
+    split_targets,
+)
+from xref.selections import KIND_NAMES, Kind, RegionTable, in_order
+from xref.storage import FileLocation
 
 AXIS_DIM = "axis"
 

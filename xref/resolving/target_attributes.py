@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.objects.datasets import dataset_facts
-from xref.objects.objects import PREPARED_AT_ONCE, prepare_references
-from xref.references.array import ReferenceArray
-from xref.references.targets import split_targets
+from xref.objects import PREPARED_AT_ONCE, dataset_facts, prepare_references
+from xref.references import ReferenceArray, split_targets
 from xref.resolving.targets import open_target
 
 

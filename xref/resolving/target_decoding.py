@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
-from xref.engine.decoding import (
+from xref.arrays import IntArray
+from xref.engine import (
     CF_ATTRIBUTES,
+    DatasetArray,
     Decoders,
     Decoding,
     decoding_key,
@@ -24,16 +25,13 @@ from xref.engine.decoding import (
     options_by_name,
     options_of,
 )
-from xref.engine.lazy_arrays import DatasetArray
-from xref.hdf5.dataset_layout import DatasetLayout
-from xref.objects.datasets import dataset_layout, type_and_fill
-from xref.objects.paths import object_path, object_paths
-from xref.reading.small_datasets import SmallDatasets
-from xref.references.reference import DecodeOptions
-from xref.references.values import decode_values
+from xref.hdf5 import DatasetLayout
+from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
+from xref.reading import SmallDatasets
+from xref.references import DecodeOptions, decode_values
 from xref.resolving.read_results import BoundReferences
 from xref.resolving.targets import Target
-from xref.storage.location import FileLocation
+from xref.storage import FileLocation
 
 Place: TypeAlias = tuple[Hashable, int]
 """Token of a file, and the address of a target in it."""

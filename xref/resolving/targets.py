@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xref.engine.attributes import plain_attributes, warn_unreadable
-from xref.engine.dimensions import NO_VARIABLE, label
+from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
-from xref.objects.datasets import DatasetFacts, dataset_facts
-from xref.objects.objects import members_by_name
-from xref.objects.paths import object_label, object_path, object_paths
-from xref.references.reference import DecodeOptions
-from xref.storage.location import FileLocation
+from xref.objects import (
+    DatasetFacts,
+    dataset_facts,
+    members_by_name,
+    object_label,
+    object_path,
+    object_paths,
+)
+from xref.references import DecodeOptions
+from xref.storage import FileLocation
 
 
 @dataclass(frozen=True, slots=True)

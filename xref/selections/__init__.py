@@ -1,1 +1,38 @@
-"""TODO."""
+"""Selections of elements: one selection, a table of many, their unions and projections.
+
+In: starts, counts, strides and blocks in elements. Out: the same of other extents, merged or
+cut; nothing here reads a file.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.selections.projection import narrow, project
+    from xref.selections.table import (
+        KIND_NAMES,
+        Kind,
+        RegionTable,
+        box_table,
+        concat_tables,
+        empty_table,
+        in_order,
+        outer_blocks,
+        table_from_blocks,
+        table_from_selections,
+    )
+    from xref.selections.values import (
+        UNLIMITED,
+        All,
+        Blocks,
+        Empty,
+        Hyperslab,
+        Points,
+        Selection,
+        merge_intervals,
+        outer_axes,
+        row_runs,
+    )
+else:
+    __getattr__, __all__ = lazy_names(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xref.arrays.columns import ragged_ranges
+from xref.arrays import ragged_ranges
 from xref.selections.table import (
     AXIS_COLUMNS,
     Kind,

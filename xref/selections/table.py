@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
+from xref.arrays import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
 from xref.errors import ResultTooLargeError, SelectionError
 from xref.selections.values import (
     UNLIMITED,

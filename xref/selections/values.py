@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xref.arrays.columns import FrozenColumns, IntArray, ragged_ranges
+from xref.arrays import FrozenColumns, IntArray, ragged_ranges
 from xref.errors import ResultTooLargeError
 
 UNLIMITED = -1

@@ -1,1 +1,29 @@
-"""TODO."""
+"""The bytes of a file, wherever it is: paths, file objects, URLs.
+
+In: a path, a URL or an open file. Out: a `FileLocation` that names one version of the file,
+positional reads of it, and handles of h5py while there is room for them.
+"""
+
+from typing import TYPE_CHECKING
+
+from xref.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from xref.storage.external_files import check_external, locate_named
+    from xref.storage.file_bytes import FileBytes, answered
+    from xref.storage.handle_pools import check_descriptors, drop_all
+    from xref.storage.inputs import URL, find_source
+    from xref.storage.location import FileLocation, cached_by_location, unheld
+    from xref.storage.open_files import (
+        GroupChecks,
+        check_unchanged,
+        close_file,
+        close_files,
+        locate_file,
+        locate_source,
+        open_file,
+    )
+    from xref.storage.read_counts import count, count_reads
+    from xref.storage.sources import Identity, LocalFile, UnreachableFile
+else:
+    __getattr__, __all__ = lazy_names(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray
 from xref.errors import (
     FileChangedError,
     FileReadError,

@@ -222,7 +222,8 @@ def hold_handles(location: FileLocation) -> _Handles:
     """Return the handles of a file, held open by ``location`` unless it is a key."""
     pid = os.getpid()
     if location.held and location.held[0].pid == pid:
-        return location.held[0]
+        held: _Handles = location.held[0]
+        return held
     with _handles_lock:
         handles = _handles.get((location.source, pid))
         if handles is None:

@@ -22,8 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import HeldRanges, Range, coalesce, split
-from xref.arrays.columns import IntArray, ragged_ranges
+from xref.arrays import HeldRanges, IntArray, Range, coalesce, ragged_ranges, split
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
 from xref.storage.sources import (

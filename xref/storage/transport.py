@@ -30,10 +30,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from xref.arrays.byte_ranges import Range
-from xref.counters import count
+from xref.arrays import Range
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
+from xref.storage.read_counts import count
 
 T = TypeVar("T")
 

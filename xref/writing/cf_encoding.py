@@ -15,11 +15,10 @@ import xarray as xr
 from xarray.backends.common import ensure_dtype_not_object
 from xarray.coding.strings import CharacterArrayCoder
 
-from xref.engine.variables import ReferenceVariable
+from xref.engine import ReferenceVariable
 from xref.errors import UnsupportedError
-from xref.hdf5.dataset_layout import item_dtype
-from xref.references.array import ReferenceArray
-from xref.references.reference import Reference
+from xref.hdf5 import item_dtype
+from xref.references import Reference, ReferenceArray
 from xref.writing.memory_layout import Form, Text, find_form
 from xref.writing.storage_options import check_encoding
 

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from h5py import h5f, h5fd, h5p
 
 from xref.errors import FileChangedError
-from xref.hdf5.filters import SHUFFLE, FilterPipeline
-from xref.references.array import ReferenceArray
+from xref.hdf5 import SHUFFLE, FilterPipeline
+from xref.references import ReferenceArray
 from xref.writing.checked_file import CheckedFile
 from xref.writing.datasets import write_elements
 from xref.writing.drafts import Draft

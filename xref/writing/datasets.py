@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5a, h5d, h5o, h5s, h5t
 
-from xref.arrays.columns import IntArray
-from xref.hdf5.selection_encoding import encode_regions
-from xref.selections.table import Kind, RegionTable
+from xref.arrays import IntArray
+from xref.hdf5 import encode_regions
+from xref.selections import Kind, RegionTable
 from xref.writing.memory_layout import Form, Memory, RawBytes
 
 REGIONS_AT_ONCE = 1 << 17

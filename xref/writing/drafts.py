@@ -26,8 +26,7 @@ from io import FileIO
 from typing import TypeAlias, TypeVar
 
 from xref.errors import FileChangedError, FileWriteError, XrefError
-from xref.storage.handle_pools import drop_all
-from xref.storage.open_files import close_files
+from xref.storage import close_files, drop_all
 from xref.writing.checked_file import CheckedFile, Overlay, PlainStore, Records, write_error
 from xref.writing.uninterrupted import check_interrupt
 

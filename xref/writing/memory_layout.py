@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5t
 
-from xref.arrays.columns import IntArray, row_offsets
+from xref.arrays import IntArray, row_offsets
 from xref.errors import UnsupportedError
-from xref.references.array import ReferenceArray
-from xref.references.reference import AttributeReference, ObjectReference, RegionReference
+from xref.references import AttributeReference, ObjectReference, ReferenceArray, RegionReference
 
 RawBytes: TypeAlias = npt.NDArray[np.uint8]
 

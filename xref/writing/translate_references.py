@@ -15,17 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.engine.origins import is_in_place, known_origin
+from xref.engine import is_in_place, known_origin
 from xref.errors import DanglingReferenceError, FileChangedError, XrefError
-from xref.objects.datasets import dataset_layout
-from xref.objects.objects import PREPARED_AT_ONCE, object_kind, prepare_references
-from xref.objects.paths import object_path
-from xref.references.array import ReferenceArray
-from xref.references.columns import References
-from xref.references.reference import ObjectReference
-from xref.references.targets import DistinctTargets, distinct_targets
-from xref.selections.table import Kind, RegionTable
-from xref.storage.location import FileLocation
+from xref.objects import (
+    PREPARED_AT_ONCE,
+    dataset_layout,
+    object_kind,
+    object_path,
+    prepare_references,
+)
+from xref.references import (
+    DistinctTargets,
+    ObjectReference,
+    ReferenceArray,
+    References,
+    distinct_targets,
+)
+from xref.selections import Kind, RegionTable
+from xref.storage import FileLocation
 
 ON_MISSING = ("raise", "null", "copy")
 

@@ -24,15 +24,17 @@ import numpy as np
 import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
-from xref.engine.decoding import CF_ATTRIBUTES
-from xref.objects.dataset_layout import pipeline_of
-from xref.objects.objects import open_object
-from xref.objects.paths import object_path
-from xref.reading.chunk_checks import check_packed
-from xref.references.array import ReferenceArray
-from xref.references.reference import DecodeOptions, ObjectReference, Reference, opened_from
-from xref.storage.location import FileLocation
-from xref.storage.open_files import locate_file
+from xref.engine import CF_ATTRIBUTES
+from xref.objects import object_path, open_object, pipeline_of
+from xref.reading import check_packed
+from xref.references import (
+    DecodeOptions,
+    ObjectReference,
+    Reference,
+    ReferenceArray,
+    opened_from,
+)
+from xref.storage import FileLocation, locate_file
 from xref.writing.cf_encoding import Encoded, align_blocks, encode_dataset, encode_stored
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget

@@ -18,12 +18,10 @@ import dask.array as da
 import xarray as xr
 from dask.delayed import delayed
 
-from xref.engine.attributes import HIDDEN_ATTRIBUTES
-from xref.engine.origins import source_locations
+from xref.engine import HIDDEN_ATTRIBUTES, source_locations
 from xref.errors import FileWriteError, UnsupportedError
-from xref.references.array import ReferenceArray
-from xref.storage.inputs import URL
-from xref.storage.sources import LocalFile
+from xref.references import ReferenceArray
+from xref.storage import URL, LocalFile
 from xref.writing.cf_encoding import encode_dataset
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget, open_stored

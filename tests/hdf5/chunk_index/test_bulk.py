@@ -15,18 +15,18 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from strategies import write_references
-from xref.storage.open_files import close_files, locate_file
 
 import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
 import xref.resolving.read_results
-from xref.counters import count_reads
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS
 from xref.hdf5.bulk_datasets import CHUNKED
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
 from xref.objects.datasets import chunk_index
-from xref.objects.file_content import file_content, read_dataset_table
+from xref.objects.parsing import file_content, read_dataset_table
+from xref.storage.open_files import close_files, locate_file
+from xref.storage.read_counts import count_reads
 
 NUMBERS = itertools.count()
 LIBVERS = ("earliest", "v108", "v110", "latest")

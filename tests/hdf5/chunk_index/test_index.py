@@ -18,7 +18,6 @@ import pytest
 import xarray as xr
 from h5py import h5d, h5o, h5p
 from hypothesis import HealthCheck, given, settings
-from xref.storage.open_files import close_files, locate_file, locate_source
 
 import xref.hdf5.chunk_index.nodes
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
@@ -30,6 +29,7 @@ from xref.objects import datasets as h5data
 from xref.objects.datasets import chunk_index, dataset_layout, stored_nbytes
 from xref.storage.file_bytes import FileBytes
 from xref.storage.location import FileLocation
+from xref.storage.open_files import close_files, locate_file, locate_source
 from xref.storage.sources import OpenFile
 
 NUMBERS = itertools.count()

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.columns import BoolArray, IntArray
+from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
 from xref.hdf5.bulk_headers import ByteArray, integers, undefined
 from xref.hdf5.chunk_index.btrees import MASK_NBYTES, ListedChunks, joined, spans, with_address

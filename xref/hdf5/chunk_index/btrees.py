@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xref.arrays.columns import BoolArray, IntArray
+from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
 from xref.hdf5.bulk_headers import integers, undefined
 from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, Lot, NodeReader, columns_of

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import RangeSource
-from xref.arrays.columns import BoolArray, IntArray, ragged_ranges, row_offsets
+from xref.arrays import BoolArray, IntArray, RangeSource, ragged_ranges, row_offsets
 from xref.hdf5.bulk_datasets import (
     BATCH,
     FIXED_ARRAY,

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xref.arrays.byte_ranges import RangeSource
-from xref.arrays.columns import IntArray
+from xref.arrays import IntArray, RangeSource
 from xref.hdf5.bulk_headers import PADDING_NBYTES, ByteArray, integers
 from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.fractal_heap import Budget

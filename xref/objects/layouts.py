@@ -22,30 +22,31 @@ from xref.errors import (
     UnsupportedError,
     XrefError,
 )
-from xref.hdf5.dataset_layout import (
-    DatasetLayout,
-    check_extent,
-    element_dtype,
-    items,
-)
-from xref.hdf5.datatype import Datatype, decode_datatype, value_dtype
-from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline
-from xref.hdf5.object_header import (
+from xref.hdf5 import (
     DATATYPE_MESSAGE,
     FILL_MESSAGE,
     FILTER_MESSAGE,
     LAYOUT_MESSAGE,
     OLD_FILL_MESSAGE,
+    SHUFFLE,
+    DatasetLayout,
+    Datatype,
+    Filter,
+    FilterPipeline,
+    check_extent,
     compact_data,
+    decode_datatype,
+    element_dtype,
     fill_data,
     filter_options,
+    items,
     read_messages,
+    std_itemsize,
+    value_dtype,
 )
-from xref.hdf5.std_references import std_itemsize
-from xref.objects.file_content import byte_source, file_format
+from xref.objects.parsing import byte_source, file_format
 from xref.objects.paths import object_label
-from xref.storage.external_files import check_external
-from xref.storage.location import FileLocation
+from xref.storage import FileLocation, check_external
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:

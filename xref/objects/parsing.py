@@ -9,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
-from xref.hdf5.metadata_reader import Source
-from xref.hdf5.superblock import FileContent, FileFormat
-from xref.storage.file_bytes import FileBytes
-from xref.storage.location import FileLocation, cached_by_location
-from xref.storage.open_files import open_file
-from xref.storage.sources import UnreachableFile
+from xref.hdf5 import (
+    DatasetTable,
+    FileContent,
+    FileFormat,
+    Source,
+    read_datasets,
+    unknown_datasets,
+)
+from xref.storage import FileBytes, FileLocation, UnreachableFile, cached_by_location, open_file
 
 
 def byte_source(location: FileLocation, where: object) -> Source:
