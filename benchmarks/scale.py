@@ -71,9 +71,9 @@ def measure_stages(path, n):
         layer = next(x for x in data.dask.layers.values() if isinstance(x, ReadLayer))
         blocks = [layer._spans(key) for key in layer]
         with timed() as lap:
-            toll = exchange.find_toll(layer.array, blocks)
+            toll = exchange.estimate_cost(layer.array, blocks)
         laps["count"] = lap.cpu
-        made = exchange.Exchange(
+        made = exchange.Shuffle(
             layer.array,
             blocks,
             None,
@@ -82,14 +82,14 @@ def measure_stages(path, n):
             toll.divide(),
         )
         with timed() as lap:
-            plan = made.known_plan()
+            plan = made.require_plan()
         laps["plan"] = lap.cpu
         with timed() as lap, count_reads() as counts:
-            lots = [exchange.read_pieces(made, i) for i in range(len(plan.lots))]
+            lots = [exchange.split_batch(made, i) for i in range(len(plan.lots))]
         laps["read"] = lap.cpu
         with timed() as lap:
             for group in range(len(made.groups)):
-                exchange.put_group(made, group, [lot[group] for lot in lots])
+                exchange.assemble_group(made, group, [lot[group] for lot in lots])
         laps["put together"] = lap.cpu
         table = columns.regions
         held = sum(getattr(table, name).nbytes for name in table.__dataclass_fields__)

@@ -16,7 +16,7 @@ names
 tune
     `xref.hdf5.bulk_datasets.read_datasets` with other constants.
 limits
-    Few datasets, and larger ones, as columns and one by one: where `FEW_TARGETS` and
+    Few datasets, and larger ones, as columns and one by one: where `MIN_BULK_TARGETS` and
     `SMALL_NBYTES` belong.
 
 Contestants take turns; ratios are medians over the turns of ratios within one turn, of
@@ -226,7 +226,7 @@ def tune(path, reps):
         for _, value in itertools.product(range(reps), values):
             setattr(module, name, value)
             with timed() as lap:
-                assert xref.objects.parsing.read_dataset_table(location, address).known.all()
+                assert xref.objects.parsing.dataset_table(location, address).known.all()
             laps[value].append(lap.cpu / N * 1e6)
         setattr(module, name, kept)
         rows += [
@@ -243,7 +243,10 @@ def limits(folder, reps):
         cases.append(("bytes, contiguous", nbytes, LARGE_TOTAL // nbytes, nbytes, {}))
         gzip = {"compression": "gzip", "shuffle": True}
         cases.append(("bytes, gzip", nbytes, LARGE_TOTAL // nbytes, nbytes, gzip))
-    kept = xref.resolving.read_results.FEW_TARGETS, xref.reading.small_datasets.SMALL_NBYTES
+    kept = (
+        xref.resolving.read_results.MIN_BULK_TARGETS,
+        xref.reading.small_datasets.SMALL_NBYTES,
+    )
     xref.reading.small_datasets.SMALL_NBYTES = LARGE_TOTAL
     rows = []
     for what, size, n, nbytes, options in cases:
@@ -255,7 +258,7 @@ def limits(folder, reps):
         for _ in range(reps):
             laps = []
             for few in (1, 1 << 62):
-                xref.resolving.read_results.FEW_TARGETS = few
+                xref.resolving.read_results.MIN_BULK_TARGETS = few
                 with new_name(path) as link, timed() as lap:
                     read_values(link, None)
                 laps.append(lap)
@@ -265,7 +268,9 @@ def limits(folder, reps):
             {"of": what, "number": str(size)}
             | {f"one by one, times ({k})": median(each) for k, each in ratios.items()}
         )
-    xref.resolving.read_results.FEW_TARGETS, xref.reading.small_datasets.SMALL_NBYTES = kept
+    xref.resolving.read_results.MIN_BULK_TARGETS, xref.reading.small_datasets.SMALL_NBYTES = (
+        kept
+    )
     return rows
 
 

@@ -47,8 +47,8 @@ SWEEPS = {
     ("xref.reading.execute", "READ_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
     ("xref.reading.execute", "READ_NBYTES"): [128 * KIB, 512 * KIB, MIB, 2 * MIB, 8 * MIB],
     ("xref.reading.plan", "CONTIGUOUS_GAP_NBYTES"): [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
-    ("xref.reading.box_copies", "FEW_BOXES"): [0, 2, 4, 6, 10, 16, 32],
-    ("xref.reading.box_copies", "FEW_GROUPS"): [0, 4, 8, 16, 64],
+    ("xref.reading.box_copies", "MIN_BULK_BOXES"): [0, 2, 4, 6, 10, 16, 32],
+    ("xref.reading.box_copies", "MIN_BULK_GROUPS"): [0, 4, 8, 16, 64],
     ("xref.reading.box_copies", "ROWS_NBYTES"): [
         8 * KIB,
         32 * KIB,
@@ -78,8 +78,8 @@ MATTERS = {
     "READ_GAP_NBYTES": ("W1s",),
     "READ_NBYTES": ("W1", "W3.lz4"),
     "CONTIGUOUS_GAP_NBYTES": ("W2", "W2s"),
-    "FEW_BOXES": ("W1s", "W2s", "W4"),
-    "FEW_GROUPS": ("W1s", "W2s", "W4"),
+    "MIN_BULK_BOXES": ("W1s", "W2s", "W4"),
+    "MIN_BULK_GROUPS": ("W1s", "W2s", "W4"),
     "ROWS_NBYTES": ("W1s", "W4"),
     "COPY_NBYTES": ("W1", "W2", "W3.lz4"),
 }

@@ -23,7 +23,7 @@ from xref.hdf5.global_heap import pack_collections, walk_collections
 from xref.hdf5.selection_decoding import decode_selections
 from xref.references.decoding import decode_references
 from xref.references.stored import StoredReferences
-from xref.selections.table import RegionTable, box_table
+from xref.selections.table import SelectionTable, box_table
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # start, shape
 
@@ -75,7 +75,9 @@ class Heap:
             address_size=self.address_size,
         )
 
-    def one_by_one(self, of: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, RegionTable]:
+    def one_by_one(
+        self, of: np.ndarray, index: np.ndarray
+    ) -> tuple[np.ndarray, SelectionTable]:
         objects = walk_collections(
             self.buffer, self.base, self.size, self.length_size, "collection {}".format
         )
@@ -244,7 +246,9 @@ def bounds_by_h5py(path: Path) -> np.ndarray:
         return np.array([r.get_select_bounds() for r in regions])
 
 
-def assert_bounds(columns: xref.references.columns.References, expected: np.ndarray) -> None:
+def assert_bounds(
+    columns: xref.references.columns.ReferenceColumns, expected: np.ndarray
+) -> None:
     assert columns.regions is not None
     start, stop = columns.regions.fit(EXTENT, str).bounds()
     np.testing.assert_array_equal(start, expected[:, 0])

@@ -21,9 +21,9 @@ import xref.objects.objects
 import xref.resolving.read_results
 from xref.errors import XrefError
 from xref.hdf5.attribute import read_raw_attributes
-from xref.hdf5.bulk_attributes import MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES, first_equal
+from xref.hdf5.bulk_attributes import MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES, first_equal_row
 from xref.hdf5.bulk_datasets import DatasetTable
-from xref.objects.parsing import byte_source, read_dataset_table
+from xref.objects.parsing import byte_source, dataset_table
 from xref.storage.open_files import close_files, locate_file
 
 NUMBERS = itertools.count()
@@ -46,13 +46,13 @@ def write(path: Path, attributes: list[dict[str, Any]], libver: str = "earliest"
 def table_of(path: Path) -> DatasetTable:
     with h5py.File(path) as file:
         address = [h5py.h5o.get_info(file[r].id).addr for r in file["refs"][...]]
-    return read_dataset_table(locate_file(path), np.array(address, dtype=np.uint64))
+    return dataset_table(locate_file(path), np.array(address, dtype=np.uint64))
 
 
 def outcome(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Values with their attributes, or the error and its message."""
     monkeypatch.setattr(
-        xref.resolving.read_results, "FEW_TARGETS", sys.maxsize if one_by_one else 1
+        xref.resolving.read_results, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
     )
     with xr.open_dataset(path, engine="h5ref", mask_and_scale=False) as ds:
         try:
@@ -204,7 +204,7 @@ def test_values_said_to_be_equal_are_equal_in_damaged_headers(path: Path, libver
         other = path.with_name(f"damaged{k}.h5")
         other.write_bytes(damaged)
         location = locate_file(other)
-        table = read_dataset_table(location, np.array(address, dtype=np.uint64))
+        table = dataset_table(location, np.array(address, dtype=np.uint64))
         source = byte_source(location, "f.h5")
         for i in np.flatnonzero(table.known & (table.attributes >= 0)).tolist():
             for axis, name in enumerate(table.names[int(table.attributes[i])]):
@@ -226,5 +226,5 @@ def test_long_attributes_are_their_own(path: Path) -> None:
 
 def test_rows_are_compared_up_to_a_number_of_distinct_ones() -> None:
     key = np.array([[3], [1], [3], [2], [1], [2]], dtype=np.uint8)
-    assert first_equal(key, 2).tolist() == [0, 1, 0, -1, 1, -1]
-    assert first_equal(key).tolist() == [0, 1, 0, 3, 1, 3]
+    assert first_equal_row(key, 2).tolist() == [0, 1, 0, -1, 1, -1]
+    assert first_equal_row(key).tolist() == [0, 1, 0, 3, 1, 3]

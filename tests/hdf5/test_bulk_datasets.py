@@ -23,7 +23,7 @@ from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
 from xref.objects.datasets import dataset_facts, dataset_layout
-from xref.objects.parsing import read_dataset_table
+from xref.objects.parsing import dataset_table
 from xref.storage.open_files import close_files, locate_file
 from xref.storage.read_counts import count_reads
 
@@ -120,7 +120,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
 
     def switch(one_by_one: bool) -> None:
         few = sys.maxsize if one_by_one else 1
-        monkeypatch.setattr(xref.resolving.read_results, "FEW_TARGETS", few)
+        monkeypatch.setattr(xref.resolving.read_results, "MIN_BULK_TARGETS", few)
 
     yield switch
     close_files()
@@ -161,7 +161,7 @@ def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: 
         fixed = file.create_dataset("fixed", shape, "f8", chunks=shape)
         refs[...] = [grows.ref, fixed.ref]
     location = locate_file(path)
-    table = read_dataset_table(location, addresses_of(path))
+    table = dataset_table(location, addresses_of(path))
     assert table.known.all()
     assert (table.index == OTHER_INDEX).tolist() == [True, False]
 
@@ -169,7 +169,7 @@ def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: 
 def check_table(path: Path) -> DatasetTable:
     """Compare a table with what each dataset alone says of itself."""
     location, address = locate_file(path), addresses_of(path)
-    table = read_dataset_table(location, address)
+    table = dataset_table(location, address)
     for i in np.flatnonzero(table.known).tolist():
         layout = dataset_layout(location, int(address[i]))
         first = dataset_facts(location, int(address[table.kind[i]]))
@@ -180,9 +180,12 @@ def check_table(path: Path) -> DatasetTable:
         else:
             assert table.nbytes[i] == np.prod(layout.shape) * layout.stored_itemsize
             assert tuple(table.chunks[i, : table.ndim[i]].tolist()) == layout.chunks
-        if layout.stored_indirect == "" and layout.chunks is None:
+        if layout.why_not_raw == "" and layout.chunks is None:
             assert table.offset[i] == (-1 if layout.offset is None else layout.offset)
-        assert (layout.dtype, layout.indirect) == (first.layout.dtype, first.layout.indirect)
+        assert (layout.dtype, layout.why_not_direct) == (
+            first.layout.dtype,
+            first.layout.why_not_direct,
+        )
         assert layout.dtype.metadata == first.layout.dtype.metadata
         assert layout.stored_itemsize == first.layout.stored_itemsize
         assert np.array_equal(layout.fill_value, first.layout.fill_value)
@@ -359,7 +362,7 @@ def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
         write_references(file, "refs", [d.ref for d in made], dtype=h5py.ref_dtype)
 
     path = make(fill)
-    table = read_dataset_table(locate_file(path), addresses_of(path))
+    table = dataset_table(locate_file(path), addresses_of(path))
     assert table.known.sum() == MAX_KINDS
     with xr.open_dataset(path, engine="h5ref") as ds:
         assert (ds["refs"].h5ref.table()["kind"] == "dataset").all()

@@ -18,7 +18,7 @@ from xref.hdf5.bulk_headers import (
     PADDING_NBYTES,
     HeaderMessages,
     checksums,
-    read_messages_of_many,
+    read_headers,
 )
 from xref.hdf5.metadata_reader import lookup3
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, walk_messages
@@ -66,7 +66,7 @@ def addresses_of(path: Path) -> np.ndarray:
 def read_many(path: Path, address: np.ndarray) -> HeaderMessages:
     location = locate_file(path)
     form = file_format(location)
-    return read_messages_of_many(
+    return read_headers(
         FileBytes(location),
         address,
         base_address=form.base_address,

@@ -14,7 +14,7 @@ from images import write_image
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, read_raw_attributes
 from xref.hdf5.fractal_heap import HUGE_INDIRECT, FractalHeap, read_records
-from xref.hdf5.metadata_reader import Source, lookup3
+from xref.hdf5.metadata_reader import MetadataReader, lookup3
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 
@@ -48,7 +48,7 @@ def test_each_block_is_read_once() -> None:
         reads.append(address)
         return IMAGE.data[address : address + nbytes]
 
-    heap = FractalHeap(Source(read, 8, 8, len(IMAGE.data), "f.h5"), HEAP)
+    heap = FractalHeap(MetadataReader(read, 8, 8, len(IMAGE.data), "f.h5"), HEAP)
     for heap_id in heap_ids() * 2:
         heap.get(heap_id)
     # What lies by itself is not kept: here all of more than 4096 bytes.
@@ -99,7 +99,7 @@ def test_any_heap_id_is_refused_or_found(heap_id: bytes) -> None:
     assert 0 < len(data) < len(IMAGE.data)
 
 
-def change_heap_header(at: int, value: bytes) -> Source:
+def change_heap_header(at: int, value: bytes) -> MetadataReader:
     """Change bytes of the heap's header and make its checksum right."""
     data, begin = bytearray(IMAGE.data), IMAGE.data.find(b"FRHP")
     data[begin + at : begin + at + len(value)] = value

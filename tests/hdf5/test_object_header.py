@@ -15,7 +15,7 @@ from hypothesis import given
 from images import LIBVERS, Image, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, Source, lookup3
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, lookup3
 from xref.hdf5.object_header import (
     ATTRIBUTE_MESSAGE,
     DATASPACE_MESSAGE,
@@ -34,8 +34,8 @@ def kinds_of(image: Image, path: str) -> list[int]:
     return [message.kind for message in read_messages(image.source(), image.addresses[path])]
 
 
-def source_of(data: bytes, sizes: tuple[int, int] = (8, 8)) -> Source:
-    return Source(lambda a, n: data[a : a + n], *sizes, len(data), "f.h5")
+def source_of(data: bytes, sizes: tuple[int, int] = (8, 8)) -> MetadataReader:
+    return MetadataReader(lambda a, n: data[a : a + n], *sizes, len(data), "f.h5")
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -238,7 +238,7 @@ def test_unknown_sizes_are_refused() -> None:
 
 
 def test_a_short_read_is_refused() -> None:
-    source = Source(lambda address, nbytes: bytes(nbytes - 1), 8, 8, 100, "f.h5")
+    source = MetadataReader(lambda address, nbytes: bytes(nbytes - 1), 8, 8, 100, "f.h5")
     with pytest.raises(CorruptFileError, match="gave 33"):
         list(walk_messages(source, 0))
 

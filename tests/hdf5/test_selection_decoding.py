@@ -28,11 +28,11 @@ from hypothesis import strategies as st
 
 from xref.errors import CorruptFileError, XrefError
 from xref.hdf5.selection_decoding import decode_selections, split_heap_ids
-from xref.selections.table import RegionTable
+from xref.selections.table import SelectionTable
 from xref.selections.values import UNLIMITED, All, Blocks, Empty, Hyperslab, Points
 
 
-def decode(*objects: bytes, address_size: int = 8) -> RegionTable:
+def decode(*objects: bytes, address_size: int = 8) -> SelectionTable:
     """Decode heap objects that lie end to end, each at an odd place."""
     buffer, position = bytearray(3), []
     for data in objects:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xref.hdf5.selection_decoding import decode_selections
 from xref.hdf5.selection_encoding import encode_regions
-from xref.selections.table import Kind, box_table, empty_table, table_from_selections
+from xref.selections.table import SelectionKind, box_table, empty_table, table_from_selections
 from xref.selections.values import UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection
 from xref.writing.datasets import address_of, region_bytes
 
@@ -122,7 +122,7 @@ def test_hdf5_reads_the_elements_that_were_meant(tmp_path: Path) -> None:
 
 def selection_fits(selection: Selection, shape: tuple[int, ...]) -> bool:
     table = table_from_selections([selection])
-    if table.kind[0] in (Kind.ALL, Kind.NONE):
+    if table.kind[0] in (SelectionKind.ALL, SelectionKind.NONE):
         return True
     _, stop = table.bounds()  # negative where there is no limit: HDF5 counts no elements
     return bool(table.rank[0] == len(shape) and table.fits(shape)[0] and (stop >= 0).all())

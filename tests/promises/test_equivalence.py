@@ -185,7 +185,7 @@ def test_stacked_boxes_are_equal_by_any_reader_chunks_and_index(
                     eager = dataset["refs"].h5ref.resolve(chunks=None).load()
                 except UnsupportedError:
                     assert reader == "direct"
-                    assert drawn.indirect
+                    assert drawn.why_not_direct
                     continue
                 assert_same(eager, expected, reader)
                 eager = dataset["refs"].h5ref.resolve(chunks=None)
@@ -252,7 +252,7 @@ def test_every_reader_gives_the_same_results(drawn: Drawn, reader: str, folder: 
             target = dataset["t0"].load()
         except UnsupportedError:
             assert reader == "direct"
-            assert drawn.indirect
+            assert drawn.why_not_direct
             return
         assert_same(values_of(ragged), case.flat(case.live))
         assert_same(target, whole)

@@ -203,7 +203,7 @@ def layout_of(shape: tuple[int, ...], chunks: tuple[int, ...] | None) -> Dataset
         "shape": shape,
         "maxshape": shape,
         "elements": None,
-        "stored_indirect": "",
+        "why_not_raw": "",
         "dtype": np.dtype("<i4"),
         "chunks": chunks,
         "offset": 100,

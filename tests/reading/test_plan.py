@@ -21,7 +21,7 @@ from xref.errors import UnsupportedError
 from xref.reading.execute import read_plan
 from xref.reading.parts import plan_parts
 from xref.reading.plan import ReadPlan, choose_tile, plan_read
-from xref.selections.table import RegionTable, table_from_selections
+from xref.selections.table import SelectionTable, table_from_selections
 from xref.selections.values import All, Empty, Hyperslab, Points
 
 SHAPES = ((37,), (11, 13), (5, 6, 7), (3, 4, 3, 4))
@@ -76,7 +76,7 @@ def plan_all(
     shape: tuple[int, ...],
     chunks: tuple[int, ...] | None,
     tile_nbytes: int,
-) -> tuple[ReadPlan, RegionTable, np.ndarray]:
+) -> tuple[ReadPlan, SelectionTable, np.ndarray]:
     """Plan results end to end; also where each begins."""
     table = table_from_selections(chosen).fit(shape, describe)
     _, shapes = table.result_shapes()

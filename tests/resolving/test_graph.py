@@ -125,14 +125,14 @@ def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
     array = rois.h5ref.resolve(chunks={rois.dims[0]: 20}).data
     layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
     spans = [layer._spans(key) for key in layer]
-    whole = exchange.find_toll(layer.array, spans)
+    whole = exchange.estimate_cost(layer.array, spans)
     assert whole is not None
     assert whole.distinct == IMAGE.nbytes
     assert whole.copied == PATCHES.nbytes
-    assert whole.of_some(whole.blocks).visited == whole.visited
-    assert whole.of_some(whole.blocks).distinct == pytest.approx(whole.distinct, rel=0.02)
+    assert whole.scaled_to(whole.blocks).visited == whole.visited
+    assert whole.scaled_to(whole.blocks).distinct == pytest.approx(whole.distinct, rel=0.02)
     for n in (1, 2, 5, 10):
-        estimated, found = whole.of_some(n), exchange.find_toll(layer.array, spans[:n])
+        estimated, found = whole.scaled_to(n), exchange.estimate_cost(layer.array, spans[:n])
         assert found is not None
         assert estimated.distinct == pytest.approx(found.distinct, rel=0.15)
         assert estimated.visited == pytest.approx(found.visited, rel=0.15)
@@ -165,9 +165,9 @@ def test_that_blocks_cannot_be_read_together_is_found_once(
 
     def find(*args: Any) -> Any:
         calls.append(args)
-        return exchange.find_toll(*args)
+        return exchange.estimate_cost(*args)
 
-    monkeypatch.setattr(graph, "find_toll", find)
+    monkeypatch.setattr(graph, "estimate_cost", find)
     with (
         xr.open_dataset(path, engine="h5ref") as ds,
         dask.config.set(scheduler="processes"),
@@ -484,7 +484,7 @@ def test_threads_that_share_a_failing_read_all_fail(
     def fail(*_: Any) -> None:
         raise OSError("no such luck")
 
-    monkeypatch.setattr(exchange, "read_lot", fail)
+    monkeypatch.setattr(exchange, "read_batch", fail)
     with pytest.raises(OSError, match="no such luck"):
         patches.data.sum(axis=(1, 2)).compute(scheduler="threads", num_workers=4)
 

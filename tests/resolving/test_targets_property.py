@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from oracle import values_of
 from strategies import Selected
-from targets_oracle import Case, File, Options, Row, Target, Warned
+from targets_oracle import Case, File, Options, Row, TargetMetadata, Warned
 
 # One example writes and opens whole files, so there are fewer of them than elsewhere.
 MOST = settings.default.max_examples // 2  # 1,000 in the long profile, 100 in CI's
@@ -103,7 +103,9 @@ def shapes(draw: st.DrawFn, rank: int, least: int = 0) -> tuple[int, ...]:
 
 
 @st.composite
-def targets(draw: st.DrawFn, family: str, cell: tuple[int, ...] | None, grown: int) -> Target:
+def targets(
+    draw: st.DrawFn, family: str, cell: tuple[int, ...] | None, grown: int
+) -> TargetMetadata:
     """Datasets of some types; they hold a cell, ``grown`` longer at most, or have any shape."""
     path = draw(st.sampled_from(PATHS))
     kind = draw(st.sampled_from(FAMILIES[family]))
@@ -120,7 +122,7 @@ def targets(draw: st.DrawFn, family: str, cell: tuple[int, ...] | None, grown: i
     chunks = None
     if shape and 0 not in shape and draw(st.booleans()):
         chunks = tuple(draw(st.integers(1, n)) for n in shape)
-    return Target(
+    return TargetMetadata(
         path=path,
         kind=kind,
         shape=shape,
@@ -154,7 +156,7 @@ def options(draw: st.DrawFn) -> Options:
 
 @st.composite
 def references(
-    draw: st.DrawFn, targets: list[Target], kind: str, cell: tuple[int, ...] | None
+    draw: st.DrawFn, targets: list[TargetMetadata], kind: str, cell: tuple[int, ...] | None
 ) -> tuple[int, Selected]:
     """One reference: null, to an object, or to everything, nothing or a part of it."""
     t = draw(st.integers(0, len(targets) - 1))
@@ -202,7 +204,7 @@ readers = st.sampled_from(("auto", "h5py"))
 # --- opening ----------------------------------------------------------------------------
 
 
-class Written:
+class WrittenObject:
     """A case on disk, the references of all its files, and what the loop makes of them."""
 
     def __init__(self, references: xr.DataArray, rows: list[Row]) -> None:
@@ -221,7 +223,7 @@ class Written:
 @contextmanager
 def written(
     case: Case, folder: Path, join: str = "concat", **options: Any
-) -> Iterator[Written]:
+) -> Iterator[WrittenObject]:
     """Write the files of a case and open them."""
     paths = case.write(folder)
     keywords = {"engine": "h5ref", **case.options.keywords, **options}
@@ -243,7 +245,7 @@ def written(
                     **keywords,
                 )
             )["refs"]
-        yield Written(references, loop.read_rows(paths, case.options))
+        yield WrittenObject(references, loop.read_rows(paths, case.options))
 
 
 def only_references(dataset: xr.Dataset) -> xr.Dataset:
@@ -259,7 +261,9 @@ def refused(resolve: Any) -> None:
         resolve()
 
 
-def check_common(case: Written, result: xr.DataArray, dtype: np.dtype[Any] | None) -> None:
+def check_common(
+    case: WrittenObject, result: xr.DataArray, dtype: np.dtype[Any] | None
+) -> None:
     """Check the type and the attributes of joined values."""
     if dtype is not None:
         loop.assert_dtype(result.dtype, dtype)
@@ -272,7 +276,7 @@ def check_common(case: Written, result: xr.DataArray, dtype: np.dtype[Any] | Non
     loop.assert_attrs(result.attrs, {name: alike[name] for name in result.attrs})
 
 
-def check_units(case: Written, warned: Warned) -> None:
+def check_units(case: WrittenObject, warned: Warned) -> None:
     """Check that units which differ give a warning that names two of them."""
     units = loop.units_that_differ(case.targets)
     have_units = [t for t in case.targets if "units" in t.attrs]
@@ -285,7 +289,7 @@ def check_units(case: Written, warned: Warned) -> None:
 
 
 def check_missing(
-    case: Written, row: Row, values: np.ndarray, dtype: np.dtype[Any], given: Any
+    case: WrittenObject, row: Row, values: np.ndarray, dtype: np.dtype[Any], given: Any
 ) -> None:
     """Check the elements of one reference that have no data."""
     accepted = loop.missing_values(row, case.rows, dtype, given)
@@ -293,7 +297,7 @@ def check_missing(
         assert any(loop.same(value, a) for a in accepted), (value, accepted)
 
 
-def joined_dtype(case: Written, resolve: Any) -> np.dtype[Any] | None:
+def joined_dtype(case: WrittenObject, resolve: Any) -> np.dtype[Any] | None:
     """Return the common type of the targets; check the refusal and return None without."""
     dtype = loop.common_dtype(case.dtypes)
     if dtype is None and not loop.is_unsettled(case.dtypes):
@@ -381,7 +385,7 @@ def test_stacked_values_are_those_of_each_target(
         loop.assert_same(resolve_quietly(resolve)[key], stacked.values[(*key, ...)], key)
 
 
-def fills_of(found: Written) -> st.SearchStrategy[Any]:
+def fills_of(found: WrittenObject) -> st.SearchStrategy[Any]:
     """Fill values that suit the joined type, if there is one."""
     dtype = loop.common_dtype(found.dtypes)
     if dtype is None:
@@ -691,7 +695,9 @@ def test_the_loop_agrees_with_files_of_one_target(
     target = data.draw(st.sampled_from(drawn))
     if target.kind in (*loop.SEQUENCES, "enum", "bool", "c8", "c16"):
         return  # no types of netCDF-4, or user-defined ones of it
-    alone = Target(target.name, target.kind, target.shape, target.attrs, target.fillvalue)
+    alone = TargetMetadata(
+        target.name, target.kind, target.shape, target.attrs, target.fillvalue
+    )
     one = Case((File((alone,), ((0, Selected("object")),)),), "object", case.options)
     (path,) = one.write(folder)
     (row,) = loop.read_rows([path], case.options)

@@ -19,7 +19,7 @@ from selections import describe, elements, points, slabs, unions
 from xref.errors import SelectionError
 from xref.selections.projection import narrow, project
 from xref.selections.table import (
-    RegionTable,
+    SelectionTable,
     box_table,
     concat_tables,
     empty_table,
@@ -40,7 +40,7 @@ def tables(shape: tuple[int, ...] = SHAPE, least: int = 0) -> st.SearchStrategy[
     return st.lists(selections(shape), min_size=least, max_size=8)
 
 
-def rows_of(table: RegionTable, extent: tuple[int, ...] = SHAPE) -> list[Any]:
+def rows_of(table: SelectionTable, extent: tuple[int, ...] = SHAPE) -> list[Any]:
     return [elements(table.selection(i), extent) for i in range(len(table))]
 
 
@@ -265,7 +265,7 @@ SIDES = st.lists(
 )
 
 
-def boxes_twice(sides: list[tuple[int, ...]]) -> tuple[RegionTable, RegionTable]:
+def boxes_twice(sides: list[tuple[int, ...]]) -> tuple[SelectionTable, SelectionTable]:
     """The same boxes with columns that repeat one row, and with columns in full."""
     numbers = np.array(sides, dtype=np.int64)
     table = box_table(numbers[:, :2], numbers[:, 2:])

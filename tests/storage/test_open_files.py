@@ -26,7 +26,7 @@ from xref.errors import FileReadError
 from xref.resolving import lazy_results as results
 from xref.resolving import shuffle as exchange
 from xref.storage import location as h5file
-from xref.storage.handle_pools import DESCRIPTORS, FILES, Kept, Room
+from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
 
 N_ROIS = 4
 
@@ -203,14 +203,14 @@ class Peak:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
-        original = Kept._open
+        original = Reopenable._open
 
         def watch(kept: Any) -> Any:
             value = original(kept)
             self.most = max(self.most, n_descriptors())
             return value
 
-        monkeypatch.setattr(Kept, "_open", watch)
+        monkeypatch.setattr(Reopenable, "_open", watch)
 
 
 def test_a_thousand_files_stay_below_64_descriptors(
@@ -250,8 +250,10 @@ def test_fewer_files_are_kept_where_xarray_keeps_fewer(
 
 
 def test_what_was_used_last_stays() -> None:
-    room, opened = Room(lambda: 2), []
-    kept = [Kept(lambda k=k: opened.append(k) or object(), room, str(k)) for k in range(3)]
+    room, opened = LRUPool(lambda: 2), []
+    kept = [
+        Reopenable(lambda k=k: opened.append(k) or object(), room, str(k)) for k in range(3)
+    ]
     for k in (0, 1, 0, 2, 0):  # 2 makes 1 leave, not 0
         kept[k].get()
     assert opened == [0, 1, 2]
@@ -266,14 +268,14 @@ def test_what_was_used_last_stays() -> None:
 
 
 def test_threads_open_a_file_once() -> None:
-    room, opened, gate = Room(lambda: 4), [], threading.Barrier(8)
+    room, opened, gate = LRUPool(lambda: 4), [], threading.Barrier(8)
 
     def open_it() -> object:
         opened.append(threading.get_ident())
         time.sleep(0.05)  # long enough for the others to ask for it, too
         return object()
 
-    kept = Kept(open_it, room, "it")
+    kept = Reopenable(open_it, room, "it")
     found = []
 
     def get() -> None:

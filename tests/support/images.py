@@ -13,7 +13,7 @@ import numpy as np
 from h5py import h5a, h5f, h5o, h5p, h5s, h5t
 
 from xref.hdf5.datatype import Datatype
-from xref.hdf5.metadata_reader import Source
+from xref.hdf5.metadata_reader import MetadataReader
 
 LIBVERS = {
     "earliest": (h5f.LIBVER_EARLIEST, h5f.LIBVER_LATEST),
@@ -70,9 +70,9 @@ class Image:
     attributes: dict[str, dict[str, Stored]] = field(default_factory=dict)
     name: str = "image.h5"
 
-    def source(self, data: bytes | None = None) -> Source:
+    def source(self, data: bytes | None = None) -> MetadataReader:
         data = (self.data if data is None else data)[self.base :]
-        return Source(lambda a, n: data[a : a + n], *self.sizes, len(data), self.name)
+        return MetadataReader(lambda a, n: data[a : a + n], *self.sizes, len(data), self.name)
 
 
 def write_image(

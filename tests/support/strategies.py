@@ -313,7 +313,7 @@ def boxes(draw: st.DrawFn, shape: tuple[int, ...], size: tuple[int, ...]) -> Sel
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetMetadata:
     """A drawn dataset."""
 
     shape: tuple[int, ...]
@@ -396,7 +396,7 @@ def targets(
     empty: bool = True,
     rank: int | None = None,
     dtypes: tuple[str, ...] = tuple(DTYPES),
-) -> Target:
+) -> TargetMetadata:
     shape = draw(shapes(empty=empty, rank=rank))
     dtype = draw(st.sampled_from(dtypes))
     known = tuple(name for name in LAYOUTS if name not in PLUGINS or HAVE_PLUGINS)
@@ -412,7 +412,7 @@ def targets(
         while math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True)) > 200:
             chunks = tuple(min(2 * c, max(n, 1)) for n, c in zip(shape, chunks, strict=True))
     written = draw(st.sampled_from((1.0, 1.0, 0.5, 0.0)))
-    return Target(shape, dtype, layout, chunks, written)
+    return TargetMetadata(shape, dtype, layout, chunks, written)
 
 
 @dataclass(frozen=True)
@@ -501,14 +501,14 @@ def holders(draw: st.DrawFn, kinds: tuple[str, ...]) -> Holder:
 class Drawn:
     """A drawn file: targets ``t0``, ``t1``..., and one dataset ``refs``."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[TargetMetadata, ...]
     holder: Holder
     references: tuple[tuple[int, Selected], ...]  # row of ``targets``, what is selected
     libver: Any
     user_block: int
 
     @property
-    def indirect(self) -> bool:
+    def why_not_direct(self) -> bool:
         """Whether reader="direct" refuses a target."""
         return any(DTYPES[t.dtype].hasobject or t.layout in INDIRECT for t in self.targets)
 

@@ -66,7 +66,7 @@ class Short:
 
 
 @dataclass(frozen=True, repr=False)
-class Target(Short):
+class TargetMetadata(Short):
     """One dataset.
 
     ``attrs`` are pairs of name and value, ``fillvalue`` is the HDF5 fill value (None: the
@@ -144,7 +144,7 @@ class File(Short):
     ``shape`` is that of the variable of references; None: they lie along one dimension.
     """
 
-    targets: tuple[Target, ...]
+    targets: tuple[TargetMetadata, ...]
     references: tuple[tuple[int, Selected], ...]
     shape: tuple[int, ...] | None = None
 
@@ -183,7 +183,7 @@ class Case(Short):
     options: Options = Options()
     copies: int = 1
 
-    def path_of(self, target: Target, copy: int) -> str:
+    def path_of(self, target: TargetMetadata, copy: int) -> str:
         """Return the path of one copy of a target."""
         return target.path if self.copies == 1 else f"copy{copy}/{target.path}"
 

@@ -34,7 +34,7 @@ class Ref:
     dangling: bool = False
 
 
-class Memory:
+class ElementEncoder:
     """What values point at while they are written, and the references among them."""
 
     def __init__(self, file: h5py.File) -> None:
@@ -43,7 +43,7 @@ class Memory:
         self.slots: list[int] = []
         self.known: dict[tuple[str, Ref], bytes] = {}
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> ElementEncoder:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,7 +105,7 @@ class Form:
     """A type, how its values are put into memory, and how read ones are compared."""
 
     make: Callable[[], h5t.TypeID]
-    put: Callable[[Any, Memory], bytes]
+    put: Callable[[Any, ElementEncoder], bytes]
     same: Callable[[Any, Any], bool]
     nbytes: int  # in memory
     members: dict[str, Form] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def text(charset: int = h5t.CSET_UTF8) -> Form:
         datatype.set_cset(charset)
         return datatype
 
-    def put(value: bytes | None, memory: Memory) -> bytes:
+    def put(value: bytes | None, memory: ElementEncoder) -> bytes:
         return struct.pack("<Q", 0 if value is None else memory.keep(value + b"\0"))
 
     return Form(make, put, lambda read, value: read == (value or b""), 8)
@@ -178,7 +178,7 @@ def reference(kind: str) -> Form:
     }[kind]
     nbytes = {"object": 8, "region": 12, "std": stdrefs.REFERENCE_NBYTES}[kind]
 
-    def put(value: Ref | None, memory: Memory) -> bytes:
+    def put(value: Ref | None, memory: ElementEncoder) -> bytes:
         if value is None:
             return bytes(nbytes)
         if kind == "std":
@@ -218,7 +218,7 @@ def compound(**members: Form) -> Form:
             stdrefs.call("H5Tinsert", made, name.encode(), offsets[name], member.id)
         return h5t.TypeID(made)
 
-    def put(value: dict[str, Any], memory: Memory) -> bytes:
+    def put(value: dict[str, Any], memory: ElementEncoder) -> bytes:
         out = bytearray(size)
         for name, form in members.items():
             out[offsets[name] : offsets[name] + form.nbytes] = form.put(value[name], memory)
@@ -256,7 +256,7 @@ def sequence(base: Form) -> Form:
         inner = base.make()  # closed with its last name
         return h5t.TypeID(stdrefs.call("H5Tvlen_create", inner.id))
 
-    def put(value: Sequence[Any], memory: Memory) -> bytes:
+    def put(value: Sequence[Any], memory: ElementEncoder) -> bytes:
         data = b"".join(base.put(v, memory) for v in value)
         return struct.pack("<QQ", len(value), memory.keep(data) if value else 0)
 
@@ -298,7 +298,7 @@ def write_dataset(
     if compact:
         properties.set_layout(h5d.COMPACT)
     datatype = form.make()
-    with Memory(group.file) as memory:
+    with ElementEncoder(group.file) as memory:
         if fill is not None:
             at = memory.keep(form.put(fill, memory))
             stdrefs.call("H5Pset_fill_value", properties.id, datatype.id, at)
@@ -320,7 +320,7 @@ def write_attribute(
     """Write an attribute."""
     datatype = form.make()
     attribute = h5a.create(item.id, name.encode(), datatype, space_of(shape))
-    with Memory(item.file) as memory:
+    with ElementEncoder(item.file) as memory:
         data = b"".join(form.put(v, memory) for v in values[: math.prod(shape)])
         stdrefs.call("H5Awrite", attribute.id, datatype.id, memory.keep(data))
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from xref.arrays.byte_ranges import (
         SMALL_NBYTES,
         ByteSource,
-        HeldRanges,
+        CachedRanges,
         Range,
         RangeSource,
         coalesce,

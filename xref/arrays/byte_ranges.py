@@ -35,7 +35,7 @@ class ByteSource(Protocol):
     def remote(self) -> bool:
         """Whether reading takes requests to a server."""
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> Coming:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> PendingRanges:
         """Begin to read ranges into memory."""
 
 
@@ -48,7 +48,7 @@ class RangeSource(ByteSource, Protocol):
         """Read ranges of the file, each to its place ``at`` in ``buffer``."""
 
 
-class Coming(Protocol):
+class PendingRanges(Protocol):
     """Ranges that are being read into memory."""
 
     def result(self) -> ByteSource:
@@ -109,7 +109,7 @@ def split(ranges: Sequence[Range], limit: int) -> list[Range]:
     return pieces
 
 
-class HeldRanges:
+class CachedRanges:
     """Byte ranges of a file that are in memory (a `ByteSource`).
 
     Parameters
@@ -147,11 +147,11 @@ class HeldRanges:
         """Whether reading takes requests: it does not any more."""
         return False
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> HeldRanges:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> CachedRanges:
         """Return this: all ranges that are to be had are here."""
         return self
 
-    def result(self) -> HeldRanges:
+    def result(self) -> CachedRanges:
         """Return this."""
         return self
 
@@ -182,7 +182,7 @@ def fetch_stages(
     stored = row_offsets(_spans(offset, nbytes, get_option("remote_gap")))[cut]
     edges = [*run_starts(stored[:-1] // FETCH_NBYTES).tolist(), len(cut) - 1]
 
-    def begin(stage: int) -> Coming | None:
+    def begin(stage: int) -> PendingRanges | None:
         if stage + 1 >= len(edges):
             return None
         rows = slice(int(cut[edges[stage]]), int(cut[edges[stage + 1]]))

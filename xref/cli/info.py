@@ -25,10 +25,11 @@ from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
 from xref.hdf5 import DatasetLayout, Datatype, reference_kinds
 from xref.objects import (
     SCALE_ATTRIBUTES,
-    Member,
+    LinkedObject,
     Object,
-    RawElements,
-    RawReferences,
+    RawAttributeReferences,
+    RawAttributeValue,
+    cache_h5py_references,
     is_hard_link,
     iterate_members,
     kind_of,
@@ -36,7 +37,6 @@ from xref.objects import (
     object_paths,
     open_group,
     open_object,
-    prepare_references,
     read_attributes,
     read_layout,
 )
@@ -51,7 +51,12 @@ from xref.references import (
     read_box_of_stored,
     split_targets,
 )
-from xref.resolving import describe_regions, reference_members, references_of, references_within
+from xref.resolving import (
+    as_reference_array,
+    collect_references,
+    describe_regions,
+    reference_members,
+)
 from xref.storage import FileLocation, close_file, locate_file
 
 TARGETS_SHOWN = 8
@@ -172,7 +177,7 @@ def _inspect_member(
     report: FileReport,
     location: FileLocation,
     where: str,
-    member: Member,
+    member: LinkedObject,
     known: Known,
     below: list[str],
 ) -> list[Found]:
@@ -230,7 +235,7 @@ def _element_holders(
     within: dict[str, list[Reference]] = {}
     for part in read_box_of_stored(location, address, start, layout.shape):
         values = decode_values(part.location, part.elements, part.raw, part.describe)
-        for path, references in references_within(values).items():
+        for path, references in collect_references(values).items():
             if path not in known:
                 within.setdefault(path, []).extend(references)
     for path, references in within.items():
@@ -248,7 +253,7 @@ def _has_inner_references(datatype: Datatype) -> bool:
 def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
     objects = np.empty(len(references), dtype=object)
     objects[:] = references
-    return references_of(objects, label)
+    return as_reference_array(objects, label)
 
 
 def _attribute_holders(
@@ -264,7 +269,10 @@ def _attribute_holders(
             report.problems.append(_problem(label, error, location))
     found: list[Found] = []
     for name, value in values.items():
-        if not isinstance(value, RawReferences | RawElements) or name in SCALE_ATTRIBUTES:
+        if (
+            not isinstance(value, RawAttributeReferences | RawAttributeValue)
+            or name in SCALE_ATTRIBUTES
+        ):
             continue
         label = f"{where}, attribute {name!r}"
         try:
@@ -276,14 +284,14 @@ def _attribute_holders(
 
 
 def _attribute_references(
-    value: RawReferences | RawElements, location: FileLocation, label: str
+    value: RawAttributeReferences | RawAttributeValue, location: FileLocation, label: str
 ) -> Iterator[tuple[str, ReferenceArray]]:
     """Yield the references of an attribute by member of its type."""
-    if isinstance(value, RawReferences):
+    if isinstance(value, RawAttributeReferences):
         yield "", attribute_references(value, location, label, DecodeOptions())
         return
     values = decode_elements(value, location, label, DecodeOptions())
-    for part, references in references_within(values).items():
+    for part, references in collect_references(values).items():
         yield part, _flat_array(references, label)
 
 
@@ -346,7 +354,7 @@ def _describe(
 def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None:
     """Add the objects that the walk did not meet: unnamed ones, or outside its group."""
     missing = [address for address in addresses if address not in known]
-    prepare_references(missing)
+    cache_h5py_references(missing)
     for address in missing:
         known[address] = _look_at(location, address)
 

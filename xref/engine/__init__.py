@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         plain_attributes,
         warn_unreadable,
     )
-    from xref.engine.axis_positions import Origin, index_keys
+    from xref.engine.axis_positions import ElementOrigin, index_keys
     from xref.engine.cf_variables import decode_dataset
     from xref.engine.decoding import (
         CF_ATTRIBUTES,

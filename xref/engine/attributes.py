@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from xref.engine.decoding import FILL_ATTRIBUTES
 from xref.errors import UnreadableMemberWarning, XrefError
-from xref.objects import Object, RawElements, RawReferences, read_attributes
+from xref.objects import Object, RawAttributeReferences, RawAttributeValue, read_attributes
 from xref.references import DecodeOptions, ReferenceArray, decode_elements, decode_references
 from xref.storage import FileLocation
 
@@ -78,10 +78,10 @@ def plain_attributes(
 def _plain(
     name: str, value: Any, location: FileLocation, where: str, options: DecodeOptions
 ) -> Any:
-    if isinstance(value, RawReferences):
+    if isinstance(value, RawAttributeReferences):
         array = attribute_references(value, location, where, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
-    if isinstance(value, RawElements):
+    if isinstance(value, RawAttributeValue):
         value = decode_elements(value, location, where, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
@@ -111,7 +111,7 @@ def _decoded(value: bytes, where: str) -> str | bytes:
 
 
 def attribute_references(
-    value: RawReferences, location: FileLocation, where: str, options: DecodeOptions
+    value: RawAttributeReferences, location: FileLocation, where: str, options: DecodeOptions
 ) -> ReferenceArray:
     """Decode the references of an attribute."""
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)

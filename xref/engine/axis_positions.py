@@ -32,12 +32,12 @@ from xref.selections import (
 MAX_BLOCKS = 1 << 22
 """Blocks that one selection may consist of."""
 
-AxisPositions: TypeAlias = "int | range | IntArray"
+AxisIndex: TypeAlias = "int | range | IntArray"
 """One position of an axis that is not shown, or those of one that is, ``(n,)``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Origin:
+class ElementOrigin:
     """Where the elements of a variable are stored.
 
     Attributes
@@ -56,12 +56,12 @@ class Origin:
 
     object: ObjectReference
     extent: tuple[int, ...]
-    axes: tuple[AxisPositions, ...]
+    axes: tuple[AxisIndex, ...]
     order: tuple[int, ...]
     points: IntArray | None = None
 
     @classmethod
-    def whole(cls, reference: ObjectReference, extent: tuple[int, ...]) -> Origin:
+    def whole(cls, reference: ObjectReference, extent: tuple[int, ...]) -> ElementOrigin:
         """Return the origin of a variable that shows all of a dataset."""
         return cls(reference, extent, tuple(map(range, extent)), tuple(range(len(extent))))
 
@@ -91,7 +91,7 @@ class Origin:
             )
         )
 
-    def outer(self, keys: Sequence[Any]) -> Origin:
+    def outer(self, keys: Sequence[Any]) -> ElementOrigin:
         """Select along each axis shown by its own integer, slice or 1-D array."""
         if self.points is not None:
             points = self.points
@@ -105,7 +105,7 @@ class Origin:
                 order.append(number)
         return replace(self, axes=tuple(axes), order=tuple(order))
 
-    def pointwise(self, keys: Sequence[Any], *, ordered: bool = False) -> Origin:
+    def pointwise(self, keys: Sequence[Any], *, ordered: bool = False) -> ElementOrigin:
         """Select element by element: arrays that are broadcast together, one an axis.
 
         With ``ordered`` the elements are points always, which have any order and number.
@@ -133,7 +133,7 @@ class Origin:
             columns[number] = np.asarray(_pick(_shown(self.axes[number]), key))
         return replace(self, points=np.stack(columns, axis=-1))
 
-    def without_last(self, n: int) -> Origin | None:
+    def without_last(self, n: int) -> ElementOrigin | None:
         """Drop the last axes of the dataset; None unless they are shown whole, and last."""
         kept = len(self.axes) - n
         whole = all(
@@ -178,11 +178,11 @@ class Origin:
         return Blocks(*outer_blocks(intervals))
 
 
-def _is_array(axis: AxisPositions) -> bool:
+def _is_array(axis: AxisIndex) -> bool:
     return not isinstance(axis, int | range)
 
 
-def _shown(axis: AxisPositions) -> range | IntArray:
+def _shown(axis: AxisIndex) -> range | IntArray:
     if isinstance(axis, int):
         raise TypeError(f"position {axis} of an axis that is not shown")
     return axis
@@ -217,7 +217,7 @@ def _own_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
     return [axes[0] if axes else next(free, -1) for axes in along]
 
 
-def _ascending(axis: AxisPositions, number: int) -> range | IntArray:
+def _ascending(axis: AxisIndex, number: int) -> range | IntArray:
     """Return the positions along one axis, which must ascend."""
     if isinstance(axis, int):
         return range(axis, axis + 1)

@@ -14,16 +14,16 @@ from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
-from xref.objects import Member, group_at, open_group, walk_groups
+from xref.objects import LinkedObject, group_at, open_group, walk_groups
 from xref.references import DecodeOptions, ObjectReference, SourceName
 from xref.storage import (
     FileLocation,
-    answered,
     check_unchanged,
     close_file,
     find_source,
     locate_source,
-    unheld,
+    raise_transport_errors,
+    without_open_file,
 )
 
 READERS = ("auto", "direct", "h5py")
@@ -149,7 +149,7 @@ decode_timedelta
             decode_timedelta=decode_timedelta,
             decode_vlen_strings=decode_vlen_strings,
         )
-        with answered(location):
+        with raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             return _open_group(location, top, options, drop_variables, phony)
 
@@ -172,7 +172,7 @@ decode_timedelta
         """
         location, top, decoding = _prepare(filename_or_obj, group, **options)
         found = {}
-        with answered(location):
+        with raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             home, addresses = _list_groups(location, top)
             for path in _depth_first(addresses, top):
@@ -275,7 +275,7 @@ def _open_group(
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
     phony: PhonyNames,
-    group: Member | None = None,
+    group: LinkedObject | None = None,
 ) -> xr.Dataset:
     drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
     try:
@@ -286,7 +286,7 @@ def _open_group(
     except BaseException:
         close_file(location)
         raise
-    opened = ObjectReference(unheld(home.location), home.address, options)
+    opened = ObjectReference(without_open_file(home.location), home.address, options)
     dataset.encoding["source"] = SourceName.of(opened, location.filename)
     dataset.set_close(functools.partial(close_file, location))
     return dataset

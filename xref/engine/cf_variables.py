@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xref.engine.decoding import option_of
-from xref.engine.lazy_arrays import hold_back_objects
+from xref.engine.lazy_arrays import skip_object_reads
 from xref.engine.object_variables import ObjectVariable
 from xref.engine.variables import ReferenceVariable, keep_charset
 from xref.references import DecodeOptions
@@ -37,7 +37,7 @@ def decode_dataset(
     values_only = objects | set(untouched)
     # Text that stays lazy has missing values, as text that is read has.
     lazy_text = {k for k in objects if (ordinary[k].dtype.metadata or {}).get("vlen") is str}
-    with hold_back_objects():
+    with skip_object_reads():
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
             ordinary,
             attributes,

@@ -29,7 +29,7 @@ from xref.errors import (
 )
 from xref.hdf5 import DatasetLayout, item_dtype
 from xref.objects import (
-    RawElements,
+    RawAttributeValue,
     dataset_facts,
     file_format,
     groups_along,
@@ -420,7 +420,7 @@ def _unlimited_lengths(
 
 
 def _n_references(listed: Any) -> int:
-    if isinstance(listed, RawElements):
+    if isinstance(listed, RawAttributeValue):
         return math.prod(listed.shape)
     return int(listed.size) if isinstance(listed, np.ndarray) else 0
 
@@ -443,7 +443,7 @@ def _unlimited_length(location: FileLocation, address: int) -> int | None:
 
 def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
     """Yield address and axis of what a scale lists; nothing if it is no such list."""
-    if isinstance(listed, RawElements):
+    if isinstance(listed, RawAttributeValue):
         what = f"{location.filename}: REFERENCE_LIST"
         listed = decode_elements(listed, location, what, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None

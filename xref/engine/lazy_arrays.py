@@ -44,7 +44,7 @@ _holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
 
 
 @contextmanager
-def hold_back_objects() -> Iterator[None]:
+def skip_object_reads() -> Iterator[None]:
     """Give None for objects while xarray decodes.
 
     It reads one element of each object variable, to see whether they are dates, which

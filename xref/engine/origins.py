@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.engine.axis_positions import AxisPositions, Origin
+from xref.engine.axis_positions import AxisIndex, ElementOrigin
 from xref.engine.lazy_arrays import dask_source, dask_sources, indexed_dataset
 from xref.errors import UnreadableMemberWarning
 from xref.objects import dataset_layout, open_member
@@ -69,7 +69,7 @@ def find_object(array: xr.DataArray) -> ObjectReference:
     return held(remembered)
 
 
-def find_origin(array: xr.DataArray) -> Origin:
+def find_origin(array: xr.DataArray) -> ElementOrigin:
     """Find where the elements of a variable are stored.
 
     Raises
@@ -92,7 +92,7 @@ def find_origin(array: xr.DataArray) -> Origin:
     )
 
 
-def known_origin(variable: xr.Variable, name: Any = None) -> Origin | None:
+def known_origin(variable: xr.Variable, name: Any = None) -> ElementOrigin | None:
     """Return the positions that a variable knows itself, None where it knows none."""
     data = variable._data
     if isinstance(data, ReferenceArray):
@@ -102,7 +102,7 @@ def known_origin(variable: xr.Variable, name: Any = None) -> Origin | None:
         return None
     stored, steps = found
     target = ObjectReference(stored.location, stored.address, stored.options)
-    origin = Origin.whole(target, stored.shape)
+    origin = ElementOrigin.whole(target, stored.shape)
     for keys, is_outer in steps:
         origin = origin.outer(keys) if is_outer else origin.pointwise(keys)
     n_items = len(stored.shape) - len(stored.extent)
@@ -112,7 +112,7 @@ def known_origin(variable: xr.Variable, name: Any = None) -> Origin | None:
     return whole_items
 
 
-def _stored_origin(data: ReferenceArray) -> Origin | None:
+def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
     """Return where references are stored that are a box of one dataset."""
     stored = data.stored
     if stored is None or stored.field:
@@ -123,15 +123,15 @@ def _stored_origin(data: ReferenceArray) -> Origin | None:
     for hidden in itertools.combinations(ones, len(counts) - len(data.shape)):
         order = tuple(number for number in range(len(counts)) if number not in hidden)
         if tuple(counts[number] for number in order) == data.shape:
-            axes: list[AxisPositions] = [range(a, a + s * n, s) for a, n, s in stored.slices]
+            axes: list[AxisIndex] = [range(a, a + s * n, s) for a, n, s in stored.slices]
             for number in hidden:
                 axes[number] = stored.slices[number][0]
             extent = dataset_layout(stored.location, stored.address).shape
-            return Origin(target, extent, tuple(axes), order)
+            return ElementOrigin(target, extent, tuple(axes), order)
     return None
 
 
-def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | None:
+def labelled_origin(target: ObjectReference, array: xr.DataArray) -> ElementOrigin | None:
     """Return where the labels of an array are in a dataset.
 
     An axis of another name, or of none in the file, is the one at its place. None where an
@@ -145,7 +145,7 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
         names = dict(zip(whole.dims, array.dims, strict=True))
     else:
         return None
-    axes: list[AxisPositions] = []
+    axes: list[AxisIndex] = []
     for dim, n in whole.sizes.items():
         own = names.get(dim)
         labels = _labels(array, dim if own is None else own)
@@ -169,7 +169,7 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> Origin | No
             return None
     place = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
     order = tuple(place[dim] for dim in array.dims)
-    return Origin(target, whole.shape, tuple(axes), order)
+    return ElementOrigin(target, whole.shape, tuple(axes), order)
 
 
 def _labels(array: xr.DataArray, dim: Hashable) -> xr.DataArray | None:
@@ -243,7 +243,7 @@ def _is_reordered(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None), equal_nan=nan)
 
 
-def _shows(array: xr.DataArray, origin: Origin) -> bool:
+def _shows(array: xr.DataArray, origin: ElementOrigin) -> bool:
     """Tell whether the elements at some positions are those of an array."""
     shown = _elements(array, origin)
     if shown is None:
@@ -257,7 +257,7 @@ def _shows(array: xr.DataArray, origin: Origin) -> bool:
     return expected.equals(xr.DataArray(data, dims=array.dims))
 
 
-def _elements(array: xr.DataArray, origin: Origin) -> xr.Variable | None:
+def _elements(array: xr.DataArray, origin: ElementOrigin) -> xr.Variable | None:
     """Return the elements at some positions along the axes of an array, to compare them.
 
     None if they are too many, or have other axes.
@@ -277,7 +277,7 @@ def _elements(array: xr.DataArray, origin: Origin) -> xr.Variable | None:
     return turned
 
 
-def find_masked(array: xr.DataArray) -> Origin | None:
+def find_masked(array: xr.DataArray) -> ElementOrigin | None:
     """Find the elements of a result of `xarray.DataArray.where` that it left.
 
     xarray forgets what the values were computed from. A coordinate of the result knows its

@@ -26,7 +26,7 @@ from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype, read_sequences
 from xref.objects import (
-    Member,
+    LinkedObject,
     file_content,
     iterate_members,
     kind_of,
@@ -42,7 +42,7 @@ from xref.references import (
     SourceName,
     StoredReferences,
 )
-from xref.storage import FileLocation, unheld
+from xref.storage import FileLocation, without_open_file
 
 _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
 
@@ -99,7 +99,7 @@ def open_members(
     options: DecodeOptions,
     drop: Iterable[str] = (),
     phony: PhonyNames | None = None,
-    group: Member | None = None,
+    group: LinkedObject | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
     """Open the datasets of a group.
 
@@ -149,7 +149,7 @@ def open_members(
 
 
 def list_datasets(
-    location: FileLocation, path: str, group: Member, drop: Iterable[str] = ()
+    location: FileLocation, path: str, group: LinkedObject, drop: Iterable[str] = ()
 ) -> list[MemberDataset]:
     """Look at the datasets of a group; warn of those that cannot be read.
 
@@ -174,12 +174,14 @@ def list_datasets(
     return members
 
 
-def count_phony(location: FileLocation, path: str, group: Member, phony: PhonyNames) -> None:
+def count_phony(
+    location: FileLocation, path: str, group: LinkedObject, phony: PhonyNames
+) -> None:
     """Count the dimensions of a group whose variables are not opened."""
     count_dimensions(list_datasets(location, path, group), phony)
 
 
-def _open_member(name: str, path: str, member: Member) -> MemberDataset:
+def _open_member(name: str, path: str, member: LinkedObject) -> MemberDataset:
     layout = read_layout(member.item, member.location, member.address)
     raw, problems = read_attributes(member.item, member.location, member.address)
     found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
@@ -283,7 +285,7 @@ def build_variable(
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = location.filename
     if location.source.named:  # else the name would keep a file's content in memory
-        opened = ObjectReference(unheld(location), address, options)
+        opened = ObjectReference(without_open_file(location), address, options)
         source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xref.hdf5.box_decoding import decode_boxes
     from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
     from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable, read_datasets, unknown_datasets
-    from xref.hdf5.bulk_headers import FIRST_NBYTES, read_messages_of_many
+    from xref.hdf5.bulk_headers import FIRST_NBYTES, read_headers
     from xref.hdf5.bulk_heaps import (
         HeapCollections,
         read_collections,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
     from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
-    from xref.hdf5.metadata_reader import Source
+    from xref.hdf5.metadata_reader import MetadataReader
     from xref.hdf5.object_header import (
         DATATYPE_MESSAGE,
         FILL_MESSAGE,
@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from xref.hdf5.superblock import FileContent, FileFormat
     from xref.hdf5.symbol_table import check_group
     from xref.hdf5.virtual_layout import (
+        AllElements,
         Axis,
-        Outer,
-        Picked,
-        Runs,
+        ElementRuns,
+        MappedSelection,
+        RegularHyperslab,
         VirtualMapping,
-        Whole,
         virtual_axis,
     )
 else:

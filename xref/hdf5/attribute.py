@@ -21,8 +21,8 @@ from functools import partial
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.datatype import Datatype, decode_dataspace, decode_datatype
-from xref.hdf5.fractal_heap import Budget, FractalHeap, read_records
-from xref.hdf5.metadata_reader import Source, integer
+from xref.hdf5.fractal_heap import FractalHeap, ReadBudget, read_records
+from xref.hdf5.metadata_reader import MetadataReader, integer
 from xref.hdf5.object_header import (
     ATTRIBUTE_INFO_MESSAGE,
     ATTRIBUTE_MESSAGE,
@@ -57,7 +57,11 @@ class RawAttribute:
 
 
 def read_raw_attributes(
-    source: Source, address: int, on_error: OnError | None = None, *, verify: bool = True
+    source: MetadataReader,
+    address: int,
+    on_error: OnError | None = None,
+    *,
+    verify: bool = True,
 ) -> list[RawAttribute]:
     """Return all attributes of an object.
 
@@ -106,7 +110,7 @@ def read_raw_attributes(
 
 
 def _read_bodies(
-    source: Source, address: int, shared: SharedMessages, verify: bool
+    source: MetadataReader, address: int, shared: SharedMessages, verify: bool
 ) -> Iterator[Callable[[], bytes]]:
     """Yield, for each attribute, what returns the body of its message."""
     for kind, flags, body in walk_messages(source, address, verify=verify):
@@ -119,7 +123,7 @@ def _read_bodies(
 
 
 def _read_dense(
-    source: Source, info: bytes, shared: SharedMessages
+    source: MetadataReader, info: bytes, shared: SharedMessages
 ) -> Iterator[Callable[[], bytes]]:
     """Yield what `_read_bodies` does, for the attributes of an Attribute Info message."""
     size = source.offset_size
@@ -133,7 +137,7 @@ def _read_dense(
     records = [_RECORD.unpack(r) for r in read_records(source, tree, NAME_INDEX, _RECORD.size)]
     # Without a creation order, the place in the heap is the order of writing.
     records.sort(key=lambda record: (record[2], record[0][::-1]))
-    budget = Budget(source, f"attributes in the fractal heap at {heap_address:#x}")
+    budget = ReadBudget(source, f"attributes in the fractal heap at {heap_address:#x}")
     for heap_id, flags, *_ in records:
         if flags & SHARED:
             yield partial(shared.resolve, ATTRIBUTE_MESSAGE, IN_HEAP + heap_id)
@@ -141,7 +145,7 @@ def _read_dense(
             yield partial(_get, heap, heap_id, budget)
 
 
-def _get(heap: FractalHeap, heap_id: bytes, budget: Budget) -> bytes:
+def _get(heap: FractalHeap, heap_id: bytes, budget: ReadBudget) -> bytes:
     body = heap.get(heap_id)
     budget.spend(len(body))
     return body
@@ -150,7 +154,7 @@ def _get(heap: FractalHeap, heap_id: bytes, budget: Budget) -> bytes:
 class _Decoder:
     """Decodes one attribute message; ``name`` is set as soon as it is known."""
 
-    def __init__(self, source: Source, shared: SharedMessages) -> None:
+    def __init__(self, source: MetadataReader, shared: SharedMessages) -> None:
         self._source = source
         self._shared = shared
         self.name = ""

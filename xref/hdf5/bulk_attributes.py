@@ -107,7 +107,7 @@ def group_attributes(
     message[of, ordinal] = np.arange(len(of))
     sets = np.where(message >= 0, head[message], -1)
     some = of[begins]
-    first = first_equal(sets[some].view(np.uint8).reshape(len(some), -1))
+    first = first_equal_row(sets[some].view(np.uint8).reshape(len(some), -1))
     same[some] = np.where(first < 0, OWN_ATTRIBUTES, some[first])
     same[of[(head < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
     value = np.full((len(objects), widest), OTHER_VALUE, dtype=np.int64)
@@ -129,7 +129,7 @@ def group_attributes(
             if key is None:
                 same[members] = OWN_ATTRIBUTES
                 break
-            equal = first_equal(key, MAX_VALUES)
+            equal = first_equal_row(key, MAX_VALUES)
             value[members, axis] = np.where(equal < 0, OTHER_VALUE, members[equal])
     return AttributeColumns(same=same, value=value, names=names)
 
@@ -150,7 +150,7 @@ def _split_heads(
     good = (version >= 1) & (version <= 3) & (data[at + 1] == 0)
     good &= (head_nbytes <= nbytes) & (head_nbytes <= MAX_KEY_NBYTES)
     head_nbytes = np.where(good, head_nbytes, np.minimum(nbytes, MAX_KEY_NBYTES))
-    head = first_equal(_message_key(data, at, head_nbytes, good))
+    head = first_equal_row(_message_key(data, at, head_nbytes, good))
     heads: _Heads = {}
     for row in np.unique(head[head >= 0]).tolist():
         body = data[at[row] : at[row] + head_nbytes[row]].tobytes()
@@ -159,7 +159,7 @@ def _split_heads(
             good[head == row] = False
     whole = np.flatnonzero(~good & (head >= 0))
     head_nbytes[whole] = np.minimum(nbytes[whole], MAX_KEY_NBYTES)
-    equal = first_equal(_message_key(data, at[whole], head_nbytes[whole], good[whole]))
+    equal = first_equal_row(_message_key(data, at[whole], head_nbytes[whole], good[whole]))
     head[whole] = np.where(equal >= 0, whole[equal], -1)
     heads |= dict.fromkeys(np.unique(head[whole]).tolist())
     return head, head_nbytes, heads
@@ -225,7 +225,7 @@ def message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> Byte
     return out
 
 
-def first_equal(key: ByteArray, most: int = MAX_KINDS) -> IntArray:
+def first_equal_row(key: ByteArray, most: int = MAX_KINDS) -> IntArray:
     """Return the first row equal to each row; -1 beyond so many distinct ones."""
     words = np.zeros((len(key), -(-key.shape[1] // 8)), dtype=np.uint64)
     words.view(np.uint8)[:, : key.shape[1]] = key

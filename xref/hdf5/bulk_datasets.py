@@ -29,7 +29,7 @@ from xref.arrays import BoolArray, IntArray
 from xref.hdf5.bulk_attributes import (
     MAX_KEY_NBYTES,
     OWN_ATTRIBUTES,
-    first_equal,
+    first_equal_row,
     group_attributes,
     message_bytes,
 )
@@ -37,7 +37,7 @@ from xref.hdf5.bulk_headers import (
     ByteArray,
     HeaderMessages,
     integers,
-    read_messages_of_many,
+    read_headers,
     undefined,
 )
 from xref.hdf5.datatype import MAX_RANK
@@ -211,7 +211,7 @@ def _concat(parts: list[DatasetTable]) -> DatasetTable:
 
 def _read_batch(file: FileContent, address: IntArray) -> DatasetTable:
     form = file.form
-    found = read_messages_of_many(
+    found = read_headers(
         file.source,
         address,
         base_address=form.base_address,
@@ -454,7 +454,7 @@ def _group_kinds(found: HeaderMessages, of: dict[int, IntArray]) -> IntArray:
         keys += [(nbytes + 1).astype("<u4").view(np.uint8).reshape(-1, 4), key]
         if message == DATATYPE_MESSAGE:
             keys.append(found.flags[rows][:, None])
-    kind = first_equal(np.concatenate(keys, axis=1))
+    kind = first_equal_row(np.concatenate(keys, axis=1))
     return np.where(long, NO_KIND, kind)
 
 

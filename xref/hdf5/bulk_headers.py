@@ -41,7 +41,7 @@ MAX_BLOCK_NBYTES = 4096
 MAX_MESSAGES = 64
 """Most messages of one block that are decoded here."""
 
-MAX_WAVES = 4
+MAX_CONTINUATION_ROUNDS = 4
 """How many times blocks that headers continue in are read, one named by the other."""
 
 PADDING_NBYTES = 1024
@@ -158,7 +158,7 @@ def _finish(a: WordArray, b: WordArray, c: WordArray) -> None:
         a, b, c = b, c, a
 
 
-def read_messages_of_many(
+def read_headers(
     source: ByteSource,
     address: IntArray,
     *,
@@ -194,10 +194,10 @@ def read_messages_of_many(
     head_nbytes[blocks.object], version[blocks.object] = blocks.head_nbytes, blocks.version
     named = [np.stack([blocks.object, blocks.offset + blocks.start - blocks.position])]
     fresh = found[:]
-    for number in range(MAX_WAVES + 1):
+    for number in range(MAX_CONTINUATION_ROUNDS + 1):
         nexts = [_continuations(part, offset_size, length_size, marked) for part in fresh]
         of, to, length = np.concatenate(nexts, axis=1)
-        if number == MAX_WAVES:
+        if number == MAX_CONTINUATION_ROUNDS:
             marked[of] = True
         new = version[of] == 2
         bad = (to <= 0) | (to > end) | (length > MAX_BLOCK_NBYTES) | (length > end - to)

@@ -90,8 +90,8 @@ class DatasetLayout:
     stored_itemsize: int
     reference_kind: str
     elements: Datatype | None
-    indirect: str
-    stored_indirect: str
+    why_not_direct: str
+    why_not_raw: str
     virtual: bool = False
     stored_fill: bytes = b""
 
@@ -103,7 +103,7 @@ class DatasetLayout:
             dtype=np.dtype(f"V{self.stored_itemsize}"),
             fill_value=self.stored_elements(1)[0],
             elements=None,
-            indirect=self.stored_indirect,
+            why_not_direct=self.why_not_raw,
         )
 
     def stored_elements(self, n: int) -> npt.NDArray[np.void]:

@@ -23,7 +23,12 @@ import struct
 from dataclasses import dataclass
 
 from xref.errors import UnsupportedError
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, Source, integer, integer_nbytes
+from xref.hdf5.metadata_reader import (
+    MAX_CHECKED_NBYTES,
+    MetadataReader,
+    integer,
+    integer_nbytes,
+)
 
 HUGE_INDIRECT = 1
 """Type of the B-tree of huge objects whose heap IDs have no room for an address."""
@@ -37,7 +42,7 @@ _CHECKED_BLOCKS = 0x02
 _MAX_BITS = 64
 
 
-class Budget:
+class ReadBudget:
     """Bytes that may still be read of what lies apart in the file.
 
     Parameters
@@ -50,7 +55,7 @@ class Budget:
         How often each byte may be read.
     """
 
-    def __init__(self, source: Source, what: str, times: int = 1) -> None:
+    def __init__(self, source: MetadataReader, what: str, times: int = 1) -> None:
         self._source = source
         self._what = what
         self._left = times * source.file_nbytes
@@ -65,7 +70,9 @@ class Budget:
 # --- version 2 B-trees -------------------------------------------------------------------
 
 
-def read_records(source: Source, address: int, kind: int, record_nbytes: int) -> list[bytes]:
+def read_records(
+    source: MetadataReader, address: int, kind: int, record_nbytes: int
+) -> list[bytes]:
     """Return all records of a version 2 B-tree, in no particular order.
 
     Parameters
@@ -100,7 +107,7 @@ def read_records(source: Source, address: int, kind: int, record_nbytes: int) ->
             source.fail(f"the {what} has {n_total} records and an empty root")
         return []
     pointer = child_pointer_sizes(source, node_nbytes, record_nbytes, depth, what)
-    budget, records = Budget(source, what), list[bytes]()
+    budget, records = ReadBudget(source, what), list[bytes]()
     nodes = [(root, n_root)]
     for level in range(depth, -1, -1):
         signature = (b"BTIN\0" if level else b"BTLF\0") + bytes([kind])
@@ -126,7 +133,7 @@ def read_records(source: Source, address: int, kind: int, record_nbytes: int) ->
 
 
 def child_pointer_sizes(
-    source: Source, node_nbytes: int, record_nbytes: int, depth: int, what: str
+    source: MetadataReader, node_nbytes: int, record_nbytes: int, depth: int, what: str
 ) -> list[tuple[int, int]]:
     """Return, by level, bytes of a child's record count and of the whole child pointer."""
     most = total = (node_nbytes - _NODE_OVERHEAD) // record_nbytes
@@ -173,7 +180,7 @@ class FractalHeap:
     """The objects of one fractal heap, by heap ID.
 
     Blocks are kept, so that each is read once. IDs may name the same bytes again and
-    again: who gets the objects of many must have a `Budget`. Not safe to share between
+    again: who gets the objects of many must have a `ReadBudget`. Not safe to share between
     threads.
 
     Parameters
@@ -191,11 +198,11 @@ class FractalHeap:
         If the header contradicts the format or its checksum.
     """
 
-    def __init__(self, source: Source, address: int) -> None:
+    def __init__(self, source: MetadataReader, address: int) -> None:
         self._source = source
         self._address = address
         self._what = f"fractal heap at {address:#x}"
-        self._budget = Budget(source, self._what)
+        self._budget = ReadBudget(source, self._what)
         self._blocks: dict[int, bytes] = {}
         self._n_checked = 0  # bytes
         self._huge: dict[int, tuple[int, int]] | None = None

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xref.hdf5.fractal_heap import Budget, FractalHeap, read_records
-from xref.hdf5.metadata_reader import Source, integer
+from xref.hdf5.fractal_heap import FractalHeap, ReadBudget, read_records
+from xref.hdf5.metadata_reader import MetadataReader, integer
 from xref.hdf5.object_header import (
     LINK_INFO_MESSAGE,
     LINK_MESSAGE,
@@ -52,7 +52,7 @@ def is_group(messages: Iterable[Message]) -> bool:
 
 
 def read_hard_links(
-    source: Source, messages: Iterable[Message], address: int
+    source: MetadataReader, messages: Iterable[Message], address: int
 ) -> list[tuple[bytes, int]]:
     """Return the hard links of a group in the order of their names, as bytes.
 
@@ -102,7 +102,7 @@ def read_hard_links(
     )
 
 
-def _read_dense(source: Source, info: bytes, address: int) -> list[bytes] | None:
+def _read_dense(source: MetadataReader, info: bytes, address: int) -> list[bytes] | None:
     """Return the bodies of the Link messages in dense storage; None where it is compact."""
     size = source.offset_size
     # Version, flags, largest creation index (8 bytes, if tracked), address of the fractal
@@ -123,7 +123,7 @@ def _read_dense(source: Source, info: bytes, address: int) -> list[bytes] | None
     # follows the first byte of a heap ID. The records are in the order of hashes.
     place = slice(_HASH_NBYTES + 1, _HASH_NBYTES + 5)
     records.sort(key=lambda record: int.from_bytes(record[place], "little"))
-    budget = Budget(source, f"links in the fractal heap at {heap_address:#x}")
+    budget = ReadBudget(source, f"links in the fractal heap at {heap_address:#x}")
     bodies = []
     for record in records:
         body = heap.get(record[_HASH_NBYTES:])
@@ -132,7 +132,7 @@ def _read_dense(source: Source, info: bytes, address: int) -> list[bytes] | None
     return bodies
 
 
-def _parse_link(source: Source, body: bytes, address: int) -> tuple[bytes, int | None]:
+def _parse_link(source: MetadataReader, body: bytes, address: int) -> tuple[bytes, int | None]:
     """Return the name of a link, and the object that a hard one leads to."""
     # Version, flags; type (1 byte), creation order (8), character set (1), each if flags
     # say so; length of the name, name; of a hard link the address of the object header.

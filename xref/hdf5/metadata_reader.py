@@ -29,7 +29,7 @@ _HASH_SEED = 0xDEADBEEF
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class MetadataReader:
     """Bytes of the file, and what errors say about where they are.
 
     Parameters

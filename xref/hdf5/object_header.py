@@ -24,8 +24,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5.fractal_heap import Budget, FractalHeap
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, Source, integer
+from xref.hdf5.fractal_heap import FractalHeap, ReadBudget
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, integer
 
 DATASPACE_MESSAGE = 0x0001
 LINK_INFO_MESSAGE = 0x0002
@@ -72,7 +72,9 @@ class Message(NamedTuple):
     body: bytes
 
 
-def walk_messages(source: Source, address: int, *, verify: bool = True) -> Iterator[Message]:
+def walk_messages(
+    source: MetadataReader, address: int, *, verify: bool = True
+) -> Iterator[Message]:
     """Yield all messages of an object header, shared ones as they are stored.
 
     Parameters
@@ -137,7 +139,7 @@ def walk_messages(source: Source, address: int, *, verify: bool = True) -> Itera
 
 
 def _read_block_v2(
-    source: Source, begin: int, start: int, nbytes: int, verify: bool, where: str
+    source: MetadataReader, begin: int, start: int, nbytes: int, verify: bool, where: str
 ) -> tuple[bytes, int, int]:
     """Return bytes of a block, and where in them its messages begin and end.
 
@@ -157,7 +159,9 @@ def _read_block_v2(
     return data, max(start - begin, 4), nbytes - 4
 
 
-def _parse_prefix(source: Source, address: int) -> tuple[int, struct.Struct, int, int, int]:
+def _parse_prefix(
+    source: MetadataReader, address: int
+) -> tuple[int, struct.Struct, int, int, int]:
     """Return version, layout and bytes of message heads, and the first block's place."""
     # The shortest prefix of version 1 has 16 bytes with its padding; of version 2, 7.
     nbytes = min(_OHDR_NBYTES, max(7, source.file_nbytes - address))
@@ -180,7 +184,7 @@ def _parse_prefix(source: Source, address: int) -> tuple[int, struct.Struct, int
 
 
 def integer_pair(
-    source: Source, body: bytes, size: int, second_size: int, what: str
+    source: MetadataReader, body: bytes, size: int, second_size: int, what: str
 ) -> tuple[int, int]:
     """Return the two integers that a message body begins with."""
     if len(body) < size + second_size:
@@ -189,7 +193,7 @@ def integer_pair(
 
 
 def read_messages(
-    source: Source,
+    source: MetadataReader,
     address: int,
     kinds: Collection[int] | None = None,
     *,
@@ -235,10 +239,10 @@ class SharedMessages:
     Not safe to share between threads.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: MetadataReader) -> None:
         # The prefix of a header is read again with its block, and a message may be a
         # copy from a block of a heap.
-        self._budget = Budget(source, "set of shared messages", times=3)
+        self._budget = ReadBudget(source, "set of shared messages", times=3)
 
         def read(address: int, nbytes: int) -> bytes:
             self._budget.spend(nbytes)
@@ -326,7 +330,7 @@ class SharedMessages:
                 yield integer(data, at + 2, 2), FractalHeap(source, heap)
 
 
-def _take_superblock(source: Source) -> bytes:
+def _take_superblock(source: MetadataReader) -> bytes:
     """Return the part of the superblock that all versions have."""
     head = source.take(0, 12 + 4 * source.offset_size + 4, "superblock")
     if head[:8] != _SIGNATURE:
@@ -334,13 +338,13 @@ def _take_superblock(source: Source) -> bytes:
     return head
 
 
-def _find_extension(source: Source, head: bytes) -> int | None:
+def _find_extension(source: MetadataReader, head: bytes) -> int | None:
     """Return the address of the superblock extension, None where there is none."""
     extension = integer(head, 12 + source.offset_size, source.offset_size)
     return None if head[8] < 2 or extension == source.undefined else extension
 
 
-def indexed_storage_k(source: Source) -> int:
+def indexed_storage_k(source: MetadataReader) -> int:
     """Return half of the children that a node of a version 1 B-tree of chunks has room for.
 
     Raises

@@ -1,7 +1,7 @@
 """Serialized dataspace selections into columns.
 
 In: the data of heap objects, each the address of a target followed by a
-serialized selection. Out: the addresses and a `RegionTable`.
+serialized selection. Out: the addresses and a `SelectionTable`.
 
 Rows are sorted into groups that share selection type, version, flags and number
 size; each group is read with a few NumPy gathers. Every count is checked against
@@ -25,8 +25,8 @@ from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.selections import (
     UNLIMITED,
-    Kind,
-    RegionTable,
+    SelectionKind,
+    SelectionTable,
     box_table,
     empty_table,
     in_order,
@@ -124,7 +124,7 @@ def _gather(
 
 def decode_selections(
     buffer: Bytes, position: IntArray, nbytes: IntArray, address_size: int, describe: Describe
-) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
     """Decode heap objects of region references.
 
     Parameters
@@ -157,7 +157,7 @@ def decode_selections(
 
 def decode_serialized(
     buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe
-) -> RegionTable:
+) -> SelectionTable:
     """Decode serialized selections without anything before them.
 
     The parameters are those of `decode_selections`.
@@ -167,7 +167,7 @@ def decode_serialized(
     return _decode_rows(rows, 0)
 
 
-def _decode_rows(rows: Rows, at: int) -> RegionTable:
+def _decode_rows(rows: Rows, at: int) -> SelectionTable:
     """Decode the selections that begin ``at`` bytes into each row."""
     kind = rows.read(at, 4)
     version = rows.read(at + 4, 4)
@@ -186,14 +186,14 @@ def _decode_rows(rows: Rows, at: int) -> RegionTable:
     return in_order(tables, order)
 
 
-def _decode_group(rows: Rows, group: int, at: int) -> RegionTable:
+def _decode_group(rows: Rows, group: int, at: int) -> SelectionTable:
     """Decode rows of one selection type and version; ``at`` is behind the version."""
     kind, version = divmod(group, 4)
     match kind, version:
         case (0, 1):
-            return empty_table(len(rows), 0, Kind.NONE)
+            return empty_table(len(rows), 0, SelectionKind.NONE)
         case (3, 1):
-            return empty_table(len(rows), 0, Kind.ALL)
+            return empty_table(len(rows), 0, SelectionKind.ALL)
         case (1, 1):
             rows.need(at + 16, "a point selection")
             return _decode_points(rows, at + 8, rows.read(at + 12, 4), at + 16, 4)
@@ -218,8 +218,8 @@ def _decode_group(rows: Rows, group: int, at: int) -> RegionTable:
 
 
 def _by_number_size(
-    rows: Rows, at: int, decode: Callable[[Rows, int, int], RegionTable]
-) -> RegionTable:
+    rows: Rows, at: int, decode: Callable[[Rows, int, int], SelectionTable]
+) -> SelectionTable:
     """Group rows by the size of their numbers, a byte at ``at``."""
     rows.need(at + 5, "a selection")
     size = rows.read(at, 1)
@@ -234,12 +234,12 @@ def _by_number_size(
     return in_order(tables, order)
 
 
-def _decode_points_v2(rows: Rows, at: int, size: int) -> RegionTable:
+def _decode_points_v2(rows: Rows, at: int, size: int) -> SelectionTable:
     rows.need(at + 4 + size, "a point selection")
     return _decode_points(rows, at, rows.read(at + 4, size), at + 4 + size, size)
 
 
-def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> RegionTable:
+def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> SelectionTable:
     flags = rows.read(at - 2, 1)
     rows.fail(flags > _REGULAR_FLAG, lambda i: f"has a hyperslab with flags {flags[i]:#x}")
     order, tables = [], []
@@ -265,7 +265,7 @@ def _ranks(rows: Rows, at: int) -> IntArray:
     return rank
 
 
-def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> RegionTable:
+def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> SelectionTable:
     """Decode start, stride, count and block of each axis, axis by axis."""
     ranks = _ranks(rows, rank_at)
     rows.need(at + 4 * size * ranks, "a regular hyperslab")
@@ -285,7 +285,7 @@ def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> RegionTable
 
 def _regular_table(
     rows: Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
-) -> RegionTable:
+) -> SelectionTable:
     unlimited = (count == UNLIMITED) | (block == UNLIMITED)
     several = (count > 1) | (count == UNLIMITED)
     wrong = (start < 0) | (stride < 1) | (count == 0) | (block == 0)
@@ -306,7 +306,7 @@ def _regular_table(
     n, ndim = start.shape
     if (count == 1).all():
         return box_table(np.ascontiguousarray(start), np.ascontiguousarray(block))
-    return empty_table(n, ndim, Kind.HYPERSLAB).replace(
+    return empty_table(n, ndim, SelectionKind.HYPERSLAB).replace(
         rank=np.broadcast_to(np.array([ndim]), (n,)),
         start=np.ascontiguousarray(start),
         stride=np.where(count == 1, 1, stride),
@@ -324,7 +324,7 @@ def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) ->
     )
 
 
-def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> SelectionTable:
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, size, at)
     order, tables = [], []
@@ -337,7 +337,7 @@ def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) ->
         if (coords < 0).any() or (coords > _LARGEST).any():
             raise CorruptFileError(f"{rows.describe(int(index[0]))} has a point out of range")
         tables.append(
-            empty_table(len(index), rank, Kind.POINTS).replace(
+            empty_table(len(index), rank, SelectionKind.POINTS).replace(
                 rank=np.broadcast_to(np.array([rank]), (len(index),)),
                 first=row_offsets(n[index])[:-1],
                 size=n[index],
@@ -348,7 +348,7 @@ def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) ->
     return tables[0] if len(tables) == 1 else in_order(tables, order)
 
 
-def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> RegionTable:
+def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> SelectionTable:
     """Decode lists of (first corner, last corner), both inclusive."""
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, 2 * size, at)

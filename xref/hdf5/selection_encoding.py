@@ -1,6 +1,6 @@
 """Selections as columns into the bytes that HDF5 stores in a global heap.
 
-In: addresses of targets and a `RegionTable`. Out: the data of one heap object a row,
+In: addresses of targets and a `SelectionTable`. Out: the data of one heap object a row,
 end to end in one buffer. The opposite of `xref.hdf5.selection_decoding`.
 
 Rows are sorted into groups of one form; each group is written with a few NumPy stores.
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from xref.arrays import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
 from xref.hdf5.selection_decoding import ALL, HYPERSLAB, NONE, POINTS
-from xref.selections import UNLIMITED, Kind, RegionTable
+from xref.selections import UNLIMITED, SelectionKind, SelectionTable
 
 _LARGEST = 2**32 - 1
 _ADDRESS_WORDS, _HEAD_WORDS = 2, 6  # of 4 bytes; a head is kind, version, 0, length, ...
@@ -40,7 +40,7 @@ class HeapData(FrozenColumns):
         return len(self.position)
 
 
-def encode_regions(address: npt.NDArray[np.uint64], regions: RegionTable) -> HeapData:
+def encode_regions(address: npt.NDArray[np.uint64], regions: SelectionTable) -> HeapData:
     """Encode references to regions, one heap object a row.
 
     Parameters
@@ -70,19 +70,19 @@ def encode_regions(address: npt.NDArray[np.uint64], regions: RegionTable) -> Hea
 _WHOLE, _EMPTY, _BOX, _LIST, _POINTS, _REGULAR, _LONG_LIST, _LONG_POINTS = range(8)
 
 
-def _group_rows(regions: RegionTable) -> list[tuple[IntArray, int]]:
+def _group_rows(regions: SelectionTable) -> list[tuple[IntArray, int]]:
     """Sort rows by the form that they are written in, and by rank."""
     form = np.full(len(regions), _WHOLE)
     kind = regions.kind
-    form[kind == Kind.NONE] = _EMPTY
-    is_slab = kind == Kind.HYPERSLAB
+    form[kind == SelectionKind.NONE] = _EMPTY
+    is_slab = kind == SelectionKind.HYPERSLAB
     if is_slab.any():
         form[is_slab] = _slab_forms(regions, is_slab)
     _, stop = regions.bounds()
     long = (stop > _LARGEST).any(axis=1) | (regions.size > _LARGEST)
     for listed, short_form, long_form in (
-        (Kind.BLOCKS, _LIST, _LONG_LIST),
-        (Kind.POINTS, _POINTS, _LONG_POINTS),
+        (SelectionKind.BLOCKS, _LIST, _LONG_LIST),
+        (SelectionKind.POINTS, _POINTS, _LONG_POINTS),
     ):
         form[kind == listed] = short_form
         form[(kind == listed) & long] = long_form
@@ -90,7 +90,7 @@ def _group_rows(regions: RegionTable) -> list[tuple[IntArray, int]]:
     return [(np.flatnonzero(key == k), int(k) // 64) for k in np.unique(key).tolist()]
 
 
-def _slab_forms(regions: RegionTable, rows: npt.NDArray[np.bool_]) -> IntArray:
+def _slab_forms(regions: SelectionTable, rows: npt.NDArray[np.bool_]) -> IntArray:
     """Return the form of each hyperslab."""
     start, stride, count, block = (
         c[rows] for c in (regions.start, regions.stride, regions.count, regions.block)
@@ -106,7 +106,7 @@ def _slab_forms(regions: RegionTable, rows: npt.NDArray[np.bool_]) -> IntArray:
 
 
 def _encode_group(
-    address: npt.NDArray[np.uint64], regions: RegionTable, form: int
+    address: npt.NDArray[np.uint64], regions: SelectionTable, form: int
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """Encode rows of one form and rank; return bytes, and where each row is cut."""
     rank = int(regions.rank[0])
@@ -177,7 +177,7 @@ def _encode_words(
 
 
 def _encode_regular(
-    address: npt.NDArray[np.uint64], regions: RegionTable, rank: int
+    address: npt.NDArray[np.uint64], regions: SelectionTable, rank: int
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """Encode start, stride, count and block of each axis (version 2)."""
     row = np.dtype(
@@ -202,7 +202,7 @@ def _encode_regular(
 
 
 def _encode_long(
-    address: np.uint64, regions: RegionTable, row: int, rank: int, form: int
+    address: np.uint64, regions: SelectionTable, row: int, rank: int, form: int
 ) -> bytes:
     """Encode a list with numbers past 32 bits."""
     rows = regions.list_rows(row)

@@ -24,7 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from xref.arrays import BoolArray, FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.selection_decoding import Bytes, Rows, decode_serialized
-from xref.selections import RegionTable
+from xref.selections import SelectionTable
 
 NULL, OBJECT, REGION, ATTRIBUTE = 0, 2, 3, 4
 """Reference types as HDF5 numbers them; 0 fills elements that were never written."""
@@ -126,7 +126,7 @@ class StdObjects(FrozenColumns):
     attribute: IntArray  # (n,), row of `names`; -1 where it is no attribute
     names: tuple[str, ...]
     region: IntArray  # (r,), the rows that are regions
-    regions: RegionTable  # r rows
+    regions: SelectionTable  # r rows
 
     def __len__(self) -> int:
         return len(self.address)

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray
-from xref.hdf5.metadata_reader import Read, Source, integer
+from xref.hdf5.metadata_reader import MetadataReader, Read, integer
 from xref.hdf5.object_header import SYMBOL_TABLE_MESSAGE, integer_pair, walk_messages
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
@@ -110,7 +110,7 @@ def check_group(
     CorruptFileError
         If a structure contradicts the format or another structure.
     """
-    source = Source(read, offset_size, length_size, file_nbytes, where)
+    source = MetadataReader(read, offset_size, length_size, file_nbytes, where)
     segments = {} if segments is None else segments
     messages = walk_messages(source, header_address, verify=False)
     for body in [body for kind, _, body in messages if kind == SYMBOL_TABLE_MESSAGE]:
@@ -120,7 +120,7 @@ def check_group(
 
 
 def read_symbol_table(
-    source: Source, body: bytes, header_address: int
+    source: MetadataReader, body: bytes, header_address: int
 ) -> list[tuple[bytes, int]]:
     """Return the hard links of an old-style group, in no particular order.
 
@@ -153,7 +153,7 @@ def read_symbol_table(
     ]
 
 
-def _parse_message(source: Source, body: bytes, header_address: int) -> tuple[int, int]:
+def _parse_message(source: MetadataReader, body: bytes, header_address: int) -> tuple[int, int]:
     """Return the addresses of B-tree and local heap from a symbol table message."""
     size = source.offset_size
     what = f"symbol table message of the object header at {header_address:#x}"
@@ -166,7 +166,7 @@ def _parse_message(source: Source, body: bytes, header_address: int) -> tuple[in
 class _Names:
     """The data segment of a local heap, which strings are looked up in."""
 
-    def __init__(self, source: Source, what: str, data: bytes) -> None:
+    def __init__(self, source: MetadataReader, what: str, data: bytes) -> None:
         self._source = source
         self._what = what
         self._data = data
@@ -205,7 +205,7 @@ class _Names:
         return self._data[offset : self._data.index(0, offset)]
 
 
-def _check_heap(source: Source, address: int, segments: dict[int, int]) -> _Names:
+def _check_heap(source: MetadataReader, address: int, segments: dict[int, int]) -> _Names:
     """Check a local heap's prefix, segment and free blocks; return the segment."""
     size = source.length_size
     what = f"local heap at {address:#x}"
@@ -250,7 +250,7 @@ def _check_heap(source: Source, address: int, segments: dict[int, int]) -> _Name
 
 
 def _check_tree(
-    source: Source, root: int, names: _Names
+    source: MetadataReader, root: int, names: _Names
 ) -> Iterator[tuple[WordArray, WordArray]]:
     """Check a B-tree of group nodes, from its root to the entries of its leaves.
 
@@ -277,7 +277,7 @@ def _check_tree(
 
 
 def _read_level(
-    source: Source, nodes: WordArray, leftmost: int, level: int, names: _Names
+    source: MetadataReader, nodes: WordArray, leftmost: int, level: int, names: _Names
 ) -> tuple[WordArray, int]:
     """Check all B-tree nodes of one level; return their children in order, and bytes read."""
     offset_size, length_size = source.offset_size, source.length_size
@@ -317,7 +317,7 @@ def _read_level(
 
 
 def _check_siblings(
-    source: Source, address: IntArray, right: WordArray, leftmost: int, level: int
+    source: MetadataReader, address: IntArray, right: WordArray, leftmost: int, level: int
 ) -> None:
     """Check that the chain of right siblings, which HDF5 follows, ends.
 
@@ -336,7 +336,7 @@ def _check_siblings(
 
 
 def _check_entries(
-    source: Source, nodes: WordArray, names: _Names
+    source: MetadataReader, nodes: WordArray, names: _Names
 ) -> tuple[WordArray, WordArray]:
     """Check symbol table nodes, in ascending order, and all their entries.
 
@@ -380,7 +380,7 @@ def _check_entries(
 # --- many nodes with few reads -----------------------------------------------------------
 
 
-def _inside(source: Source, address: WordArray, nbytes: int, what: str) -> IntArray:
+def _inside(source: MetadataReader, address: WordArray, nbytes: int, what: str) -> IntArray:
     """Return addresses as signed integers after checking that they are in the file."""
     outside = address[address > max(source.file_nbytes - nbytes, 0)]
     if len(outside):
@@ -391,7 +391,9 @@ def _inside(source: Source, address: WordArray, nbytes: int, what: str) -> IntAr
     return address.astype(np.int64)
 
 
-def _gather(source: Source, address: IntArray, nbytes: IntArray, what: str) -> ByteArray:
+def _gather(
+    source: MetadataReader, address: IntArray, nbytes: IntArray, what: str
+) -> ByteArray:
     """Read pieces of the file, ascending and apart, into one array end to end."""
     end = address + nbytes
     overlap = np.flatnonzero(address[1:] < end[:-1])

@@ -102,7 +102,7 @@ def virtual_axis(start: int, stride: int, count: int, block: int, where: object)
 
 
 @dataclass(frozen=True, slots=True)
-class Outer:
+class RegularHyperslab:
     """A regular hyperslab: the outer product of its axes."""
 
     axes: tuple[Axis, ...]
@@ -112,13 +112,13 @@ class Outer:
         """The axis without end; None if all of them end."""
         return next((i for i, axis in enumerate(self.axes) if axis.n is None), None)
 
-    def ending(self, ended: Axis) -> Outer:
+    def ending(self, ended: Axis) -> RegularHyperslab:
         """Return the selection with another axis in place of the one without end."""
-        return Outer(tuple(ended if axis.n is None else axis for axis in self.axes))
+        return RegularHyperslab(tuple(ended if axis.n is None else axis for axis in self.axes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Runs(FrozenColumns):
+class ElementRuns(FrozenColumns):
     """Any other hyperslab: runs of elements along the last axis, in C order."""
 
     start: IntArray  # (m, ndim)
@@ -133,11 +133,11 @@ class Runs(FrozenColumns):
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class AllElements:
     """All elements that the dataset has at the time."""
 
 
-Picked: TypeAlias = Outer | Runs | Whole
+MappedSelection: TypeAlias = RegularHyperslab | ElementRuns | AllElements
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +157,18 @@ class VirtualMapping:
 
     filename: str
     dataset: str
-    virtual: Picked
-    source: Picked
+    virtual: MappedSelection
+    source: MappedSelection
 
     def bounds(self, extent: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return the box around the virtual selection: start and stop along each axis."""
         low, high = [0] * len(extent), list(extent)
         match self.virtual:
-            case Outer(axes):
+            case RegularHyperslab(axes):
                 low = [axis.start for axis in axes]
                 stops = zip((axis.stop for axis in axes), extent, strict=True)
                 high = [n if stop is None else min(stop, n) for stop, n in stops]
-            case Runs():
+            case ElementRuns():
                 start, stop = self.virtual.bounds
                 low, high = start.tolist(), np.minimum(stop, extent).tolist()
         return low, high
@@ -208,14 +208,16 @@ class VirtualMapping:
     def _numbered_axis(self) -> tuple[int, Axis] | None:
         """The axis along which each block has a source of its own; None without one."""
         match self.virtual, self.source:
-            case Outer(axes), source if not isinstance(source, Outer) or source.endless is None:
+            case RegularHyperslab(axes), source if (
+                not isinstance(source, RegularHyperslab) or source.endless is None
+            ):
                 return next(((i, axis) for i, axis in enumerate(axes) if axis.n is None), None)
         return None
 
     def _of_block(self, number: int) -> VirtualMapping:
         """Return the mapping of one block, or of all, with the names of its source."""
         virtual, numbered = self.virtual, self._numbered_axis
-        if numbered is not None and isinstance(virtual, Outer):
+        if numbered is not None and isinstance(virtual, RegularHyperslab):
             _, axis = numbered
             first = axis.start + number * axis.stride
             virtual = virtual.ending(Axis(first, axis.stride, axis.block, axis.block))
@@ -253,13 +255,13 @@ class VirtualMapping:
                 f"{where} has {len(source_extent)} axes; the virtual dataset takes elements "
                 f"of {ndim} axes"
             )
-        if isinstance(source, Outer):
+        if isinstance(source, RegularHyperslab):
             at = source.endless
             clipped = zip(source.axes, source_extent, strict=True)
-            source = Outer(tuple(axis.clip(n) for axis, n in clipped))
-            if at is not None and isinstance(virtual, Outer):
+            source = RegularHyperslab(tuple(axis.clip(n) for axis, n in clipped))
+            if at is not None and isinstance(virtual, RegularHyperslab):
                 n = source.axes[at].n
-                virtual = Outer(
+                virtual = RegularHyperslab(
                     tuple(replace(a, n=n) if a.n is None else a for a in virtual.axes)
                 )
         size, source_size = _size(virtual, extent), _size(source, source_extent)
@@ -305,41 +307,41 @@ def _numbered_name(name: str, number: int) -> str:
     return re.sub("%(b|%)", lambda m: str(number) if m[1] == "b" else "%", name)
 
 
-def _rank(picked: Picked, otherwise: int) -> int:
+def _rank(picked: MappedSelection, otherwise: int) -> int:
     match picked:
-        case Outer(axes):
+        case RegularHyperslab(axes):
             return len(axes)
-        case Runs(start=start):
+        case ElementRuns(start=start):
             return int(start.shape[1])
-        case Whole():
+        case AllElements():
             return otherwise
 
 
-def _size(picked: Picked, extent: Sequence[int]) -> int:
+def _size(picked: MappedSelection, extent: Sequence[int]) -> int:
     match picked:
-        case Outer(axes):
+        case RegularHyperslab(axes):
             return math.prod(axis.n or 0 for axis in axes)
-        case Runs(length=length):
+        case ElementRuns(length=length):
             return int(length.sum())
-        case Whole():
+        case AllElements():
             return math.prod(extent)
 
 
-def _stops(picked: Picked, extent: Sequence[int]) -> Sequence[int]:
+def _stops(picked: MappedSelection, extent: Sequence[int]) -> Sequence[int]:
     match picked:
-        case Outer(axes):
+        case RegularHyperslab(axes):
             return [axis.stop or 0 for axis in axes]
-        case Runs():
+        case ElementRuns():
             stops: list[int] = picked.bounds[1].tolist()
             return stops
-        case Whole():
+        case AllElements():
             return extent
 
 
-def _ordinals(picked: Picked, coords: IntArray, extent: Sequence[int]) -> IntArray:
+def _ordinals(picked: MappedSelection, coords: IntArray, extent: Sequence[int]) -> IntArray:
     """Return the place of each element in the order of a selection, -1 outside."""
     match picked:
-        case Outer(axes):
+        case RegularHyperslab(axes):
             ordinal = np.zeros(len(coords), dtype=np.int64)
             inside = np.ones(len(coords), dtype=bool)
             weights = canvas_strides([axis.n or 0 for axis in axes])
@@ -348,13 +350,13 @@ def _ordinals(picked: Picked, coords: IntArray, extent: Sequence[int]) -> IntArr
                 inside &= part >= 0
                 ordinal += part * weight
             return np.where(inside, ordinal, -1)
-        case Runs():
+        case ElementRuns():
             return _run_ordinals(picked, coords)
-        case Whole():
+        case AllElements():
             return coords @ np.array(canvas_strides(extent), dtype=np.int64)
 
 
-def _run_ordinals(runs: Runs, coords: IntArray) -> IntArray:
+def _run_ordinals(runs: ElementRuns, coords: IntArray) -> IntArray:
     low, high = runs.bounds
     within = ((coords >= low) & (coords < high)).all(axis=1)
     weights = np.array(canvas_strides((high - low).tolist()), dtype=np.int64)
@@ -365,19 +367,19 @@ def _run_ordinals(runs: Runs, coords: IntArray) -> IntArray:
     return np.where(within, row_offsets(runs.length)[run] + offset, -1)
 
 
-def _coords(picked: Picked, ordinal: IntArray, extent: Sequence[int]) -> IntArray:
+def _coords(picked: MappedSelection, ordinal: IntArray, extent: Sequence[int]) -> IntArray:
     """Return the elements that have ordinals in a selection."""
     match picked:
-        case Outer(axes):
+        case RegularHyperslab(axes):
             sizes = tuple(axis.n or 0 for axis in axes)
             parts = np.unravel_index(ordinal, sizes) if sizes else ()
             columns = [axis.indices(part) for axis, part in zip(axes, parts, strict=True)]
-        case Runs(start=start, length=length):
+        case ElementRuns(start=start, length=length):
             first = row_offsets(length)
             run = np.searchsorted(first, ordinal, side="right") - 1
             columns = list(start[run].T)
             columns[-1] = columns[-1] + ordinal - first[run]
-        case Whole():
+        case AllElements():
             columns = list(np.unravel_index(ordinal, tuple(extent))) if extent else []
     if not columns:
         return np.zeros((len(ordinal), 0), dtype=np.int64)

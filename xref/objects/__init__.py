@@ -11,8 +11,8 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     from xref.objects.attributes import (
         SCALE_ATTRIBUTES,
-        RawElements,
-        RawReferences,
+        RawAttributeReferences,
+        RawAttributeValue,
         has_attribute,
         read_attribute,
         read_attributes,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         scale_addresses,
     )
     from xref.objects.datasets import (
-        DatasetFacts,
+        DatasetMetadata,
         chunk_index,
         dataset_facts,
         dataset_kind,
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
         used_filters,
     )
     from xref.objects.objects import (
-        PREPARED_AT_ONCE,
-        Member,
+        REFERENCE_BATCH,
+        LinkedObject,
         Object,
+        cache_h5py_references,
         group_at,
         groups_along,
         is_hard_link,
@@ -56,12 +57,11 @@ if TYPE_CHECKING:
         open_group,
         open_member,
         open_object,
-        prepare_references,
         text,
         type_name,
         walk_groups,
     )
-    from xref.objects.parsing import file_content, file_format, read_dataset_table
+    from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_label, object_path, object_paths
     from xref.objects.virtual_datasets import virtual_mappings
 else:

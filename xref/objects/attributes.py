@@ -45,7 +45,7 @@ SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
 
 @dataclass(frozen=True, slots=True)
-class RawReferences:
+class RawAttributeReferences:
     """References of an attribute as the bytes they are stored in."""
 
     kind: str  # "object" or "region"
@@ -54,7 +54,7 @@ class RawReferences:
 
 
 @dataclass(frozen=True, slots=True)
-class RawElements:
+class RawAttributeValue:
     """Elements of an attribute that hold references among other things, as stored."""
 
     datatype: Datatype
@@ -73,7 +73,7 @@ def read_attributes(
     Returns
     -------
     values : dict
-        Plain values, `RawReferences` for references, an array of none for one
+        Plain values, `RawAttributeReferences` for references, an array of none for one
         without a value.
     problems : dict
         Why an attribute could not be read, by name.
@@ -144,16 +144,16 @@ class _RawAttributes:
     def __init__(self, location: FileLocation, address: int) -> None:
         self._location = location
         self._address = address
-        self._found: dict[str, RawElements] | None = None
+        self._found: dict[str, RawAttributeValue] | None = None
         self._problems: dict[str, XrefError] = {}
 
-    def get(self, name: str) -> RawElements:
+    def get(self, name: str) -> RawAttributeValue:
         where = f"{self._location.filename}: object at {self._address:#x}"
         if self._found is None:
             source = byte_source(self._location, where)
             raw = read_raw_attributes(source, self._address, self._problems.__setitem__)
             self._found = {
-                r.name: RawElements(r.datatype, (0,) if r.is_null else r.shape, r.data)
+                r.name: RawAttributeValue(r.datatype, (0,) if r.is_null else r.shape, r.data)
                 for r in raw
             }
         if name in self._found:
@@ -174,7 +174,7 @@ def _attribute_value(
             attribute.read(out, mtype=datatype)
         offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
         stored = as_stored(out, kind, offset_size, packed=False)
-        return RawReferences(kind, attribute.shape, stored.tobytes())
+        return RawAttributeReferences(kind, attribute.shape, stored.tobytes())
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         return raw.get(name)
@@ -219,7 +219,7 @@ def scale_addresses(
     attached: list[h5py.Reference | None] = []
     for attributes, ndim in datasets:
         value = attributes.get("DIMENSION_LIST")
-        if isinstance(value, RawElements):
+        if isinstance(value, RawAttributeValue):
             found.append(_std_scales(value, ndim, location))
             attached += [None] * ndim
             continue
@@ -234,7 +234,7 @@ def scale_addresses(
     return [[next(addresses) or known for known in scales] for scales in found]
 
 
-def _std_scales(value: RawElements, ndim: int, location: FileLocation) -> list[int]:
+def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> list[int]:
     """Return what `scale_addresses` does for one list of references of HDF5 1.12."""
     base = value.datatype.base
     if value.shape != (ndim,) or base is None or base.reference != "std":

@@ -30,8 +30,8 @@ from xref.hdf5 import (
     ChunkIndex,
     DatasetLayout,
     Datatype,
+    MetadataReader,
     NodeReader,
-    Source,
     build_chunk_index,
     indexed_storage_k,
     parse_chunk_storage,
@@ -60,7 +60,7 @@ from xref.storage import FileBytes, FileLocation, cached_by_location, check_unch
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetFacts:
+class DatasetMetadata:
     """What is known of one dataset from opening it once.
 
     Attributes
@@ -82,7 +82,7 @@ class DatasetFacts:
 
 
 @cached_by_location(maxsize=1 << 15)
-def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
+def dataset_facts(location: FileLocation, address: int) -> DatasetMetadata:
     """Open the dataset at an address and return what it says of itself."""
     dataset = open_dataset(location, address)
     layout = read_layout(dataset, location, address)
@@ -92,7 +92,7 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetFacts:
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)
         problems.pop(name, None)
-    return DatasetFacts(layout, attributes, problems, tuple(scales) if any(scales) else ())
+    return DatasetMetadata(layout, attributes, problems, tuple(scales) if any(scales) else ())
 
 
 def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
@@ -188,7 +188,7 @@ def _read_index(
     return found.cell, offset.astype(np.uint64), nbytes, mask
 
 
-def _layout_message(source: Source, address: int) -> bytes:
+def _layout_message(source: MetadataReader, address: int) -> bytes:
     """Return the layout message of the object header at an address."""
     first = source.take(
         address, max(min(FIRST_NBYTES, source.file_nbytes - address), 1), "object header"

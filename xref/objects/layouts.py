@@ -104,7 +104,7 @@ class _TypeFacts:
     time: np.dtype[Any] | None
     dtype: np.dtype[Any] | None  # None where h5py has none
     problem: str  # why h5py has none
-    indirect: str  # why stored elements are not bytes of ``dtype``
+    why_not_direct: str  # why stored elements are not bytes of ``dtype``
 
 
 @lru_cache(maxsize=1024)
@@ -113,14 +113,14 @@ def _type_facts(encoded: bytes) -> _TypeFacts:
     datatype = h5t.decode(encoded)
     kind, time = reference_kind(datatype), time_dtype(datatype)
     within = not kind and bool(reference_kinds(datatype))
-    dtype, problem, indirect = None, "", ""
+    dtype, problem, why_not_direct = None, "", ""
     if not kind and not within and time is None:
         try:
             dtype = datatype.dtype
-            indirect = _indirect_type(datatype, dtype)
+            why_not_direct = _indirect_type(datatype, dtype)
         except (TypeError, ValueError) as error:  # ValueError: a float that NumPy has not
             problem = str(error)
-    return _TypeFacts(kind, within, time, dtype, problem, indirect)
+    return _TypeFacts(kind, within, time, dtype, problem, why_not_direct)
 
 
 def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
@@ -188,7 +188,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     check_extent(shape, chunks, where)
     within = f"type {dtype}: references within elements"
-    indirect = facts.indirect if elements is None else within
+    why_not_direct = facts.why_not_direct if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
     pipeline = pipeline_of(properties)
     if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
@@ -219,7 +219,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
     else:
         fill_value = _fill_value(properties, dtype)
         if fill_value is None:
-            indirect = indirect or "fill value: not known to h5py"
+            why_not_direct = why_not_direct or "fill value: not known to h5py"
     if stored == 0:
         offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
@@ -243,8 +243,8 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         reference_kind=kind,
         stored_nbytes=stored,
         elements=elements,
-        indirect=indirect or storage_problem,
-        stored_indirect=storage_problem,
+        why_not_direct=why_not_direct or storage_problem,
+        why_not_raw=storage_problem,
         virtual=storage == h5d.VIRTUAL,
         stored_fill=fill_bytes,
     )

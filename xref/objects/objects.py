@@ -37,16 +37,16 @@ from xref.errors import (
     XrefError,
 )
 from xref.hdf5 import check_group
-from xref.objects.parsing import byte_source, file_format, read_dataset_table
+from xref.objects.parsing import byte_source, dataset_table, file_format
 from xref.storage import (
+    CheckedGroups,
     FileBytes,
     FileLocation,
-    GroupChecks,
     cached_by_location,
     check_external,
     locate_file,
     open_file,
-    unheld,
+    without_open_file,
 )
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
@@ -56,10 +56,10 @@ _SLOTS = 1024
 
 _KEPT_REFERENCES = 1 << 16
 
-FEW_LINKS = 16
+MIN_BULK_LINKS = 16
 """Fewer members of a group are asked one by one whether they are groups."""
 
-PREPARED_AT_ONCE = 1 << 14
+REFERENCE_BATCH = 1 << 14
 """Objects to prepare references to in one go; all of them stay at hand."""
 
 
@@ -108,12 +108,12 @@ def _references(addresses: Sequence[int]) -> list[h5py.Reference]:
         return out
 
 
-def prepare_references(addresses: Sequence[int]) -> None:
+def cache_h5py_references(addresses: Sequence[int]) -> None:
     """Make references to many objects at once, before they are opened one by one."""
     _references(addresses)
 
 
-def header_problem(location: FileLocation, address: int) -> str:
+def explain_header(location: FileLocation, address: int) -> str:
     """Say why no object header can be at an address; empty if one may be.
 
     Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
@@ -143,7 +143,7 @@ def open_object(location: FileLocation, address: int) -> Object:
         If there is no object.
     """
     file = open_file(location)
-    problem = header_problem(location, address)
+    problem = explain_header(location, address)
     if problem:
         raise DanglingReferenceError(
             f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
@@ -160,7 +160,7 @@ def open_object(location: FileLocation, address: int) -> Object:
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
     item = _wrap(identifier, file)
-    item._xref_place = unheld(location), address
+    item._xref_place = without_open_file(location), address
     return item
 
 
@@ -202,17 +202,17 @@ def object_kinds(
 
     Of datasets of one kind, only one is opened.
     """
-    table = read_dataset_table(location, address)
+    table = dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
     firsts = np.unique(table.kind[table.known])
     for first in firsts.tolist():
         if object_kind(location, int(address[first])) == "dataset":
             out[table.known & (table.kind == first)] = "dataset"
-    for begin in range(0, len(address), PREPARED_AT_ONCE):
-        part = out[begin : begin + PREPARED_AT_ONCE]
+    for begin in range(0, len(address), REFERENCE_BATCH):
+        part = out[begin : begin + REFERENCE_BATCH]
         rest = np.flatnonzero(part == "")
         addresses = address[begin + rest].tolist()
-        prepare_references(addresses)
+        cache_h5py_references(addresses)
         part[rest] = [object_kind(location, a) for a in addresses]
     return out
 
@@ -248,7 +248,7 @@ MAX_LINKS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class LinkedObject:
     """An object that a link leads to."""
 
     item: Object
@@ -256,7 +256,7 @@ class Member:
     address: int  # its object header, bytes from the base address
 
 
-def open_group(location: FileLocation, path: str) -> Member:
+def open_group(location: FileLocation, path: str) -> LinkedObject:
     """Open a group by path, link by link, each group checked before HDF5 searches it.
 
     Raises
@@ -282,7 +282,7 @@ def open_group(location: FileLocation, path: str) -> Member:
     return found
 
 
-def open_member(location: FileLocation, path: str) -> Member:
+def open_member(location: FileLocation, path: str) -> LinkedObject:
     """Open an object by path, link by link, as `open_group` does.
 
     Raises
@@ -298,7 +298,7 @@ def open_member(location: FileLocation, path: str) -> Member:
     return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
 
 
-def groups_along(location: FileLocation, path: str) -> Iterator[Member]:
+def groups_along(location: FileLocation, path: str) -> Iterator[LinkedObject]:
     """Yield the groups on a path, from the root on, each checked before it is searched."""
     found, links = _open_root(location), iter(range(MAX_LINKS))
     _check_group(found, "/")
@@ -310,15 +310,15 @@ def groups_along(location: FileLocation, path: str) -> Iterator[Member]:
             yield found
 
 
-def _open_root(location: FileLocation) -> Member:
+def _open_root(location: FileLocation) -> LinkedObject:
     """Open the root group."""
     file = open_file(location)
     low, high = h5g.get_objinfo(file.id, b"/").objno
     root = _wrap(h5g.open(file.id, b"/"), file)
-    return Member(root, location, int(low) | int(high) << 32)
+    return LinkedObject(root, location, int(low) | int(high) << 32)
 
 
-def _check_group(member: Member, path: str) -> None:
+def _check_group(member: LinkedObject, path: str) -> None:
     """Check the structures of a group that listing or searching it walks.
 
     HDF5 2.0 dies of some that contradict each other. Each group is checked once in
@@ -327,7 +327,7 @@ def _check_group(member: Member, path: str) -> None:
     item, location, address = member.item, member.location, member.address
     if not isinstance(item, h5py.Group):
         raise OSError(f"{path!r} is no group")
-    checks: GroupChecks = item._xref_file._xref_checks
+    checks: CheckedGroups = item._xref_file._xref_checks
     if address in checks.addresses:
         return
     source = byte_source(location, f"{location.filename}: {path!r}")
@@ -343,7 +343,7 @@ def _check_group(member: Member, path: str) -> None:
     checks.addresses.add(address)
 
 
-def _walk(start: Member, path: bytes, links: Iterator[int]) -> Member:
+def _walk(start: LinkedObject, path: bytes, links: Iterator[int]) -> LinkedObject:
     """Follow a path from a group; ``links`` ends when too many links were followed."""
     found, walked = start, ""
     for part in path.split(b"/"):
@@ -364,7 +364,7 @@ def _walk(start: Member, path: bytes, links: Iterator[int]) -> Member:
     return found
 
 
-def _follow_link(group: Member, name: bytes, links: Iterator[int]) -> Member:
+def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> LinkedObject:
     """Open what a link of a checked group leads to.
 
     HDF5 itself follows hard links only: a soft one may name a group that is damaged,
@@ -373,7 +373,7 @@ def _follow_link(group: Member, name: bytes, links: Iterator[int]) -> Member:
     link = group.item.id.links.get_info(name)
     if link.type == h5l.TYPE_HARD:
         item = _wrap(h5o.open(group.item.id, name), group.item._xref_file)
-        return Member(item, group.location, int(link.u))
+        return LinkedObject(item, group.location, int(link.u))
     location = group.location
     where = f"{location.filename}: link {text(name)!r}"
     if next(links, None) is None:
@@ -393,7 +393,7 @@ def _follow_link(group: Member, name: bytes, links: Iterator[int]) -> Member:
     raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 itself does not know")
 
 
-def iterate_members(group: Member) -> Iterator[tuple[str, Member | Exception]]:
+def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | Exception]]:
     """Yield each member of a group, or the reason why it cannot be opened.
 
     External links are followed where the location allows it.
@@ -411,7 +411,7 @@ def iterate_members(group: Member) -> Iterator[tuple[str, Member | Exception]]:
             yield text(name), error
 
 
-def is_hard_link(group: Member, name: str) -> bool:
+def is_hard_link(group: LinkedObject, name: str) -> bool:
     """Tell whether a member is linked by a hard link, which cannot lead nowhere."""
     try:
         link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
@@ -422,7 +422,7 @@ def is_hard_link(group: Member, name: str) -> bool:
 
 def walk_groups(
     location: FileLocation, top: str
-) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
+) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
     """Yield a group and all groups below it by hard links, each once, parents first.
 
     Cycles of links end where they close.
@@ -441,8 +441,8 @@ def walk_groups(
 
 
 def _walk_groups(
-    start: Member, top: str
-) -> Iterator[tuple[str, Member, dict[int, bytes] | Exception]]:
+    start: LinkedObject, top: str
+) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
     location, seen = start.location, {start.address}
     queue = deque([(start.address, top)])
     while queue:
@@ -469,15 +469,15 @@ def _walk_groups(
 
 def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]:
     """Return those of many objects whose headers are those of datasets."""
-    if len(links) < FEW_LINKS:
+    if len(links) < MIN_BULK_LINKS:
         return set()
     address = np.fromiter(links, np.uint64, len(links))
-    return set(address[read_dataset_table(location, address).known].tolist())
+    return set(address[dataset_table(location, address).known].tolist())
 
 
-def group_at(location: FileLocation, address: int) -> Member:
+def group_at(location: FileLocation, address: int) -> LinkedObject:
     """Open the group at an address, to be checked before it is listed."""
-    return Member(open_object(location, address), location, address)
+    return LinkedObject(open_object(location, address), location, address)
 
 
 def root_address(location: FileLocation) -> int:
@@ -485,7 +485,7 @@ def root_address(location: FileLocation) -> int:
     return _open_root(location).address
 
 
-def link_addresses(group: Member) -> dict[int, str]:
+def link_addresses(group: LinkedObject) -> dict[int, str]:
     """Return the first name of each hard-linked member by its address."""
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
 

@@ -1,7 +1,7 @@
 """The bytes of a located file, with the sizes by which HDF5 decoders read them.
 
-In: a `FileLocation`. Out: a `Source` for the decoders of one object, a `FileContent` for
-those of many.
+In: a `FileLocation`. Out: a `MetadataReader` for the decoders of one object, a `FileContent`
+for those of many.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from xref.hdf5 import (
     DatasetTable,
     FileContent,
     FileFormat,
-    Source,
+    MetadataReader,
     read_datasets,
     unknown_datasets,
 )
 from xref.storage import FileBytes, FileLocation, UnreachableFile, cached_by_location, open_file
 
 
-def byte_source(location: FileLocation, where: object) -> Source:
+def byte_source(location: FileLocation, where: object) -> MetadataReader:
     """Return the file's bytes for the parsers of headers; ``where`` names the object."""
     form, file = file_format(location), FileBytes(location)
 
@@ -29,7 +29,7 @@ def byte_source(location: FileLocation, where: object) -> Source:
         file.read_into(form.base_address + address, memoryview(buffer))
         return bytes(buffer)
 
-    return Source(
+    return MetadataReader(
         read,
         form.offset_size,
         form.length_size,
@@ -53,7 +53,7 @@ def file_content(location: FileLocation) -> FileContent:
     return FileContent(FileBytes(location), file_format(location), location.filename)
 
 
-def read_dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
+def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
     """Read the headers of many objects of one file; see `read_datasets`.
 
     Nothing is known of a file that is open for writing, as HDF5 alone knows its content,

@@ -31,10 +31,10 @@ from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5 import (
     LINK_KINDS,
     Message,
-    Source,
+    MetadataReader,
     is_group,
     read_hard_links,
-    read_messages_of_many,
+    read_headers,
     walk_messages,
 )
 from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
@@ -322,7 +322,7 @@ def _find_groups(
     limit, counted = MAX_SHARING * form.file_nbytes - before, _Counted(location)
     for begin in range(0, len(addresses), BATCH):
         part = addresses[begin : begin + BATCH]
-        headers = read_messages_of_many(
+        headers = read_headers(
             FileBytes(location),
             np.array(part, dtype=np.uint64).astype(np.int64),
             base_address=form.base_address,
@@ -348,7 +348,7 @@ def _find_groups(
     return found, before + counted.nbytes
 
 
-def _link_messages(source: Source, address: int) -> list[Message]:
+def _link_messages(source: MetadataReader, address: int) -> list[Message]:
     """Return the messages of one object header that tell of links; none if it is damaged."""
     try:
         return [m for m in walk_messages(source, address) if m.kind in LINK_KINDS]

@@ -9,7 +9,15 @@ import numpy as np
 from h5py import h5s
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5 import Axis, Outer, Picked, Runs, VirtualMapping, Whole, virtual_axis
+from xref.hdf5 import (
+    AllElements,
+    Axis,
+    ElementRuns,
+    MappedSelection,
+    RegularHyperslab,
+    VirtualMapping,
+    virtual_axis,
+)
 from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_dataset, text
 from xref.selections import row_runs
@@ -40,12 +48,12 @@ def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMappi
         ) from error
 
 
-def _picked(space: h5s.SpaceID, where: DatasetLabel) -> Picked:
+def _picked(space: h5s.SpaceID, where: DatasetLabel) -> MappedSelection:
     match space.get_select_type():
         case h5s.SEL_ALL:
-            return Whole()
+            return AllElements()
         case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
-            return Outer(
+            return RegularHyperslab(
                 tuple(
                     virtual_axis(start, stride, count, block, where)
                     for start, stride, count, block in zip(
@@ -56,7 +64,7 @@ def _picked(space: h5s.SpaceID, where: DatasetLabel) -> Picked:
         case h5s.SEL_HYPERSLABS:
             blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
             start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
-            return Runs(start=start, length=length)
+            return ElementRuns(start=start, length=length)
         case h5s.SEL_NONE:
-            return Outer((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
+            return RegularHyperslab((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
     raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     )
     from xref.reading.loaders import value_loader
     from xref.reading.partitions import (
-        Shares,
-        count_visits,
-        lie_in_blocks,
+        PartitionedBoxes,
+        count_chunk_reads,
+        fit_dask_blocks,
         plan_shares,
-        storage_cell,
+        read_box_shape,
     )
     from xref.reading.parts import (
         Parts,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         regular_segments,
     )
     from xref.reading.plan import ReadPlan, choose_tile, plan_chunk, plan_read
-    from xref.reading.small_datasets import SmallDatasets, find_small
+    from xref.reading.small_datasets import SmallDatasets, select_small_datasets
     from xref.reading.virtual_sources import StoredPart, split_virtual
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -19,10 +19,10 @@ from xref.arrays import IntArray, ragged_ranges, run_starts
 COPY_NBYTES = 1 << 19
 """Bytes copied by one fancy index, so that its temporary stays in the cache."""
 
-FEW_BOXES = 6
+MIN_BULK_BOXES = 6
 """Up to so many boxes of one shape are no group of windows (benchmarks/tiles.py)."""
 
-FEW_GROUPS = 8
+MIN_BULK_GROUPS = 8
 """Up to so many shapes are copied box by box, not by rows."""
 
 ROWS_NBYTES = 1 << 15
@@ -30,10 +30,12 @@ ROWS_NBYTES = 1 << 15
 
 # A flat array, the first element of each box, and the distance between neighbours
 # along each axis: of each group of boxes, or of each box.
-Side: TypeAlias = tuple[npt.NDArray[Any], IntArray, IntArray]
+StridedBuffer: TypeAlias = tuple[npt.NDArray[Any], IntArray, IntArray]
 
 
-def copy_boxes(source: Side, target: Side, shape: IntArray, group: IntArray) -> None:
+def copy_boxes(
+    source: StridedBuffer, target: StridedBuffer, shape: IntArray, group: IntArray
+) -> None:
     """Copy boxes; those of one group have one shape and one stride on either side.
 
     Parameters
@@ -52,8 +54,8 @@ def copy_boxes(source: Side, target: Side, shape: IntArray, group: IntArray) -> 
     sizes = np.diff(cuts)
     of_cut = group[cuts[:-1]]
     rest = np.ones(len(sizes), dtype=bool)
-    if len(sizes) > FEW_GROUPS and shape.shape[1] and not out.dtype.hasobject:
-        by_rows = (sizes <= FEW_BOXES) & (src_stride[of_cut, -1] == 1)
+    if len(sizes) > MIN_BULK_GROUPS and shape.shape[1] and not out.dtype.hasobject:
+        by_rows = (sizes <= MIN_BULK_BOXES) & (src_stride[of_cut, -1] == 1)
         by_rows &= shape[of_cut].prod(axis=1) * out.dtype.itemsize <= ROWS_NBYTES
         by_rows &= dst_stride[of_cut, -1] == 1
         rest = ~by_rows
@@ -74,7 +76,7 @@ def copy_boxes(source: Side, target: Side, shape: IntArray, group: IntArray) -> 
         )
 
 
-def _copy_rows(source: Side, target: Side, shape: IntArray) -> None:
+def _copy_rows(source: StridedBuffer, target: StridedBuffer, shape: IntArray) -> None:
     """Copy boxes of many shapes row by row, rows of one width together.
 
     Parameters
@@ -136,7 +138,7 @@ def _copy_group(
     # Views through ndarray's constructor: it costs a tenth of as_strided and takes
     # compounds that as_strided refuses. Over bytes, as not every dtype is a buffer.
     source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
-    if len(src) <= FEW_BOXES:
+    if len(src) <= MIN_BULK_BOXES:
         for s, d in zip(src.tolist(), dst.tolist(), strict=True):
             to = np.ndarray(shape, dtype, target, d * itemsize, dst_strides)
             to[...] = np.ndarray(shape, dtype, source, s * itemsize, src_strides)

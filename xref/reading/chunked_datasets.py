@@ -62,7 +62,7 @@ class _Places:
     in_line: BoolArray  # (m,), whether those that it has lie one after the other
 
 
-def read_datasets_of_chunks(
+def read_chunked_datasets(
     source: ByteSource, datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray
 ) -> None:
     """Read all elements of chunked datasets.

@@ -39,12 +39,12 @@ def value_loader(
         If the reader is "direct" and the dataset needs h5py.
     """
     where = f"{location.filename}: dataset at {address:#x}"
-    if reader == "direct" and layout.indirect:
+    if reader == "direct" and layout.why_not_direct:
         raise UnsupportedError(
-            f"{where} cannot be read directly ({layout.indirect}); use reader='auto'"
+            f"{where} cannot be read directly ({layout.why_not_direct}); use reader='auto'"
         )
     read_box = BoxReader(location, address)
-    if reader == "h5py" or layout.indirect:
+    if reader == "h5py" or layout.why_not_direct:
         return BoxLoader(layout, read_box, chunk_check(location, address, layout))
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))

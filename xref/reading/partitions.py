@@ -1,7 +1,7 @@
 """Parts of many blocks of an output, divided by the chunks that they read.
 
 In: the parts of one dataset, placed in a flat output that is cut into blocks. Out:
-`Shares`: the parts cut at the borders of large boxes of whole chunks, sorted by box,
+`PartitionedBoxes`: the parts cut at the borders of large boxes of whole chunks, sorted by box,
 then by block. Each box is read once, into a buffer that holds its elements block
 after block; each block is put together from its stretch of every buffer.
 
@@ -26,7 +26,7 @@ from xref.arrays import (
     row_strides,
     run_starts,
 )
-from xref.reading.box_copies import Side
+from xref.reading.box_copies import StridedBuffer
 from xref.reading.parts import (
     Parts,
     cut_axis,
@@ -40,7 +40,7 @@ from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, choose_tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Shares(FrozenColumns):
+class PartitionedBoxes(FrozenColumns):
     """What to read of one dataset, share by share, and which block each part is for.
 
     Parts that share s reads for block b are rows ``first[s, b]:first[s, b + 1]``; they
@@ -77,7 +77,7 @@ class Shares(FrozenColumns):
         buffers: Sequence[npt.NDArray[Any]],
         out: npt.NDArray[Any],
         first: int = 0,
-    ) -> tuple[Side, Side, IntArray, IntArray] | None:
+    ) -> tuple[StridedBuffer, StridedBuffer, IntArray, IntArray] | None:
         """Return what `xref.reading.box_copies.copy_boxes` takes to put one block together.
 
         Parameters
@@ -124,7 +124,7 @@ def _sizes(parts: Parts) -> IntArray:
     return sizes
 
 
-def lie_in_blocks(parts: Parts, bounds: IntArray) -> bool:
+def fit_dask_blocks(parts: Parts, bounds: IntArray) -> bool:
     """Tell whether each part lies in one block of the output.
 
     Parameters
@@ -143,7 +143,7 @@ def _blocks_of(parts: Parts, bounds: IntArray) -> IntArray:
     return np.searchsorted(bounds, parts.dst, side="right") - 1
 
 
-def storage_cell(
+def read_box_shape(
     extent: Sequence[int], chunks: tuple[int, ...] | None, itemsize: int
 ) -> tuple[int, ...]:
     """Return the box of elements that is read together: a chunk, or a range of bytes."""
@@ -152,7 +152,7 @@ def storage_cell(
     return choose_tile(extent, (1,) * len(extent), itemsize, CONTIGUOUS_GAP_NBYTES)
 
 
-def count_visits(
+def count_chunk_reads(
     parts: Parts, bounds: IntArray, extent: Sequence[int], cell: Sequence[int]
 ) -> tuple[int, int]:
     """Count the cells that parts touch.
@@ -187,7 +187,7 @@ def count_visits(
 
 def plan_shares(
     parts: Parts, bounds: IntArray, extent: Sequence[int], tile: Sequence[int]
-) -> Shares:
+) -> PartitionedBoxes:
     """Cut parts at the borders of tiles and sort them by tile and block.
 
     Parameters
@@ -195,7 +195,7 @@ def plan_shares(
     parts : Parts
         Each in one block.
     bounds : numpy.ndarray
-        As in `lie_in_blocks`.
+        As in `fit_dask_blocks`.
     extent : sequence of int
         Shape of the dataset.
     tile : sequence of int
@@ -214,7 +214,7 @@ def plan_shares(
     first = np.searchsorted(place, edges)
     ends = row_offsets(_sizes(parts))
     begins = ends[first[:, 0]]
-    return Shares(
+    return PartitionedBoxes(
         parts=Parts(
             start=parts.start,
             shape=parts.shape,

@@ -25,7 +25,7 @@ from xref.arrays import (
     ragged_take,
     row_offsets,
 )
-from xref.selections import Kind, RegionTable, outer_axes, row_runs
+from xref.selections import SelectionKind, SelectionTable, outer_axes, row_runs
 
 _PAIRS_AT_ONCE = 1 << 22
 _GRID_CELLS = 1 << 26
@@ -84,7 +84,7 @@ def locate(
     return number, place
 
 
-def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Parts:
+def plan_parts(regions: SelectionTable, dst: IntArray, dst_stride: IntArray) -> Parts:
     """Turn fitted selections into boxes with a place in the output.
 
     Parameters
@@ -99,7 +99,7 @@ def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Par
     """
     count, block = regions.count, regions.block
     single = (count == 1) | (block == 1)
-    plain = (regions.kind == Kind.HYPERSLAB) & single.all(axis=1)
+    plain = (regions.kind == SelectionKind.HYPERSLAB) & single.all(axis=1)
     found: list[Parts] = []
     rows = np.flatnonzero(plain)
     if len(rows):
@@ -113,12 +113,14 @@ def plan_parts(regions: RegionTable, dst: IntArray, dst_stride: IntArray) -> Par
                 dst_stride=dst_stride[at],
             )
         )
-    listed = np.flatnonzero(regions.kind == Kind.POINTS)
+    listed = np.flatnonzero(regions.kind == SelectionKind.POINTS)
     if len(listed):
         size = regions.size[listed]
         points = ragged_take(regions.points, regions.first[listed], size)
         found.append(_unit_parts(points, ragged_ranges(dst[listed], size)))
-    several = (regions.kind == Kind.BLOCKS) | ((regions.kind == Kind.HYPERSLAB) & ~plain)
+    several = (regions.kind == SelectionKind.BLOCKS) | (
+        (regions.kind == SelectionKind.HYPERSLAB) & ~plain
+    )
     for row in np.flatnonzero(several).tolist():
         found.append(_plan_row(regions, row, int(dst[row]), dst_stride[row]))
     return _concat_parts(found, regions.ndim)
@@ -201,9 +203,9 @@ def plan_outer(axes: Sequence[Segments], dst: int, dst_stride: IntArray) -> Part
     )
 
 
-def _plan_row(regions: RegionTable, row: int, dst: int, dst_stride: IntArray) -> Parts:
+def _plan_row(regions: SelectionTable, row: int, dst: int, dst_stride: IntArray) -> Parts:
     """Turn one union of boxes into parts."""
-    if regions.kind[row] == Kind.HYPERSLAB:
+    if regions.kind[row] == SelectionKind.HYPERSLAB:
         columns = (regions.start, regions.stride, regions.count, regions.block)
         numbers = zip(*(c[row].tolist() for c in columns), strict=True)
         return plan_outer([regular_segments(*axis) for axis in numbers], dst, dst_stride)

@@ -31,8 +31,8 @@ from xref.hdf5 import (
     DatasetTable,
     read_chunks,
 )
-from xref.objects import COMPACT, DatasetFacts, dataset_facts, file_content, read_dataset_table
-from xref.reading.chunked_datasets import ChunkedDatasets, read_datasets_of_chunks
+from xref.objects import COMPACT, DatasetMetadata, dataset_facts, dataset_table, file_content
+from xref.reading.chunked_datasets import ChunkedDatasets, read_chunked_datasets
 from xref.storage import FileBytes, FileLocation
 
 SMALL_NBYTES = 1 << 22
@@ -57,8 +57,10 @@ class SmallDatasets:
     chunk_shape: IntArray  # (t, widest), of the chunked; else 1
     chunks: ChunkColumns  # of those that are chunked; others have none here
     kind: IntArray  # (t,), row of `kinds`
-    kinds: tuple[DatasetFacts, ...]  # of one dataset of each: type, fill value
-    alike: tuple[tuple[int, DatasetFacts], ...]  # rows; others have attributes as one of these
+    kinds: tuple[DatasetMetadata, ...]  # of one dataset of each: type, fill value
+    alike: tuple[
+        tuple[int, DatasetMetadata], ...
+    ]  # rows; others have attributes as one of these
     like: IntArray  # (t,), the row of `alike` whose values are decoded as those of each
     rows: npt.NDArray[np.intp]  # (r,), references
     which: IntArray  # (r,), the dataset that each points at, ascending
@@ -111,7 +113,7 @@ class SmallDatasets:
             fill_value=layout.fill_value,
             describe=describe,
         )
-        read_datasets_of_chunks(FileBytes(self.location), datasets, out, dst[first])
+        read_chunked_datasets(FileBytes(self.location), datasets, out, dst[first])
         again = np.ones(len(which), dtype=bool)
         again[first] = False
         if again.any():
@@ -120,7 +122,7 @@ class SmallDatasets:
             out[ragged_ranges(dst[again], npoints)] = out[ragged_ranges(begin, npoints)]
 
 
-def find_small(
+def select_small_datasets(
     location: FileLocation,
     address: npt.NDArray[np.uint64],
     decoding_attributes: Collection[str],
@@ -143,9 +145,9 @@ def find_small(
     small : SmallDatasets or None
         Without references to them; None where there is none.
     """
-    table = read_dataset_table(location, address)
+    table = dataset_table(location, address)
     good = table.known & (table.nbytes <= SMALL_NBYTES)
-    kinds: dict[int, DatasetFacts] = {}
+    kinds: dict[int, DatasetMetadata] = {}
     for k in np.unique(table.kind[good]).tolist():
         own = good & (table.kind == k)
         facts = _facts_or_none(location, int(address[k]))
@@ -160,7 +162,7 @@ def find_small(
     good[chunked] = chunks.known
     chunks = chunks.spread(chunked, len(table))
     alone = good & (table.attributes == OWN_ATTRIBUTES)
-    looked: dict[int, DatasetFacts] = {}
+    looked: dict[int, DatasetMetadata] = {}
     like = np.arange(len(table))  # the row that is decoded as each
     for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
         members = np.flatnonzero(good & (table.attributes == k))
@@ -215,7 +217,7 @@ def find_small(
     )
 
 
-def _facts_or_none(location: FileLocation, address: int) -> DatasetFacts | None:
+def _facts_or_none(location: FileLocation, address: int) -> DatasetMetadata | None:
     """Return what a dataset says of itself; None where it cannot be looked at.
 
     Whoever looks at it alone says why.
@@ -229,7 +231,7 @@ def _facts_or_none(location: FileLocation, address: int) -> DatasetFacts | None:
 def _is_plain(layout: DatasetLayout) -> bool:
     """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
     references = layout.reference_kind or layout.elements is not None
-    return not references and layout.indirect in ("", COMPACT)
+    return not references and layout.why_not_direct in ("", COMPACT)
 
 
 def _group_by_decoding(
@@ -255,7 +257,7 @@ def _group_by_decoding(
 
 def _look_at(
     location: FileLocation, address: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
-) -> dict[int, DatasetFacts] | None:
+) -> dict[int, DatasetMetadata] | None:
     """Look at some datasets; None where one has to be looked at by itself."""
     looked = {}
     for row in rows.tolist():
@@ -271,7 +273,7 @@ def _find_witnesses(
     address: npt.NDArray[np.uint64],
     table: DatasetTable,
     members: npt.NDArray[np.intp],
-) -> dict[int, DatasetFacts] | None:
+) -> dict[int, DatasetMetadata] | None:
     """Look at datasets of one set of attributes until it is known which values all share.
 
     Returns
@@ -310,7 +312,7 @@ def _differ(a: Any, b: Any) -> bool:
     return type(a) is not type(b) or not np.array_equal(a, b)
 
 
-def _is_alike(facts: DatasetFacts) -> bool:
+def _is_alike(facts: DatasetMetadata) -> bool:
     """Tell whether datasets with the same attributes are named and described alike."""
     named = {"CLASS", "coordinates"} & facts.attributes.keys()
     return not (named or facts.scales or facts.problems)

@@ -10,7 +10,7 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.references.array import ReferenceArray
-    from xref.references.columns import KIND_NOUNS, References
+    from xref.references.columns import KIND_NOUNS, ReferenceColumns
     from xref.references.decoding import decode_references
     from xref.references.loaders import tile_loader
     from xref.references.reference import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from xref.references.stored import StoredReferences, read_box_of_stored
     from xref.references.targets import (
-        DistinctTargets,
+        TargetGroups,
         TargetRows,
         distinct_targets,
         split_targets,

@@ -1,6 +1,6 @@
 """Arrays of references that are columns.
 
-In: `References` columns or the place of a stored dataset. Out: `ReferenceArray`,
+In: `ReferenceColumns` columns or the place of a stored dataset. Out: `ReferenceArray`,
 the duck array that a reference variable holds.
 
 An array that was opened from a file is only a place until something asks for
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from xref.arrays import digest
 from xref.errors import XrefError
-from xref.references.columns import KIND_NOUNS, References
+from xref.references.columns import KIND_NOUNS, ReferenceColumns
 from xref.references.reference import (
     DEFAULT_OPTIONS,
     AttributeReference,
@@ -33,7 +33,7 @@ from xref.references.reference import (
     null_reference,
 )
 from xref.references.stored import StoredReferences
-from xref.selections import Kind, empty_table, table_from_selections
+from xref.selections import SelectionKind, empty_table, table_from_selections
 
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What NumPy's functions do with a `ReferenceArray`; see `xref.references.array_functions`."""
@@ -43,7 +43,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 class _Columns:
     """Columns that are decoded once, when first asked for."""
 
-    value: References | None = None
+    value: ReferenceColumns | None = None
     lock: Any = field(default_factory=threading.Lock)
 
 
@@ -77,7 +77,7 @@ class ReferenceArray:
         shape: tuple[int, ...],
         *,
         kind: str,
-        columns: References | None = None,
+        columns: ReferenceColumns | None = None,
         stored: StoredReferences | None = None,
         options: DecodeOptions = DEFAULT_OPTIONS,
     ) -> None:
@@ -119,7 +119,7 @@ class ReferenceArray:
         regions = None
         if is_region:
             regions = table_from_selections([r.selection for r in flat])
-        columns = References(
+        columns = ReferenceColumns(
             files=files,
             file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
             address=np.array([r.address for r in flat], dtype=np.uint64),
@@ -133,7 +133,7 @@ class ReferenceArray:
     def nulls(cls, shape: tuple[int, ...], *, is_region: bool) -> ReferenceArray:
         """Return an array of null references."""
         n = math.prod(shape)
-        columns = References(
+        columns = ReferenceColumns(
             files=(),
             file=np.zeros(n, dtype=np.int64),
             address=np.zeros(n, dtype=np.uint64),
@@ -144,7 +144,7 @@ class ReferenceArray:
     # --- what it holds ---------------------------------------------------------
 
     @property
-    def columns(self) -> References:
+    def columns(self) -> ReferenceColumns:
         """The references in C order; decoded when first asked for."""
         columns = self._columns.value
         if columns is None:
@@ -187,13 +187,13 @@ class ReferenceArray:
         """Return one element in C order; decodes all of them the first time."""
         columns = self.columns
         address = int(columns.address[row])
-        kind = Kind.OBJECT if columns.regions is None else columns.regions.kind[row]
-        if address == 0 or kind == Kind.NULL:
+        kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
+        if address == 0 or kind == SelectionKind.NULL:
             return null_reference(self.kind == "region")
         target = ObjectReference(columns.files[int(columns.file[row])], address, self._options)
         if columns.attribute is not None and columns.attribute[row] >= 0:
             return AttributeReference(target, columns.names[int(columns.attribute[row])])
-        if columns.regions is None or kind == Kind.OBJECT:
+        if columns.regions is None or kind == SelectionKind.OBJECT:
             return target
         return RegionReference(target, columns.regions.selection(row))
 
@@ -319,7 +319,7 @@ class ReferenceArray:
             columns = self.columns
             mask = columns.address != 0
             if columns.regions is not None:
-                mask &= columns.regions.kind != Kind.NULL
+                mask &= columns.regions.kind != SelectionKind.NULL
             return mask.reshape(self._shape)
         raise TypeError(f"references do not convert to {dtype}; bool gives the non-null mask")
 
@@ -446,13 +446,13 @@ class ReferenceArray:
 
 _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
 
-_NO_REGION = (Kind.NULL, Kind.OBJECT)
+_NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
 
 
 def _restore(
     shape: tuple[int, ...],
     kind: str,
-    columns: References | None,
+    columns: ReferenceColumns | None,
     stored: StoredReferences | None,
     options: DecodeOptions,
 ) -> ReferenceArray:
@@ -471,11 +471,13 @@ def _mixed_array(flat: list[Any], shape: tuple[int, ...]) -> ReferenceArray:
     whole = np.array([bool(r) and not isinstance(r, RegionReference) for r in flat])
     table = table_from_selections(selections)
     numbers = [names.index(r.name) if isinstance(r, AttributeReference) else -1 for r in flat]
-    columns = References(
+    columns = ReferenceColumns(
         files=tuple(files),
         file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
         address=np.array([r.address for r in flat], dtype=np.uint64),
-        regions=table.replace(kind=np.where(whole, Kind.OBJECT, table.kind).astype(np.uint8)),
+        regions=table.replace(
+            kind=np.where(whole, SelectionKind.OBJECT, table.kind).astype(np.uint8)
+        ),
         attribute=np.array(numbers, dtype=np.int64),
         names=tuple(names),
     )

@@ -1,7 +1,7 @@
 """Stored references into columns: the bytes of a reference dataset, then its heap.
 
 In: where a reference dataset is and which part of it is wanted. Out:
-`References`, one row an element.
+`ReferenceColumns`, one row an element.
 
 1. The raw elements are read with the same planner and readers as any dataset.
 2. Region references, and most of HDF5 1.12 and later, name an object in a global
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import FrozenColumns, IntArray
-from xref.selections import Kind, RegionTable, concat_tables, empty_table
+from xref.selections import SelectionKind, SelectionTable, concat_tables, empty_table
 from xref.storage import FileLocation
 
 _T = TypeVar("_T")
@@ -31,13 +31,13 @@ KIND_NOUNS = {"object": "object reference", "region": "region reference", "std":
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class References(FrozenColumns):
+class ReferenceColumns(FrozenColumns):
     """n references; a null one has address 0."""
 
     files: tuple[FileLocation, ...]
     file: IntArray  # (n,), row of `files` that the target lives in
     address: npt.NDArray[np.uint64]  # (n,), target's object header, from the base address
-    regions: RegionTable | None  # n rows; None where no row is a region
+    regions: SelectionTable | None  # n rows; None where no row is a region
     attribute: IntArray | None = None  # (n,), row of `names`, -1 for none; None without any
     names: tuple[str, ...] = ()  # of attributes of the targets
 
@@ -46,8 +46,8 @@ class References(FrozenColumns):
         cls,
         location: FileLocation,
         address: npt.NDArray[np.uint64],
-        regions: RegionTable | None = None,
-    ) -> References:
+        regions: SelectionTable | None = None,
+    ) -> ReferenceColumns:
         """Return references whose targets all live in one file."""
         file = np.broadcast_to(np.zeros(1, dtype=np.int64), (len(address),))
         return cls(files=(location,), file=file, address=address, regions=regions)
@@ -55,9 +55,9 @@ class References(FrozenColumns):
     def __len__(self) -> int:
         return len(self.address)
 
-    def take(self, index: npt.NDArray[np.intp] | slice) -> References:
+    def take(self, index: npt.NDArray[np.intp] | slice) -> ReferenceColumns:
         """Return the rows that ``index`` selects."""
-        return References(
+        return ReferenceColumns(
             files=self.files,
             file=self.file[index],
             address=self.address[index],
@@ -86,25 +86,25 @@ class References(FrozenColumns):
             return self.files
         return tuple(self.files[k] for k in np.unique(self.file[self.address != 0]).tolist())
 
-    def region_table(self) -> RegionTable:
+    def region_table(self) -> SelectionTable:
         """Return the regions; rows that are none stand for the object itself, or null."""
         return object_table(self.address) if self.regions is None else self.regions
 
 
-def object_table(address: npt.NDArray[np.uint64]) -> RegionTable:
+def object_table(address: npt.NDArray[np.uint64]) -> SelectionTable:
     """Return rows that select nothing within their targets; null where there is none."""
-    kind = np.where(address != 0, Kind.OBJECT, Kind.NULL).astype(np.uint8)
+    kind = np.where(address != 0, SelectionKind.OBJECT, SelectionKind.NULL).astype(np.uint8)
     return empty_table(len(address), 0).replace(kind=kind)
 
 
-def concat_references(parts: list[References]) -> References:
+def concat_references(parts: list[ReferenceColumns]) -> ReferenceColumns:
     """Put rows of several tables one after the other; files are listed once."""
     files = tuple(dict.fromkeys(f for part in parts for f in part.files))
     number = {f: i for i, f in enumerate(files)}
     rows = [np.array([number[f] for f in part.files] or [0]) for part in parts]
     names = Interner(name for part in parts for name in part.names)
     regions = any(part.regions is not None for part in parts)
-    return References(
+    return ReferenceColumns(
         files=files,
         file=np.concatenate([r[part.file] for r, part in zip(rows, parts, strict=True)]),
         address=np.concatenate([part.address for part in parts]),
@@ -114,16 +114,16 @@ def concat_references(parts: list[References]) -> References:
     )
 
 
-def _renumber(part: References, names: Interner[str]) -> IntArray:
+def _renumber(part: ReferenceColumns, names: Interner[str]) -> IntArray:
     """Return the attribute column by the rows of other names, which contain its own."""
     if part.attribute is None:
         return np.full(len(part), -1, dtype=np.int64)
     return np.array([*names.number(part.names), -1])[part.attribute]
 
 
-def null_references(n: int) -> References:
+def null_references(n: int) -> ReferenceColumns:
     """Return n null references."""
-    return References(
+    return ReferenceColumns(
         files=(),
         file=np.zeros(n, dtype=np.int64),
         address=np.zeros(n, dtype=np.uint64),

@@ -1,7 +1,7 @@
 """Stored bytes of references into columns.
 
-In: elements as stored. Out: `References`. Distinct heap collections are read once, in file
-order and in batches; all objects of a batch are decoded together.
+In: elements as stored. Out: `ReferenceColumns`. Distinct heap collections are read once, in
+file order and in batches; all objects of a batch are decoded together.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from xref.hdf5 import (
     split_std_references,
 )
 from xref.objects import file_content, file_format
-from xref.references.columns import Interner, References, object_table
-from xref.selections import Kind, RegionTable, box_table, empty_table, in_order
+from xref.references.columns import Interner, ReferenceColumns, object_table
+from xref.selections import SelectionKind, SelectionTable, box_table, empty_table, in_order
 from xref.storage import FileLocation, locate_named
 
 
@@ -35,7 +35,7 @@ def decode_references(
     raw: npt.NDArray[np.uint8],
     kind: str,
     describe: Callable[[int], str],
-) -> References:
+) -> ReferenceColumns:
     """Decode raw references of one file.
 
     Parameters
@@ -57,15 +57,15 @@ def decode_references(
     if kind == "std":
         return decode_std_references(location, raw, describe)
     if kind == "region":
-        return References.of_file(location, *decode_regions(location, raw, describe))
+        return ReferenceColumns.of_file(location, *decode_regions(location, raw, describe))
     width = file_format(location).offset_size
     address = np.ascontiguousarray(raw).view(f"<u{width}")[:, 0].astype(np.uint64)
-    return References.of_file(location, address)
+    return ReferenceColumns.of_file(location, address)
 
 
 def decode_regions(
     location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
-) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
     """Decode raw region references of one file.
 
     Parameters
@@ -98,14 +98,14 @@ def decode_regions(
     if not tables:
         return address, empty_table(len(heap), 0)
     if len(null):
-        tables.append(empty_table(len(null), tables[0].ndim, Kind.NULL))
+        tables.append(empty_table(len(null), tables[0].ndim, SelectionKind.NULL))
         order.append(null)
     return address, in_order(tables, order)
 
 
 def _decode_collections(
     collections: HeapCollections, address_size: int
-) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
     """Decode the references to some heap collections: together, or else one by one."""
     boxes = decode_boxes(
         collections.buffer,
@@ -125,7 +125,7 @@ def _decode_collections(
 
 def decode_std_references(
     location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
-) -> References:
+) -> ReferenceColumns:
     """Decode raw references of HDF5 1.12 and later (``H5T_STD_REF``) of one file.
 
     Parameters
@@ -141,7 +141,7 @@ def decode_std_references(
     -------
     columns : References
         With regions only if there is one among them; rows of other kinds are then of
-        `Kind.OBJECT`. A file that cannot be opened is an error when it is asked for.
+        `SelectionKind.OBJECT`. A file that cannot be opened is an error when it is asked for.
     """
     elements = split_std_references(
         raw, offset_size=file_format(location).offset_size, describe=describe
@@ -194,7 +194,7 @@ def decode_std_references(
         is_other[np.concatenate(order)] = False
         others = np.flatnonzero(is_other)
         regions = in_order([*tables, object_table(address[others])], [*order, others])
-    return References(
+    return ReferenceColumns(
         files=tuple(files),
         file=file,
         address=address,

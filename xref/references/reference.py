@@ -25,7 +25,7 @@ from xref.objects import (
     object_path,
     open_object,
 )
-from xref.selections import Kind, RegionTable, Selection, table_from_selections
+from xref.selections import Selection, SelectionKind, SelectionTable, table_from_selections
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class RegionReference:
         """What the target is: "dataset", "null", or "dangling"."""
         return self.object.kind if self else "null"
 
-    def _fitted(self) -> RegionTable:
+    def _fitted(self) -> SelectionTable:
         if self.location is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
         extent = dataset_layout(self.location, self.address).shape
@@ -297,10 +297,10 @@ class RegionReference:
             return None
         table = table_from_selections([self.selection])
         start, stop = table.bounds()
-        if (stop < 0).any() or table.kind[0] == Kind.ALL:
+        if (stop < 0).any() or table.kind[0] == SelectionKind.ALL:
             table = self._fitted()
             start, stop = table.bounds()
-        if table.kind[0] == Kind.NONE:
+        if table.kind[0] == SelectionKind.NONE:
             return None
         return tuple(start[0].tolist()), tuple(stop[0].tolist())
 

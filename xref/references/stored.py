@@ -1,6 +1,6 @@
 """References in a dataset of the file: where they are stored, and reading them.
 
-In: the dataset and the box of it that is wanted. Out: `References`, one row an element.
+In: the dataset and the box of it that is wanted. Out: `ReferenceColumns`, one row an element.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ from xref.reading import (
     regular_segments,
     split_virtual,
 )
-from xref.references.columns import KIND_NOUNS, References, concat_references, null_references
+from xref.references.columns import (
+    KIND_NOUNS,
+    ReferenceColumns,
+    concat_references,
+    null_references,
+)
 from xref.references.decoding import decode_references
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
@@ -112,7 +117,7 @@ class StoredReferences:
         of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.location.filename}: {noun} {element} of {of}"
 
-    def read(self) -> References:
+    def read(self) -> ReferenceColumns:
         """Read and decode the elements, in C order.
 
         Raises
@@ -125,7 +130,7 @@ class StoredReferences:
         raw = self.cut(self.read_raw())
         return decode_references(self.location, raw, self.kind, self.describe)
 
-    def _read_virtual(self) -> References:
+    def _read_virtual(self) -> ReferenceColumns:
         """Read the elements where they are stored: each counts in its own file."""
         n = math.prod(self.shape)
         tables = [null_references(n)]
@@ -183,7 +188,7 @@ class StoredReferences:
 
         None for any other box: reading one run needs no plan.
         """
-        if layout.chunks is not None or layout.stored_indirect:
+        if layout.chunks is not None or layout.why_not_raw:
             return None
         first = last = 0
         strides = canvas_strides(layout.shape)
@@ -203,7 +208,7 @@ class StoredReader:
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
         layout = dataset_layout(self.location, self.address)
-        if layout.stored_indirect == COMPACT:
+        if layout.why_not_raw == COMPACT:
             where = f"{self.location.filename}: dataset at {self.address:#x}"
             data = read_compact(self.location, self.address, where)
             n = math.prod(layout.shape)
@@ -228,14 +233,14 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
     where = f"{location.filename}: dataset at {address:#x}"
     stored = layout.stored
     read_box = StoredReader(location, address)
-    if stored.indirect and stored.indirect != COMPACT:
+    if stored.why_not_direct and stored.why_not_direct != COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
                 f"{where} holds references in storage that is not read directly "
-                f"({stored.indirect})"
+                f"({stored.why_not_direct})"
             )
         return BoxLoader(stored, read_box, chunk_check(location, address, layout))
-    if stored.indirect:
+    if stored.why_not_direct:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
         return ContiguousLoader(stored, FileBytes(location))
@@ -314,7 +319,7 @@ def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
     return describe
 
 
-def read_part(part: StoredPart, place: StoredReferences) -> References:
+def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
     """Read and decode references at places of one dataset that is not virtual.
 
     Raises

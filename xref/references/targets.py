@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray, ragged_ranges, row_offsets
-from xref.references.columns import References
-from xref.selections import Kind
+from xref.references.columns import ReferenceColumns
+from xref.selections import SelectionKind
 from xref.storage import FileLocation
 
 # A file, the address of a dataset in it, and the rows of the references to it.
@@ -21,7 +21,7 @@ TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DistinctTargets:
+class TargetGroups:
     """The objects that references point at, and the references to each."""
 
     file: IntArray  # (t,), row of the references' files
@@ -43,11 +43,11 @@ class DistinctTargets:
         return self.rows[self.cut[:-1]]
 
 
-def distinct_targets(references: References) -> DistinctTargets:
+def distinct_targets(references: ReferenceColumns) -> TargetGroups:
     """Find the distinct targets of references, in the order of first appearance."""
     null = references.address == 0
     if references.regions is not None:
-        null |= references.regions.kind == Kind.NULL
+        null |= references.regions.kind == SelectionKind.NULL
     live = np.flatnonzero(~null)
     file, address = references.file[live], references.address[live]
     order = np.argsort(address, kind="stable")
@@ -61,7 +61,7 @@ def distinct_targets(references: References) -> DistinctTargets:
     by_first = np.argsort(order[begin], kind="stable")
     counts = np.diff(begin, append=len(order))[by_first]
     picked = ragged_ranges(begin[by_first], counts)
-    return DistinctTargets(
+    return TargetGroups(
         file=file[begin[by_first]],
         address=address[begin[by_first]],
         rows=live[order[picked]],
@@ -71,7 +71,7 @@ def distinct_targets(references: References) -> DistinctTargets:
 
 
 def split_targets(
-    references: References,
+    references: ReferenceColumns,
 ) -> tuple[list[TargetRows], npt.NDArray[np.bool_]]:
     """Group references by target, in the order of first appearance.
 
@@ -85,7 +85,7 @@ def split_targets(
     if n and address[0] and (address == address[0]).all() and (file == file[0]).all():
         null = np.zeros(n, dtype=bool)
         if references.regions is not None:
-            null = references.regions.kind == Kind.NULL
+            null = references.regions.kind == SelectionKind.NULL
         if not null.any():
             return [(references.files[int(file[0])], int(address[0]), slice(None))], null
     found = distinct_targets(references)
@@ -95,7 +95,7 @@ def split_targets(
     return [target_rows(references, found, k) for k in range(len(found))], found.null
 
 
-def target_rows(references: References, found: DistinctTargets, target: int) -> TargetRows:
+def target_rows(references: ReferenceColumns, found: TargetGroups, target: int) -> TargetRows:
     """Return one of the distinct targets and the references to it."""
     location = references.files[int(found.file[target])]
     return location, int(found.address[target]), found.rows_of(target)

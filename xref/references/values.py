@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from xref.errors import ResultTooLargeError, UnsupportedError
 from xref.hdf5 import Datatype, read_sequences, std_itemsize, value_dtype
-from xref.objects import RawElements, file_content, file_format, reference_itemsize
+from xref.objects import RawAttributeValue, file_content, file_format, reference_itemsize
 from xref.references.array import ReferenceArray
 from xref.references.decoding import decode_references
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
@@ -73,7 +73,7 @@ def decode_values(
 
 
 def decode_elements(
-    value: RawElements, location: FileLocation, where: str, options: DecodeOptions
+    value: RawAttributeValue, location: FileLocation, where: str, options: DecodeOptions
 ) -> npt.NDArray[Any]:
     """Decode the elements of an attribute, in its shape."""
     n, itemsize = math.prod(value.shape), value.datatype.itemsize

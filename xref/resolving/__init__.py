@@ -10,9 +10,9 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     from xref.resolving.accessor import DatasetAccessor, ReferenceAccessor
     from xref.resolving.compound_fields import (
+        as_reference_array,
+        collect_references,
         reference_members,
-        references_of,
-        references_within,
     )
     from xref.resolving.reference_tables import from_table
     from xref.resolving.resolve import resolve_attribute, resolve_object, resolve_region

@@ -18,10 +18,10 @@ import xarray as xr
 from xref.arrays import results_dtype
 from xref.engine import Decoding, ReferenceVariable, lazily_indexed, reference_dataarray
 from xref.hdf5 import items
-from xref.objects import PREPARED_AT_ONCE, prepare_references
+from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
-from xref.resolving.binding import Resolved, bind, warn_of_units
-from xref.resolving.compound_fields import compound_regions, field_references, references_of
+from xref.resolving.binding import BoundVariable, bind, warn_of_units
+from xref.resolving.compound_fields import as_reference_array, field_references, nwb_regions
 from xref.resolving.create import (
     REGION_DIM,
     group_reference,
@@ -68,7 +68,7 @@ class ReferenceAccessor:
         """
         array = self._array
         if array.dtype.names:
-            return compound_regions(array)
+            return nwb_regions(array)
         held = array.variable._data
         if isinstance(held, ReferenceArray):
             return held
@@ -77,7 +77,7 @@ class ReferenceAccessor:
                 f"{array.name!r} holds {array.dtype} values, no references; .h5ref is for "
                 "reference variables of files opened with engine='h5ref'"
             )
-        return references_of(array.values, f"{array.name!r}")
+        return as_reference_array(array.values, f"{array.name!r}")
 
     def resolve(
         self,
@@ -307,9 +307,9 @@ class ReferenceAccessor:
         """
         references = self.references
         for row in range(references.size):
-            if row % PREPARED_AT_ONCE == 0:
-                part = references.columns.address[row : row + PREPARED_AT_ONCE]
-                prepare_references(part.tolist())
+            if row % REFERENCE_BATCH == 0:
+                part = references.columns.address[row : row + REFERENCE_BATCH]
+                cache_h5py_references(part.tolist())
             index = tuple(int(i) for i in np.unravel_index(row, references.shape))
             element = references.element(row)
             yield (
@@ -429,13 +429,13 @@ class ReferenceAccessor:
         statistic = Statistic(name)
         return _results(resolved, array, dtype, statistic, (), chunks, name, attributes)
 
-    def _bind(self, on_null: str) -> tuple[Resolved, xr.DataArray]:
+    def _bind(self, on_null: str) -> tuple[BoundVariable, xr.DataArray]:
         array = self._array
         resolved, kept = bind(self.references, array.dims, on_null, array.name)
         return resolved, array if kept is None else array[{array.dims[0]: kept}]
 
 
-def _statistic_dtype(name: str, resolved: Resolved) -> np.dtype[Any]:
+def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
     """Return the type of a statistic of the values of all targets.
 
     Raises
@@ -463,7 +463,10 @@ def _statistic_dtype(name: str, resolved: Resolved) -> np.dtype[Any]:
 
 
 def _infer_dtype(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], resolved: Resolved
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    resolved: BoundVariable,
 ) -> np.dtype[Any]:
     """Call a function with ones of the shape of a region of each type, as dask does."""
     bound, decoders = resolved.bound, resolved.decoders
@@ -532,7 +535,7 @@ def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
 
 
 def _results(
-    resolved: Resolved,
+    resolved: BoundVariable,
     array: xr.DataArray,
     dtype: np.dtype[Any],
     function: Callable[[Any, BoundReferences], Any],
@@ -561,7 +564,7 @@ def _results(
     return xr.DataArray(variable, coords=own, name=array.name)
 
 
-def _result_chunks(chunks: Any, resolved: Resolved) -> dict[Any, Any]:
+def _result_chunks(chunks: Any, resolved: BoundVariable) -> dict[Any, Any]:
     """Return chunks of references whose values fill dask's chunk size."""
     if isinstance(chunks, dict):
         return {**dict.fromkeys(resolved.dims, -1), **chunks}

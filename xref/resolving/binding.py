@@ -1,6 +1,6 @@
 """References and their targets: shapes, decodings, names and attributes.
 
-In: a `ReferenceArray`. Out: `Resolved`: the references fitted to their targets,
+In: a `ReferenceArray`. Out: `BoundVariable`: the references fitted to their targets,
 with the targets' names, dimensions, attributes and decodings. This is where null
 references are dropped or refused; of the targets' data only the first and last dates
 are read, which decide about the type of dates.
@@ -22,19 +22,19 @@ from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
 from xref.references import ReferenceArray
 from xref.resolving.read_results import BoundReferences, bind_references
 from xref.resolving.target_decoding import Place, find_decoders
-from xref.resolving.targets import Target, open_target
+from xref.resolving.targets import TargetMetadata, open_target
 
 ON_NULL = ("raise", "fill", "drop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class BoundVariable:
     """References bound to their targets, ready to become arrays."""
 
     references: ReferenceArray
     dims: tuple[Hashable, ...]
     bound: BoundReferences
-    targets: tuple[Target, ...]  # those of small datasets that are alike once
+    targets: tuple[TargetMetadata, ...]  # those of small datasets that are alike once
     decoders: Decoders
     attributes: dict[str, Any]  # that all targets have after decoding, with equal values
     name: Hashable | None
@@ -50,7 +50,7 @@ class Resolved:
 
 def bind(
     references: ReferenceArray, dims: Sequence[Hashable], on_null: str, name: Hashable | None
-) -> tuple[Resolved, npt.NDArray[np.bool_] | None]:
+) -> tuple[BoundVariable, npt.NDArray[np.bool_] | None]:
     """Decode references, look at their targets and agree on one type.
 
     Returns
@@ -105,7 +105,7 @@ def bind(
     )
     what = f"the reference variable {name!r}" if name is not None else "the references"
     decoders, used = find_decoders(bound, targets, references.options)
-    resolved = Resolved(
+    resolved = BoundVariable(
         references=references,
         dims=tuple(dims),
         bound=bound,
@@ -119,7 +119,7 @@ def bind(
 
 
 def _common_attributes(
-    targets: tuple[Target, ...], used: Mapping[Place, Set[str]]
+    targets: tuple[TargetMetadata, ...], used: Mapping[Place, Set[str]]
 ) -> dict[str, Any]:
     """Return the attributes that all targets have after decoding, with equal values."""
     left = [
@@ -136,10 +136,10 @@ def _common_attributes(
     return {k: v for k, v in first.items() if all(is_same_value(v, o.get(k)) for o in others)}
 
 
-def warn_of_units(resolved: Resolved) -> None:
+def warn_of_units(resolved: BoundVariable) -> None:
     """Warn where values of different units are about to be put into one array."""
     decoders = resolved.decoders
-    found: dict[str, Target] = {}
+    found: dict[str, TargetMetadata] = {}
     for target in resolved.targets:
         units = target.attributes.get("units")
         used = decoders.of(target.location, target.address).used

@@ -30,12 +30,12 @@ from xref.references import (
     ObjectReference,
     Reference,
     ReferenceArray,
-    References,
+    ReferenceColumns,
     RegionReference,
     StoredReferences,
 )
 from xref.resolving.targets import group_path
-from xref.selections import Kind, box_table, empty_table, in_order
+from xref.selections import SelectionKind, box_table, empty_table, in_order
 from xref.storage import FileLocation
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
@@ -64,7 +64,7 @@ def reference_members(
         yield from reference_members(field.datatype, where, offset + field.offset)
 
 
-def references_within(values: npt.NDArray[Any], path: str = "") -> dict[str, list[Reference]]:
+def collect_references(values: npt.NDArray[Any], path: str = "") -> dict[str, list[Reference]]:
     """Collect references among decoded values, by member; "" for those in no compound."""
     found: dict[str, list[Reference]] = {}
     parts: list[tuple[str, Any]] = []
@@ -77,7 +77,7 @@ def references_within(values: npt.NDArray[Any], path: str = "") -> dict[str, lis
             elif isinstance(value, np.ndarray):
                 parts.append((path, value))
     for where, part in parts:
-        for name, references in references_within(part, where).items():
+        for name, references in collect_references(part, where).items():
             found.setdefault(name, []).extend(references)
     return found
 
@@ -131,7 +131,7 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
             f"member {name!r} of {array.name!r} holds {values.dtype} values, no references; "
             "they are in .values"
         )
-    return references_of(values, f"member {name!r} of {array.name!r}")
+    return as_reference_array(values, f"member {name!r} of {array.name!r}")
 
 
 def _member(values: npt.NDArray[Any], name: str, of: Any) -> npt.NDArray[Any]:
@@ -146,7 +146,7 @@ def _member(values: npt.NDArray[Any], name: str, of: Any) -> npt.NDArray[Any]:
     raise KeyError(f"{of!r} has no member {name!r}; it has {', '.join(known) or 'none'}")
 
 
-def references_of(values: npt.NDArray[Any], what: str) -> ReferenceArray:
+def as_reference_array(values: npt.NDArray[Any], what: str) -> ReferenceArray:
     """Return decoded objects as references.
 
     Raises
@@ -221,7 +221,7 @@ def selection_members(dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
     return None
 
 
-def compound_regions(array: xr.DataArray) -> ReferenceArray:
+def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     """Return the regions that compounds of start, count and reference stand for.
 
     Negative integers stand for no region: a null reference.
@@ -256,7 +256,10 @@ def compound_regions(array: xr.DataArray) -> ReferenceArray:
     null = ((start < 0) & (count < 0)) | (columns.address == 0)
     address = np.where(null, np.uint64(0), columns.address).astype(np.uint64)
     file, files = np.array(columns.file), dict.fromkeys(columns.files)
-    tables, order = [empty_table(int(null.sum()), 0, Kind.NULL)], [np.flatnonzero(null)]
+    tables, order = (
+        [empty_table(int(null.sum()), 0, SelectionKind.NULL)],
+        [np.flatnonzero(null)],
+    )
     live = np.flatnonzero(~null)
     pairs = np.stack([columns.file[live].astype(np.uint64), columns.address[live]], axis=1)
     targets, of = np.unique(pairs, axis=0, return_inverse=True)
@@ -273,13 +276,13 @@ def compound_regions(array: xr.DataArray) -> ReferenceArray:
         empty = full[:, 0] == 0
         tables += [
             box_table(begin[~empty], full[~empty]),
-            empty_table(int(empty.sum()), 0, Kind.NONE),
+            empty_table(int(empty.sum()), 0, SelectionKind.NONE),
         ]
         order += [rows[~empty], rows[empty]]
         address[rows] = dataset
         files.setdefault(location)
         file[rows] = list(files).index(location)
-    found = References(
+    found = ReferenceColumns(
         files=tuple(files),
         file=file,
         address=address,

@@ -15,7 +15,7 @@ import xarray as xr
 
 from xref.arrays import IntArray
 from xref.engine import (
-    Origin,
+    ElementOrigin,
     ReferenceVariable,
     find_masked,
     find_object,
@@ -26,8 +26,8 @@ from xref.engine import (
 )
 from xref.errors import SelectionError
 from xref.objects import dataset_layout, open_member
-from xref.references import ObjectReference, ReferenceArray, References, RegionReference
-from xref.selections import All, RegionTable, Selection, box_table, table_from_selections
+from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
+from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
 
 REGION_DIM = "region"
 
@@ -82,7 +82,7 @@ def region_reference(
     return RegionReference(origin.object, selection)
 
 
-def _without_items(origin: Origin, keys: list[Any], array: xr.DataArray) -> list[Any]:
+def _without_items(origin: ElementOrigin, keys: list[Any], array: xr.DataArray) -> list[Any]:
     """Drop the keys of axes within elements, of which nothing can be selected."""
     if any(key != slice(None) for key in keys[origin.ndim :] if isinstance(key, slice)) or any(
         not isinstance(key, slice) for key in keys[origin.ndim :]
@@ -92,8 +92,12 @@ def _without_items(origin: Origin, keys: list[Any], array: xr.DataArray) -> list
 
 
 def _at_points(
-    origin: Origin, points: npt.NDArray[Any], array: xr.DataArray, *, ordered: bool = False
-) -> Origin:
+    origin: ElementOrigin,
+    points: npt.NDArray[Any],
+    array: xr.DataArray,
+    *,
+    ordered: bool = False,
+) -> ElementOrigin:
     """Select element by element."""
     if points.size == 0:
         points = np.zeros((0, array.ndim), dtype=np.int64)
@@ -115,7 +119,9 @@ def _at_points(
     return origin.pointwise(list(points.T), ordered=ordered)
 
 
-def _at_labels(origin: Origin, array: xr.DataArray, labels: Mapping[Hashable, Any]) -> Origin:
+def _at_labels(
+    origin: ElementOrigin, array: xr.DataArray, labels: Mapping[Hashable, Any]
+) -> ElementOrigin:
     """Select by labels of coordinates, as `xarray.DataArray.sel` does."""
     unknown = [dim for dim in labels if dim not in array.dims]
     if unknown:
@@ -173,7 +179,7 @@ def make_regions(
     if location is None:
         raise TypeError(f"{array.name!r} is of no file")
     address = np.broadcast_to(np.array([origin.object.address], np.uint64), (len(table),))
-    columns = References.of_file(location, address, table)
+    columns = ReferenceColumns.of_file(location, address, table)
     references = ReferenceArray(
         begin.shape[:-1], kind="region", columns=columns, options=origin.object.options
     )
@@ -368,8 +374,8 @@ def _check_boxes(array: xr.DataArray, start: IntArray, size: IntArray) -> None:
 
 
 def _stored_boxes(
-    origin: Origin, start: IntArray, size: IntArray, array: xr.DataArray
-) -> RegionTable:
+    origin: ElementOrigin, start: IntArray, size: IntArray, array: xr.DataArray
+) -> SelectionTable:
     """Return boxes of the dataset that a variable, perhaps a part of it, comes from."""
     n = len(start)
     starts, sizes = [], []

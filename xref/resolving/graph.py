@@ -46,14 +46,14 @@ from xref.engine import LazyArray, outer_indexed
 from xref.errors import XrefError
 from xref.resolving.lazy_results import ReferenceResults, Spans
 from xref.resolving.shuffle import (
-    Division,
-    Exchange,
-    SharedBlocks,
-    Toll,
-    find_toll,
-    put_group,
-    put_single,
-    read_pieces,
+    LocalShuffle,
+    Shuffle,
+    ShuffleCost,
+    ShuffleLayout,
+    assemble_block,
+    assemble_group,
+    estimate_cost,
+    split_batch,
 )
 
 Key = tuple[Any, ...]
@@ -165,21 +165,21 @@ class ReadLayer(Layer):
         self.dtype = dtype
         self.decode = decode
         self.sent = False  # to another process, perhaps to a scheduler
-        self.toll: Toll | None = None  # of all blocks
+        self.toll: ShuffleCost | None = None  # of all blocks
         self._is_counted = False  # whether the toll was found out
-        self._exchange: Exchange | None = None  # the last one: its plan serves again
+        self._exchange: Shuffle | None = None  # the last one: its plan serves again
 
     def __getstate__(self) -> dict[str, Any]:
         toll = self._find_toll()
         return self.__dict__ | {"_exchange": None, "sent": True, "toll": toll}
 
-    def _find_toll(self) -> Toll | None:
+    def _find_toll(self) -> ShuffleCost | None:
         """Return what reading all blocks takes; None where each is read by itself."""
         if self.sent or self._is_counted:
             return self.toll
         if len(self) > 1 and isinstance(self.array, ReferenceResults):
             try:
-                self.toll = find_toll(self.array, [self._spans(key) for key in self])
+                self.toll = estimate_cost(self.array, [self._spans(key) for key in self])
                 self._is_counted = True
             except (XrefError, OSError):
                 # Pickling reads no values: the tasks say what is wrong with the file.
@@ -242,7 +242,7 @@ class ReadLayer(Layer):
         exchange = self._exchange_of(wanted)
         place = f"xref-shared-{exchange.token}"
         tasks: dict[Any, Any] = {
-            place: Task(place, SharedBlocks, DataNode(None, exchange), TaskRef(self.original))
+            place: Task(place, LocalShuffle, DataNode(None, exchange), TaskRef(self.original))
         }
         for key in wanted:
             index = tuple(slice(*span) for span in self._spans(key))
@@ -252,8 +252,8 @@ class ReadLayer(Layer):
     def _spread(self, wanted: list[Key]) -> dict[Any, Any]:
         """Make tasks for processes: lots of chunks, pieces of them, groups of blocks."""
         toll = self._find_toll()
-        toll = None if toll is None else toll.of_some(len(wanted))
-        if toll is None or not toll.is_worth_it():
+        toll = None if toll is None else toll.scaled_to(len(wanted))
+        if toll is None or not toll.pays_off():
             return {key: self[key] for key in wanted}
         division = toll.divide()
         exchange = self._exchange_of(wanted, division)
@@ -264,7 +264,7 @@ class ReadLayer(Layer):
         tasks: dict[Any, Any] = {}
         lots = [(f"xref-chunks-{token}", i) for i in range(division.lots)]
         for lot in lots:
-            tasks[lot] = Task(lot, read_pieces, place, lot[1])
+            tasks[lot] = Task(lot, split_batch, place, lot[1])
         for g, group in enumerate(exchange.groups):
             pieces = [(f"xref-pieces-{token}", g, i) for i in range(division.lots)]
             for piece, lot in zip(pieces, lots, strict=True):
@@ -273,10 +273,10 @@ class ReadLayer(Layer):
             blocks = [wanted[i] for i in group]
             if len(blocks) == 1:
                 key = blocks[0]
-                tasks[key] = Task(key, put_single, place, g, held)
+                tasks[key] = Task(key, assemble_block, place, g, held)
                 continue
             together = (f"xref-blocks-{token}", g)
-            tasks[together] = Task(together, put_group, place, g, held)
+            tasks[together] = Task(together, assemble_group, place, g, held)
             for i, key in enumerate(blocks):
                 tasks[key] = Task(key, operator.getitem, TaskRef(together), i)
         return tasks
@@ -306,7 +306,7 @@ class ReadLayer(Layer):
             filled += nbytes
         yield wanted
 
-    def _exchange_of(self, keys: list[Key], division: Division | None = None) -> Exchange:
+    def _exchange_of(self, keys: list[Key], division: ShuffleLayout | None = None) -> Shuffle:
         token = tokenize(self.name, keys, division)
         known = self._exchange  # another thread may put another one there
         if known is not None and known.token == token:
@@ -316,7 +316,7 @@ class ReadLayer(Layer):
             raise TypeError(f"blocks of {type(array).__name__} are not read together")
         if division is not None:
             array, blocks = array.part(blocks)
-        exchange = Exchange(array, blocks, self.decode, self.dtype, token, division)
+        exchange = Shuffle(array, blocks, self.decode, self.dtype, token, division)
         self._exchange = exchange
         return exchange
 

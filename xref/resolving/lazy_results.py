@@ -24,8 +24,8 @@ from xref.hdf5 import item_dtype, items
 from xref.reading import Parts, plan_parts
 from xref.references import ReferenceArray
 from xref.resolving.read_results import (
+    BoundDataset,
     BoundReferences,
-    BoundTarget,
     bind_references,
     check_size,
     decoding_rows,
@@ -40,12 +40,12 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FlatBlocks:
+class BlockReads:
     """Blocks of an array as stretches of one flat output, and what is read into it."""
 
     bounds: IntArray  # (b + 1,), elements
     dtype: np.dtype[Any]
-    reads: tuple[tuple[BoundTarget, Parts], ...]
+    reads: tuple[tuple[BoundDataset, Parts], ...]
     decoders: Decoders | None  # of what is read; None for values as stored
     reader: str
     finish: Callable[[int, npt.NDArray[Any]], npt.NDArray[Any]]  # block, its stretch
@@ -73,7 +73,7 @@ class ReferenceResults(LazyArray):
         """Read one block by itself."""
         return self._read(tuple(slice(*span) for span in spans))
 
-    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
         """Say what is read for some blocks of the array.
 
         Parameters
@@ -119,7 +119,7 @@ def _planned(
     rows: npt.NDArray[np.intp],
     dst: IntArray,
     cell: tuple[int, ...] | None = None,
-) -> list[tuple[BoundTarget, Parts]]:
+) -> list[tuple[BoundDataset, Parts]]:
     """Plan some of the references, each with its place in a flat output."""
     place = np.full(len(bound.ndim), -1, dtype=np.int64)
     place[rows] = dst
@@ -142,7 +142,7 @@ def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class MissingValue:
     """What stands for elements without data, among decoded values.
 
     Attributes
@@ -184,7 +184,7 @@ class Fill:
                 values[own] = value  # for array types, one for each item
 
 
-class ValidArray(LazyArray):
+class PaddingMask(LazyArray):
     """Where padded results have data; shape and index as of their `StackArray`."""
 
     def __init__(self, references: ReferenceArray, cell: tuple[int, ...]) -> None:
@@ -228,7 +228,7 @@ class StackArray(ReferenceResults):
         *,
         decode: Decoding | None = None,
         decoders: Decoders | None = None,
-        fill: Fill | None = None,
+        fill: MissingValue | None = None,
         padded: bool = False,
         bound: BoundReferences | None = None,
     ) -> None:
@@ -303,7 +303,7 @@ class StackArray(ReferenceResults):
         """Return an array of the references of some blocks; see `ReferenceResults`."""
         return self._part_of_rows(blocks)
 
-    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
         split = self.references.ndim
         end = split + len(self.cell)
@@ -330,7 +330,7 @@ class StackArray(ReferenceResults):
         sizes = [len(r) * n for r, n in zip(rows, n_cell, strict=True)]
         bounds = row_offsets(np.array(sizes, dtype=np.int64))
         check_size(max(sizes), self.raw_dtype, bound, "the result")
-        reads: list[tuple[BoundTarget, Parts]] = []
+        reads: list[tuple[BoundDataset, Parts]] = []
         for inner, (part, cell) in parts_of.items():
             of = [i for i, spans in enumerate(blocks) if spans[split:end] == inner]
             dst = [int(bounds[i]) + np.arange(len(rows[i])) * n_cell[i] for i in of]
@@ -343,7 +343,7 @@ class StackArray(ReferenceResults):
             part = parts_of[spans[split:end]][0]
             return self._finish(flat, shape, cells[block], _pick(part, rows[block]))
 
-        return FlatBlocks(
+        return BlockReads(
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(reads),
@@ -426,14 +426,14 @@ def _bind_unchanged(
     return bind_references(columns, references.describe) if known is None else known
 
 
-COARSE_ROWS = 4096
-"""References between two row offsets that a `SampleArray` keeps."""
+OFFSET_STRIDE = 4096
+"""References between two row offsets that a `RaggedArray` keeps."""
 
 
-class SampleArray(ReferenceResults):
+class RaggedArray(ReferenceResults):
     """Results of any shapes, one after the other along one sample dimension.
 
-    Only every `COARSE_ROWS`-th row offset is kept; the ones between are worked out
+    Only every `OFFSET_STRIDE`-th row offset is kept; the ones between are worked out
     from the references of that stretch, so the array pickles small.
     """
 
@@ -449,7 +449,7 @@ class SampleArray(ReferenceResults):
         self.decoders = decoders
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
-        self.coarse = offsets[:-1][::COARSE_ROWS].copy()
+        self.coarse = offsets[:-1][::OFFSET_STRIDE].copy()
         self.raw_dtype = dtype
         self.dtype, item_shape = item_dtype(dtype)
         self.shape = (int(offsets[-1]), *item_shape)
@@ -471,7 +471,7 @@ class SampleArray(ReferenceResults):
             values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
         return index_outer(values, int(isinstance(k, slice)), key[1:])
 
-    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
         """Say what is read for some blocks; see `ReferenceResults`."""
         bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
         items_whole = tuple((0, n) for n in self.shape[1:])
@@ -486,7 +486,7 @@ class SampleArray(ReferenceResults):
         check_size(int((high - low).max()), self.raw_dtype, bound, "the result")
         rows = ragged_ranges(first, last - first)
         shift = np.repeat(bounds[:-1] - low, last - first)
-        return FlatBlocks(
+        return BlockReads(
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(_planned(bound, rows, offsets[rows] + shift)),
@@ -501,7 +501,7 @@ class SampleArray(ReferenceResults):
         last = int(np.searchsorted(self.coarse, high, side="left"))
         whole = first == 0 and last == len(self.coarse)
         known = getattr(self, "_bound", None) if whole else None
-        part = self.references[first * COARSE_ROWS : last * COARSE_ROWS]
+        part = self.references[first * OFFSET_STRIDE : last * OFFSET_STRIDE]
         bound = _bind_unchanged(part, known)
         ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
         begin = int(np.searchsorted(ends, low, side="right"))
@@ -623,7 +623,7 @@ class RegionResults(ReferenceResults):
         """Return an array of the references of some blocks; see `ReferenceResults`."""
         return self._part_of_rows(blocks)
 
-    def flat_blocks(self, blocks: Sequence[Spans]) -> FlatBlocks | None:
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
         """Say what is read for some blocks; see `ReferenceResults`.
 
         None also where targets have values of several types, which no one flat array holds.
@@ -649,7 +649,7 @@ class RegionResults(ReferenceResults):
             found = self._finish(flat, _pick(bound, rows[block]))
             return exact_values(found, self.dtype).reshape(shape + self.cell)
 
-        return FlatBlocks(
+        return BlockReads(
             bounds=bounds,
             dtype=self.raw_dtype,
             reads=tuple(_planned(bound, picked, offsets[:-1])),

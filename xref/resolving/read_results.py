@@ -1,6 +1,6 @@
 """References into values: every target read once, results in one flat array.
 
-In: `References` and where each result goes. Out: the values.
+In: `ReferenceColumns` and where each result goes. Out: the values.
 
 References are grouped by target, each group is fitted to its target's current
 extent, planned as a whole and read in one pass over the target's chunks.
@@ -25,27 +25,27 @@ from xref.errors import (
 )
 from xref.hdf5 import DatasetLayout, items
 from xref.objects import (
-    PREPARED_AT_ONCE,
-    DatasetFacts,
+    REFERENCE_BATCH,
+    DatasetMetadata,
+    cache_h5py_references,
     dataset_facts,
-    prepare_references,
     stored_nbytes,
 )
 from xref.options import get_option
-from xref.reading import SmallDatasets, find_small, plan_parts, plan_read, read_plan
+from xref.reading import SmallDatasets, plan_parts, plan_read, read_plan, select_small_datasets
 from xref.references import (
     DecodeOptions,
-    References,
+    ReferenceColumns,
     TargetRows,
     distinct_targets,
     split_targets,
     target_rows,
     tile_loader,
 )
-from xref.selections import Kind, RegionTable, empty_table
+from xref.selections import SelectionKind, SelectionTable, empty_table
 from xref.storage import FileLocation
 
-FEW_TARGETS = 8
+MIN_BULK_TARGETS = 8
 """Fewer targets are looked at one by one: with four both ways take as long, with eight
 columns are faster by a third (benchmarks/small.py, limits)."""
 
@@ -54,14 +54,14 @@ LARGE_RESULT_RATIO = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BoundTarget:
+class BoundDataset:
     """The references that point at one dataset, fitted to its extent."""
 
     location: FileLocation
     address: int
-    facts: DatasetFacts
+    facts: DatasetMetadata
     rows: npt.NDArray[np.intp] | slice
-    regions: RegionTable
+    regions: SelectionTable
 
     @property
     def first_row(self) -> int:
@@ -82,18 +82,18 @@ class BoundTarget:
 class BoundReferences:
     """References with the shapes that resolving them gives."""
 
-    single: tuple[BoundTarget, ...]
+    single: tuple[BoundDataset, ...]
     small: tuple[SmallDatasets, ...]
     ndim: IntArray  # (n,), axes of each result; 0 for null
     shape: IntArray  # (n, widest), filled up with 1; null rows are all 0
     null: npt.NDArray[np.bool_]  # (n,)
 
     @property
-    def targets(self) -> tuple[BoundTarget, ...]:
+    def targets(self) -> tuple[BoundDataset, ...]:
         """All targets one by one, which takes long where many of them are small.
 
-        In the order of their first references, as those of `xref.resolving.binding.Resolved`
-        are.
+        In the order of their first references, as those of
+        `xref.resolving.binding.BoundVariable` are.
         """
         small = [t for many in self.small for t in _split(many)]
         return tuple(sorted([*self.single, *small], key=lambda t: t.first_row))
@@ -124,7 +124,7 @@ class BoundReferences:
         ranks = {len(t.layout.shape) for t in self.single}
         return ranks.union(*(np.unique(many.ndim).tolist() for many in self.small))
 
-    def with_targets(self, targets: Sequence[BoundTarget], shape: IntArray) -> BoundReferences:
+    def with_targets(self, targets: Sequence[BoundDataset], shape: IntArray) -> BoundReferences:
         """Return the references bound to other regions of their targets, of other shapes."""
         return replace(self, single=tuple(targets), small=(), shape=shape)
 
@@ -169,7 +169,7 @@ class BoundReferences:
         return mask
 
 
-def _split(many: SmallDatasets) -> Iterator[BoundTarget]:
+def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
     """Look at each of many small datasets by itself."""
     cuts = np.searchsorted(many.which, np.arange(len(many) + 1))
     for k, address in enumerate(many.address.tolist()):
@@ -177,13 +177,15 @@ def _split(many: SmallDatasets) -> Iterator[BoundTarget]:
         if not len(rows):
             continue
         facts = dataset_facts(many.location, address)
-        regions = empty_table(len(rows), 0, Kind.ALL).fit(facts.layout.shape, str)
-        yield BoundTarget(
+        regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
+        yield BoundDataset(
             location=many.location, address=address, facts=facts, rows=rows, regions=regions
         )
 
 
-def bind_references(references: References, describe: Callable[[int], str]) -> BoundReferences:
+def bind_references(
+    references: ReferenceColumns, describe: Callable[[int], str]
+) -> BoundReferences:
     """Look at every target once and fit the references to it.
 
     Object references select everything.
@@ -206,8 +208,8 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
     small, groups, null = _split_small(references)
     targets = []
     for k, (location, address, rows) in enumerate(groups):
-        if k % PREPARED_AT_ONCE == 0:
-            prepare_references([a for _, a, _ in groups[k : k + PREPARED_AT_ONCE]])
+        if k % REFERENCE_BATCH == 0:
+            cache_h5py_references([a for _, a, _ in groups[k : k + REFERENCE_BATCH]])
 
         def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
@@ -223,7 +225,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
         count = n if isinstance(rows, slice) else len(rows)
         if references.regions is None:
             targets.append(
-                BoundTarget(
+                BoundDataset(
                     location=location,
                     address=address,
                     facts=facts,
@@ -231,7 +233,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
                     regions=(
                         _whole(extent)
                         if count == 1
-                        else empty_table(count, 0, Kind.ALL).fit(extent, str)
+                        else empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
                     ),
                 )
             )
@@ -239,7 +241,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
         regions = references.regions.take(rows)
         fitted = regions.fit(extent, name_row)
         targets.append(
-            BoundTarget(
+            BoundDataset(
                 location=location, address=address, facts=facts, rows=rows, regions=fitted
             )
         )
@@ -267,7 +269,7 @@ def bind_references(references: References, describe: Callable[[int], str]) -> B
 
 
 def _split_small(
-    references: References,
+    references: ReferenceColumns,
 ) -> tuple[list[SmallDatasets], list[TargetRows], npt.NDArray[np.bool_]]:
     """Take out small datasets that references select whole; group the other references.
 
@@ -279,16 +281,16 @@ def _split_small(
     null : numpy.ndarray
         Shape ``(n,)``.
     """
-    if references.regions is not None or len(references) < FEW_TARGETS:
+    if references.regions is not None or len(references) < MIN_BULK_TARGETS:
         return [], *split_targets(references)
     found = distinct_targets(references)
-    if len(found) < FEW_TARGETS:
+    if len(found) < MIN_BULK_TARGETS:
         return [], *split_targets(references)
     small, taken = [], np.zeros(len(found), dtype=bool)
     for file in np.unique(found.file).tolist():
         targets = np.flatnonzero(found.file == file)
         location = references.files[file]
-        picked, many = find_small(location, found.address[targets], CF_ATTRIBUTES)
+        picked, many = select_small_datasets(location, found.address[targets], CF_ATTRIBUTES)
         if many is None:
             continue
         own = targets[picked]
@@ -301,9 +303,9 @@ def _split_small(
 
 
 @lru_cache(maxsize=256)
-def _whole(extent: tuple[int, ...]) -> RegionTable:
+def _whole(extent: tuple[int, ...]) -> SelectionTable:
     """Return one row that selects all of an extent; many small targets share a shape."""
-    return empty_table(1, 0, Kind.ALL).fit(extent, str)
+    return empty_table(1, 0, SelectionKind.ALL).fit(extent, str)
 
 
 def check_size(
@@ -426,7 +428,7 @@ def split_by_decoding(
         yield decoders.kinds[0], bound, np.flatnonzero(~bound.null)
         return
     which = decoding_rows(bound, decoders)
-    single: dict[int, list[BoundTarget]] = {}
+    single: dict[int, list[BoundDataset]] = {}
     for t in bound.single:
         single.setdefault(int(which[t.first_row]), []).append(t)
     order = np.argsort(which, kind="stable")
@@ -474,7 +476,7 @@ def _read_small(
 
 
 def result_cells(
-    bound: BoundReferences, target: BoundTarget, cell: tuple[int, ...] | None
+    bound: BoundReferences, target: BoundDataset, cell: tuple[int, ...] | None
 ) -> IntArray:
     """Return the box that holds each result of a target, ``(n, ndim)``."""
     ndim = len(target.layout.shape)
@@ -486,7 +488,7 @@ def result_cells(
 
 
 def _read_target(
-    target: BoundTarget, out: npt.NDArray[Any], dst: IntArray, cells: IntArray, reader: str
+    target: BoundDataset, out: npt.NDArray[Any], dst: IntArray, cells: IntArray, reader: str
 ) -> None:
     layout = target.layout
     parts = plan_parts(target.regions, dst, row_strides(cells))
@@ -500,7 +502,7 @@ def _read_target(
 
 def _read_converted(
     bound: BoundReferences,
-    target: BoundTarget,
+    target: BoundDataset,
     out: npt.NDArray[Any],
     dst: IntArray,
     cell: tuple[int, ...] | None,

@@ -17,8 +17,8 @@ from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
 from xref.objects import open_member
-from xref.references import ReferenceArray, References
-from xref.selections import KIND_NAMES, UNLIMITED, Kind, RegionTable, empty_table
+from xref.references import ReferenceArray, ReferenceColumns
+from xref.selections import KIND_NAMES, UNLIMITED, SelectionKind, SelectionTable, empty_table
 from xref.storage import FileLocation, find_source, locate_source
 
 KINDS = frozenset({"dataset", "group", "datatype", "attribute", "null", "dangling"})
@@ -79,7 +79,7 @@ def from_table(
             file[row] = files.setdefault(found.token, (len(files), found))[0]
             address[row] = at
     regions = _regions(columns, kind) if "selection" in table else None
-    references = References(
+    references = ReferenceColumns(
         files=tuple(location for _, location in files.values()),
         file=file,
         address=address,
@@ -88,7 +88,7 @@ def from_table(
     references = _with_attributes(references, columns)
     noun = "object" if regions is None else "region"
     if references.attribute is not None or (
-        regions is not None and (regions.kind == Kind.OBJECT).any()
+        regions is not None and (regions.kind == SelectionKind.OBJECT).any()
     ):
         noun = "std"
     data = ReferenceArray(columns.shape, kind=noun, columns=references)
@@ -215,13 +215,13 @@ def _groups(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp
     yield from zip(number, np.split(order, ends[:-1]), strict=False)
 
 
-def _with_attributes(references: References, columns: _Columns) -> References:
+def _with_attributes(references: ReferenceColumns, columns: _Columns) -> ReferenceColumns:
     if "attribute" not in columns:
         return references
     texts = columns.texts("attribute").tolist()
     names = tuple(dict.fromkeys(t for t in texts if t))
     number = {name: i for i, name in enumerate(names)} | {"": -1}
-    return References(
+    return ReferenceColumns(
         files=references.files,
         file=references.file,
         address=references.address,
@@ -231,7 +231,7 @@ def _with_attributes(references: References, columns: _Columns) -> References:
     )
 
 
-def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> RegionTable:
+def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> SelectionTable:
     n = columns.n
     selection = columns.texts("selection")
     number = {str(name): i for i, name in enumerate(KIND_NAMES)}
@@ -241,7 +241,7 @@ def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> RegionTable:
     kinds = np.array([number[s] for s in selection.tolist()], dtype=np.uint8)
     start, stop = columns.numbers("start"), columns.numbers("stop")
     ndim = start.shape[1]
-    is_slab = kinds == Kind.HYPERSLAB
+    is_slab = kinds == SelectionKind.HYPERSLAB
     stride, count, block = np.ones_like(start), np.ones_like(start), stop - start
     if "block" in columns:
         stride, count, block = (columns.numbers(c) for c in ("stride", "count", "block"))
@@ -254,7 +254,13 @@ def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> RegionTable:
     slab = is_slab[:, None] & (np.arange(ndim) < rank[:, None])
     plain = empty_table(n, ndim).replace(
         kind=kinds,
-        rank=np.where(np.isin(kinds, [Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS]), rank, 0),
+        rank=np.where(
+            np.isin(
+                kinds, [SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS]
+            ),
+            rank,
+            0,
+        ),
         start=np.where(slab, start, 0),
         stride=np.where(slab, stride, 1),
         count=np.where(slab, count, 1),
@@ -289,10 +295,13 @@ def _check_slabs(
         )
 
 
-def _with_lists(regions: RegionTable, columns: _Columns) -> RegionTable:
+def _with_lists(regions: SelectionTable, columns: _Columns) -> SelectionTable:
     """Add the points and blocks of rows that have lists of them."""
     n = len(regions)
-    is_points, is_blocks = regions.kind == Kind.POINTS, regions.kind == Kind.BLOCKS
+    is_points, is_blocks = (
+        regions.kind == SelectionKind.POINTS,
+        regions.kind == SelectionKind.BLOCKS,
+    )
     begin, size = columns.numbers("item_first", 0), columns.numbers("item_count", 0)
     low, high = columns.items("item_start"), columns.items("item_stop")
     has_list = is_points | is_blocks

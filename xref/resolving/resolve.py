@@ -28,13 +28,13 @@ from xref.engine import (
 )
 from xref.errors import NullReferenceError
 from xref.objects import (
-    RawReferences,
+    RawAttributeReferences,
+    cache_h5py_references,
     dataset_facts,
     dataset_kind,
     kind_of,
     open_dataset,
     open_object,
-    prepare_references,
     read_attribute,
     text,
 )
@@ -43,7 +43,7 @@ from xref.references import (
     AttributeReference,
     ObjectReference,
     ReferenceArray,
-    References,
+    ReferenceColumns,
     RegionReference,
 )
 from xref.resolving.binding import bind, warn_of_units
@@ -102,7 +102,7 @@ def _resolve_groups(
             f"{references.describe(row)} is null; resolve with on_null='drop'"
         )
     out: dict[Any, Any] = {}
-    prepare_references(columns.address[live].tolist())
+    cache_h5py_references(columns.address[live].tolist())
     for row in live.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
         element = references.element(row)
@@ -174,7 +174,7 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     value = read_attribute(item, reference.name, location, reference.address)
     check_unchanged(location)
     variable: xr.Variable
-    if isinstance(value, RawReferences):
+    if isinstance(value, RawAttributeReferences):
         where = f"{location.filename}: attribute {reference.name!r}"
         data = attribute_references(value, location, where, reference.options)
         variable = ReferenceVariable(_numbered_dims(data.ndim), data)
@@ -234,7 +234,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
             options,
         )
         return xr.DataArray(variable, name=target.name)
-    columns = References.of_file(location, np.array([reference.address], dtype=np.uint64))
+    columns = ReferenceColumns.of_file(location, np.array([reference.address], dtype=np.uint64))
     array = ReferenceArray((), kind="object", columns=columns, options=options)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 

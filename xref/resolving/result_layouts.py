@@ -1,6 +1,6 @@
 """Resolved references as stacked, padded or ragged lazy arrays.
 
-In: `Resolved` references. Out: DataArrays and Datasets with the targets'
+In: `BoundVariable` references. Out: DataArrays and Datasets with the targets'
 dimensions, coordinates and CF decoding. The lazy arrays hold places and decode
 again where they are computed.
 """
@@ -29,10 +29,10 @@ from xref.engine import (
 from xref.errors import SelectionError
 from xref.hdf5 import item_dtype
 from xref.objects import dataset_layout
-from xref.references import ReferenceArray, References
-from xref.resolving.binding import Resolved, bind
+from xref.references import ReferenceArray, ReferenceColumns
+from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.resolving.lazy_results import Fill, SampleArray, StackArray, ValidArray
+from xref.resolving.lazy_results import MissingValue, PaddingMask, RaggedArray, StackArray
 from xref.selections import concat_tables, empty_table, project
 
 POINT_DIM = "point"
@@ -63,7 +63,7 @@ class Form:
         return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
 
 
-def choose_form(resolved: Resolved, dtype: Any) -> Form:
+def choose_form(resolved: BoundVariable, dtype: Any) -> Form:
     """Choose the type that holds the values of all targets, and how they are decoded.
 
     Parameters
@@ -95,7 +95,9 @@ def choose_form(resolved: Resolved, dtype: Any) -> Form:
     return Form(found, decoders=None if decoders.are_plain else decoders)
 
 
-def fill_values(resolved: Resolved, form: Form, fill_value: Any, dtype: Any) -> Fill:
+def fill_values(
+    resolved: BoundVariable, form: Form, fill_value: Any, dtype: Any
+) -> MissingValue:
     """Return what stands for missing values: the user's value, or each target's own.
 
     Among values that were joined as floats or dates it is NaN or NaT.
@@ -111,7 +113,7 @@ def fill_values(resolved: Resolved, form: Form, fill_value: Any, dtype: Any) -> 
         found = dtype_with(base, fill_value)
         if dtype is not None and found != base:
             raise ValueError(f"fill_value {fill_value!r} is no value of dtype {base}")
-        return Fill(decoders, (fill_value,), found)
+        return MissingValue(decoders, (fill_value,), found)
     values = [kind.missing for kind in decoders.kinds] or [np.nan]
     if base.kind in "fcmM":
         values = [missing_of(base)]
@@ -119,7 +121,7 @@ def fill_values(resolved: Resolved, form: Form, fill_value: Any, dtype: Any) -> 
         values = [_missing_in(value, base) for value in values]
     if all(is_same_value(values[0], value) for value in values):
         values = values[:1]
-    return Fill(decoders, tuple(values), base)
+    return MissingValue(decoders, tuple(values), base)
 
 
 def _missing_in(value: Any, dtype: np.dtype[Any]) -> Any:
@@ -137,7 +139,7 @@ def _missing_in(value: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def resolve_cells(
-    resolved: Resolved,
+    resolved: BoundVariable,
     own: dict[Hashable, Any],
     layout: str,
     chunks: Any,
@@ -185,7 +187,7 @@ def resolve_cells(
         )
     if uniform:
         return values
-    mask = ValidArray(references, cell)
+    mask = PaddingMask(references, cell)
     valid = xr.Variable(dims, lazily_indexed(mask))
     if chunks is not None:
         same = dict(zip(variable.dims, variable.chunks or (), strict=False))
@@ -195,7 +197,7 @@ def resolve_cells(
 
 
 def _stack(
-    resolved: Resolved,
+    resolved: BoundVariable,
     cell: tuple[int, ...],
     dims: tuple[Hashable, ...],
     *,
@@ -233,10 +235,10 @@ def _stack(
 
 
 def _variable_of(
-    resolved: Resolved,
+    resolved: BoundVariable,
     decode: Decoding | None,
     dims: tuple[Hashable, ...],
-    data: StackArray | SampleArray,
+    data: StackArray | RaggedArray,
     fills: bool = False,
 ) -> xr.Variable:
     """Return the variable of a lazy array, with what all targets' decoded attributes say.
@@ -293,7 +295,7 @@ def _stored_chunks(shape: tuple[int, ...], own: int, itemsize: int) -> tuple[int
     return (*(1,) * (own - 1), *((n,) if own else ()), *shape[own:])
 
 
-def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
+def _cell(resolved: BoundVariable, layout: str) -> tuple[int, ...]:
     """Return the shape that every result has, or the largest extents for padding."""
     bound = resolved.bound
     live = np.flatnonzero(~bound.null)
@@ -321,7 +323,7 @@ def _cell(resolved: Resolved, layout: str) -> tuple[int, ...]:
     return tuple(shape[0, : int(ndim[0])].tolist())
 
 
-def _cell_dims(resolved: Resolved, ndim: int) -> tuple[Hashable, ...]:
+def _cell_dims(resolved: BoundVariable, ndim: int) -> tuple[Hashable, ...]:
     """Name the axes of results: as the targets do, else free phony names."""
     names: list[str | None] = [None] * ndim
     same_rank = [t for t in resolved.targets if len(t.dims) == ndim]
@@ -355,7 +357,7 @@ def _item_dims(dtype: np.dtype[Any], taken: tuple[Hashable, ...]) -> tuple[Hasha
 
 def _chunks_of_cells(
     chunks: Any,
-    resolved: Resolved,
+    resolved: BoundVariable,
     inner: tuple[Hashable, ...],
     cell: tuple[int, ...],
     dtype: np.dtype[Any],
@@ -381,7 +383,7 @@ def _chunks_of_cells(
 
 
 def _shared_axis_chunks(
-    resolved: Resolved, inner: tuple[Hashable, ...], cell: tuple[int, ...], itemsize: int
+    resolved: BoundVariable, inner: tuple[Hashable, ...], cell: tuple[int, ...], itemsize: int
 ) -> dict[Hashable, Any]:
     """Cut a large result along an axis that all regions share, at chunk borders.
 
@@ -415,7 +417,7 @@ def _shared_axis_chunks(
 
 
 def _place_coords(
-    resolved: Resolved, inner: tuple[Hashable, ...], own: dict[Hashable, Any]
+    resolved: BoundVariable, inner: tuple[Hashable, ...], own: dict[Hashable, Any]
 ) -> dict[Hashable, Any]:
     """Say where in its target each region lies: the start along each axis."""
     regions = resolved.references.columns.regions
@@ -438,7 +440,7 @@ def _place_coords(
 
 
 def _target_coords(
-    resolved: Resolved,
+    resolved: BoundVariable,
     inner: tuple[Hashable, ...],
     cell: tuple[int, ...],
     own: dict[Hashable, Any],
@@ -467,7 +469,7 @@ def _target_coords(
 
 
 def _fits_axes(
-    resolved: Resolved, name: str, address: int, dims: tuple[str | None, ...]
+    resolved: BoundVariable, name: str, address: int, dims: tuple[str | None, ...]
 ) -> bool:
     """Tell whether a coordinate has the extent of the axes that it belongs to."""
     location = resolved.targets[0].location
@@ -483,7 +485,7 @@ def _fits_axes(
 
 
 def _coordinate(
-    resolved: Resolved,
+    resolved: BoundVariable,
     label: Hashable,
     address: int,
     dims: tuple[str | None, ...],
@@ -510,7 +512,9 @@ def _coordinate(
         back[row] = np.arange(live)
         shadow = concat_tables([shadow, empty_table(1, shadow.ndim)]).take(back)
         shape, null = resolved.references.shape, bound.null
-    columns = References.of_file(location, np.where(null, 0, address).astype(np.uint64), shadow)
+    columns = ReferenceColumns.of_file(
+        location, np.where(null, 0, address).astype(np.uint64), shadow
+    )
     references = ReferenceArray(shape, kind="region", columns=columns, options=options)
     all_dims = (() if same else resolved.dims) + part_dims
     found, _ = bind(references, all_dims[: len(shape)], "fill", label)
@@ -527,7 +531,7 @@ def _coordinate(
 
 
 def resolve_ragged(
-    resolved: Resolved,
+    resolved: BoundVariable,
     own: dict[Hashable, Any],
     chunks: Any,
     coords: bool,
@@ -542,7 +546,7 @@ def resolve_ragged(
     form = choose_form(resolved, dtype)
     if form.decode is not None and not form.is_lazily_decoded:
         form = Form(form.decode.dtype, decoders=resolved.decoders)
-    data = SampleArray(references, row_size, form.dtype, decoders=form.decoders, bound=bound)
+    data = RaggedArray(references, row_size, form.dtype, decoders=form.decoders, bound=bound)
     item_dims = _item_dims(form.dtype, (*resolved.dims, sample))
     variable = _variable_of(resolved, form.decode, (sample, *item_dims), data)
     if chunks is not None:
@@ -572,7 +576,7 @@ def resolve_ragged(
     )
 
 
-def _ragged_dims(resolved: Resolved) -> tuple[Hashable, ...]:
+def _ragged_dims(resolved: BoundVariable) -> tuple[Hashable, ...]:
     ranks = resolved.bound.ranks
     return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
 

@@ -1,14 +1,14 @@
 """Many blocks of results read together: every chunk read once, for all of them.
 
 In: a lazy array of results and the blocks wanted of it. Out: what reads them, in two
-steps: `read_lot` reads a lot of chunks for all blocks, `put_together` makes one block
-of what the lots hold for it. `SharedBlocks` does both for the threads of one process.
+steps: `read_batch` reads a lot of chunks for all blocks, `assemble` makes one block
+of what the lots hold for it. `LocalShuffle` does both for the threads of one process.
 
-Between processes, `read_pieces` cuts what a lot holds into a piece for each group of
-blocks, and `put_group` makes the blocks of a group from its pieces, so that every
+Between processes, `split_batch` cuts what a lot holds into a piece for each group of
+blocks, and `assemble_group` makes the blocks of a group from its pieces, so that every
 element travels once at most. These are tasks of a graph. A task knows the place of the
 references; what they select is worked out once in each process. Whether any of it is
-worth it, and how many tasks there are, is known from a `Toll`, without the files.
+worth it, and how many tasks there are, is known from a `ShuffleCost`, without the files.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ import numpy.typing as npt
 from xref.arrays import convert
 from xref.hdf5 import items
 from xref.reading import (
-    Shares,
+    PartitionedBoxes,
     choose_tile,
     copy_boxes,
-    count_visits,
-    lie_in_blocks,
+    count_chunk_reads,
+    fit_dask_blocks,
     plan_read,
     plan_shares,
+    read_box_shape,
     read_plan,
-    storage_cell,
 )
 from xref.references import DecodeOptions, tile_loader
-from xref.resolving.lazy_results import FlatBlocks, ReferenceResults, Spans
-from xref.resolving.read_results import BoundTarget
+from xref.resolving.lazy_results import BlockReads, ReferenceResults, Spans
+from xref.resolving.read_results import BoundDataset
 from xref.storage import check_unchanged
 
 LOT_NBYTES = 16 << 20
@@ -59,7 +59,7 @@ Each is a task. What many tasks need of fewer than five others the scheduler of
 dask.distributed takes for what every worker should have, and sends it to all.
 """
 
-FEW_VISITS = 1.1
+MIN_REREAD_RATIO = 1.1
 """Blocks are read one by one while that reads chunks no more often than so, on average."""
 
 COPIED_PER_DECODED = 2
@@ -68,15 +68,15 @@ COPIED_PER_DECODED = 2
 READ_PER_DECODED = 8
 """Bytes that are read in that time, where nothing is decoded."""
 
-KEPT_EXCHANGES = 4
+SHUFFLE_CACHE_SIZE = 4
 """What a process remembers of what it was sent; the files of these stay open there."""
 
-MOST_MEETINGS = 1 << 18
+MAX_TARGET_BLOCK_PAIRS = 1 << 18
 """Pairs of a target and a block, at most; beyond that blocks are read one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
+class ShuffleLayout:
     """How an exchange between processes is divided into tasks."""
 
     lots: int
@@ -85,7 +85,7 @@ class Division:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Toll:
+class ShuffleCost:
     """What blocks read, in bytes of decoded chunks: one by one, and together."""
 
     blocks: int
@@ -94,19 +94,19 @@ class Toll:
     saved: int  # of what is read once only; less where nothing is decoded
     copied: int  # what the blocks hold
 
-    def is_worth_it(self) -> bool:
+    def pays_off(self) -> bool:
         """Tell whether reading them together takes less than reading them one by one."""
-        if self.visited <= FEW_VISITS * self.distinct:
+        if self.visited <= MIN_REREAD_RATIO * self.distinct:
             return False
         return self.saved * COPIED_PER_DECODED >= self.copied
 
-    def of_some(self, blocks: int) -> Toll:
+    def scaled_to(self, blocks: int) -> ShuffleCost:
         """Estimate the toll of some of the blocks, as if all were alike, in no order."""
         visited = self.visited * blocks // self.blocks
         alone = min(self.visited / (self.blocks * max(self.distinct, 1)), 1)
         distinct = min(int(self.distinct * (1 - (1 - alone) ** blocks)), visited)
         again = self.visited - self.distinct
-        return Toll(
+        return ShuffleCost(
             blocks=blocks,
             visited=visited,
             distinct=distinct,
@@ -119,26 +119,26 @@ class Toll:
         most = min(max(MOST_PAIRS // self.blocks, FEWEST_LOTS), MOST_LOTS)
         return min(max(-(-self.distinct // LOT_NBYTES), 1), most)
 
-    def divide(self) -> Division:
+    def divide(self) -> ShuffleLayout:
         """Return how to divide it between processes."""
         lots = max(self.n_lots(), FEWEST_GROUPS)
         most = max(MOST_PIECES // lots, FEWEST_GROUPS)
         groups = min(max(-(-self.copied // GROUP_NBYTES), FEWEST_GROUPS), most)
-        return Division(
+        return ShuffleLayout(
             lots=lots, groups=min(groups, self.blocks), lot_nbytes=-(-self.distinct // lots)
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExchangePlan:
+class ShufflePlan:
     """Shares of the chunks of each target, in lots of about one size."""
 
-    flat: FlatBlocks
-    targets: tuple[tuple[BoundTarget, Shares], ...]
+    flat: BlockReads
+    targets: tuple[tuple[BoundDataset, PartitionedBoxes], ...]
     lots: tuple[tuple[tuple[int, int], ...], ...]  # (target, share) of each lot
 
 
-class Exchange:
+class Shuffle:
     """Blocks that are read together; plain data, the same in every process.
 
     Parameters
@@ -163,7 +163,7 @@ class Exchange:
         decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
         dtype: np.dtype[Any],
         token: str,
-        division: Division | None = None,
+        division: ShuffleLayout | None = None,
     ) -> None:
         self.array = array
         self.blocks = tuple(blocks)
@@ -171,7 +171,7 @@ class Exchange:
         self.dtype = dtype
         self.token = token
         self.division = division
-        self._plan: ExchangePlan | None = None
+        self._plan: ShufflePlan | None = None
         self._is_planned = False
         self._planning = threading.Lock()
 
@@ -194,7 +194,7 @@ class Exchange:
         n, groups = len(self.blocks), self.division.groups if self.division else 1
         return [range(i * n // groups, (i + 1) * n // groups) for i in range(groups)]
 
-    def plan(self) -> ExchangePlan | None:
+    def plan(self) -> ShufflePlan | None:
         """Return what is to be read; None where blocks are better read one by one.
 
         That the files are unchanged since is checked where something is read of them.
@@ -214,11 +214,11 @@ class Exchange:
             values = self.decode(values)
         return np.asarray(values, dtype=self.dtype)
 
-    def read_alone(self, block: int) -> npt.NDArray[Any]:
+    def read_block(self, block: int) -> npt.NDArray[Any]:
         """Read and decode one block by itself."""
         return self.decoded(self.array.read_block(self.blocks[block]))
 
-    def known_plan(self) -> ExchangePlan:
+    def require_plan(self) -> ShufflePlan:
         """Return what is to be read, for blocks that are known to be read together."""
         plan = self.plan()
         if plan is None:
@@ -226,7 +226,7 @@ class Exchange:
         return plan
 
 
-class SharedBlocks:
+class LocalShuffle:
     """The array whose blocks are read together, by the threads of one process.
 
     A thread that asks for a whole block reads lots of chunks until all are there, and
@@ -240,7 +240,7 @@ class SharedBlocks:
         Read by index, for parts of blocks.
     """
 
-    def __init__(self, exchange: Exchange, array: Any) -> None:
+    def __init__(self, exchange: Shuffle, array: Any) -> None:
         self.exchange = exchange
         self.array = array
         self.shape, self.dtype = array.shape, array.dtype
@@ -260,7 +260,7 @@ class SharedBlocks:
         plan = self.exchange.plan() if block is not None else None
         if block is None or plan is None:
             return self.array[index]
-        values = put_together(self.exchange, block, self._read_lots(len(plan.lots)))
+        values = assemble(self.exchange, block, self._read_lots(len(plan.lots)))
         with self._changed:
             self._left.discard(block)
             if not self._left:
@@ -290,7 +290,7 @@ class SharedBlocks:
                 self._reading.add(number)
             lot = None
             try:
-                lot = read_lot(self.exchange, number)
+                lot = read_batch(self.exchange, number)
             finally:
                 # Where it failed, another thread tries, and fails by itself.
                 with self._changed:
@@ -315,7 +315,7 @@ def _same(array: Any) -> Any:
     return array
 
 
-_received: OrderedDict[str, Exchange] = OrderedDict()
+_received: OrderedDict[str, Shuffle] = OrderedDict()
 _receiving = threading.Lock()
 
 
@@ -325,44 +325,44 @@ def _receive(
     decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
     dtype: np.dtype[Any],
     token: str,
-    division: Division | None,
-) -> Exchange:
+    division: ShuffleLayout | None,
+) -> Shuffle:
     """Return what other tasks of this process were sent as well, so that it is planned once."""
     with _receiving:
         if token not in _received:
             blocks = _unpack_spans(packed, len(array.shape))
-            _received[token] = Exchange(array, blocks, decode, dtype, token, division)
-            while len(_received) > KEPT_EXCHANGES:
+            _received[token] = Shuffle(array, blocks, decode, dtype, token, division)
+            while len(_received) > SHUFFLE_CACHE_SIZE:
                 _received.popitem(last=False)
         _received.move_to_end(token)
         return _received[token]
 
 
-def _cell_of(target: BoundTarget) -> tuple[int, ...]:
+def _cell_of(target: BoundDataset) -> tuple[int, ...]:
     layout = target.layout
-    return storage_cell(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+    return read_box_shape(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
 
 
-def _can_share(flat: FlatBlocks) -> bool:
+def _can_share(flat: BlockReads) -> bool:
     """Tell whether each part of what is read is for one block, and counting is quick."""
-    if len(flat.reads) * len(flat.bounds) > MOST_MEETINGS:
+    if len(flat.reads) * len(flat.bounds) > MAX_TARGET_BLOCK_PAIRS:
         return False
-    return all(lie_in_blocks(parts, flat.bounds) for _, parts in flat.reads)
+    return all(fit_dask_blocks(parts, flat.bounds) for _, parts in flat.reads)
 
 
-def _count(flat: FlatBlocks) -> tuple[Toll, list[int]]:
+def _count(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
     """Count what blocks read; also the bytes of each target's chunks."""
     visited = saved = 0
     distinct = []
     for target, parts in flat.reads:
         layout, cell = target.layout, _cell_of(target)
-        counts = count_visits(parts, flat.bounds, layout.shape, cell)
+        counts = count_chunk_reads(parts, flat.bounds, layout.shape, cell)
         cell_nbytes = math.prod(cell) * max(layout.dtype.itemsize, 1)
         visited += counts[0] * cell_nbytes
         distinct.append(counts[1] * cell_nbytes)
         again = (counts[0] - counts[1]) * cell_nbytes
         saved += again if layout.pipeline.filters else again // READ_PER_DECODED
-    toll = Toll(
+    toll = ShuffleCost(
         blocks=len(flat.bounds) - 1,
         visited=visited,
         distinct=sum(distinct),
@@ -372,13 +372,13 @@ def _count(flat: FlatBlocks) -> tuple[Toll, list[int]]:
     return toll, distinct
 
 
-def find_toll(array: ReferenceResults, blocks: Sequence[Spans]) -> Toll | None:
+def estimate_cost(array: ReferenceResults, blocks: Sequence[Spans]) -> ShuffleCost | None:
     """Return what some blocks read; None where they cannot be read together."""
     flat = array.flat_blocks(blocks)
     return _count(flat)[0] if flat is not None and _can_share(flat) else None
 
 
-def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan | None:
+def _plan_exchange(flat: BlockReads, division: ShuffleLayout | None) -> ShufflePlan | None:
     """Divide what blocks read into lots of chunks.
 
     Where it is not said how, it is divided only if that saves reading any.
@@ -390,7 +390,7 @@ def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan 
         n_lots, nbytes = division.lots, max(division.lot_nbytes, 1)
     else:
         toll, nbytes_of = _count(flat)
-        if not toll.is_worth_it():
+        if not toll.pays_off():
             return None
         n_lots = toll.n_lots()
         nbytes = -(-toll.distinct // n_lots)
@@ -408,7 +408,7 @@ def _plan_exchange(flat: FlatBlocks, division: Division | None) -> ExchangePlan 
         weight = tile_nbytes if read_nbytes is None else read_nbytes // max(len(shares), 1)
         weights += [weight] * len(shares)
     lots = _divide(pairs, weights, n_lots)
-    return ExchangePlan(flat=flat, targets=tuple(targets), lots=lots)
+    return ShufflePlan(flat=flat, targets=tuple(targets), lots=lots)
 
 
 def _divide(
@@ -424,7 +424,7 @@ def _divide(
     return tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(cuts))
 
 
-def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
+def read_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
     """Read one lot of chunks.
 
     Returns
@@ -432,7 +432,7 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     list of numpy.ndarray
         The elements of each share of the lot, 1-D, block after block.
     """
-    plan = exchange.known_plan()
+    plan = exchange.require_plan()
     out = []
     for k, share in plan.lots[number]:
         target, shares = plan.targets[k]
@@ -453,7 +453,7 @@ def read_lot(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
 
 
 def _decoded_elements(
-    values: npt.NDArray[Any], flat: FlatBlocks, target: BoundTarget
+    values: npt.NDArray[Any], flat: BlockReads, target: BoundDataset
 ) -> npt.NDArray[Any]:
     """Decode elements of one target by its own attributes, into the type of the blocks."""
     if flat.decoders is None:
@@ -466,7 +466,7 @@ def _decoded_elements(
     return out
 
 
-def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
+def split_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
     """Read one lot of chunks, for other processes.
 
     Returns
@@ -479,7 +479,7 @@ def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     if plan is None:
         return [np.empty(0, dtype=exchange.array.raw_dtype) for _ in exchange.groups]
     lot = plan.lots[number]
-    buffers = read_lot(exchange, number)
+    buffers = read_batch(exchange, number)
     pieces = []
     for group in exchange.groups:
         stretches = [np.empty(0, dtype=plan.flat.dtype)]
@@ -491,37 +491,37 @@ def read_pieces(exchange: Exchange, number: int) -> list[npt.NDArray[Any]]:
     return pieces
 
 
-def put_group(
-    exchange: Exchange, number: int, pieces: list[npt.NDArray[Any]]
+def assemble_group(
+    exchange: Shuffle, number: int, pieces: list[npt.NDArray[Any]]
 ) -> list[npt.NDArray[Any]]:
     """Make the blocks of one group of its piece of each lot."""
     group = exchange.groups[number]
     plan = exchange.plan()
     if plan is None:
         # Of all blocks, these are such as cannot be read together: all null, for one.
-        return [exchange.read_alone(block) for block in group]
+        return [exchange.read_block(block) for block in group]
     lots = []
     for lot, piece in zip(plan.lots, pieces, strict=True):
         offsets = (plan.targets[k][1].offset[share] for k, share in lot)
         sizes = [int(offset[group.stop] - offset[group.start]) for offset in offsets]
         ends = list(itertools.accumulate(sizes, initial=0))
         lots.append([piece[a:b] for a, b in itertools.pairwise(ends)])
-    return [put_together(exchange, block, lots, group.start) for block in group]
+    return [assemble(exchange, block, lots, group.start) for block in group]
 
 
-def put_single(
-    exchange: Exchange, number: int, pieces: list[npt.NDArray[Any]]
+def assemble_block(
+    exchange: Shuffle, number: int, pieces: list[npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:
     """Make the one block of a group."""
-    (block,) = put_group(exchange, number, pieces)
+    (block,) = assemble_group(exchange, number, pieces)
     return block
 
 
-def put_together(
-    exchange: Exchange, block: int, lots: list[list[npt.NDArray[Any]]], first: int = 0
+def assemble(
+    exchange: Shuffle, block: int, lots: list[list[npt.NDArray[Any]]], first: int = 0
 ) -> npt.NDArray[Any]:
     """Make one block of what all lots hold for it, from block ``first`` on, and decode it."""
-    plan = exchange.known_plan()
+    plan = exchange.require_plan()
     bounds = plan.flat.bounds
     flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
     buffers: dict[int, list[npt.NDArray[Any]]] = {}

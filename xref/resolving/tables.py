@@ -23,13 +23,13 @@ from xref.errors import (
 from xref.objects import dataset_layout, object_kinds, object_paths
 from xref.references import (
     ReferenceArray,
-    References,
+    ReferenceColumns,
     TargetRows,
     attribute_kind,
     distinct_targets,
     split_targets,
 )
-from xref.selections import KIND_NAMES, Kind, RegionTable, in_order
+from xref.selections import KIND_NAMES, SelectionKind, SelectionTable, in_order
 from xref.storage import FileLocation
 
 AXIS_DIM = "axis"
@@ -89,10 +89,14 @@ def reference_table(
     return xr.Dataset(table, coords=coords)
 
 
-def _steps(regions: RegionTable, width: int) -> dict[str, npt.NDArray[Any]]:
+def _steps(regions: SelectionTable, width: int) -> dict[str, npt.NDArray[Any]]:
     """Return what, with the start, makes hyperslabs where some are no boxes."""
-    slabs = regions.kind == Kind.HYPERSLAB
-    ranks = regions.rank[np.isin(regions.kind, (Kind.HYPERSLAB, Kind.POINTS, Kind.BLOCKS))]
+    slabs = regions.kind == SelectionKind.HYPERSLAB
+    ranks = regions.rank[
+        np.isin(
+            regions.kind, (SelectionKind.HYPERSLAB, SelectionKind.POINTS, SelectionKind.BLOCKS)
+        )
+    ]
     found: dict[str, npt.NDArray[Any]] = {}
     if (ranks != width).any():
         found["rank"] = regions.rank
@@ -105,7 +109,9 @@ def _steps(regions: RegionTable, width: int) -> dict[str, npt.NDArray[Any]]:
 ITEM_DIM = "item"
 
 
-def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+def _items(
+    regions: SelectionTable, width: int
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Return the points and blocks of all rows, one after the other.
 
     Returns
@@ -116,8 +122,8 @@ def _items(regions: RegionTable, width: int) -> tuple[IntArray, IntArray, IntArr
         Shape ``(sum of size, width)``, stop exclusive.
     """
     lists = [
-        (Kind.POINTS, regions.points, regions.points + 1),
-        (Kind.BLOCKS, regions.block_start, regions.block_stop),
+        (SelectionKind.POINTS, regions.points, regions.points + 1),
+        (SelectionKind.BLOCKS, regions.block_start, regions.block_stop),
     ]
     size = np.zeros(len(regions), dtype=np.int64)
     for kind, _, _ in lists:
@@ -140,7 +146,7 @@ def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.objec
 
 
 def _describe_attributes(
-    columns: References, kind: npt.NDArray[Any]
+    columns: ReferenceColumns, kind: npt.NDArray[Any]
 ) -> npt.NDArray[Any] | None:
     """Return the name of each row's attribute, and enter in ``kind`` whether it is there.
 
@@ -166,7 +172,7 @@ def _describe_attributes(
 
 
 def describe_regions(
-    regions: RegionTable, groups: Sequence[TargetRows], n: int
+    regions: SelectionTable, groups: Sequence[TargetRows], n: int
 ) -> dict[str, npt.NDArray[Any]]:
     """Return selection kind, element count, bounds and result shape of each row.
 
@@ -202,7 +208,7 @@ def describe_regions(
             elif inside.any():
                 kept = [part.take(inside).fit(extent, str), part.take(~inside)]
                 part = in_order(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
-        known = ~np.isin(part.kind, (Kind.ALL, Kind.OBJECT))
+        known = ~np.isin(part.kind, (SelectionKind.ALL, SelectionKind.OBJECT))
         axes, sizes = part.result_shapes()
         low, high = part.bounds()
         at = np.arange(n)[rows]

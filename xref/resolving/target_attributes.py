@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.objects import PREPARED_AT_ONCE, dataset_facts, prepare_references
+from xref.objects import REFERENCE_BATCH, cache_h5py_references, dataset_facts
 from xref.references import ReferenceArray, split_targets
 from xref.resolving.targets import open_target
 
@@ -26,8 +26,8 @@ def target_attributes(
     values: dict[str, npt.NDArray[np.object_]] = {}
     targets, _ = split_targets(columns)
     for k, (location, address, rows) in enumerate(targets):
-        if k % PREPARED_AT_ONCE == 0:
-            prepare_references([a for _, a, _ in targets[k : k + PREPARED_AT_ONCE]])
+        if k % REFERENCE_BATCH == 0:
+            cache_h5py_references([a for _, a, _ in targets[k : k + REFERENCE_BATCH]])
         facts = dataset_facts(location, address)
         target = open_target(location, address, facts, references.options)
         for name, value in target.attributes.items():

@@ -30,7 +30,7 @@ from xref.objects import dataset_layout, object_path, object_paths, type_and_fil
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
 from xref.resolving.read_results import BoundReferences
-from xref.resolving.targets import Target
+from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
 
 Place: TypeAlias = tuple[Hashable, int]
@@ -38,7 +38,7 @@ Place: TypeAlias = tuple[Hashable, int]
 
 
 def find_decoders(
-    bound: BoundReferences, targets: tuple[Target, ...], options: DecodeOptions
+    bound: BoundReferences, targets: tuple[TargetMetadata, ...], options: DecodeOptions
 ) -> tuple[Decoders, dict[Place, Set[str]]]:
     """Find out how the values of each target are decoded.
 
@@ -102,7 +102,7 @@ def _number_rows(columns: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
     return first, of
 
 
-def _number_alone(many: SmallDatasets, witnesses: Sequence[Target]) -> IntArray:
+def _number_alone(many: SmallDatasets, witnesses: Sequence[TargetMetadata]) -> IntArray:
     """Return a number of its own for each dataset that may hold dates, 0 for the others.
 
     The type of dates depends on their values.

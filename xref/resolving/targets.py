@@ -1,6 +1,6 @@
 """What a reference points at, as xarray needs to know it.
 
-In: the address of a dataset. Out: a `Target`: its name, dimensions, attributes and
+In: the address of a dataset. Out: a `TargetMetadata`: its name, dimensions, attributes and
 coordinates; or the path of a group.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
 from xref.objects import (
-    DatasetFacts,
+    DatasetMetadata,
     dataset_facts,
     members_by_name,
     object_label,
@@ -26,7 +26,7 @@ from xref.storage import FileLocation
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetMetadata:
     """A dataset by address, with what xarray needs to know of it.
 
     ``dims`` has None for an axis without a dimension scale. ``coords`` are the
@@ -59,8 +59,8 @@ def _name(location: FileLocation, address: int) -> str | None:
     return posixpath.basename(path) if path is not None else None
 
 
-def target_names(targets: Sequence[Target]) -> list[str | None]:
-    """Return the name of each target, as `Target.name` does.
+def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
+    """Return the name of each target, as `TargetMetadata.name` does.
 
     The links of each file are walked once, and each name is looked up in few steps.
     """
@@ -73,8 +73,8 @@ def target_names(targets: Sequence[Target]) -> list[str | None]:
 
 
 def open_target(
-    location: FileLocation, address: int, facts: DatasetFacts, options: DecodeOptions
-) -> Target:
+    location: FileLocation, address: int, facts: DatasetMetadata, options: DecodeOptions
+) -> TargetMetadata:
     """Look at one dataset: its name, dimensions, attributes and coordinates."""
     where = f"{location.filename}: dataset at {address:#x}"
     dims, scales = _target_dimensions(location, address, facts)
@@ -89,11 +89,11 @@ def open_target(
             coords |= _named_coordinates(
                 location, path, attributes["coordinates"].split(), dims
             )
-    return Target(location, address, dims, attributes, coords)
+    return TargetMetadata(location, address, dims, attributes, coords)
 
 
 def _target_dimensions(
-    location: FileLocation, address: int, facts: DatasetFacts
+    location: FileLocation, address: int, facts: DatasetMetadata
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
     ndim = len(facts.layout.shape)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from xref.selections.projection import narrow, project
     from xref.selections.table import (
         KIND_NAMES,
-        Kind,
-        RegionTable,
+        SelectionKind,
+        SelectionTable,
         box_table,
         concat_tables,
         empty_table,

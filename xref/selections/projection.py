@@ -12,8 +12,8 @@ import numpy as np
 from xref.arrays import ragged_ranges
 from xref.selections.table import (
     AXIS_COLUMNS,
-    Kind,
-    RegionTable,
+    SelectionKind,
+    SelectionTable,
     in_order,
     outer_blocks,
     table_from_blocks,
@@ -22,7 +22,9 @@ from xref.selections.table import (
 from xref.selections.values import Points, outer_axes, row_runs
 
 
-def narrow(regions: RegionTable, key: Sequence[tuple[int, int, int]]) -> RegionTable | None:
+def narrow(
+    regions: SelectionTable, key: Sequence[tuple[int, int, int]]
+) -> SelectionTable | None:
     """Select within the results of boxes and evenly spaced hyperslabs.
 
     Parameters
@@ -38,7 +40,7 @@ def narrow(regions: RegionTable, key: Sequence[tuple[int, int, int]]) -> RegionT
         None when a row is of another kind, so results must be cut after reading.
     """
     single = (regions.count == 1) | (regions.block == 1)
-    if not ((regions.kind == Kind.HYPERSLAB) & single.all(axis=1)).all():
+    if not ((regions.kind == SelectionKind.HYPERSLAB) & single.all(axis=1)).all():
         return None
     first, count, step = (np.array(c, dtype=np.int64) for c in zip(*key, strict=True))
     stride = np.where(regions.count == 1, 1, regions.stride)
@@ -52,7 +54,7 @@ def narrow(regions: RegionTable, key: Sequence[tuple[int, int, int]]) -> RegionT
     )
 
 
-def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
+def project(regions: SelectionTable, axes: Sequence[int]) -> SelectionTable:
     """Drop the axes of fitted selections that are not among ``axes``.
 
     What stays is the selection's shadow: the index sets of an outer product, each
@@ -60,7 +62,9 @@ def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
     """
     axes = list(axes)
     columns = {name: getattr(regions, name)[:, axes] for name in AXIS_COLUMNS}
-    kept = np.isin(regions.kind, (Kind.POINTS, Kind.HYPERSLAB, Kind.BLOCKS))
+    kept = np.isin(
+        regions.kind, (SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS)
+    )
     table = regions.replace(
         rank=np.where(kept, len(axes), 0),
         points=regions.points[:, axes],
@@ -68,11 +72,11 @@ def project(regions: RegionTable, axes: Sequence[int]) -> RegionTable:
         block_stop=regions.block_stop[:, axes],
         **columns,
     )
-    unions = np.flatnonzero(regions.kind == Kind.BLOCKS).tolist()
+    unions = np.flatnonzero(regions.kind == SelectionKind.BLOCKS).tolist()
     if not unions:
         return table
-    rows = [table.take(np.flatnonzero(regions.kind != Kind.BLOCKS))]
-    order = [np.flatnonzero(regions.kind != Kind.BLOCKS)]
+    rows = [table.take(np.flatnonzero(regions.kind != SelectionKind.BLOCKS))]
+    order = [np.flatnonzero(regions.kind != SelectionKind.BLOCKS)]
     for row in unions:
         at = regions.list_rows(row)
         outer = outer_axes(regions.block_start[at], regions.block_stop[at])

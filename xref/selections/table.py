@@ -37,7 +37,7 @@ from xref.selections.values import (
 )
 
 
-class Kind(IntEnum):
+class SelectionKind(IntEnum):
     """How the elements of one row are selected."""
 
     NULL = 0
@@ -51,15 +51,15 @@ class Kind(IntEnum):
 
 KIND_NAMES = np.array(["null", "none", "all", "object", "points", "hyperslab", "blocks"])
 
-_WHOLE = (Kind.ALL, Kind.OBJECT)
+_WHOLE = (SelectionKind.ALL, SelectionKind.OBJECT)
 AXIS_COLUMNS = ("start", "stride", "count", "block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RegionTable(FrozenColumns):
+class SelectionTable(FrozenColumns):
     """Selections of n references, in elements; ``ndim`` is the widest rank among them."""
 
-    kind: npt.NDArray[np.uint8]  # (n,), a `Kind`
+    kind: npt.NDArray[np.uint8]  # (n,), a `SelectionKind`
     rank: IntArray  # (n,), axes of the selection; 0 where the bytes do not say
     start: IntArray  # (n, ndim)
     stride: IntArray  # (n, ndim)
@@ -79,12 +79,12 @@ class RegionTable(FrozenColumns):
         """Width of the coordinate columns."""
         return int(self.start.shape[1])
 
-    def replace(self, **columns: Any) -> RegionTable:
+    def replace(self, **columns: Any) -> SelectionTable:
         """Return a table with some columns exchanged."""
         mine = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return RegionTable(**{**mine, **columns})
+        return SelectionTable(**{**mine, **columns})
 
-    def take(self, index: Any) -> RegionTable:
+    def take(self, index: Any) -> SelectionTable:
         """Return the rows that ``index`` (slice, mask or positions) selects.
 
         Lists that no row needs any longer are dropped.
@@ -99,13 +99,13 @@ class RegionTable(FrozenColumns):
             table._compact() if 2 * kept < len(self.points) + len(self.block_start) else table
         )
 
-    def _compact(self) -> RegionTable:
-        is_points = self.kind == Kind.POINTS
+    def _compact(self) -> SelectionTable:
+        is_points = self.kind == SelectionKind.POINTS
         first = self.first.copy()
         parts = {}
         for mask, names in (
             (is_points, ("points",)),
-            (self.kind == Kind.BLOCKS, ("block_start", "block_stop")),
+            (self.kind == SelectionKind.BLOCKS, ("block_start", "block_stop")),
         ):
             rows = ragged_ranges(self.first[mask], self.size[mask])
             first[mask] = row_offsets(self.size[mask])[:-1]
@@ -121,19 +121,19 @@ class RegionTable(FrozenColumns):
     def selection(self, row: int) -> Selection | None:
         """Return one row as a value; None where there is none: null, an object itself."""
         rank = int(self.rank[row])
-        match Kind(int(self.kind[row])):
-            case Kind.NULL | Kind.OBJECT:
+        match SelectionKind(int(self.kind[row])):
+            case SelectionKind.NULL | SelectionKind.OBJECT:
                 return None
-            case Kind.NONE:
+            case SelectionKind.NONE:
                 return Empty()
-            case Kind.ALL:
+            case SelectionKind.ALL:
                 return All()
-            case Kind.POINTS:
+            case SelectionKind.POINTS:
                 return Points(self.points[self.list_rows(row), :rank].copy())
-            case Kind.HYPERSLAB:
+            case SelectionKind.HYPERSLAB:
                 columns = (self.start, self.stride, self.count, self.block)
                 return Hyperslab(*(tuple(c[row, :rank].tolist()) for c in columns))
-            case Kind.BLOCKS:
+            case SelectionKind.BLOCKS:
                 rows = self.list_rows(row)
                 return Blocks(
                     self.block_start[rows, :rank].copy(), self.block_stop[rows, :rank].copy()
@@ -156,13 +156,13 @@ class RegionTable(FrozenColumns):
         unlimited = (self.count == UNLIMITED) | (self.block == UNLIMITED)
         if unlimited.any():
             stop[unlimited] = UNLIMITED
-        empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
+        empty = (self.kind == SelectionKind.NULL) | (self.kind == SelectionKind.NONE)
         start[empty], stop[empty] = 0, 0
         whole = np.isin(self.kind, _WHOLE)
         start[whole], stop[whole] = 0, UNLIMITED
         for kind, low, high in (
-            (Kind.POINTS, self.points, self.points),
-            (Kind.BLOCKS, self.block_start, self.block_stop),
+            (SelectionKind.POINTS, self.points, self.points),
+            (SelectionKind.BLOCKS, self.block_start, self.block_stop),
         ):
             rows = np.flatnonzero((self.kind == kind) & (self.size > 0))
             if not len(rows):
@@ -172,7 +172,9 @@ class RegionTable(FrozenColumns):
             lowest = ragged_take(low, self.first[rows], size)
             highest = lowest if high is low else ragged_take(high, self.first[rows], size)
             start[rows] = np.minimum.reduceat(lowest, cuts, axis=0)
-            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + (kind == Kind.POINTS)
+            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + (
+                kind == SelectionKind.POINTS
+            )
         return start, stop
 
     def _are_boxes(self) -> bool:
@@ -182,20 +184,20 @@ class RegionTable(FrozenColumns):
         return bool(
             repeats
             and (count[0] == 1).all()
-            and (self.kind == Kind.HYPERSLAB).all()
+            and (self.kind == SelectionKind.HYPERSLAB).all()
             and int(self.block.min()) != UNLIMITED
         )
 
     def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Tell of each row whether it lies within a dataset of the given extent."""
-        bound = self.kind >= Kind.POINTS
+        bound = self.kind >= SelectionKind.POINTS
         right = ~bound | (self.rank == len(extent))
         _, stop = self._widen(len(extent)).bounds()
         right &= ~bound | (stop <= np.array(extent, dtype=np.int64)).all(axis=1)
         result: npt.NDArray[np.bool_] = right
         return result
 
-    def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> RegionTable:
+    def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> SelectionTable:
         """Bind every row to a dataset of the given extent.
 
         What is whole becomes the whole extent; unlimited hyperslabs end with it.
@@ -215,7 +217,7 @@ class RegionTable(FrozenColumns):
         ndim = len(extent)
         if self.ndim == ndim and self._are_boxes() and self._lie_within(extent):
             return self
-        bound = self.kind >= Kind.POINTS
+        bound = self.kind >= SelectionKind.POINTS
         wrong = np.flatnonzero(bound & (self.rank != ndim))
         if len(wrong):
             row = int(wrong[0])
@@ -250,7 +252,7 @@ class RegionTable(FrozenColumns):
             for axis, (start, block) in enumerate(sides)
         )
 
-    def _widen(self, ndim: int) -> RegionTable:
+    def _widen(self, ndim: int) -> SelectionTable:
         """Give the coordinate columns exactly ``ndim`` axes."""
         if self.ndim == ndim:
             return self
@@ -265,10 +267,10 @@ class RegionTable(FrozenColumns):
 
     def _limit(
         self, extent: tuple[int, ...], whole: np.ndarray, unlimited: np.ndarray
-    ) -> RegionTable:
+    ) -> SelectionTable:
         columns = {name: getattr(self, name).copy() for name in AXIS_COLUMNS}
         kind, rank = self.kind.copy(), self.rank.copy()
-        kind[whole] = Kind.HYPERSLAB
+        kind[whole] = SelectionKind.HYPERSLAB
         rank[whole] = len(extent)
         for name, value in (("start", 0), ("stride", 1), ("count", 1), ("block", extent)):
             columns[name][whole] = value
@@ -287,7 +289,7 @@ class RegionTable(FrozenColumns):
             # A block cut by the end of the axis: no longer regular.
             axes = [axis_intervals(*a) if len(a) == 4 else a for a in limited]
             low, high = outer_blocks(axes)
-            kind[row] = Kind.BLOCKS
+            kind[row] = SelectionKind.BLOCKS
             first[row], size[row] = n_blocks, len(low)
             n_blocks += len(low)
             block_start.append(low)
@@ -320,14 +322,14 @@ class RegionTable(FrozenColumns):
         shape = np.ones((n, max(self.ndim, 1)), dtype=np.int64)
         if self.ndim:
             shape[:] = self.count * self.block
-        listed = self.kind == Kind.POINTS
+        listed = self.kind == SelectionKind.POINTS
         shape[listed] = 1
         shape[listed, 0] = self.size[listed]
         ndim[listed] = 1
-        empty = (self.kind == Kind.NULL) | (self.kind == Kind.NONE)
+        empty = (self.kind == SelectionKind.NULL) | (self.kind == SelectionKind.NONE)
         shape[empty] = 0
         ndim[empty] = max(self.ndim, 1)
-        unions = np.flatnonzero(self.kind == Kind.BLOCKS)
+        unions = np.flatnonzero(self.kind == SelectionKind.BLOCKS)
         for n_blocks in np.unique(self.size[unions]).tolist():
             rows = unions[self.size[unions] == n_blocks]
             at = self.first[rows][:, None] + np.arange(n_blocks)
@@ -343,10 +345,10 @@ class RegionTable(FrozenColumns):
                     shape[rows[k], 0] = union_size(starts[k], stops[k])
         return ndim, shape
 
-    def same_rows(self, other: RegionTable) -> npt.NDArray[np.bool_]:
+    def same_rows(self, other: SelectionTable) -> npt.NDArray[np.bool_]:
         """Compare row by row; equal selections are equal however they are stored."""
         same: npt.NDArray[np.bool_] = self.kind == other.kind
-        regular = np.flatnonzero(same & (self.kind == Kind.HYPERSLAB))
+        regular = np.flatnonzero(same & (self.kind == SelectionKind.HYPERSLAB))
         if len(regular):
             equal = self.rank[regular] == other.rank[regular]
             width = min(self.ndim, other.ndim)
@@ -359,7 +361,9 @@ class RegionTable(FrozenColumns):
         return same
 
 
-def in_order(tables: Sequence[RegionTable], order: Sequence[npt.NDArray[Any]]) -> RegionTable:
+def in_order(
+    tables: Sequence[SelectionTable], order: Sequence[npt.NDArray[Any]]
+) -> SelectionTable:
     """Concatenate tables whose rows belong at the positions ``order``."""
     table = concat_tables(list(tables))
     place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
@@ -418,20 +422,22 @@ def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, I
     return low, high
 
 
-def empty_table(n: int, ndim: int, kind: Kind = Kind.NULL) -> RegionTable:
+def empty_table(n: int, ndim: int, kind: SelectionKind = SelectionKind.NULL) -> SelectionTable:
     """Return n rows without coordinates, all of one kind."""
     start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
     start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
     return _table(n, kind, 0, start, shape)
 
 
-def _table(n: int, kind: Kind, rank: int, start: IntArray, block: IntArray) -> RegionTable:
+def _table(
+    n: int, kind: SelectionKind, rank: int, start: IntArray, block: IntArray
+) -> SelectionTable:
     """Return n rows of one kind and rank, without lists; counts and strides are 1."""
     ndim = start.shape[1]
     nothing = np.zeros((0, ndim), dtype=np.int64)
     zeros = np.broadcast_to(np.zeros(1, dtype=np.int64), (n,))
     ones = np.broadcast_to(np.ones((1, ndim), dtype=np.int64), (n, ndim))
-    return RegionTable(
+    return SelectionTable(
         kind=np.full(n, kind, dtype=np.uint8),
         rank=np.broadcast_to(np.array([rank]), (n,)),
         start=start,
@@ -446,13 +452,13 @@ def _table(n: int, kind: Kind, rank: int, start: IntArray, block: IntArray) -> R
     )
 
 
-def box_table(start: IntArray, shape: IntArray) -> RegionTable:
+def box_table(start: IntArray, shape: IntArray) -> SelectionTable:
     """Return one box a row: ``shape`` elements from ``start``, both ``(n, ndim)``."""
     n, ndim = start.shape
-    return _table(n, Kind.HYPERSLAB, ndim, start, shape)
+    return _table(n, SelectionKind.HYPERSLAB, ndim, start, shape)
 
 
-def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
+def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
     """Put the rows of several tables one after the other."""
     tables = list(tables)
     if not tables:
@@ -466,17 +472,19 @@ def concat_tables(tables: Iterable[RegionTable]) -> RegionTable:
         shift: IntArray | int = 0
         if len(t.points) + len(t.block_start):
             shift = np.where(
-                t.kind == Kind.POINTS, n_points, np.where(t.kind == Kind.BLOCKS, n_blocks, 0)
+                t.kind == SelectionKind.POINTS,
+                n_points,
+                np.where(t.kind == SelectionKind.BLOCKS, n_blocks, 0),
             )
         first.append(t.first + shift if np.any(shift) else t.first)
         n_points += len(t.points)
         n_blocks += len(t.block_start)
     columns = {
         name: _concat_columns([getattr(t, name) for t in tables])
-        for name in RegionTable.__dataclass_fields__
+        for name in SelectionTable.__dataclass_fields__
         if name != "first"
     }
-    return RegionTable(first=_concat_columns(first), **columns)
+    return SelectionTable(first=_concat_columns(first), **columns)
 
 
 def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -492,7 +500,7 @@ def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.concatenate(parts)
 
 
-def _pad_axes(table: RegionTable, ndim: int) -> RegionTable:
+def _pad_axes(table: SelectionTable, ndim: int) -> SelectionTable:
     """Add axes behind the last, with one element each."""
     more = ndim - table.ndim
     fills = {"start": 0, "stride": 1, "count": 1, "block": 1, "points": 0}
@@ -505,28 +513,28 @@ def _pad_axes(table: RegionTable, ndim: int) -> RegionTable:
     )
 
 
-def table_from_selections(selections: Sequence[Selection | None]) -> RegionTable:
+def table_from_selections(selections: Sequence[Selection | None]) -> SelectionTable:
     """Return a table of one row a selection; None makes a null row."""
     return concat_tables([_one_row(s) for s in selections])
 
 
-def _one_row(selection: Selection | None) -> RegionTable:
+def _one_row(selection: Selection | None) -> SelectionTable:
     match selection:
         case None:
             return empty_table(1, 0)
         case Empty():
-            return empty_table(1, 0, Kind.NONE)
+            return empty_table(1, 0, SelectionKind.NONE)
         case All():
-            return empty_table(1, 0, Kind.ALL)
+            return empty_table(1, 0, SelectionKind.ALL)
         case Points(coords=coords):
             n, ndim = coords.shape
-            return empty_table(1, ndim, Kind.POINTS).replace(
+            return empty_table(1, ndim, SelectionKind.POINTS).replace(
                 rank=np.array([ndim]), size=np.array([n]), points=coords
             )
         case Hyperslab(start=start, stride=stride, count=count, block=block):
             columns = {"start": start, "stride": stride, "count": count, "block": block}
             rows = {k: np.array([v], dtype=np.int64).reshape(1, -1) for k, v in columns.items()}
-            return empty_table(1, len(start), Kind.HYPERSLAB).replace(
+            return empty_table(1, len(start), SelectionKind.HYPERSLAB).replace(
                 rank=np.array([len(start)]), **rows
             )
         case Blocks(start=low, stop=high):
@@ -534,7 +542,7 @@ def _one_row(selection: Selection | None) -> RegionTable:
     raise TypeError(f"not a selection: {selection!r}")
 
 
-def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
+def table_from_blocks(start: IntArray, stop: IntArray) -> SelectionTable:
     """Return one row for each list of blocks; regular lists become hyperslabs.
 
     Parameters
@@ -555,7 +563,7 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
         if all(numbers):
             regular[row] = True
             low[row], stride[row], count[row], block[row] = np.array(numbers).T
-    table = empty_table(m, ndim, Kind.HYPERSLAB).replace(
+    table = empty_table(m, ndim, SelectionKind.HYPERSLAB).replace(
         rank=np.broadcast_to(np.array([ndim]), (m,)),
         start=low,
         stride=stride,
@@ -567,7 +575,7 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> RegionTable:
     union = ~regular
     ones = np.ones(ndim, dtype=np.int64)
     return table.replace(
-        kind=np.where(union, Kind.BLOCKS, Kind.HYPERSLAB).astype(np.uint8),
+        kind=np.where(union, SelectionKind.BLOCKS, SelectionKind.HYPERSLAB).astype(np.uint8),
         start=np.where(union[:, None], 0, low),
         stride=np.where(union[:, None], ones, stride),
         count=np.where(union[:, None], ones, count),

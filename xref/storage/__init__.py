@@ -10,12 +10,12 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.storage.external_files import check_external, locate_named
-    from xref.storage.file_bytes import FileBytes, answered
+    from xref.storage.file_bytes import FileBytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
-    from xref.storage.location import FileLocation, cached_by_location, unheld
+    from xref.storage.location import FileLocation, cached_by_location, without_open_file
     from xref.storage.open_files import (
-        GroupChecks,
+        CheckedGroups,
         check_unchanged,
         close_file,
         close_files,

@@ -22,7 +22,7 @@ from xref.storage.open_files import (
     hold_handles,
     is_same_version,
 )
-from xref.storage.remote import ComingRanges, RemoteBytes
+from xref.storage.remote import FetchingRanges, RemoteBytes
 from xref.storage.sources import (
     ByteHandle,
 )
@@ -85,7 +85,7 @@ class FileBytes:
         """Whether reading takes requests to a server."""
         return self.location.source.remote
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> ComingRanges:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> FetchingRanges:
         """Begin to read many ranges of a remote file into memory.
 
         Parameters
@@ -93,7 +93,7 @@ class FileBytes:
         offset, nbytes : numpy.ndarray
             Shape ``(n,)``.
         """
-        found: list[ComingRanges] = []
+        found: list[FetchingRanges] = []
 
         def begin(held: ByteHandle) -> None:
             if not isinstance(held, RemoteBytes):
@@ -119,7 +119,7 @@ class FileBytes:
 
 
 @contextmanager
-def answered(location: FileLocation) -> Iterator[None]:
+def raise_transport_errors(location: FileLocation) -> Iterator[None]:
     """Raise what a server did not answer in the block, where it would pass as damage.
 
     A member that cannot be read is left out of a dataset: not because a network failed.

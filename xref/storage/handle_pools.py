@@ -29,7 +29,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 """What the system says when a process, or all of them, have too many files open."""
 
 
-class Room:
+class LRUPool:
     """Room for a number of open things; those that were used last stay.
 
     Parameters
@@ -41,12 +41,12 @@ class Room:
     def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
         # Each operation on it is atomic: its keys are plain integers.
-        self._kept: OrderedDict[int, Kept[Any]] = OrderedDict()
+        self._kept: OrderedDict[int, Reopenable[Any]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def touch(self, kept: Kept[Any]) -> None:
+    def touch(self, kept: Reopenable[Any]) -> None:
         """Note that something was used just now."""
         try:
             self._kept.move_to_end(id(kept))
@@ -56,7 +56,7 @@ class Room:
             while len(self._kept) > limit:
                 self._drop_oldest()
 
-    def forget(self, kept: Kept[Any]) -> None:
+    def forget(self, kept: Reopenable[Any]) -> None:
         """Take something out that is not open any more."""
         self._kept.pop(id(kept), None)
 
@@ -73,7 +73,7 @@ class Room:
         oldest.drop()
 
 
-class Kept(Generic[T]):
+class Reopenable(Generic[T]):
     """Something that is opened when it is asked for, and kept while there is room.
 
     Parameters
@@ -86,7 +86,7 @@ class Kept(Generic[T]):
         For messages.
     """
 
-    def __init__(self, open_it: Callable[[], T], room: Room, name: str) -> None:
+    def __init__(self, open_it: Callable[[], T], room: LRUPool, name: str) -> None:
         self._open_it = open_it
         self._room = room
         self._name = name
@@ -146,17 +146,17 @@ def _kept_by_xarray() -> int:
     return int(get_options()["file_cache_maxsize"])  # type: ignore[no-untyped-call]
 
 
-FILES = Room(lambda: 7 * _kept_by_xarray() // 32)
+FILES = LRUPool(lambda: 7 * _kept_by_xarray() // 32)
 """Files open in h5py: 28 while xarray's limit is at its default of 128, so that these, the
 descriptors and what eight threads are about to open or to let go of stay below 64.
 Opening one again takes a quarter of a millisecond, a tenth of what else a file costs
 (benchmarks/manyfiles.py)."""
 
-DESCRIPTORS = Room(lambda: 3 * _kept_by_xarray() // 32)
+DESCRIPTORS = LRUPool(lambda: 3 * _kept_by_xarray() // 32)
 """Files open for positional reads: 12, since they open ten times as fast."""
 
 
-SERVED = Room(lambda: _kept_by_xarray() // 2)
+SERVED = LRUPool(lambda: _kept_by_xarray() // 2)
 """Remote files: they hold no descriptor, but blocks of metadata."""
 
 

@@ -70,7 +70,7 @@ class FileLocation:
         return self.token
 
 
-def unheld(location: FileLocation) -> FileLocation:
+def without_open_file(location: FileLocation) -> FileLocation:
     """Return an equal location that keeps no file open, to remember a place by."""
     return location if location.is_key else replace(location, is_key=True, held=[])
 
@@ -108,7 +108,7 @@ def cached_by_location(
 
         @wraps(function)
         def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            key = _Key(unheld(location))
+            key = _Key(without_open_file(location))
             try:
                 result: R = cached(key, *args, **kwargs)
             finally:

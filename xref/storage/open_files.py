@@ -25,7 +25,14 @@ from xref.errors import (
     XrefError,
 )
 from xref.storage.fsspec_cache import forget_copies
-from xref.storage.handle_pools import DESCRIPTORS, EXHAUSTED, FILES, SERVED, Kept, drop_all
+from xref.storage.handle_pools import (
+    DESCRIPTORS,
+    EXHAUSTED,
+    FILES,
+    SERVED,
+    Reopenable,
+    drop_all,
+)
 from xref.storage.location import FileLocation
 from xref.storage.remote import forget_remote_files
 from xref.storage.sources import (
@@ -122,7 +129,7 @@ def is_same_version(location: FileLocation, identity: Identity) -> bool:
 
 
 @dataclass(slots=True)
-class GroupChecks:
+class CheckedGroups:
     """What has been checked of the groups of one open file."""
 
     addresses: set[int] = field(default_factory=set)
@@ -181,7 +188,7 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
         raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
     if not source.live and source.known_identity() != identity:
         raise FileChangedError(f"{source.name} changed while it was opened; open it again")
-    file._xref_checks = GroupChecks()
+    file._xref_checks = CheckedGroups()
     file._xref_identity = (
         identity if isinstance(source, LocalFile) and not source.live else None
     )
@@ -198,9 +205,11 @@ class _Handles:
 
     def __init__(self, source: FileSource, pid: int) -> None:
         self.pid = pid
-        self.hdf5: Kept[_OpenFile] = Kept(partial(_open_hdf5, source), FILES, source.name)
+        self.hdf5: Reopenable[_OpenFile] = Reopenable(
+            partial(_open_hdf5, source), FILES, source.name
+        )
         room = SERVED if source.remote else DESCRIPTORS
-        self.bytes: Kept[ByteHandle] = Kept(source.open_bytes, room, source.name)
+        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, room, source.name)
 
     def drop(self) -> None:
         self.hdf5.drop()

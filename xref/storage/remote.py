@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import HeldRanges, IntArray, Range, coalesce, ragged_ranges, split
+from xref.arrays import CachedRanges, IntArray, Range, coalesce, ragged_ranges, split
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
 from xref.storage.sources import (
@@ -238,7 +238,7 @@ class RemoteBytes:
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             held.read_into(o, view[a : a + n])
 
-    def fetch(self, offset: IntArray, nbytes: IntArray) -> ComingRanges:
+    def fetch(self, offset: IntArray, nbytes: IntArray) -> FetchingRanges:
         """Begin to read ranges of data, close ones with one request.
 
         Raises
@@ -255,7 +255,7 @@ class RemoteBytes:
                 missing.append(piece)
             else:
                 held.append((piece[0], data))
-        return ComingRanges(self, held, missing, self._reader.begin(missing))
+        return FetchingRanges(self, held, missing, self._reader.begin(missing))
 
     def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
         """Wait for ranges that were begun, at most so many seconds if HDF5 may wait too."""
@@ -284,7 +284,7 @@ class RemoteBytes:
         base = first * BLOCK_NBYTES
         return b"".join(found[k] for k in numbers)[start - base : stop - base]
 
-    def _take_blocks(self, numbers: Sequence[int], ahead: int = 0) -> HeldRanges:
+    def _take_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
         """Return blocks, in ascending order; read those that are not kept, and some more.
 
         Parameters
@@ -307,14 +307,14 @@ class RemoteBytes:
             nbytes = np.minimum(start + BLOCK_NBYTES, self.version.nbytes) - start
             ranges = split(coalesce(start, nbytes, get_option("remote_gap")), REQUEST_NBYTES)
             data = self.wait(self._reader.begin(ranges), _patience(len(ranges)))
-            came = HeldRanges([a for a, _ in ranges], data)
+            came = CachedRanges([a for a, _ in ranges], data)
             for k, a, n in zip(missing, start.tolist(), nbytes.tolist(), strict=True):
                 block = bytearray(n)
                 came.read_into(a, memoryview(block))
                 found[k] = bytes(block)
             self._keep({k: found[k] for k in missing})
         held = sorted(found)
-        return HeldRanges([BLOCK_NBYTES * k for k in held], [found[k] for k in held])
+        return CachedRanges([BLOCK_NBYTES * k for k in held], [found[k] for k in held])
 
     def _take_head(self) -> None:
         """Keep the blocks of the file's head, once it is there."""
@@ -365,19 +365,19 @@ def _patience(n_requests: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ComingRanges:
-    """Ranges of data that are being read, and those that were there (a `Coming`)."""
+class FetchingRanges:
+    """Ranges of data that are being read, and those that were there (a `PendingRanges`)."""
 
     of: RemoteBytes
     held: list[tuple[int, bytes]]
     missing: list[Range]
     begun: Future[list[bytes]]
 
-    def result(self) -> HeldRanges:
+    def result(self) -> CachedRanges:
         """Wait for them."""
         came = zip((start for start, _ in self.missing), self.of.wait(self.begun), strict=True)
         parts = sorted([*self.held, *came])
-        return HeldRanges([start for start, _ in parts], [data for _, data in parts])
+        return CachedRanges([start for start, _ in parts], [data for _, data in parts])
 
     def cancel(self) -> None:
         """Give them up."""

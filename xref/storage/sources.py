@@ -179,7 +179,7 @@ class LocalFile(FileSource):
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
+class _BytesHandle:
     of: Identity
     content: bytes = field(repr=False)
 
@@ -215,13 +215,13 @@ class MemoryFile(FileSource):
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
-        return _Image(self.identity(), self.content)
+        return _BytesHandle(self.identity(), self.content)
 
 
 # --- file objects ------------------------------------------------------------------
 
 
-class Cursor(io.RawIOBase):
+class SeekableView(io.RawIOBase):
     """A position of its own in what is read by position."""
 
     def __init__(self, file: ByteHandle) -> None:
@@ -265,8 +265,8 @@ class Cursor(io.RawIOBase):
         return done
 
 
-_CURSOR = f"<{__name__}.{Cursor.__qualname__} object".encode()
-"""What h5py calls the files that it reads through a `Cursor`."""
+_CURSOR = f"<{__name__}.{SeekableView.__qualname__} object".encode()
+"""What h5py calls the files that it reads through a `SeekableView`."""
 
 
 def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
@@ -275,7 +275,7 @@ def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
     Errors let go of h5py's properties of the file, which must not live until Python ends.
     """
     try:
-        return h5py.File(Cursor(file), "r", **dict(options))
+        return h5py.File(SeekableView(file), "r", **dict(options))
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -383,7 +383,7 @@ class OpenFile(FileSource):
             return _Descriptor(self._descriptor())
         # An image leaves the user block out.
         block = bytes(self.file.userblock_size)
-        return _Image(self.identity(), block + self.file.id.get_file_image())
+        return _BytesHandle(self.identity(), block + self.file.id.get_file_image())
 
     def _descriptor(self) -> int:
         """Open the file anew: a duplicate would keep the lock of its owner.

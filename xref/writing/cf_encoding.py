@@ -30,7 +30,7 @@ BLOCK_NBYTES = 16 << 20
 
 
 @dataclass(slots=True)
-class Encoded:
+class EncodedDataset:
     """The variables of one group, ready to be written.
 
     Attributes
@@ -62,7 +62,7 @@ class Encoded:
 
 def encode_dataset(
     dataset: xr.Dataset, encodings: Mapping[Hashable, Mapping[str, Any]]
-) -> Encoded:
+) -> EncodedDataset:
     """Encode the variables of a Dataset.
 
     Raises
@@ -100,7 +100,7 @@ def encode_dataset(
         new.encoding = {**kept.encoding, **new.encoding}
         found[str(name)] = new
     unlimited = {str(d) for d in dataset.encoding.get("unlimited_dims", ())}
-    return Encoded(
+    return EncodedDataset(
         variables=found,
         attributes=dict(attributes),
         sizes={str(k): v for k, v in dataset.sizes.items()}
@@ -111,10 +111,10 @@ def encode_dataset(
     )
 
 
-def encode_stored(name: str, variable: xr.Variable) -> Encoded:
+def encode_stored(name: str, variable: xr.Variable) -> EncodedDataset:
     """Encode a variable whose values are as they are stored, along no dimensions."""
     prepared: dict[Hashable, xr.Variable] = {name: _prepare(variable, None)}
-    return Encoded(
+    return EncodedDataset(
         variables={name: prepared[name]},
         attributes={},
         sizes={},

@@ -31,7 +31,7 @@ from xref.references import ReferenceArray
 from xref.writing.checked_file import CheckedFile
 from xref.writing.datasets import write_elements
 from xref.writing.drafts import Draft
-from xref.writing.memory_layout import Form, Memory, Plain, RawBytes
+from xref.writing.memory_layout import ElementEncoder, Form, Plain, RawBytes
 from xref.writing.uninterrupted import uninterrupted
 
 DEFLATE = 1
@@ -110,7 +110,7 @@ class BlockTarget:
 
     def _write_elements(self, box: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
         """Let HDF5 write a block."""
-        memory = Memory(no_references)
+        memory = ElementEncoder(no_references)
         with open_to_write(self.draft) as file:
             write_elements(self._dataset(file), self.form, memory, values, box)
 

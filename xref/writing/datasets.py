@@ -24,8 +24,8 @@ from h5py import h5a, h5d, h5o, h5s, h5t
 
 from xref.arrays import IntArray
 from xref.hdf5 import encode_regions
-from xref.selections import Kind, RegionTable
-from xref.writing.memory_layout import Form, Memory, RawBytes
+from xref.selections import SelectionKind, SelectionTable
+from xref.writing.memory_layout import ElementEncoder, Form, RawBytes
 
 REGIONS_AT_ONCE = 1 << 17
 """Region references whose heap data are in memory at once, some 10 MB of boxes."""
@@ -60,7 +60,7 @@ def region_bytes(
     file: h5py.File,
     stored: ReadBack,
     address: npt.NDArray[np.uint64],
-    regions: RegionTable,
+    regions: SelectionTable,
 ) -> RawBytes:
     """Put region references into a file's heap; return what stands for them, ``(n, 12)``.
 
@@ -76,7 +76,7 @@ def region_bytes(
         n rows.
     """
     out = np.zeros((len(address), _REGION_NBYTES), dtype=np.uint8)
-    live = np.flatnonzero((address != 0) & (regions.kind != Kind.NULL))
+    live = np.flatnonzero((address != 0) & (regions.kind != SelectionKind.NULL))
     for begin in range(0, len(live), REGIONS_AT_ONCE):
         rows = live[begin : begin + REGIONS_AT_ONCE]
         part = regions if len(rows) == len(regions) else regions.take(rows)
@@ -154,7 +154,7 @@ def create_dataset(
 def write_elements(
     dataset: h5py.Dataset,
     form: Form,
-    memory: Memory,
+    memory: ElementEncoder,
     values: Any,
     box: tuple[slice, ...] | None = None,
     check: Callable[[], None] | None = None,
@@ -170,7 +170,7 @@ def write_raw(
     box: tuple[slice, ...] | None = None,
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write elements that a `Memory` has made, and still holds.
+    """Write elements that a `ElementEncoder` has made, and still holds.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def _part_shape(raw: npt.NDArray[np.void], chunks: tuple[int, ...] | None) -> tu
 
 
 def write_attribute(
-    item: h5py.HLObject, name: str, form: Form, memory: Memory, values: Any
+    item: h5py.HLObject, name: str, form: Form, memory: ElementEncoder, values: Any
 ) -> None:
     """Write an attribute in the form it has in memory; one of that name is replaced."""
     replace_attribute(item, name, form, memory.encode(form, values))
@@ -223,7 +223,7 @@ def write_attribute(
 def replace_attribute(
     item: h5py.HLObject, name: str, form: Form, raw: npt.NDArray[np.void]
 ) -> None:
-    """Write an attribute that a `Memory` has made; one of that name is replaced."""
+    """Write an attribute that a `ElementEncoder` has made; one of that name is replaced."""
     _replace_attribute(item, name, form.type_id(), raw)
 
 

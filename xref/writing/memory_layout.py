@@ -6,7 +6,7 @@ compounds and arrays of them. Out: the HDF5 type, and the bytes of the elements.
 h5py makes one Python object after the other into such bytes, and none of sequences of
 region references. Here each member of a compound and each level of nesting is one array:
 texts lie in one buffer, the values of all sequences in another. The bytes are good as
-long as the `Memory` that made them lives.
+long as the `ElementEncoder` that made them lives.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ ReferenceBytes: TypeAlias = Callable[[ReferenceArray, str], RawBytes]
 """Gives the bytes of references, ``(n, 8)``, or of a kind "region" ``(n, 12)``."""
 
 
-class Memory:
+class ElementEncoder:
     """Makes the bytes of elements, and keeps what they point at.
 
     Parameters

@@ -18,44 +18,44 @@ import xarray as xr
 from xref.engine import is_in_place, known_origin
 from xref.errors import DanglingReferenceError, FileChangedError, XrefError
 from xref.objects import (
-    PREPARED_AT_ONCE,
+    REFERENCE_BATCH,
+    cache_h5py_references,
     dataset_layout,
     object_kind,
     object_path,
-    prepare_references,
 )
 from xref.references import (
-    DistinctTargets,
     ObjectReference,
     ReferenceArray,
-    References,
+    ReferenceColumns,
+    TargetGroups,
     distinct_targets,
 )
-from xref.selections import Kind, RegionTable
+from xref.selections import SelectionKind, SelectionTable
 from xref.storage import FileLocation
 
 ON_MISSING = ("raise", "null", "copy")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Written:
+class WrittenObject:
     """An object of the new file."""
 
     path: str
     address: int
     shape: tuple[int, ...] | None  # None for what is no dataset
-    made_from: Ident | None = None
+    made_from: ObjectId | None = None
     """Which object of which file it was made from, if that is known."""
     look: Callable[[], xr.DataArray] | None = None
     """Gives what was written, to see if it has all elements of what it was made from."""
 
 
-Ident = tuple[Any, int]
+ObjectId = tuple[Any, int]
 """A file's key and an address in it."""
 
 
 @dataclass(slots=True)
-class Targets:
+class ReferenceTranslator:
     """Where the objects of other files are in the new one.
 
     Attributes
@@ -74,12 +74,12 @@ class Targets:
 
     on_missing: str
     own_file: Any = None
-    by_identity: dict[Ident, list[Written]] = field(default_factory=dict)
-    by_path: dict[str, Written] = field(default_factory=dict)
-    copy: Callable[[FileLocation, int, str], Written | None] = lambda *_: None
+    by_identity: dict[ObjectId, list[WrittenObject]] = field(default_factory=dict)
+    by_path: dict[str, WrittenObject] = field(default_factory=dict)
+    copy: Callable[[FileLocation, int, str], WrittenObject | None] = lambda *_: None
     _files_of_paths: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, written: Written) -> None:
+    def add(self, written: WrittenObject) -> None:
         """Enter an object that was written."""
         if written.made_from is not None:
             self.by_identity.setdefault(written.made_from, []).append(written)
@@ -102,7 +102,7 @@ class Targets:
             )
         return True
 
-    def find(self, location: FileLocation, address: int) -> Written | None:
+    def find(self, location: FileLocation, address: int) -> WrittenObject | None:
         """Return where an object of another file is, None where it is not.
 
         Of several that were made from it, the one of its path comes first, then one that
@@ -127,7 +127,7 @@ class Targets:
 
     def remake(
         self, references: ReferenceArray, describe: Callable[[int], str]
-    ) -> tuple[npt.NDArray[np.uint64], RegionTable]:
+    ) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
         """Return address and region of each reference in the new file, in C order.
 
         Parameters
@@ -146,8 +146,8 @@ class Targets:
         regions = columns.region_table()
         found = distinct_targets(columns)
         for k in range(len(found.address)):
-            if k % PREPARED_AT_ONCE == 0:
-                self._prepare(columns, found, slice(k, k + PREPARED_AT_ONCE))
+            if k % REFERENCE_BATCH == 0:
+                self._prepare(columns, found, slice(k, k + REFERENCE_BATCH))
             rows = found.rows_of(k)
             location = columns.files[int(found.file[k])]
             old = int(found.address[k])
@@ -160,7 +160,7 @@ class Targets:
         self._refuse_attributes(columns, address, describe)
         return address, regions
 
-    def _prepare(self, columns: References, found: DistinctTargets, part: slice) -> None:
+    def _prepare(self, columns: ReferenceColumns, found: TargetGroups, part: slice) -> None:
         """Get ready to open targets that were not written, all at once."""
         if self.own_file is not None:
             return  # most targets are there
@@ -169,20 +169,20 @@ class Targets:
         missing = [
             address for file, address in pairs if (keys[file], address) not in self.by_identity
         ]
-        prepare_references(missing)
+        cache_h5py_references(missing)
 
     def _target(
         self,
         location: FileLocation,
         address: int,
         rows: npt.NDArray[np.intp],
-        regions: RegionTable,
+        regions: SelectionTable,
         describe: Callable[[int], str],
-    ) -> Written | None:
+    ) -> WrittenObject | None:
         found = self.find(location, address)
         problem = "which is not among what is written"
         if found is not None:
-            if found.shape is None or (regions.kind[rows] == Kind.OBJECT).all():
+            if found.shape is None or (regions.kind[rows] == SelectionKind.OBJECT).all():
                 return found
             problem = _cut_problem(location, address, found)
             if not problem:
@@ -203,7 +203,7 @@ class Targets:
 
     def _refuse_attributes(
         self,
-        columns: References,
+        columns: ReferenceColumns,
         address: npt.NDArray[np.uint64],
         describe: Callable[[int], str],
     ) -> None:
@@ -219,7 +219,7 @@ class Targets:
         address[rows] = 0
 
 
-def _cut_problem(location: FileLocation, address: int, found: Written) -> str:
+def _cut_problem(location: FileLocation, address: int, found: WrittenObject) -> str:
     """Say why regions of an object are not regions of what was made from it."""
     if found.shape is None:
         return ""

@@ -35,7 +35,7 @@ from xref.references import (
     opened_from,
 )
 from xref.storage import FileLocation, locate_file
-from xref.writing.cf_encoding import Encoded, align_blocks, encode_dataset, encode_stored
+from xref.writing.cf_encoding import EncodedDataset, align_blocks, encode_dataset, encode_stored
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget
 from xref.writing.datasets import (
@@ -58,9 +58,15 @@ from xref.writing.dimension_scales import (
     next_dimension,
 )
 from xref.writing.drafts import Draft
-from xref.writing.memory_layout import Form, Memory, RawBytes, find_form, holds_references
+from xref.writing.memory_layout import (
+    ElementEncoder,
+    Form,
+    RawBytes,
+    find_form,
+    holds_references,
+)
 from xref.writing.storage_options import check_stored, choose_storage
-from xref.writing.translate_references import Ident, Targets, Written
+from xref.writing.translate_references import ObjectId, ReferenceTranslator, WrittenObject
 
 NAME_CLASH = "_nc4_non_coord_"
 """Begins the name of a variable in the file that is named like a dimension, and lies along
@@ -103,7 +109,7 @@ class TreeWriter:
         self,
         file: h5py.File,
         stored: CheckedFile,
-        targets: Targets,
+        targets: ReferenceTranslator,
         draft: Draft,
         *,
         is_new: bool,
@@ -119,10 +125,10 @@ class TreeWriter:
         self._at_last: list[Callable[[], Callable[[], Any]]] = []
         self._scales: dict[str, dict[str, Scale]] = {}
         self._along: list[tuple[h5py.Dataset, int, list[str], Scales]] = []
-        self._copied: dict[Ident, Written] = {}
+        self._copied: dict[ObjectId, WrittenObject] = {}
         targets.copy = self._copy
 
-    def add(self, path: str, dataset: xr.Dataset, encoded: Encoded) -> None:
+    def add(self, path: str, dataset: xr.Dataset, encoded: EncodedDataset) -> None:
         """Write one group, and its variables.
 
         Parameters
@@ -135,7 +141,7 @@ class TreeWriter:
         """
         group = self._require_group(path)
         made_from = ident(opened_from(dataset.encoding))
-        self.targets.add(Written(path, address_of(group), None, made_from))
+        self.targets.add(WrittenObject(path, address_of(group), None, made_from))
         scales = self._add_dimensions(group, path, encoded)
         for name, variable in encoded.variables.items():
             look = functools.partial(dataset.__getitem__, name)
@@ -219,7 +225,7 @@ class TreeWriter:
             )
         return item
 
-    def _add_dimensions(self, group: h5py.Group, path: str, encoded: Encoded) -> Scales:
+    def _add_dimensions(self, group: h5py.Group, path: str, encoded: EncodedDataset) -> Scales:
         """Return the scale of each dimension; those without a variable are made here."""
         own = self._scales.setdefault(path, existing_scales(group))
         scales: Scales = {}
@@ -278,7 +284,7 @@ class TreeWriter:
         path: str,
         name: str,
         variable: xr.Variable,
-        encoded: Encoded,
+        encoded: EncodedDataset,
         scales: Scales,
         look: Callable[[], xr.DataArray] | None = None,
     ) -> None:
@@ -291,7 +297,7 @@ class TreeWriter:
         dataset = self._create(group, stored_name, variable, encoded, where, name)
         made_from = ident(opened_from(variable.encoding))
         known = None if made_from is None else look
-        written = Written(full, address_of(dataset), dataset.shape, made_from, known)
+        written = WrittenObject(full, address_of(dataset), dataset.shape, made_from, known)
         self.targets.add(written)
         existed = self._existed(written.address)
         if existed:
@@ -318,7 +324,7 @@ class TreeWriter:
         group: h5py.Group,
         name: str,
         variable: xr.Variable,
-        encoded: Encoded,
+        encoded: EncodedDataset,
         where: str,
         label: str,
     ) -> h5py.Dataset:
@@ -388,7 +394,9 @@ class TreeWriter:
         memory = self._memory()
         raw = memory.encode(form, data)
 
-        def write(memory: Memory = memory) -> None:  # which holds what the bytes point at
+        def write(
+            memory: ElementEncoder = memory,
+        ) -> None:  # which holds what the bytes point at
             write_raw(dataset, form, raw, check=self.stored.check)
 
         return write
@@ -439,7 +447,7 @@ class TreeWriter:
                 memory = self._memory()
                 raw = memory.encode(form, values)
 
-                def change(memory: Memory = memory) -> None:
+                def change(memory: ElementEncoder = memory) -> None:
                     replace_attribute(item, name, form, raw)
 
                 return change
@@ -453,9 +461,9 @@ class TreeWriter:
 
     # --- references --------------------------------------------------------------------
 
-    def _memory(self) -> Memory:
+    def _memory(self) -> ElementEncoder:
         """Return what makes bytes of values, and keeps them until they are written."""
-        return Memory(self._reference_bytes)
+        return ElementEncoder(self._reference_bytes)
 
     def _reference_bytes(self, references: ReferenceArray, kind: str) -> RawBytes:
         address, regions = self.targets.remake(references, references.describe)
@@ -463,7 +471,7 @@ class TreeWriter:
             return region_bytes(self.file, self.stored, address, regions)
         return address.astype("<u8").view(np.uint8).reshape(len(address), 8)
 
-    def _copy(self, location: FileLocation, address: int, kind: str) -> Written:
+    def _copy(self, location: FileLocation, address: int, kind: str) -> WrittenObject:
         """Write an object of another file here, once."""
         key = location.key, address
         if key in self._copied:
@@ -489,13 +497,15 @@ class TreeWriter:
             group = group[part]
         return group.get(name, getlink=True) is None
 
-    def _copy_to(self, path: str, location: FileLocation, address: int, kind: str) -> Written:
+    def _copy_to(
+        self, path: str, location: FileLocation, address: int, kind: str
+    ) -> WrittenObject:
         """Write an object of another file at a path; the members of a group come later."""
         reference = ObjectReference(location, address, NOT_DECODED)
         key = ident(reference)
         if kind == "group":
             group = self._require_group(path)
-            written = Written(path, address_of(group), None)
+            written = WrittenObject(path, address_of(group), None)
             dataset = reference.resolve()
             self.add(path, dataset, encode_dataset(dataset, {}))
             self._later.append(lambda: self._copy_members(path, location, address))
@@ -503,7 +513,7 @@ class TreeWriter:
             above, name = posixpath.split(path)
             parent = self._require_group(above)
             self._copy_object(open_object(location, address), parent, name)
-            written = Written(path, address_of(parent[name]), None)
+            written = WrittenObject(path, address_of(parent[name]), None)
         else:
             above, name = posixpath.split(path)
             parent = self._require_group(above)
@@ -515,7 +525,7 @@ class TreeWriter:
                 encoded = encode_stored(name, variable)  # its dimensions are not copied
                 self._add_variable(parent, above, name, encoded.variables[name], encoded, {})
             item = parent[name]
-            written = Written(path, address_of(item), item.shape)
+            written = WrittenObject(path, address_of(item), item.shape)
         if key is not None:
             self._copied[key] = written
         return written
@@ -554,7 +564,7 @@ def _is_plain(dataset: h5py.Dataset) -> bool:
     )
 
 
-def ident(reference: ObjectReference | None) -> Ident | None:
+def ident(reference: ObjectReference | None) -> ObjectId | None:
     """Return which object of which file is meant, None if none is."""
     if reference is None or reference.location is None:
         return None

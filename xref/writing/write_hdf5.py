@@ -34,7 +34,7 @@ from xref.writing.drafts import (
     first_failure,
     naming,
 )
-from xref.writing.translate_references import ON_MISSING, Targets
+from xref.writing.translate_references import ON_MISSING, ReferenceTranslator
 from xref.writing.tree import TreeWriter
 from xref.writing.uninterrupted import check_interrupt, interruptible, uninterrupted
 
@@ -117,7 +117,7 @@ def to_hdf5(
     filename = _local_file(path)
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
-    targets = Targets(on_missing)
+    targets = ReferenceTranslator(on_missing)
     write = _write_new if mode == "w" else _write_or_append
     return uninterrupted(write, nodes, encodings, targets, filename, compute)
 
@@ -125,7 +125,7 @@ def to_hdf5(
 def _write_or_append(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: Targets,
+    targets: ReferenceTranslator,
     filename: str,
     compute: bool,
 ) -> Any:
@@ -139,7 +139,7 @@ def _write_or_append(
 def _write_new(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: Targets,
+    targets: ReferenceTranslator,
     filename: str,
     compute: bool,
     *,
@@ -164,7 +164,7 @@ def _write_new(
 def _append(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: Targets,
+    targets: ReferenceTranslator,
     filename: str,
     compute: bool,
 ) -> Any:
@@ -189,7 +189,7 @@ def _append(
 def _write_structure(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: Targets,
+    targets: ReferenceTranslator,
     draft: NewDraft | AppendDraft,
     for_blocks: Draft,
 ) -> Blocks:

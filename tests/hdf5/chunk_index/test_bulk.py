@@ -24,7 +24,7 @@ from xref.hdf5.bulk_attributes import MAX_KINDS
 from xref.hdf5.bulk_datasets import CHUNKED
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
 from xref.objects.datasets import chunk_index
-from xref.objects.parsing import file_content, read_dataset_table
+from xref.objects.parsing import dataset_table, file_content
 from xref.storage.open_files import close_files, locate_file
 from xref.storage.read_counts import count_reads
 
@@ -110,7 +110,7 @@ def read(path: Path) -> tuple[Any, np.ndarray, ChunkColumns]:
         address = np.array(
             [h5py.h5o.get_info(file[r].id).addr for r in file["refs"][...]], dtype=np.uint64
         )
-    table = read_dataset_table(location, address)
+    table = dataset_table(location, address)
     rows = np.flatnonzero(table.known & (table.storage == CHUNKED))
     return location, address[rows], read_chunks(file_content(location), table.take(rows), LIMIT)
 
@@ -130,7 +130,7 @@ def check(path: Path) -> ChunkColumns:
 def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
     """All values, read many datasets at once or each alone; or the error."""
     monkeypatch.setattr(
-        xref.resolving.read_results, "FEW_TARGETS", sys.maxsize if one_by_one else 1
+        xref.resolving.read_results, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
     )
     try:
         with xr.open_dataset(path, engine="h5ref") as ds:
@@ -210,7 +210,7 @@ def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
     write(path, [spec_of((9,), (3 + 6 * (i % 2),)) for i in range(8)], libver)
     content = path.read_bytes()
     location, address, _ = read(path)
-    table = read_dataset_table(location, address)
+    table = dataset_table(location, address)
     rng = np.random.default_rng(4)
     n_errors = 0
     for k in range(45):
@@ -262,7 +262,7 @@ def test_elements_without_filters_are_exact_in_size(
     write(path, [spec_of((9,), (4,), filters={}) for _ in range(8)], "earliest")
     location, address, _ = read(path)
     content = bytearray(path.read_bytes())
-    at = int(read_dataset_table(location, address).offset[2]) + 24
+    at = int(dataset_table(location, address).offset[2]) + 24
     content[at : at + 4] = (15).to_bytes(4, "little")
     path.write_bytes(content)
     many = values_of(path, False, monkeypatch)
@@ -299,7 +299,7 @@ def test_chunks_of_many_sizes_are_of_one_kind(
     location, address, found = read(path)
     assert found.known.all()
     assert len(address) == len(rows)
-    assert (read_dataset_table(location, address).kind == 0).all()
+    assert (dataset_table(location, address).kind == 0).all()
     with h5py.File(path) as file:
         expected = np.concatenate([file[r][()] for r in file["refs"][...]])
     np.testing.assert_array_equal(values_of(path, False, monkeypatch), expected)

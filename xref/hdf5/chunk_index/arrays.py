@@ -27,7 +27,7 @@ from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
 from xref.hdf5.bulk_headers import ByteArray, integers, undefined
 from xref.hdf5.chunk_index.btrees import MASK_NBYTES, ListedChunks, joined, spans, with_address
-from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, Lot, NodeReader, columns_of
+from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
 from xref.hdf5.metadata_reader import integer
 
 _MAX_BITS = 62
@@ -199,7 +199,12 @@ class _Array:
         return found
 
     def _check_owners(
-        self, lot: Lot, address: IntArray, heads: IntArray, stated: IntArray, offset_nbytes: int
+        self,
+        lot: NodeBatch,
+        address: IntArray,
+        heads: IntArray,
+        stated: IntArray,
+        offset_nbytes: int,
     ) -> None:
         """Refuse data blocks of another array, or of another place in it."""
         if not len(heads):

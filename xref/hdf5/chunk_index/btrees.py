@@ -23,7 +23,7 @@ import numpy as np
 from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
 from xref.hdf5.bulk_headers import integers, undefined
-from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, Lot, NodeReader, columns_of
+from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
 from xref.hdf5.fractal_heap import child_pointer_sizes
 from xref.hdf5.metadata_reader import integer
 
@@ -189,7 +189,7 @@ def read_v1_tree(
 
 
 def _count_entries(
-    reader: NodeReader, lot: Lot, address: IntArray, level: int, room: int
+    reader: NodeReader, lot: NodeBatch, address: IntArray, level: int, room: int
 ) -> IntArray:
     """Return the entries of each node of a lot, all of which must have one level."""
     every = np.arange(len(lot.position))

@@ -33,7 +33,7 @@ from xref.hdf5.chunk_index.arrays import TOO_LONG, Grid, read_extensible_array, 
 from xref.hdf5.chunk_index.btrees import ListedChunks, joined, read_v1_tree, read_v2_tree
 from xref.hdf5.chunk_index.nodes import NodeReader
 from xref.hdf5.dataset_layout import DatasetLayout
-from xref.hdf5.metadata_reader import Source, integer
+from xref.hdf5.metadata_reader import MetadataReader, integer
 
 NO_FILTER = 2**32 - 1
 """The filter mask of a chunk that skipped all filters."""
@@ -72,7 +72,7 @@ class ChunkStorage:
     single_mask: int = 0
 
 
-def parse_chunk_storage(body: bytes, source: Source) -> ChunkStorage:
+def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
     """Decode a layout message of chunked storage.
 
     Raises
@@ -130,13 +130,13 @@ def parse_chunk_storage(body: bytes, source: Source) -> ChunkStorage:
     return found
 
 
-def _check_length(source: Source, body: bytes, nbytes: int) -> None:
+def _check_length(source: MetadataReader, body: bytes, nbytes: int) -> None:
     if len(body) < nbytes:
         source.fail(f"a layout message has {len(body)} of {nbytes} bytes")
 
 
 def _sizes(
-    source: Source, body: bytes, at: int, n: int, width: int
+    source: MetadataReader, body: bytes, at: int, n: int, width: int
 ) -> tuple[tuple[int, ...], int]:
     """Return the shape of chunks, and the bytes of an element, which stand behind it."""
     edges = range(at, at + (n + 1) * width, width)
@@ -212,7 +212,7 @@ def _largest_grid(layout: DatasetLayout, chunks: tuple[int, ...]) -> tuple[int |
     return tuple(None if n is None else -(-n // chunk) for n, chunk in pairs)
 
 
-def _check_unlimited(source: Source, grid: Grid, n: int) -> None:
+def _check_unlimited(source: MetadataReader, grid: Grid, n: int) -> None:
     """Refuse arrays of datasets with another number of axes without limit."""
     found = grid.shape.count(None)
     if found != n:
@@ -222,7 +222,7 @@ def _check_unlimited(source: Source, grid: Grid, n: int) -> None:
         )
 
 
-def _single(source: Source, storage: ChunkStorage, grid: Grid) -> ListedChunks:
+def _single(source: MetadataReader, storage: ChunkStorage, grid: Grid) -> ListedChunks:
     """Return the chunk of a dataset that has room for one."""
     if any(n != 1 for n in grid.shape):
         source.fail(f"a single chunk is all that a dataset of {grid.shape} chunks has")
@@ -235,7 +235,9 @@ def _single(source: Source, storage: ChunkStorage, grid: Grid) -> ListedChunks:
     )
 
 
-def _in_a_row(source: Source, address: int, layout: DatasetLayout, grid: Grid) -> ListedChunks:
+def _in_a_row(
+    source: MetadataReader, address: int, layout: DatasetLayout, grid: Grid
+) -> ListedChunks:
     """Return chunks that follow each other in the order of the largest grid."""
     _check_unlimited(source, grid, 0)
     every = math.prod(n or 0 for n in grid.shape)

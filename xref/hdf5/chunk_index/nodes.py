@@ -18,8 +18,8 @@ import numpy as np
 from xref.arrays import IntArray, RangeSource
 from xref.hdf5.bulk_headers import PADDING_NBYTES, ByteArray, integers
 from xref.hdf5.checksums import sum_blocks
-from xref.hdf5.fractal_heap import Budget
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, Source
+from xref.hdf5.fractal_heap import ReadBudget
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader
 
 LOT_NBYTES = 16 << 20
 """Bytes of nodes that are in memory at once, unless one node has more
@@ -30,7 +30,7 @@ CHECKSUM_NBYTES = 4
 _NATIVE = (1, 2, 4, 8)
 
 
-class Lot(NamedTuple):
+class NodeBatch(NamedTuple):
     """Some of the nodes asked for."""
 
     rows: slice  # which
@@ -56,15 +56,17 @@ class NodeReader:
         Names the structure in errors.
     """
 
-    def __init__(self, source: Source, file: RangeSource, base_address: int, what: str) -> None:
+    def __init__(
+        self, source: MetadataReader, file: RangeSource, base_address: int, what: str
+    ) -> None:
         self.source = source
         self._file = file
         self._base_address = base_address
         self._what = what
-        self._budget = Budget(source, what)
+        self._budget = ReadBudget(source, what)
         self._seen = np.zeros(0, dtype=np.int64)
 
-    def read(self, address: IntArray, nbytes: IntArray, what: str) -> Iterator[Lot]:
+    def read(self, address: IntArray, nbytes: IntArray, what: str) -> Iterator[NodeBatch]:
         """Read nodes and yield them in lots, in the order asked for.
 
         Parameters
@@ -109,7 +111,7 @@ class NodeReader:
 
     def _read_lot(
         self, rows: slice, address: IntArray, nbytes: IntArray, ends: IntArray
-    ) -> Lot:
+    ) -> NodeBatch:
         total = int(ends[-1])
         data = np.empty(total + PADDING_NBYTES, dtype=np.uint8)
         data[total:] = 0
@@ -117,10 +119,10 @@ class NodeReader:
         order = np.argsort(address, kind="stable")
         offset = self._base_address + address[order]
         self._file.read_ranges(offset, nbytes[order], data, position[order])
-        return Lot(rows, data, position, nbytes)
+        return NodeBatch(rows, data, position, nbytes)
 
     def check_begins(
-        self, lot: Lot, address: IntArray, some: IntArray, expected: bytes, what: str
+        self, lot: NodeBatch, address: IntArray, some: IntArray, expected: bytes, what: str
     ) -> None:
         """Refuse nodes of a lot that do not begin with a signature of up to seven bytes.
 
@@ -147,7 +149,7 @@ class NodeReader:
                 f"with {expected!r}"
             )
 
-    def check_sums(self, lot: Lot, address: IntArray, what: str) -> None:
+    def check_sums(self, lot: NodeBatch, address: IntArray, what: str) -> None:
         """Refuse nodes whose last four bytes are not the checksum of the others.
 
         Of nodes of more than `xref.hdf5.metadata_reader.MAX_CHECKED_NBYTES` it is not worked
