@@ -427,7 +427,7 @@ BOMBS = {
 @pytest.mark.parametrize(
     ("codecs", "name"),
     [("base packages", "deflate"), *(("imagecodecs", name) for name in BOMBS)],
-    why_not_direct=["codecs"],
+    indirect=["codecs"],
 )
 def test_a_bomb_stays_within_the_size_of_the_chunk(codecs: str, name: str) -> None:
     stored = bomb(name, 50_000_000)
