@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import normalize_token
 
 from xref.arrays import IntArray, dtype_token, exact_dtype, text_of
 from xref.hdf5 import element_dtype, item_dtype, items
@@ -387,6 +386,8 @@ class Decoders:
         return {k: v for k, v in vars(self).items() if k not in cached}
 
     def __dask_tokenize__(self) -> Any:
+        from dask.base import normalize_token
+
         # What this returns is not looked into again, only printed.
         kinds = [
             normalize_token((k.raw_dtype, dict(k.attributes), k.options, repr(k.missing)))

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import normalize_token
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
@@ -172,6 +171,8 @@ class LazyArray(BackendArray):
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
     def __dask_tokenize__(self) -> Any:
+        from dask.base import normalize_token
+
         # What this returns is not looked into again, only printed.
         return normalize_token((type(self).__name__, sorted(self.__getstate__().items())))
 

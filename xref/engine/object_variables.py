@@ -15,7 +15,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from xarray.backends import api
@@ -92,6 +91,8 @@ class ObjectVariable(xr.Variable):
         by_name = {d: kwargs.pop(str(d)) for d in self.dims if str(d) in kwargs}
         if by_name and isinstance(chunks, Mapping):
             chunks = {**chunks, **by_name}
+        import dask.array as da
+
         chunks = self._without_auto(chunks)
         data: Any = self._data
         if isinstance(data, da.Array):
@@ -111,7 +112,9 @@ class ObjectVariable(xr.Variable):
             sides = (chunks,) * self.ndim
         if not any(isinstance(side, str) for side in sides):
             return chunks
-        found = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
+        from dask.array.core import normalize_chunks
+
+        found = normalize_chunks(  # type: ignore[no-untyped-call]
             sides, self.shape, dtype=_sized(self.dtype), previous_chunks=self.chunks
         )
         by_dim: dict[Hashable, Any] = dict(zip(self.dims, found, strict=True))
