@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import references
 from xref.engine.decoding import FILL_ATTRIBUTES
 from xref.errors import UnreadableMemberWarning, XrefError
 from xref.objects import Object, RawAttributeReferences, RawAttributeValue, read_attributes
-from xref.references import DecodeOptions, ReferenceArray, decode_elements, decode_references
+from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
 HIDDEN_ATTRIBUTES = {
@@ -82,7 +83,7 @@ def _plain(
         array = attribute_references(value, location, where, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, RawAttributeValue):
-        value = decode_elements(value, location, where, options)[()]
+        value = references.decode_elements(value, location, where, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
     if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
@@ -112,8 +113,10 @@ def _decoded(value: bytes, where: str) -> str | bytes:
 
 def attribute_references(
     value: RawAttributeReferences, location: FileLocation, where: str, options: DecodeOptions
-) -> ReferenceArray:
+) -> references.ReferenceArray:
     """Decode the references of an attribute."""
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = decode_references(location, raw, value.kind, lambda _: where)
-    return ReferenceArray(value.shape, kind=value.kind, columns=columns, options=options)
+    columns = references.decode_references(location, raw, value.kind, lambda _: where)
+    return references.ReferenceArray(
+        value.shape, kind=value.kind, columns=columns, options=options
+    )

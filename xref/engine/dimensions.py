@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xref import references
 from xref.errors import (
     DanglingReferenceError,
     UnreadableMemberWarning,
@@ -43,7 +44,7 @@ from xref.objects import (
     scale_addresses,
     text,
 )
-from xref.references import DEFAULT_OPTIONS, ObjectReference, decode_elements
+from xref.references import DEFAULT_OPTIONS, ObjectReference
 from xref.storage import FileLocation, cached_by_location
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
@@ -445,15 +446,15 @@ def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
     """Yield address and axis of what a scale lists; nothing if it is no such list."""
     if isinstance(listed, RawAttributeValue):
         what = f"{location.filename}: REFERENCE_LIST"
-        listed = decode_elements(listed, location, what, DEFAULT_OPTIONS)
+        listed = references.decode_elements(listed, location, what, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None
     if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
         return
-    references, axes = listed[names[0]].ravel().tolist(), listed[names[1]].ravel().tolist()
-    if all(isinstance(r, ObjectReference) for r in references):
-        addresses = [r.address for r in references]
+    scales, axes = listed[names[0]].ravel().tolist(), listed[names[1]].ravel().tolist()
+    if all(isinstance(r, ObjectReference) for r in scales):
+        addresses = [r.address for r in scales]
     else:
-        addresses = reference_addresses(references, file_format(location).offset_size)
+        addresses = reference_addresses(scales, file_format(location).offset_size)
     yield from zip(addresses, axes, strict=True)
 
 

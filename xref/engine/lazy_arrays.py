@@ -22,21 +22,11 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from xref import reading, references, selections
 from xref.arrays import canvas_strides
 from xref.hdf5 import DatasetLayout, item_dtype, items
 from xref.objects import dataset_layout, type_and_fill
-from xref.reading import (
-    ReadPlan,
-    Segments,
-    interval_segments,
-    plan_chunk,
-    plan_outer,
-    plan_read,
-    read_plan,
-    regular_segments,
-)
-from xref.references import DecodeOptions, decode_values, tile_loader
-from xref.selections import merge_intervals
+from xref.references import DecodeOptions
 from xref.storage import FileLocation, check_unchanged
 
 _holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
@@ -121,20 +111,22 @@ def dask_sources(data: Any) -> dict[str, Any]:
     return found
 
 
-def _axis_segments(key: Axis, extent: int) -> tuple[Segments, Axis | None]:
+def _axis_segments(key: Axis, extent: int) -> tuple[reading.Segments, Axis | None]:
     """Return the elements of one axis in ascending order, and how to reorder them after."""
     if isinstance(key, slice):
         picked = range(extent)[key]
         forward = picked if picked.step > 0 else picked[::-1]
         after = None if picked.step > 0 else slice(None, None, -1)
-        return regular_segments(forward.start, forward.step, len(forward)), after
+        return reading.regular_segments(forward.start, forward.step, len(forward)), after
     wanted = np.atleast_1d(np.asarray(key))
     wanted = np.where(wanted < 0, wanted + extent, wanted)
     if ((wanted < 0) | (wanted >= extent)).any():
         raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
     ascending, back = np.unique(wanted, return_inverse=True)
-    low, high = merge_intervals(ascending, ascending + 1)
-    return interval_segments(low, high), None if np.array_equal(ascending, wanted) else back
+    low, high = selections.merge_intervals(ascending, ascending + 1)
+    return reading.interval_segments(low, high), None if np.array_equal(
+        ascending, wanted
+    ) else back
 
 
 class LazyArray(BackendArray):
@@ -249,24 +241,30 @@ class DatasetArray(LazyArray):
         datatype, stored = type_and_fill(self.location, self.address)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
         where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
-        fill = decode_values(self.location, datatype, raw, lambda _: where, self.options)
+        fill = references.decode_values(
+            self.location, datatype, raw, lambda _: where, self.options
+        )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.
             fill[:] = [text.decode("utf-8", "surrogateescape") for text in fill.tolist()]
         return fill
 
     @staticmethod
-    def _plan(axes: list[Segments], shape: tuple[int, ...], layout: DatasetLayout) -> ReadPlan:
+    def _plan(
+        axes: list[reading.Segments], shape: tuple[int, ...], layout: DatasetLayout
+    ) -> reading.ReadPlan:
         """Plan the outer product of elements along each axis."""
         # One segment without steps along each axis is a box.
         if layout.chunks and all(len(a.start) == 1 and a.step[0] == 1 for a in axes):
             start = [int(a.start[0]) for a in axes]
-            plan = plan_chunk(start, layout.shape, layout.chunks, shape)
+            plan = reading.plan_chunk(start, layout.shape, layout.chunks, shape)
             if plan is not None:
                 return plan
         strides = np.array(canvas_strides(shape), dtype=np.int64)
-        parts = plan_outer(axes, 0, strides)
-        return plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+        parts = reading.plan_outer(axes, 0, strides)
+        return reading.plan_read(
+            parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1)
+        )
 
     def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
@@ -277,8 +275,10 @@ class DatasetArray(LazyArray):
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if out.size:
             plan = self._plan([segments for segments, _ in axes], shape, layout)
-            loader = tile_loader(self.location, self.address, layout, options=self.options)
-            read_plan(plan, loader, out)
+            loader = references.tile_loader(
+                self.location, self.address, layout, options=self.options
+            )
+            reading.read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
         values = items(out.reshape(shape))

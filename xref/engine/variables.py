@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xref import hdf5, references
 from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
 from xref.engine.dimensions import (
     NAME_CLASH,
@@ -24,7 +25,7 @@ from xref.engine.dimensions import (
 )
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
-from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype, read_sequences
+from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
 from xref.objects import (
     LinkedObject,
     file_content,
@@ -35,13 +36,7 @@ from xref.objects import (
     read_layout,
     type_name,
 )
-from xref.references import (
-    DecodeOptions,
-    ObjectReference,
-    ReferenceArray,
-    SourceName,
-    StoredReferences,
-)
+from xref.references import DecodeOptions, ObjectReference, SourceName
 from xref.storage import FileLocation, without_open_file
 
 _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
@@ -252,7 +247,9 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if size > TEXT_ELEMENTS:
         return False
     slices = tuple((0, n, 1) for n in member.layout.shape)
-    place = StoredReferences(member.location, member.address, member.own_path, "", slices)
+    place = references.StoredReferences(
+        member.location, member.address, member.own_path, "", slices
+    )
     try:
         stored = place.read_raw()
     except UnsupportedError:
@@ -263,7 +260,7 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
         return False
     # HDF5 never ends to search some damaged heaps, so they are walked here first.
-    read_sequences(file_content(member.location), stored, 1, place.describe)
+    hdf5.read_sequences(file_content(member.location), stored, 1, place.describe)
     return True
 
 
@@ -291,7 +288,7 @@ def build_variable(
     kind = layout.reference_kind
     if kind:
         shape = layout.shape if shape is None else shape
-        stored = StoredReferences(
+        stored = references.StoredReferences(
             location,
             address,
             path,
@@ -299,7 +296,7 @@ def build_variable(
             tuple((0, n, 1) for n in shape),
             extent=layout.shape if shape != layout.shape else None,
         )
-        data = ReferenceArray(shape, kind=kind, stored=stored, options=options)
+        data = references.ReferenceArray(shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
     array = DatasetArray(location, address, layout, options, shape)

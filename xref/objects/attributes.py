@@ -17,18 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5, h5a, h5i, h5p, h5s
 
+from xref import hdf5
 from xref.errors import (
     CorruptFileError,
     DanglingReferenceError,
     FileReadError,
     XrefError,
-)
-from xref.hdf5 import (
-    Datatype,
-    read_raw_attributes,
-    read_sequences,
-    split_std_references,
-    std_itemsize,
 )
 from xref.objects.layouts import (
     reference_itemsize,
@@ -57,7 +51,7 @@ class RawAttributeReferences:
 class RawAttributeValue:
     """Elements of an attribute that hold references among other things, as stored."""
 
-    datatype: Datatype
+    datatype: hdf5.Datatype
     shape: tuple[int, ...]
     data: bytes
 
@@ -151,7 +145,7 @@ class _RawAttributes:
         where = f"{self._location.filename}: object at {self._address:#x}"
         if self._found is None:
             source = byte_source(self._location, where)
-            raw = read_raw_attributes(source, self._address, self._problems.__setitem__)
+            raw = hdf5.read_raw_attributes(source, self._address, self._problems.__setitem__)
             self._found = {
                 r.name: RawAttributeValue(r.datatype, (0,) if r.is_null else r.shape, r.data)
                 for r in raw
@@ -245,10 +239,12 @@ def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> 
 
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
     offset_size = file_format(location).offset_size
-    sequences = read_sequences(file_content(location), raw, std_itemsize(offset_size), describe)
+    sequences = hdf5.read_sequences(
+        file_content(location), raw, hdf5.std_itemsize(offset_size), describe
+    )
     some = sequences.length > 0
     last = sequences.elements[(sequences.begin + sequences.length)[some] - 1]
-    elements = split_std_references(last, offset_size=offset_size, describe=describe)
+    elements = hdf5.split_std_references(last, offset_size=offset_size, describe=describe)
     scales = np.zeros(ndim, dtype=np.uint64)
     scales[some] = elements.address
     result: list[int] = scales.tolist()

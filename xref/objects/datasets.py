@@ -16,27 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5i, h5s, h5t
 
+from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import (
     CorruptFileError,
     FileReadError,
     UnsupportedError,
     XrefError,
-)
-from xref.hdf5 import (
-    FIRST_NBYTES,
-    LAYOUT_MESSAGE,
-    UNDEFINED_ADDRESS,
-    ChunkIndex,
-    DatasetLayout,
-    Datatype,
-    MetadataReader,
-    NodeReader,
-    build_chunk_index,
-    indexed_storage_k,
-    parse_chunk_storage,
-    read_listed_chunks,
-    walk_messages,
 )
 from xref.objects.attributes import (
     SCALE_ATTRIBUTES,
@@ -75,7 +61,7 @@ class DatasetMetadata:
         when the dataset lists none.
     """
 
-    layout: DatasetLayout
+    layout: hdf5.DatasetLayout
     attributes: dict[str, Any]
     problems: dict[str, Exception]
     scales: tuple[int, ...]
@@ -95,13 +81,13 @@ def dataset_facts(location: FileLocation, address: int) -> DatasetMetadata:
     return DatasetMetadata(layout, attributes, problems, tuple(scales) if any(scales) else ())
 
 
-def dataset_layout(location: FileLocation, address: int) -> DatasetLayout:
+def dataset_layout(location: FileLocation, address: int) -> hdf5.DatasetLayout:
     """Return shape, type and storage of the dataset at an address."""
     return dataset_facts(location, address).layout
 
 
 @cached_by_location(maxsize=256)
-def type_and_fill(location: FileLocation, address: int) -> tuple[Datatype, bytes]:
+def type_and_fill(location: FileLocation, address: int) -> tuple[hdf5.Datatype, bytes]:
     """Return the type of a dataset and its fill value, as they are stored.
 
     The type tells how to decode the fill value. Where the dataset defines none, it is
@@ -140,7 +126,7 @@ def _chunk_offsets_skip_userblock() -> bool:
 
 
 @cached_by_location(maxsize=64)
-def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
+def chunk_index(location: FileLocation, address: int) -> hdf5.ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
     layout = dataset_layout(location, address)
     where = DatasetLabel(location, address)
@@ -148,7 +134,7 @@ def chunk_index(location: FileLocation, address: int) -> ChunkIndex:
     if columns is None:
         dataset = open_dataset(location, address)
         columns = _iterate_index(dataset, location, layout, where)
-    return build_chunk_index(
+    return hdf5.build_chunk_index(
         *columns, layout=layout, file_nbytes=location.identity[2], where=where
     )
 
@@ -170,15 +156,15 @@ _IndexColumns: TypeAlias = tuple[
 
 
 def _read_index(
-    location: FileLocation, address: int, layout: DatasetLayout, where: object
+    location: FileLocation, address: int, layout: hdf5.DatasetLayout, where: object
 ) -> _IndexColumns | None:
     """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
     base = file_format(location).base_address
     source = byte_source(location, where)
-    reader = NodeReader(source, FileBytes(location), base, "index of chunks")
+    reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
     try:
-        storage = parse_chunk_storage(_layout_message(source, address), source)
-        found = read_listed_chunks(reader, storage, layout, partial(_half_width, location))
+        storage = hdf5.parse_chunk_storage(_layout_message(source, address), source)
+        found = hdf5.read_listed_chunks(reader, storage, layout, partial(_half_width, location))
     except UnsupportedError:
         return None
     # Past the end of any file: refused if the chunk is within the extent.
@@ -188,10 +174,10 @@ def _read_index(
     return found.cell, offset.astype(np.uint64), nbytes, mask
 
 
-def _layout_message(source: MetadataReader, address: int) -> bytes:
+def _layout_message(source: hdf5.MetadataReader, address: int) -> bytes:
     """Return the layout message of the object header at an address."""
     first = source.take(
-        address, max(min(FIRST_NBYTES, source.file_nbytes - address), 1), "object header"
+        address, max(min(hdf5.FIRST_NBYTES, source.file_nbytes - address), 1), "object header"
     )
 
     def read(begin: int, nbytes: int) -> bytes:
@@ -199,8 +185,8 @@ def _layout_message(source: MetadataReader, address: int) -> bytes:
         return part if len(part) == nbytes else source.read(begin, nbytes)
 
     # HDF5 has checked the header when it opened the dataset.
-    for kind, _, body in walk_messages(replace(source, read=read), address, verify=False):
-        if kind == LAYOUT_MESSAGE:
+    for kind, _, body in hdf5.walk_messages(replace(source, read=read), address, verify=False):
+        if kind == hdf5.LAYOUT_MESSAGE:
             return body
     source.fail(f"no layout message is in the object header at {address:#x}")
 
@@ -208,11 +194,11 @@ def _layout_message(source: MetadataReader, address: int) -> bytes:
 @cached_by_location(maxsize=1024)
 def _half_width(location: FileLocation) -> int:
     """Return the file's "Indexed Storage Internal Node K"."""
-    return indexed_storage_k(byte_source(location, location.filename))
+    return hdf5.indexed_storage_k(byte_source(location, location.filename))
 
 
 def _iterate_index(
-    dataset: h5py.Dataset, location: FileLocation, layout: DatasetLayout, where: object
+    dataset: h5py.Dataset, location: FileLocation, layout: hdf5.DatasetLayout, where: object
 ) -> _IndexColumns:
     """Have HDF5 list the chunks of a dataset.
 
@@ -238,7 +224,7 @@ def _iterate_index(
     base = file_format(location).base_address
     shift = base if base and _chunk_offsets_skip_userblock() else 0
     addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
-    addresses[addresses != np.uint64(UNDEFINED_ADDRESS)] += np.uint64(shift)
+    addresses[addresses != np.uint64(hdf5.UNDEFINED_ADDRESS)] += np.uint64(shift)
     origin = np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim)
     cell = origin // np.array(layout.cell)
     if (cell * np.array(layout.cell) != origin).any():

@@ -16,33 +16,12 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z
 
+from xref import hdf5
 from xref.errors import (
     CorruptFileError,
     ExternalFileError,
     UnsupportedError,
     XrefError,
-)
-from xref.hdf5 import (
-    DATATYPE_MESSAGE,
-    FILL_MESSAGE,
-    FILTER_MESSAGE,
-    LAYOUT_MESSAGE,
-    OLD_FILL_MESSAGE,
-    SHUFFLE,
-    DatasetLayout,
-    Datatype,
-    Filter,
-    FilterPipeline,
-    check_extent,
-    compact_data,
-    decode_datatype,
-    element_dtype,
-    fill_data,
-    filter_options,
-    items,
-    read_messages,
-    std_itemsize,
-    value_dtype,
 )
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.paths import object_label
@@ -149,7 +128,9 @@ class DatasetLabel:
         return f"{self.location.filename}: {object_label(self.location, self.address)}"
 
 
-def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> DatasetLayout:
+def read_layout(
+    dataset: h5py.Dataset, location: FileLocation, address: int
+) -> hdf5.DatasetLayout:
     """Return shape, type and storage of an open dataset, whose address is known.
 
     Raises
@@ -179,14 +160,14 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
         dtype = facts.time
     elif facts.holds_references:
         elements = stored_type(location, address, where)
-        dtype = element_dtype(value_dtype(elements))
+        dtype = hdf5.element_dtype(hdf5.value_dtype(elements))
         stored_itemsize = elements.itemsize
     elif facts.dtype is not None:
-        dtype = element_dtype(facts.dtype)
+        dtype = hdf5.element_dtype(facts.dtype)
     else:
         raise UnsupportedError(f"{where} has a type that h5py does not read: {facts.problem}")
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
-    check_extent(shape, chunks, where)
+    hdf5.check_extent(shape, chunks, where)
     within = f"type {dtype}: references within elements"
     why_not_direct = facts.why_not_direct if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
@@ -231,7 +212,7 @@ def read_layout(dataset: h5py.Dataset, location: FileLocation, address: int) -> 
             )
         if stored < needed:
             raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
-    return DatasetLayout(
+    return hdf5.DatasetLayout(
         shape=shape,
         maxshape=_maxshape(space),
         dtype=dtype,
@@ -263,18 +244,18 @@ def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
         raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
 
 
-def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> Datatype:
+def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> hdf5.Datatype:
     """Return the type of a dataset from the bytes of its object header."""
     source = byte_source(location, str(where))
-    for message in read_messages(source, address, {DATATYPE_MESSAGE}):
-        return decode_datatype(message.body, str(where))
+    for message in hdf5.read_messages(source, address, {hdf5.DATATYPE_MESSAGE}):
+        return hdf5.decode_datatype(message.body, str(where))
     raise CorruptFileError(f"{where} has no datatype in its object header")
 
 
 def read_compact(location: FileLocation, address: int, where: str) -> bytes:
     """Return the data that a compact dataset keeps in its object header."""
     source = byte_source(location, where)
-    data = compact_data(read_messages(source, address, {LAYOUT_MESSAGE}), where)
+    data = hdf5.compact_data(hdf5.read_messages(source, address, {hdf5.LAYOUT_MESSAGE}), where)
     if data is None:
         raise CorruptFileError(f"{where} has no compact data in its object header")
     return data
@@ -314,24 +295,26 @@ def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
 def reference_itemsize(kind: str, offset_size: int) -> int:
     """Return the bytes of one stored reference."""
     if kind == "std":
-        return std_itemsize(offset_size)
+        return hdf5.std_itemsize(offset_size)
     return offset_size + (4 if kind == "region" else 0)
 
 
-def pipeline_of(properties: h5p.PropDCID) -> FilterPipeline:
+def pipeline_of(properties: h5p.PropDCID) -> hdf5.FilterPipeline:
     """Return the filters of a dataset."""
     n = properties.get_nfilters()
-    return FilterPipeline(filters=tuple(_filter(properties, i) for i in range(n)))
+    return hdf5.FilterPipeline(filters=tuple(_filter(properties, i) for i in range(n)))
 
 
-def used_filters(pipeline: FilterPipeline, elements: Datatype | None) -> FilterPipeline:
+def used_filters(
+    pipeline: hdf5.FilterPipeline, elements: hdf5.Datatype | None
+) -> hdf5.FilterPipeline:
     """Return the filters of a dataset that some chunk may have passed.
 
     HDF5 skips shuffle, without options, where elements are sequences; each chunk says so.
     """
-    skipped = (SHUFFLE, ()) if elements is not None else None
+    skipped = (hdf5.SHUFFLE, ()) if elements is not None else None
     used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
-    return FilterPipeline(filters=used)
+    return hdf5.FilterPipeline(filters=used)
 
 
 @lru_cache(maxsize=1)
@@ -343,22 +326,22 @@ def _tells_all_options() -> bool:
 
 
 def _stored_pipeline(
-    location: FileLocation, address: int, pipeline: FilterPipeline, where: DatasetLabel
-) -> FilterPipeline:
+    location: FileLocation, address: int, pipeline: hdf5.FilterPipeline, where: DatasetLabel
+) -> hdf5.FilterPipeline:
     """Return the filters of a dataset with the client values of its object header."""
     source = byte_source(location, str(where))
-    for message in read_messages(source, address, {FILTER_MESSAGE}):
-        stored = filter_options(message.body, str(where))
+    for message in hdf5.read_messages(source, address, {hdf5.FILTER_MESSAGE}):
+        stored = hdf5.filter_options(message.body, str(where))
         if [number for number, _ in stored] == [f.id for f in pipeline.filters]:
             pairs = zip(pipeline.filters, stored, strict=True)
             filters = tuple(replace(f, options=options) for f, (_, options) in pairs)
-            return FilterPipeline(filters=filters)
+            return hdf5.FilterPipeline(filters=filters)
     raise CorruptFileError(f"{where} has other filters in its object header than HDF5 tells")
 
 
-def _filter(properties: h5p.PropDCID, index: int) -> Filter:
+def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
     number, flags, options, name = properties.get_filter(index)
-    return Filter(
+    return hdf5.Filter(
         id=number, flags=flags, options=tuple(options), name=name.decode("utf-8", "replace")
     )
 
@@ -377,8 +360,8 @@ def stored_fill(
 ) -> bytes:
     """Return the fill value of a dataset from the bytes of its object header."""
     source = byte_source(location, str(where))
-    messages = read_messages(source, address, {FILL_MESSAGE, OLD_FILL_MESSAGE})
-    data = fill_data(messages, str(where)) or b""
+    messages = hdf5.read_messages(source, address, {hdf5.FILL_MESSAGE, hdf5.OLD_FILL_MESSAGE})
+    data = hdf5.fill_data(messages, str(where)) or b""
     if len(data) not in (0, itemsize):
         raise CorruptFileError(
             f"{where} has a fill value of {len(data)} bytes for elements of {itemsize}"
@@ -390,7 +373,7 @@ def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, None where h5py cannot tell."""
     value = np.zeros(1, dtype=dtype)
     if has_fill_value(properties):
-        if dtype.hasobject or items(value) is not value:
+        if dtype.hasobject or hdf5.items(value) is not value:
             return None
         try:
             properties.get_fill_value(value)

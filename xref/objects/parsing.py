@@ -9,18 +9,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from xref.hdf5 import (
-    DatasetTable,
-    FileContent,
-    FileFormat,
-    MetadataReader,
-    read_datasets,
-    unknown_datasets,
-)
+from xref import hdf5
 from xref.storage import FileBytes, FileLocation, UnreachableFile, cached_by_location, open_file
 
 
-def byte_source(location: FileLocation, where: object) -> MetadataReader:
+def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:
     """Return the file's bytes for the parsers of headers; ``where`` names the object."""
     form, file = file_format(location), FileBytes(location)
 
@@ -29,7 +22,7 @@ def byte_source(location: FileLocation, where: object) -> MetadataReader:
         file.read_into(form.base_address + address, memoryview(buffer))
         return bytes(buffer)
 
-    return MetadataReader(
+    return hdf5.MetadataReader(
         read,
         form.offset_size,
         form.length_size,
@@ -39,26 +32,26 @@ def byte_source(location: FileLocation, where: object) -> MetadataReader:
 
 
 @cached_by_location(maxsize=1024)
-def file_format(location: FileLocation) -> FileFormat:
+def file_format(location: FileLocation) -> hdf5.FileFormat:
     """Return sizes and base address of a file."""
     properties = open_file(location).id.get_create_plist()
     offset_size, length_size = properties.get_sizes()
-    return FileFormat(
+    return hdf5.FileFormat(
         offset_size, length_size, properties.get_userblock(), location.identity[2]
     )
 
 
-def file_content(location: FileLocation) -> FileContent:
+def file_content(location: FileLocation) -> hdf5.FileContent:
     """Return the file's bytes and sizes for the decoders of many objects."""
-    return FileContent(FileBytes(location), file_format(location), location.filename)
+    return hdf5.FileContent(FileBytes(location), file_format(location), location.filename)
 
 
-def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> DatasetTable:
+def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> hdf5.DatasetTable:
     """Read the headers of many objects of one file; see `read_datasets`.
 
     Nothing is known of a file that is open for writing, as HDF5 alone knows its content,
     nor of a file that cannot be opened.
     """
     if location.source.live or isinstance(location.source, UnreachableFile):
-        return unknown_datasets(len(address))
-    return read_datasets(file_content(location), address)
+        return hdf5.unknown_datasets(len(address))
+    return hdf5.read_datasets(file_content(location), address)

@@ -27,16 +27,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5 import (
-    LINK_KINDS,
-    Message,
-    MetadataReader,
-    is_group,
-    read_hard_links,
-    read_headers,
-    walk_messages,
-)
 from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
 from xref.objects.parsing import byte_source, file_format
 from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
@@ -81,7 +73,7 @@ class _Group:
     """A group whose links are not read yet."""
 
     address: int
-    messages: list[Message]  # of its object header, that tell of links
+    messages: list[hdf5.Message]  # of its object header, that tell of links
 
 
 @dataclass(slots=True)
@@ -322,7 +314,7 @@ def _find_groups(
     limit, counted = MAX_SHARING * form.file_nbytes - before, _Counted(location)
     for begin in range(0, len(addresses), BATCH):
         part = addresses[begin : begin + BATCH]
-        headers = read_headers(
+        headers = hdf5.read_headers(
             FileBytes(location),
             np.array(part, dtype=np.uint64).astype(np.int64),
             base_address=form.base_address,
@@ -330,11 +322,11 @@ def _find_groups(
             offset_size=form.offset_size,
             length_size=form.length_size,
         )
-        messages = defaultdict[int, list[Message]](list)
-        for row in np.flatnonzero(np.isin(headers.kind, LINK_KINDS)).tolist():
+        messages = defaultdict[int, list[hdf5.Message]](list)
+        for row in np.flatnonzero(np.isin(headers.kind, hdf5.LINK_KINDS)).tolist():
             at, nbytes = int(headers.position[row]), int(headers.nbytes[row])
             body = headers.data[at : at + nbytes].tobytes()
-            message = Message(int(headers.kind[row]), int(headers.flags[row]), body)
+            message = hdf5.Message(int(headers.kind[row]), int(headers.flags[row]), body)
             messages[int(headers.object[row])].append(message)
         # Headers in a form of their own, and damaged ones, are looked at one by one.
         for number in np.flatnonzero(headers.marked).tolist():
@@ -343,15 +335,15 @@ def _find_groups(
                 continue
             messages[number] = _link_messages(counted.source, part[number])
         found += [
-            _Group(part[k], messages[k]) for k in sorted(messages) if is_group(messages[k])
+            _Group(part[k], messages[k]) for k in sorted(messages) if hdf5.is_group(messages[k])
         ]
     return found, before + counted.nbytes
 
 
-def _link_messages(source: MetadataReader, address: int) -> list[Message]:
+def _link_messages(source: hdf5.MetadataReader, address: int) -> list[hdf5.Message]:
     """Return the messages of one object header that tell of links; none if it is damaged."""
     try:
-        return [m for m in walk_messages(source, address) if m.kind in LINK_KINDS]
+        return [m for m in hdf5.walk_messages(source, address) if m.kind in hdf5.LINK_KINDS]
     except CorruptFileError:
         return []
 
@@ -364,7 +356,7 @@ def _read_links(
         return [], before
     counted = _Counted(location)
     try:
-        links = read_hard_links(counted.source, group.messages, group.address)
+        links = hdf5.read_hard_links(counted.source, group.messages, group.address)
     except CorruptFileError:
         return [], before + counted.nbytes
     except UnsupportedError:  # heaps with filters, which HDF5 reads

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from xref import selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
 from xref.objects import (
     dataset_layout,
@@ -25,7 +26,6 @@ from xref.objects import (
     object_path,
     open_object,
 )
-from xref.selections import Selection, SelectionKind, SelectionTable, table_from_selections
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class RegionReference:
     """
 
     object: ObjectReference
-    selection: Selection | None
+    selection: selections.Selection | None
 
     def __bool__(self) -> bool:
         return self.selection is not None
@@ -280,11 +280,13 @@ class RegionReference:
         """What the target is: "dataset", "null", or "dangling"."""
         return self.object.kind if self else "null"
 
-    def _fitted(self) -> SelectionTable:
+    def _fitted(self) -> selections.SelectionTable:
         if self.location is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
         extent = dataset_layout(self.location, self.address).shape
-        return table_from_selections([self.selection]).fit(extent, lambda _: repr(self))
+        return selections.table_from_selections([self.selection]).fit(
+            extent, lambda _: repr(self)
+        )
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -295,12 +297,12 @@ class RegionReference:
         """
         if not self or self.selection is None:
             return None
-        table = table_from_selections([self.selection])
+        table = selections.table_from_selections([self.selection])
         start, stop = table.bounds()
-        if (stop < 0).any() or table.kind[0] == SelectionKind.ALL:
+        if (stop < 0).any() or table.kind[0] == selections.SelectionKind.ALL:
             table = self._fitted()
             start, stop = table.bounds()
-        if table.kind[0] == SelectionKind.NONE:
+        if table.kind[0] == selections.SelectionKind.NONE:
             return None
         return tuple(start[0].tolist()), tuple(stop[0].tolist())
 
@@ -445,8 +447,8 @@ def attribute_kind(location: FileLocation, address: int, name: str) -> str:
     return "attribute" if found else "dangling"
 
 
-def _describe_selection(selection: Selection) -> str:
-    start, stop = table_from_selections([selection]).bounds()
+def _describe_selection(selection: selections.Selection) -> str:
+    start, stop = selections.table_from_selections([selection]).bounds()
     if selection.kind in ("all", "none"):
         return f"[{selection.kind}]"
     sides = [
