@@ -29,7 +29,7 @@ from xref.errors import FileChangedError, FileReadError
 from xref.storage.open_files import close_files
 from xref.storage.read_counts import ReadCounts
 from xref.storage.remote import BLOCK_NBYTES, HEAD_NBYTES, _opened
-from xref.storage.transport import SPARED_MOST
+from xref.storage.spared_garbage import SPARED_MOST
 
 pytest.importorskip("aiohttp")
 

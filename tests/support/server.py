@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from xref.storage.transport import enter_transport
+from xref.storage.spared_garbage import enter_transport
 
 MOST_REQUESTS = 50_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,12 @@ from xref.storage.open_files import (
     hold_handles,
     is_same_version,
 )
-from xref.storage.remote import FetchingRanges, RemoteBytes
 from xref.storage.sources import (
     ByteHandle,
 )
+
+if TYPE_CHECKING:
+    from xref.storage.remote import FetchingRanges, RemoteBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,8 @@ class FileBytes:
         """Read many ranges, each to its place ``at`` in ``buffer``; see `read_into`."""
 
         def read(held: ByteHandle) -> None:
-            if isinstance(held, RemoteBytes):
-                held.read_ranges(offset, nbytes, buffer, at)
+            if self.remote:
+                cast("RemoteBytes", held).read_ranges(offset, nbytes, buffer, at)
                 return
             view = buffer.data
             for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
@@ -96,9 +99,9 @@ class FileBytes:
         found: list[FetchingRanges] = []
 
         def begin(held: ByteHandle) -> None:
-            if not isinstance(held, RemoteBytes):
+            if not self.remote:
                 raise TypeError(f"{self.location.filename} is read without requests")
-            found.append(held.fetch(offset, nbytes))
+            found.append(cast("RemoteBytes", held).fetch(offset, nbytes))
 
         self._of_one_version(begin)
         return found[-1]
@@ -124,10 +127,10 @@ def raise_transport_errors(location: FileLocation) -> Iterator[None]:
 
     A member that cannot be read is left out of a dataset: not because a network failed.
     """
-    held = hold_handles(location).bytes.get() if location.source.remote else None
-    if not isinstance(held, RemoteBytes):
+    if not location.source.remote:
         yield
         return
+    held = cast("RemoteBytes", hold_handles(location).bytes.get())
     held.take_problem()
     try:
         yield

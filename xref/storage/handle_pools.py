@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from xarray import get_options
 
 from xref.errors import FileReadError
-from xref.storage.transport import collect_spared, is_transport_thread
+from xref.storage.spared_garbage import collect_spared, is_transport_thread
 
 T = TypeVar("T")
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import h5py
 
-from xref.storage.fsspec_cache import PART_COPY, WHOLE_COPY, KeptCopy
-from xref.storage.remote import RemoteFile
 from xref.storage.sources import (
     FileObject,
     FileSource,
@@ -67,6 +65,9 @@ h5py.File or h5py.Group
         _check_signature(source)
         return source, "/"
     if isinstance(file, str) and URL.match(file):
+        from xref.storage.fsspec_cache import PART_COPY, WHOLE_COPY, KeptCopy
+        from xref.storage.remote import RemoteFile
+
         storage = as_options(storage_options)
         if WHOLE_COPY.match(file):
             return KeptCopy(file, storage, options), "/"

@@ -24,7 +24,6 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.storage.fsspec_cache import forget_copies
 from xref.storage.handle_pools import (
     DESCRIPTORS,
     EXHAUSTED,
@@ -34,7 +33,6 @@ from xref.storage.handle_pools import (
     drop_all,
 )
 from xref.storage.location import FileLocation
-from xref.storage.remote import forget_remote_files
 from xref.storage.sources import (
     ByteHandle,
     FileSource,
@@ -276,6 +274,9 @@ def close_file(location: FileLocation) -> None:
 
 def close_files() -> None:
     """Close all handles of this process; a later read opens its file again."""
+    from xref.storage.fsspec_cache import forget_copies
+    from xref.storage.remote import forget_remote_files
+
     drop_all()
     forget_remote_files()
     forget_copies()

@@ -18,12 +18,10 @@ server answers one of them in time.
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import re
 import threading
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -34,6 +32,7 @@ from xref.arrays import Range
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
 from xref.storage.read_counts import count
+from xref.storage.spared_garbage import enter_transport
 
 T = TypeVar("T")
 
@@ -96,57 +95,6 @@ def read_version(url: str, info: Mapping[str, Any]) -> Version:
         )
     key = next((k for k in VERSION_KEYS if info.get(k) not in (None, "")), "")
     return Version(int(info["size"]), key, str(info[key]) if key else "")
-
-
-class _Thread(threading.local):
-    carries = False
-
-
-_this_thread = _Thread()
-
-
-def is_transport_thread() -> bool:
-    """Tell whether this thread carries requests, for which others may wait.
-
-    Who waits may hold HDF5's lock: nothing that needs it may be let go of here.
-    """
-    return _this_thread.carries
-
-
-def enter_transport() -> None:
-    """Note that this thread carries requests, or answers them."""
-    _this_thread.carries = True
-    if _spare_garbage not in gc.callbacks:
-        gc.callbacks.append(_spare_garbage)
-
-
-def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
-    """Let a collection of garbage that begins on a thread of requests find none.
-
-    Objects of h5py among it would wait for HDF5's lock. All objects count as old
-    afterwards, which Python looks through seldom: `collect_spared` makes up for it. What
-    was frozen before is not afterwards.
-    """
-    if is_transport_thread():
-        if phase == "start":
-            gc.freeze()
-        else:
-            gc.unfreeze()
-            _spared.append(info["generation"])
-
-
-_spared: deque[int] = deque()
-"""An entry for each collection that found nothing because of its thread."""
-
-SPARED_MOST = 32
-"""Collections of young objects, of some 700 each, that are left out at most."""
-
-
-def collect_spared() -> None:
-    """Collect the garbage that was spared, where it is much; on any other thread."""
-    if len(_spared) >= SPARED_MOST and not is_transport_thread():
-        _spared.clear()
-        gc.collect()
 
 
 class _Answer(FileReadError):
