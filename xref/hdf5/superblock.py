@@ -6,8 +6,10 @@ In: nothing; `xref.objects.parsing` makes these values of an open file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from xref.arrays import RangeSource
+if TYPE_CHECKING:
+    from xref.arrays import RangeSource
 
 
 @dataclass(frozen=True, slots=True)

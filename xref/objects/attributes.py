@@ -185,7 +185,7 @@ def _attribute_value(
         is_text = string is not None and string.length == 1
         return b"" if is_text else np.empty(0, dtype=attribute.dtype)
     if string is not None and string.length is not None and string.length > 1:
-        texts = np.char.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
+        texts = np.strings.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
         # Other readers of netCDF-4 give such text as one list, whatever its shape.
         return texts.astype(object).reshape(-1) if texts.ndim else str(texts[()])
     return value

@@ -139,7 +139,7 @@ class _Decode:
         if padding == "null-terminated":
             packed = np.where(np.logical_and.accumulate(packed != 0, axis=1), packed, 0)
         text = packed.astype(np.uint8).view(f"S{raw.shape[1]}").reshape(len(raw))
-        return np.char.rstrip(text, b" ").astype(text.dtype) if "space" in padding else text
+        return np.strings.rstrip(text, b" ").astype(text.dtype) if "space" in padding else text
 
     def texts(self, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         """Decode text of variable length: bytes, as h5py gives it within other types."""

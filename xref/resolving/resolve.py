@@ -201,7 +201,7 @@ def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
         return np.empty(0)
     values = np.asarray(text(value) if isinstance(value, bytes) else value)
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "surrogateescape") if values.size else values
+        return np.strings.decode(values, "utf-8", "surrogateescape") if values.size else values
     if values.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in values.flat):
         decoded = np.empty(values.size, dtype=object)
         decoded[:] = [text(v) for v in values.flat]
