@@ -1,154 +1,29 @@
-"""Each module imports only from the rows above it, and only its own outside packages.
+"""The architecture holds: rooms, what each may import, and the limits of their size.
 
-The sources are parsed, never imported, so an import hidden in a function or
-under ``TYPE_CHECKING`` counts too.
+The sources are parsed, never imported, so an import hidden in a function or under
+``TYPE_CHECKING`` counts too. ``python tests/support/architecture.py`` prints the figures.
 """
 
 from __future__ import annotations
 
-import ast
 import re
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
+import architecture
+import h5py
 import pytest
+from architecture import PACKAGE, ROOMS, Module
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGE = REPOSITORY / "xref"
-
-# From the bottom of the package to its top: the outside packages that each
-# module may import. An entry covers what lies below it: "numpy" also allows
-# numpy.typing, "xarray.get_options" that name alone.
-LAYERS: dict[str, tuple[str, ...]] = {
-    "errors": (),
-    "options": (),
-    "counts": (),
-    "columns": ("numpy",),
-    "ranges": ("numpy",),
-    "selection": ("numpy",),
-    "regions": ("numpy",),
-    "projection": ("numpy",),
-    "conversion": ("numpy",),
-    "heap": ("numpy",),
-    "structures": (),
-    "dense": (),
-    "headers": (),
-    "datatypes": ("numpy",),
-    "attributes": (),
-    "groups": ("numpy",),
-    "links": (),
-    "encoding": ("numpy",),
-    "serialized": ("numpy",),
-    "boxes": ("numpy",),
-    "stdrefs": ("numpy",),
-    "bitpacking": ("numpy",),
-    "filters": ("numpy",),
-    "layout": ("numpy",),
-    "parts": ("numpy",),
-    "plan": ("numpy",),
-    "copies": ("numpy",),
-    "shares": ("numpy",),
-    "mappings": ("numpy",),
-    "readers": ("numpy",),
-    "sources": ("h5py",),
-    "keptcopy": ("h5py",),
-    "transport": (),
-    "remote": ("h5py", "numpy", "xarray.backends.h5netcdf_"),
-    "inputs": ("h5py",),
-    "handles": ("xarray.get_options",),
-    "h5file": ("h5py", "numpy"),
-    "scattered": ("numpy",),
-    "manyheaders": ("numpy",),
-    "checksums": ("numpy",),
-    "nodes": ("numpy",),
-    "chunktrees": ("numpy",),
-    "chunkarrays": ("numpy",),
-    "heapread": ("numpy",),
-    "manyattributes": ("numpy",),
-    "manydatasets": ("numpy",),
-    "chunkindex": ("numpy",),
-    "manychunks": ("numpy",),
-    "chunkreads": ("numpy",),
-    "h5objects": ("h5py", "numpy"),
-    "names": ("numpy",),
-    "h5layout": ("h5py", "numpy"),
-    "h5attributes": ("h5py", "numpy"),
-    "h5data": ("h5py", "numpy"),
-    "chunkchecks": ("numpy",),
-    "h5virtual": ("h5py", "numpy"),
-    "virtual": ("numpy",),
-    "elements": ("xarray",),
-    "decode": ("numpy",),
-    "references": ("numpy",),
-    "array_functions": ("numpy",),
-    "h5memory": ("h5py", "numpy"),
-    "uninterrupted": (),
-    "checkedfile": (),
-    "drafts": (),
-    "h5write": ("h5py", "numpy"),
-    "h5scales": ("h5py", "numpy"),
-    "h5storage": ("h5py", "numpy"),
-    "h5blocks": ("h5py", "numpy"),
-    "values": ("numpy",),
-    "loaders": ("numpy",),
-    "decoding": ("dask.base.normalize_token", "numpy", "xarray"),
-    "small": ("numpy",),
-    "gather": ("numpy",),
-    "lazy": (
-        "dask.base.normalize_token",
-        "numpy",
-        "xarray",
-        "xarray.backends.BackendArray",
-        "xarray.core.indexing",
-    ),
-    "positions": ("numpy", "xarray"),
-    "origins": ("numpy", "xarray"),
-    "results": ("numpy",),
-    "exchange": ("numpy",),
-    "attribute_values": ("numpy",),
-    "dimensions": ("numpy",),
-    "targets": (),
-    "object_variables": (
-        "dask.array",
-        "numpy",
-        "xarray",
-        "xarray.backends",
-        "xarray.namedarray.core",
-    ),
-    "variables": ("numpy", "xarray"),
-    "create": ("numpy", "xarray"),
-    "remake": ("numpy", "xarray"),
-    "plain": ("numpy", "xarray"),
-    "cfencode": ("numpy", "xarray"),
-    "h5tree": ("h5py", "numpy", "xarray"),
-    "writing": ("dask", "xarray"),
-    "graph": ("dask", "numpy", "xarray"),
-    "target_decoding": ("numpy",),
-    "bind": ("numpy", "xarray"),
-    "layouts": ("numpy", "xarray"),
-    "resolve": ("numpy", "xarray"),
-    "fields": ("numpy", "xarray", "xarray.core.indexing"),
-    "table": ("numpy", "xarray"),
-    "target_attributes": ("numpy", "xarray"),
-    "reduce": ("numpy", "xarray"),
-    "accessor": ("numpy", "xarray"),
-    "backend": ("xarray",),
-    "__init__": (),
-    "info": ("numpy",),
-    "demo": ("dask", "h5py", "numpy", "xarray"),
-    "cli": (),
-}
-
-# A reference resolves itself, into what is built from references: the one circle,
-# closed when `resolve` is called.
-DEFERRED_UPWARD = {("elements", "resolve")}
+MODULES = architecture.modules()
+PACKAGES = [room for room in ROOMS if (PACKAGE / room).is_dir()]
 
 
 def optional_packages() -> set[str]:
     """Packages of the extras for users, which any function may import."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     lines = [
         line
         for extra, lines in project["optional-dependencies"].items()
@@ -161,129 +36,163 @@ def optional_packages() -> set[str]:
 EXTRAS = optional_packages()
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Line, full dotted name and "inside a function?" of everything imported."""
-
-    def visit(node: ast.AST, deferred: bool) -> Iterator[tuple[int, str, bool]]:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name, deferred
-        elif isinstance(node, ast.ImportFrom):
-            # Every module lies directly in the package: one dot is xref itself.
-            parts = ["xref"] * (node.level > 0) + [node.module] * (node.module is not None)
-            for alias in node.names:
-                yield node.lineno, ".".join([*parts, alias.name]), deferred
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, deferred or inside)
-
-    return visit(tree, False)
+def violations(module: Module) -> list[str]:
+    return [
+        *architecture.upward_imports(module),
+        *([] if module.is_facade else architecture.inner_imports(module)),
+        *architecture.wrong_outside_imports(module, EXTRAS),
+    ]
 
 
-def violations(module: str, source: str) -> list[str]:
-    """What ``module`` imports against the table, with line numbers."""
-    order = list(LAYERS)
-    above = set(order[: order.index(module)])
-    found = []
-    for line, name, deferred in imports(ast.parse(source)):
-        top, *rest = name.split(".")
-        if top in sys.stdlib_module_names:
-            continue
-        if top == "xref":
-            # `from xref import X` with X no module is an import from __init__.
-            imported = rest[0] if rest and rest[0] in LAYERS else "__init__"
-            if imported not in above and not (
-                deferred and (module, imported) in DEFERRED_UPWARD
-            ):
-                found.append(f"line {line}: {imported} is not above {module}")
-        elif deferred and top in EXTRAS:
-            continue
-        elif not any(f"{name}.".startswith(f"{allowed}.") for allowed in LAYERS[module]):
-            found.append(f"line {line}: {name} is not allowed in {module}")
-    return found
+def test_the_folder_list_shows_the_architecture() -> None:
+    assert {m.room for m in MODULES} == set(ROOMS)
+    assert len(architecture.entries()) <= 16, architecture.entries()
 
 
-def modules() -> list[str]:
-    return sorted(
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.rglob("*.py")
-    )
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_module_imports_only_from_rooms_below(module: Module) -> None:
+    assert violations(module) == []
 
 
-def test_the_table_lists_every_module() -> None:
-    assert set(modules()) == set(LAYERS)
+def test_rooms_have_no_circle_and_few_floors() -> None:
+    assert max(architecture.floors(architecture.room_arrows()).values()) <= 12
 
 
-@pytest.mark.parametrize("module", modules())
-def test_module_imports_only_from_above(module: str) -> None:
-    if module not in LAYERS:
-        pytest.fail(f"xref/{module}.py is not in the table")
-    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    assert violations(module, source) == []
+@pytest.mark.parametrize("room", PACKAGES)
+def test_modules_of_a_room_have_no_circle(room: str) -> None:
+    architecture.floors(architecture.module_arrows(room))
 
 
-def test_h5py_and_dask_are_imported_in_few_modules() -> None:
-    owners = {
-        package: [name for name, allowed in LAYERS.items() if package in allowed]
-        for package in ("h5py", "dask")
-    }
-    assert owners == {
-        "h5py": [
-            "sources",
-            "keptcopy",
-            "remote",
-            "inputs",
-            "h5file",
-            "h5objects",
-            "h5layout",
-            "h5attributes",
-            "h5data",
-            "h5virtual",
-            "h5memory",
-            "h5write",
-            "h5scales",
-            "h5storage",
-            "h5blocks",
-            "h5tree",
-            "demo",
-        ],
-        "dask": ["writing", "graph", "demo"],
-    }
+def test_a_circle_of_imports_is_found() -> None:
+    with pytest.raises(ValueError, match="a circle of imports: "):
+        architecture.floors({("a", "b"), ("b", "c"), ("c", "a")})
+
+
+def test_declared_imports_against_the_order_exist() -> None:
+    by_name = {module.name: module for module in MODULES}
+    for name, room in architecture.DEFERRED_UPWARD:
+        assert any(i.is_deferred and i.room == room for i in by_name[name].own_imports())
+    for name, other in architecture.DEFERRED_CIRCLES:
+        inner = other.split("/", 1)[1]
+        assert any(i.is_deferred and i.inner == inner for i in by_name[name].own_imports())
+
+
+@pytest.mark.parametrize("package", list(architecture.OWNERS))
+def test_few_modules_import_h5py_dask_and_the_inside_of_xarray(package: str) -> None:
+    assert set(architecture.outside_imports(package)) == set(architecture.OWNERS[package])
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("plan", "import h5py"),
-        ("plan", "def f():\n    import h5py"),
-        ("plan", "from dask.array import Array"),
-        ("plan", "from xref.resolving.graph import build_graph"),
-        ("plan", "from xref import graph"),
-        ("plan", "from . import graph"),
-        ("plan", "from .graph import build_graph"),
-        ("plan", "def f():\n    from xref.resolving.graph import build_graph"),
-        ("plan", "import xref"),
-        ("plan", "from xref import RegionReference"),
-        ("plan", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import xarray"),
-        ("filters", "import imagecodecs"),
-        ("h5file", "from xarray.backends import BackendArray"),
-        ("h5file", "import xarray"),
+        ("reading/plan", "import h5py"),
+        ("reading/plan", "def f():\n    import h5py"),
+        ("reading/plan", "from dask.array import Array"),
+        ("reading/plan", "from xref.resolving import build_graph"),
+        ("reading/plan", "from xref import resolving"),
+        ("hdf5/filters", "from xref.storage import FileBytes"),
+        ("reading/plan", "def f():\n    from xref.resolving import build_graph"),
+        ("reading/plan", "import xref"),
+        ("reading/plan", "from xref import RegionReference"),
+        ("reading/plan", "from xref.selections.values import Points"),
+        ("reading/plan", "from xref.hdf5.chunk_index.index import read_listed_chunks"),
+        ("reading/plan", "import xref.hdf5.filters"),
+        (
+            "reading/plan",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import xarray",
+        ),
+        ("hdf5/filters", "import imagecodecs"),
+        ("storage/location", "from xarray.backends import BackendArray"),
+        ("storage/location", "import xarray"),
     ],
 )
-def test_an_import_from_below_or_outside_is_found(module: str, source: str) -> None:
-    assert len(violations(module, source)) == 1
+def test_an_import_from_above_or_outside_is_found(module: str, source: str) -> None:
+    assert len(violations(Module(PACKAGE / f"{module}.py", source))) == 1
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("plan", "import zlib, numpy.typing as npt\nfrom numpy import ndarray"),
-        ("plan", "from xref.selections.values import Points\nfrom .errors import XrefError"),
-        ("plan", "from xref import errors"),
-        ("filters", "def f():\n    import imagecodecs"),
-        ("handles", "from xarray import get_options"),
-        ("cli", "import argparse\nimport xref"),
+        ("reading/plan", "import zlib, numpy.typing as npt\nfrom numpy import ndarray"),
+        (
+            "reading/plan",
+            "from xref.selections import Points\nfrom xref.errors import XrefError",
+        ),
+        ("reading/plan", "from xref import errors, selections"),
+        ("reading/plan", "from .parts import Parts\nfrom . import parts"),
+        ("hdf5/filters", "def f():\n    import imagecodecs"),
+        ("storage/handle_pools", "from xarray import get_options"),
+        ("references/reference", "def f():\n    from xref.resolving import resolve_object"),
+        ("cli/main", "import argparse\nimport xref"),
     ],
 )
-def test_an_import_the_table_allows_is_not_reported(module: str, source: str) -> None:
-    assert violations(module, source) == []
+def test_an_import_that_the_room_may_make_is_not_reported(module: str, source: str) -> None:
+    assert violations(Module(PACKAGE / f"{module}.py", source)) == []
+
+
+@pytest.mark.parametrize("room", PACKAGES)
+def test_public_names_of_a_room_are_no_modules_of_it(room: str) -> None:
+    names = set(architecture.facade_names(room))
+    assert not names & {path.stem for path in (PACKAGE / room).iterdir()}
+
+
+def test_public_names_of_each_room_can_be_imported() -> None:
+    """In a fresh process: another test may have imported the modules before."""
+    names = {"xref": architecture.facade_names("")}
+    names |= {f"xref.{room}": architecture.facade_names(room) for room in PACKAGES}
+    program = f"""
+from importlib import import_module
+for package, names in {names!r}.items():
+    module = import_module(package)
+    assert all(getattr(module, name) is not None for name in names), package
+    assert getattr(module, "__all__", []) == names, package
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_modules_are_short() -> None:
+    too_long = [m.name for m in MODULES if m.n_lines > 500]
+    assert too_long == []
+
+
+def test_few_functions_are_long() -> None:
+    long = [f for module in MODULES for f in module.functions() if f.n_lines > 50]
+    assert len(long) <= 5, long
+
+
+def test_decoders_explain_what_they_decode() -> None:
+    assert architecture.comments_per_100("hdf5") >= 6
+
+
+def test_everything_public_has_a_docstring() -> None:
+    assert [name for module in MODULES for name in module.undocumented()] == []
+
+
+IMPORTED = """
+import sys, xarray as xr
+{work}
+print(*(name for name in sys.modules if name.split(".")[0] in {{"xref", "dask", "scipy"}}))
+"""
+
+
+def imported_modules(work: str) -> set[str]:
+    """Return the modules that a fresh process has imported after some work."""
+    program = IMPORTED.format(work=work)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    return set(done.stdout.decode().split())
+
+
+def test_importing_the_package_imports_little() -> None:
+    assert imported_modules("import xref") == {"xref", "xref.lazy_names"}
+
+
+def test_opening_a_small_file_imports_a_third_of_the_package(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file["v"] = [1.0, 2.0]
+        file["v"].attrs["units"] = "m"
+    found = imported_modules(f"xr.open_dataset({str(path)!r}, engine='h5ref')")
+    assert not [name for name in found if name.split(".")[0] != "xref"]
+    rooms = {name.split(".")[1] for name in found if name.count(".") > 1}
+    assert not rooms & {"reading", "resolving", "writing", "cli"}
+    assert len(found) <= 50

@@ -50,8 +50,59 @@ DEFERRED_CIRCLES = {
     ("references/array", "references/array_functions"): "NumPy's functions for the array",
 }
 
-# Who may import h5py, dask and the inside of xarray, and why.
-OWNERS: dict[str, dict[str, str]] = {}
+# The outside packages that the modules of a room may import. An entry covers what lies below
+# it: "numpy" also allows numpy.typing, "xarray.get_options" that name alone. Packages of the
+# extras may be imported inside functions.
+OUTSIDE: dict[str, tuple[str, ...]] = {
+    "arrays": ("numpy",),
+    "selections": ("numpy",),
+    "hdf5": ("numpy",),
+    "storage": ("h5py", "numpy", "xarray.backends.h5netcdf_", "xarray.get_options"),
+    "objects": ("h5py", "numpy"),
+    "reading": ("numpy",),
+    "references": ("numpy", "xarray"),
+    "engine": ("dask", "numpy", "xarray"),
+    "writing": ("dask", "h5py", "numpy", "xarray"),
+    "resolving": ("dask", "numpy", "xarray"),
+    "__init__": ("xarray",),
+    "cli": ("dask", "h5py", "numpy", "xarray"),
+}
+
+# Who imports h5py, dask and xarray's inside, and why.
+OWNERS: dict[str, dict[str, str]] = {
+    "h5py": {
+        "storage/sources": "opens local files, file objects and bytes",
+        "storage/open_files": "the intent of an open file",
+        "storage/external_files": "whether a named file is HDF5",
+        "storage/inputs": "takes open h5py groups",
+        "storage/fsspec_cache": "opens a local copy",
+        "storage/remote": "opens remote files",
+        "objects/objects": "opens objects by address",
+        "objects/layouts": "types, extents and property lists",
+        "objects/attributes": "values of attributes",
+        "objects/datasets": "elements and chunks that bytes cannot give",
+        "objects/virtual_datasets": "mappings of virtual datasets",
+        "writing/memory_layout": "types of elements in memory and in the file",
+        "writing/datasets": "creates datasets",
+        "writing/dimension_scales": "creates dimension scales",
+        "writing/storage_options": "chunks, filters and fill values",
+        "writing/dask_blocks": "writes blocks",
+        "writing/tree": "creates groups",
+        "cli/demo": "writes the sample",
+    },
+    "dask": {
+        "engine/decoding": "tokens",
+        "engine/lazy_arrays": "tokens",
+        "engine/object_variables": "chunks of variables of objects",
+        "writing/write_hdf5": "computes what is written",
+        "resolving/graph": "builds graphs",
+        "cli/demo": "shows a graph",
+    },
+    "xarray.core": {
+        "engine/lazy_arrays": "the indexing adapters of xarray's guide to backends",
+        "resolving/compound_fields": "lazily indexed arrays",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +172,11 @@ class Module:
         return lines
 
     @property
+    def n_lines(self) -> int:
+        """Lines of the file, blank ones included."""
+        return len(self.source.splitlines())
+
+    @property
     def n_comments(self) -> int:
         """Lines that hold a comment and nothing else."""
         return sum(line.lstrip().startswith("#") for line in self.source.splitlines())
@@ -132,8 +188,10 @@ class Module:
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name, deferred) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    yield node.lineno, f"{node.module}.{alias.name}", deferred
+                # A relative import is one of the room's own.
+                parts = ["xref", self.room] * (node.level > 0) + [node.module or ""]
+                module = ".".join(filter(None, parts))
+                yield from ((node.lineno, f"{module}.{a.name}", deferred) for a in node.names)
             inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
                 yield from visit(child, deferred or inside)
@@ -165,7 +223,8 @@ class Module:
         def visit(node: ast.AST, place: str) -> Iterator[str]:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    if child.name.startswith("_"):
+                    setter = any(isinstance(d, ast.Attribute) for d in child.decorator_list)
+                    if child.name.startswith("_") or setter:
                         continue
                     if not ast.get_docstring(child):
                         yield f"{place}.{child.name}"
@@ -263,6 +322,19 @@ def comments_per_100(room: str) -> float:
     return 100 * sum(module.n_comments for module in own) / n_code
 
 
+def wrong_outside_imports(module: Module, extras: set[str]) -> list[str]:
+    """Return the imports from outside that the module's room may not make."""
+    allowed = OUTSIDE.get(module.room, ())
+    found = []
+    for line, name, deferred in module.imports():
+        top = name.split(".")[0]
+        if top == "xref" or top in sys.stdlib_module_names or (deferred and top in extras):
+            continue
+        if not any(f"{name}.".startswith(f"{each}.") for each in allowed):
+            found.append(f"{module.name}, line {line}: {name}")
+    return found
+
+
 def outside_imports(package: str) -> dict[str, list[str]]:
     """Return the modules that import a package from outside, and what of it."""
     found: dict[str, list[str]] = {}
@@ -285,7 +357,7 @@ def report() -> Iterator[str]:
     everything = modules()
     code = [m for m in everything if not m.is_facade]
     yield f"entries in xref/: {len(entries())}"
-    yield f"modules: {len(everything)}, lines: {sum(len(m.source.splitlines()) for m in everything)}"
+    yield f"modules: {len(everything)}, lines: {sum(m.n_lines for m in everything)}"
     yield f"upward imports: {sum(len(upward_imports(m)) for m in everything)}"
     yield f"imports of another room's inner modules: {sum(len(inner_imports(m)) for m in code)}"
     levels = floors(room_arrows())
@@ -296,13 +368,13 @@ def report() -> Iterator[str]:
             own = [m for m in everything if m.room == room]
             yield (
                 f"  {room:<11} {len(own) - 1:3} modules, "
-                f"{sum(len(m.source.splitlines()) for m in own):5} lines, "
+                f"{sum(m.n_lines for m in own):5} lines, "
                 f"{max(inside.values(), default=1)} floors, "
                 f"{len(facade_names(room)):3} public names, "
                 f"{comments_per_100(room):4.1f} comments in 100 lines of code"
             )
-    longest = sorted(code, key=lambda m: -len(m.source.splitlines()))[:5]
-    yield "longest modules: " + ", ".join(f"{m.name} {len(m.source.splitlines())}" for m in longest)
+    longest = sorted(code, key=lambda m: -m.n_lines)[:5]
+    yield "longest modules: " + ", ".join(f"{m.name} {m.n_lines}" for m in longest)
     long = [f for m in everything for f in m.functions() if f.n_lines > 50]
     yield f"functions over 50 lines of code: {len(long)}"
     yield from (f"  {f.place} {f.n_lines}" for f in sorted(long, key=lambda f: -f.n_lines))

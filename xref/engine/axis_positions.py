@@ -15,19 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref import selections
 from xref.arrays import IntArray
 from xref.errors import ResultTooLargeError, SelectionError
 from xref.references import ObjectReference
-from xref.selections import (
-    All,
-    Blocks,
-    Empty,
-    Hyperslab,
-    Points,
-    Selection,
-    merge_intervals,
-    outer_blocks,
-)
 
 MAX_BLOCKS = 1 << 22
 """Blocks that one selection may consist of."""
@@ -147,7 +138,7 @@ class ElementOrigin:
         order = self.order[: len(self.order) - n]
         return replace(self, extent=self.extent[:kept], axes=self.axes[:kept], order=order)
 
-    def selection(self) -> Selection:
+    def selection(self) -> selections.Selection:
         """Return what is shown as a selection of the dataset, whose axes it has.
 
         Raises
@@ -158,16 +149,20 @@ class ElementOrigin:
         """
         if self.points is not None:
             coords = self.points.reshape(-1, len(self.axes))
-            return Points(coords.astype(np.int64)) if len(coords) else Empty()
+            return (
+                selections.Points(coords.astype(np.int64))
+                if len(coords)
+                else selections.Empty()
+            )
         if not self.axes:
-            return All()
+            return selections.All()
         axes = [_ascending(axis, number) for number, axis in enumerate(self.axes)]
         if not all(map(len, axes)):
-            return Empty()
+            return selections.Empty()
         regular = [_regular(axis) for axis in axes]
         if all(r is not None for r in regular):
             columns = zip(*[r for r in regular if r is not None], strict=True)
-            return Hyperslab(*(tuple(column) for column in columns))
+            return selections.Hyperslab(*(tuple(column) for column in columns))
         intervals = [_intervals(axis) for axis in axes]
         n = math.prod(len(low) for low, _ in intervals)
         if n > MAX_BLOCKS:
@@ -175,7 +170,7 @@ class ElementOrigin:
                 f"the selection is a union of {n} blocks, more than {MAX_BLOCKS}; select "
                 "fewer runs of elements, or make several references"
             )
-        return Blocks(*outer_blocks(intervals))
+        return selections.Blocks(*selections.outer_blocks(intervals))
 
 
 def _is_array(axis: AxisIndex) -> bool:
@@ -236,7 +231,7 @@ def _ascending(axis: AxisIndex, number: int) -> range | IntArray:
 
 def _intervals(axis: range | IntArray) -> tuple[IntArray, IntArray]:
     positions = np.asarray(axis, dtype=np.int64)
-    return merge_intervals(positions, positions + 1)
+    return selections.merge_intervals(positions, positions + 1)
 
 
 def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:

@@ -10,21 +10,13 @@ from typing import Any, ClassVar
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xref import storage
 from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
 from xref.objects import LinkedObject, group_at, open_group, walk_groups
 from xref.references import DecodeOptions, ObjectReference, SourceName
-from xref.storage import (
-    FileLocation,
-    check_unchanged,
-    close_file,
-    find_source,
-    locate_source,
-    raise_transport_errors,
-    without_open_file,
-)
 
 READERS = ("auto", "direct", "h5py")
 
@@ -149,7 +141,7 @@ decode_timedelta
             decode_timedelta=decode_timedelta,
             decode_vlen_strings=decode_vlen_strings,
         )
-        with raise_transport_errors(location):
+        with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             return _open_group(location, top, options, drop_variables, phony)
 
@@ -172,7 +164,7 @@ decode_timedelta
         """
         location, top, decoding = _prepare(filename_or_obj, group, **options)
         found = {}
-        with raise_transport_errors(location):
+        with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             home, addresses = _list_groups(location, top)
             for path in _depth_first(addresses, top):
@@ -210,14 +202,14 @@ def _prepare(
     reader: str = "auto",
     lock: Any = None,
     **decoding: Any,
-) -> tuple[FileLocation, str, DecodeOptions]:
+) -> tuple[storage.FileLocation, str, DecodeOptions]:
     """Return where a file is, the path of the group that is meant, and how to decode."""
     del invalid_netcdf  # any HDF5 file opens
     if reader not in READERS:
         raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; files of HDF5 are of one of {FORMATS}")
-    source, base = find_source(
+    source, base = storage.find_source(
         file,
         hdf5_options=dict(driver_kwds or {}) | ({"driver": driver} if driver else {}),
         storage_options=storage_options,
@@ -226,10 +218,12 @@ def _prepare(
     path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
     # False is xarray's word for no lock.
     options = DecodeOptions(reader=reader, lock=lock or None, **decoding)
-    return locate_source(source, external), path, options
+    return storage.locate_source(source, external), path, options
 
 
-def _list_groups(location: FileLocation, top: str) -> tuple[FileLocation, dict[str, int]]:
+def _list_groups(
+    location: storage.FileLocation, top: str
+) -> tuple[storage.FileLocation, dict[str, int]]:
     """Return the file that the group is in, and all groups from there by path."""
     home, addresses = location, {}
     for path, group, links in walk_groups(location, top):
@@ -253,7 +247,7 @@ def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
         stack += reversed(below.get(path, []))
 
 
-def _phony_names(location: FileLocation, path: str, mode: str | None) -> PhonyNames:
+def _phony_names(location: storage.FileLocation, path: str, mode: str | None) -> PhonyNames:
     """Return names that go on from the groups that come before one."""
     if mode not in PHONY_DIMS:
         raise ValueError(f"phony_dims is {mode!r}; it can be one of {PHONY_DIMS}")
@@ -270,7 +264,7 @@ def _phony_names(location: FileLocation, path: str, mode: str | None) -> PhonyNa
 
 
 def _open_group(
-    location: FileLocation,
+    location: storage.FileLocation,
     path: str,
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
@@ -282,11 +276,11 @@ def _open_group(
         home = group or open_group(location, path)
         members = open_members(location, path, options, drop, phony, home)
         dataset = decode_dataset(*members, options)
-        check_unchanged(location)
+        storage.check_unchanged(location)
     except BaseException:
-        close_file(location)
+        storage.close_file(location)
         raise
-    opened = ObjectReference(without_open_file(home.location), home.address, options)
+    opened = ObjectReference(storage.without_open_file(home.location), home.address, options)
     dataset.encoding["source"] = SourceName.of(opened, location.filename)
-    dataset.set_close(functools.partial(close_file, location))
+    dataset.set_close(functools.partial(storage.close_file, location))
     return dataset

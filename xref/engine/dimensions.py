@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xref import references
+from xref import objects, references
 from xref.errors import (
     DanglingReferenceError,
     UnreadableMemberWarning,
@@ -29,21 +29,6 @@ from xref.errors import (
     XrefError,
 )
 from xref.hdf5 import DatasetLayout, item_dtype
-from xref.objects import (
-    RawAttributeValue,
-    dataset_facts,
-    file_format,
-    groups_along,
-    has_attribute,
-    link_addresses,
-    object_paths,
-    open_dataset,
-    open_group,
-    read_attribute,
-    reference_addresses,
-    scale_addresses,
-    text,
-)
 from xref.references import DEFAULT_OPTIONS, ObjectReference
 from xref.storage import FileLocation, cached_by_location
 
@@ -104,7 +89,7 @@ def label(attributes: dict[str, Any], name: str) -> str:
     value = attributes.get(name)
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    return text(value) if isinstance(value, str | bytes) else ""
+    return objects.text(value) if isinstance(value, str | bytes) else ""
 
 
 Scope: TypeAlias = dict[str, tuple[int, ...]]
@@ -267,7 +252,9 @@ def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
     """Return the address of the scale of each axis of each member, 0 without one."""
     for home in dict.fromkeys(m.location for m in members):
         part = [m for m in members if m.location == home]
-        found = scale_addresses([(m.attributes, len(m.layout.shape)) for m in part], home)
+        found = objects.scale_addresses(
+            [(m.attributes, len(m.layout.shape)) for m in part], home
+        )
         for member, scales in zip(part, found, strict=True):
             member.scales = scales
     return [m.scales for m in members]
@@ -324,12 +311,12 @@ def _scale_names(
     names = {m.address: m.name for m in members}
     missing = wanted - set(names)
     while missing and above is not None:
-        found = link_addresses(open_group(location, above))
+        found = objects.link_addresses(objects.open_group(location, above))
         names |= {a: n for a, n in found.items() if a in missing}
         missing -= set(found)
         above = posixpath.dirname(above) if above != "/" else None
     if missing:
-        paths = object_paths(location, missing)
+        paths = objects.object_paths(location, missing)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
     return names
 
@@ -363,8 +350,8 @@ def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
     if above not in phony.scopes:
         scope: Scope = {}
         try:
-            for group in groups_along(location, above):
-                for address, name in link_addresses(group).items():
+            for group in objects.groups_along(location, above):
+                for address, name in objects.link_addresses(group).items():
                     scope[name] = (address, *scope.get(name, ()))
         except (XrefError, OSError):
             scope = {}  # what cannot be opened names nothing
@@ -375,7 +362,7 @@ def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
 def _dimension_length(location: FileLocation, address: int) -> int | None:
     """Return the length of a scale, None where there is none."""
     try:
-        facts = dataset_facts(location, address)
+        facts = objects.dataset_facts(location, address)
     except (XrefError, OSError):
         return None  # what is no dataset, or cannot be read, names nothing
     if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
@@ -421,7 +408,7 @@ def _unlimited_lengths(
 
 
 def _n_references(listed: Any) -> int:
-    if isinstance(listed, RawAttributeValue):
+    if isinstance(listed, objects.RawAttributeValue):
         return math.prod(listed.shape)
     return int(listed.size) if isinstance(listed, np.ndarray) else 0
 
@@ -430,13 +417,13 @@ def _n_references(listed: Any) -> int:
 def _unlimited_length(location: FileLocation, address: int) -> int | None:
     """Return the length of an unlimited scale with all that lies along it, else None."""
     # Not its layout: a scale of a type that cannot be read has a length, too.
-    dataset = open_dataset(location, address)
+    dataset = objects.open_dataset(location, address)
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
     length = int(dataset.shape[0])
-    if not has_attribute(dataset, "REFERENCE_LIST"):
+    if not objects.has_attribute(dataset, "REFERENCE_LIST"):
         return length
-    listed = read_attribute(dataset, "REFERENCE_LIST", location, address)
+    listed = objects.read_attribute(dataset, "REFERENCE_LIST", location, address)
     for where, number in _attached(listed, location):
         length = max(length, _axis_length(location, where, number))
     return length
@@ -444,7 +431,7 @@ def _unlimited_length(location: FileLocation, address: int) -> int | None:
 
 def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
     """Yield address and axis of what a scale lists; nothing if it is no such list."""
-    if isinstance(listed, RawAttributeValue):
+    if isinstance(listed, objects.RawAttributeValue):
         what = f"{location.filename}: REFERENCE_LIST"
         listed = references.decode_elements(listed, location, what, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None
@@ -454,14 +441,16 @@ def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
     if all(isinstance(r, ObjectReference) for r in scales):
         addresses = [r.address for r in scales]
     else:
-        addresses = reference_addresses(scales, file_format(location).offset_size)
+        addresses = objects.reference_addresses(
+            scales, objects.file_format(location).offset_size
+        )
     yield from zip(addresses, axes, strict=True)
 
 
 def _axis_length(location: FileLocation, address: int, axis: int) -> int:
     """Return the length of one axis of a dataset, 0 where there is none."""
     try:
-        shape = open_dataset(location, address).shape
+        shape = objects.open_dataset(location, address).shape
     except (DanglingReferenceError, WrongTargetError):
         return 0  # what a scale lists may be gone
     return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xref import hdf5, references
+from xref import hdf5, objects, references
 from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
 from xref.engine.dimensions import (
     NAME_CLASH,
@@ -26,16 +26,6 @@ from xref.engine.dimensions import (
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
-from xref.objects import (
-    LinkedObject,
-    file_content,
-    iterate_members,
-    kind_of,
-    open_group,
-    read_attributes,
-    read_layout,
-    type_name,
-)
 from xref.references import DecodeOptions, ObjectReference, SourceName
 from xref.storage import FileLocation, without_open_file
 
@@ -94,7 +84,7 @@ def open_members(
     options: DecodeOptions,
     drop: Iterable[str] = (),
     phony: PhonyNames | None = None,
-    group: LinkedObject | None = None,
+    group: objects.LinkedObject | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
     """Open the datasets of a group.
 
@@ -123,7 +113,7 @@ def open_members(
     unlimited : frozenset of str
         The group's own unlimited dimensions.
     """
-    group = group or open_group(location, path)
+    group = group or objects.open_group(location, path)
     where = f"{location.filename}: {path}"
     attributes = attribute_values(group.item, group.location, group.address, where, options)
     dropped = set(drop)
@@ -144,7 +134,7 @@ def open_members(
 
 
 def list_datasets(
-    location: FileLocation, path: str, group: LinkedObject, drop: Iterable[str] = ()
+    location: FileLocation, path: str, group: objects.LinkedObject, drop: Iterable[str] = ()
 ) -> list[MemberDataset]:
     """Look at the datasets of a group; warn of those that cannot be read.
 
@@ -152,12 +142,12 @@ def list_datasets(
     """
     dropped = set(drop)
     members = []
-    for name, found in iterate_members(group):
+    for name, found in objects.iterate_members(group):
         full = posixpath.join(path, name)
         problem: Exception | None = None
         if isinstance(found, Exception):
             problem = found
-        elif kind_of(found.item) == "dataset":
+        elif objects.kind_of(found.item) == "dataset":
             try:
                 member = _open_member(name, full, found)
                 member.is_elsewhere = found.location != location
@@ -170,19 +160,21 @@ def list_datasets(
 
 
 def count_phony(
-    location: FileLocation, path: str, group: LinkedObject, phony: PhonyNames
+    location: FileLocation, path: str, group: objects.LinkedObject, phony: PhonyNames
 ) -> None:
     """Count the dimensions of a group whose variables are not opened."""
     count_dimensions(list_datasets(location, path, group), phony)
 
 
-def _open_member(name: str, path: str, member: LinkedObject) -> MemberDataset:
-    layout = read_layout(member.item, member.location, member.address)
-    raw, problems = read_attributes(member.item, member.location, member.address)
+def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDataset:
+    layout = objects.read_layout(member.item, member.location, member.address)
+    raw, problems = objects.read_attributes(member.item, member.location, member.address)
     found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
     if "enum" in (layout.dtype.metadata or ()):
         # xarray writes an enumeration under the name of its type.
-        found.type_name = type_name(member.location, posixpath.dirname(path), member.item)
+        found.type_name = objects.type_name(
+            member.location, posixpath.dirname(path), member.item
+        )
     return found
 
 
@@ -260,7 +252,7 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
         return False
     # HDF5 never ends to search some damaged heaps, so they are walked here first.
-    hdf5.read_sequences(file_content(member.location), stored, 1, place.describe)
+    hdf5.read_sequences(objects.file_content(member.location), stored, 1, place.describe)
     return True
 
 

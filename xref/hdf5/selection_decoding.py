@@ -21,17 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import selections
 from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.selections import (
-    UNLIMITED,
-    SelectionKind,
-    SelectionTable,
-    box_table,
-    empty_table,
-    in_order,
-    table_from_blocks,
-)
 
 NONE, POINTS, HYPERSLAB, ALL = 0, 1, 2, 3
 """Selection types as HDF5 numbers them."""
@@ -114,7 +106,7 @@ def _gather(
     if size == 8:
         # The one number past int64 with a meaning is H5S_UNLIMITED, all ones.
         signed = values.astype(np.int64)
-        over = (signed < 0) & (signed != UNLIMITED)
+        over = (signed < 0) & (signed != selections.UNLIMITED)
         if over.any():
             row = int(np.flatnonzero(over.ravel())[0])
             raise CorruptFileError(f"{describe(row)} has the number {values.ravel()[row]}")
@@ -124,7 +116,7 @@ def _gather(
 
 def decode_selections(
     buffer: Bytes, position: IntArray, nbytes: IntArray, address_size: int, describe: Describe
-) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
+) -> tuple[npt.NDArray[np.uint64], selections.SelectionTable]:
     """Decode heap objects of region references.
 
     Parameters
@@ -157,7 +149,7 @@ def decode_selections(
 
 def decode_serialized(
     buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe
-) -> SelectionTable:
+) -> selections.SelectionTable:
     """Decode serialized selections without anything before them.
 
     The parameters are those of `decode_selections`.
@@ -167,7 +159,7 @@ def decode_serialized(
     return _decode_rows(rows, 0)
 
 
-def _decode_rows(rows: Rows, at: int) -> SelectionTable:
+def _decode_rows(rows: Rows, at: int) -> selections.SelectionTable:
     """Decode the selections that begin ``at`` bytes into each row."""
     kind = rows.read(at, 4)
     version = rows.read(at + 4, 4)
@@ -183,17 +175,17 @@ def _decode_rows(rows: Rows, at: int) -> SelectionTable:
         index = np.flatnonzero(groups == group)
         tables.append(_decode_group(rows.take(index), group, at + 8))
         order.append(index)
-    return in_order(tables, order)
+    return selections.in_order(tables, order)
 
 
-def _decode_group(rows: Rows, group: int, at: int) -> SelectionTable:
+def _decode_group(rows: Rows, group: int, at: int) -> selections.SelectionTable:
     """Decode rows of one selection type and version; ``at`` is behind the version."""
     kind, version = divmod(group, 4)
     match kind, version:
         case (0, 1):
-            return empty_table(len(rows), 0, SelectionKind.NONE)
+            return selections.empty_table(len(rows), 0, selections.SelectionKind.NONE)
         case (3, 1):
-            return empty_table(len(rows), 0, SelectionKind.ALL)
+            return selections.empty_table(len(rows), 0, selections.SelectionKind.ALL)
         case (1, 1):
             rows.need(at + 16, "a point selection")
             return _decode_points(rows, at + 8, rows.read(at + 12, 4), at + 16, 4)
@@ -218,8 +210,8 @@ def _decode_group(rows: Rows, group: int, at: int) -> SelectionTable:
 
 
 def _by_number_size(
-    rows: Rows, at: int, decode: Callable[[Rows, int, int], SelectionTable]
-) -> SelectionTable:
+    rows: Rows, at: int, decode: Callable[[Rows, int, int], selections.SelectionTable]
+) -> selections.SelectionTable:
     """Group rows by the size of their numbers, a byte at ``at``."""
     rows.need(at + 5, "a selection")
     size = rows.read(at, 1)
@@ -231,15 +223,15 @@ def _by_number_size(
         return decode(rows, at + 1, sizes[0])
     order = [np.flatnonzero(size == s) for s in sizes]
     tables = [decode(rows.take(i), at + 1, s) for i, s in zip(order, sizes, strict=True)]
-    return in_order(tables, order)
+    return selections.in_order(tables, order)
 
 
-def _decode_points_v2(rows: Rows, at: int, size: int) -> SelectionTable:
+def _decode_points_v2(rows: Rows, at: int, size: int) -> selections.SelectionTable:
     rows.need(at + 4 + size, "a point selection")
     return _decode_points(rows, at, rows.read(at + 4, size), at + 4 + size, size)
 
 
-def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> SelectionTable:
+def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> selections.SelectionTable:
     flags = rows.read(at - 2, 1)
     rows.fail(flags > _REGULAR_FLAG, lambda i: f"has a hyperslab with flags {flags[i]:#x}")
     order, tables = [], []
@@ -253,7 +245,7 @@ def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> SelectionTable:
             count = part.read(at + 4, size)
             tables.append(_decode_blocks(part, at, count, at + 4 + size, size))
         order.append(index)
-    return tables[0] if len(tables) == 1 else in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
 
 
 def _ranks(rows: Rows, at: int) -> IntArray:
@@ -265,7 +257,7 @@ def _ranks(rows: Rows, at: int) -> IntArray:
     return rank
 
 
-def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> SelectionTable:
+def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> selections.SelectionTable:
     """Decode start, stride, count and block of each axis, axis by axis."""
     ranks = _ranks(rows, rank_at)
     rows.need(at + 4 * size * ranks, "a regular hyperslab")
@@ -277,19 +269,21 @@ def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> SelectionTa
         start, stride, count, block = np.moveaxis(numbers, 2, 0)
         if size < 8:  # HDF5 writes all ones of any size for a count or block without limit
             all_ones = 2 ** (8 * size) - 1
-            count, block = (np.where(c == all_ones, UNLIMITED, c) for c in (count, block))
+            count, block = (
+                np.where(c == all_ones, selections.UNLIMITED, c) for c in (count, block)
+            )
         tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
-    return tables[0] if len(tables) == 1 else in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
 
 
 def _regular_table(
     rows: Rows, start: IntArray, stride: IntArray, count: IntArray, block: IntArray
-) -> SelectionTable:
-    unlimited = (count == UNLIMITED) | (block == UNLIMITED)
-    several = (count > 1) | (count == UNLIMITED)
+) -> selections.SelectionTable:
+    unlimited = (count == selections.UNLIMITED) | (block == selections.UNLIMITED)
+    several = (count > 1) | (count == selections.UNLIMITED)
     wrong = (start < 0) | (stride < 1) | (count == 0) | (block == 0)
-    wrong |= several & ((stride < block) | (block == UNLIMITED))
+    wrong |= several & ((stride < block) | (block == selections.UNLIMITED))
     end = start + (count.astype(float) - 1) * stride + block
     wrong |= ~unlimited & (end > _LARGEST)
     rows.fail(
@@ -305,8 +299,8 @@ def _regular_table(
         count = np.where(touching, 1, count)
     n, ndim = start.shape
     if (count == 1).all():
-        return box_table(np.ascontiguousarray(start), np.ascontiguousarray(block))
-    return empty_table(n, ndim, SelectionKind.HYPERSLAB).replace(
+        return selections.box_table(np.ascontiguousarray(start), np.ascontiguousarray(block))
+    return selections.empty_table(n, ndim, selections.SelectionKind.HYPERSLAB).replace(
         rank=np.broadcast_to(np.array([ndim]), (n,)),
         start=np.ascontiguousarray(start),
         stride=np.where(count == 1, 1, stride),
@@ -324,7 +318,9 @@ def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) ->
     )
 
 
-def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> SelectionTable:
+def _decode_points(
+    rows: Rows, rank_at: int, n: IntArray, at: int, size: int
+) -> selections.SelectionTable:
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, size, at)
     order, tables = [], []
@@ -337,7 +333,7 @@ def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) ->
         if (coords < 0).any() or (coords > _LARGEST).any():
             raise CorruptFileError(f"{rows.describe(int(index[0]))} has a point out of range")
         tables.append(
-            empty_table(len(index), rank, SelectionKind.POINTS).replace(
+            selections.empty_table(len(index), rank, selections.SelectionKind.POINTS).replace(
                 rank=np.broadcast_to(np.array([rank]), (len(index),)),
                 first=row_offsets(n[index])[:-1],
                 size=n[index],
@@ -345,10 +341,12 @@ def _decode_points(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) ->
             )
         )
         order.append(index)
-    return tables[0] if len(tables) == 1 else in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
 
 
-def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) -> SelectionTable:
+def _decode_blocks(
+    rows: Rows, rank_at: int, n: IntArray, at: int, size: int
+) -> selections.SelectionTable:
     """Decode lists of (first corner, last corner), both inclusive."""
     ranks = _ranks(rows, rank_at)
     _check_list(rows, ranks, n, 2 * size, at)
@@ -368,11 +366,11 @@ def _decode_blocks(rows: Rows, rank_at: int, n: IntArray, at: int, size: int) ->
         part.fail(wrong, lambda i: "has a block whose start is past its end")
         if n_blocks == 1:
             start = np.ascontiguousarray(low[:, 0])
-            tables.append(box_table(start, high[:, 0] + 1 - start))
+            tables.append(selections.box_table(start, high[:, 0] + 1 - start))
         else:
-            tables.append(table_from_blocks(low, high + 1))
+            tables.append(selections.table_from_blocks(low, high + 1))
         order.append(index)
-    return tables[0] if len(tables) == 1 else in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
 
 
 def split_heap_ids(data: Bytes, *, offset_size: int = 8) -> tuple[IntArray, IntArray]:

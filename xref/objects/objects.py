@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
 
+from xref import storage
 from xref.errors import (
     DanglingReferenceError,
     ExternalFileError,
@@ -38,16 +39,6 @@ from xref.errors import (
 )
 from xref.hdf5 import check_group
 from xref.objects.parsing import byte_source, dataset_table, file_format
-from xref.storage import (
-    CheckedGroups,
-    FileBytes,
-    FileLocation,
-    cached_by_location,
-    check_external,
-    locate_file,
-    open_file,
-    without_open_file,
-)
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -113,7 +104,7 @@ def cache_h5py_references(addresses: Sequence[int]) -> None:
     _references(addresses)
 
 
-def explain_header(location: FileLocation, address: int) -> str:
+def explain_header(location: storage.FileLocation, address: int) -> str:
     """Say why no object header can be at an address; empty if one may be.
 
     Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
@@ -123,7 +114,7 @@ def explain_header(location: FileLocation, address: int) -> str:
     if not 0 < address <= form.file_nbytes - form.base_address - 16:
         return f"is outside the file ({form.file_nbytes} bytes)"
     head = bytearray(16)
-    FileBytes(location).read_into(position, memoryview(head))
+    storage.FileBytes(location).read_into(position, memoryview(head))
     if head[:4] == b"OHDR":
         return "" if head[4] == 2 else f"has an object header of version {head[4]}"
     version, reserved, n_messages, n_links, nbytes = struct.unpack_from("<BBHII", head)
@@ -134,7 +125,7 @@ def explain_header(location: FileLocation, address: int) -> str:
     return ""
 
 
-def open_object(location: FileLocation, address: int) -> Object:
+def open_object(location: storage.FileLocation, address: int) -> Object:
     """Open one object by address.
 
     Raises
@@ -142,7 +133,7 @@ def open_object(location: FileLocation, address: int) -> Object:
     DanglingReferenceError
         If there is no object.
     """
-    file = open_file(location)
+    file = storage.open_file(location)
     problem = explain_header(location, address)
     if problem:
         raise DanglingReferenceError(
@@ -160,7 +151,7 @@ def open_object(location: FileLocation, address: int) -> Object:
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
     item = _wrap(identifier, file)
-    item._xref_place = without_open_file(location), address
+    item._xref_place = storage.without_open_file(location), address
     return item
 
 
@@ -184,7 +175,7 @@ def kind_of(item: Object) -> str:
     return "group" if isinstance(item, h5py.Group) else "datatype"
 
 
-def object_kind(location: FileLocation, address: int) -> str:
+def object_kind(location: storage.FileLocation, address: int) -> str:
     """Return "dataset", "group", "datatype", or "dangling" if there is no object.
 
     An object in a file that may not be opened is none.
@@ -196,7 +187,7 @@ def object_kind(location: FileLocation, address: int) -> str:
 
 
 def object_kinds(
-    location: FileLocation, address: npt.NDArray[np.uint64]
+    location: storage.FileLocation, address: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.object_]:
     """Return what `object_kind` says of many objects, shape ``(n,)``.
 
@@ -217,7 +208,7 @@ def object_kinds(
     return out
 
 
-def open_dataset(location: FileLocation, address: int) -> h5py.Dataset:
+def open_dataset(location: storage.FileLocation, address: int) -> h5py.Dataset:
     """Open a dataset by address.
 
     Raises
@@ -252,11 +243,11 @@ class LinkedObject:
     """An object that a link leads to."""
 
     item: Object
-    location: FileLocation  # the file that it lives in
+    location: storage.FileLocation  # the file that it lives in
     address: int  # its object header, bytes from the base address
 
 
-def open_group(location: FileLocation, path: str) -> LinkedObject:
+def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
     """Open a group by path, link by link, each group checked before HDF5 searches it.
 
     Raises
@@ -282,7 +273,7 @@ def open_group(location: FileLocation, path: str) -> LinkedObject:
     return found
 
 
-def open_member(location: FileLocation, path: str) -> LinkedObject:
+def open_member(location: storage.FileLocation, path: str) -> LinkedObject:
     """Open an object by path, link by link, as `open_group` does.
 
     Raises
@@ -298,7 +289,7 @@ def open_member(location: FileLocation, path: str) -> LinkedObject:
     return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
 
 
-def groups_along(location: FileLocation, path: str) -> Iterator[LinkedObject]:
+def groups_along(location: storage.FileLocation, path: str) -> Iterator[LinkedObject]:
     """Yield the groups on a path, from the root on, each checked before it is searched."""
     found, links = _open_root(location), iter(range(MAX_LINKS))
     _check_group(found, "/")
@@ -310,9 +301,9 @@ def groups_along(location: FileLocation, path: str) -> Iterator[LinkedObject]:
             yield found
 
 
-def _open_root(location: FileLocation) -> LinkedObject:
+def _open_root(location: storage.FileLocation) -> LinkedObject:
     """Open the root group."""
-    file = open_file(location)
+    file = storage.open_file(location)
     low, high = h5g.get_objinfo(file.id, b"/").objno
     root = _wrap(h5g.open(file.id, b"/"), file)
     return LinkedObject(root, location, int(low) | int(high) << 32)
@@ -327,7 +318,7 @@ def _check_group(member: LinkedObject, path: str) -> None:
     item, location, address = member.item, member.location, member.address
     if not isinstance(item, h5py.Group):
         raise OSError(f"{path!r} is no group")
-    checks: CheckedGroups = item._xref_file._xref_checks
+    checks: storage.CheckedGroups = item._xref_file._xref_checks
     if address in checks.addresses:
         return
     source = byte_source(location, f"{location.filename}: {path!r}")
@@ -384,8 +375,8 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         return _walk(start, value, links)
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
-        other = locate_file(
-            check_external(location, os.fsdecode(filename), where), location.external
+        other = storage.locate_file(
+            storage.check_external(location, os.fsdecode(filename), where), location.external
         )
         # A link into its own file stays in the file as it was opened.
         same = other.identity == location.identity
@@ -421,7 +412,7 @@ def is_hard_link(group: LinkedObject, name: str) -> bool:
 
 
 def walk_groups(
-    location: FileLocation, top: str
+    location: storage.FileLocation, top: str
 ) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
     """Yield a group and all groups below it by hard links, each once, parents first.
 
@@ -467,7 +458,7 @@ def _walk_groups(
                     queue.append((child, posixpath.join(path, text(name))))
 
 
-def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]:
+def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> set[int]:
     """Return those of many objects whose headers are those of datasets."""
     if len(links) < MIN_BULK_LINKS:
         return set()
@@ -475,12 +466,12 @@ def _plain_datasets(location: FileLocation, links: dict[int, bytes]) -> set[int]
     return set(address[dataset_table(location, address).known].tolist())
 
 
-def group_at(location: FileLocation, address: int) -> LinkedObject:
+def group_at(location: storage.FileLocation, address: int) -> LinkedObject:
     """Open the group at an address, to be checked before it is listed."""
     return LinkedObject(open_object(location, address), location, address)
 
 
-def root_address(location: FileLocation) -> int:
+def root_address(location: storage.FileLocation) -> int:
     """Return the address of the root group."""
     return _open_root(location).address
 
@@ -490,7 +481,7 @@ def link_addresses(group: LinkedObject) -> dict[int, str]:
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
 
 
-def hard_links_at(location: FileLocation, address: int) -> list[tuple[bytes, int]]:
+def hard_links_at(location: storage.FileLocation, address: int) -> list[tuple[bytes, int]]:
     """Return name and address of each hard link of a group, through HDF5.
 
     In the order of names; none if the group is damaged.
@@ -505,8 +496,8 @@ def hard_links_at(location: FileLocation, address: int) -> list[tuple[bytes, int
         return []
 
 
-@cached_by_location(maxsize=256)
-def members_by_name(location: FileLocation, path: str) -> Mapping[str, int]:
+@storage.cached_by_location(maxsize=256)
+def members_by_name(location: storage.FileLocation, path: str) -> Mapping[str, int]:
     """Return the address of each hard-linked member of a group by each of its names."""
     found: dict[str, int] = {}
 
@@ -520,7 +511,7 @@ def members_by_name(location: FileLocation, path: str) -> Mapping[str, int]:
     return MappingProxyType(found)
 
 
-def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
+def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
     """Return the name of a type, in a group or those above it, that a dataset has."""
     own = dataset.id.get_type()
     above: str | None = path
@@ -536,8 +527,8 @@ def type_name(location: FileLocation, path: str, dataset: h5py.Dataset) -> str |
     return None
 
 
-@cached_by_location(maxsize=256)
-def _named_types(location: FileLocation, path: str) -> tuple[tuple[str, int], ...]:
+@storage.cached_by_location(maxsize=256)
+def _named_types(location: storage.FileLocation, path: str) -> tuple[tuple[str, int], ...]:
     """Return name and address of the datatypes that a group names."""
     group = open_group(location, path).item.id
     return tuple(

@@ -8,16 +8,8 @@ from __future__ import annotations
 import numpy as np
 from h5py import h5s
 
+from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5 import (
-    AllElements,
-    Axis,
-    ElementRuns,
-    MappedSelection,
-    RegularHyperslab,
-    VirtualMapping,
-    virtual_axis,
-)
 from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_dataset, text
 from xref.selections import row_runs
@@ -25,14 +17,14 @@ from xref.storage import FileLocation, cached_by_location
 
 
 @cached_by_location(maxsize=64)
-def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMapping, ...]:
+def virtual_mappings(location: FileLocation, address: int) -> tuple[hdf5.VirtualMapping, ...]:
     """Return where the elements of the virtual dataset at an address come from."""
     dataset = open_dataset(location, address)
     properties = dataset.id.get_create_plist()
     where = DatasetLabel(location, address)
     try:
         return tuple(
-            VirtualMapping(
+            hdf5.VirtualMapping(
                 text(properties.get_virtual_filename(i)),
                 text(properties.get_virtual_dsetname(i)),
                 _picked(properties.get_virtual_vspace(i), where),
@@ -48,14 +40,14 @@ def virtual_mappings(location: FileLocation, address: int) -> tuple[VirtualMappi
         ) from error
 
 
-def _picked(space: h5s.SpaceID, where: DatasetLabel) -> MappedSelection:
+def _picked(space: h5s.SpaceID, where: DatasetLabel) -> hdf5.MappedSelection:
     match space.get_select_type():
         case h5s.SEL_ALL:
-            return AllElements()
+            return hdf5.AllElements()
         case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
-            return RegularHyperslab(
+            return hdf5.RegularHyperslab(
                 tuple(
-                    virtual_axis(start, stride, count, block, where)
+                    hdf5.virtual_axis(start, stride, count, block, where)
                     for start, stride, count, block in zip(
                         *space.get_regular_hyperslab(), strict=True
                     )
@@ -64,7 +56,9 @@ def _picked(space: h5s.SpaceID, where: DatasetLabel) -> MappedSelection:
         case h5s.SEL_HYPERSLABS:
             blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
             start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
-            return ElementRuns(start=start, length=length)
+            return hdf5.ElementRuns(start=start, length=length)
         case h5s.SEL_NONE:
-            return RegularHyperslab((Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims())
+            return hdf5.RegularHyperslab(
+                (hdf5.Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims()
+            )
     raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")

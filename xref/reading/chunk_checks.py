@@ -16,16 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xref import objects
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, decode_chunk
-from xref.objects import (
-    chunk_index,
-    dataset_layout,
-    open_dataset,
-    read_stored_chunk,
-    used_filters,
-)
 from xref.reading.execute import ChunkCheck, ChunkLoader
 from xref.storage import FileBytes, FileLocation, cached_by_location
 
@@ -49,7 +43,7 @@ def chunk_check(
     if not layout.chunks or not layout.pipeline.filters:
         return None
     packers = layout.pipeline.packers
-    missing = used_filters(layout.pipeline, layout.elements).unsupported()
+    missing = objects.used_filters(layout.pipeline, layout.elements).unsupported()
     where = f"{location.filename}: dataset at {address:#x}"
     if missing and packers:
         raise UnsupportedError(
@@ -64,7 +58,7 @@ def chunk_check(
     checked = layout if plain else layout.stored
     if not location.source.live:
         with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
-            index = chunk_index(location, address)  # HDF5 does not check it
+            index = objects.chunk_index(location, address)  # HDF5 does not check it
             return ChunkLoader(checked, index, FileBytes(location), _read_nothing, where)
     return HeldChunks(location, address, checked) if packers else None
 
@@ -85,11 +79,11 @@ class HeldChunks:
     def check(self, numbers: IntArray) -> None:
         """Decode chunks and drop them, so that a wrong size or parameter raises."""
         layout = self.layout
-        dataset = open_dataset(self.location, self.address)
+        dataset = objects.open_dataset(self.location, self.address)
         window = np.empty(layout.cell, layout.dtype)
         cells = np.stack(np.unravel_index(numbers, layout.grid), axis=1)
         for corner in (cells * np.array(layout.cell)).tolist():
-            found = read_stored_chunk(dataset, tuple(corner))
+            found = objects.read_stored_chunk(dataset, tuple(corner))
             if found is None:
                 continue
             mask, data = found
@@ -108,7 +102,7 @@ def check_packed(location: FileLocation, address: int) -> None:
     HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
     to write a part of them. Once for each file is enough.
     """
-    layout = dataset_layout(location, address)
+    layout = objects.dataset_layout(location, address)
     if layout.pipeline.packers and layout.chunks:
         if location.source.live:
             _check_all(location, address, layout)
@@ -118,10 +112,10 @@ def check_packed(location: FileLocation, address: int) -> None:
 
 @cached_by_location(maxsize=1024)
 def _check_all_once(location: FileLocation, address: int) -> None:
-    _check_all(location, address, dataset_layout(location, address))
+    _check_all(location, address, objects.dataset_layout(location, address))
 
 
 def _check_all(location: FileLocation, address: int, layout: DatasetLayout) -> None:
     check = chunk_check(location, address, layout)
     if check is not None:
-        check.check(chunk_index(location, address).number)
+        check.check(objects.chunk_index(location, address).number)

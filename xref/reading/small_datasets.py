@@ -18,19 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import hdf5
 from xref.arrays import IntArray, ragged_ranges, read_scattered
 from xref.errors import XrefError
-from xref.hdf5 import (
-    CHUNKED,
-    MAX_RANK,
-    NO_ATTRIBUTES,
-    OTHER_VALUE,
-    OWN_ATTRIBUTES,
-    ChunkColumns,
-    DatasetLayout,
-    DatasetTable,
-    read_chunks,
-)
 from xref.objects import COMPACT, DatasetMetadata, dataset_facts, dataset_table, file_content
 from xref.reading.chunked_datasets import ChunkedDatasets, read_chunked_datasets
 from xref.storage import FileBytes, FileLocation
@@ -55,7 +45,7 @@ class SmallDatasets:
     offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
     nbytes: IntArray  # (t,), bytes of all elements
     chunk_shape: IntArray  # (t, widest), of the chunked; else 1
-    chunks: ChunkColumns  # of those that are chunked; others have none here
+    chunks: hdf5.ChunkColumns  # of those that are chunked; others have none here
     kind: IntArray  # (t,), row of `kinds`
     kinds: tuple[DatasetMetadata, ...]  # of one dataset of each: type, fill value
     alike: tuple[
@@ -75,7 +65,7 @@ class SmallDatasets:
         return int(self.nbytes[~chunked].sum() + self.chunks.nbytes.sum())
 
     def read(
-        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
+        self, which: IntArray, layout: hdf5.DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
         """Read datasets of one kind, each to its place in an array of their type."""
         if layout.chunks is not None:
@@ -96,7 +86,7 @@ class SmallDatasets:
         )
 
     def _read_chunked(
-        self, which: IntArray, layout: DatasetLayout, out: npt.NDArray[Any], dst: IntArray
+        self, which: IntArray, layout: hdf5.DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
         """Read chunked datasets of one kind, each once."""
         once, first, of = np.unique(which, return_index=True, return_inverse=True)
@@ -157,11 +147,11 @@ def select_small_datasets(
         kinds[k] = facts
         needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
         good &= ~own | (table.nbytes == needed)
-    chunked = np.flatnonzero(good & (table.storage == CHUNKED))
-    chunks = read_chunks(file_content(location), table.take(chunked), SMALL_NBYTES)
+    chunked = np.flatnonzero(good & (table.storage == hdf5.CHUNKED))
+    chunks = hdf5.read_chunks(file_content(location), table.take(chunked), SMALL_NBYTES)
     good[chunked] = chunks.known
     chunks = chunks.spread(chunked, len(table))
-    alone = good & (table.attributes == OWN_ATTRIBUTES)
+    alone = good & (table.attributes == hdf5.OWN_ATTRIBUTES)
     looked: dict[int, DatasetMetadata] = {}
     like = np.arange(len(table))  # the row that is decoded as each
     for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
@@ -186,10 +176,10 @@ def select_small_datasets(
     if not len(picked):
         return picked, None
     part = table.take(picked)
-    _, first = np.unique(part.ndim + part.attributes * (MAX_RANK + 1), return_index=True)
+    _, first = np.unique(part.ndim + part.attributes * (hdf5.MAX_RANK + 1), return_index=True)
     for row in picked[first[~alone[picked[first]]]].tolist():
         looked[row] = dataset_facts(location, int(address[row]))
-    bare = np.flatnonzero(good & (table.attributes == NO_ATTRIBUTES))
+    bare = np.flatnonzero(good & (table.attributes == hdf5.NO_ATTRIBUTES))
     like[bare] = bare[:1]
     if len(bare) and int(bare[0]) not in looked:
         looked[int(bare[0])] = dataset_facts(location, int(address[bare[0]]))
@@ -228,14 +218,16 @@ def _facts_or_none(location: FileLocation, address: int) -> DatasetMetadata | No
         return None
 
 
-def _is_plain(layout: DatasetLayout) -> bool:
+def _is_plain(layout: hdf5.DatasetLayout) -> bool:
     """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
     references = layout.reference_kind or layout.elements is not None
     return not references and layout.why_not_direct in ("", COMPACT)
 
 
 def _group_by_decoding(
-    table: DatasetTable, members: npt.NDArray[np.intp], decoding_attributes: Collection[str]
+    table: hdf5.DatasetTable,
+    members: npt.NDArray[np.intp],
+    decoding_attributes: Collection[str],
 ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     """Find the datasets of one set of attributes whose values are decoded alike.
 
@@ -252,7 +244,7 @@ def _group_by_decoding(
         return np.full(len(members), members[0]), np.ones(len(members), dtype=bool)
     values = table.values[members][:, axes]
     _, first, of = np.unique(values, axis=0, return_index=True, return_inverse=True)
-    return members[first[of.reshape(-1)]], (values != OTHER_VALUE).all(axis=1)
+    return members[first[of.reshape(-1)]], (values != hdf5.OTHER_VALUE).all(axis=1)
 
 
 def _look_at(
@@ -271,7 +263,7 @@ def _look_at(
 def _find_witnesses(
     location: FileLocation,
     address: npt.NDArray[np.uint64],
-    table: DatasetTable,
+    table: hdf5.DatasetTable,
     members: npt.NDArray[np.intp],
 ) -> dict[int, DatasetMetadata] | None:
     """Look at datasets of one set of attributes until it is known which values all share.
@@ -292,9 +284,9 @@ def _find_witnesses(
     for axis, name in enumerate(table.names[int(table.attributes[first])]):
         value = table.values[members, axis]
         distinct, where = np.unique(value, return_index=True)
-        if len(distinct) == 1 and distinct[0] != OTHER_VALUE:
+        if len(distinct) == 1 and distinct[0] != hdf5.OTHER_VALUE:
             continue
-        for at in np.sort(where[distinct != OTHER_VALUE]).tolist():
+        for at in np.sort(where[distinct != hdf5.OTHER_VALUE]).tolist():
             row = int(members[at])
             other = looked.get(row) or _facts_or_none(location, int(address[row]))
             if other is None or not _is_alike(other):
@@ -303,7 +295,7 @@ def _find_witnesses(
             if _differ(facts.attributes.get(name), other.attributes.get(name)):
                 break
         else:
-            if distinct[0] == OTHER_VALUE:
+            if distinct[0] == hdf5.OTHER_VALUE:
                 return None
     return looked
 

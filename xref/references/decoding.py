@@ -11,19 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError
-from xref.hdf5 import (
-    REGION,
-    HeapCollections,
-    decode_boxes,
-    decode_selections,
-    decode_std_objects,
-    read_collections,
-    read_heap_objects,
-    split_heap_ids,
-    split_std_references,
-)
 from xref.objects import file_content, file_format
 from xref.references.columns import Interner, ReferenceColumns, object_table
 from xref.selections import SelectionKind, SelectionTable, box_table, empty_table, in_order
@@ -85,11 +75,13 @@ def decode_regions(
         n rows.
     """
     form = file_format(location)
-    heap, index = split_heap_ids(raw, offset_size=form.offset_size)
+    heap, index = hdf5.split_heap_ids(raw, offset_size=form.offset_size)
     live = np.flatnonzero(heap)
     address = np.zeros(len(heap), dtype=np.uint64)
     tables, order = [], []
-    for collections in read_collections(file_content(location), heap, index, live, describe):
+    for collections in hdf5.read_collections(
+        file_content(location), heap, index, live, describe
+    ):
         rows = collections.rows
         address[rows], table = _decode_collections(collections, form.offset_size)
         tables.append(table)
@@ -104,10 +96,10 @@ def decode_regions(
 
 
 def _decode_collections(
-    collections: HeapCollections, address_size: int
+    collections: hdf5.HeapCollections, address_size: int
 ) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
     """Decode the references to some heap collections: together, or else one by one."""
-    boxes = decode_boxes(
+    boxes = hdf5.decode_boxes(
         collections.buffer,
         collections.base,
         collections.size,
@@ -118,7 +110,7 @@ def _decode_collections(
     if boxes is not None and rows is not None:
         return boxes.address[rows], box_table(boxes.start[rows], boxes.shape[rows])
     batch = collections.find()
-    return decode_selections(
+    return hdf5.decode_selections(
         batch.buffer, batch.position, batch.nbytes, address_size, batch.describe
     )
 
@@ -143,7 +135,7 @@ def decode_std_references(
         With regions only if there is one among them; rows of other kinds are then of
         `SelectionKind.OBJECT`. A file that cannot be opened is an error when it is asked for.
     """
-    elements = split_std_references(
+    elements = hdf5.split_std_references(
         raw, offset_size=file_format(location).offset_size, describe=describe
     )
     n = len(elements.type)
@@ -152,7 +144,7 @@ def decode_std_references(
     files, names = Interner[FileLocation]([location]), Interner[str]()
     tables, order = [], []
     live = np.flatnonzero(elements.in_heap)
-    for batch in read_heap_objects(
+    for batch in hdf5.read_heap_objects(
         file_content(location), elements.heap, elements.index, live, describe
     ):
         rows = batch.rows
@@ -166,7 +158,7 @@ def decode_std_references(
         # Each heap object once, however many elements name it.
         key = batch.position * 16 + 2 * elements.type[rows] + elements.external[rows]
         first, of = _first_of_each(key)
-        found = decode_std_objects(
+        found = hdf5.decode_std_objects(
             batch.buffer,
             batch.position[first],
             batch.nbytes[first],
@@ -185,7 +177,7 @@ def decode_std_references(
             file[rows] = np.array([*files.number(named), 0])[found.file[of]]
         if found.names:
             attribute[rows] = np.array([*names.number(found.names), -1])[found.attribute[of]]
-        is_region = np.flatnonzero(elements.type[rows] == REGION)
+        is_region = np.flatnonzero(elements.type[rows] == hdf5.REGION)
         tables.append(found.regions.take(np.searchsorted(found.region, of[is_region])))
         order.append(rows[is_region])
     regions = None

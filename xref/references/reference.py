@@ -16,16 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from xref import selections
+from xref import objects, selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
-from xref.objects import (
-    dataset_layout,
-    has_attribute,
-    object_kind,
-    object_label,
-    object_path,
-    open_object,
-)
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -134,14 +126,14 @@ class ObjectReference:
         """
         if self.location is None or not self:
             return None
-        return object_path(self.location, self.address)
+        return objects.object_path(self.location, self.address)
 
     @property
     def kind(self) -> str:
         """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
         if self.location is None or not self:
             return "null"
-        return object_kind(self.location, self.address)
+        return objects.object_kind(self.location, self.address)
 
     def resolve(self, chunks: Any = None) -> Any:
         """Open the target lazily.
@@ -178,7 +170,7 @@ class ObjectReference:
         """
         if self.location is None or not self:
             return "null"
-        return f"-> {object_label(self.location, self.address)}"
+        return f"-> {objects.object_label(self.location, self.address)}"
 
 
 class SourceName(str):
@@ -283,7 +275,7 @@ class RegionReference:
     def _fitted(self) -> selections.SelectionTable:
         if self.location is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
-        extent = dataset_layout(self.location, self.address).shape
+        extent = objects.dataset_layout(self.location, self.address).shape
         return selections.table_from_selections([self.selection]).fit(
             extent, lambda _: repr(self)
         )
@@ -441,7 +433,7 @@ Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
 def attribute_kind(location: FileLocation, address: int, name: str) -> str:
     """Return "attribute", or "dangling" if there is no object or no such attribute."""
     try:
-        found = has_attribute(open_object(location, address), name)
+        found = objects.has_attribute(objects.open_object(location, address), name)
     except (DanglingReferenceError, ExternalFileError):
         return "dangling"
     return "attribute" if found else "dangling"

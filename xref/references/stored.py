@@ -14,20 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import objects
 from xref.arrays import IntArray, canvas_strides
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, Datatype
-from xref.objects import (
-    COMPACT,
-    chunk_index,
-    dataset_layout,
-    file_format,
-    object_label,
-    open_dataset,
-    read_compact,
-    read_raw,
-    reference_itemsize,
-)
 from xref.reading import (
     BoxLoader,
     ChunkLoader,
@@ -113,7 +103,7 @@ class StoredReferences:
         )
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind] if self.kind else "element"
-        path = self.path or object_label(self.location, self.address)
+        path = self.path or objects.object_label(self.location, self.address)
         of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.location.filename}: {noun} {element} of {of}"
 
@@ -125,7 +115,7 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
-        if dataset_layout(self.location, self.address).virtual:
+        if objects.dataset_layout(self.location, self.address).virtual:
             return self._read_virtual()
         raw = self.cut(self.read_raw())
         return decode_references(self.location, raw, self.kind, self.describe)
@@ -155,12 +145,14 @@ class StoredReferences:
 
     def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return the references' part of elements as stored."""
-        width = reference_itemsize(self.kind, file_format(self.location).offset_size)
+        width = objects.reference_itemsize(
+            self.kind, objects.file_format(self.location).offset_size
+        )
         return raw[:, self.offset : self.offset + width]
 
     def read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
-        layout = dataset_layout(self.location, self.address)
+        layout = objects.dataset_layout(self.location, self.address)
         n, width = math.prod(self.shape), layout.stored_itemsize
         stored = self._stored_part()
         if stored.shape != self.shape:
@@ -207,10 +199,10 @@ class StoredReader:
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        layout = dataset_layout(self.location, self.address)
-        if layout.why_not_raw == COMPACT:
+        layout = objects.dataset_layout(self.location, self.address)
+        if layout.why_not_raw == objects.COMPACT:
             where = f"{self.location.filename}: dataset at {self.address:#x}"
-            data = read_compact(self.location, self.address, where)
+            data = objects.read_compact(self.location, self.address, where)
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
                 raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
@@ -218,7 +210,9 @@ class StoredReader:
             sides = zip(start, window.shape, strict=True)
             window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
-        window[...] = read_raw(open_dataset(self.location, self.address), start, window.shape)
+        window[...] = objects.read_raw(
+            objects.open_dataset(self.location, self.address), start, window.shape
+        )
         check_unchanged(self.location)
 
 
@@ -233,7 +227,7 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
     where = f"{location.filename}: dataset at {address:#x}"
     stored = layout.stored
     read_box = StoredReader(location, address)
-    if stored.why_not_direct and stored.why_not_direct != COMPACT:
+    if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
                 f"{where} holds references in storage that is not read directly "
@@ -245,7 +239,7 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
     if layout.chunks is None:
         return ContiguousLoader(stored, FileBytes(location))
     return ChunkLoader(
-        stored, chunk_index(location, address), FileBytes(location), read_box, where
+        stored, objects.chunk_index(location, address), FileBytes(location), read_box, where
     )
 
 
@@ -267,7 +261,7 @@ def read_box_of_stored(
 
     Elements of a virtual dataset without a source are its fill value.
     """
-    layout = dataset_layout(location, address)
+    layout = objects.dataset_layout(location, address)
     if layout.elements is None:
         raise UnsupportedError(
             f"{location.filename}: dataset at {address:#x} has no references"
@@ -280,11 +274,11 @@ def read_box_of_stored(
         return [StoredElements(location, layout.elements, rows, raw, place.describe)]
     parts = []
     for part in split_virtual(location, address, place.coords()):
-        source = dataset_layout(part.location, part.address)
+        source = objects.dataset_layout(part.location, part.address)
         if source.elements != layout.elements:
             raise UnsupportedError(
                 f"{part.location.filename}: {part.label!r} is of another type than its virtual "
-                f"dataset {object_label(location, address)!r}"
+                f"dataset {objects.object_label(location, address)!r}"
             )
         raw = read_places(part.location, part.address, part.coords)
         describe = describe_places(part, "element")
@@ -299,7 +293,7 @@ def read_places(
     location: FileLocation, address: int, coords: IntArray
 ) -> npt.NDArray[np.uint8]:
     """Read elements at any places as stored, shape ``(n, itemsize)``."""
-    layout = dataset_layout(location, address)
+    layout = objects.dataset_layout(location, address)
     n, width = len(coords), layout.stored_itemsize
     out = np.zeros(n, dtype=f"V{width}")
     if n:
@@ -328,8 +322,8 @@ def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
         If the dataset is of another type than the virtual one.
     """
     location, address = part.location, part.address
-    layout = dataset_layout(location, address)
-    virtual = dataset_layout(place.location, place.address)
+    layout = objects.dataset_layout(location, address)
+    virtual = objects.dataset_layout(place.location, place.address)
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         raise UnsupportedError(
             f"{location.filename}: {part.label!r} holds {layout.reference_kind or 'values'!r}, "

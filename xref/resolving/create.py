@@ -13,17 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref import engine
 from xref.arrays import IntArray
-from xref.engine import (
-    ElementOrigin,
-    ReferenceVariable,
-    find_masked,
-    find_object,
-    find_origin,
-    index_keys,
-    location_of,
-    reference_dataarray,
-)
 from xref.errors import SelectionError
 from xref.objects import dataset_layout, open_member
 from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
@@ -34,12 +25,12 @@ REGION_DIM = "region"
 
 def object_reference(array: xr.DataArray) -> ObjectReference:
     """Return a reference to the dataset of a variable; see `xref.resolving.accessor`."""
-    return find_object(array)
+    return engine.find_object(array)
 
 
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
     """Return a reference to a group, or to what is at a path from there."""
-    location, address = location_of(dataset)
+    location, address = engine.location_of(dataset)
     group = ObjectReference(location, address)
     if path in ("", "."):
         return group
@@ -63,7 +54,7 @@ def region_reference(
     given = sum((bool(keys), points is not None, bool(labels)))
     if given > 1:
         raise TypeError("a region is given by an index, by points or by labels, not by several")
-    origin = (None if given else find_masked(array)) or find_origin(array)
+    origin = (None if given else engine.find_masked(array)) or engine.find_origin(array)
     given_keys = keys[0] if len(keys) == 1 and isinstance(keys[0], tuple) else keys
     if len(given_keys) == 1 and given_keys[0] is Ellipsis and origin.is_whole:
         return RegionReference(origin.object, All())  # as in h5py, it grows with the dataset
@@ -72,7 +63,7 @@ def region_reference(
     elif labels:
         origin = _at_labels(origin, array, labels)
     elif keys:
-        found = index_keys(array, keys)
+        found = engine.index_keys(array, keys)
         if isinstance(found, list):
             origin = origin.outer(_without_items(origin, found, array))
         else:
@@ -82,7 +73,9 @@ def region_reference(
     return RegionReference(origin.object, selection)
 
 
-def _without_items(origin: ElementOrigin, keys: list[Any], array: xr.DataArray) -> list[Any]:
+def _without_items(
+    origin: engine.ElementOrigin, keys: list[Any], array: xr.DataArray
+) -> list[Any]:
     """Drop the keys of axes within elements, of which nothing can be selected."""
     if any(key != slice(None) for key in keys[origin.ndim :] if isinstance(key, slice)) or any(
         not isinstance(key, slice) for key in keys[origin.ndim :]
@@ -92,12 +85,12 @@ def _without_items(origin: ElementOrigin, keys: list[Any], array: xr.DataArray) 
 
 
 def _at_points(
-    origin: ElementOrigin,
+    origin: engine.ElementOrigin,
     points: npt.NDArray[Any],
     array: xr.DataArray,
     *,
     ordered: bool = False,
-) -> ElementOrigin:
+) -> engine.ElementOrigin:
     """Select element by element."""
     if points.size == 0:
         points = np.zeros((0, array.ndim), dtype=np.int64)
@@ -120,8 +113,8 @@ def _at_points(
 
 
 def _at_labels(
-    origin: ElementOrigin, array: xr.DataArray, labels: Mapping[Hashable, Any]
-) -> ElementOrigin:
+    origin: engine.ElementOrigin, array: xr.DataArray, labels: Mapping[Hashable, Any]
+) -> engine.ElementOrigin:
     """Select by labels of coordinates, as `xarray.DataArray.sel` does."""
     unknown = [dim for dim in labels if dim not in array.dims]
     if unknown:
@@ -167,7 +160,7 @@ def make_regions(
     """Return references to many boxes of a variable; see `xref.resolving.accessor`."""
     if (shape is None) == (stop is None):
         raise TypeError("boxes are given by start and shape, or by start and stop")
-    origin = find_origin(array)
+    origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
     what, end = ("size", shape) if stop is None else ("stop", stop)
@@ -184,7 +177,7 @@ def make_regions(
         begin.shape[:-1], kind="region", columns=columns, options=origin.object.options
     )
     name = "regions" if array.name is None else f"{array.name}_regions"
-    return reference_dataarray(ReferenceVariable(dims, references), coords, name)
+    return engine.reference_dataarray(engine.ReferenceVariable(dims, references), coords, name)
 
 
 AXIS_DIM = "axis of the boxes"
@@ -374,7 +367,7 @@ def _check_boxes(array: xr.DataArray, start: IntArray, size: IntArray) -> None:
 
 
 def _stored_boxes(
-    origin: ElementOrigin, start: IntArray, size: IntArray, array: xr.DataArray
+    origin: engine.ElementOrigin, start: IntArray, size: IntArray, array: xr.DataArray
 ) -> SelectionTable:
     """Return boxes of the dataset that a variable, perhaps a part of it, comes from."""
     n = len(start)

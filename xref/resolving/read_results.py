@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import objects
 from xref.arrays import IntArray, convert, ragged_ranges, row_offsets, row_strides
 from xref.engine import CF_ATTRIBUTES, Decoders, Decoding
 from xref.errors import (
@@ -24,13 +25,6 @@ from xref.errors import (
     WrongTargetError,
 )
 from xref.hdf5 import DatasetLayout, items
-from xref.objects import (
-    REFERENCE_BATCH,
-    DatasetMetadata,
-    cache_h5py_references,
-    dataset_facts,
-    stored_nbytes,
-)
 from xref.options import get_option
 from xref.reading import SmallDatasets, plan_parts, plan_read, read_plan, select_small_datasets
 from xref.references import (
@@ -59,7 +53,7 @@ class BoundDataset:
 
     location: FileLocation
     address: int
-    facts: DatasetMetadata
+    facts: objects.DatasetMetadata
     rows: npt.NDArray[np.intp] | slice
     regions: SelectionTable
 
@@ -176,7 +170,7 @@ def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
         rows = many.rows[cuts[k] : cuts[k + 1]]
         if not len(rows):
             continue
-        facts = dataset_facts(many.location, address)
+        facts = objects.dataset_facts(many.location, address)
         regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
         yield BoundDataset(
             location=many.location, address=address, facts=facts, rows=rows, regions=regions
@@ -208,14 +202,16 @@ def bind_references(
     small, groups, null = _split_small(references)
     targets = []
     for k, (location, address, rows) in enumerate(groups):
-        if k % REFERENCE_BATCH == 0:
-            cache_h5py_references([a for _, a, _ in groups[k : k + REFERENCE_BATCH]])
+        if k % objects.REFERENCE_BATCH == 0:
+            objects.cache_h5py_references(
+                [a for _, a, _ in groups[k : k + objects.REFERENCE_BATCH]]
+            )
 
         def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = dataset_facts(location, address)
+            facts = objects.dataset_facts(location, address)
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
                 f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
@@ -315,7 +311,7 @@ def check_size(
     nbytes = n_elements * dtype.itemsize
     if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
         return
-    stored = sum(stored_nbytes(t.location, t.address) for t in bound.single)
+    stored = sum(objects.stored_nbytes(t.location, t.address) for t in bound.single)
     stored += sum(many.stored_nbytes for many in bound.small)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(

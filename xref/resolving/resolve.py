@@ -17,27 +17,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xref import engine, objects
 from xref.arrays import IntArray, canvas_strides, row_strides
-from xref.engine import (
-    ReferenceVariable,
-    attribute_references,
-    build_variable,
-    decode_dataset,
-    open_members,
-    reference_dataarray,
-)
 from xref.errors import NullReferenceError
-from xref.objects import (
-    RawAttributeReferences,
-    cache_h5py_references,
-    dataset_facts,
-    dataset_kind,
-    kind_of,
-    open_dataset,
-    open_object,
-    read_attribute,
-    text,
-)
 from xref.reading import plan_parts
 from xref.references import (
     AttributeReference,
@@ -102,7 +84,7 @@ def _resolve_groups(
             f"{references.describe(row)} is null; resolve with on_null='drop'"
         )
     out: dict[Any, Any] = {}
-    cache_h5py_references(columns.address[live].tolist())
+    objects.cache_h5py_references(columns.address[live].tolist())
     for row in live.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
         element = references.element(row)
@@ -170,15 +152,15 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     location = reference.location
     if location is None or not reference:
         raise NullReferenceError("a null attribute reference points at nothing")
-    item = open_object(location, reference.address)
-    value = read_attribute(item, reference.name, location, reference.address)
+    item = objects.open_object(location, reference.address)
+    value = objects.read_attribute(item, reference.name, location, reference.address)
     check_unchanged(location)
     variable: xr.Variable
-    if isinstance(value, RawAttributeReferences):
+    if isinstance(value, objects.RawAttributeReferences):
         where = f"{location.filename}: attribute {reference.name!r}"
-        data = attribute_references(value, location, where, reference.options)
-        variable = ReferenceVariable(_numbered_dims(data.ndim), data)
-        array = reference_dataarray(variable, name=reference.name)
+        data = engine.attribute_references(value, location, where, reference.options)
+        variable = engine.ReferenceVariable(_numbered_dims(data.ndim), data)
+        array = engine.reference_dataarray(variable, name=reference.name)
     else:
         values = _attribute_array(value)
         array = xr.DataArray(values, dims=_numbered_dims(values.ndim), name=reference.name)
@@ -199,12 +181,12 @@ def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
     """Return an attribute's value as an array, text decoded; of no element if it is null."""
     if value is None:
         return np.empty(0)
-    values = np.asarray(text(value) if isinstance(value, bytes) else value)
+    values = np.asarray(objects.text(value) if isinstance(value, bytes) else value)
     if values.dtype.kind == "S":
         return np.strings.decode(values, "utf-8", "surrogateescape") if values.size else values
     if values.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in values.flat):
         decoded = np.empty(values.size, dtype=object)
-        decoded[:] = [text(v) for v in values.flat]
+        decoded[:] = [objects.text(v) for v in values.flat]
         return decoded.reshape(values.shape)
     return values
 
@@ -214,18 +196,20 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     if reference.location is None or not reference:
         raise NullReferenceError("a null object reference points at nothing")
     location, options = reference.location, reference.options
-    item = open_object(location, reference.address)
-    if kind_of(item) == "group":
-        members = open_members(location, group_path(location, reference.address), options)
-        dataset = decode_dataset(*members, options)
+    item = objects.open_object(location, reference.address)
+    if objects.kind_of(item) == "group":
+        members = engine.open_members(
+            location, group_path(location, reference.address), options
+        )
+        dataset = engine.decode_dataset(*members, options)
         return dataset if chunks is None else dataset.chunk(chunks)
-    if kind_of(item) == "datatype":
+    if objects.kind_of(item) == "datatype":
         return item.dtype
-    facts = dataset_facts(location, reference.address)
+    facts = objects.dataset_facts(location, reference.address)
     target = open_target(location, reference.address, facts, options)
     dims = _free_dims(target.dims)
-    if dataset_kind(item):
-        variable = build_variable(
+    if objects.dataset_kind(item):
+        variable = engine.build_variable(
             location,
             reference.address,
             facts.layout,
@@ -248,9 +232,9 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return what a region reference selects; see `RegionReference.resolve`."""
     if reference.location is None or not reference:
         raise NullReferenceError("a null region reference selects nothing")
-    item = open_dataset(reference.location, reference.address)
+    item = objects.open_dataset(reference.location, reference.address)
     array = ReferenceArray.from_references(reference)
-    if dataset_kind(item):
+    if objects.dataset_kind(item):
         return _resolve_reference_values(reference, array)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 

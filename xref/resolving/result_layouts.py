@@ -15,17 +15,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xref import engine
 from xref.arrays import IntArray, dtype_with, is_same_value
-from xref.engine import (
-    Decoders,
-    Decoding,
-    common_dtype,
-    decode_variable,
-    lazily_indexed,
-    missing_of,
-    warn_unreadable,
-    with_items,
-)
 from xref.errors import SelectionError
 from xref.hdf5 import item_dtype
 from xref.objects import dataset_layout
@@ -49,8 +40,8 @@ class Form:
     """
 
     dtype: np.dtype[Any]  # of elements in the flat array that values are read into
-    decode: Decoding | None = None
-    decoders: Decoders | None = None
+    decode: engine.Decoding | None = None
+    decoders: engine.Decoders | None = None
 
     @property
     def is_lazily_decoded(self) -> bool:
@@ -84,10 +75,10 @@ def choose_form(resolved: BoundVariable, dtype: Any) -> Form:
             raise ValueError(f"dtype={dtype!r} has no length; name it ('U20'), or use object")
         item_shapes = {kind.item_shape for kind in decoders.kinds}
         if len(item_shapes) > 1:
-            common_dtype(decoders.kinds, resolved.what)  # raises
+            engine.common_dtype(decoders.kinds, resolved.what)  # raises
         item_shape = item_shapes.pop() if item_shapes else ()
-        return Form(with_items(wanted, item_shape), decoders=decoders)
-    found = common_dtype(decoders.kinds, resolved.what)
+        return Form(engine.with_items(wanted, item_shape), decoders=decoders)
+    found = engine.common_dtype(decoders.kinds, resolved.what)
     single = decoders.single
     if single is not None and single.raw_dtype.kind in "biufc":
         as_stored = single.is_plain and single.raw_dtype == found
@@ -116,7 +107,7 @@ def fill_values(
         return MissingValue(decoders, (fill_value,), found)
     values = [kind.missing for kind in decoders.kinds] or [np.nan]
     if base.kind in "fcmM":
-        values = [missing_of(base)]
+        values = [engine.missing_of(base)]
     elif dtype is not None:
         values = [_missing_in(value, base) for value in values]
     if all(is_same_value(values[0], value) for value in values):
@@ -129,7 +120,7 @@ def _missing_in(value: Any, dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "O":
         return value
     if dtype.kind in "SU":
-        return missing_of(dtype)
+        return engine.missing_of(dtype)
     try:
         if dtype_with(dtype, value) == dtype:
             return value
@@ -188,7 +179,7 @@ def resolve_cells(
     if uniform:
         return values
     mask = PaddingMask(references, cell)
-    valid = xr.Variable(dims, lazily_indexed(mask))
+    valid = xr.Variable(dims, engine.lazily_indexed(mask))
     if chunks is not None:
         same = dict(zip(variable.dims, variable.chunks or (), strict=False))
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
@@ -205,7 +196,7 @@ def _stack(
     fill_value: Any = None,
     dtype: Any = None,
     padded: bool = False,
-) -> tuple[xr.Variable, StackArray, Decoding | None]:
+) -> tuple[xr.Variable, StackArray, engine.Decoding | None]:
     """Return results in cells of one shape as a lazy variable.
 
     Returns
@@ -236,7 +227,7 @@ def _stack(
 
 def _variable_of(
     resolved: BoundVariable,
-    decode: Decoding | None,
+    decode: engine.Decoding | None,
     dims: tuple[Hashable, ...],
     data: StackArray | RaggedArray,
     fills: bool = False,
@@ -248,15 +239,17 @@ def _variable_of(
     attributes = dict(resolved.attributes)
     if decode is None:
         encoding = _common_encoding(resolved.decoders, data.dtype, fills)
-        return xr.Variable(dims, lazily_indexed(data), attributes, encoding)
+        return xr.Variable(dims, engine.lazily_indexed(data), attributes, encoding)
     attributes |= decode.attributes  # for xarray to use them up
-    variable = xr.Variable(dims, lazily_indexed(data), attributes)
-    decoded = decode_variable(variable, decode.options)
+    variable = xr.Variable(dims, engine.lazily_indexed(data), attributes)
+    decoded = engine.decode_variable(variable, decode.options)
     decoded.attrs = {k: v for k, v in decoded.attrs.items() if k in resolved.attributes}
     return decoded
 
 
-def _common_encoding(decoders: Decoders, dtype: np.dtype[Any], fills: bool) -> dict[str, Any]:
+def _common_encoding(
+    decoders: engine.Decoders, dtype: np.dtype[Any], fills: bool
+) -> dict[str, Any]:
     """Return what all targets' encodings agree on, if values can still be stored so.
 
     Integers without a fill value have no place for NaN and NaT.
@@ -479,7 +472,7 @@ def _fits_axes(
         if layout.shape != extent:
             # As where an unlimited dimension has grown for some variables only.
             problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
-            warn_unreadable(f"{location.filename}: coordinate {name!r}", problem)
+            engine.warn_unreadable(f"{location.filename}: coordinate {name!r}", problem)
             return False
     return not layout.reference_kind
 

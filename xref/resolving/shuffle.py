@@ -25,19 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xref import reading
 from xref.arrays import convert
 from xref.hdf5 import items
-from xref.reading import (
-    PartitionedBoxes,
-    choose_tile,
-    copy_boxes,
-    count_chunk_reads,
-    fit_dask_blocks,
-    plan_read,
-    plan_shares,
-    read_box_shape,
-    read_plan,
-)
 from xref.references import DecodeOptions, tile_loader
 from xref.resolving.lazy_results import BlockReads, ReferenceResults, Spans
 from xref.resolving.read_results import BoundDataset
@@ -134,7 +124,7 @@ class ShufflePlan:
     """Shares of the chunks of each target, in lots of about one size."""
 
     flat: BlockReads
-    targets: tuple[tuple[BoundDataset, PartitionedBoxes], ...]
+    targets: tuple[tuple[BoundDataset, reading.PartitionedBoxes], ...]
     lots: tuple[tuple[tuple[int, int], ...], ...]  # (target, share) of each lot
 
 
@@ -340,14 +330,14 @@ def _receive(
 
 def _cell_of(target: BoundDataset) -> tuple[int, ...]:
     layout = target.layout
-    return read_box_shape(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
+    return reading.read_box_shape(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
 
 
 def _can_share(flat: BlockReads) -> bool:
     """Tell whether each part of what is read is for one block, and counting is quick."""
     if len(flat.reads) * len(flat.bounds) > MAX_TARGET_BLOCK_PAIRS:
         return False
-    return all(fit_dask_blocks(parts, flat.bounds) for _, parts in flat.reads)
+    return all(reading.fit_dask_blocks(parts, flat.bounds) for _, parts in flat.reads)
 
 
 def _count(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
@@ -356,7 +346,7 @@ def _count(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
     distinct = []
     for target, parts in flat.reads:
         layout, cell = target.layout, _cell_of(target)
-        counts = count_chunk_reads(parts, flat.bounds, layout.shape, cell)
+        counts = reading.count_chunk_reads(parts, flat.bounds, layout.shape, cell)
         cell_nbytes = math.prod(cell) * max(layout.dtype.itemsize, 1)
         visited += counts[0] * cell_nbytes
         distinct.append(counts[1] * cell_nbytes)
@@ -399,8 +389,8 @@ def _plan_exchange(flat: BlockReads, division: ShuffleLayout | None) -> ShuffleP
     weights: list[int] = []
     for k, ((target, parts), read_nbytes) in enumerate(zip(flat.reads, nbytes_of, strict=True)):
         shape, itemsize = target.layout.shape, max(target.layout.dtype.itemsize, 1)
-        tile = choose_tile(shape, _cell_of(target), itemsize, nbytes)
-        shares = plan_shares(parts, flat.bounds, shape, tile)
+        tile = reading.choose_tile(shape, _cell_of(target), itemsize, nbytes)
+        shares = reading.plan_shares(parts, flat.bounds, shape, tile)
         targets.append((target, shares))
         pairs += [(k, share) for share in range(len(shares))]
         # Where chunks were not counted, all of a tile are taken to be read.
@@ -447,7 +437,9 @@ def read_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
         )
         itemsize = max(layout.dtype.itemsize, 1)
         parts = shares.share_parts(share)
-        read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, values)
+        reading.read_plan(
+            reading.plan_read(parts, layout.shape, layout.chunks, itemsize), loader, values
+        )
         out.append(_decoded_elements(values, plan.flat, target))
     return out
 
@@ -531,5 +523,5 @@ def assemble(
     for k, of_target in buffers.items():
         boxes = plan.targets[k][1].block_boxes(block, of_target, flat, first)
         if boxes is not None:
-            copy_boxes(*boxes)
+            reading.copy_boxes(*boxes)
     return exchange.decoded(plan.flat.finish(block, flat))

@@ -14,17 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from xref import engine
 from xref.arrays import IntArray
-from xref.engine import (
-    CF_ATTRIBUTES,
-    DatasetArray,
-    Decoders,
-    Decoding,
-    decoding_key,
-    make_decoding,
-    options_by_name,
-    options_of,
-)
 from xref.hdf5 import DatasetLayout
 from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
 from xref.reading import SmallDatasets
@@ -39,7 +30,7 @@ Place: TypeAlias = tuple[Hashable, int]
 
 def find_decoders(
     bound: BoundReferences, targets: tuple[TargetMetadata, ...], options: DecodeOptions
-) -> tuple[Decoders, dict[Place, Set[str]]]:
+) -> tuple[engine.Decoders, dict[Place, Set[str]]]:
     """Find out how the values of each target are decoded.
 
     Returns
@@ -83,10 +74,10 @@ def find_decoders(
             used[place] = finder.kinds[kind].used
         add(many.location, many.address, np.array(kinds)[of])
     if not file:
-        return Decoders(()), used
+        return engine.Decoders(()), used
     locations = [location for _, location in files.values()]
     columns = (np.concatenate(c) for c in (file, address, which))
-    return Decoders(finder.kinds, locations, *columns), used
+    return engine.Decoders(finder.kinds, locations, *columns), used
 
 
 def _number_rows(columns: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
@@ -117,9 +108,9 @@ class _DecodingFinder:
     """Makes one decoding for all targets that are decoded alike."""
 
     def __init__(self, options: DecodeOptions) -> None:
-        self.kinds: list[Decoding] = []
+        self.kinds: list[engine.Decoding] = []
         self._options = options
-        self._names = options_by_name(options)
+        self._names = engine.options_by_name(options)
         self._known: dict[Hashable, int] = {}
         self._rows: dict[Hashable, int] = {}
 
@@ -153,17 +144,17 @@ class _DecodingFinder:
         Of its layout only type and fill value matter, which other datasets may share.
         """
         name = self._name(location, address)
-        telling = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
-        options = options_of(self._options, name)
+        telling = {k: v for k, v in attributes.items() if k in engine.CF_ATTRIBUTES}
+        options = engine.options_of(self._options, name)
         sample = None
         if _may_be_times(layout, telling, options):
             # Each target's own: dates of some fit the type that those of others do not.
             sample = _first_and_last(location, address, options)
         told = None if sample is None else sample.tobytes()
-        key = decoding_key(layout.dtype, telling, layout.fill_value), name, told
+        key = engine.decoding_key(layout.dtype, telling, layout.fill_value), name, told
         if key not in self._known:
             missing = _stored_fill(location, address, layout, options)
-            decoding = make_decoding(layout.dtype, telling, options, missing, sample)
+            decoding = engine.make_decoding(layout.dtype, telling, options, missing, sample)
             same = decoding.key, repr(decoding.missing)
             row = self._rows.setdefault(same, len(self.kinds))
             if row == len(self.kinds):
@@ -190,7 +181,7 @@ def _first_and_last(
     layout = dataset_layout(location, address)
     if 0 in layout.shape:
         return None
-    array = DatasetArray(location, address, layout, options)
+    array = engine.DatasetArray(location, address, layout, options)
     ends = [tuple(0 for _ in layout.shape), tuple(n - 1 for n in layout.shape)]
     return np.stack([np.asarray(array.read(end)) for end in ends])
 

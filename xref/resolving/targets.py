@@ -11,16 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
-from xref.objects import (
-    DatasetMetadata,
-    dataset_facts,
-    members_by_name,
-    object_label,
-    object_path,
-    object_paths,
-)
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -42,7 +35,7 @@ class TargetMetadata:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return f"{self.location.filename}: {object_label(self.location, self.address)}"
+        return f"{self.location.filename}: {objects.object_label(self.location, self.address)}"
 
     @property
     def name(self) -> str | None:
@@ -55,7 +48,7 @@ class TargetMetadata:
 
 
 def _name(location: FileLocation, address: int) -> str | None:
-    path = object_path(location, address)
+    path = objects.object_path(location, address)
     return posixpath.basename(path) if path is not None else None
 
 
@@ -67,13 +60,13 @@ def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
     found: dict[FileLocation, dict[int, str]] = {}
     for target in targets:
         found.setdefault(target.location, {})[target.address] = ""
-    paths = {location: object_paths(location, of) for location, of in found.items()}
+    paths = {location: objects.object_paths(location, of) for location, of in found.items()}
     names = (paths[target.location].get(target.address) for target in targets)
     return [posixpath.basename(path) if path is not None else None for path in names]
 
 
 def open_target(
-    location: FileLocation, address: int, facts: DatasetMetadata, options: DecodeOptions
+    location: FileLocation, address: int, facts: objects.DatasetMetadata, options: DecodeOptions
 ) -> TargetMetadata:
     """Look at one dataset: its name, dimensions, attributes and coordinates."""
     where = f"{location.filename}: dataset at {address:#x}"
@@ -84,7 +77,7 @@ def open_target(
         if scale != address:
             coords[dim] = (scale, (dim,))
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
-        path = object_path(location, address)
+        path = objects.object_path(location, address)
         if path is not None:
             coords |= _named_coordinates(
                 location, path, attributes["coordinates"].split(), dims
@@ -93,7 +86,7 @@ def open_target(
 
 
 def _target_dimensions(
-    location: FileLocation, address: int, facts: DatasetMetadata
+    location: FileLocation, address: int, facts: objects.DatasetMetadata
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
     ndim = len(facts.layout.shape)
@@ -107,10 +100,10 @@ def _target_dimensions(
         if not scale:
             continue
         try:
-            scale_label = label(dataset_facts(location, scale).attributes, "NAME")
+            scale_label = label(objects.dataset_facts(location, scale).attributes, "NAME")
         except XrefError as error:
             # The axis keeps its name, as in a group that is opened; values it has none.
-            where = f"{location.filename}: {object_label(location, scale)}"
+            where = f"{location.filename}: {objects.object_label(location, scale)}"
             warn_unreadable(f"{where}: scale of axis {axis}", error)
             scale_label = NO_VARIABLE
         name = _name(location, scale) or scale_label
@@ -127,13 +120,13 @@ def _named_coordinates(
 ) -> dict[str, tuple[int, tuple[str | None, ...]]]:
     """Find the datasets of a ``coordinates`` attribute beside their variable."""
     found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
-    members = members_by_name(location, posixpath.dirname(path))
+    members = objects.members_by_name(location, posixpath.dirname(path))
     for name in names:
         if name not in members or name in dims:
             continue
         address = members[name]
         try:
-            facts = dataset_facts(location, address)
+            facts = objects.dataset_facts(location, address)
         except XrefError as error:
             warn_unreadable(f"{location.filename}: coordinate {name!r} of {path!r}", error)
             continue
@@ -151,7 +144,7 @@ def group_path(location: FileLocation, address: int) -> str:
     UnsupportedError
         If no link leads to it.
     """
-    path = object_path(location, address)
+    path = objects.object_path(location, address)
     if path is None:
         raise UnsupportedError(
             f"{location.filename}: the group at {address:#x} has no name; open its members by "

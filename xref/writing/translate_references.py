@@ -15,15 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xref import objects
 from xref.engine import is_in_place, known_origin
 from xref.errors import DanglingReferenceError, FileChangedError, XrefError
-from xref.objects import (
-    REFERENCE_BATCH,
-    cache_h5py_references,
-    dataset_layout,
-    object_kind,
-    object_path,
-)
 from xref.references import (
     ObjectReference,
     ReferenceArray,
@@ -111,7 +105,7 @@ class ReferenceTranslator:
         made = self.by_identity.get((location.key, address), [])
         if len(made) == 1:
             return made[0]
-        path = object_path(location, address)
+        path = objects.object_path(location, address)
         for written in made:
             if written.path == path:
                 return written
@@ -146,8 +140,8 @@ class ReferenceTranslator:
         regions = columns.region_table()
         found = distinct_targets(columns)
         for k in range(len(found.address)):
-            if k % REFERENCE_BATCH == 0:
-                self._prepare(columns, found, slice(k, k + REFERENCE_BATCH))
+            if k % objects.REFERENCE_BATCH == 0:
+                self._prepare(columns, found, slice(k, k + objects.REFERENCE_BATCH))
             rows = found.rows_of(k)
             location = columns.files[int(found.file[k])]
             old = int(found.address[k])
@@ -169,7 +163,7 @@ class ReferenceTranslator:
         missing = [
             address for file, address in pairs if (keys[file], address) not in self.by_identity
         ]
-        cache_h5py_references(missing)
+        objects.cache_h5py_references(missing)
 
     def _target(
         self,
@@ -187,12 +181,12 @@ class ReferenceTranslator:
             problem = _cut_problem(location, address, found)
             if not problem:
                 return found
-        kind = object_kind(location, address)
+        kind = objects.object_kind(location, address)
         if kind != "dangling" and (self.on_missing == "copy" or kind == "datatype"):
             return self.copy(location, address, kind)
         if self.on_missing != "raise":
             return None
-        path = object_path(location, address)
+        path = objects.object_path(location, address)
         what = f"{path!r}" if path else f"the unnamed object at {address:#x}"
         if kind == "dangling":
             what, problem = f"{address:#x}", "where no object is"
@@ -224,7 +218,7 @@ def _cut_problem(location: FileLocation, address: int, found: WrittenObject) -> 
     if found.shape is None:
         return ""
     try:
-        layout = dataset_layout(location, address)
+        layout = objects.dataset_layout(location, address)
     except XrefError:
         return ""  # a region of what is no dataset stays one
     sizes = zip(found.shape, layout.shape, layout.maxshape, strict=False)
