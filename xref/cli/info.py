@@ -29,11 +29,11 @@ from xref.objects import (
     Object,
     RawAttributeReferences,
     RawAttributeValue,
+    StoredObject,
     cache_h5py_references,
     is_hard_link,
     iterate_members,
     kind_of,
-    object_path,
     object_paths,
     open_group,
     open_object,
@@ -140,7 +140,7 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
     known: Known = {}
     found: list[Found] = []
     top = open_group(location, path)
-    known[top.address] = "group", None
+    known[top.stored.address] = "group", None
     stack = [path]
     while stack:
         where = stack.pop()
@@ -150,7 +150,9 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
             report.problems.append(_problem(where, error, location))
             continue
         report.groups += 1
-        found += _attribute_holders(report, group.location, where, group.item, group.address)
+        found += _attribute_holders(
+            report, group.stored.location, where, group.item, group.stored.address
+        )
         below: list[str] = []
         for name, member in iterate_members(group):
             full = posixpath.join(where, name)
@@ -181,9 +183,9 @@ def _inspect_member(
     known: Known,
     below: list[str],
 ) -> list[Found]:
-    item, address = member.item, member.address
-    if member.location != location:
-        report.notes.append(f"{where}: in another file, {member.location.filename}")
+    item, address = member.item, member.stored.address
+    if member.stored.location != location:
+        report.notes.append(f"{where}: in another file, {member.stored.location.filename}")
         return []
     if address in known:
         return []
@@ -197,7 +199,7 @@ def _inspect_member(
     if kind_of(item) == "datatype":
         return found
     report.datasets += 1
-    layout = read_layout(item, location, address)
+    layout = read_layout(item, StoredObject(location, address))
     if layout.reference_kind:
         dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
         options = DecodeOptions()
@@ -210,7 +212,7 @@ def _inspect_member(
 
 def _name_within(group: str, location: FileLocation, address: int) -> str | None:
     """Return the canonical path of an object, if it lies in a group or below."""
-    path = object_path(location, address)
+    path = StoredObject(location, address).path
     inside = path is not None and path.startswith(group.rstrip("/") + "/")
     return path if inside else None
 
@@ -259,7 +261,7 @@ def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
 def _attribute_holders(
     report: FileReport, location: FileLocation, where: str, item: Any, address: int
 ) -> list[Found]:
-    values, problems = read_attributes(item, location, address)
+    values, problems = read_attributes(item, StoredObject(location, address))
     report.dimension_scale_attributes += sum(
         name in SCALE_ATTRIBUTES for name in (*values, *problems)
     )
@@ -362,7 +364,7 @@ def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None
 def _look_at(location: FileLocation, address: int) -> tuple[str, list[int] | None]:
     """Return the kind of an object, and the extent of a dataset."""
     try:
-        item = open_object(location, address)
+        item = open_object(StoredObject(location, address))
     except (DanglingReferenceError, ExternalFileError):
         return "dangling", None
     return kind_of(item), _extent(item)

@@ -15,7 +15,7 @@ from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
-from xref.objects import LinkedObject, group_at, open_group, walk_groups
+from xref.objects import LinkedObject, StoredObject, group_at, open_group, walk_groups
 from xref.references import DecodeOptions, ObjectReference, SourceName
 
 READERS = ("auto", "direct", "h5py")
@@ -171,7 +171,7 @@ decode_timedelta
                 # As other engines name them: relative to a group that was asked for.
                 below = path.removeprefix(top.rstrip("/")).lstrip("/")
                 name = (below or ".") if group else f"/{below}"
-                member = group_at(home, addresses[path])
+                member = group_at(StoredObject(home, addresses[path]))
                 found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
         return found
 
@@ -227,11 +227,11 @@ def _list_groups(
     """Return the file that the group is in, and all groups from there by path."""
     home, addresses = location, {}
     for path, group, links in walk_groups(location, top):
-        home = group.location
+        home = group.stored.location
         if isinstance(links, Exception):
             warn_unreadable(f"{location.filename}: {path!r}", links)
         else:
-            addresses[path] = group.address
+            addresses[path] = group.stored.address
     return home, addresses
 
 
@@ -259,7 +259,7 @@ def _phony_names(location: storage.FileLocation, path: str, mode: str | None) ->
         if before == path:
             break
         if mode == "sort" or path.startswith(before.rstrip("/") + "/"):
-            count_phony(home, before, group_at(home, addresses[before]), phony)
+            count_phony(home, before, group_at(StoredObject(home, addresses[before])), phony)
     return phony
 
 
@@ -280,7 +280,9 @@ def _open_group(
     except BaseException:
         storage.close_file(location)
         raise
-    opened = ObjectReference(storage.without_open_file(home.location), home.address, options)
+    opened = ObjectReference(
+        storage.without_open_file(home.stored.location), home.stored.address, options
+    )
     dataset.encoding["source"] = SourceName.of(opened, location.filename)
     dataset.set_close(functools.partial(storage.close_file, location))
     return dataset

@@ -29,6 +29,7 @@ from xref.errors import (
     XrefError,
 )
 from xref.hdf5 import DatasetLayout, item_dtype
+from xref.objects import StoredObject
 from xref.references import DEFAULT_OPTIONS, ObjectReference
 from xref.storage import FileLocation, cached_by_location
 
@@ -362,7 +363,7 @@ def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
 def _dimension_length(location: FileLocation, address: int) -> int | None:
     """Return the length of a scale, None where there is none."""
     try:
-        facts = objects.dataset_facts(location, address)
+        facts = StoredObject(location, address).metadata
     except (XrefError, OSError):
         return None  # what is no dataset, or cannot be read, names nothing
     if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
@@ -417,13 +418,13 @@ def _n_references(listed: Any) -> int:
 def _unlimited_length(location: FileLocation, address: int) -> int | None:
     """Return the length of an unlimited scale with all that lies along it, else None."""
     # Not its layout: a scale of a type that cannot be read has a length, too.
-    dataset = objects.open_dataset(location, address)
+    dataset = objects.open_dataset(StoredObject(location, address))
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
     length = int(dataset.shape[0])
     if not objects.has_attribute(dataset, "REFERENCE_LIST"):
         return length
-    listed = objects.read_attribute(dataset, "REFERENCE_LIST", location, address)
+    listed = objects.read_attribute(dataset, "REFERENCE_LIST", StoredObject(location, address))
     for where, number in _attached(listed, location):
         length = max(length, _axis_length(location, where, number))
     return length
@@ -450,7 +451,7 @@ def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
 def _axis_length(location: FileLocation, address: int, axis: int) -> int:
     """Return the length of one axis of a dataset, 0 where there is none."""
     try:
-        shape = objects.open_dataset(location, address).shape
+        shape = objects.open_dataset(StoredObject(location, address)).shape
     except (DanglingReferenceError, WrongTargetError):
         return 0  # what a scale lists may be gone
     return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0

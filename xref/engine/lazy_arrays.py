@@ -25,7 +25,7 @@ from xarray.core import indexing
 from xref import reading, references, selections
 from xref.arrays import canvas_strides
 from xref.hdf5 import DatasetLayout, item_dtype, items
-from xref.objects import dataset_layout, type_and_fill
+from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
 from xref.storage import FileLocation, check_unchanged
 
@@ -226,7 +226,7 @@ class DatasetArray(LazyArray):
             fill = self._fill_of_objects(int(outside.sum()))
             out[outside] = index_outer(fill, 1, key[split:])
         else:
-            layout = dataset_layout(self.location, self.address)
+            layout = StoredObject(self.location, self.address).layout
             if layout.fill_value is not None:
                 out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
         out[stored_box] = values
@@ -238,7 +238,7 @@ class DatasetArray(LazyArray):
         Each is decoded by itself: two elements must not share a sequence, which the
         user may change.
         """
-        datatype, stored = type_and_fill(self.location, self.address)
+        datatype, stored = type_and_fill(StoredObject(self.location, self.address))
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
         where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
         fill = references.decode_values(
@@ -268,7 +268,7 @@ class DatasetArray(LazyArray):
 
     def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
         check_unchanged(self.location)
-        layout = dataset_layout(self.location, self.address)
+        layout = StoredObject(self.location, self.address).layout
         split = len(self.extent)
         axes = [_axis_segments(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
         shape = tuple(int(segments.count.sum()) for segments, _ in axes)

@@ -25,7 +25,7 @@ import xarray as xr
 from xref.engine.axis_positions import AxisIndex, ElementOrigin
 from xref.engine.lazy_arrays import dask_source, dask_sources, indexed_dataset
 from xref.errors import UnreadableMemberWarning
-from xref.objects import dataset_layout, open_member
+from xref.objects import StoredObject, open_member
 from xref.references import ObjectReference, ReferenceArray, SourceName, opened_from
 from xref.storage import FileLocation
 
@@ -126,7 +126,7 @@ def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
             axes: list[AxisIndex] = [range(a, a + s * n, s) for a, n, s in stored.slices]
             for number in hidden:
                 axes[number] = stored.slices[number][0]
-            extent = dataset_layout(stored.location, stored.address).shape
+            extent = StoredObject(stored.location, stored.address).layout.shape
             return ElementOrigin(target, extent, tuple(axes), order)
     return None
 
@@ -187,7 +187,7 @@ def _n_stored(labels: xr.DataArray) -> int | None:
     source = held(found)
     if source.location is None:
         return None
-    return math.prod(dataset_layout(source.location, source.address).shape)
+    return math.prod(StoredObject(source.location, source.address).layout.shape)
 
 
 def _whole(target: ObjectReference) -> xr.DataArray:
@@ -208,7 +208,7 @@ def is_in_place(target: ObjectReference, array: xr.DataArray) -> bool:
         whole = whole.isel({whole.dims[-1]: 0}, drop=True)  # characters, now one text
     if array.ndim != whole.ndim or target.location is None:
         return False
-    limits = dataset_layout(target.location, target.address).maxshape
+    limits = StoredObject(target.location, target.address).layout.maxshape
     sizes = zip(array.shape, whole.shape, limits, strict=False)
     if any(new != old and (new < old or limit is not None) for new, old, limit in sizes):
         return False
@@ -295,7 +295,7 @@ def find_masked(array: xr.DataArray) -> ElementOrigin | None:
         found = open_member(source.location, posixpath.join(folder, str(array.name)))
     except OSError:
         return None
-    target = ObjectReference(found.location, found.address, source.options)
+    target = ObjectReference(found.stored.location, found.stored.address, source.options)
     if target.kind != "dataset":
         return None
     origin = labelled_origin(target, array)

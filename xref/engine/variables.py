@@ -115,7 +115,9 @@ def open_members(
     """
     group = group or objects.open_group(location, path)
     where = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.location, group.address, where, options)
+    attributes = attribute_values(
+        group.item, group.stored.location, group.stored.address, where, options
+    )
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
@@ -150,7 +152,7 @@ def list_datasets(
         elif objects.kind_of(found.item) == "dataset":
             try:
                 member = _open_member(name, full, found)
-                member.is_elsewhere = found.location != location
+                member.is_elsewhere = found.stored.location != location
                 members.append(member)
             except _READ_ERRORS as error:
                 problem = error
@@ -167,13 +169,15 @@ def count_phony(
 
 
 def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDataset:
-    layout = objects.read_layout(member.item, member.location, member.address)
-    raw, problems = objects.read_attributes(member.item, member.location, member.address)
-    found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    layout = objects.read_layout(member.item, member.stored)
+    raw, problems = objects.read_attributes(member.item, member.stored)
+    found = MemberDataset(
+        name, path, member.stored.location, member.stored.address, layout, raw, problems
+    )
     if "enum" in (layout.dtype.metadata or ()):
         # xarray writes an enumeration under the name of its type.
         found.type_name = objects.type_name(
-            member.location, posixpath.dirname(path), member.item
+            member.stored.location, posixpath.dirname(path), member.item
         )
     return found
 

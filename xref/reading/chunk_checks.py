@@ -20,6 +20,7 @@ from xref import objects
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, decode_chunk
+from xref.objects import StoredObject
 from xref.reading.execute import ChunkCheck, ChunkLoader
 from xref.storage import FileBytes, FileLocation, cached_by_location
 
@@ -58,7 +59,9 @@ def chunk_check(
     checked = layout if plain else layout.stored
     if not location.source.live:
         with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
-            index = objects.chunk_index(location, address)  # HDF5 does not check it
+            index = objects.chunk_index(
+                StoredObject(location, address)
+            )  # HDF5 does not check it
             return ChunkLoader(checked, index, FileBytes(location), _read_nothing, where)
     return HeldChunks(location, address, checked) if packers else None
 
@@ -79,7 +82,7 @@ class HeldChunks:
     def check(self, numbers: IntArray) -> None:
         """Decode chunks and drop them, so that a wrong size or parameter raises."""
         layout = self.layout
-        dataset = objects.open_dataset(self.location, self.address)
+        dataset = objects.open_dataset(StoredObject(self.location, self.address))
         window = np.empty(layout.cell, layout.dtype)
         cells = np.stack(np.unravel_index(numbers, layout.grid), axis=1)
         for corner in (cells * np.array(layout.cell)).tolist():
@@ -102,7 +105,7 @@ def check_packed(location: FileLocation, address: int) -> None:
     HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
     to write a part of them. Once for each file is enough.
     """
-    layout = objects.dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     if layout.pipeline.packers and layout.chunks:
         if location.source.live:
             _check_all(location, address, layout)
@@ -112,10 +115,10 @@ def check_packed(location: FileLocation, address: int) -> None:
 
 @cached_by_location(maxsize=1024)
 def _check_all_once(location: FileLocation, address: int) -> None:
-    _check_all(location, address, objects.dataset_layout(location, address))
+    _check_all(location, address, StoredObject(location, address).layout)
 
 
 def _check_all(location: FileLocation, address: int, layout: DatasetLayout) -> None:
     check = chunk_check(location, address, layout)
     if check is not None:
-        check.check(objects.chunk_index(location, address).number)
+        check.check(objects.chunk_index(StoredObject(location, address)).number)

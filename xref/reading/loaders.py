@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from xref.errors import UnsupportedError
 from xref.hdf5 import DatasetLayout, items
-from xref.objects import chunk_index, dataset_layout, open_dataset, read_values
+from xref.objects import StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.reading.virtual_sources import check_sources
@@ -48,7 +48,7 @@ def value_loader(
         return BoxLoader(layout, read_box, chunk_check(location, address, layout))
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(location))
-    index = chunk_index(location, address)
+    index = chunk_index(StoredObject(location, address))
     return ChunkLoader(layout, index, FileBytes(location), read_box, where)
 
 
@@ -61,10 +61,10 @@ class BoxReader:
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        if dataset_layout(self.location, self.address).virtual:
+        if StoredObject(self.location, self.address).layout.virtual:
             self._read_virtual(start, window)
         else:
-            dataset = open_dataset(self.location, self.address)
+            dataset = open_dataset(StoredObject(self.location, self.address))
             items(window)[...] = read_values(dataset, start, window.shape)
         check_unchanged(self.location)
 
@@ -80,7 +80,7 @@ class BoxReader:
         # long as anyone has the dataset.
         with _virtual:
             check_descriptors(sources + 1, name)
-            dataset = open_dataset(self.location, self.address)
+            dataset = open_dataset(StoredObject(self.location, self.address))
             items(window)[...] = read_values(dataset, start, shape)
             check_descriptors(1, name)  # while HDF5 still has the sources open
             del dataset

@@ -21,7 +21,11 @@ import numpy.typing as npt
 from xref.arrays import FrozenColumns, IntArray, canvas_strides
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.hdf5 import VirtualMapping
-from xref.objects import dataset_layout, object_label, open_member, virtual_mappings
+from xref.objects import (
+    StoredObject,
+    open_member,
+    virtual_mappings,
+)
 from xref.reading.chunk_checks import check_packed
 from xref.storage import FileLocation, check_external, locate_file
 
@@ -42,7 +46,7 @@ class StoredPart(FrozenColumns):
     @property
     def label(self) -> str:
         """Its name in a message; looked up in the file where it has no path."""
-        return self.path or object_label(self.location, self.address)
+        return self.path or StoredObject(self.location, self.address).label
 
 
 def split_virtual(
@@ -85,7 +89,7 @@ def split_virtual(
         below: list[StoredPart] = []
         for part in level:
             for found in _split_once(part):
-                if dataset_layout(found.location, found.address).virtual:
+                if StoredObject(found.location, found.address).layout.virtual:
                     below.append(found)
                 else:
                     yield found
@@ -120,7 +124,7 @@ def check_sources(
     for _ in range(MAX_DEPTH):
         below: dict[tuple[FileLocation, int], tuple[tuple[int, int], ...]] = {}
         for (home, number), box in level.items():
-            extent = dataset_layout(home, number).shape
+            extent = StoredObject(home, number).layout.shape
             for mapping in _mappings_of_box(home, number, box):
                 where = f"{home.filename}: source {mapping.dataset!r}"
                 source = _open_source(home, mapping, where)
@@ -128,7 +132,7 @@ def check_sources(
                     _check_not_elsewhere(home, mapping.filename, where)
                     continue
                 files.add(source[0].key)
-                layout = dataset_layout(*source)
+                layout = StoredObject(*source).layout
                 mapping.fit(extent, layout.shape, where)
                 check_packed(*source)
                 if layout.virtual:
@@ -136,7 +140,7 @@ def check_sources(
         if not below:
             return len(files) - 1
         level = below
-    raise _too_deep(location, object_label(location, address))
+    raise _too_deep(location, StoredObject(location, address).label)
 
 
 def _too_deep(location: FileLocation, path: str) -> UnsupportedError:
@@ -150,8 +154,8 @@ def _mappings_of_box(
     location: FileLocation, address: int, box: tuple[tuple[int, int], ...]
 ) -> Iterator[VirtualMapping]:
     """Yield the mappings, one for each source, that touch a box: (start, size) per axis."""
-    extent = dataset_layout(location, address).shape
-    for mapping in virtual_mappings(location, address):
+    extent = StoredObject(location, address).layout.shape
+    for mapping in virtual_mappings(StoredObject(location, address)):
         low, high = mapping.bounds(extent)
         touched = [
             range(max(a, start), min(b, start + size))
@@ -166,7 +170,7 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     location, coords = part.location, part.coords
     # Not its label: reading must not search the file for a name that no message needs.
     name = part.path or f"dataset at {part.address:#x}"
-    extent = dataset_layout(location, part.address).shape
+    extent = StoredObject(location, part.address).layout.shape
     weights = np.array(canvas_strides(extent), dtype=np.int64)
     place = coords @ weights
     order = np.argsort(place, kind="stable")
@@ -174,7 +178,7 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     # Where mappings overlap, the last one whose source is there counts.
     owner = np.full(len(coords), -1, dtype=np.int64)
     found: list[StoredPart] = []
-    for mapping in virtual_mappings(location, part.address):
+    for mapping in virtual_mappings(StoredObject(location, part.address)):
         low, high = (np.array(side, dtype=np.int64) for side in mapping.bounds(extent))
         if (low >= high).any():
             continue
@@ -188,7 +192,7 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
             if source is None:
                 continue
             rows = near[rows]
-            shape = dataset_layout(*source).shape
+            shape = StoredObject(*source).layout.shape
             fitted = one.fit(extent, shape, where)
             at, within = fitted.source_coords(coords[rows], extent, shape)
             owner[rows[at]] = len(found)
@@ -227,7 +231,7 @@ def _open_source(
         member = open_member(home, mapping.dataset)
     except FileNotFoundError:
         return None
-    return member.location, member.address
+    return member.stored.location, member.stored.address
 
 
 def _check_not_elsewhere(location: FileLocation, name: str, where: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref import objects, selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
+from xref.objects import StoredObject
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -126,14 +127,14 @@ class ObjectReference:
         """
         if self.location is None or not self:
             return None
-        return objects.object_path(self.location, self.address)
+        return StoredObject(self.location, self.address).path
 
     @property
     def kind(self) -> str:
         """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
         if self.location is None or not self:
             return "null"
-        return objects.object_kind(self.location, self.address)
+        return objects.object_kind(StoredObject(self.location, self.address))
 
     def resolve(self, chunks: Any = None) -> Any:
         """Open the target lazily.
@@ -170,7 +171,7 @@ class ObjectReference:
         """
         if self.location is None or not self:
             return "null"
-        return f"-> {objects.object_label(self.location, self.address)}"
+        return f"-> {StoredObject(self.location, self.address).label}"
 
 
 class SourceName(str):
@@ -275,7 +276,7 @@ class RegionReference:
     def _fitted(self) -> selections.SelectionTable:
         if self.location is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
-        extent = objects.dataset_layout(self.location, self.address).shape
+        extent = StoredObject(self.location, self.address).layout.shape
         return selections.table_from_selections([self.selection]).fit(
             extent, lambda _: repr(self)
         )
@@ -433,7 +434,9 @@ Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
 def attribute_kind(location: FileLocation, address: int, name: str) -> str:
     """Return "attribute", or "dangling" if there is no object or no such attribute."""
     try:
-        found = objects.has_attribute(objects.open_object(location, address), name)
+        found = objects.has_attribute(
+            objects.open_object(StoredObject(location, address)), name
+        )
     except (DanglingReferenceError, ExternalFileError):
         return "dangling"
     return "attribute" if found else "dangling"

@@ -18,6 +18,7 @@ from xref import objects
 from xref.arrays import IntArray, canvas_strides
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, Datatype
+from xref.objects import StoredObject
 from xref.reading import (
     BoxLoader,
     ChunkLoader,
@@ -103,7 +104,7 @@ class StoredReferences:
         )
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind] if self.kind else "element"
-        path = self.path or objects.object_label(self.location, self.address)
+        path = self.path or StoredObject(self.location, self.address).label
         of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.location.filename}: {noun} {element} of {of}"
 
@@ -115,7 +116,7 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
-        if objects.dataset_layout(self.location, self.address).virtual:
+        if StoredObject(self.location, self.address).layout.virtual:
             return self._read_virtual()
         raw = self.cut(self.read_raw())
         return decode_references(self.location, raw, self.kind, self.describe)
@@ -152,7 +153,7 @@ class StoredReferences:
 
     def read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
-        layout = objects.dataset_layout(self.location, self.address)
+        layout = StoredObject(self.location, self.address).layout
         n, width = math.prod(self.shape), layout.stored_itemsize
         stored = self._stored_part()
         if stored.shape != self.shape:
@@ -199,10 +200,10 @@ class StoredReader:
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        layout = objects.dataset_layout(self.location, self.address)
+        layout = StoredObject(self.location, self.address).layout
         if layout.why_not_raw == objects.COMPACT:
             where = f"{self.location.filename}: dataset at {self.address:#x}"
-            data = objects.read_compact(self.location, self.address, where)
+            data = objects.read_compact(StoredObject(self.location, self.address))
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
                 raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
@@ -211,7 +212,7 @@ class StoredReader:
             window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
         window[...] = objects.read_raw(
-            objects.open_dataset(self.location, self.address), start, window.shape
+            objects.open_dataset(StoredObject(self.location, self.address)), start, window.shape
         )
         check_unchanged(self.location)
 
@@ -239,7 +240,11 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
     if layout.chunks is None:
         return ContiguousLoader(stored, FileBytes(location))
     return ChunkLoader(
-        stored, objects.chunk_index(location, address), FileBytes(location), read_box, where
+        stored,
+        objects.chunk_index(StoredObject(location, address)),
+        FileBytes(location),
+        read_box,
+        where,
     )
 
 
@@ -261,7 +266,7 @@ def read_box_of_stored(
 
     Elements of a virtual dataset without a source are its fill value.
     """
-    layout = objects.dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     if layout.elements is None:
         raise UnsupportedError(
             f"{location.filename}: dataset at {address:#x} has no references"
@@ -274,11 +279,11 @@ def read_box_of_stored(
         return [StoredElements(location, layout.elements, rows, raw, place.describe)]
     parts = []
     for part in split_virtual(location, address, place.coords()):
-        source = objects.dataset_layout(part.location, part.address)
+        source = StoredObject(part.location, part.address).layout
         if source.elements != layout.elements:
             raise UnsupportedError(
                 f"{part.location.filename}: {part.label!r} is of another type than its virtual "
-                f"dataset {objects.object_label(location, address)!r}"
+                f"dataset {StoredObject(location, address).label!r}"
             )
         raw = read_places(part.location, part.address, part.coords)
         describe = describe_places(part, "element")
@@ -293,7 +298,7 @@ def read_places(
     location: FileLocation, address: int, coords: IntArray
 ) -> npt.NDArray[np.uint8]:
     """Read elements at any places as stored, shape ``(n, itemsize)``."""
-    layout = objects.dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     n, width = len(coords), layout.stored_itemsize
     out = np.zeros(n, dtype=f"V{width}")
     if n:
@@ -322,8 +327,8 @@ def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
         If the dataset is of another type than the virtual one.
     """
     location, address = part.location, part.address
-    layout = objects.dataset_layout(location, address)
-    virtual = objects.dataset_layout(place.location, place.address)
+    layout = StoredObject(location, address).layout
+    virtual = StoredObject(place.location, place.address).layout
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         raise UnsupportedError(
             f"{location.filename}: {part.label!r} holds {layout.reference_kind or 'values'!r}, "

@@ -23,7 +23,7 @@ from xref.arrays import IntArray
 from xref.engine import DatasetArray
 from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
 from xref.hdf5 import Datatype
-from xref.objects import dataset_layout, kind_of, object_kind, open_member
+from xref.objects import StoredObject, kind_of, object_kind, open_member
 from xref.references import (
     AttributeReference,
     DecodeOptions,
@@ -111,7 +111,7 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
     place = _find_place(array)
     if place is not None:
         lazy, slices = place
-        layout = dataset_layout(lazy.location, lazy.address)
+        layout = StoredObject(lazy.location, lazy.address).layout
         members = reference_members(layout.elements) if layout.elements else iter(())
         for member in members:
             if member.path == name:
@@ -268,7 +268,7 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
         rows = live[picked]
         what = references.describe(int(rows[0]))
         location, dataset = _series_data(columns.files[int(number)], int(target), what)
-        shape = dataset_layout(location, dataset).shape
+        shape = StoredObject(location, dataset).layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
         full = np.broadcast_to(np.array(shape, dtype=np.int64), (len(rows), len(shape))).copy()
         begin = np.zeros_like(full)
@@ -300,7 +300,7 @@ def _whole_numbers(values: npt.NDArray[Any]) -> IntArray:
 
 def _series_data(location: FileLocation, address: int, what: str) -> tuple[FileLocation, int]:
     """Return file and address of the dataset that a reference of a series leads to."""
-    kind = object_kind(location, address)
+    kind = object_kind(StoredObject(location, address))
     if kind == "dataset":
         return location, address
     if kind == "dangling":
@@ -314,7 +314,7 @@ def _series_data(location: FileLocation, address: int, what: str) -> tuple[FileL
         else:
             kind = f"group whose {SERIES_DATA!r} is a {kind_of(found.item)}"
             if kind_of(found.item) == "dataset":
-                return found.location, found.address
+                return found.stored.location, found.stored.address
     raise WrongTargetError(
         f"{what} points at a {kind}; a dataset is needed, or a group with one named "
         f"{SERIES_DATA!r}"

@@ -16,7 +16,7 @@ import xarray as xr
 from xref import engine
 from xref.arrays import IntArray
 from xref.errors import SelectionError
-from xref.objects import dataset_layout, open_member
+from xref.objects import StoredObject, open_member
 from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
 from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
 
@@ -41,7 +41,7 @@ def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
         found = open_member(location, path if path.startswith("/") else f"{above}/{path}")
     except OSError as error:
         raise KeyError(f"{location.filename} has nothing at {path!r}: {error}") from error
-    return ObjectReference(found.location, found.address)
+    return ObjectReference(found.stored.location, found.stored.address)
 
 
 def region_reference(
@@ -145,7 +145,7 @@ def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> N
     """Refuse what is not stored: xarray pads variables along unlimited dimensions."""
     if target.location is None or isinstance(selection, All):
         return
-    shape = dataset_layout(target.location, target.address).shape
+    shape = StoredObject(target.location, target.address).layout.shape
     table_from_selections([selection]).fit(shape, lambda _: f"the region of {name!r}")
 
 

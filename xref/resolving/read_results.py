@@ -25,6 +25,7 @@ from xref.errors import (
     WrongTargetError,
 )
 from xref.hdf5 import DatasetLayout, items
+from xref.objects import StoredObject
 from xref.options import get_option
 from xref.reading import SmallDatasets, plan_parts, plan_read, read_plan, select_small_datasets
 from xref.references import (
@@ -170,7 +171,7 @@ def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
         rows = many.rows[cuts[k] : cuts[k + 1]]
         if not len(rows):
             continue
-        facts = objects.dataset_facts(many.location, address)
+        facts = StoredObject(many.location, address).metadata
         regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
         yield BoundDataset(
             location=many.location, address=address, facts=facts, rows=rows, regions=regions
@@ -211,7 +212,7 @@ def bind_references(
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = StoredObject(location, address).metadata
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
                 f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
@@ -311,7 +312,9 @@ def check_size(
     nbytes = n_elements * dtype.itemsize
     if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
         return
-    stored = sum(objects.stored_nbytes(t.location, t.address) for t in bound.single)
+    stored = sum(
+        objects.stored_nbytes(StoredObject(t.location, t.address)) for t in bound.single
+    )
     stored += sum(many.stored_nbytes for many in bound.small)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(

@@ -192,7 +192,7 @@ def _find_targets(
                 f"{location.filename} has nothing at {path!r}, which {len(same)} references of "
                 f"the table point at: {error}"
             ) from error
-        yield same, found.location, found.address
+        yield same, found.stored.location, found.stored.address
     unnamed = wanted[paths == ""]
     if not len(unnamed):
         return

@@ -20,6 +20,7 @@ import xarray as xr
 from xref import engine, objects
 from xref.arrays import IntArray, canvas_strides, row_strides
 from xref.errors import NullReferenceError
+from xref.objects import StoredObject
 from xref.reading import plan_parts
 from xref.references import (
     AttributeReference,
@@ -152,8 +153,10 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     location = reference.location
     if location is None or not reference:
         raise NullReferenceError("a null attribute reference points at nothing")
-    item = objects.open_object(location, reference.address)
-    value = objects.read_attribute(item, reference.name, location, reference.address)
+    item = objects.open_object(StoredObject(location, reference.address))
+    value = objects.read_attribute(
+        item, reference.name, StoredObject(location, reference.address)
+    )
     check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, objects.RawAttributeReferences):
@@ -196,7 +199,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     if reference.location is None or not reference:
         raise NullReferenceError("a null object reference points at nothing")
     location, options = reference.location, reference.options
-    item = objects.open_object(location, reference.address)
+    item = objects.open_object(StoredObject(location, reference.address))
     if objects.kind_of(item) == "group":
         members = engine.open_members(
             location, group_path(location, reference.address), options
@@ -205,7 +208,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
         return dataset if chunks is None else dataset.chunk(chunks)
     if objects.kind_of(item) == "datatype":
         return item.dtype
-    facts = objects.dataset_facts(location, reference.address)
+    facts = StoredObject(location, reference.address).metadata
     target = open_target(location, reference.address, facts, options)
     dims = _free_dims(target.dims)
     if objects.dataset_kind(item):
@@ -232,7 +235,7 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return what a region reference selects; see `RegionReference.resolve`."""
     if reference.location is None or not reference:
         raise NullReferenceError("a null region reference selects nothing")
-    item = objects.open_dataset(reference.location, reference.address)
+    item = objects.open_dataset(StoredObject(reference.location, reference.address))
     array = ReferenceArray.from_references(reference)
     if objects.dataset_kind(item):
         return _resolve_reference_values(reference, array)

@@ -19,7 +19,7 @@ from xref import engine
 from xref.arrays import IntArray, dtype_with, is_same_value
 from xref.errors import SelectionError
 from xref.hdf5 import item_dtype
-from xref.objects import dataset_layout
+from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
@@ -466,7 +466,7 @@ def _fits_axes(
 ) -> bool:
     """Tell whether a coordinate has the extent of the axes that it belongs to."""
     location = resolved.targets[0].location
-    layout = dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     for target, bound in zip(resolved.targets, resolved.bound.targets, strict=True):
         extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
         if layout.shape != extent:

@@ -20,7 +20,7 @@ from xref.errors import (
     UnsupportedError,
     WrongTargetError,
 )
-from xref.objects import dataset_layout, object_kinds, object_paths
+from xref.objects import StoredObject, object_kinds, object_paths
 from xref.references import (
     ReferenceArray,
     ReferenceColumns,
@@ -188,7 +188,7 @@ def describe_regions(
     for location, address, rows in groups:
         part = regions.take(rows)
         try:
-            extent = dataset_layout(location, address).shape
+            extent = StoredObject(location, address).layout.shape
         except (
             DanglingReferenceError,
             ExternalFileError,

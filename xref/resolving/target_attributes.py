@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.objects import REFERENCE_BATCH, cache_h5py_references, dataset_facts
+from xref.objects import REFERENCE_BATCH, StoredObject, cache_h5py_references
 from xref.references import ReferenceArray, split_targets
 from xref.resolving.targets import open_target
 
@@ -28,7 +28,7 @@ def target_attributes(
     for k, (location, address, rows) in enumerate(targets):
         if k % REFERENCE_BATCH == 0:
             cache_h5py_references([a for _, a, _ in targets[k : k + REFERENCE_BATCH]])
-        facts = dataset_facts(location, address)
+        facts = StoredObject(location, address).metadata
         target = open_target(location, address, facts, references.options)
         for name, value in target.attributes.items():
             if name not in values:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from xref import engine
 from xref.arrays import IntArray
 from xref.hdf5 import DatasetLayout
-from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
+from xref.objects import StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
 from xref.resolving.read_results import BoundReferences
@@ -118,7 +118,7 @@ class _DecodingFinder:
         """Return the name of a target if some option is given for a variable of that name."""
         if not self._names:
             return None
-        path = object_path(location, address)
+        path = StoredObject(location, address).path
         name = posixpath.basename(path) if path is not None else None
         return name if name in self._names else None
 
@@ -178,7 +178,7 @@ def _first_and_last(
     location: FileLocation, address: int, options: DecodeOptions
 ) -> npt.NDArray[Any] | None:
     """Read the values of a dataset that xarray looks at to choose the type of dates."""
-    layout = dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     if 0 in layout.shape:
         return None
     array = engine.DatasetArray(location, address, layout, options)
@@ -192,7 +192,7 @@ def _stored_fill(
     """Return the value of elements of a dataset that were never written."""
     if layout.dtype.kind != "V" or not layout.dtype.hasobject:
         return layout.fill_value
-    datatype, stored = type_and_fill(location, address)
+    datatype, stored = type_and_fill(StoredObject(location, address))
     raw = np.frombuffer(stored, dtype=np.uint8).reshape(1, -1)
     where = f"{location.filename}: fill value of the dataset at {address:#x}"
     return decode_values(location, datatype, raw, lambda _: where, options)[0]

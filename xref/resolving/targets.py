@@ -14,6 +14,7 @@ from typing import Any
 from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
+from xref.objects import StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -35,7 +36,7 @@ class TargetMetadata:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return f"{self.location.filename}: {objects.object_label(self.location, self.address)}"
+        return f"{self.location.filename}: {StoredObject(self.location, self.address).label}"
 
     @property
     def name(self) -> str | None:
@@ -48,7 +49,7 @@ class TargetMetadata:
 
 
 def _name(location: FileLocation, address: int) -> str | None:
-    path = objects.object_path(location, address)
+    path = StoredObject(location, address).path
     return posixpath.basename(path) if path is not None else None
 
 
@@ -77,7 +78,7 @@ def open_target(
         if scale != address:
             coords[dim] = (scale, (dim,))
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
-        path = objects.object_path(location, address)
+        path = StoredObject(location, address).path
         if path is not None:
             coords |= _named_coordinates(
                 location, path, attributes["coordinates"].split(), dims
@@ -100,10 +101,10 @@ def _target_dimensions(
         if not scale:
             continue
         try:
-            scale_label = label(objects.dataset_facts(location, scale).attributes, "NAME")
+            scale_label = label(StoredObject(location, scale).metadata.attributes, "NAME")
         except XrefError as error:
             # The axis keeps its name, as in a group that is opened; values it has none.
-            where = f"{location.filename}: {objects.object_label(location, scale)}"
+            where = f"{location.filename}: {StoredObject(location, scale).label}"
             warn_unreadable(f"{where}: scale of axis {axis}", error)
             scale_label = NO_VARIABLE
         name = _name(location, scale) or scale_label
@@ -126,7 +127,7 @@ def _named_coordinates(
             continue
         address = members[name]
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = StoredObject(location, address).metadata
         except XrefError as error:
             warn_unreadable(f"{location.filename}: coordinate {name!r} of {path!r}", error)
             continue
@@ -144,7 +145,7 @@ def group_path(location: FileLocation, address: int) -> str:
     UnsupportedError
         If no link leads to it.
     """
-    path = objects.object_path(location, address)
+    path = StoredObject(location, address).path
     if path is None:
         raise UnsupportedError(
             f"{location.filename}: the group at {address:#x} has no name; open its members by "
