@@ -223,13 +223,13 @@ def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
     path.write_bytes(data)
     read: list[int] = []
     monkeypatch.setattr(names, "MAX_SHARING", 1)  # less takes a smaller file
-    original = names.read_hard_links
+    original = names.hdf5.read_hard_links
 
     def read_links(source: Any, messages: Any, address: int) -> Any:
         read.append(address)
         return original(source, messages, address)
 
-    monkeypatch.setattr(names, "read_hard_links", read_links)
+    monkeypatch.setattr(names.hdf5, "read_hard_links", read_links)
     location = locate_file(path)
     assert len(object_paths(location)) == 401
     most = names.MAX_SHARING * len(data) // names.LINK_NBYTES
@@ -564,7 +564,9 @@ def test_many_targets_resolve_without_their_names(
     with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
         facts = [(r.location, r.address) for r in ds["r"].values]
         targets = [
-            open_target(where, at, dataset_facts(StoredObject(where, at)), DEFAULT_OPTIONS)
+            open_target(
+                StoredObject(where, at), dataset_facts(StoredObject(where, at)), DEFAULT_OPTIONS
+            )
             for where, at in facts
         ]
         assert target_names(targets) == [t.name for t in targets] == ["v"] * 20

@@ -153,7 +153,7 @@ def open_object(stored: StoredObject) -> Object:
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
     item = _wrap(identifier, file)
-    item._xref_stored = StoredObject(storage.without_open_file(location), address)
+    item._xref_stored = stored.without_open_file()
     return item
 
 

@@ -6,12 +6,12 @@ read and named, and caches by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
-from xref.storage import FileLocation, cached_by_location
+from xref.storage import FileLocation, cached_by_location, without_open_file
 
 if TYPE_CHECKING:
     from xref.hdf5 import DatasetLayout
@@ -33,6 +33,18 @@ class StoredObject:
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.label}"
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return self.token
+
+    @property
+    def token(self) -> tuple[Hashable, ...]:
+        """Equal for equal objects; unlike the value, it keeps no file open."""
+        return self.location.token, self.address
+
+    def without_open_file(self) -> StoredObject:
+        """Return an equal value that keeps no file open, to remember an object by."""
+        return StoredObject(without_open_file(self.location), self.address)
 
     @property
     def filename(self) -> str:

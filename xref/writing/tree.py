@@ -379,7 +379,7 @@ class TreeWriter:
         """Decode chunks of an old file that HDF5 may decode to write a part of them."""
         address = address_of(dataset)
         if self._existed(address) and pipeline_of(dataset.id.get_create_plist()).packers:
-            check_packed(locate_file(self.path), address)
+            check_packed(StoredObject(locate_file(self.path), address))
 
     def _write_elements(self, dataset: h5py.Dataset, form: Form, data: Any) -> None:
         write_elements(dataset, form, self._memory(), data, check=self.stored.check)
