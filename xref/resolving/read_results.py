@@ -217,22 +217,12 @@ def bind_references(
             ) from error
         extent = facts.layout.shape
         count = n if isinstance(rows, slice) else len(rows)
-        if references.regions is None:
-            targets.append(
-                BoundDataset(
-                    dataset=dataset,
-                    facts=facts,
-                    rows=rows,
-                    regions=(
-                        _whole(extent)
-                        if count == 1
-                        else empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
-                    ),
-                )
-            )
-            continue
-        regions = references.regions.take(rows)
-        fitted = regions.fit(extent, name_row)
+        if references.regions is not None:
+            fitted = references.regions.take(rows).fit(extent, name_row)
+        elif count == 1:
+            fitted = _whole(extent)
+        else:
+            fitted = empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
         targets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=fitted))
     ranks = [len(t.layout.shape) for t in targets] + [many.shape.shape[1] for many in small]
     widest = max(ranks, default=1) or 1
