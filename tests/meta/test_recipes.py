@@ -55,7 +55,7 @@ def jobs() -> Iterator[dict[str, Any]]:
 
 
 def script_recipes() -> list[str]:
-    lines = re.findall(r"^recipes ([\w -]+)$", read(".ci", "run"), re.M)
+    lines = re.findall(r"^ *recipes ([a-z][a-z -]+)$", read(".ci", "run"), re.M)
     return [name for line in lines for name in line.split()]
 
 
