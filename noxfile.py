@@ -15,8 +15,8 @@ nox.options.sessions = ["lint", "types", "test-fast"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 
-# `auto` takes one test process for each processor.
-PARALLEL = ["-n", "auto"]
+# One test process for each processor; a process without work takes tests from another one.
+PARALLEL = ["-n", "auto", "--dist", "worksteal"]
 
 
 def group(name: str) -> tuple[str, ...]:
