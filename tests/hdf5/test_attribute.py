@@ -20,9 +20,9 @@ from images import LIBHDF5, LIBVERS, Image, describe, read_image, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, RawAttribute, read_raw_attributes
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.checksums import lookup3
 from xref.hdf5.datatype import reference_kinds
-from xref.hdf5.fractal_heap import read_records
-from xref.hdf5.metadata_reader import lookup3
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 SECONDS = 5  # that decoding damaged bytes may take; a thousand times what it does

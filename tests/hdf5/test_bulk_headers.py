@@ -7,34 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
 
 from xref.errors import XrefError
-from xref.hdf5.bulk_headers import (
-    MAX_BLOCK_NBYTES,
-    PADDING_NBYTES,
-    HeaderMessages,
-    checksums,
-    read_headers,
-)
-from xref.hdf5.metadata_reader import lookup3
+from xref.hdf5.bulk_headers import MAX_BLOCK_NBYTES, HeaderMessages, read_headers
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, walk_messages
 from xref.objects.parsing import byte_source, file_format
 from xref.storage.file_bytes import FileBytes
 from xref.storage.open_files import locate_file
 
 LIBVERS = ("earliest", "v108", "latest")
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200)), min_size=1, max_size=20))
-def test_checksums_of_many_ranges_are_those_of_each(ranges: list[tuple[int, int]]) -> None:
-    data = np.random.default_rng(1).integers(0, 256, 500 + PADDING_NBYTES, dtype=np.uint8)
-    position, nbytes = np.array(ranges, dtype=np.int64).T
-    found = checksums(data, position, nbytes)
-    assert found.tolist() == [lookup3(data[p : p + n].tobytes()) for p, n in ranges]
 
 
 def variety(file: h5py.File) -> None:

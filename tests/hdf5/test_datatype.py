@@ -16,14 +16,8 @@ from hypothesis import given, settings
 from images import LIBVERS, describe, describe_h5py, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.datatype import (
-    MAX_DEPTH,
-    Dataspace,
-    Datatype,
-    decode_dataspace,
-    decode_datatype,
-    reference_kinds,
-)
+from xref.hdf5.dataspace import Dataspace, decode_dataspace
+from xref.hdf5.datatype import MAX_DEPTH, Datatype, decode_datatype, reference_kinds
 from xref.hdf5.object_header import DATASPACE_MESSAGE, DATATYPE_MESSAGE, read_messages
 
 # --- types drawn through h5py ------------------------------------------------------------

@@ -13,8 +13,10 @@ from images import write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, read_raw_attributes
-from xref.hdf5.fractal_heap import HUGE_INDIRECT, FractalHeap, read_records
-from xref.hdf5.metadata_reader import MetadataReader, lookup3
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.checksums import lookup3
+from xref.hdf5.fractal_heap import HUGE_INDIRECT, FractalHeap
+from xref.hdf5.metadata_reader import MetadataReader
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 

@@ -15,7 +15,9 @@ from hypothesis import given
 from images import LIBVERS, Image, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, lookup3
+from xref.hdf5.checksums import lookup3
+from xref.hdf5.dataset_layout import compact_data
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader
 from xref.hdf5.object_header import (
     ATTRIBUTE_MESSAGE,
     DATASPACE_MESSAGE,
@@ -24,7 +26,6 @@ from xref.hdf5.object_header import (
     SHARED,
     Message,
     SharedMessages,
-    compact_data,
     read_messages,
     walk_messages,
 )

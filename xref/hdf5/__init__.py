@@ -29,17 +29,14 @@ if TYPE_CHECKING:
         DatasetLayout,
         build_chunk_index,
         check_extent,
+        compact_data,
         element_dtype,
+        fill_data,
         item_dtype,
         items,
     )
-    from xref.hdf5.datatype import (
-        MAX_RANK,
-        Datatype,
-        decode_datatype,
-        reference_kinds,
-        value_dtype,
-    )
+    from xref.hdf5.dataspace import MAX_RANK
+    from xref.hdf5.datatype import Datatype, decode_datatype, reference_kinds, value_dtype
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
     from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
     from xref.hdf5.metadata_reader import MetadataReader
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
         LAYOUT_MESSAGE,
         OLD_FILL_MESSAGE,
         Message,
-        compact_data,
-        fill_data,
         filter_options,
         indexed_storage_k,
         read_messages,

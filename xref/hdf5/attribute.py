@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.datatype import Datatype, decode_dataspace, decode_datatype
-from xref.hdf5.fractal_heap import FractalHeap, ReadBudget, read_records
-from xref.hdf5.metadata_reader import MetadataReader, integer
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.dataspace import decode_dataspace
+from xref.hdf5.datatype import Datatype, decode_datatype
+from xref.hdf5.fractal_heap import FractalHeap
+from xref.hdf5.metadata_reader import MetadataReader, ReadBudget, integer
 from xref.hdf5.object_header import (
     ATTRIBUTE_INFO_MESSAGE,
     ATTRIBUTE_MESSAGE,

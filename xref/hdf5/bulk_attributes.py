@@ -23,10 +23,12 @@ import numpy.typing as npt
 
 from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.errors import XrefError
-from xref.hdf5.bulk_headers import ByteArray, HeaderMessages, integers
+from xref.hdf5.bulk_headers import HeaderMessages
 from xref.hdf5.bulk_heaps import read_sequences
-from xref.hdf5.datatype import Datatype, decode_dataspace, decode_datatype
+from xref.hdf5.dataspace import decode_dataspace
+from xref.hdf5.datatype import Datatype, decode_datatype
 from xref.hdf5.object_header import ATTRIBUTE_MESSAGE
+from xref.hdf5.packed import ByteArray, integers, message_bytes
 from xref.hdf5.superblock import FileContent
 
 MAX_KINDS = 64
@@ -213,16 +215,6 @@ def _data_key(
     column = ragged_ranges(np.zeros_like(texts.length), texts.length)
     key[row, 4 + column] = texts.elements[ragged_ranges(texts.begin, texts.length), 0]
     return key.reshape(len(raw), -1)
-
-
-def message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
-    """Return the bytes of messages as rows, zeros behind them."""
-    width = int(nbytes.max(initial=0))
-    windows = np.ndarray((len(data) - width + 1, width), np.uint8, data, 0, (1, 1))
-    out: ByteArray = windows[position]
-    if (nbytes != width).any():
-        out[np.arange(width) >= nbytes[:, None]] = 0
-    return out
 
 
 def first_equal_row(key: ByteArray, most: int = MAX_KINDS) -> IntArray:

@@ -31,16 +31,9 @@ from xref.hdf5.bulk_attributes import (
     OWN_ATTRIBUTES,
     first_equal_row,
     group_attributes,
-    message_bytes,
 )
-from xref.hdf5.bulk_headers import (
-    ByteArray,
-    HeaderMessages,
-    integers,
-    read_headers,
-    undefined,
-)
-from xref.hdf5.datatype import MAX_RANK
+from xref.hdf5.bulk_headers import HeaderMessages, read_headers
+from xref.hdf5.dataspace import MAX_RANK
 from xref.hdf5.object_header import (
     ATTRIBUTE_INFO_MESSAGE,
     ATTRIBUTE_MESSAGE,
@@ -52,6 +45,7 @@ from xref.hdf5.object_header import (
     OLD_FILL_MESSAGE,
     SHARED,
 )
+from xref.hdf5.packed import ByteArray, integers, message_bytes, undefined
 from xref.hdf5.superblock import FileContent, FileFormat
 
 BATCH = 1 << 13

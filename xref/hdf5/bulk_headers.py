@@ -20,16 +20,15 @@ Continuation Message".
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import BoolArray, ByteSource, IntArray, read_scattered
+from xref.arrays import BoolArray, ByteSource, IntArray
+from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, SHARED
-
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
-WordArray: TypeAlias = npt.NDArray[np.uint32]
+from xref.hdf5.packed import ByteArray, integers, read_blocks
 
 FIRST_NBYTES = 512
 """Bytes of each header that are read at first. Headers of datasets without attributes
@@ -44,10 +43,7 @@ MAX_MESSAGES = 64
 MAX_CONTINUATION_ROUNDS = 4
 """How many times blocks that headers continue in are read, one named by the other."""
 
-PADDING_NBYTES = 1024
-"""Zeros behind all bytes, so that they may be looked at before lengths are checked."""
 
-HASH_SEED = 0xDEADBEEF
 _OHDR_FLAGS = 0x3F
 _OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
 _PREFIX_V1_NBYTES = 16
@@ -86,76 +82,6 @@ class _Blocks:
 
     def take(self, rows: npt.NDArray[Any]) -> _Blocks:
         return _Blocks(**{name: getattr(self, name)[rows] for name in self.__slots__})
-
-
-def integers(data: ByteArray, position: IntArray, nbytes: int) -> IntArray:
-    """Return the little-endian unsigned integers at positions of padded bytes.
-
-    Of eight bytes, values past the largest signed integer come out negative.
-    """
-    words = np.ndarray((len(data) - nbytes + 1,), f"<u{nbytes}", data, 0, (1,))
-    found: IntArray = words[position].astype(np.int64)
-    return found
-
-
-def undefined(values: IntArray, offset_size: int) -> BoolArray:
-    """Tell which addresses mean that there is none: all bits set."""
-    none = -1 if offset_size == 8 else (1 << 8 * offset_size) - 1
-    result: BoolArray = values == none
-    return result
-
-
-def checksums(data: ByteArray, position: IntArray, nbytes: IntArray) -> WordArray:
-    """Return the checksum of HDF5's metadata for many ranges of padded bytes.
-
-    As `xref.hdf5.metadata_reader.lookup3` does for one; none of them is empty.
-    """
-    order = np.argsort(-nbytes, kind="stable")
-    position, nbytes = position[order], nbytes[order]
-    words = np.ndarray((len(data) - 3,), "<u4", data, 0, (1,))
-    a = (HASH_SEED + nbytes).astype(np.uint32)
-    b, c = a.copy(), a.copy()
-    # In the order of falling lengths, those that go on are the first ones.
-    n_full = (nbytes - 1) // 12
-    n_going = len(n_full) - np.searchsorted(n_full[::-1], np.arange(1, n_full.max() + 1))
-    at = position.copy()
-    for n in n_going.tolist():
-        p = at[:n]
-        x, y, z = a[:n], b[:n], c[:n]
-        x += words[p]
-        y += words[p + 4]
-        z += words[p + 8]
-        _mix(x, y, z)
-        p += 12
-    left = nbytes - 12 * n_full
-    for i, sums in enumerate((a, b, c)):
-        keep = np.clip(left - 4 * i, 0, 4)
-        mask = ((np.uint64(1) << (8 * keep).astype(np.uint64)) - np.uint64(1)).astype(np.uint32)
-        sums += words[at + 4 * i] & mask
-    _finish(a, b, c)
-    out = np.empty(len(order), dtype=np.uint32)
-    out[order] = c
-    return out
-
-
-def _rotate(x: WordArray, n: int) -> WordArray:
-    result: WordArray = (x << np.uint32(n)) | (x >> np.uint32(32 - n))
-    return result
-
-
-def _mix(a: WordArray, b: WordArray, c: WordArray) -> None:
-    for n in (4, 6, 8, 16, 19, 4):
-        a -= c
-        a ^= _rotate(c, n)
-        c += b
-        a, b, c = b, c, a
-
-
-def _finish(a: WordArray, b: WordArray, c: WordArray) -> None:
-    for n in (14, 11, 25, 16, 4, 14, 24):
-        c ^= b
-        c -= _rotate(b, n)
-        a, b, c = b, c, a
 
 
 def read_headers(
@@ -285,19 +211,6 @@ def _joined(parts: list[HeaderMessages]) -> HeaderMessages:
     )
 
 
-def read_blocks(
-    source: ByteSource, offset: IntArray, nbytes: IntArray
-) -> tuple[ByteArray, IntArray]:
-    """Return the bytes of blocks, and where each begins in them."""
-    ends = np.cumsum(nbytes)
-    total = int(ends[-1]) if len(ends) else 0
-    data = np.empty(total + PADDING_NBYTES, dtype=np.uint8)
-    data[total:] = 0
-    position = ends - nbytes
-    read_scattered(source, offset, nbytes, data, position)
-    return data, position
-
-
 def _parse_prefixes(
     data: ByteArray,
     position: IntArray,
@@ -346,7 +259,7 @@ def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages
     new = np.flatnonzero(blocks.version == 2)
     if len(new):
         summed = blocks.take(new)
-        found = checksums(data, summed.position, summed.stop - summed.position)
+        found = sum_blocks(data, summed.position, summed.stop - summed.position)
         marked[summed.object[found != integers(data, summed.stop, 4)]] = True
         blocks = blocks.take(~marked[blocks.object])
     columns: list[tuple[npt.NDArray[Any], ...]] = []

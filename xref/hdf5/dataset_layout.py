@@ -7,7 +7,7 @@ use; nothing here opens a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from xref.arrays import FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.datatype import Datatype
 from xref.hdf5.filters import FilterPipeline
+from xref.hdf5.metadata_reader import integer
+from xref.hdf5.object_header import FILL_MESSAGE, LAYOUT_MESSAGE, OLD_FILL_MESSAGE
 
 UNDEFINED_ADDRESS = 2**64 - 1
 """HDF5's address of what has none, such as a chunk that was never written."""
@@ -224,3 +226,114 @@ def build_chunk_index(
         nbytes=nbytes[order].astype(np.int64),
         filter_mask=filter_mask[order],
     )
+
+
+_COMPACT = 0
+
+
+_FILL_DEFINED = 0x20
+
+
+def compact_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the raw data that a compact dataset keeps in its object header.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None where the layout is not compact, or there is none.
+
+    Raises
+    ------
+    CorruptFileError
+        If the layout message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+    """
+    for kind, _, body in messages:
+        if kind != LAYOUT_MESSAGE:
+            continue
+        if len(body) < 3:
+            raise CorruptFileError(f"{where}: a layout message has {len(body)} bytes")
+        version = body[0]
+        if not 1 <= version <= 5:
+            raise UnsupportedError(f"{where}: a layout message has version {version}")
+        if version < 3:
+            if body[2] != _COMPACT:
+                return None
+            at, size = 8 + 4 * body[1], 4
+        else:
+            if body[1] != _COMPACT:
+                return None
+            at, size = 2, 2
+        nbytes = integer(body, at, size)
+        data = body[at + size : at + size + nbytes]
+        if len(body) < at + size or len(data) != nbytes:
+            raise CorruptFileError(
+                f"{where}: a compact layout message of {len(body)} bytes has {nbytes} bytes "
+                "of data"
+            )
+        return data
+    return None
+
+
+def fill_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the fill value of a dataset as it is stored.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None where there is none of the user's.
+
+    Raises
+    ------
+    CorruptFileError
+        If the message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+
+    Notes
+    -----
+    HDF5 File Format Specification 4.0, "The Data Storage - Fill Value (Old) Message"
+    and "The Data Storage - Fill Value Message".
+    """
+    found = dict.fromkeys((FILL_MESSAGE, OLD_FILL_MESSAGE), b"")
+    found |= {kind: body for kind, _, body in messages if kind in found}
+    body = found[FILL_MESSAGE]
+    if not body:
+        body, at = found[OLD_FILL_MESSAGE], 0
+        if not body:
+            return None
+    elif body[0] == 3:
+        if len(body) < 2 or not body[1] & _FILL_DEFINED:
+            return None
+        at = 2
+    elif body[0] in (1, 2):
+        if body[0] == 2 and not body[3:4] > b"\0":
+            return None
+        at = 4
+    else:
+        raise UnsupportedError(f"{where}: a fill value message has version {body[0]}")
+    nbytes = integer(body, at, 4)
+    if len(body) < at + 4 + nbytes:
+        raise CorruptFileError(
+            f"{where}: a fill value message of {len(body)} bytes has a value of {nbytes} bytes"
+        )
+    return body[at + 4 : at + 4 + nbytes] or None

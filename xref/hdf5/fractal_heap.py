@@ -23,9 +23,11 @@ import struct
 from dataclasses import dataclass
 
 from xref.errors import UnsupportedError
+from xref.hdf5.btree2 import read_records
 from xref.hdf5.metadata_reader import (
     MAX_CHECKED_NBYTES,
     MetadataReader,
+    ReadBudget,
     integer,
     integer_nbytes,
 )
@@ -36,120 +38,12 @@ HUGE_INDIRECT = 1
 MAX_CHECKED_BLOCKS_NBYTES = 16 << 20
 """Bytes of one heap's blocks whose checksums are worked out; Python takes 2 s for them."""
 
-_NODE_OVERHEAD = 10  # signature, version, type, checksum
 _MANAGED, _HUGE, _TINY = 0, 1, 2
 _CHECKED_BLOCKS = 0x02
 _MAX_BITS = 64
 
 
-class ReadBudget:
-    """Bytes that may still be read of what lies apart in the file.
-
-    Parameters
-    ----------
-    source : Source
-        The file, whose size is the limit.
-    what : str
-        What is read, for the error.
-    times : int
-        How often each byte may be read.
-    """
-
-    def __init__(self, source: MetadataReader, what: str, times: int = 1) -> None:
-        self._source = source
-        self._what = what
-        self._left = times * source.file_nbytes
-
-    def spend(self, nbytes: int) -> None:
-        """Count bytes read; structures that overlap read more than the file has."""
-        self._left -= nbytes
-        if self._left < 0:
-            self._source.fail(f"the {self._what} has more bytes than the file: parts overlap")
-
-
 # --- version 2 B-trees -------------------------------------------------------------------
-
-
-def read_records(
-    source: MetadataReader, address: int, kind: int, record_nbytes: int
-) -> list[bytes]:
-    """Return all records of a version 2 B-tree, in no particular order.
-
-    Parameters
-    ----------
-    address : int
-        Address of the B-tree's header.
-    kind : int
-        Type of the B-tree that is expected.
-    record_nbytes : int
-        Bytes of one record of that type.
-
-    Raises
-    ------
-    CorruptFileError
-        If a node contradicts the format, its checksum or its parent.
-    """
-    what = f"B-tree of type {kind} at {address:#x}"
-    size = source.offset_size
-    head = source.take_checked(
-        address, 22 + size + source.length_size, b"BTHD\0", "B-tree header"
-    )
-    found_kind, node_nbytes, record_size, depth = struct.unpack_from("<BIHH", head, 5)
-    if found_kind != kind or record_size != record_nbytes:
-        source.fail(
-            f"the B-tree at {address:#x} has type {found_kind} and records of {record_size} "
-            f"bytes, not type {kind} and {record_nbytes} bytes"
-        )
-    root, n_root = integer(head, 16, size), integer(head, 16 + size, 2)
-    n_total = integer(head, 18 + size, source.length_size)
-    if not n_root:
-        if n_total:
-            source.fail(f"the {what} has {n_total} records and an empty root")
-        return []
-    pointer = child_pointer_sizes(source, node_nbytes, record_nbytes, depth, what)
-    budget, records = ReadBudget(source, what), list[bytes]()
-    nodes = [(root, n_root)]
-    for level in range(depth, -1, -1):
-        signature = (b"BTIN\0" if level else b"BTLF\0") + bytes([kind])
-        count_size, pointer_size = pointer[level]
-        below = list[tuple[int, int]]()
-        for at, n in nodes:
-            end = 6 + n * record_nbytes
-            nbytes = end + (n + 1) * pointer_size * (level > 0) + 4
-            if nbytes > node_nbytes:
-                source.fail(f"a node of the {what} has {n} records, more than it has room for")
-            budget.spend(nbytes)
-            data = source.take_checked(at, nbytes, signature, "B-tree node")
-            records += [data[i : i + record_nbytes] for i in range(6, end, record_nbytes)]
-            if level:
-                below += [
-                    (integer(data, i, size), integer(data, i + size, count_size))
-                    for i in range(end, nbytes - 4, pointer_size)
-                ]
-        nodes = below
-    if len(records) != n_total:
-        source.fail(f"the {what} has {len(records)} records, its header says {n_total}")
-    return records
-
-
-def child_pointer_sizes(
-    source: MetadataReader, node_nbytes: int, record_nbytes: int, depth: int, what: str
-) -> list[tuple[int, int]]:
-    """Return, by level, bytes of a child's record count and of the whole child pointer."""
-    most = total = (node_nbytes - _NODE_OVERHEAD) // record_nbytes
-    count_size, total_size = integer_nbytes(max(most, 0)), 0
-    sizes = [(0, 0)]
-    for _ in range(depth):
-        pointer = source.offset_size + count_size + total_size
-        most = (node_nbytes - _NODE_OVERHEAD - pointer) // (record_nbytes + pointer)
-        total = (most + 1) * total + most
-        if most < 1 or total >> _MAX_BITS:
-            break
-        sizes.append((count_size, pointer))
-        total_size = integer_nbytes(total)
-    if len(sizes) <= depth:
-        source.fail(f"the {what} has {depth} levels of nodes of {node_nbytes} bytes")
-    return sizes
 
 
 # --- fractal heaps -----------------------------------------------------------------------

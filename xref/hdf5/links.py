@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xref.hdf5.fractal_heap import FractalHeap, ReadBudget, read_records
-from xref.hdf5.metadata_reader import MetadataReader, integer
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.fractal_heap import FractalHeap
+from xref.hdf5.metadata_reader import MetadataReader, ReadBudget, integer
 from xref.hdf5.object_header import (
     LINK_INFO_MESSAGE,
     LINK_MESSAGE,

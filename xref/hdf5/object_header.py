@@ -19,13 +19,13 @@ Level 0A - Format Signature and Superblock".
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5.fractal_heap import FractalHeap, ReadBudget
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, integer
+from xref.hdf5.fractal_heap import FractalHeap
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, ReadBudget, integer
 
 DATASPACE_MESSAGE = 0x0001
 LINK_INFO_MESSAGE = 0x0002
@@ -60,8 +60,6 @@ _OHDR_NBYTES = 34  # of the longest prefix of version 2
 _HEAP_ID_NBYTES = 8
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEFAULT_K = 32
-_COMPACT = 0
-_FILL_DEFINED = 0x20
 
 
 class Message(NamedTuple):
@@ -377,57 +375,6 @@ def indexed_storage_k(source: MetadataReader) -> int:
     return _DEFAULT_K
 
 
-def compact_data(
-    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
-) -> bytes | None:
-    """Return the raw data that a compact dataset keeps in its object header.
-
-    Parameters
-    ----------
-    messages : iterable of Message
-        Messages of the dataset's object header.
-    where : str
-        Begins each error: the file and the dataset.
-
-    Returns
-    -------
-    bytes or None
-        None where the layout is not compact, or there is none.
-
-    Raises
-    ------
-    CorruptFileError
-        If the layout message contradicts the format.
-    UnsupportedError
-        If its version is unknown.
-    """
-    for kind, _, body in messages:
-        if kind != LAYOUT_MESSAGE:
-            continue
-        if len(body) < 3:
-            raise CorruptFileError(f"{where}: a layout message has {len(body)} bytes")
-        version = body[0]
-        if not 1 <= version <= 5:
-            raise UnsupportedError(f"{where}: a layout message has version {version}")
-        if version < 3:
-            if body[2] != _COMPACT:
-                return None
-            at, size = 8 + 4 * body[1], 4
-        else:
-            if body[1] != _COMPACT:
-                return None
-            at, size = 2, 2
-        nbytes = integer(body, at, size)
-        data = body[at + size : at + size + nbytes]
-        if len(body) < at + size or len(data) != nbytes:
-            raise CorruptFileError(
-                f"{where}: a compact layout message of {len(body)} bytes has {nbytes} bytes "
-                "of data"
-            )
-        return data
-    return None
-
-
 def filter_options(body: bytes, where: str) -> list[tuple[int, tuple[int, ...]]]:
     """Return number and client values of each filter of a filter pipeline message.
 
@@ -458,57 +405,3 @@ def filter_options(body: bytes, where: str) -> list[tuple[int, tuple[int, ...]]]
     except (IndexError, struct.error) as error:
         raise CorruptFileError(f"{where} has a filter pipeline that is cut off") from error
     return found
-
-
-def fill_data(
-    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
-) -> bytes | None:
-    """Return the fill value of a dataset as it is stored.
-
-    Parameters
-    ----------
-    messages : iterable of Message
-        Messages of the dataset's object header.
-    where : str
-        Begins each error: the file and the dataset.
-
-    Returns
-    -------
-    bytes or None
-        None where there is none of the user's.
-
-    Raises
-    ------
-    CorruptFileError
-        If the message contradicts the format.
-    UnsupportedError
-        If its version is unknown.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Data Storage - Fill Value (Old) Message"
-    and "The Data Storage - Fill Value Message".
-    """
-    found = dict.fromkeys((FILL_MESSAGE, OLD_FILL_MESSAGE), b"")
-    found |= {kind: body for kind, _, body in messages if kind in found}
-    body = found[FILL_MESSAGE]
-    if not body:
-        body, at = found[OLD_FILL_MESSAGE], 0
-        if not body:
-            return None
-    elif body[0] == 3:
-        if len(body) < 2 or not body[1] & _FILL_DEFINED:
-            return None
-        at = 2
-    elif body[0] in (1, 2):
-        if body[0] == 2 and not body[3:4] > b"\0":
-            return None
-        at = 4
-    else:
-        raise UnsupportedError(f"{where}: a fill value message has version {body[0]}")
-    nbytes = integer(body, at, 4)
-    if len(body) < at + 4 + nbytes:
-        raise CorruptFileError(
-            f"{where}: a fill value message of {len(body)} bytes has a value of {nbytes} bytes"
-        )
-    return body[at + 4 : at + 4 + nbytes] or None

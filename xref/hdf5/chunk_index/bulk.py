@@ -33,7 +33,8 @@ from xref.hdf5.bulk_datasets import (
     V1_BTREE,
     DatasetTable,
 )
-from xref.hdf5.bulk_headers import ByteArray, checksums, integers, read_blocks, undefined
+from xref.hdf5.checksums import sum_blocks
+from xref.hdf5.packed import ByteArray, integers, read_blocks, undefined
 from xref.hdf5.superblock import FileContent, FileFormat
 
 MAX_CHUNKS = 64
@@ -333,5 +334,5 @@ def _are_signed(data: ByteArray, at: IntArray, nbytes: IntArray, begin: int) -> 
     good: BoolArray = integers(data, at, 8) & (1 << 40) - 1 == begin
     if len(at):
         covered = nbytes - _CHECKSUM_NBYTES
-        good &= checksums(data, at, covered) == integers(data, at + covered, 4)
+        good &= sum_blocks(data, at, covered) == integers(data, at + covered, 4)
     return good
