@@ -263,7 +263,7 @@ def test_attributes_of_the_corpus_are_what_h5py_reads(corpus: Path) -> None:
 def test_references_of_hdf5_112_are_told_apart(corpus: Path) -> None:
     image = read_image(corpus / "hdf5" / "test_ds_le_new_ref.h5")
     found = {
-        a.datatype.kind
+        a.datatype.type_class
         for address in image.addresses.values()
         for a in read_raw_attributes(image.source(), address)
         if reference_kinds(a.datatype) == {"std"}

@@ -20,8 +20,9 @@ from strategies import write_references
 import xref.objects.objects
 import xref.resolving.read_results
 from xref.errors import XrefError
-from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
+from xref.hdf5.bulk_attributes import MAX_GROUPS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
+from xref.hdf5.bulk_datasets import DatasetTable
+from xref.hdf5.layout_message import OTHER_INDEX
 from xref.objects.datasets import dataset_facts, dataset_layout
 from xref.objects.parsing import dataset_table
 from xref.storage.open_files import close_files, locate_file
@@ -172,7 +173,7 @@ def check_table(path: Path) -> DatasetTable:
     table = dataset_table(location, address)
     for i in np.flatnonzero(table.known).tolist():
         layout = dataset_layout(location, int(address[i]))
-        first = dataset_facts(location, int(address[table.kind[i]]))
+        first = dataset_facts(location, int(address[table.first_alike[i]]))
         assert tuple(table.shape[i, : table.ndim[i]].tolist()) == layout.shape
         assert (table.shape[i, table.ndim[i] :] == 1).all()
         if layout.chunks is None:
@@ -363,7 +364,7 @@ def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
 
     path = make(fill)
     table = dataset_table(locate_file(path), addresses_of(path))
-    assert table.known.sum() == MAX_KINDS
+    assert table.known.sum() == MAX_GROUPS
     with xr.open_dataset(path, engine="h5ref") as ds:
         assert (ds["refs"].h5ref.table()["kind"] == "dataset").all()
         values = ds["refs"].h5ref.resolve("ragged")["refs"]

@@ -49,14 +49,7 @@ def addresses_of(path: Path) -> np.ndarray:
 def read_many(path: Path, address: np.ndarray) -> HeaderMessages:
     location = locate_file(path)
     form = file_format(location)
-    return read_headers(
-        FileBytes(location),
-        address,
-        base_address=form.base_address,
-        file_nbytes=form.file_nbytes,
-        offset_size=form.offset_size,
-        length_size=form.length_size,
-    )
+    return read_headers(FileBytes(location), address, form)
 
 
 def messages_of(found: HeaderMessages, number: int, content: bytes) -> list[Any]:
@@ -66,8 +59,8 @@ def messages_of(found: HeaderMessages, number: int, content: bytes) -> list[Any]
         at, n = int(found.position[row]), int(found.nbytes[row])
         body = found.data[at : at + n].tobytes()
         assert content[int(found.offset[row]) :][:n] == body
-        if found.kind[row] != CONTINUATION_MESSAGE:
-            out.append((int(found.kind[row]), int(found.flags[row]), body))
+        if found.message_type[row] != CONTINUATION_MESSAGE:
+            out.append((int(found.message_type[row]), int(found.flags[row]), body))
     return out
 
 
@@ -130,7 +123,7 @@ def test_blocks_that_name_each_other_end(make: Callable[..., Path], libver: str)
     path = make(variety, libver=libver)
     address = addresses_of(path)
     found = read_many(path, address)
-    rows = np.flatnonzero(found.kind == CONTINUATION_MESSAGE)
+    rows = np.flatnonzero(found.message_type == CONTINUATION_MESSAGE)
     assert len(rows)
     content = bytearray(path.read_bytes())
     for row in rows.tolist():  # back to the header's own first block

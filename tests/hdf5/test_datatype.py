@@ -171,7 +171,7 @@ def test_a_committed_type_of_any_version_is_what_h5py_says(
     datatype = decode_datatype(message.body, "f.h5")
     assert describe(datatype) == stored[0]
     for each in nodes(datatype):
-        if each.kind == "vlen":
+        if each.type_class == "vlen":
             assert each.itemsize == 16  # in the file: length, collection, index
         if each.dtype is not None:
             assert each.dtype.itemsize == each.itemsize
@@ -247,7 +247,7 @@ def test_complex_numbers_of_hdf5_2_have_a_dtype(nbits: int, order: str) -> None:
 
 def test_booleans_are_an_enum() -> None:
     datatype = decode_datatype(message_of(h5t.py_create(np.dtype(bool), logical=True)), "f.h5")
-    assert (datatype.kind, datatype.dtype) == ("enum", np.dtype("i1"))
+    assert (datatype.type_class, datatype.dtype) == ("enum", np.dtype("i1"))
     assert datatype.members == (("FALSE", 0), ("TRUE", 1))
 
 

@@ -32,7 +32,9 @@ from xref.hdf5.object_header import (
 
 
 def kinds_of(image: Image, path: str) -> list[int]:
-    return [message.kind for message in read_messages(image.source(), image.addresses[path])]
+    return [
+        message.message_type for message in read_messages(image.source(), image.addresses[path])
+    ]
 
 
 def source_of(data: bytes, sizes: tuple[int, int] = (8, 8)) -> MetadataReader:
@@ -97,7 +99,7 @@ def test_only_the_kinds_asked_for_come_back() -> None:
     image = write_image(lambda file: file.create_dataset("data", data=np.arange(5)))
     source, address = image.source(), image.addresses["data"]
     (only,) = read_messages(source, address, {DATATYPE_MESSAGE})
-    assert only.kind == DATATYPE_MESSAGE
+    assert only.message_type == DATATYPE_MESSAGE
     assert only in read_messages(source, address)
 
 
@@ -109,7 +111,7 @@ def test_a_committed_type_takes_the_place_of_the_message(libver: str) -> None:
 
     image = write_image(fill, libver=libver)
     stored = list(walk_messages(image.source(), image.addresses["data"]))
-    assert [m.flags & SHARED for m in stored if m.kind == DATATYPE_MESSAGE] == [SHARED]
+    assert [m.flags & SHARED for m in stored if m.message_type == DATATYPE_MESSAGE] == [SHARED]
     (shared,) = read_messages(image.source(), image.addresses["data"], {DATATYPE_MESSAGE})
     (own,) = read_messages(image.source(), image.addresses["type"], {DATATYPE_MESSAGE})
     assert shared.body == own.body

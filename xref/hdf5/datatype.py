@@ -60,7 +60,9 @@ _IMPLIED_BIT = 2
 class Datatype:
     """A datatype as it is stored, and the types inside it."""
 
-    kind: str  # the class: "integer", "float", "time", "string", "bitfield", "opaque", ...
+    type_class: (
+        str  # the class: "integer", "float", "time", "string", "bitfield", "opaque", ...
+    )
     itemsize: int  # bytes of one element as stored
     dtype: np.dtype[Any] | None  # of the stored bytes; None where NumPy has none
     fields: tuple[Field, ...] = ()  # of a compound, in stored order
@@ -161,7 +163,7 @@ def value_dtype(datatype: Datatype) -> np.dtype[Any]:
         raise UnsupportedError(f"NumPy has no such type: {error}") from error
     if found is None:
         raise UnsupportedError(
-            f"NumPy has no type for elements of class {datatype.kind!r}, "
+            f"NumPy has no type for elements of class {datatype.type_class!r}, "
             f"{datatype.itemsize} bytes"
         )
     return found
@@ -169,18 +171,18 @@ def value_dtype(datatype: Datatype) -> np.dtype[Any]:
 
 def _value_dtype(datatype: Datatype) -> np.dtype[Any] | None:
     match datatype:
-        case Datatype(kind="reference" | "vlen"):
+        case Datatype(type_class="reference" | "vlen"):
             return np.dtype(object)
-        case Datatype(kind="array", base=Datatype() as base):
+        case Datatype(type_class="array", base=Datatype() as base):
             return np.dtype((value_dtype(base), datatype.shape))
-        case Datatype(kind="compound", fields=fields):
+        case Datatype(type_class="compound", fields=fields):
             return _complex_dtype(fields) or _members_dtype(fields)
-        case Datatype(kind="enum", members=members, dtype=np.dtype() as dtype):
+        case Datatype(type_class="enum", members=members, dtype=np.dtype() as dtype):
             if dict(members) == {"FALSE": 0, "TRUE": 1} and dtype.itemsize == 1:
                 return np.dtype(bool)
             kept: Any = {"enum": dict(members)}
             return np.dtype(dtype, metadata=kept)
-        case Datatype(kind="opaque", tag=tag) if _MOMENT.fullmatch(tag):
+        case Datatype(type_class="opaque", tag=tag) if _MOMENT.fullmatch(tag):
             return np.dtype(tag.removeprefix("NUMPY:"))
         case Datatype(dtype=dtype):
             return dtype
@@ -370,8 +372,8 @@ class _Decoder:
     ) -> tuple[Datatype, int]:
         n = flags & 0xFFFF
         base, at = self.decode(at, depth + 1)
-        if base.kind != "integer" or base.itemsize != size:
-            self.fail(f"an enum of {size} bytes over a {base.kind} of {base.itemsize}")
+        if base.type_class != "integer" or base.itemsize != size:
+            self.fail(f"an enum of {size} bytes over a {base.type_class} of {base.itemsize}")
         if base.dtype is None:
             raise UnsupportedError(
                 "the datatype has an enum over an integer that is not of 1, "
@@ -430,8 +432,10 @@ class _Decoder:
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
         base, at = self.decode(at, depth + 1)
-        if base.kind != "float" or 2 * base.itemsize != size:
-            self.fail(f"complex numbers of {size} bytes over a {base.kind} of {base.itemsize}")
+        if base.type_class != "float" or 2 * base.itemsize != size:
+            self.fail(
+                f"complex numbers of {size} bytes over a {base.type_class} of {base.itemsize}"
+            )
         dtype = None
         if base.dtype is not None and base.itemsize in (4, 8):
             dtype = np.dtype(f"c{size}").newbyteorder(base.dtype.byteorder)

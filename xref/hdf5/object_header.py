@@ -54,8 +54,8 @@ links and attributes of version 2 end at 65535 each."""
 
 _HEAD_V1 = struct.Struct("<HHB")  # type, bytes and flags of a message
 _HEAD_V2 = struct.Struct("<BHB")
-_OHDR_FLAGS = 0x3F
-_OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
+OHDR_FLAGS = 0x3F
+OHDR_ORDERED, OHDR_PHASES, OHDR_TIMES = 0x04, 0x10, 0x20
 _OHDR_NBYTES = 34  # of the longest prefix of version 2
 _HEAP_ID_NBYTES = 8
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -65,7 +65,7 @@ _DEFAULT_K = 32
 class Message(NamedTuple):
     """One message of an object header."""
 
-    kind: int  # message type number
+    message_type: int
     flags: int
     body: bytes
 
@@ -169,15 +169,15 @@ def _parse_prefix(
             source.fail(f"no object header is at {address:#x}: the bytes are {head[:16]!r}")
         return 1, _HEAD_V1, 8, address + 16, integer(head, 8, 4)
     version, flags = head[4], head[5]
-    if version != 2 or flags & ~_OHDR_FLAGS:
+    if version != 2 or flags & ~OHDR_FLAGS:
         source.fail(
             f"the object header at {address:#x} has version {version} and flags {flags:#04x}"
         )
-    at = 6 + (16 if flags & _OHDR_TIMES else 0) + (4 if flags & _OHDR_PHASES else 0)
+    at = 6 + (16 if flags & OHDR_TIMES else 0) + (4 if flags & OHDR_PHASES else 0)
     end = at + (1 << (flags & 3))
     if end > len(head):
         source.fail(f"the object header at {address:#x} reaches past the end of the file")
-    head_nbytes = 6 if flags & _OHDR_ORDERED else 4
+    head_nbytes = 6 if flags & OHDR_ORDERED else 4
     return 2, _HEAD_V2, head_nbytes, address + end, integer(head, at, end - at)
 
 
@@ -284,7 +284,7 @@ class SharedMessages:
             return self._read_from_heap(kind, body[at:end])
         address = integer(body, at, size)
         for found in walk_messages(source, address):
-            if found.kind == kind and not found.flags & SHARED:
+            if found.message_type == kind and not found.flags & SHARED:
                 return found.body
         source.fail(
             f"a shared message of type {kind:#06x} is not in the object header at {address:#x}"

@@ -195,10 +195,10 @@ def object_kinds(
     """
     table = dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
-    firsts = np.unique(table.kind[table.known])
+    firsts = np.unique(table.first_alike[table.known])
     for first in firsts.tolist():
         if object_kind(location, int(address[first])) == "dataset":
-            out[table.known & (table.kind == first)] = "dataset"
+            out[table.known & (table.first_alike == first)] = "dataset"
     for begin in range(0, len(address), REFERENCE_BATCH):
         part = out[begin : begin + REFERENCE_BATCH]
         rest = np.flatnonzero(part == "")

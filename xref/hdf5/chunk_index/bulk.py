@@ -25,15 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import BoolArray, IntArray, RangeSource, ragged_ranges, row_offsets
-from xref.hdf5.bulk_datasets import (
-    BATCH,
-    FIXED_ARRAY,
-    IMPLICIT,
-    SINGLE_CHUNK,
-    V1_BTREE,
-    DatasetTable,
-)
+from xref.hdf5.bulk_datasets import BATCH, DatasetTable
 from xref.hdf5.checksums import sum_blocks
+from xref.hdf5.layout_message import FIXED_ARRAY, IMPLICIT, SINGLE_CHUNK, V1_BTREE
 from xref.hdf5.packed import ByteArray, integers, read_blocks, undefined
 from xref.hdf5.superblock import FileContent, FileFormat
 
