@@ -184,7 +184,10 @@ def test_checksums_of_very_large_blocks_are_left() -> None:
         (b"OHDR\2\x33" + bytes(10), "reaches past the end of the file"),
         (header_v1(message_v1(1, bytes(8)))[:-1], "reaches past the end of the file"),
         (header_v1(struct.pack("<HHB3x", 1, 16, 0) + bytes(8)), "has 16 bytes, and 8 are left"),
-        (header_v1(message_v1(0x10, struct.pack("<QQ", 16, 24))), "where no block or one"),
+        (
+            header_v1(message_v1(0x10, struct.pack("<QQ", 16, 24))),
+            "the block is empty, or the header has it already",
+        ),
         (header_v1(message_v1(0x10, struct.pack("<Q", 16))), "has 8 of 16 bytes"),
         (
             header_v2(message_v2(0x10, struct.pack("<QQ", 0, 12))),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from xref.hdf5.datatype import Datatype, decode_datatype, reference_kinds, value_dtype
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
     from xref.hdf5.layout_message import CHUNKED
-    from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
+    from xref.hdf5.links import LINK_TYPES, is_group, read_hard_links
     from xref.hdf5.metadata_reader import MetadataReader
     from xref.hdf5.object_header import (
         DATATYPE_MESSAGE,

@@ -320,7 +320,7 @@ def _find_groups(
             form,
         )
         messages = defaultdict[int, list[hdf5.Message]](list)
-        for row in np.flatnonzero(np.isin(headers.message_type, hdf5.LINK_KINDS)).tolist():
+        for row in np.flatnonzero(np.isin(headers.message_type, hdf5.LINK_TYPES)).tolist():
             at, nbytes = int(headers.position[row]), int(headers.nbytes[row])
             body = headers.data[at : at + nbytes].tobytes()
             message = hdf5.Message(
@@ -343,7 +343,7 @@ def _link_messages(source: hdf5.MetadataReader, address: int) -> list[hdf5.Messa
     """Return the messages of one object header that tell of links; none if it is damaged."""
     try:
         return [
-            m for m in hdf5.walk_messages(source, address) if m.message_type in hdf5.LINK_KINDS
+            m for m in hdf5.walk_messages(source, address) if m.message_type in hdf5.LINK_TYPES
         ]
     except CorruptFileError:
         return []
