@@ -22,7 +22,7 @@ from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, RawAttribute, read_raw_attributes
 from xref.hdf5.btree2 import read_records
 from xref.hdf5.checksums import lookup3
-from xref.hdf5.datatype import reference_kinds
+from xref.hdf5.datatype import reference_types
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 SECONDS = 5  # that decoding damaged bytes may take; a thousand times what it does
@@ -266,7 +266,7 @@ def test_references_of_hdf5_112_are_told_apart(corpus: Path) -> None:
         a.datatype.type_class
         for address in image.addresses.values()
         for a in read_raw_attributes(image.source(), address)
-        if reference_kinds(a.datatype) == {"std"}
+        if reference_types(a.datatype) == {"std"}
     }
     assert found == {"vlen", "compound"}
 

@@ -17,7 +17,7 @@ from images import LIBVERS, describe, describe_h5py, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.dataspace import Dataspace, decode_dataspace
-from xref.hdf5.datatype import MAX_DEPTH, Datatype, decode_datatype, reference_kinds
+from xref.hdf5.datatype import MAX_DEPTH, Datatype, decode_datatype, reference_types
 from xref.hdf5.object_header import DATASPACE_MESSAGE, DATATYPE_MESSAGE, read_messages
 
 # --- types drawn through h5py ------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_reference_kinds_are_found_at_any_depth(type_id: h5t.TypeID) -> None:
     text = str(describe_h5py(type_id))
     expected = {kind for kind in ("object", "region") if f"('{kind}',)" in text}
     # A tag may read like a kind, but is of bytes.
-    assert reference_kinds(decode_datatype(message_of(type_id), "f.h5")) == expected
+    assert reference_types(decode_datatype(message_of(type_id), "f.h5")) == expected
 
 
 # --- dtypes ------------------------------------------------------------------------------

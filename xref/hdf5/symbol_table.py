@@ -222,8 +222,8 @@ def _check_heap(source: MetadataReader, address: int, segments: dict[int, int]) 
             f"the {what} has its data segment at {segment:#x}, as the one at "
             f"{segments[segment]:#x} has"
         )
-    # A free block: offset of the next free block L, size of this block L. Blocks of another
-    # size than these two fields leave room for at most nbytes // block_nbytes of them.
+    # A free block: offset of the next free block L, size of this block L. More blocks of that
+    # smallest size than the segment has room for are a loop.
     n_free, block_nbytes = 0, 2 * size
     while free != NO_FREE_BLOCK:
         n_free += 1
