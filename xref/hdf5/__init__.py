@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         element_dtype,
         fill_data,
         item_dtype,
-        items,
+        unfold_subarray,
     )
     from xref.hdf5.dataspace import MAX_RANK
     from xref.hdf5.datatype import Datatype, decode_datatype, reference_types, value_dtype

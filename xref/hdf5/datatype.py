@@ -63,9 +63,7 @@ _BIG_ENDIAN, _SIGNED, _VAX_ENDIAN = 0x01, 0x08, 0x40
 class Datatype:
     """A datatype as it is stored, and the types inside it."""
 
-    type_class: (
-        str  # the class: "integer", "float", "time", "string", "bitfield", "opaque", ...
-    )
+    type_class: str  # "integer", "float", "time", "string", "bitfield", "opaque", ...
     itemsize: int  # bytes of one element as stored
     dtype: np.dtype[Any] | None  # of the stored bytes; None if NumPy has no such type
     fields: tuple[Field, ...] = ()  # of a compound, in stored order

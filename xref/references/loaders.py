@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.hdf5 import DatasetLayout, items
+from xref.hdf5 import DatasetLayout, unfold_subarray
 from xref.reading import BoxLoader, TileLoader, value_loader
 from xref.references.reference import DecodeOptions
 from xref.references.stored import read_box_of_stored, stored_loader
@@ -63,6 +63,6 @@ class ElementReader:
             values = decode_values(
                 part.location, part.elements, part.raw, part.describe, self.options
             )
-            rows = items(flat)
+            rows = unfold_subarray(flat)
             rows[part.rows] = values
         window[...] = flat.reshape(shape)
