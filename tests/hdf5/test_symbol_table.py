@@ -23,6 +23,7 @@ from forks import PATIENCE, in_fork
 from h5py import h5f, h5g, h5l, h5o, h5p
 
 from xref.errors import CorruptFileError, FileReadError, XrefError
+from xref.hdf5.metadata_reader import MetadataReader
 from xref.hdf5.symbol_table import check_group
 
 UNDEFINED = (1 << 64) - 1
@@ -48,15 +49,8 @@ def check(
     segments: dict[int, int] | None = None,
     sizes: tuple[int, int] = (8, 8),
 ) -> None:
-    check_group(
-        source,
-        address,
-        offset_size=sizes[0],
-        length_size=sizes[1],
-        file_nbytes=len(source.data),
-        where="f.h5: group '/a'",
-        segments=segments,
-    )
+    reader = MetadataReader(source, *sizes, len(source.data), "f.h5: group '/a'")
+    check_group(reader, address, segments)
 
 
 def root_address(file: h5py.File) -> int:
@@ -440,14 +434,7 @@ def test_a_failed_read_is_no_verdict_about_the_file(old: Old) -> None:
         raise FileReadError("the disk is gone")
 
     with pytest.raises(FileReadError, match="the disk is gone"):
-        check_group(
-            fails,
-            old.address["a"],
-            offset_size=8,
-            length_size=8,
-            file_nbytes=len(source.data),
-            where="f.h5",
-        )
+        check_group(MetadataReader(fails, 8, 8, len(source.data), "f.h5"), old.address["a"])
 
 
 # --- random damage -----------------------------------------------------------------------

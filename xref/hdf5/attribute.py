@@ -96,11 +96,6 @@ def read_raw_attributes(
         If the header, or a structure to which it leads, contradicts the format.
     UnsupportedError
         If attributes lie in a heap with filters.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Attribute Message" and "The Attribute Info
-    Message".
     """
     shared = SharedMessages(source)
     attributes = []
@@ -174,22 +169,7 @@ class AttributeMessage(NamedTuple):
 
 
 def split_message(body: bytes, where: str) -> AttributeMessage:
-    """Split the body of an attribute message into its parts.
-
-    Parameters
-    ----------
-    body : bytes
-        Body of the message.
-    where : str
-        Label that begins each error.
-
-    Raises
-    ------
-    CorruptFileError
-        If the body is too short for its parts.
-    UnsupportedError
-        If the version is unknown.
-    """
+    """Split the body of an attribute message into its parts; ``where`` begins each error."""
     if len(body) < _HEAD.size + 1:
         raise CorruptFileError(f"{where} message of {len(body)} bytes")
     version, flags, *sizes = _HEAD.unpack_from(body)

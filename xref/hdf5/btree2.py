@@ -93,13 +93,7 @@ def read_records(
 def child_pointer_sizes(
     source: MetadataReader, node_nbytes: int, record_nbytes: int, depth: int, label: str
 ) -> list[tuple[int, int]]:
-    """Return the size of a child pointer at each level, counted from the leaves.
-
-    Returns
-    -------
-    list of (int, int)
-        Bytes of the child's record count, and of the whole pointer. Leaves have none.
-    """
+    """Return, by level from the leaves, bytes of a child's record count and of its pointer."""
     most = total = (node_nbytes - _NODE_OVERHEAD) // record_nbytes
     # libhdf5 (H5B2hdr.c) writes the record count of any child in as many bytes as a leaf's
     # count needs; internal nodes have fewer records, because of their pointers.

@@ -16,7 +16,7 @@ Source: HDF5 File Format Specification 4.0, "The Attribute Message" and "Global 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -74,8 +74,7 @@ class _Head:
 _Heads: TypeAlias = dict[int, _Head | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _AttributeMessages:
+class _AttributeMessages(NamedTuple):
     """The attribute messages of some objects, object after object, in stored order."""
 
     data: ByteArray
@@ -127,14 +126,7 @@ def group_attributes(
     first = first_equal_row(sets[with_any].view(np.uint8).reshape(len(with_any), -1))
     same[with_any] = np.where(first < 0, OWN_ATTRIBUTES, with_any[first])
     same[owner[(head < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
-    messages = _AttributeMessages(
-        data=found.data,
-        position=position,
-        nbytes=nbytes,
-        head=head,
-        head_nbytes=head_nbytes,
-        heads=heads,
-    )
+    messages = _AttributeMessages(found.data, position, nbytes, head, head_nbytes, heads)
     return _compare_values(file, messages, message, same)
 
 

@@ -61,37 +61,14 @@ UNGROUPED = -1
 _WITHOUT_OPTIONS = (1, 32000, 32001, 32015)
 _MAX_FILTERS = 4  # filters of a pipeline whose options are compared or cleared
 
-_NIL_MESSAGE = 0x0000
-_COMMENT_MESSAGE = 0x000D
-_OLD_TIME_MESSAGE = 0x000E
-_TIME_MESSAGE = 0x0012
-_REFERENCE_COUNT_MESSAGE = 0x0016
-
-# Messages that the header of a dataset may have, and that are understood or do not matter.
-_KNOWN = (
-    _NIL_MESSAGE,
-    DATASPACE_MESSAGE,
-    DATATYPE_MESSAGE,
-    OLD_FILL_MESSAGE,
-    FILL_MESSAGE,
-    LAYOUT_MESSAGE,
-    FILTER_MESSAGE,
-    ATTRIBUTE_MESSAGE,
-    _COMMENT_MESSAGE,
-    _OLD_TIME_MESSAGE,
-    CONTINUATION_MESSAGE,
-    _TIME_MESSAGE,
-    ATTRIBUTE_INFO_MESSAGE,
-    _REFERENCE_COUNT_MESSAGE,
-)
 _REQUIRED = (DATASPACE_MESSAGE, DATATYPE_MESSAGE, LAYOUT_MESSAGE)
-_AT_MOST_ONE = (
-    *_REQUIRED,
-    OLD_FILL_MESSAGE,
-    FILL_MESSAGE,
-    FILTER_MESSAGE,
-    ATTRIBUTE_INFO_MESSAGE,
-)
+_COMPARED = (DATATYPE_MESSAGE, FILL_MESSAGE, OLD_FILL_MESSAGE, FILTER_MESSAGE)
+_AT_MOST_ONE = {*_REQUIRED, *_COMPARED, ATTRIBUTE_INFO_MESSAGE}
+
+# Other messages that the header of a dataset may have: NIL, object comment, old and new
+# modification time, reference count. They do not matter here.
+_IGNORED = (0x0000, 0x000D, 0x000E, 0x0012, 0x0016)
+_KNOWN = (*_AT_MOST_ONE, ATTRIBUTE_MESSAGE, CONTINUATION_MESSAGE, *_IGNORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -267,7 +244,7 @@ def _group_alike(found: HeaderMessages, message_rows: dict[int, IntArray]) -> In
     layout = found.data[found.position[message_rows[LAYOUT_MESSAGE]][:, None] + np.arange(2)]
     keys = [layout]
     is_long = np.zeros(len(layout), dtype=bool)
-    for message_type in (DATATYPE_MESSAGE, FILL_MESSAGE, OLD_FILL_MESSAGE, FILTER_MESSAGE):
+    for message_type in _COMPARED:
         rows = message_rows[message_type]
         is_there = rows >= 0
         if not is_there.any():

@@ -72,6 +72,9 @@ class HeaderMessages:
     offset: IntArray  # (m,), of the body in the file
 
 
+_MESSAGE_COLUMNS = ("object", "message_type", "flags", "position", "nbytes", "offset")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Blocks:
     """Blocks of messages in a buffer."""
@@ -132,17 +135,7 @@ def _parse_prefixes(
     objects: IntArray,
     marked: BoolArray,
 ) -> tuple[_Blocks, BoolArray, IntArray]:
-    """Decode prefixes of both versions.
-
-    Returns
-    -------
-    blocks : _Blocks
-        The first block of each header.
-    is_read : numpy.ndarray
-        Whether the bytes that were read hold the whole block.
-    n_stated : numpy.ndarray
-        Number of messages that the prefix states; -1 in version 2.
-    """
+    """Return first blocks, whether each was read whole, and numbers of messages stated."""
     first = integers(data, position, 4)
     is_v2 = first == int.from_bytes(b"OHDR", "little")
     # Version 2: signature "OHDR" 4, version 1, flags 1, four times of 4 bytes each (if flag
@@ -306,20 +299,10 @@ def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages
         at = body + size
     else:
         marked[objects[at + head <= stop]] = True
-    joined = [np.concatenate(c) for c in zip(*columns, strict=True)]
-    if not joined:
-        joined = [np.zeros(0, dtype=np.int64) for _ in range(6)]
-    objects, message_type, flags, body, size, offset = joined
-    return HeaderMessages(
-        data=data,
-        marked=marked,
-        object=objects,
-        message_type=message_type,
-        flags=flags.astype(np.uint8),
-        position=body,
-        nbytes=size,
-        offset=offset,
-    )
+    joined: list[Any] = [np.concatenate(c) for c in zip(*columns, strict=True)]
+    found = dict(zip(_MESSAGE_COLUMNS, joined or np.zeros((6, 0), dtype=np.int64), strict=True))
+    found["flags"] = found["flags"].astype(np.uint8)
+    return HeaderMessages(data=data, marked=marked, **found)
 
 
 def _concat(parts: list[HeaderMessages]) -> HeaderMessages:
@@ -327,7 +310,7 @@ def _concat(parts: list[HeaderMessages]) -> HeaderMessages:
     if len(parts) == 1:
         return parts[0]
     before = np.cumsum([0, *(len(part.data) for part in parts[:-1])]).tolist()
-    names = ("data", "object", "message_type", "flags", "nbytes", "offset")
+    parts = [replace(p, position=p.position + b) for p, b in zip(parts, before, strict=True)]
+    names = ("data", *_MESSAGE_COLUMNS)
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    position = np.concatenate([p.position + b for p, b in zip(parts, before, strict=True)])
-    return HeaderMessages(marked=parts[0].marked, position=position, **columns)
+    return HeaderMessages(marked=parts[0].marked, **columns)

@@ -316,11 +316,6 @@ def fill_data(
         If the message contradicts the format.
     UnsupportedError
         If its version is unknown.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Data Storage - Fill Value (Old) Message"
-    and "The Data Storage - Fill Value Message".
     """
     bodies = dict.fromkeys((FILL_MESSAGE, OLD_FILL_MESSAGE), b"")
     bodies |= {m_type: body for m_type, _, body in messages if m_type in bodies}

@@ -67,10 +67,6 @@ def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
     CorruptFileError
         If the bytes contradict the format.
 
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Dataspace Message".
-
     Examples
     --------
     >>> decode_dataspace(bytes([2, 1, 0, 1, 3, 0]), 2, "f.h5")

@@ -108,10 +108,6 @@ def decode_datatype(body: bytes, where: str) -> Datatype:
     UnsupportedError
         If the class or the version is unknown, or types nest deeper than `MAX_DEPTH`.
 
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Datatype Message".
-
     Examples
     --------
     >>> decode_datatype(bytes([0x10, 8, 0, 0, 4, 0, 0, 0, 0, 0, 32, 0]), "f.h5").dtype

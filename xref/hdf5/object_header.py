@@ -13,8 +13,9 @@ size of offsets and L for the size of lengths, which the superblock tells.
 
 Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
 Prefix", "Level 2A2 - Version 2 Data Object Header Prefix", "The Object Header
-Continuation Message", "The Shared Message Table Message", "Shared Message Record" and "Disk
-Format: Level 0A - Format Signature and Superblock".
+Continuation Message", "The Shared Message Table Message", "Shared Message Record", "The
+B-tree 'K' Values Message", "The Data Storage - Filter Pipeline Message" and "Disk Format:
+Level 0A - Format Signature and Superblock".
 """
 
 from __future__ import annotations
@@ -394,11 +395,6 @@ def indexed_storage_k(source: MetadataReader) -> int:
         If the superblock or its extension contradicts the format.
     UnsupportedError
         If the message that holds K has an unknown version.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "Disk Format: Level 0A - Format Signature and
-    Superblock" and "The B-tree 'K' Values Message".
     """
     head = _take_superblock(source)
     if head[8] == 1:
@@ -427,10 +423,6 @@ def filter_options(body: bytes, where: str) -> list[tuple[int, tuple[int, ...]]]
     ------
     CorruptFileError
         If the message ends inside a filter.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Data Storage - Filter Pipeline Message".
     """
     try:
         # Version 1, number of filters 1, in version 1 reserved 6.

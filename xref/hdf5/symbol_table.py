@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray
-from xref.hdf5.metadata_reader import MetadataReader, Read, integer
+from xref.hdf5.metadata_reader import MetadataReader, integer
 from xref.hdf5.object_header import SYMBOL_TABLE_MESSAGE, integer_pair, walk_messages
 from xref.hdf5.packed import ByteArray
 
@@ -68,14 +68,7 @@ BATCH_NODES = 1 << 16
 
 
 def check_group(
-    read: Read,
-    header_address: int,
-    *,
-    offset_size: int,
-    length_size: int,
-    file_nbytes: int,
-    where: str,
-    segments: dict[int, int] | None = None,
+    source: MetadataReader, header_address: int, segments: dict[int, int] | None = None
 ) -> None:
     """Check the structures that libhdf5 walks when it lists or searches an old-style group.
 
@@ -83,17 +76,11 @@ def check_group(
 
     Parameters
     ----------
-    read : callable
-        As in `xref.hdf5.metadata_reader.MetadataReader`.
+    source : MetadataReader
+        The file.
     header_address : int
         Address of the object header of the group. Take it from a link or a
         reference: `h5py.h5o.get_info` walks the B-tree itself.
-    offset_size, length_size : {2, 4, 8}
-        Sizes of offsets and of lengths from the superblock, in bytes.
-    file_nbytes : int
-        Bytes from the base address to the end of the file.
-    where : str
-        Label that begins each error: the file and the group.
     segments : dict, optional
         Address of each local heap by the address of its data segment, filled here.
         Pass one dict for all groups of one open HDF5 file: libhdf5 2.0 dereferences
@@ -105,7 +92,6 @@ def check_group(
     CorruptFileError
         If a structure contradicts the format or another structure.
     """
-    source = MetadataReader(read, offset_size, length_size, file_nbytes, where)
     segments = {} if segments is None else segments
     messages = walk_messages(source, header_address, verify=False)
     for body in [m.body for m in messages if m.message_type == SYMBOL_TABLE_MESSAGE]:

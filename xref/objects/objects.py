@@ -322,15 +322,7 @@ def _check_group(member: LinkedObject, path: str) -> None:
     if address in checks.addresses:
         return
     source = byte_source(location, f"{location.filename}: {path!r}")
-    check_group(
-        source.read,
-        address,
-        offset_size=source.offset_size,
-        length_size=source.length_size,
-        file_nbytes=source.file_nbytes,
-        where=str(source.where),
-        segments=checks.segments,
-    )
+    check_group(source, address, segments=checks.segments)
     checks.addresses.add(address)
 
 
