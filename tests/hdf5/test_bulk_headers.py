@@ -1,4 +1,4 @@
-"""Headers of many objects give the messages that each gives alone."""
+"""Headers of many objects give the messages that each header gives alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def messages_of(found: HeaderMessages, number: int, content: bytes) -> list[Any]
 
 @pytest.mark.parametrize("options", [{}, {"userblock_size": 512}])
 @pytest.mark.parametrize("libver", LIBVERS)
-def test_messages_are_those_of_each_header(
+def test_bulk_messages_equal_those_of_each_header(
     make: Callable[..., Path], libver: str, options: dict[str, int]
 ) -> None:
     path = make(variety, libver=libver, **options)
@@ -96,7 +96,7 @@ def test_no_addresses_give_no_messages(make: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_damaged_headers_are_marked_or_read_as_alone(
+def test_damaged_headers_are_marked_or_equal_the_scalar_reader(
     make: Callable[..., Path], libver: str
 ) -> None:
     path = make(variety, libver=libver)
@@ -119,7 +119,9 @@ def test_damaged_headers_are_marked_or_read_as_alone(
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_blocks_that_name_each_other_end(make: Callable[..., Path], libver: str) -> None:
+def test_headers_that_continue_in_a_loop_are_marked(
+    make: Callable[..., Path], libver: str
+) -> None:
     path = make(variety, libver=libver)
     address = addresses_of(path)
     found = read_many(path, address)
