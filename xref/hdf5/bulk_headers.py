@@ -299,10 +299,11 @@ def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages
         at = body + size
     else:
         marked[objects[at + head <= stop]] = True
-    joined: list[Any] = [np.concatenate(c) for c in zip(*columns, strict=True)]
-    found = dict(zip(_MESSAGE_COLUMNS, joined or np.zeros((6, 0), dtype=np.int64), strict=True))
-    found["flags"] = found["flags"].astype(np.uint8)
-    return HeaderMessages(data=data, marked=marked, **found)
+    joined: Any = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    joined = joined or np.zeros((len(_MESSAGE_COLUMNS), 0), dtype=np.int64)
+    messages = dict(zip(_MESSAGE_COLUMNS, joined, strict=True))
+    messages["flags"] = messages["flags"].astype(np.uint8)
+    return HeaderMessages(data=data, marked=marked, **messages)
 
 
 def _concat(parts: list[HeaderMessages]) -> HeaderMessages:

@@ -287,12 +287,7 @@ class SharedMessages:
     def resolve(self, message_type: int, body: bytes) -> bytes:
         """Return the body of the message to which the body of a shared message leads.
 
-        Raises
-        ------
-        CorruptFileError
-            If no such message is there.
-        UnsupportedError
-            If it lies in a heap with filters.
+        Raises as `read_messages` does.
         """
         key = message_type, body
         if key not in self._bodies:

@@ -26,6 +26,7 @@ def integers(data: ByteArray, position: IntArray, nbytes: int) -> IntArray:
 
     Integers of eight bytes above 2**63 - 1 come out negative.
     """
+    # A view of all overlapping integers, so that NumPy picks them at any position.
     words = np.ndarray((len(data) - nbytes + 1,), f"<u{nbytes}", data, 0, (1,))
     found: IntArray = words[position].astype(np.int64)
     return found

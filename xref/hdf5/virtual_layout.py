@@ -45,6 +45,7 @@ class Axis:
         """Return the axis; if it is unlimited, end it at the extent of its dataset."""
         if self.n is not None:
             return self
+        # Whole blocks with the gaps behind them, and the part of a block at the end.
         whole, rest = divmod(max(extent - self.start, 0), self.stride)
         return replace(self, n=whole * self.block + min(rest, self.block))
 
