@@ -17,7 +17,7 @@ import xarray as xr
 
 from xref.arrays import results_dtype
 from xref.engine import Decoding, ReferenceVariable, lazily_indexed, reference_dataarray
-from xref.hdf5 import items
+from xref.hdf5 import unfold_subarray
 from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
@@ -524,7 +524,7 @@ def _repeated(element: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[
 def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
     """Return one decoded element, of the value 1 where it is a number."""
     one = np.zeros(1, dtype=kind.raw_dtype)
-    values = items(one)
+    values = unfold_subarray(one)
     if values.dtype.kind in "biufc":
         values[...] = 1
     elif values.dtype.hasobject:

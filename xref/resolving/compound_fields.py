@@ -58,7 +58,7 @@ def reference_members(
     """Yield the references of a compound type, at any depth of compounds."""
     for field in datatype.fields:
         where = f"{path}.{field.name}" if path else field.name
-        if field.datatype.kind == "reference":
+        if field.datatype.type_class == "reference":
             yield ReferenceMember(where, offset + field.offset, field.datatype.reference)
         yield from reference_members(field.datatype, where, offset + field.offset)
 
