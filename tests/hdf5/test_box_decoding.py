@@ -23,7 +23,8 @@ from xref.hdf5.global_heap import pack_collections, walk_collections
 from xref.hdf5.selection_decoding import decode_selections
 from xref.references.decoding import decode_references
 from xref.references.stored import StoredReferences
-from xref.selections.table import SelectionTable, box_table
+from xref.selections.table import SelectionTable
+from xref.selections.table_building import box_table
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # start, shape
 

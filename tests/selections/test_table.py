@@ -18,8 +18,8 @@ from selections import describe, elements, points, slabs, unions
 
 from xref.errors import SelectionError
 from xref.selections.projection import narrow, project
-from xref.selections.table import (
-    SelectionTable,
+from xref.selections.table import SelectionTable
+from xref.selections.table_building import (
     box_table,
     concat_tables,
     empty_table,

@@ -10,16 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from xref.arrays import ragged_ranges
-from xref.selections.table import (
-    AXIS_COLUMNS,
-    SelectionKind,
-    SelectionTable,
-    in_order,
-    outer_blocks,
-    table_from_blocks,
-    table_from_selections,
-)
-from xref.selections.values import Points, outer_axes, row_runs
+from xref.selections.table import AXIS_COLUMNS, SelectionKind, SelectionTable
+from xref.selections.table_building import in_order, table_from_blocks, table_from_selections
+from xref.selections.unions import outer_axes, outer_blocks, row_runs
+from xref.selections.values import Points
 
 
 def narrow(
