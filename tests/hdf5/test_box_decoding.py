@@ -251,7 +251,7 @@ def assert_bounds(
     columns: xref.references.columns.ReferenceColumns, expected: np.ndarray
 ) -> None:
     assert columns.regions is not None
-    start, stop = columns.regions.fit(EXTENT, str).bounds()
+    start, stop = columns.regions.bound_to(EXTENT, str).bounds()
     np.testing.assert_array_equal(start, expected[:, 0])
     np.testing.assert_array_equal(stop, expected[:, 1] + 1)
 

@@ -79,7 +79,7 @@ def plan_all(
     tile_nbytes: int,
 ) -> tuple[ReadPlan, SelectionTable, np.ndarray]:
     """Plan results end to end; also where each begins."""
-    table = table_from_selections(chosen).fit(shape, describe)
+    table = table_from_selections(chosen).bound_to(shape, describe)
     _, shapes = table.result_shapes()
     offsets = row_offsets(shapes.prod(axis=1))
     parts = plan_parts(table, offsets[:-1], row_strides(shapes[:, : len(shape)]))

@@ -134,7 +134,7 @@ def decode_selections(
     -------
     address : numpy.ndarray
         Shape ``(n,)``: object header of each target, bytes from the base address.
-    regions : RegionTable
+    regions : SelectionTable
         One row a reference.
 
     Raises
@@ -175,7 +175,7 @@ def _decode_rows(rows: Rows, at: int) -> selections.SelectionTable:
         index = np.flatnonzero(groups == group)
         tables.append(_decode_group(rows.take(index), group, at + 8))
         order.append(index)
-    return selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _decode_group(rows: Rows, group: int, at: int) -> selections.SelectionTable:
@@ -223,7 +223,7 @@ def _by_number_size(
         return decode(rows, at + 1, sizes[0])
     order = [np.flatnonzero(size == s) for s in sizes]
     tables = [decode(rows.take(i), at + 1, s) for i, s in zip(order, sizes, strict=True)]
-    return selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _decode_points_v2(rows: Rows, at: int, size: int) -> selections.SelectionTable:
@@ -245,7 +245,7 @@ def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> selections.Selection
             count = part.read(at + 4, size)
             tables.append(_decode_blocks(part, at, count, at + 4 + size, size))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.concat_at(tables, order)
 
 
 def _ranks(rows: Rows, at: int) -> IntArray:
@@ -274,7 +274,7 @@ def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> selections.
             )
         tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.concat_at(tables, order)
 
 
 def _regular_table(
@@ -341,7 +341,7 @@ def _decode_points(
             )
         )
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.concat_at(tables, order)
 
 
 def _decode_blocks(
@@ -370,7 +370,7 @@ def _decode_blocks(
         else:
             tables.append(selections.table_from_blocks(low, high + 1))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return tables[0] if len(tables) == 1 else selections.concat_at(tables, order)
 
 
 def split_heap_ids(data: Bytes, *, offset_size: int = 8) -> tuple[IntArray, IntArray]:

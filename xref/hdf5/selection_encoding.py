@@ -47,7 +47,7 @@ def encode_regions(address: npt.NDArray[np.uint64], regions: SelectionTable) -> 
     ----------
     address : numpy.ndarray
         Shape ``(n,)``: the object header of each target, bytes from the base address.
-    regions : RegionTable
+    regions : SelectionTable
         n rows, none of them null. A row that stands for a whole object selects all.
 
     Returns

@@ -276,7 +276,7 @@ class RegionReference:
         if self.location is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
         extent = objects.dataset_layout(self.location, self.address).shape
-        return selections.table_from_selections([self.selection]).fit(
+        return selections.table_from_selections([self.selection]).bound_to(
             extent, lambda _: repr(self)
         )
 

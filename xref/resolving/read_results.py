@@ -171,7 +171,7 @@ def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
         if not len(rows):
             continue
         facts = objects.dataset_facts(many.location, address)
-        regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
+        regions = empty_table(len(rows), 0, SelectionKind.ALL).bound_to(facts.layout.shape, str)
         yield BoundDataset(
             location=many.location, address=address, facts=facts, rows=rows, regions=regions
         )
@@ -229,13 +229,13 @@ def bind_references(
                     regions=(
                         _whole(extent)
                         if count == 1
-                        else empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
+                        else empty_table(count, 0, SelectionKind.ALL).bound_to(extent, str)
                     ),
                 )
             )
             continue
         regions = references.regions.take(rows)
-        fitted = regions.fit(extent, name_row)
+        fitted = regions.bound_to(extent, name_row)
         targets.append(
             BoundDataset(
                 location=location, address=address, facts=facts, rows=rows, regions=fitted
@@ -301,7 +301,7 @@ def _split_small(
 @lru_cache(maxsize=256)
 def _whole(extent: tuple[int, ...]) -> SelectionTable:
     """Return one row that selects all of an extent; many small targets share a shape."""
-    return empty_table(1, 0, SelectionKind.ALL).fit(extent, str)
+    return empty_table(1, 0, SelectionKind.ALL).bound_to(extent, str)
 
 
 def check_size(

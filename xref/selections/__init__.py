@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from xref.selections.table import KIND_NAMES, SelectionKind, SelectionTable
     from xref.selections.table_building import (
         box_table,
+        concat_at,
         concat_tables,
         empty_table,
-        in_order,
         table_from_blocks,
         table_from_selections,
     )

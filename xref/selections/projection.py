@@ -11,7 +11,7 @@ import numpy as np
 
 from xref.arrays import ragged_ranges
 from xref.selections.table import AXIS_COLUMNS, SelectionKind, SelectionTable
-from xref.selections.table_building import in_order, table_from_blocks, table_from_selections
+from xref.selections.table_building import concat_at, table_from_blocks, table_from_selections
 from xref.selections.unions import outer_axes, outer_blocks, row_runs
 from xref.selections.values import Points
 
@@ -23,14 +23,14 @@ def narrow(
 
     Parameters
     ----------
-    regions : RegionTable
+    regions : SelectionTable
         Fitted rows whose results share one shape of full rank.
     key : sequence of (start, count, step)
         What is wanted along each axis of the results.
 
     Returns
     -------
-    RegionTable or None
+    SelectionTable or None
         None when a row is of another kind, so results must be cut after reading.
     """
     single = (regions.count == 1) | (regions.block == 1)
@@ -83,4 +83,4 @@ def project(regions: SelectionTable, axes: Sequence[int]) -> SelectionTable:
             low, high = outer_blocks([outer[axis] for axis in axes])
             rows.append(table_from_blocks(low[None], high[None]))
         order.append(np.array([row]))
-    return in_order(rows, order)
+    return concat_at(rows, order)

@@ -190,7 +190,9 @@ class SelectionTable(FrozenColumns):
         result: npt.NDArray[np.bool_] = right
         return result
 
-    def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> SelectionTable:
+    def bound_to(
+        self, extent: tuple[int, ...], describe: Callable[[int], str]
+    ) -> SelectionTable:
         """Bind every row to a dataset of the given extent.
 
         What is whole becomes the whole extent; unlimited hyperslabs end with it.

@@ -12,15 +12,15 @@ from xref.arrays import IntArray
 from xref.errors import ResultTooLargeError
 from xref.selections.table import SelectionKind, SelectionTable
 from xref.selections.unions import (
-    _regular_axis,
     outer_axes,
+    regular_axis,
     regular_from_blocks,
     screen_unions,
 )
 from xref.selections.values import All, Blocks, Empty, Hyperslab, Points, Selection
 
 
-def in_order(
+def concat_at(
     tables: Sequence[SelectionTable], order: Sequence[npt.NDArray[Any]]
 ) -> SelectionTable:
     """Concatenate tables whose rows belong at the positions ``order``."""
@@ -170,7 +170,7 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> SelectionTable:
             axes = outer_axes(start[row], stop[row])
         except ResultTooLargeError:
             continue  # stays a list; whoever asks for its shape is told
-        numbers = [_regular_axis(*axis) for axis in axes] if axes is not None else [None]
+        numbers = [regular_axis(*axis) for axis in axes] if axes is not None else [None]
         if all(numbers):
             regular[row] = True
             low[row], stride[row], count[row], block[row] = np.array(numbers).T

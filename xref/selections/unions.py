@@ -288,7 +288,7 @@ def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, I
     return low, high
 
 
-def _regular_axis(start: IntArray, stop: IntArray) -> tuple[int, int, int, int] | None:
+def regular_axis(start: IntArray, stop: IntArray) -> tuple[int, int, int, int] | None:
     """Return (start, stride, count, block) of evenly spaced equal intervals, else None."""
     sizes, gaps = stop - start, np.diff(start)
     if (sizes != sizes[0]).any() or (len(gaps) and (gaps != gaps[0]).any()):
