@@ -15,6 +15,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from strategies import region_of
 
+import xref.hdf5
 import xref.hdf5.bulk_heaps
 import xref.references.columns
 from xref.errors import XrefError
@@ -261,7 +262,7 @@ def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         pytest.fail("decoded one by one")
 
-    monkeypatch.setattr(xref.references.columns, "decode_selections", refuse)
+    monkeypatch.setattr(xref.hdf5, "decode_selections", refuse)
 
 
 @pytest.mark.parametrize("batch_nbytes", [1, 200_000, 1 << 26])
@@ -296,7 +297,7 @@ def test_decoding_together_and_one_by_one_give_equal_columns(
 ) -> None:
     place = stored(file_of_boxes)
     together = place.read()
-    monkeypatch.setattr(xref.references.columns, "decode_boxes", lambda *_, **__: None)
+    monkeypatch.setattr(xref.hdf5, "decode_boxes", lambda *_, **__: None)
     one_by_one = place.read()
     np.testing.assert_array_equal(together.address, one_by_one.address)
     for name in ("kind", "rank", "start", "stride", "count", "block", "first", "size"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from xref.arrays.buffers import scratch_buffer
     from xref.arrays.byte_ranges import (
         SMALL_NBYTES,
         ByteSource,

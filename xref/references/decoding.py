@@ -106,10 +106,10 @@ def _decode_collections(
         length_size=collections.length_size,
         address_size=address_size,
     )
-    rows = None if boxes is None else boxes.rows(collections.of, collections.index)
+    rows = None if boxes is None else boxes.rows(collections.collection, collections.index)
     if boxes is not None and rows is not None:
         return boxes.address[rows], box_table(boxes.start[rows], boxes.shape[rows])
-    batch = collections.find()
+    batch = collections.find_objects()
     return hdf5.decode_selections(
         batch.buffer, batch.position, batch.nbytes, address_size, batch.describe
     )
