@@ -1,7 +1,8 @@
 """Selections of elements: one selection, a table of many, their unions and projections.
 
-In: starts, counts, strides and blocks in elements. Out: the same of other extents, merged or
-cut; nothing here reads a file.
+In: starts, strides, counts and blocks in elements. Out: selections of the same elements in
+another form, their shapes and bounds, or selections of fewer elements. Nothing here reads a
+file.
 """
 
 from typing import TYPE_CHECKING

@@ -1,11 +1,11 @@
 """Many selections as columns.
 
-In: decoded selections, one row a reference. Out: bounds, shapes and counts for
-all rows at once, and the rows as `xref.selections.values` values when one is indexed.
+In: decoded selections, one row a reference. Out: bounds, shapes and counts of all rows at
+once, and a single row as a value of `xref.selections.values`.
 
-Regular hyperslabs, the common case, live in four ``(n, ndim)`` columns. Points
-and unions of blocks are lists of different lengths: they share one long table,
-of which a row holds where its part begins and how long it is.
+Regular hyperslabs, the common case, are four ``(n, ndim)`` columns. Points and unions of
+blocks are lists of different lengths: all lists are in one long table, and each row has the
+begin and the length of its list.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SelectionKind(IntEnum):
     NULL = 0
     NONE = 1
     ALL = 2
-    OBJECT = 3  # no selection: the object itself, of a dataset all elements
+    OBJECT = 3  # an object reference: a group, or all elements of a dataset
     POINTS = 4
     HYPERSLAB = 5
     BLOCKS = 6
@@ -50,15 +50,15 @@ AXIS_COLUMNS = ("start", "stride", "count", "block")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectionTable(FrozenColumns):
-    """Selections of n references, in elements; ``ndim`` is the widest rank among them."""
+    """Selections of n references, in elements; ``ndim`` is the largest rank among them."""
 
     kind: npt.NDArray[np.uint8]  # (n,), a `SelectionKind`
-    rank: IntArray  # (n,), axes of the selection; 0 where the bytes do not say
+    rank: IntArray  # (n,), axes of the selection; 0 if its encoding does not have it
     start: IntArray  # (n, ndim)
     stride: IntArray  # (n, ndim)
-    count: IntArray  # (n, ndim), `UNLIMITED` possible
-    block: IntArray  # (n, ndim), `UNLIMITED` possible
-    first: IntArray  # (n,), row of `points` or `block_start` where the list begins
+    count: IntArray  # (n, ndim), may be `UNLIMITED`
+    block: IntArray  # (n, ndim), may be `UNLIMITED`
+    first: IntArray  # (n,), row of `points` or `block_start` with which the list begins
     size: IntArray  # (n,), length of the list
     points: IntArray  # (p, ndim)
     block_start: IntArray  # (b, ndim)
@@ -73,14 +73,14 @@ class SelectionTable(FrozenColumns):
         return int(self.start.shape[1])
 
     def replace(self, **columns: Any) -> SelectionTable:
-        """Return a table with some columns exchanged."""
+        """Return a table with other values in some columns."""
         mine = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SelectionTable(**{**mine, **columns})
 
     def take(self, index: Any) -> SelectionTable:
         """Return the rows that ``index`` (slice, mask or positions) selects.
 
-        Lists that no row needs any longer are dropped.
+        If less than half of the list entries remain, the others are dropped from memory.
         """
         columns = {
             name: _take_rows(getattr(self, name), index)
@@ -112,7 +112,7 @@ class SelectionTable(FrozenColumns):
         return slice(begin, begin + int(self.size[row]))
 
     def selection(self, row: int) -> Selection | None:
-        """Return one row as a value; None where there is none: null, an object itself."""
+        """Return one row as a value; None for a null row and for an object reference."""
         rank = int(self.rank[row])
         match SelectionKind(int(self.kind[row])):
             case SelectionKind.NULL | SelectionKind.OBJECT:
@@ -138,9 +138,9 @@ class SelectionTable(FrozenColumns):
         Returns
         -------
         start, stop : numpy.ndarray
-            Shape ``(n, ndim)``, elements, stop exclusive. Rows whose bytes do not
-            say (all, object, none, null, unlimited) have a start of 0 and a stop of
-            `UNLIMITED` (all, object and unlimited) or 0.
+            Shape ``(n, ndim)``, elements, stop exclusive. Rows that select all, an object or
+            nothing (also null rows) have a start of 0. The stop is `UNLIMITED` for all, object
+            and unlimited rows, and 0 for rows without elements.
         """
         if self._are_boxes():
             return self.start, self.start + self.block
@@ -171,7 +171,7 @@ class SelectionTable(FrozenColumns):
         return start, stop
 
     def _are_boxes(self) -> bool:
-        """Tell whether all rows are boxes with an end; seen at once where columns repeat."""
+        """Tell whether all rows are limited boxes; False unless the counts are a broadcast."""
         count = self.count
         repeats = len(self) > 0 and self.ndim > 0 and count.strides[0] == 0
         return bool(
@@ -182,7 +182,7 @@ class SelectionTable(FrozenColumns):
         )
 
     def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """Tell of each row whether it lies within a dataset of the given extent."""
+        """Tell for each row whether it lies within a dataset of this extent, shape ``(n,)``."""
         bound = self.kind >= SelectionKind.POINTS
         right = ~bound | (self.rank == len(extent))
         _, stop = self._widen(len(extent)).bounds()
@@ -193,9 +193,9 @@ class SelectionTable(FrozenColumns):
     def bound_to(
         self, extent: tuple[int, ...], describe: Callable[[int], str]
     ) -> SelectionTable:
-        """Bind every row to a dataset of the given extent.
+        """Bind every row to a dataset of this extent.
 
-        What is whole becomes the whole extent; unlimited hyperslabs end with it.
+        Rows that select all become the box of the extent; unlimited hyperslabs end with it.
 
         Parameters
         ----------
@@ -237,10 +237,10 @@ class SelectionTable(FrozenColumns):
         return table
 
     def _lie_within(self, extent: tuple[int, ...]) -> bool:
-        """Tell whether all rows, boxes with an end, lie within an extent of their rank."""
+        """Tell whether all rows, which are limited boxes, lie within an extent."""
         if int(self.rank.min()) < len(extent) or int(self.start.min()) < 0:
             return False
-        # A start and a block may be so large that their sum is not.
+        # Compared without start + block, which may overflow.
         sides = ((self.start[:, axis], self.block[:, axis]) for axis in range(len(extent)))
         return all(
             bool((block <= extent[axis]).all() and (start <= extent[axis] - block).all())
@@ -281,7 +281,7 @@ class SelectionTable(FrozenColumns):
                 for name, values in zip(columns, zip(*limited, strict=True), strict=True):
                     columns[name][row] = values
                 continue
-            # A block cut by the end of the axis: no longer regular.
+            # The end of the axis cuts the last block: the selection is not regular.
             axes = [axis_intervals(*a) if len(a) == 4 else a for a in limited]
             low, high = outer_blocks(axes)
             kind[row] = SelectionKind.BLOCKS
@@ -302,33 +302,33 @@ class SelectionTable(FrozenColumns):
         )
 
     def result_shapes(self) -> tuple[IntArray, IntArray]:
-        """Return the shape that reading each row gives; rows must be fitted.
+        """Return the shape of the result of each row; the rows must be bound to an extent.
 
         Returns
         -------
         ndim : numpy.ndarray
             Shape ``(n,)``: full rank for outer products, 1 otherwise.
         shape : numpy.ndarray
-            Shape ``(n, max(ndim, 1))``, filled up with 1 behind each row's axes, so
-            the product over a row is its number of elements. Null rows count 0.
+            Shape ``(n, max(ndim, 1))``, with 1 after each row's axes, so that the product
+            over a row is its number of elements. Null rows have 0.
         """
         n = len(self)
         ndim = np.full(n, self.ndim, dtype=np.int64)
         shape = np.ones((n, max(self.ndim, 1)), dtype=np.int64)
         if self.ndim:
             shape[:] = self.count * self.block
-        listed = self.kind == SelectionKind.POINTS
-        shape[listed] = 1
-        shape[listed, 0] = self.size[listed]
-        ndim[listed] = 1
+        points = self.kind == SelectionKind.POINTS
+        shape[points] = 1
+        shape[points, 0] = self.size[points]
+        ndim[points] = 1
         empty = (self.kind == SelectionKind.NULL) | (self.kind == SelectionKind.NONE)
         shape[empty] = 0
         ndim[empty] = max(self.ndim, 1)
         unions = np.flatnonzero(self.kind == SelectionKind.BLOCKS)
         for n_blocks in np.unique(self.size[unions]).tolist():
             rows = unions[self.size[unions] == n_blocks]
-            at = self.first[rows][:, None] + np.arange(n_blocks)
-            starts, stops = self.block_start[at], self.block_stop[at]
+            entries = self.first[rows][:, None] + np.arange(n_blocks)
+            starts, stops = self.block_start[entries], self.block_stop[entries]
             maybe_outer, sizes = screen_unions(starts, stops)
             ndim[rows], shape[rows], shape[rows, 0] = 1, 1, sizes
             for k in np.flatnonzero(maybe_outer | (sizes < 0)).tolist():
@@ -341,7 +341,7 @@ class SelectionTable(FrozenColumns):
         return ndim, shape
 
     def same_rows(self, other: SelectionTable) -> npt.NDArray[np.bool_]:
-        """Compare row by row; equal selections are equal however they are stored."""
+        """Compare row by row, shape ``(n,)``; how a selection is stored makes no difference."""
         same: npt.NDArray[np.bool_] = self.kind == other.kind
         regular = np.flatnonzero(same & (self.kind == SelectionKind.HYPERSLAB))
         if len(regular):
@@ -357,12 +357,12 @@ class SelectionTable(FrozenColumns):
 
 
 def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
-    """Index rows; a column that repeats one row stays a broadcast."""
+    """Index rows; a broadcast column stays a broadcast."""
     if column.ndim == 2 and column.strides[0] == 0 and len(column):
         n = len(np.empty(len(column), dtype=np.bool_)[index])
         return np.broadcast_to(column[:1], (n, column.shape[1]))
     if isinstance(index, np.ndarray) and index.dtype.kind == "i":
-        return np.take(column, index, axis=0)  # an index takes several times as long
+        return np.take(column, index, axis=0)  # ``column[index]`` takes several times as long
     result: npt.NDArray[Any] = column[index]
     return result
 
@@ -372,8 +372,8 @@ def _limit_axis(
 ) -> tuple[int, int, int, int] | tuple[IntArray, IntArray]:
     """End one axis of an unlimited hyperslab at ``extent``.
 
-    Returns the four numbers of a regular axis, or its intervals where the last
-    block is cut.
+    Returns start, stride, count and block of a regular axis, or its intervals if ``extent``
+    cuts the last block.
     """
     start, stride, count, block = numbers
     room = max(extent - start, 0)

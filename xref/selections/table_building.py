@@ -1,4 +1,8 @@
-"""Selection tables from columns, from single selections, from blocks, and from other tables."""
+"""Make selection tables: from columns, single selections, lists of blocks, other tables.
+
+In: coordinates in elements, columns ``(n, ndim)``, or `xref.selections.values` values. Out: a
+`SelectionTable` in which equal selections have one form, where that is cheap to find.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ from xref.selections.values import All, Blocks, Empty, Hyperslab, Points, Select
 def concat_at(
     tables: Sequence[SelectionTable], order: Sequence[npt.NDArray[Any]]
 ) -> SelectionTable:
-    """Concatenate tables whose rows belong at the positions ``order``."""
-    table = concat_tables(list(tables))
+    """Concatenate tables; row i of table k becomes row ``order[k][i]`` of the result."""
+    table = concat_tables(tables)
     place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
     if (place[1:] > place[:-1]).all():
         return table
@@ -34,7 +38,7 @@ def concat_at(
 
 
 def empty_table(n: int, ndim: int, kind: SelectionKind = SelectionKind.NULL) -> SelectionTable:
-    """Return n rows without coordinates, all of one kind."""
+    """Return n rows of one kind, without coordinates."""
     start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
     start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
     return _table(n, kind, 0, start, shape)
@@ -70,7 +74,7 @@ def box_table(start: IntArray, shape: IntArray) -> SelectionTable:
 
 
 def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
-    """Put the rows of several tables one after the other."""
+    """Concatenate the rows of several tables."""
     tables = list(tables)
     if not tables:
         return empty_table(0, 0)
@@ -78,6 +82,7 @@ def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
         return tables[0]
     ndim = max(t.ndim for t in tables)
     tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
+    # Lists of later tables follow those of earlier ones, so their rows shift.
     first, n_points, n_blocks = [], 0, 0
     for t in tables:
         shift: IntArray | int = 0
@@ -99,7 +104,7 @@ def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
 
 
 def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Concatenate columns; where all repeat one and the same row, so does the result."""
+    """Concatenate columns; if all broadcast one row, the result broadcasts it too."""
     parts = [part for part in parts if len(part)] or parts[:1]
     first = parts[0]
     if (
@@ -112,7 +117,7 @@ def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _pad_axes(table: SelectionTable, ndim: int) -> SelectionTable:
-    """Add axes behind the last, with one element each."""
+    """Add axes of one element after the last axis."""
     more = ndim - table.ndim
     fills = {"start": 0, "stride": 1, "count": 1, "block": 1, "points": 0}
     fills |= {"block_start": 0, "block_stop": 1}
@@ -125,7 +130,7 @@ def _pad_axes(table: SelectionTable, ndim: int) -> SelectionTable:
 
 
 def table_from_selections(selections: Sequence[Selection | None]) -> SelectionTable:
-    """Return a table of one row a selection; None makes a null row."""
+    """Return a table with one row for each selection; None becomes a null row."""
     return concat_tables([_one_row(s) for s in selections])
 
 
@@ -169,7 +174,7 @@ def table_from_blocks(start: IntArray, stop: IntArray) -> SelectionTable:
         try:
             axes = outer_axes(start[row], stop[row])
         except ResultTooLargeError:
-            continue  # stays a list; whoever asks for its shape is told
+            continue  # stays a list; its `result_shapes` raises
         numbers = [regular_axis(*axis) for axis in axes] if axes is not None else [None]
         if all(numbers):
             regular[row] = True

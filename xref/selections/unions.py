@@ -1,4 +1,18 @@
-"""Unions of blocks: their size, runs, axes, exactly."""
+"""Unions of blocks: exact shapes, sizes and runs of elements.
+
+In: the first and last corners of blocks (stop exclusive), elements. Out: intervals per axis,
+numbers of distinct elements, runs along the last axis, regular hyperslabs.
+
+HDF5 stores many regular selections as a list of blocks. `regular_from_blocks` finds the
+hyperslab, so that selections of the same elements are equal, whichever library wrote them.
+
+A union of blocks has a shape of full rank exactly if it is an outer product of one index set
+per axis. `outer_axes` decides that exactly:
+
+1. Blocks on a full grid of disjoint intervals are an outer product.
+2. If the volume of all blocks is below the product of the projected lengths, it is not one.
+3. Otherwise compare the exact number of distinct elements with that product.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +25,17 @@ from xref.arrays import IntArray, ragged_ranges
 from xref.errors import ResultTooLargeError
 
 MAX_ROWS = 1 << 26
-"""Rows of elements that a union of blocks may span before it is refused."""
-
+"""Most rows of elements, along the last axis, of a union of blocks."""
 
 MAX_CELLS = 1 << 20
-"""Cells between the borders of overlapping blocks that are counted one by one."""
-
+"""Most cells between the borders of overlapping blocks that are counted one by one."""
 
 MAX_PAIRED_BLOCKS = 16
-"""Up to so many blocks of a union are compared in pairs, for many unions at once."""
+"""Most blocks of a union that are compared in pairs, for many unions at once."""
 
 
 def merge_intervals(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
-    """Unite 1-D intervals; those that touch or overlap become one.
+    """Merge 1-D intervals that touch or overlap.
 
     Parameters
     ----------
@@ -60,7 +72,7 @@ def volumes(start: IntArray, stop: IntArray) -> int:
         return 0
     if sizes.shape[1] == 0:
         return len(sizes)
-    # float64 tells whether int64 can hold the sum.
+    # The product in float64 shows whether int64 can hold the sum.
     if sizes.astype(float).prod(axis=1).sum() < 2**62:
         return int(sizes.prod(axis=1).sum())
     return sum(math.prod(row) for row in sizes.tolist())
@@ -77,8 +89,8 @@ def outer_axes(start: IntArray, stop: IntArray) -> list[tuple[IntArray, IntArray
     Returns
     -------
     list of (start, stop), or None
-        Per axis, disjoint merged intervals in ascending order; None when no
-        choice of index sets gives the union.
+        Per axis, disjoint merged intervals in ascending order; None if the union is not an
+        outer product.
     """
     axes = []
     n_cells = 1
@@ -100,13 +112,13 @@ def outer_axes(start: IntArray, stop: IntArray) -> list[tuple[IntArray, IntArray
 def union_size(start: IntArray, stop: IntArray) -> int:
     """Count the distinct elements of a union of blocks, exactly.
 
-    Coordinates of all axes but the last are replaced by the ordinal of their
-    interval between block borders, so few large blocks stay few rows.
+    Coordinates of all axes but the last are replaced by the ordinal of their interval between
+    block borders, so that a few large blocks are a few rows.
 
     Raises
     ------
     ResultTooLargeError
-        If the blocks cross in more places than is in proportion to their number.
+        If the borders of the blocks form far more cells than there are blocks.
     """
     ndim = start.shape[1]
     if len(start) < 2 or ndim == 0:
@@ -132,7 +144,7 @@ def union_size(start: IntArray, stop: IntArray) -> int:
 
 
 def screen_unions(start: IntArray, stop: IntArray) -> tuple[np.ndarray, IntArray]:
-    """Tell of many unions at once what can be told without looking at each.
+    """Screen many unions at once: which can be outer products, and sizes of disjoint blocks.
 
     Parameters
     ----------
@@ -142,10 +154,10 @@ def screen_unions(start: IntArray, stop: IntArray) -> tuple[np.ndarray, IntArray
     Returns
     -------
     maybe_outer : numpy.ndarray
-        Shape ``(m,)``, bool: False where the blocks have fewer elements than the
-        product of their projections, so the union is no outer product.
+        Shape ``(m,)``, bool: False if the blocks have fewer elements than the product of
+        their projections, so that the union is not an outer product.
     size : numpy.ndarray
-        Shape ``(m,)``: distinct elements where no two blocks overlap, else -1.
+        Shape ``(m,)``: number of elements if no two blocks overlap, else -1.
     """
     m, n_blocks, ndim = start.shape
     product = np.ones(m)
@@ -203,7 +215,7 @@ def row_runs(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
         raise ResultTooLargeError(
             f"a union of blocks spans a box of {hull}, too large to order; select parts of it"
         )
-    # Each row's place in the hull's C order, axis by axis from the last.
+    # Ordinal of each row's first element in the hull's C order, axis by axis from the last.
     place = np.zeros(len(block_of), dtype=np.int64)
     weight = hull[-1]
     for axis in range(start.shape[1] - 2, -1, -1):
@@ -212,7 +224,7 @@ def row_runs(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
         ordinal = ordinal // size
         weight *= hull[axis]
     first = place + (start[block_of, -1] - low[-1])
-    # Runs of different rows never merge: a touch across a row's end is cut below.
+    # Runs that touch across the end of a row are merged here and cut apart below.
     begin, end = merge_intervals(first, first + sizes[block_of, -1])
     begin, end = _cut_at_rows(begin, end, hull[-1])
     coords = np.stack(np.unravel_index(begin, hull), axis=1) if len(begin) else start[:0]
@@ -233,7 +245,7 @@ def _cut_at_rows(begin: IntArray, end: IntArray, width: int) -> tuple[IntArray, 
 def regular_from_blocks(
     start: IntArray, stop: IntArray
 ) -> tuple[np.ndarray, IntArray, IntArray, IntArray, IntArray]:
-    """Recognise lists of blocks that one regular hyperslab describes.
+    """Find the lists of blocks that are one regular hyperslab.
 
     Parameters
     ----------
@@ -245,8 +257,8 @@ def regular_from_blocks(
     regular : numpy.ndarray
         Shape ``(m,)``, bool.
     start, stride, count, block : numpy.ndarray
-        Shape ``(m, ndim)``, valid where ``regular``. Blocks that touch are one
-        block; an axis with a count of 1 has a stride of 1.
+        Shape ``(m, ndim)``, valid where ``regular``. Blocks that touch become one block; an
+        axis with a count of 1 has a stride of 1.
     """
     m, n_blocks, ndim = start.shape
     block = stop[:, 0] - start[:, 0]
@@ -257,12 +269,12 @@ def regular_from_blocks(
     for axis in range(ndim):
         offset = start[:, :, axis] - low[:, None, axis]
         positive = np.where(offset > 0, offset, np.iinfo(np.int64).max).min(axis=1)
-        spread = high[:, axis] > low[:, axis]
-        stride[spread, axis] = positive[spread]
+        several = high[:, axis] > low[:, axis]
+        stride[several, axis] = positive[several]
         count[:, axis] += (high[:, axis] - low[:, axis]) // stride[:, axis]
     fits = count.astype(float).prod(axis=1) == n_blocks
     regular &= fits & ((count == 1) | (stride >= block)).all(axis=1)
-    # The blocks must stand exactly where the hyperslab puts them, in C order.
+    # Every block must be where the hyperslab has it, in C order.
     rows = np.flatnonzero(regular)
     ordinal = np.arange(n_blocks)[None, :]
     for axis in range(ndim - 1, -1, -1):

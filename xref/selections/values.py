@@ -1,19 +1,8 @@
-"""One selection of elements of a dataset, and the exact algebra of unions of blocks.
+"""One selection of elements of a dataset, as a value.
 
-In: coordinates in elements. Out: shapes, bounds, counts and index arrays.
-
-A selection is one of five frozen values: `Empty`, `All`, `Points`, `Hyperslab`
-(regular: one start, stride, count and block per axis) and `Blocks` (any union
-of boxes). HDF5 stores many regular selections as a list of blocks, so
-`regular_from_blocks` brings those back to one form, and equality works across
-writers.
-
-A union of blocks has a shape of full rank exactly when it is an outer product
-of one index set per axis. `outer_axes` decides that without guessing:
-
-1. blocks that stand on a full grid of disjoint intervals are an outer product;
-2. a total volume below the product of the projected lengths rules it out;
-3. otherwise the exact number of distinct elements is compared with that product.
+In: coordinates in elements. Out: one of five frozen values: `Empty`, `All`, `Points`,
+`Hyperslab` (regular: one start, stride, count and block per axis) and `Blocks` (any union of
+boxes).
 """
 
 from __future__ import annotations
@@ -27,7 +16,7 @@ from xref.arrays import FrozenColumns, IntArray
 from xref.selections.unions import row_runs
 
 UNLIMITED = -1
-"""Stands for HDF5's ``H5S_UNLIMITED`` in a count or block."""
+"""HDF5's ``H5S_UNLIMITED``: a count or block up to the end of the axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +28,7 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class All:
-    """Every element of the dataset, as large as it is when read (``H5S_SEL_ALL``)."""
+    """Every element of the dataset, in its extent at the time of reading (``H5S_SEL_ALL``)."""
 
     kind = "all"
 
@@ -90,7 +79,7 @@ class Blocks(FrozenColumns):
         return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
     def __hash__(self) -> int:
-        # Only what is the same for every way of writing one set as blocks.
+        # The bounds: one set of elements has many lists of blocks, but one pair of bounds.
         low, high = self.start.min(axis=0), self.stop.max(axis=0)
         return hash((self.kind, low.tobytes(), high.tobytes()))
 
