@@ -322,19 +322,9 @@ def read_v2_tree(
     parts: list[ListedChunks] = []
     n_records = 0
     for level in range(tree.depth, -1, -1):
-        # Node: char[4] "BTIN" or (leaves) "BTLF", uint8 version (0), uint8 type, the records;
-        # inner nodes then a pointer more than records: address, number of records (and, above
-        # the lowest level of them, of all records below); checksum.
         begin = (b"BTIN\0" if level else b"BTLF\0") + bytes([tree.type])
         count_nbytes, pointer_nbytes = pointers[level]
-        end = _V2_PREFIX_NBYTES + counts * tree.record_nbytes
-        nbytes = end + CHECKSUM_NBYTES + (pointer_nbytes * (counts + 1) if level else 0)
-        if (nbytes > tree.node_nbytes).any():
-            row = int(np.argmax(nbytes))
-            source.fail(
-                f"the node at {int(nodes[row]):#x} of the {tree.label} has {counts[row]} "
-                "records, more than it has room for"
-            )
+        end, nbytes = _node_sizes(source, tree, nodes, counts, pointer_nbytes)
         keys, children = _KeyOrder(reader, ndim), []
         for batch in reader.read(nodes, nbytes, "node"):
             reader.check_begins(batch, nodes, np.arange(len(batch.position)), begin, "node")
@@ -359,6 +349,29 @@ def read_v2_tree(
     if n_records != tree.n_total:
         source.fail(f"the {tree.label} has {n_records} records, its header says {tree.n_total}")
     return concat_chunks(parts, ndim)
+
+
+def _node_sizes(
+    source: MetadataReader,
+    tree: _V2Header,
+    address: IntArray,
+    counts: IntArray,
+    pointer_nbytes: int,
+) -> tuple[IntArray, IntArray]:
+    """Return the bytes up to the end of the records, and of the whole node, of each node."""
+    # Node: char[4] "BTIN" or (leaves) "BTLF", uint8 version (0), uint8 type, the records; inner
+    # nodes then have one pointer more than records: address, number of records and, above the
+    # lowest level of inner nodes, of all records below; checksum. Leaves have no pointers: their
+    # ``pointer_nbytes`` is 0.
+    end = _V2_PREFIX_NBYTES + counts * tree.record_nbytes
+    nbytes = end + pointer_nbytes * (counts + 1) + CHECKSUM_NBYTES
+    if (nbytes > tree.node_nbytes).any():
+        row = int(np.argmax(nbytes))
+        source.fail(
+            f"the node at {int(address[row]):#x} of the {tree.label} has {counts[row]} "
+            "records, more than it has room for"
+        )
+    return end, nbytes
 
 
 def _unfiltered(n: int, chunk_nbytes: int) -> list[IntArray]:
