@@ -361,8 +361,8 @@ def _node_sizes(
     """Return the bytes up to the end of the records, and of the whole node, of each node."""
     # Node: char[4] "BTIN" or (leaves) "BTLF", uint8 version (0), uint8 type, the records; inner
     # nodes then have one pointer more than records: address, number of records and, above the
-    # lowest level of inner nodes, of all records below; checksum. Leaves have no pointers: their
-    # ``pointer_nbytes`` is 0.
+    # lowest level of inner nodes, of all records below; checksum. Leaves have no pointers:
+    # their ``pointer_nbytes`` is 0.
     end = _V2_PREFIX_NBYTES + counts * tree.record_nbytes
     nbytes = end + pointer_nbytes * (counts + 1) + CHECKSUM_NBYTES
     if (nbytes > tree.node_nbytes).any():
