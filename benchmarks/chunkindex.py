@@ -3,7 +3,7 @@
 indices
     For each kind of index: time for the chunks of one dataset, as xref reads them and as
     HDF5 lists them (`chunk_iter`), in a file that was just opened.
-LOT_NBYTES
+BATCH_NBYTES
     Time for a million chunks relative to the present value.
 MIN_NUMPY_BLOCKS
     Checksums of blocks of one length: time in Python over time in NumPy.
@@ -101,8 +101,8 @@ def compare_indices(folder, reps):
 
 def sweep_lots(folder, reps):
     """Return a row for each size of batches."""
-    present = nodes.LOT_NBYTES
-    rows = {n: {"LOT_NBYTES": f"{n / MIB:g} MiB" + " (now)" * (n == present)} for n in LOTS}
+    present = nodes.BATCH_NBYTES
+    rows = {n: {"BATCH_NBYTES": f"{n / MIB:g} MiB" + " (now)" * (n == present)} for n in LOTS}
     for name, (libver, extents) in KINDS.items():
         path = folder / "lots.h5"
         address = write(path, libver, *extents(SIZES[-1]), True)
@@ -110,9 +110,9 @@ def sweep_lots(folder, reps):
         for _ in range(reps):
             found = {}
             for n in LOTS:
-                nodes.LOT_NBYTES = n
+                nodes.BATCH_NBYTES = n
                 found[n] = time_index(path, address)[0]
-            nodes.LOT_NBYTES = present
+            nodes.BATCH_NBYTES = present
             laps.append({n: seconds / found[present] for n, seconds in found.items()})
         for n in LOTS:
             rows[n][name] = f"{median([lap[n] for lap in laps]):.2f}"

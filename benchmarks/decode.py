@@ -23,9 +23,9 @@ import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed
 
+import xref.hdf5
 import xref.hdf5.bulk_heaps
 import xref.hdf5.global_heap
-import xref.references.columns
 
 CASES = (
     ("w1.h5", "rois"),
@@ -51,8 +51,8 @@ def read_heap(path, variable):
     def catch(*arguments):
         raise _Caught(*arguments)
 
-    before = xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes
-    xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes = (
+    before = xref.hdf5.bulk_heaps.walk_collections, xref.hdf5.decode_boxes
+    xref.hdf5.bulk_heaps.walk_collections, xref.hdf5.decode_boxes = (
         catch,
         lambda *_, **__: None,
     )
@@ -66,7 +66,7 @@ def read_heap(path, variable):
     except _Caught as caught:
         return caught.args
     finally:
-        xref.hdf5.bulk_heaps.walk_collections, xref.references.columns.decode_boxes = before
+        xref.hdf5.bulk_heaps.walk_collections, xref.hdf5.decode_boxes = before
         xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = batch
     raise ValueError(f"{variable} in {path} has no heap")
 
@@ -94,14 +94,14 @@ def stored(path, variable):
 
 def measure_batches(data, reps):
     """Return the table of HEAP_BATCH_NBYTES, one row a variable and way."""
-    rows, together = [], xref.references.columns.decode_boxes
+    rows, together = [], xref.hdf5.decode_boxes
     present = xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES
     for filename, variable in CASES:
         place = stored(data / filename, variable)
         for way, decode in (("", together), (", one by one", lambda *_, **__: None)):
             laps = {value: [] for value in BATCHES}
             try:
-                xref.references.columns.decode_boxes = decode
+                xref.hdf5.decode_boxes = decode
                 for _ in range(reps):
                     for value in BATCHES:
                         xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = value
@@ -109,7 +109,7 @@ def measure_batches(data, reps):
                             place.read()
                         laps[value].append(lap)
             finally:
-                xref.references.columns.decode_boxes = together
+                xref.hdf5.decode_boxes = together
                 xref.hdf5.bulk_heaps.HEAP_BATCH_NBYTES = present
             row = {"references": f"{filename} {variable}{way}", "n": place.shape[0]}
             rows.append(row | {f"{value >> 10} KiB": show(laps[value]) for value in BATCHES})

@@ -34,6 +34,7 @@ import numpy as np
 import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
+import xref.arrays.byte_ranges
 import xref.arrays.scattered_reads
 import xref.hdf5.bulk_datasets
 import xref.hdf5.bulk_headers
@@ -214,7 +215,7 @@ def tune(path, reps):
     constants = {
         (xref.hdf5.bulk_datasets, "BATCH"): (1 << 11, 1 << 13, 1 << 15),
         (xref.hdf5.bulk_headers, "FIRST_NBYTES"): (288, 512, 1024),
-        (xref.arrays.scattered_reads, "RUN_NBYTES"): (1 << 18, 1 << 20, 1 << 22),
+        (xref.arrays.byte_ranges, "RUN_NBYTES"): (1 << 18, 1 << 20, 1 << 22),
         (xref.arrays.scattered_reads, "GAP_NBYTES"): (1 << 9, 1 << 14, 1 << 16),
     }
     rows = []

@@ -15,6 +15,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from strategies import region_of
 
+import xref.hdf5
 import xref.hdf5.bulk_heaps
 import xref.references.columns
 from xref.errors import XrefError
@@ -23,7 +24,8 @@ from xref.hdf5.global_heap import pack_collections, walk_collections
 from xref.hdf5.selection_decoding import decode_selections
 from xref.references.decoding import decode_references
 from xref.references.stored import StoredReferences
-from xref.selections.table import SelectionTable, box_table
+from xref.selections.table import SelectionTable
+from xref.selections.table_building import box_table
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # start, shape
 
@@ -250,7 +252,7 @@ def assert_bounds(
     columns: xref.references.columns.ReferenceColumns, expected: np.ndarray
 ) -> None:
     assert columns.regions is not None
-    start, stop = columns.regions.fit(EXTENT, str).bounds()
+    start, stop = columns.regions.bound_to(EXTENT, str).bounds()
     np.testing.assert_array_equal(start, expected[:, 0])
     np.testing.assert_array_equal(stop, expected[:, 1] + 1)
 
@@ -260,7 +262,7 @@ def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         pytest.fail("decoded one by one")
 
-    monkeypatch.setattr(xref.references.columns, "decode_selections", refuse)
+    monkeypatch.setattr(xref.hdf5, "decode_selections", refuse)
 
 
 @pytest.mark.parametrize("batch_nbytes", [1, 200_000, 1 << 26])
@@ -295,7 +297,7 @@ def test_decoding_together_and_one_by_one_give_equal_columns(
 ) -> None:
     place = stored(file_of_boxes)
     together = place.read()
-    monkeypatch.setattr(xref.references.columns, "decode_boxes", lambda *_, **__: None)
+    monkeypatch.setattr(xref.hdf5, "decode_boxes", lambda *_, **__: None)
     one_by_one = place.read()
     np.testing.assert_array_equal(together.address, one_by_one.address)
     for name in ("kind", "rank", "start", "stride", "count", "block", "first", "size"):

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from numpy.lib.recfunctions import repack_fields
 
 from xref.errors import CorruptFileError, UnsupportedError
-from xref.hdf5 import filters
+from xref.hdf5 import filter_codecs
 from xref.hdf5.filters import Filter, FilterPipeline, decode_chunk
 
 COMPOUND = np.dtype([("a", "<i2"), ("b", ">f8"), ("c", "S3"), ("d", "u1", (2,))])
@@ -179,7 +179,7 @@ def codecs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "imagecodecs":
         pytest.importorskip("imagecodecs")
     else:
-        monkeypatch.setattr(filters, "_imagecodecs", lambda: None)
+        monkeypatch.setattr(filter_codecs, "codec_library", lambda: None)
     return request.param
 
 
@@ -202,7 +202,7 @@ def test_decoded_chunk_equals_what_h5py_reads(name: str, dtype: np.dtype) -> Non
 def test_base_packages_decode_the_filters_of_hdf5_itself(
     name: str, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "_imagecodecs", lambda: None)
+    monkeypatch.setattr(filter_codecs, "codec_library", lambda: None)
     for shape in SHAPES:
         chunk = write(make_values(shape, dtype), **BASE[name])
         for margin in (0, 2):
@@ -293,7 +293,8 @@ def test_fletcher32_is_that_of_hdf5(nbytes: int, kind: str) -> None:
     values = {"zeros": random * 0, "ones": random | 255, "random": random}[kind]
     chunk = write(values, fletcher32=True)
     stored = int.from_bytes(chunk.data[-4:], "little")
-    assert filters._fletcher32(values) == stored
+    assert filter_codecs.sum_by_numpy(values) == stored
+    assert filter_codecs.fletcher32(values) == stored
     np.testing.assert_array_equal(decode(chunk), values)
 
 
@@ -506,7 +507,7 @@ def test_filters_out_of_reach_are_named() -> None:
 def test_filters_that_need_imagecodecs_are_unsupported_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(filters, "_imagecodecs", lambda: None)
+    monkeypatch.setattr(filter_codecs, "codec_library", lambda: None)
     needed = {4: (169, 16, 16, 64), 32000: (), 32001: (), 32004: (), 32015: ()}
     needed[32008] = (0, 4, 2, 0, 2)
     for number, options in needed.items():
@@ -527,12 +528,12 @@ def test_a_missing_imagecodecs_is_looked_for_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delitem(sys.modules, "imagecodecs", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    filters._imagecodecs.cache_clear()
+    filter_codecs.codec_library.cache_clear()
     try:
-        assert filters._imagecodecs() is None
-        assert filters._imagecodecs() is None
+        assert filter_codecs.codec_library() is None
+        assert filter_codecs.codec_library() is None
     finally:
-        filters._imagecodecs.cache_clear()
+        filter_codecs.codec_library.cache_clear()
     assert tried == ["imagecodecs"]
 
 
@@ -549,7 +550,7 @@ def test_a_chunk_beyond_what_a_codec_counts_is_left_to_hdf5(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chunk = apply_filters("lzf")
-    monkeypatch.setattr(filters, "INT32_MAX", 2000)
+    monkeypatch.setattr(filter_codecs, "INT32_MAX", 2000)
     with pytest.raises(UnsupportedError, match="through HDF5"):
         decode(chunk)
 

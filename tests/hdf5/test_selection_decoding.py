@@ -234,7 +234,7 @@ def survives(*objects: bytes) -> None:
         ranks = set(table.rank.tolist())
         for rank in ranks:
             part = table.take(table.rank == rank)
-            part.fit((1000,) * rank, "row {}".format).result_shapes()
+            part.bound_to((1000,) * rank, "row {}".format).result_shapes()
     except XrefError:
         pass
     finally:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from xref.hdf5.selection_decoding import decode_selections
 from xref.hdf5.selection_encoding import encode_regions
-from xref.selections.table import SelectionKind, box_table, empty_table, table_from_selections
+from xref.selections.table import SelectionKind
+from xref.selections.table_building import box_table, empty_table, table_from_selections
 from xref.selections.values import UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection
 from xref.writing.datasets import address_of, region_bytes
 

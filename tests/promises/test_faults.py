@@ -23,6 +23,7 @@ from strategies import write_references
 import xref
 from xref.errors import FileReadError
 from xref.reading import execute as readers
+from xref.reading import worker_threads
 from xref.storage.open_files import close_files
 
 SHAPE = (96, 96)
@@ -166,7 +167,7 @@ def test_a_read_that_fails_is_an_error_or_is_repeated(
 
 def busy() -> bool:
     """Tell whether threads that read have anything left to do."""
-    return any(pool._work_queue.qsize() for pool in readers._pools.values())
+    return any(pool._work_queue.qsize() for pool in worker_threads._pools.values())
 
 
 @pytest.mark.parametrize("fault", ["EIO", "short", "empty"])

@@ -19,7 +19,7 @@ from forks import in_fork
 from strategies import write_references
 
 import xref
-from xref.reading.execute import share_work
+from xref.reading.worker_threads import share_work
 
 DATA = np.random.default_rng(0).integers(0, 1000, (300, 200), dtype="i4")
 N = 200
@@ -223,7 +223,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             started.append(work)
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("xref.reading.execute._pool", FullPool)
+    monkeypatch.setattr("xref.reading.worker_threads._pool", FullPool)
     done: list[int] = []
     with xref.set_options(threads=4):
         share_work(10, done.append)

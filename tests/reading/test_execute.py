@@ -23,7 +23,7 @@ from xref.hdf5.filters import FilterPipeline
 from xref.reading.execute import ChunkLoader, ContiguousLoader, read_plan
 from xref.reading.parts import plan_parts
 from xref.reading.plan import plan_read
-from xref.selections.table import box_table
+from xref.selections.table_building import box_table
 
 SIDE, CHUNK, BOX, N = 2048, 64, 32, 2000
 

@@ -21,7 +21,8 @@ from xref.errors import UnsupportedError
 from xref.reading.execute import read_plan
 from xref.reading.parts import plan_parts
 from xref.reading.plan import ReadPlan, choose_tile, plan_read
-from xref.selections.table import SelectionTable, table_from_selections
+from xref.selections.table import SelectionTable
+from xref.selections.table_building import table_from_selections
 from xref.selections.values import All, Empty, Hyperslab, Points
 
 SHAPES = ((37,), (11, 13), (5, 6, 7), (3, 4, 3, 4))
@@ -78,7 +79,7 @@ def plan_all(
     tile_nbytes: int,
 ) -> tuple[ReadPlan, SelectionTable, np.ndarray]:
     """Plan results end to end; also where each begins."""
-    table = table_from_selections(chosen).fit(shape, describe)
+    table = table_from_selections(chosen).bound_to(shape, describe)
     _, shapes = table.result_shapes()
     offsets = row_offsets(shapes.prod(axis=1))
     parts = plan_parts(table, offsets[:-1], row_strides(shapes[:, : len(shape)]))

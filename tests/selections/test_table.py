@@ -18,8 +18,8 @@ from selections import describe, elements, points, slabs, unions
 
 from xref.errors import SelectionError
 from xref.selections.projection import narrow, project
-from xref.selections.table import (
-    SelectionTable,
+from xref.selections.table import SelectionTable
+from xref.selections.table_building import (
     box_table,
     concat_tables,
     empty_table,
@@ -89,7 +89,7 @@ def test_tables_of_several_ranks_concatenate(wide, flat) -> None:
 
 @given(chosen=tables())
 def test_bounds_are_the_box_around_each_selection(chosen) -> None:
-    start, stop = table_from_selections(chosen).fit(SHAPE, describe).bounds()
+    start, stop = table_from_selections(chosen).bound_to(SHAPE, describe).bounds()
     for row, selection in enumerate(chosen):
         coords = np.array(elements(selection, SHAPE)).reshape(-1, len(SHAPE))
         if len(coords):
@@ -101,7 +101,7 @@ def test_bounds_are_the_box_around_each_selection(chosen) -> None:
 
 @given(chosen=tables())
 def test_shapes_are_those_of_the_masks(chosen) -> None:
-    ndim, shape = table_from_selections(chosen).fit(SHAPE, describe).result_shapes()
+    ndim, shape = table_from_selections(chosen).bound_to(SHAPE, describe).result_shapes()
     for row, selection in enumerate(chosen):
         found = elements(selection, SHAPE)
         assert shape[row].prod() == len(found)
@@ -128,11 +128,11 @@ def test_fitting_refuses_exactly_what_leaves_the_extent(chosen, smaller) -> None
         )
     ]
     if not outside:
-        fitted = table.fit(smaller, describe)
+        fitted = table.bound_to(smaller, describe)
         assert rows_of(fitted, smaller) == [elements(s, smaller) for s in chosen]
         return
     with pytest.raises(SelectionError, match="beyond the extent") as caught:
-        table.fit(smaller, describe)
+        table.bound_to(smaller, describe)
     assert str(caught.value).startswith(f"row {outside[0]} ")
     assert str(smaller) in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_fitting_refuses_exactly_what_leaves_the_extent(chosen, smaller) -> None
 def test_fitting_refuses_another_rank() -> None:
     table = table_from_selections([All(), Hyperslab((0,), (1,), (1,), (2,))])
     with pytest.raises(SelectionError, match="row 1 selects in 1 dimensions"):
-        table.fit((4, 4), describe)
+        table.bound_to((4, 4), describe)
 
 
 @given(
@@ -154,7 +154,7 @@ def test_unlimited_hyperslabs_end_with_the_extent(start, block, gap, extent, res
     count = 1 if block == INF else INF
     stride = 1 if block == INF else block + gap
     slab = Hyperslab((start, 0), (stride, 1), (count, 1), (block, rest))
-    fitted = table_from_selections([slab]).fit((extent, 3), describe)
+    fitted = table_from_selections([slab]).bound_to((extent, 3), describe)
     expected = elements(slab, (extent, 3))
     assert rows_of(fitted, (extent, 3))[0] == expected
     _, shape = fitted.result_shapes()
@@ -181,7 +181,7 @@ def equal_slabs(draw: st.DrawFn) -> list[Hyperslab]:
 
 @given(chosen=equal_slabs(), data=st.data())
 def test_narrowing_selects_within_each_result(chosen, data) -> None:
-    table = table_from_selections(chosen).fit(SHAPE, describe)
+    table = table_from_selections(chosen).bound_to(SHAPE, describe)
     shape = table.result_shapes()[1][0].tolist()
     key = []
     for n in shape:
@@ -199,7 +199,7 @@ def test_narrowing_selects_within_each_result(chosen, data) -> None:
 
 @given(chosen=tables(least=1))
 def test_only_evenly_spaced_rows_are_narrowed(chosen) -> None:
-    table = table_from_selections(chosen).fit(SHAPE, describe)
+    table = table_from_selections(chosen).bound_to(SHAPE, describe)
     fitted = [table.selection(i) for i in range(len(table))]
     even = all(
         isinstance(s, Hyperslab)
@@ -216,7 +216,7 @@ def test_only_evenly_spaced_rows_are_narrowed(chosen) -> None:
     axes=st.sampled_from(((0,), (2,), (0, 1), (1, 2), (0, 2))),
 )
 def test_projecting_keeps_the_shadow_on_the_axes(chosen, axes) -> None:
-    table = table_from_selections(chosen).fit(SHAPE, describe)
+    table = table_from_selections(chosen).bound_to(SHAPE, describe)
     projected = project(table, axes)
     ndim, _ = table.result_shapes()
     extent = tuple(SHAPE[axis] for axis in axes)
@@ -282,11 +282,11 @@ def test_boxes_have_the_bounds_and_fit_of_hyperslabs(sides) -> None:
     errors = []
     for table in (boxes, slabs):
         try:
-            fitted = table.fit((9, 9), describe)
+            fitted = table.bound_to((9, 9), describe)
         except SelectionError as error:
             errors.append(str(error))
         else:
-            assert fitted.same_rows(slabs.fit((9, 9), describe)).all()
+            assert fitted.same_rows(slabs.bound_to((9, 9), describe)).all()
     assert len(errors) in (0, 2)
     assert len(set(errors)) <= 1
 

@@ -12,12 +12,7 @@ from oracle import mask_shape
 from selections import axis_indices, mask_of_blocks, outer_products, unions
 
 from xref.errors import ResultTooLargeError
-from xref.selections.values import (
-    All,
-    Blocks,
-    Empty,
-    Hyperslab,
-    Points,
+from xref.selections.unions import (
     axis_intervals,
     merge_intervals,
     outer_axes,
@@ -25,6 +20,7 @@ from xref.selections.values import (
     row_runs,
     union_size,
 )
+from xref.selections.values import All, Blocks, Empty, Hyperslab, Points
 
 SHAPES = {1: (20,), 2: (8, 9), 3: (5, 4, 6), 4: (4, 3, 4, 3)}
 

@@ -1,6 +1,8 @@
-"""Columns, ragged ranges, strides and byte ranges: helpers that know nothing of HDF5.
+"""Columns, ragged ranges, strides, byte ranges and conversions: array helpers without HDF5.
 
-In: NumPy arrays. Out: NumPy arrays.
+In: NumPy arrays. Out: NumPy arrays. A table of n rows is a set of columns of shape ``(n,)`` or
+``(n, ndim)``, int64 unless a comment says otherwise. Names tell the unit: ``offset`` and
+``nbytes`` are bytes, ``start``, ``shape``, ``stride`` and ``count`` are elements.
 """
 
 from typing import TYPE_CHECKING
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from xref.arrays.buffers import scratch_buffer
     from xref.arrays.byte_ranges import (
         SMALL_NBYTES,
         ByteSource,
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
         RangeSource,
         coalesce,
         fetch_stages,
+        group_ranges,
         split,
     )
     from xref.arrays.columns import (
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
         text_of,
         to_objects,
     )
-    from xref.arrays.scattered_reads import GAP_NBYTES, group_ranges, read_scattered
+    from xref.arrays.scattered_reads import GAP_NBYTES, read_scattered
     from xref.arrays.strides import canvas_strides, linear, row_strides
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -1,7 +1,7 @@
-"""Byte ranges of a file: those that lie close as one, those in memory read from there.
+"""Byte ranges of a file: merge close ranges, read ranges from memory, fetch them in stages.
 
-In: offsets and lengths. Out: fewer, longer ranges; the bytes of ranges that are held; what
-many jobs read, asked for stage by stage.
+In: offsets and sizes, bytes, int64 of shape ``(n,)``. Out: fewer, longer ranges; the bytes of
+ranges in memory; the ranges of many jobs, requested stage by stage.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from xref.arrays.columns import IntArray, row_offsets, run_starts
 from xref.options import get_option
 
 Range: TypeAlias = tuple[int, int]
-"""First byte and the one behind the last."""
-
+"""First byte, and the byte after the last."""
 
 FETCH_NBYTES = 32 << 20
-"""Bytes of a remote file that are asked for together; twice as many are held."""
+"""Bytes of a remote file that one stage requests; two stages are in memory at a time."""
+
+_UNLIMITED = 1 << 62  # bytes
+
+RUN_NBYTES = 1 << 20
+"""Most bytes of one read of several ranges, so that they are still in the processor's cache
+when they are decoded or copied (benchmarks/small.py)."""
 
 
 class ByteSource(Protocol):
@@ -33,10 +38,10 @@ class ByteSource(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether reading takes requests to a server."""
+        """Whether each read is a request to a server."""
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> PendingRanges:
-        """Begin to read ranges into memory."""
+        """Start to read ranges into memory."""
 
 
 class RangeSource(ByteSource, Protocol):
@@ -45,62 +50,100 @@ class RangeSource(ByteSource, Protocol):
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read ranges of the file, each to its place ``at`` in ``buffer``."""
+        """Read ranges of the file, each to byte ``at`` of ``buffer``."""
 
 
 class PendingRanges(Protocol):
     """Ranges that are being read into memory."""
 
     def result(self) -> ByteSource:
-        """Wait for them and return them; its errors are those of `ByteSource.read_into`."""
+        """Wait for the ranges and return them; errors are those of `ByteSource.read_into`."""
 
     def cancel(self) -> None:
-        """Give them up."""
+        """Stop reading; the ranges are not needed."""
 
 
 SMALL_NBYTES = 1 << 14
-"""Bytes between two ranges that cost less than another request, however few are wanted."""
+"""A gap between two ranges that costs less than a second request, for ranges of any size."""
 
 
 def gap_limits(nbytes: IntArray, gap: int) -> IntArray:
-    """Return the bytes that may be taken along before each range but the first.
+    """Return the largest gap that one request reads before each range but the first.
 
-    No more than what is wanted on both sides, so that about twice of that is read; or
-    `SMALL_NBYTES`, if that is more.
+    At most the smaller of the ranges on both sides, so that a request reads at most about
+    twice the bytes that are needed; but at least `SMALL_NBYTES`, and never more than ``gap``.
     """
     beside = np.minimum(nbytes[1:], nbytes[:-1])
     return np.minimum(np.maximum(beside, SMALL_NBYTES), gap)
 
 
+def group_ranges(
+    offset: IntArray, nbytes: IntArray, gap: int | IntArray, limit: int | None = None
+) -> list[tuple[int, int]]:
+    """Group ranges that lie close, one read for each group.
+
+    Parameters
+    ----------
+    offset, nbytes : numpy.ndarray
+        Shape ``(n,)``, ascending offsets. Ranges may overlap.
+    gap : int or numpy.ndarray
+        Most bytes between two ranges of a group; or ``(n - 1,)``, before each but the first.
+    limit : int, optional
+        Most bytes of a group of several ranges; default `RUN_NBYTES`.
+
+    Returns
+    -------
+    list of (begin, end)
+        Rows of each group.
+
+    Examples
+    --------
+    >>> group_ranges(np.array([0, 12, 50]), np.array([10, 10, 10]), 4)
+    [(0, 2), (2, 3)]
+    """
+    if len(offset) == 1:
+        return [(0, 1)]
+    limit = RUN_NBYTES if limit is None else limit
+    reach = np.maximum.accumulate(offset + nbytes)
+    apart = np.flatnonzero(offset[1:] - reach[:-1] > gap) + 1
+    groups = []
+    for begin, end in pairwise([0, *apart.tolist(), len(offset)]):
+        while begin < end:
+            last = int(np.searchsorted(reach[begin:end], offset[begin] + limit, "right"))
+            stop = begin + max(last, 1)
+            groups.append((begin, stop))
+            begin = stop
+    return groups
+
+
 def coalesce(offset: IntArray, nbytes: IntArray, gap: int) -> list[Range]:
-    """Unite ranges that overlap or lie close.
+    """Merge ranges that overlap or lie close.
 
     Parameters
     ----------
     offset, nbytes : numpy.ndarray
         Shape ``(n,)``, in any order; empty ranges are left out.
     gap : int
-        Bytes between two ranges that are taken along, at most; see `gap_limits`.
+        Most bytes between two ranges that become one; see `gap_limits`.
 
     Returns
     -------
     list of (start, stop)
         In ascending order.
     """
-    some = np.flatnonzero(nbytes)
-    if not len(some):
+    used = np.flatnonzero(nbytes)
+    if not len(used):
         return []
-    order = some[np.argsort(offset[some], kind="stable")]
-    start = offset[order]
-    reach = np.maximum.accumulate(start + nbytes[order])
-    apart = start[1:] - reach[:-1] > gap_limits(nbytes[order], gap)
-    first = np.append(0, np.flatnonzero(apart) + 1)
-    last = np.append(first[1:], len(start)) - 1
-    return list(zip(start[first].tolist(), reach[last].tolist(), strict=True))
+    order = used[np.argsort(offset[used], kind="stable")]
+    start, length = offset[order], nbytes[order]
+    groups = group_ranges(start, length, gap_limits(length, gap), _UNLIMITED)
+    first, last = np.array(groups).T
+    reach = np.maximum.accumulate(start + length)
+    return list(zip(start[first].tolist(), reach[last - 1].tolist(), strict=True))
 
 
 def split(ranges: Sequence[Range], limit: int) -> list[Range]:
-    """Cut ranges into pieces of about one length, at most ``limit`` bytes."""
+    """Cut ranges into pieces of about equal length, at most ``limit`` bytes each."""
     pieces: list[Range] = []
     for start, stop in ranges:
         n = -(-(stop - start) // limit)
@@ -115,9 +158,9 @@ class CachedRanges:
     Parameters
     ----------
     start : sequence of int
-        First byte of each, in ascending order.
+        First byte of each range, in ascending order.
     data : sequence of bytes
-        They do not overlap.
+        The bytes of each range; ranges do not overlap.
     """
 
     def __init__(self, start: Sequence[int], data: Sequence[bytes]) -> None:
@@ -129,7 +172,7 @@ class CachedRanges:
         Raises
         ------
         LookupError
-            If not all of it is held.
+            If not all of the bytes are in memory.
         """
         k = bisect_right(self._start, offset) - 1
         done = 0
@@ -144,69 +187,70 @@ class CachedRanges:
 
     @property
     def remote(self) -> bool:
-        """Whether reading takes requests: it does not any more."""
+        """Whether each read is a request to a server: False."""
         return False
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> CachedRanges:
-        """Return this: all ranges that are to be had are here."""
+        """Return self; every range is already in memory."""
         return self
 
     def result(self) -> CachedRanges:
-        """Return this."""
+        """Return self."""
         return self
 
     def cancel(self) -> None:
-        """Do nothing: all is here."""
+        """Do nothing; every range is already in memory."""
 
 
 def fetch_stages(
     source: ByteSource, cut: IntArray, offset: IntArray, nbytes: IntArray
 ) -> Iterator[tuple[range, ByteSource]]:
-    """Divide jobs into stages, and read what each stage needs while another is worked on.
+    """Divide jobs into stages; read the ranges of a stage while the caller does the one before.
 
     Parameters
     ----------
     source : ByteSource
-        A file that takes requests.
+        A remote file.
     cut : numpy.ndarray
-        Shape ``(n_jobs + 1,)``: where the ranges of each job begin.
+        Shape ``(n_jobs + 1,)``: row of the first range of each job, and n.
     offset, nbytes : numpy.ndarray
-        Shape ``(n,)``.
+        Shape ``(n,)``: the ranges of all jobs, job after job.
 
     Yields
     ------
     jobs : range
-    held : ByteSource
+        The jobs of a stage.
+    source : ByteSource
         Their ranges, in memory.
     """
-    stored = row_offsets(_spans(offset, nbytes, get_option("remote_gap")))[cut]
+    stored = row_offsets(_request_nbytes(offset, nbytes, get_option("remote_gap")))[cut]
     edges = [*run_starts(stored[:-1] // FETCH_NBYTES).tolist(), len(cut) - 1]
 
-    def begin(stage: int) -> PendingRanges | None:
+    def start(stage: int) -> PendingRanges | None:
         if stage + 1 >= len(edges):
             return None
         rows = slice(int(cut[edges[stage]]), int(cut[edges[stage + 1]]))
         return source.fetch(offset[rows], nbytes[rows])
 
-    coming = begin(0)
+    pending = start(0)
     try:
         for stage, jobs in enumerate(pairwise(edges)):
-            if coming is not None:
-                held = coming.result()
-                coming = begin(stage + 1)
-                yield range(*jobs), held
+            if pending is not None:
+                cached = pending.result()
+                pending = start(stage + 1)
+                yield range(*jobs), cached
     finally:
-        if coming is not None:
-            coming.cancel()
+        if pending is not None:
+            pending.cancel()
 
 
-def _spans(offset: IntArray, nbytes: IntArray, gap: int) -> IntArray:
-    """Return the bytes of each range and of what is taken along before it, at most."""
+def _request_nbytes(offset: IntArray, nbytes: IntArray, gap: int) -> IntArray:
+    """Return an upper bound of the bytes requested for each range, with the gap before it."""
     order = np.argsort(offset, kind="stable")
     start, length = offset[order], nbytes[order]
     before = np.zeros_like(length)
     before[1:] = start[1:] - np.maximum.accumulate(start + length)[:-1]
     before[1:][before[1:] > gap_limits(length, gap)] = 0
-    spans = np.empty_like(length)
-    spans[order] = length + np.maximum(before, 0)
-    return spans
+    requested = np.empty_like(length)
+    requested[order] = length + np.maximum(before, 0)
+    return requested

@@ -1,4 +1,8 @@
-"""Frozen columns: read-only arrays held by frozen dataclasses."""
+"""Frozen columns (read-only arrays of frozen dataclasses), and ragged rows.
+
+In: columns, shape ``(n,)`` or ``(n, ndim)``. Out: columns. Ragged rows are ``counts`` items
+each, one row after the other.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ class FrozenColumns:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray) and 0 in value.strides and value.size > 1:
-                # A broadcast column pickles as its few distinct values.
+                # A broadcast column pickles without its repetitions.
                 value = _Broadcast.of(value)
             values.append(value)
         return _rebuild, (type(self), values)
@@ -72,7 +76,7 @@ class _Broadcast:
 
 
 def digest(*arrays: npt.NDArray[Any] | None) -> str:
-    """Return text that tells arrays of other contents apart, short however long they are."""
+    """Return a hash of dtype, shape and contents of arrays: 32 hexadecimal digits."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
         if array is None:
@@ -101,7 +105,7 @@ def ragged_ranges(starts: IntArray, counts: IntArray) -> IntArray:
 def ragged_take(
     table: npt.NDArray[Any], starts: IntArray, counts: IntArray
 ) -> npt.NDArray[Any]:
-    """Concatenate ``table[start : start + count]`` over rows; a view where they are one.
+    """Concatenate ``table[start : start + count]`` over rows; a view if rows are adjacent.
 
     Examples
     --------
@@ -115,10 +119,10 @@ def ragged_take(
 
 
 def renumber(values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the distinct values, ascending, and the place of each value among them.
+    """Return the distinct values, ascending, and the index of each value among them.
 
-    As `numpy.unique` does, which takes ten times as long for values close to each other;
-    none may be negative.
+    Equals `numpy.unique`, which takes ten times as long for values close to each other. No
+    value may be negative.
 
     Examples
     --------
@@ -136,7 +140,7 @@ def renumber(values: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def run_starts(column: npt.NDArray[Any]) -> IntArray:
-    """Return where runs of equal values begin.
+    """Return the row in which each run of equal values begins.
 
     Examples
     --------
@@ -149,10 +153,7 @@ def run_starts(column: npt.NDArray[Any]) -> IntArray:
 
 
 def row_offsets(counts: IntArray) -> IntArray:
-    """Return where each row begins when rows of ``counts`` items lie end to end.
-
-    The result has one entry more than ``counts``; the last is the total.
-    """
+    """Return the item with which each ragged row begins, then the total: shape ``(n + 1,)``."""
     out = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=out[1:])
     return out

@@ -1,7 +1,8 @@
-"""Values of several types into one: which type holds them, and conversion that loses nothing.
+"""Values of several dtypes into one dtype: common dtypes, and conversion without loss.
 
-In: NumPy dtypes and values. Out: the dtype that holds all exactly, converted values, or an
-error. NumPy by itself rounds, wraps, and cuts text without a word.
+In: NumPy dtypes, values of any shape. Out: the dtype that holds all values exactly, converted
+values of the same shape, or an error. NumPy itself rounds, wraps and cuts text without a
+warning.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ TEXT = frozenset("SU")
 
 
 def text_of(dtype: np.dtype[Any]) -> bool:
-    """Tell whether objects of a type are text of variable length."""
+    """Tell whether an object dtype stands for text of variable length."""
     metadata: Mapping[str, Any] = dtype.metadata or {}
     return metadata.get("vlen") in (str, bytes)
 
 
 def dtype_token(dtype: np.dtype[Any]) -> Hashable:
-    """Return a value that is equal for equal types only.
+    """Return a hashable value that is equal for equal dtypes only.
 
-    NumPy's equality leaves out the metadata, in which h5py keeps the names of enumerations
-    and the type of sequences, also those of members of compounds.
+    NumPy's equality ignores the metadata, in which h5py keeps the names of enumerations and
+    the type of sequences, also for members of compounds.
     """
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
@@ -84,10 +85,9 @@ def _exact_compound(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any] | None:
 
 
 def results_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any] | None:
-    """Return the type for results of several types; None where they are of several kinds.
+    """Return the dtype for results of several dtypes; None if their kinds do not mix.
 
-    Numbers may be rounded in it: who puts values there checks each of them
-    (`exact_values`). Text has no length of its own here: it is for objects.
+    It may round numbers: check each value with `exact_values`. The dtype of text is object.
     """
     distinct = list(dict.fromkeys(dtypes))
     kinds = {d.kind for d in distinct}
@@ -99,7 +99,7 @@ def results_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any] | None:
 
 
 def to_objects(values: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
-    """Return values as Python or NumPy objects; NumPy makes integers of dates in ns."""
+    """Return values as Python or NumPy objects; ``astype`` makes integers of dates in ns."""
     if values.dtype.kind not in "mM":
         return values.astype(object)
     out = np.empty(values.shape, dtype=object)
@@ -109,7 +109,7 @@ def to_objects(values: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
 
 
 def exact_values(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Convert numbers to the type of all results, or of values and fill values.
+    """Convert numbers to the common dtype of all results, or of values and fill values.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def exact_values(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[
     if values.dtype.kind in "iu" and dtype.kind in "fc" and values.dtype.itemsize > 2:
         with np.errstate(invalid="ignore", over="ignore"):
             exact = converted.real.astype(values.dtype) == values
-        # 2**63 becomes the largest integer again, which is another one.
+        # 2**63 as a float converts back to the largest integer, which differs from it.
         exact &= np.abs(converted.real) < 2.0 ** (8 * values.dtype.itemsize - 1)
         if not exact.all():
             raise ValueError(
@@ -136,11 +136,11 @@ def exact_values(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[
 def convert(
     values: npt.NDArray[Any], dtype: np.dtype[Any], describe: Callable[[], str]
 ) -> npt.NDArray[Any]:
-    """Convert values to another type; what that cannot hold is an error.
+    """Convert values to another dtype; a value that the dtype cannot hold is an error.
 
     Floats are rounded to floats of fewer digits, large integers to floats, and floats to
-    integers towards 0, as NumPy does. Integers do not wrap, NaN is no integer, text is not
-    cut, and members of compounds go by name.
+    integers towards 0, as in NumPy. Integers that would wrap, NaN as an integer and text that
+    would be cut are errors. Members of compounds are matched by name.
 
     Raises
     ------
@@ -173,10 +173,10 @@ def convert(
 def _is_kept(
     values: npt.NDArray[Any], converted: npt.NDArray[Any]
 ) -> npt.NDArray[np.bool_] | None:
-    """Return where converted values say the same; None where rounding is all that happens."""
+    """Return which values are preserved; None if the conversion can only round them."""
     source, target = values.dtype.kind, converted.dtype.kind
     if source in "mM" and target in "mM":
-        # Compared in the first type: in the other one both would overflow alike.
+        # Compared in the source dtype: in the other dtype both would overflow equally.
         same: npt.NDArray[np.bool_] = converted.astype(values.dtype) == values
         coarser = np.can_cast(converted.dtype, values.dtype, "safe")
         same |= np.isnat(values) | coarser
@@ -205,7 +205,7 @@ def _is_kept(
 def _convert_members(
     values: npt.NDArray[Any], dtype: np.dtype[Any], describe: Callable[[], str]
 ) -> npt.NDArray[Any]:
-    """Convert compounds member by member: NumPy would go by their order."""
+    """Convert compounds member by member; NumPy would match members by their order."""
     names = values.dtype.names or ()
     if set(names) != set(dtype.names or ()):
         raise ValueError(
@@ -219,7 +219,7 @@ def _convert_members(
 
 
 def dtype_with(dtype: np.dtype[Any], value: Any) -> np.dtype[Any]:
-    """Return the type that holds values of a type and a fill value of the user's.
+    """Return the dtype that holds values of a dtype and the user's fill value.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def dtype_with(dtype: np.dtype[Any], value: Any) -> np.dtype[Any]:
 
 
 def _kept_number(value: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Tell whether a number is one of a type, rounded if that has floats."""
+    """Tell whether a dtype holds a number; a float dtype may round it."""
     try:
         converted = convert(value.reshape(1), dtype, str)
     except ValueError:
@@ -265,7 +265,7 @@ def _kept_number(value: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
 
 
 def is_same_value(a: Any, b: Any) -> bool:
-    """Tell whether two values are equal, missing ones too, and of one type."""
+    """Tell whether two values are equal and of one type; NaN equals NaN, NaT equals NaT."""
     if a is b:
         return True
     if type(a) is not type(b):

@@ -1,30 +1,24 @@
-"""Many byte ranges of a file, read together where they lie close.
+"""Many byte ranges of a file, close ones with one read.
 
-In: offsets and lengths of ranges. Out: their bytes, each at its own place of one
-buffer.
+In: offsets and sizes of ranges, bytes. Out: their bytes, each at its own place in one buffer.
 
-Ranges are taken in the order of the file. Neighbours go with one read, into a buffer
-that is used again and again, and from there to their places; a range that is far from
-all others is read to its place at once.
+Ranges are read in the order of the file. Close ranges are read together into a scratch buffer
+and copied from there to their places; a range far from all others is read directly to its
+place.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays.byte_ranges import ByteSource, fetch_stages
+from xref.arrays.byte_ranges import RUN_NBYTES, ByteSource, fetch_stages, group_ranges
 from xref.arrays.columns import IntArray
 
 GAP_NBYTES = 1 << 14
-"""Bytes between two ranges that one read takes along (benchmarks/small.py)."""
-
-RUN_NBYTES = 1 << 20
-"""Bytes after which a read of several ranges ends, so that they are still in the
-processor's cache when they are copied (benchmarks/small.py)."""
+"""Most bytes between two ranges of one read, local files (benchmarks/small.py)."""
 
 
 def read_scattered(
@@ -45,19 +39,19 @@ def read_scattered(
     buffer : numpy.ndarray
         1-D, contiguous.
     at : numpy.ndarray
-        Shape ``(n,)``: where in ``buffer`` each begins, bytes. Places do not overlap.
+        Shape ``(n,)``: byte of ``buffer`` where each begins. Places do not overlap.
     """
-    some = np.flatnonzero(nbytes)
-    order = some[np.argsort(offset[some], kind="stable")]
+    used = np.flatnonzero(nbytes)
+    order = used[np.argsort(offset[used], kind="stable")]
     offset, nbytes, at = offset[order], nbytes[order], at[order]
     if not len(offset):
         return
     if not source.remote:
         _read_runs(source, offset, nbytes, buffer, at, GAP_NBYTES)
         return
-    for rows, held in fetch_stages(source, np.arange(len(offset) + 1), offset, nbytes):
+    for rows, cached in fetch_stages(source, np.arange(len(offset) + 1), offset, nbytes):
         part = slice(rows.start, rows.stop)
-        _read_runs(held, offset[part], nbytes[part], buffer, at[part], 0)
+        _read_runs(cached, offset[part], nbytes[part], buffer, at[part], 0)
 
 
 def _read_runs(
@@ -68,7 +62,7 @@ def _read_runs(
     at: IntArray,
     gap: int,
 ) -> None:
-    """Read ranges in ascending order, those that lie close together."""
+    """Read ranges in ascending order of offsets, close ones with one read."""
     view: Any = buffer.data
     scratch = np.empty(0, dtype=np.uint8)
     for begin, end in group_ranges(offset, nbytes, gap):
@@ -98,23 +92,6 @@ def _read_runs(
             view[place : place + n] = run[a : a + n]
 
 
-def group_ranges(
-    offset: IntArray, nbytes: IntArray, gap: int = GAP_NBYTES
-) -> list[tuple[int, int]]:
-    """Group ranges in ascending order of offsets into one read each; return rows."""
-    reach = np.maximum.accumulate(offset + nbytes)
-    apart = np.flatnonzero(offset[1:] - reach[:-1] > gap) + 1
-    runs = []
-    edges = [0, *apart.tolist(), len(offset)]
-    for begin, end in pairwise(edges):
-        while begin < end:
-            last = int(np.searchsorted(reach[begin:end], offset[begin] + RUN_NBYTES, "right"))
-            stop = begin + max(last, 1)
-            runs.append((begin, stop))
-            begin = stop
-    return runs
-
-
 def _copy_equal(
     source: npt.NDArray[np.uint8],
     begin: IntArray,
@@ -122,7 +99,8 @@ def _copy_equal(
     at: IntArray,
     width: int,
 ) -> None:
-    """Copy pieces of one width; places in bytes."""
+    """Copy pieces of one width with one index; ``begin`` and ``at`` are bytes."""
+    # Items of ``width`` bytes that begin at every byte: overlapping, no copy.
     item = np.dtype((np.void, width))
     pieces, places = (
         np.ndarray((len(array) - width + 1,), item, array, 0, (1,))

@@ -1,4 +1,7 @@
-"""Strides in C order, of one shape and of many."""
+"""Strides in C order, in elements, of one shape and of many.
+
+In: shapes ``(ndim,)`` or ``(n, ndim)``. Out: strides of the same shape; ordinals ``(n,)``.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def row_strides(shape: IntArray) -> IntArray:
 
 
 def linear(coords: IntArray, weights: Sequence[int]) -> IntArray:
-    """Return ``coords @ weights``; column by column, as rows are only a few wide."""
+    """Return ``coords @ weights``, shape ``(n,)``; by columns, because there are few."""
     out = np.zeros(len(coords), dtype=np.int64)
     for column, weight in zip(coords.T, weights, strict=True):
         out += column if weight == 1 else column * weight

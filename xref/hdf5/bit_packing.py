@@ -1,23 +1,23 @@
-"""N-bit and scale-offset: the bits that these filters keep, and elements out of them.
+"""The filters N-bit and scale-offset: elements out of their significant bits.
 
 In: the client values of a filter, the bytes that it wrote, room for the chunk. Out: the
 chunk's elements. In steps:
 
-1. Check the client values, which describe the elements once more: HDF5 believes them, and
-   reads and writes outside its memory where they do not fit the chunk or its stored bytes.
-2. Both filters store the significant bits of all elements as one stream, without gaps: the
+1. Check the client values, which describe the datatype of the elements a second time. HDF5
+   does not check them, and reads and writes outside its memory if they do not fit the chunk.
+2. Both filters store the significant bits of all elements as one stream without gaps: the
    most significant bit of an element first, the highest bit of a byte first. Check that the
    stream is as long as the elements need.
-3. Put each element together in NumPy: integers with shifts, eight elements at a time, which
-   always begin at a whole byte; compounds bit by bit.
+3. Build the elements in NumPy: integers with shifts, eight elements at a time, which always
+   begin at a whole byte; compounds bit by bit.
 
-Scale-offset then adds the smallest value of the chunk. All errors are `ValueError`, which
-`xref.hdf5.filters` completes.
+Scale-offset then adds the smallest value of the chunk. All errors are `ValueError`;
+`xref.hdf5.filters` adds the name of the filter.
 
 Notes
 -----
 The HDF5 File Format Specification 4.0 names the two filters in "The Data Storage - Filter
-Pipeline Message" without their client values; those are as HDF5 writes them.
+Pipeline Message" without their client values. The layouts here are those that HDF5 writes.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ Options: TypeAlias = tuple[int, ...]
 N_BIT, SCALE_OFFSET = 5, 6
 
 MOST_ADDED_NBYTES = 22
-"""Bytes by which a packed chunk may be longer than its elements: a header, one to spare."""
+"""Most bytes by which a packed chunk is longer than its elements: the header and one more."""
 
-_BLOCK = 1 << 15  # elements of one step, whose bytes stay in the processor's cache
-_BLOCK_BITS = 1 << 21  # of compounds, of which each takes a byte meanwhile
+_STEP = 1 << 15  # elements of one step, whose bytes stay in the processor's cache
+_STEP_BITS = 1 << 21  # of compounds; a step has one byte for each bit in memory
 
 _LITTLE, _BIG = 0, 1  # byte orders, as both filters number them
 
-# Scale-offset.
+# Scale-offset. Client values: scale type, scale factor, elements of a chunk, class, size, sign,
+# byte order, whether a fill value is defined, the fill value (four bytes in each).
 _N_SCALE_VALUES = 20
 _DECIMAL_SCALE, _INTEGER_SCALE = 0, 2
 _INTEGER_CLASS, _FLOAT_CLASS = 0, 1
-_FILL_AT = 8  # the fill value begins at this client value, four bytes in each
+_FILL_AT = 8
 _HEADER_NBYTES = 21  # bits of an element (4), bytes of the smallest value (1), the value (16)
 
-# N-bit: classes of types.
+# N-bit. Client values are described in `_decode_bits`; these are its classes of types.
 _ATOMIC, _ARRAY, _COMPOUND, _PLAIN = 1, 2, 3, 4
 _MAX_DEPTH = 32  # of types within types
 _MAX_COMPOUND_NBYTES = 1 << 16
@@ -61,7 +62,7 @@ _MAX_COMPOUND_NBYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Client values of scale-offset."""
+    """Client values of scale-offset, decoded."""
 
     n: int  # elements of a chunk
     size: int  # bytes of an element
@@ -69,7 +70,7 @@ class _Scale:
     is_signed: bool
     order: str  # "<" or ">"
     fill: int | None  # bits of the fill value
-    factor: int  # decimal digits of floats, bits of integers
+    factor: int  # of floats: decimal digits; of integers: bits of an element
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +79,26 @@ class _Integers:
 
     size: int
     order: str
-    precision: int  # bits that are stored
-    offset: int  # bits below them
+    precision: int  # stored bits
+    offset: int  # bits below the stored ones
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Records:
-    """N-bit: all other elements.
-
-    Bit 0 of an element is the highest of its first byte.
-    """
+    """N-bit: all other elements, such as compounds."""
 
     size: int
-    place: IntArray  # (bits,), the bit of the element that each stored bit is
+    place: IntArray  # (stored bits,), bit of the element; 0 is the highest of the first byte
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bits:
-    """Client values of N-bit."""
+    """Client values of N-bit, decoded."""
 
     n: int  # elements of a chunk
-    size: int  # bytes of an element; 0 where the values do not say it
-    items: _Integers | _Records | None  # None: chunks are stored as they are
-    order: str = ""  # of elements that are numbers
+    size: int  # bytes of an element; 0 if the values do not have it
+    items: _Integers | _Records | None  # None: chunks are stored unpacked
+    order: str = ""  # "<" or ">" of elements that are numbers, else empty
 
 
 def check_elements(number: int, options: Options, dtype: np.dtype[Any], n: int) -> None:
@@ -109,34 +107,34 @@ def check_elements(number: int, options: Options, dtype: np.dtype[Any], n: int) 
     Parameters
     ----------
     number : {5, 6}
-        Which filter.
+        Filter identification value.
     options : tuple of int
-        Its client values.
+        Client values.
     dtype : numpy.dtype
-        Of the elements; of type "V" where NumPy's does not say what they are.
+        Of the elements; of kind "V" if NumPy has no such type.
     n : int
         Elements of a chunk.
 
     Raises
     ------
     ValueError
-        If the values are none that HDF5 writes, or are for other elements.
+        If HDF5 does not write such values, or if they describe other elements.
     """
-    found = _decode_scale(options) if number == SCALE_OFFSET else _decode_bits(options)
-    if found.n != n or found.size not in (0, dtype.itemsize):
+    values = _decode_scale(options) if number == SCALE_OFFSET else _decode_bits(options)
+    if values.n != n or values.size not in (0, dtype.itemsize):
         raise ValueError(
-            f"its parameters are for {found.n} elements of {found.size} bytes, a chunk has "
+            f"its parameters are for {values.n} elements of {values.size} bytes, a chunk has "
             f"{n} of {dtype.itemsize}"
         )
     wrong = ""
     if dtype.kind in "iuf":
         stored_order = ">" if dtype.str[0] == ">" else "<"
-        if dtype.itemsize > 1 and found.order not in ("", stored_order):
+        if dtype.itemsize > 1 and values.order not in ("", stored_order):
             wrong = "byte order"
-        elif isinstance(found, _Scale) and found.is_float != (dtype.kind == "f"):
+        elif isinstance(values, _Scale) and values.is_float != (dtype.kind == "f"):
             wrong = "class"
-        elif isinstance(found, _Scale) and found.is_signed != (dtype.kind == "i"):
-            wrong = "" if found.is_float else "sign"
+        elif isinstance(values, _Scale) and values.is_signed != (dtype.kind == "i"):
+            wrong = "" if values.is_float else "sign"
     if wrong:
         raise ValueError(f"its parameters have another {wrong} than elements of {dtype}")
 
@@ -149,14 +147,14 @@ def undo_scale_offset(options: Options, stored: Bytes, out: Bytes) -> Bytes:
     options : tuple of int
         Client values.
     stored : numpy.ndarray
-        What the filter wrote.
+        The bytes that the filter wrote.
     out : numpy.ndarray
-        Room for exactly the elements.
+        Room for exactly the elements of the chunk.
 
     Returns
     -------
     numpy.ndarray
-        ``out``, or ``stored`` where the filter left it alone.
+        ``out``, or ``stored`` if the filter did not pack the chunk.
 
     Raises
     ------
@@ -169,6 +167,8 @@ def undo_scale_offset(options: Options, stored: Bytes, out: Bytes) -> Bytes:
         return stored
     if stored.size < _HEADER_NBYTES:
         raise ValueError(f"its header of {_HEADER_NBYTES} bytes is cut off")
+    # uint32 bits of an element, uint8 bytes of the smallest value, the smallest value of the
+    # chunk (16 bytes, little-endian), the stream.
     head = stored[:_HEADER_NBYTES].tobytes()
     n_bits = int.from_bytes(head[:4], "little")
     least = int.from_bytes(head[5 : 5 + min(head[4], 8)], "little")
@@ -182,12 +182,12 @@ def undo_scale_offset(options: Options, stored: Bytes, out: Bytes) -> Bytes:
     values = np.empty(scale.n, dtype=f"u{scale.size}")
     _unpack_integers(packed, n_bits, values)
     top = (1 << 8 * scale.size) - 1
-    # All ones mark the fill value, where there is one.
+    # If a fill value is defined, elements of all ones stand for it.
     unset = None if scale.fill is None else values == (1 << n_bits) - 1
     if scale.is_float:
         values = _scale_floats(values, scale, least & top)
     else:
-        values += values.dtype.type(least & top)  # modulo the type's range, as HDF5 has it
+        values += values.dtype.type(least & top)  # modulo the range of the type, as in HDF5
     if unset is not None and scale.fill is not None:
         values[unset] = scale.fill & top
     result[...] = values
@@ -231,7 +231,7 @@ def _decode_scale(options: Options) -> _Scale:
         raise ValueError(f"it has {len(options)} parameters instead of {_N_SCALE_VALUES}")
     kind, factor, n, class_, size, sign, order, has_fill = options[:_FILL_AT]
     is_float = class_ == _FLOAT_CLASS
-    # Scaling by powers of two (1) is in no release of HDF5.
+    # No release of HDF5 has scale type 1, scaling by powers of two.
     good = class_ in (_INTEGER_CLASS, _FLOAT_CLASS)
     good &= kind == (_DECIMAL_SCALE if is_float else _INTEGER_SCALE)
     good &= size in ((4, 8) if is_float else (1, 2, 4, 8))
@@ -252,14 +252,14 @@ def _decode_scale(options: Options) -> _Scale:
 
 
 def _scale_floats(values: npt.NDArray[Any], scale: _Scale, least: int) -> npt.NDArray[Any]:
-    """Turn integers into floats above the smallest, and return their bits."""
+    """Return the bits of ``smallest + values / 10**factor`` as floats."""
     kind = np.dtype(f"f{scale.size}")
     smallest = np.array(least, dtype=values.dtype).view(kind)
     try:
         power = math.pow(10.0, scale.factor)
     except OverflowError:
         power = math.inf
-    # As C has it: too large is infinite, too small is zero, and neither is an error.
+    # As in C: too large becomes infinite, too small becomes zero, without an error.
     with np.errstate(all="ignore"):
         floats = values.view(f"i{scale.size}").astype(kind)
         floats /= kind.type(power)
@@ -271,8 +271,8 @@ def _scale_floats(values: npt.NDArray[Any], scale: _Scale, least: int) -> npt.ND
 def _decode_bits(options: Options) -> _Bits:
     """Decode the client values of N-bit.
 
-    They are: their number, whether chunks are stored as they are, elements of a chunk, and
-    the tree of types, each a class followed by
+    They are: the number of client values, whether chunks are stored unpacked, the elements of
+    a chunk, and the tree of types. A type is a class followed by
 
     - atomic: size, byte order, precision, offset;
     - array: size, the type of an item;
@@ -289,7 +289,7 @@ def _decode_bits(options: Options) -> _Bits:
     at, depth = 4, 0
     if not size:
         raise ValueError("its elements have no bytes")
-    # Items of arrays are stored like as many elements.
+    # The items of an array are stored as if each were an element.
     item_size = size
     while class_ == _ARRAY:
         whole, class_ = _take(options, at, 2)
@@ -304,7 +304,7 @@ def _decode_bits(options: Options) -> _Bits:
         at += 4
     elif class_ == _PLAIN and depth:
         items, at = _Integers(1, "<", 8, 0), at + 1
-    elif class_ == _PLAIN:  # stored as they are, which the second value would say
+    elif class_ == _PLAIN:  # then the second client value would say that nothing is packed
         raise ValueError("its parameters have nothing to pack")
     else:
         item_size, at, place, _ = _decode_type(options, at, class_, depth)
@@ -347,12 +347,12 @@ def _decode_type(
     size : int
         Bytes of an element.
     end : int
-        Where its parameters end.
+        Index after its last client value.
     place : numpy.ndarray
-        The places of its stored bits.
+        The bit of the element for each stored bit.
     is_lost : bool
-        Whether HDF5 goes on at a wrong parameter after it: behind an array of arrays or
-        compounds it goes back to the type of the items, when it packs and when it unpacks.
+        Whether HDF5 continues at a wrong client value: after an array of arrays or of
+        compounds it returns to the type of the items, when it packs and when it unpacks.
     """
     (size,) = _take(options, at, 1)
     if not size or depth > _MAX_DEPTH:
@@ -399,16 +399,16 @@ def _decode_type(
 
 
 def _unpack_integers(packed: Bytes, n_bits: int, out: npt.NDArray[Any]) -> None:
-    """Put integers together from ``n_bits`` each, 0 to as many as they have.
+    """Unpack integers of ``n_bits`` bits each.
 
-    Eight of them take ``n_bits`` bytes: a table of such rows has the i-th of eight in the
-    same bits of each row.
+    Eight integers take ``n_bits`` bytes. In a table with one row for eight integers, the i-th
+    of the eight has the same bits in each row.
     """
     if not n_bits:
         out[...] = 0
         return
-    for begin in range(0, len(out), _BLOCK):
-        part = out[begin : begin + _BLOCK]
+    for begin in range(0, len(out), _STEP):
+        part = out[begin : begin + _STEP]
         n_rows = -(-len(part) // 8)
         table = packed[begin // 8 * n_bits : (begin // 8 + n_rows) * n_bits]
         if len(table) < n_rows * n_bits:
@@ -433,9 +433,9 @@ def _unpack_integers(packed: Bytes, n_bits: int, out: npt.NDArray[Any]) -> None:
 
 
 def _unpack_records(packed: Bytes, records: _Records, out: npt.NDArray[np.uint8]) -> None:
-    """Put elements together bit by bit; a row of ``out`` is one."""
+    """Unpack elements bit by bit; each row of ``out`` is an element."""
     n_bits = len(records.place)
-    step = max(_BLOCK_BITS // (8 * records.size) // 8, 1) * 8
+    step = max(_STEP_BITS // (8 * records.size) // 8, 1) * 8
     for begin in range(0, len(out), step):
         part = out[begin : begin + step]
         first = begin // 8 * n_bits

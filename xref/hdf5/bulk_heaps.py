@@ -1,18 +1,20 @@
-"""Global heap objects of a file: which references name them, and their bytes.
+"""Global heap objects of a file, read for many references at once.
 
-In: the heap IDs of references. Out: batches of objects in one buffer each. The distinct
-collections are read once, in file order; `xref.hdf5.global_heap` finds the objects in them.
+In: the global heap IDs of references (address of a collection, heap object index). Out:
+batches of collections, or of objects, in one buffer each. Every collection is read once, in
+file order; `xref.hdf5.global_heap` finds the objects in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import IntArray, RangeSource, row_offsets
+from xref.arrays import IntArray, RangeSource, row_offsets, run_starts
 from xref.errors import CorruptFileError
 from xref.hdf5.global_heap import (
     HEADER_NBYTES,
@@ -24,19 +26,19 @@ from xref.hdf5.selection_decoding import split_heap_ids
 from xref.hdf5.superblock import FileContent
 
 HEAP_BATCH_NBYTES = 4 << 20
-"""Heap collections held in memory at a time: few enough that what is done with them mostly
-finds them in a cache of the processor (benchmarks/decode.py)."""
+"""Bytes of collections in memory at a time: few enough that decoding finds most of them in a
+cache of the processor (benchmarks/decode.py)."""
 
-_FEW_CHANGES = 4
-"""Batches also end where the size of collections changes, if that happens so many times at
-most, or once in eight collections: a batch costs some 100 us."""
+_MAX_SIZE_CHANGES = 4
+"""Batches also end where the size of collections changes, if it changes at most so many times,
+or at most once in eight collections: a batch costs some 100 us."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeapBatch:
     """Heap objects of some references, in memory."""
 
-    rows: npt.NDArray[np.intp]  # (m,), the references
+    rows: npt.NDArray[np.intp]  # (m,), which references
     buffer: npt.NDArray[np.uint8]
     position: IntArray  # (m,), byte of the buffer where the object's data begin
     nbytes: IntArray  # (m,)
@@ -45,20 +47,20 @@ class HeapBatch:
 
 @dataclass(frozen=True, slots=True)
 class HeapCollections:
-    """Some global heap collections in memory, and all references to their objects."""
+    """k global heap collections in memory, and all m references to their objects."""
 
-    rows: npt.NDArray[np.intp] | slice  # m of them, the references
-    of: IntArray  # (m,), collection that each names
-    index: IntArray  # (m,), heap object number
+    rows: npt.NDArray[np.intp] | slice  # m of them, which references
+    collection: IntArray  # (m,), row of the collection that each names
+    index: IntArray  # (m,), heap object index
     buffer: npt.NDArray[np.uint8]
-    base: IntArray  # (k,), where in the buffer each collection begins
+    base: IntArray  # (k,), byte of the buffer where each collection begins
     size: IntArray  # (k,), bytes
     length_size: int
-    describe: Callable[[int], str]  # names reference i of these
-    describe_collection: Callable[[int], str]
+    describe: Callable[[int], str]  # names reference i of the m
+    describe_collection: Callable[[int], str]  # names collection i of the k
 
-    def find(self) -> HeapBatch:
-        """Find the objects one by one.
+    def find_objects(self) -> HeapBatch:
+        """Return the objects that the references name.
 
         Raises
         ------
@@ -68,7 +70,7 @@ class HeapCollections:
         objects = walk_collections(
             self.buffer, self.base, self.size, self.length_size, self.describe_collection
         )
-        position, nbytes = objects.find(self.of, self.index, self.describe)
+        position, nbytes = objects.find(self.collection, self.index, self.describe)
         rows = self.rows
         if isinstance(rows, slice):
             rows = np.arange(rows.start, rows.stop)
@@ -84,8 +86,8 @@ def read_heap_objects(
 ) -> Iterator[HeapBatch]:
     """Read the global heap objects that references name, each collection once.
 
-    Parameters and errors are those of `read_collections`; a number that no object has
-    is an error too.
+    Parameters and errors are those of `read_collections`. A heap object index that no object
+    has is an error too.
 
     Yields
     ------
@@ -93,7 +95,7 @@ def read_heap_objects(
         Objects of collections of up to `HEAP_BATCH_NBYTES` together, in file order.
     """
     for collections in read_collections(file, heap, index, live, describe):
-        yield collections.find()
+        yield collections.find_objects()
 
 
 def read_collections(
@@ -110,9 +112,9 @@ def read_collections(
     file : FileContent
         The file of the heap.
     heap, index : numpy.ndarray
-        Shape ``(n,)``: address of the collection and number of the object.
+        Shape ``(n,)``: address of the collection and index of the object.
     live : numpy.ndarray
-        The rows that name an object.
+        The rows that name an object; the others are null.
     describe : callable
         Names row i in errors.
 
@@ -132,40 +134,17 @@ def read_collections(
     everything = len(live) == len(heap)
     if not everything:
         heap, index = heap[live], index[live]
-    collections, of = _distinct(heap)
+    address, collection = _distinct(heap)
 
     def describe_collection(k: int) -> str:
-        return describe(int(live[np.flatnonzero(of == k)[0]]))
+        return describe(int(live[np.flatnonzero(collection == k)[0]]))
 
-    position = collections + form.base_address
-    outside = (collections <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
-    if outside.any():
-        k = int(np.flatnonzero(outside)[0])
-        named = int(collections[k]) & (2**64 - 1)
-        raise CorruptFileError(
-            f"{describe_collection(k)} has heap address {named:#x}, "
-            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
-        )
-    source = file.source
-    heads = np.empty((len(collections), HEADER_NBYTES), dtype=np.uint8)
-    at = HEADER_NBYTES * np.arange(len(collections))
-    source.read_ranges(position, np.full(len(at), HEADER_NBYTES), heads.reshape(-1), at)
-    size = parse_collection_sizes(heads, form.length_size, describe_collection)
-    # Disjoint collections inside the file: all together no larger than it.
-    limit = np.append(position[1:], form.file_nbytes)
-    wrong = np.flatnonzero(position + size > limit)
-    if len(wrong):
-        k = int(wrong[0])
-        end = "the next one" if k + 1 < len(size) else "the end of the file"
-        raise CorruptFileError(
-            f"{describe_collection(k)} has a global heap collection of {size[k]} bytes at "
-            f"{int(position[k]):#x}, which reaches past {end}"
-        )
-    ordered = bool((of[1:] >= of[:-1]).all())
-    by_collection = None if ordered else np.argsort(of, kind="stable")
+    position, size = _read_sizes(file, address, describe_collection)
+    ordered = bool((collection[1:] >= collection[:-1]).all())
+    by_collection = None if ordered else np.argsort(collection, kind="stable")
     edges = _batch_edges(size)
-    cuts = np.searchsorted(of, edges, sorter=by_collection).tolist()
-    for i, (begin, end) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
+    cuts = np.searchsorted(collection, edges, sorter=by_collection).tolist()
+    for i, (begin, end) in enumerate(pairwise(edges.tolist())):
         part: npt.NDArray[np.intp] | slice = slice(cuts[i], cuts[i + 1])
         if by_collection is not None:
             part = by_collection[part]
@@ -175,10 +154,10 @@ def read_collections(
 
         base = pack_collections(size[begin:end])
         buffer = np.zeros(int(base[-1]) + 8, dtype=np.uint8)
-        _read_merged(source, position[begin:end], size[begin:end], buffer, base[:-1])
+        _read_merged(file.source, position[begin:end], size[begin:end], buffer, base[:-1])
         yield HeapCollections(
             part if everything else live[part],
-            of[part] - begin,
+            collection[part] - begin,
             index[part],
             buffer,
             base[:-1],
@@ -189,15 +168,51 @@ def read_collections(
         )
 
 
-def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
-    """Return where batches begin and end: by bytes, and by size where sizes seldom change.
+def _read_sizes(
+    file: FileContent, address: IntArray, describe: Callable[[int], str]
+) -> tuple[IntArray, IntArray]:
+    """Read the headers of collections; return their bytes in the file, and their sizes.
 
-    Collections of one size may be decoded together.
+    The collections must be disjoint and inside the file, so that all of them together are
+    not larger than the file.
+    """
+    form = file.form
+    position = address + form.base_address
+    outside = (address <= 0) | (position > form.file_nbytes - HEADER_NBYTES)
+    if outside.any():
+        k = int(np.flatnonzero(outside)[0])
+        named = int(address[k]) & (2**64 - 1)
+        raise CorruptFileError(
+            f"{describe(k)} has heap address {named:#x}, "
+            f"past the end of the file ({form.file_nbytes} bytes); the file may be truncated"
+        )
+    heads = np.empty((len(address), HEADER_NBYTES), dtype=np.uint8)
+    places = HEADER_NBYTES * np.arange(len(address))
+    file.source.read_ranges(
+        position, np.full(len(address), HEADER_NBYTES), heads.reshape(-1), places
+    )
+    size = parse_collection_sizes(heads, form.length_size, describe)
+    limit = np.append(position[1:], form.file_nbytes)
+    wrong = np.flatnonzero(position + size > limit)
+    if len(wrong):
+        k = int(wrong[0])
+        end = "the next one" if k + 1 < len(size) else "the end of the file"
+        raise CorruptFileError(
+            f"{describe(k)} has a global heap collection of {size[k]} bytes at "
+            f"{int(position[k]):#x}, which reaches past {end}"
+        )
+    return position, size
+
+
+def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
+    """Return where batches begin: by bytes, and where the size changes if it seldom changes.
+
+    Collections of one size may be decoded as one table (`xref.hdf5.box_decoding`).
     """
     batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
     is_edge = np.diff(batch, prepend=-1, append=-1) != 0
     changes = np.flatnonzero(size[1:] != size[:-1]) + 1
-    if len(changes) <= max(_FEW_CHANGES, len(size) // 8):
+    if len(changes) <= max(_MAX_SIZE_CHANGES, len(size) // 8):
         is_edge[changes] = True
     return np.flatnonzero(is_edge)
 
@@ -209,7 +224,7 @@ def _read_merged(
     buffer: npt.NDArray[np.uint8],
     at: IntArray,
 ) -> None:
-    """Read ranges; those that touch in the file and in the buffer in one go."""
+    """Read ranges of the file; ranges adjacent in the file and in the buffer with one read."""
     end = position + size
     apart = (end[:-1] != position[1:]) | (at[:-1] + size[:-1] != at[1:])
     first = np.flatnonzero(np.concatenate([[True], apart]))
@@ -219,12 +234,12 @@ def _read_merged(
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Elements of variable-length sequences; each heap object stands once."""
+    """Elements of n variable-length sequences; those of a heap object are here once."""
 
     length: IntArray  # (n,), elements of each sequence
-    begin: IntArray  # (n,), its first one, row of `elements`
+    begin: IntArray  # (n,), row of `elements` of its first element
     elements: npt.NDArray[np.uint8]  # (m, itemsize), as stored
-    owner: npt.NDArray[np.intp]  # (m,), a sequence that the element belongs to
+    owner: npt.NDArray[np.intp]  # (m,), a sequence that has this element
 
 
 def read_sequences(
@@ -233,10 +248,10 @@ def read_sequences(
     itemsize: int,
     describe: Callable[[int], str],
 ) -> Sequences:
-    """Read what variable-length elements hold.
+    """Read the elements of variable-length sequences.
 
-    Sequences that share a heap object share its elements, so the result is never
-    larger than the file.
+    Sequences that share a heap object share its elements, so the result is never larger than
+    the file.
 
     Parameters
     ----------
@@ -259,35 +274,24 @@ def read_sequences(
     HDF5 File Format Specification 4.0, "Global Heap" and "The Datatype Message" (class
     variable-length).
     """
-    form = file.form
-    packed = np.ascontiguousarray(raw)
-    if packed.shape[1] != form.offset_size + 8:
-        raise CorruptFileError(
-            f"{describe(0)} has sequences of {packed.shape[1]} bytes in an element; "
-            f"{form.offset_size + 8} are needed"
-        )
-    length = packed[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
-    heap, index = split_heap_ids(
-        np.ascontiguousarray(packed[:, 4:]).reshape(-1), offset_size=form.offset_size
-    )
-    length[heap == 0] = 0
+    length, heap, index = _split_sequences(file, raw, describe)
     begin = np.zeros(len(length), dtype=np.int64)
     live = np.flatnonzero(length)
-    # The longest sequence of each heap object comes first of those that name it.
+    # Sequences sorted by heap object, the longest of each object first: it is read.
     order = live[np.lexsort((-length[live], index[live], heap[live]))]
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = (np.diff(heap[order]) != 0) | (np.diff(index[order]) != 0)
-    objects = np.sort(order[is_first])
-    begin_of = np.zeros(len(objects), dtype=np.int64)
-    data, owner, n = [], [], 0
+    longest = np.sort(order[is_first])
+    data, owner, n_elements = [], [], 0
     for batch in read_heap_objects(
         file,
-        heap[objects],
-        index[objects],
-        np.arange(len(objects)),
-        lambda i: describe(int(objects[i])),
+        heap[longest],
+        index[longest],
+        np.arange(len(longest)),
+        lambda i: describe(int(longest[i])),
     ):
-        count = length[objects[batch.rows]]
+        sequences = longest[batch.rows]
+        count = length[sequences]
         short = np.flatnonzero(batch.nbytes // itemsize < count)
         if len(short):
             i = int(short[0])
@@ -295,22 +299,40 @@ def read_sequences(
                 f"{batch.describe(i)} has a sequence of {count[i]} elements of {itemsize} "
                 f"bytes in a heap object of {batch.nbytes[i]} bytes"
             )
-        begin_of[batch.rows] = n + row_offsets(count)[:-1]
-        n += int(count.sum())
-        owner.append(np.repeat(objects[batch.rows], count))
+        begin[sequences] = n_elements + row_offsets(count)[:-1]
+        n_elements += int(count.sum())
+        owner.append(np.repeat(sequences, count))
         memory = batch.buffer.data
         starts, stops = batch.position, batch.position + count * itemsize
         data += [memory[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
-    rank = np.empty(len(length), dtype=np.int64)
-    rank[objects] = begin_of
-    begin[order] = rank[order[is_first]][np.cumsum(is_first) - 1]
-    elements = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(n, itemsize)
+    begin[order] = begin[order[is_first]][np.cumsum(is_first) - 1]
+    elements = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(n_elements, itemsize)
     owners = np.concatenate([np.zeros(0, dtype=np.intp), *owner])
     return Sequences(length, begin, elements, owners)
 
 
+def _split_sequences(
+    file: FileContent, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return length, heap address and heap object index of variable-length elements."""
+    # An element: uint32 sequence length, collection address (size of offsets), uint32 heap
+    # object index. An address of 0 is an empty sequence, whatever the length says.
+    offset_size = file.form.offset_size
+    packed = np.ascontiguousarray(raw)
+    if packed.shape[1] != offset_size + 8:
+        raise CorruptFileError(
+            f"{describe(0)} has sequences of {packed.shape[1]} bytes in an element; "
+            f"{offset_size + 8} are needed"
+        )
+    length = packed[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
+    ids = np.ascontiguousarray(packed[:, 4:]).reshape(-1)
+    heap, index = split_heap_ids(ids, offset_size=offset_size)
+    length[heap == 0] = 0
+    return length, heap, index
+
+
 def _distinct(values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return distinct values, ascending, and the row of each; fast where runs repeat."""
-    head = np.append(0, np.flatnonzero(values[1:] != values[:-1]) + 1)
+    """Return distinct values, ascending, and the row of each; fast for runs of one value."""
+    head = run_starts(values)
     distinct, inverse = np.unique(values[head], return_inverse=True)
     return distinct, np.repeat(inverse, np.diff(np.append(head, len(values))))

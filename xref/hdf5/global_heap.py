@@ -1,14 +1,13 @@
 """Global heap collections: where each object of many collections lies.
 
-In: the bytes of collections, end to end in one buffer, each begun at a multiple
-of eight. Out: position and size of every heap object asked for.
+In: the bytes of collections, one after the other in one buffer, each at a multiple of eight
+bytes. Out: position and size of every heap object asked for.
 
-All collections are walked at once. An object says how long it is, so the next one
-is found only when this one is read; but references of one dataset are nearly all
-of one length. Each step guesses that the next objects of every collection are as
-long as the present one, reads all their headers in one gather, and keeps the
-leading ones that are: their places are then certain. A million references take
-some tens of NumPy steps, not a million.
+All collections are walked at once. The header of an object says how long the object is, and so
+where the next header lies. But references of one dataset are nearly all of one length. Each
+step guesses that the next objects of a collection are as long as its present one, reads all
+their headers with one index, and keeps those before the first header that differs: their
+places are then certain. A million references take some tens of NumPy steps, not a million.
 
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap".
 """
@@ -24,6 +23,11 @@ import numpy.typing as npt
 from xref.arrays import FrozenColumns, IntArray, row_offsets
 from xref.errors import CorruptFileError
 
+# Collection: char[4] "GCOL", uint8 version (1), 3 reserved bytes, collection size (size of
+# lengths; it includes this header). Heap objects follow, each at a multiple of eight bytes:
+# uint16 heap object index, uint16 reference count, uint32 reserved, object size (size of
+# lengths; without this header), the data.
+# With lengths of eight bytes both headers are 16 bytes; libhdf5 pads shorter ones to that.
 HEADER_NBYTES = 16
 """Bytes before the first object of a collection, and before each object's data."""
 
@@ -31,9 +35,9 @@ MAX_OBJECTS = 0xFFFF
 """Objects are numbered from 1 with 16 bits."""
 
 OBJECTS_AHEAD = 256
-"""Objects of one length that a step looks ahead at most (benchmarks/decode.py)."""
+"""Most objects of one collection that a step takes together (benchmarks/decode.py)."""
 
-_HEADERS_AT_ONCE = 1 << 20
+_HEADERS_AT_ONCE = 1 << 20  # of all collections, which bounds the memory of a step
 
 
 def parse_collection_sizes(
@@ -75,17 +79,16 @@ def parse_collection_sizes(
 class HeapObjects(FrozenColumns):
     """Every object of some collections, by ``key = collection * width + index``.
 
-    Objects come in no particular order. ``row`` has a slot for every possible key;
-    where that would be out of proportion to the objects, it is None and keys are
-    searched by their ``order`` instead.
+    Objects are in any order. ``row`` has an entry for every possible key. If there would be
+    far more keys than objects, ``row`` is None, and keys are searched by their ``order``.
     """
 
-    width: int  # above the largest index
+    width: int  # one more than the largest index
     key: IntArray  # (n,)
     position: IntArray  # (n,), byte in the buffer where the object's data begin
     nbytes: IntArray  # (n,), bytes of data
-    row: IntArray | None  # (slots,), -1 where there is no object
-    order: IntArray  # (n,) or empty
+    row: IntArray | None  # (keys,), -1 for a key without object
+    order: IntArray  # (n,), sorts ``key``; empty where ``row`` is given
 
     @classmethod
     def from_columns(
@@ -96,7 +99,7 @@ class HeapObjects(FrozenColumns):
         nbytes: IntArray,
         describe: Callable[[int], str],
     ) -> HeapObjects:
-        """Index objects by key; an index may stand once in a collection."""
+        """Index objects by key; two objects of a collection must not share a number."""
         width = int(index.max(initial=0)) + 1
         key = collection * width + index
         n_slots = int(key.max(initial=-1)) + 1
@@ -126,7 +129,7 @@ class HeapObjects(FrozenColumns):
     def find(
         self, collection: IntArray, index: IntArray, describe: Callable[[int], str]
     ) -> tuple[IntArray, IntArray]:
-        """Return position and size of one object a row.
+        """Return position and size of object ``index`` of ``collection``, each ``(n,)``.
 
         Raises
         ------
@@ -137,21 +140,19 @@ class HeapObjects(FrozenColumns):
         key = collection * self.width + np.where(possible, index, 0)
         if self.row is not None:
             possible &= key < len(self.row)
-            at = (
-                self.row[np.where(possible, key, 0)] if len(self.row) else np.full(len(key), -1)
-            )
+            row = self.row[np.where(possible, key, 0)] if len(self.row) else key * 0 - 1
         else:
             place = np.searchsorted(self.key, key, sorter=self.order)
-            at = self.order[np.minimum(place, len(self.order) - 1)]
-            at = np.where(self.key[at] == key, at, -1)
-        missing = np.flatnonzero((at < 0) | ~possible)
+            row = self.order[np.minimum(place, len(self.order) - 1)]
+            row = np.where(self.key[row] == key, row, -1)
+        missing = np.flatnonzero((row < 0) | ~possible)
         if len(missing):
-            row = int(missing[0])
+            i = int(missing[0])
             raise CorruptFileError(
-                f"{describe(row)} names object {index[row]} of its global heap collection, "
+                f"{describe(i)} names object {index[i]} of its global heap collection, "
                 "which has none of that number"
             )
-        return self.position[at], self.nbytes[at]
+        return self.position[row], self.nbytes[row]
 
 
 def walk_collections(
@@ -178,66 +179,97 @@ def walk_collections(
     Raises
     ------
     CorruptFileError
-        If an object reaches past its collection, or a number stands twice.
+        If an object reaches past its collection, or if two objects have one number.
     """
     words = buffer.view("<u8")
     mask = np.uint64(2 ** (8 * length_size) - 1)
-    lanes, ahead = np.arange(len(base)), 1
-    at, stop = (base + HEADER_NBYTES) >> 3, base + size
-    n_seen = np.zeros(len(base), dtype=np.int64)
-    found: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
-    live = (at + 2) << 3 <= stop
+    collection, ahead = np.arange(len(base)), 1
+    # The word in which the next object's header begins, in each collection.
+    word, stop = (base + HEADER_NBYTES) >> 3, base + size
+    n_objects = np.zeros(len(base), dtype=np.int64)
+    columns: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
+    has_more = (word + 2) << 3 <= stop
     while True:
-        if not live.all():
-            lanes, at, stop, n_seen = lanes[live], at[live], stop[live], n_seen[live]
-        if not len(lanes):
+        if not has_more.all():
+            collection, word, stop = collection[has_more], word[has_more], stop[has_more]
+            n_objects = n_objects[has_more]
+        if not len(collection):
             break
-        used = (words[at] & np.uint64(MAX_OBJECTS)) != 0  # 0 is free space, of any length
-        length = np.where(used, words[at + 1] & mask, np.uint64(0))
-        over = np.flatnonzero(length > (stop - ((at + 2) << 3)).astype(np.uint64))
+        # Object 0 is free space up to the end of the collection, whatever its length.
+        used = (words[word] & np.uint64(MAX_OBJECTS)) != 0
+        length = np.where(used, words[word + 1] & mask, np.uint64(0))
+        over = np.flatnonzero(length > (stop - ((word + 2) << 3)).astype(np.uint64))
         if len(over):
-            lane = int(over[0])
-            index = int(words[at[lane]] & np.uint64(MAX_OBJECTS))
+            row = int(over[0])
+            index = int(words[word[row]] & np.uint64(MAX_OBJECTS))
             raise CorruptFileError(
-                f"{describe(int(lanes[lane]))} has a global heap collection whose object "
+                f"{describe(int(collection[row]))} has a global heap collection whose object "
                 f"{index} reaches past its end"
             )
-        n = max(min(ahead, _HEADERS_AT_ONCE // len(lanes)), 1)
-        step = 2 + ((length.astype(np.int64) + 7) >> 3)
-        place = at[:, None] + step[:, None] * np.arange(n)
-        alike = np.arange(n) < (((stop >> 3) - at) // step)[:, None]
-        np.minimum(place, len(words) - 2, out=place)
-        numbers = words[place] & np.uint64(MAX_OBJECTS)
-        alike &= (numbers != 0) & ((words[place + 1] & mask) == length[:, None])
-        alike[:, 0] = used  # it fits, its padding may not
-        run = np.where(alike.all(axis=1), n, alike.argmin(axis=1))
-        taken = np.arange(n) < run[:, None]
-        found.append(
-            (
-                np.repeat(lanes, run),
-                numbers[taken].astype(np.int64),
-                (place[taken] + 2) << 3,
-                np.repeat(length.astype(np.int64), run),
-            )
-        )
-        at, n_seen = at + step * run, n_seen + run
-        if (n_seen > MAX_OBJECTS).any():
+        n = max(min(ahead, _HEADERS_AT_ONCE // len(collection)), 1)
+        run, index_of, position = _take_alike(words, mask, word, stop, (used, length), n)
+        nbytes = length.astype(np.int64)
+        columns.append((np.repeat(collection, run), index_of, position, np.repeat(nbytes, run)))
+        word, n_objects = word + (2 + ((nbytes + 7) >> 3)) * run, n_objects + run
+        if (n_objects > MAX_OBJECTS).any():
             raise CorruptFileError(
-                f"{describe(int(lanes[n_seen.argmax()]))} has a global heap collection of more "
-                f"than {MAX_OBJECTS} objects"
+                f"{describe(int(collection[n_objects.argmax()]))} has a global heap collection "
+                f"of more than {MAX_OBJECTS} objects"
             )
-        # A lane that took no object stands at free space, or at its end.
-        live = (run > 0) & ((at + 2) << 3 <= stop)
+        # A collection without a further object is at its free space, or at its end.
+        has_more = (run > 0) & ((word + 2) << 3 <= stop)
         most_agreed = 2 * np.count_nonzero(run == n) >= len(run)
         ahead = min(4 * ahead, OBJECTS_AHEAD) if most_agreed else max(ahead // 2, 1)
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    collection, index_of, position, nbytes = columns or [np.zeros(0, dtype=np.int64)] * 4
+    none = (np.zeros(0, dtype=np.int64),) * 4
+    collection, index_of, position, nbytes = (
+        np.concatenate(column) for column in zip(none, *columns, strict=True)
+    )
     return HeapObjects.from_columns(collection, index_of, position, nbytes, describe)
 
 
-def pack_collections(size: IntArray) -> IntArray:
-    """Return where each collection begins in a buffer that aligns them to eight bytes.
+def _take_alike(
+    words: npt.NDArray[np.uint64],
+    mask: np.uint64,
+    word: IntArray,
+    stop: IntArray,
+    first: tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint64]],
+    n: int,
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Take up to n objects of each collection that are as long as its next one.
 
-    Shape ``(n + 1,)``; the last entry is the length of the buffer.
+    Parameters
+    ----------
+    words : numpy.ndarray
+        The buffer as numbers of eight bytes; ``mask`` has the bits of a length.
+    word, stop : numpy.ndarray
+        Shape ``(k,)``: word of the next header, and byte at which the collection ends.
+    first : (used, length)
+        Shape ``(k,)``: whether the next object is there, and its bytes.
+
+    Returns
+    -------
+    run : numpy.ndarray
+        Shape ``(k,)``: objects taken of each collection.
+    index, position : numpy.ndarray
+        Shape ``(run.sum(),)``: number of each object, byte at which its data begin.
+    """
+    used, length = first
+    # Data are padded to whole words; a header has two.
+    step = 2 + ((length.astype(np.int64) + 7) >> 3)
+    places = word[:, None] + step[:, None] * np.arange(n)
+    alike = np.arange(n) < (((stop >> 3) - word) // step)[:, None]
+    np.minimum(places, len(words) - 2, out=places)
+    numbers = words[places] & np.uint64(MAX_OBJECTS)
+    alike &= (numbers != 0) & ((words[places + 1] & mask) == length[:, None])
+    alike[:, 0] = used  # the first one fits, but its padding may reach past the end
+    run = np.where(alike.all(axis=1), n, alike.argmin(axis=1))
+    taken = np.arange(n) < run[:, None]
+    return run, numbers[taken].astype(np.int64), (places[taken] + 2) << 3
+
+
+def pack_collections(size: IntArray) -> IntArray:
+    """Return where each collection begins in a buffer, at multiples of eight bytes.
+
+    Shape ``(n + 1,)``; the last entry is the size of the buffer.
     """
     return row_offsets((size + 7) & ~7)

@@ -1,12 +1,11 @@
 """Serialized dataspace selections into columns.
 
-In: the data of heap objects, each the address of a target followed by a
-serialized selection. Out: the addresses and a `SelectionTable`.
+In: the data of heap objects, each the address of a target followed by a serialized selection.
+Out: the addresses and a `SelectionTable`.
 
-Rows are sorted into groups that share selection type, version, flags and number
-size; each group is read with a few NumPy gathers. Every count is checked against
-the bytes that the object holds before anything of that size is made, so the work
-is linear in the bytes stored.
+Rows are sorted into groups that share selection type, version, flags and number size; each
+group is read with a few NumPy index operations. Every count is checked against the bytes of
+its heap object before an array of that size is made, so the work is linear in the stored bytes.
 
 Source: HDF5 File Format Specification 4.0, "Reference Encoding (Backward
 Compatibility)" and "Dataspace Encoding" (H5S_SEL_NONE, H5S_SEL_POINTS versions 1
@@ -26,22 +25,22 @@ from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import CorruptFileError, UnsupportedError
 
 NONE, POINTS, HYPERSLAB, ALL = 0, 1, 2, 3
-"""Selection types as HDF5 numbers them."""
+"""Selection types: H5S_SEL_NONE, H5S_SEL_POINTS, H5S_SEL_HYPER, H5S_SEL_ALL."""
 
 MAX_RANK = 32
 """HDF5's ``H5S_MAX_RANK``."""
 
-_LARGEST = 2**62
-_REGULAR_FLAG = 1
+_LARGEST = 2**62  # coordinate
+_REGULAR_FLAG = 1  # H5S_HYPER_REGULAR
 
 Bytes = npt.NDArray[np.uint8]
 Describe = Callable[[int], str]
 
 
 class Rows:
-    """Unaligned little-endian reads at one byte position a row.
+    """Unaligned little-endian numbers, at one byte position a row.
 
-    What is read must have been asked for with `need`.
+    Call `need` before reading: it checks that each row has so many bytes.
     """
 
     def __init__(self, buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe):
@@ -54,7 +53,7 @@ class Rows:
         return len(self.position)
 
     def take(self, index: npt.NDArray[np.intp]) -> Rows:
-        """Return some of the rows."""
+        """Return the rows ``index``."""
         describe = self.describe
         return Rows(
             self.buffer,
@@ -64,7 +63,7 @@ class Rows:
         )
 
     def need(self, nbytes: int | IntArray, what: str) -> None:
-        """Raise unless each row holds ``nbytes`` bytes."""
+        """Raise unless each row has ``nbytes`` bytes; ``what`` they are."""
         short = np.flatnonzero(self.nbytes < nbytes)
         if len(short):
             row = int(short[0])
@@ -76,35 +75,38 @@ class Rows:
 
     def read(self, offset: int | IntArray, size: int) -> npt.NDArray[np.int64]:
         """Return the unsigned number of ``size`` bytes at ``offset`` in each row."""
-        return _gather(self.buffer, self.position + offset, size, self.describe)
+        return _read_numbers(self.buffer, self.position + offset, size, self.describe)
 
     def read_address(self, offset: int, size: int) -> npt.NDArray[np.uint64]:
-        """Return the address at ``offset`` in each row, which may be any number."""
-        n = max(len(self.buffer) - size + 1, 0)
-        view: npt.NDArray[Any] = np.ndarray((n,), f"<u{size}", self.buffer, strides=(1,))
-        return view[self.position + offset].astype(np.uint64)
+        """Return the address at ``offset`` in each row; any number is possible."""
+        return _unaligned(self.buffer, size)[self.position + offset].astype(np.uint64)
 
     def read_table(self, offset: int, columns: int, size: int) -> npt.NDArray[np.int64]:
-        """Return ``columns`` numbers in a row from ``offset``, shape ``(n, columns)``."""
-        at = (self.position + offset)[:, None] + size * np.arange(columns)
-        return _gather(self.buffer, at, size, lambda i: self.describe(i // max(columns, 1)))
+        """Return ``columns`` adjacent numbers from ``offset``, shape ``(n, columns)``."""
+        position = (self.position + offset)[:, None] + size * np.arange(columns)
+        return _read_numbers(
+            self.buffer, position, size, lambda i: self.describe(i // max(columns, 1))
+        )
 
     def fail(self, wrong: npt.NDArray[np.bool_], problem: Callable[[int], str]) -> None:
-        """Raise for the first row of ``wrong``, with the problem in words."""
+        """Raise if a row is ``wrong``; ``problem`` words the error of the first one."""
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise CorruptFileError(f"{self.describe(row)} {problem(row)}")
 
 
-def _gather(
-    buffer: Bytes, at: IntArray, size: int, describe: Callable[[int], str]
+def _unaligned(buffer: Bytes, size: int) -> npt.NDArray[Any]:
+    """Return a view with an unsigned number of ``size`` bytes at every byte of the buffer."""
+    return np.ndarray((max(len(buffer) - size + 1, 0),), f"<u{size}", buffer, strides=(1,))
+
+
+def _read_numbers(
+    buffer: Bytes, position: IntArray, size: int, describe: Describe
 ) -> npt.NDArray[np.int64]:
-    view: npt.NDArray[np.uint64] = np.ndarray(
-        (max(len(buffer) - size + 1, 0),), f"<u{size}", buffer, strides=(1,)
-    )
-    values = view[at]
+    """Return the numbers at positions; raise if int64 cannot hold one."""
+    values = _unaligned(buffer, size)[position]
     if size == 8:
-        # The one number past int64 with a meaning is H5S_UNLIMITED, all ones.
+        # The only number past int64 with a meaning is H5S_UNLIMITED, all ones.
         signed = values.astype(np.int64)
         over = (signed < 0) & (signed != selections.UNLIMITED)
         if over.any():
@@ -124,7 +126,7 @@ def decode_selections(
     buffer : numpy.ndarray
         1-D, uint8.
     position, nbytes : numpy.ndarray
-        Shape ``(n,)``: where each object's data begin, and how many bytes they are.
+        Shape ``(n,)``: byte of the buffer where each object's data begin, and their size.
     address_size : {2, 4, 8}
         Size of offsets from the superblock, in bytes.
     describe : callable
@@ -134,13 +136,13 @@ def decode_selections(
     -------
     address : numpy.ndarray
         Shape ``(n,)``: object header of each target, bytes from the base address.
-    regions : RegionTable
+    regions : SelectionTable
         One row a reference.
 
     Raises
     ------
     CorruptFileError
-        If the bytes are no selection, or count more than they hold.
+        If the bytes are not a selection, or count more items than the bytes can hold.
     """
     rows = Rows(buffer, position, nbytes, describe)
     rows.need(address_size + 8, "an address and a selection's header")
@@ -150,7 +152,7 @@ def decode_selections(
 def decode_serialized(
     buffer: Bytes, position: IntArray, nbytes: IntArray, describe: Describe
 ) -> selections.SelectionTable:
-    """Decode serialized selections without anything before them.
+    """Decode serialized selections that no address precedes.
 
     The parameters are those of `decode_selections`.
     """
@@ -161,13 +163,17 @@ def decode_serialized(
 
 def _decode_rows(rows: Rows, at: int) -> selections.SelectionTable:
     """Decode the selections that begin ``at`` bytes into each row."""
-    kind = rows.read(at, 4)
+    # All selections begin with uint32 selection type, uint32 version.
+    selection_type = rows.read(at, 4)
     version = rows.read(at + 4, 4)
-    rows.fail(kind > ALL, lambda i: f"has selection type {kind[i]}; 0 to 3 are known")
+    rows.fail(
+        selection_type > ALL,
+        lambda i: f"has selection type {selection_type[i]}; 0 to 3 are known",
+    )
     rows.fail(
         (version < 1) | (version > 3), lambda i: f"has a selection of version {version[i]}"
     )
-    groups = kind * 4 + version
+    groups = selection_type * 4 + version
     if len(groups) and (groups == groups[0]).all():
         return _decode_group(rows, int(groups[0]), at + 8)
     tables, order = [], []
@@ -175,26 +181,30 @@ def _decode_rows(rows: Rows, at: int) -> selections.SelectionTable:
         index = np.flatnonzero(groups == group)
         tables.append(_decode_group(rows.take(index), group, at + 8))
         order.append(index)
-    return selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _decode_group(rows: Rows, group: int, at: int) -> selections.SelectionTable:
-    """Decode rows of one selection type and version; ``at`` is behind the version."""
-    kind, version = divmod(group, 4)
-    match kind, version:
+    """Decode rows of one selection type and version; ``at`` is the byte after the version."""
+    selection_type, version = divmod(group, 4)
+    match selection_type, version:
         case (0, 1):
             return selections.empty_table(len(rows), 0, selections.SelectionKind.NONE)
         case (3, 1):
             return selections.empty_table(len(rows), 0, selections.SelectionKind.ALL)
         case (1, 1):
+            # uint32 reserved, length, rank, number of points; the points, uint32 an axis.
             rows.need(at + 16, "a point selection")
             return _decode_points(rows, at + 8, rows.read(at + 12, 4), at + 16, 4)
         case (1, 2):
+            # uint8 size of the numbers, uint32 rank, number of points, the points.
             return _by_number_size(rows, at, _decode_points_v2)
         case (2, 1):
+            # uint32 reserved, length, rank, number of blocks; the corners, uint32 an axis.
             rows.need(at + 16, "a hyperslab selection")
             return _decode_blocks(rows, at + 8, rows.read(at + 12, 4), at + 16, 4)
         case (2, 2):
+            # uint8 flags (always regular), uint32 length, uint32 rank, uint64 numbers.
             rows.need(at + 9, "a hyperslab selection")
             flags = rows.read(at, 1)
             rows.fail(
@@ -202,9 +212,11 @@ def _decode_group(rows: Rows, group: int, at: int) -> selections.SelectionTable:
             )
             return _decode_regular(rows, at + 5, at + 9, 8)
         case (2, 3):
+            # uint8 flags, uint8 size of the numbers, uint32 rank; regular: the numbers,
+            # else: number of blocks, the corners.
             return _by_number_size(rows, at + 1, _decode_hyperslab_v3)
     raise CorruptFileError(
-        f"{rows.describe(0)} has a selection of type {kind} and version {version}, "
+        f"{rows.describe(0)} has a selection of type {selection_type} and version {version}, "
         "which the format does not have"
     )
 
@@ -212,7 +224,7 @@ def _decode_group(rows: Rows, group: int, at: int) -> selections.SelectionTable:
 def _by_number_size(
     rows: Rows, at: int, decode: Callable[[Rows, int, int], selections.SelectionTable]
 ) -> selections.SelectionTable:
-    """Group rows by the size of their numbers, a byte at ``at``."""
+    """Decode rows by the size of their numbers: the byte ``at``, before the rank."""
     rows.need(at + 5, "a selection")
     size = rows.read(at, 1)
     rows.fail(
@@ -223,7 +235,7 @@ def _by_number_size(
         return decode(rows, at + 1, sizes[0])
     order = [np.flatnonzero(size == s) for s in sizes]
     tables = [decode(rows.take(i), at + 1, s) for i, s in zip(order, sizes, strict=True)]
-    return selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _decode_points_v2(rows: Rows, at: int, size: int) -> selections.SelectionTable:
@@ -245,10 +257,10 @@ def _decode_hyperslab_v3(rows: Rows, at: int, size: int) -> selections.Selection
             count = part.read(at + 4, size)
             tables.append(_decode_blocks(part, at, count, at + 4 + size, size))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
-def _ranks(rows: Rows, at: int) -> IntArray:
+def _read_ranks(rows: Rows, at: int) -> IntArray:
     rank = rows.read(at, 4)
     rows.fail(
         (rank < 1) | (rank > MAX_RANK),
@@ -258,8 +270,8 @@ def _ranks(rows: Rows, at: int) -> IntArray:
 
 
 def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> selections.SelectionTable:
-    """Decode start, stride, count and block of each axis, axis by axis."""
-    ranks = _ranks(rows, rank_at)
+    """Decode start, stride, count and block of axis 0, then of axis 1, and so on."""
+    ranks = _read_ranks(rows, rank_at)
     rows.need(at + 4 * size * ranks, "a regular hyperslab")
     order, tables = [], []
     for rank in np.unique(ranks).tolist():
@@ -267,14 +279,14 @@ def _decode_regular(rows: Rows, rank_at: int, at: int, size: int) -> selections.
         part = rows if len(index) == len(rows) else rows.take(index)
         numbers = part.read_table(at, 4 * rank, size).reshape(-1, rank, 4)
         start, stride, count, block = np.moveaxis(numbers, 2, 0)
-        if size < 8:  # HDF5 writes all ones of any size for a count or block without limit
+        if size < 8:  # HDF5 writes H5S_UNLIMITED as all ones of any size
             all_ones = 2 ** (8 * size) - 1
             count, block = (
                 np.where(c == all_ones, selections.UNLIMITED, c) for c in (count, block)
             )
         tables.append(_regular_table(part, start, stride, count, block))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _regular_table(
@@ -310,7 +322,7 @@ def _regular_table(
 
 
 def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) -> None:
-    """Check that ``n`` items of ``each`` bytes an axis fit into each row."""
+    """Raise unless ``n`` items of ``each`` bytes an axis fit into each row from ``at`` on."""
     room = np.maximum(rows.nbytes - at, 0)
     rows.fail(
         (n < 1) | (n > room // (each * ranks)),
@@ -321,7 +333,7 @@ def _check_list(rows: Rows, ranks: IntArray, n: IntArray, each: int, at: int) ->
 def _decode_points(
     rows: Rows, rank_at: int, n: IntArray, at: int, size: int
 ) -> selections.SelectionTable:
-    ranks = _ranks(rows, rank_at)
+    ranks = _read_ranks(rows, rank_at)
     _check_list(rows, ranks, n, size, at)
     order, tables = [], []
     for rank in np.unique(ranks).tolist():
@@ -329,7 +341,9 @@ def _decode_points(
         numbers = n[index] * rank
         byte = ragged_ranges(np.zeros(len(index), dtype=np.int64), numbers) * size
         byte += np.repeat(rows.position[index] + at, numbers)
-        coords = _gather(rows.buffer, byte, size, lambda _: rows.describe(0)).reshape(-1, rank)
+        coords = _read_numbers(rows.buffer, byte, size, lambda _: rows.describe(0)).reshape(
+            -1, rank
+        )
         if (coords < 0).any() or (coords > _LARGEST).any():
             raise CorruptFileError(f"{rows.describe(int(index[0]))} has a point out of range")
         tables.append(
@@ -341,14 +355,14 @@ def _decode_points(
             )
         )
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def _decode_blocks(
     rows: Rows, rank_at: int, n: IntArray, at: int, size: int
 ) -> selections.SelectionTable:
-    """Decode lists of (first corner, last corner), both inclusive."""
-    ranks = _ranks(rows, rank_at)
+    """Decode lists of blocks: first corner, last corner (inclusive), axis by axis."""
+    ranks = _read_ranks(rows, rank_at)
     _check_list(rows, ranks, n, 2 * size, at)
     order, tables = [], []
     shapes = n * (MAX_RANK + 1) + ranks
@@ -370,7 +384,7 @@ def _decode_blocks(
         else:
             tables.append(selections.table_from_blocks(low, high + 1))
         order.append(index)
-    return tables[0] if len(tables) == 1 else selections.in_order(tables, order)
+    return selections.concat_at(tables, order)
 
 
 def split_heap_ids(data: Bytes, *, offset_size: int = 8) -> tuple[IntArray, IntArray]:
@@ -414,5 +428,5 @@ def split_heap_ids(data: Bytes, *, offset_size: int = 8) -> tuple[IntArray, IntA
         )
     fields = np.dtype([("address", f"<u{offset_size}"), ("index", "<u4")])
     ids = data.reshape(-1).view(fields)
-    # Addresses past 2**63 become negative here; they are refused as past the file's end.
+    # Addresses from 2**63 on become negative; readers report them as past the file's end.
     return ids["address"].astype(np.int64), ids["index"].astype(np.int64)

@@ -1,13 +1,13 @@
-"""Selections as columns into the bytes that HDF5 stores in a global heap.
+"""Selections as columns into the bytes of global heap objects.
 
-In: addresses of targets and a `SelectionTable`. Out: the data of one heap object a row,
-end to end in one buffer. The opposite of `xref.hdf5.selection_decoding`.
+In: addresses of targets and a `SelectionTable`. Out: the data of one heap object for each row,
+one after the other in one buffer. The inverse of `xref.hdf5.selection_decoding`.
 
-Rows are sorted into groups of one form; each group is written with a few NumPy stores.
-Boxes, and lists of points and of blocks, have the form that HDF5 of any age reads, with
-numbers of 32 bits (version 1). Regular hyperslabs of several blocks are four numbers an
-axis (version 2, HDF5 1.10 and later): a list of their blocks is long, and slow to read.
-Lists with numbers past 32 bits have version 2 or 3.
+Rows are sorted into groups of one encoding; each group is written with a few NumPy stores.
+Boxes, and lists of points and of blocks, have version 1, with numbers of 32 bits: every HDF5
+release reads it. Regular hyperslabs of several blocks have version 2, four numbers an axis
+(HDF5 1.10 and later): a list of their blocks would be long, and slow to read. Lists with
+numbers past 32 bits have version 2 (points) or 3 (blocks).
 
 Source: HDF5 File Format Specification 4.0, "Reference Encoding (Backward
 Compatibility)" and "Dataspace Encoding".
@@ -24,13 +24,15 @@ from xref.arrays import FrozenColumns, IntArray, ragged_ranges, ragged_take, row
 from xref.hdf5.selection_decoding import ALL, HYPERSLAB, NONE, POINTS
 from xref.selections import UNLIMITED, SelectionKind, SelectionTable
 
-_LARGEST = 2**32 - 1
-_ADDRESS_WORDS, _HEAD_WORDS = 2, 6  # of 4 bytes; a head is kind, version, 0, length, ...
+_LARGEST = 2**32 - 1  # number of version 1
+# Words of 4 bytes: the target's address; then selection type, version, reserved, length and
+# (points and hyperslabs) rank and number of points or blocks.
+_ADDRESS_WORDS, _HEAD_WORDS = 2, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeapData(FrozenColumns):
-    """The data of n heap objects."""
+    """The data of n heap objects, bytes."""
 
     buffer: npt.NDArray[np.uint8]  # 1-D
     position: IntArray  # (n,), where in the buffer each begins
@@ -41,14 +43,15 @@ class HeapData(FrozenColumns):
 
 
 def encode_regions(address: npt.NDArray[np.uint64], regions: SelectionTable) -> HeapData:
-    """Encode references to regions, one heap object a row.
+    """Encode region references, one heap object a row.
 
     Parameters
     ----------
     address : numpy.ndarray
         Shape ``(n,)``: the object header of each target, bytes from the base address.
-    regions : RegionTable
-        n rows, none of them null. A row that stands for a whole object selects all.
+    regions : SelectionTable
+        n rows, none of them null. A row that selects a whole object is encoded as
+        ``H5S_SEL_ALL``.
 
     Returns
     -------
@@ -57,41 +60,40 @@ def encode_regions(address: npt.NDArray[np.uint64], regions: SelectionTable) -> 
     """
     n = len(address)
     position, nbytes = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-    parts, n_before = [], 0
-    for rows, part in _group_rows(regions):
-        buffer, cut = _encode_group(address[rows], regions.take(rows), part)
+    parts, n_before = [np.zeros(0, dtype=np.uint8)], 0
+    for rows, encoding in _group_rows(regions):
+        part, cut = _encode_group(address[rows], regions.take(rows), encoding)
         position[rows], nbytes[rows] = cut[:-1] + n_before, np.diff(cut)
-        parts.append(buffer)
-        n_before += len(buffer)
-    buffer = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
-    return HeapData(buffer=buffer, position=position, nbytes=nbytes)
+        parts.append(part)
+        n_before += len(part)
+    return HeapData(buffer=np.concatenate(parts), position=position, nbytes=nbytes)
 
 
-_WHOLE, _EMPTY, _BOX, _LIST, _POINTS, _REGULAR, _LONG_LIST, _LONG_POINTS = range(8)
+_ALL, _EMPTY, _BOX, _BLOCKS, _POINTS, _REGULAR, _LONG_BLOCKS, _LONG_POINTS = range(8)
 
 
 def _group_rows(regions: SelectionTable) -> list[tuple[IntArray, int]]:
-    """Sort rows by the form that they are written in, and by rank."""
-    form = np.full(len(regions), _WHOLE)
+    """Sort rows by encoding and rank; return rows and encoding of each group."""
+    encoding = np.full(len(regions), _ALL)
     kind = regions.kind
-    form[kind == SelectionKind.NONE] = _EMPTY
+    encoding[kind == SelectionKind.NONE] = _EMPTY
     is_slab = kind == SelectionKind.HYPERSLAB
     if is_slab.any():
-        form[is_slab] = _slab_forms(regions, is_slab)
+        encoding[is_slab] = _slab_encodings(regions, is_slab)
     _, stop = regions.bounds()
     long = (stop > _LARGEST).any(axis=1) | (regions.size > _LARGEST)
-    for listed, short_form, long_form in (
-        (SelectionKind.BLOCKS, _LIST, _LONG_LIST),
+    for list_kind, short_encoding, long_encoding in (
+        (SelectionKind.BLOCKS, _BLOCKS, _LONG_BLOCKS),
         (SelectionKind.POINTS, _POINTS, _LONG_POINTS),
     ):
-        form[kind == listed] = short_form
-        form[(kind == listed) & long] = long_form
-    key = form * 64 + regions.rank
+        encoding[kind == list_kind] = short_encoding
+        encoding[(kind == list_kind) & long] = long_encoding
+    key = encoding * 64 + regions.rank
     return [(np.flatnonzero(key == k), int(k) // 64) for k in np.unique(key).tolist()]
 
 
-def _slab_forms(regions: SelectionTable, rows: npt.NDArray[np.bool_]) -> IntArray:
-    """Return the form of each hyperslab."""
+def _slab_encodings(regions: SelectionTable, rows: npt.NDArray[np.bool_]) -> IntArray:
+    """Return the encoding of each hyperslab."""
     start, stride, count, block = (
         c[rows] for c in (regions.start, regions.stride, regions.count, regions.block)
     )
@@ -99,47 +101,48 @@ def _slab_forms(regions: SelectionTable, rows: npt.NDArray[np.bool_]) -> IntArra
     empty = ((count == 0) | (block == 0)).any(axis=1)
     end = start + (count - 1) * stride + block
     short = ~unlimited & (end <= _LARGEST).all(axis=1)
-    form = np.full(len(start), _REGULAR)
-    form[short & (count == 1).all(axis=1)] = _BOX
-    form[empty] = _EMPTY
-    return form
+    encoding = np.full(len(start), _REGULAR)
+    encoding[short & (count == 1).all(axis=1)] = _BOX
+    encoding[empty] = _EMPTY
+    return encoding
 
 
 def _encode_group(
-    address: npt.NDArray[np.uint64], regions: SelectionTable, form: int
+    address: npt.NDArray[np.uint64], regions: SelectionTable, encoding: int
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    """Encode rows of one form and rank; return bytes, and where each row is cut."""
+    """Encode rows of one encoding and rank; return bytes, and where each row begins."""
     rank = int(regions.rank[0])
     n = len(regions)
-    match form:
-        case 0 | 1:  # everything, nothing
-            none = np.zeros(n, dtype=np.int64)
-            kind = ALL if form == _WHOLE else NONE
-            return _encode_words(address, kind, 0, none, np.zeros(0, dtype=np.int64))
-        case 2:  # a box
-            low, high = regions.start[:, :rank], regions.start[:, :rank]
-            high = high + regions.block[:, :rank] - 1
-            numbers = np.concatenate([low, high], axis=1)
-            return _encode_words(
-                address, HYPERSLAB, rank, np.ones(n, dtype=np.int64), numbers.reshape(-1)
-            )
-        case 3:  # blocks
-            low = ragged_take(regions.block_start, regions.first, regions.size)[:, :rank]
-            high = ragged_take(regions.block_stop, regions.first, regions.size)[:, :rank]
-            numbers = np.concatenate([low, high - 1], axis=1)
-            return _encode_words(address, HYPERSLAB, rank, regions.size, numbers.reshape(-1))
-        case 4:  # points
-            points = ragged_take(regions.points, regions.first, regions.size)[:, :rank]
-            return _encode_words(address, POINTS, rank, regions.size, points.reshape(-1))
-        case 5:
-            return _encode_regular(address, regions, rank)
-    rows = [_encode_long(address[i], regions, i, rank, form) for i in range(n)]
-    cut = row_offsets(np.array([len(row) for row in rows], dtype=np.int64))
-    return np.frombuffer(b"".join(rows), dtype=np.uint8), cut
+    if encoding in (_ALL, _EMPTY):
+        selection_type, rank, counts = ALL if encoding == _ALL else NONE, 0, np.zeros(n, int)
+        numbers = np.zeros((0, 0), dtype=np.int64)
+    elif encoding == _BOX:
+        low = regions.start[:, :rank]
+        selection_type, counts = HYPERSLAB, np.ones(n, dtype=np.int64)
+        numbers = np.concatenate([low, low + regions.block[:, :rank] - 1], axis=1)
+    elif encoding == _BLOCKS:
+        low = ragged_take(regions.block_start, regions.first, regions.size)[:, :rank]
+        high = ragged_take(regions.block_stop, regions.first, regions.size)[:, :rank]
+        selection_type, counts = HYPERSLAB, regions.size
+        numbers = np.concatenate([low, high - 1], axis=1)
+    elif encoding == _POINTS:
+        selection_type, counts = POINTS, regions.size
+        numbers = ragged_take(regions.points, regions.first, regions.size)[:, :rank]
+    elif encoding == _REGULAR:
+        return _encode_regular(address, regions, rank)
+    else:
+        rows = [_encode_long(address[i], regions, i, rank, encoding) for i in range(n)]
+        cut = row_offsets(np.array([len(row) for row in rows], dtype=np.int64))
+        return np.frombuffer(b"".join(rows), dtype=np.uint8), cut
+    return _encode_words(address, selection_type, rank, counts, numbers.reshape(-1))
 
 
 def _encode_words(
-    address: npt.NDArray[np.uint64], kind: int, rank: int, counts: IntArray, numbers: IntArray
+    address: npt.NDArray[np.uint64],
+    selection_type: int,
+    rank: int,
+    counts: IntArray,
+    numbers: IntArray,
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """Encode selections of version 1, all of which are words of 32 bits.
 
@@ -147,27 +150,26 @@ def _encode_words(
     ----------
     address : numpy.ndarray
         Shape ``(n,)``.
-    kind : int
-        Selection type.
+    selection_type : int
     rank : int
         0 for selections without coordinates.
     counts : numpy.ndarray
         Shape ``(n,)``: points or blocks of each.
     numbers : numpy.ndarray
-        1-D: the coordinates of all, end to end.
+        1-D: the coordinates of all rows, one after the other.
     """
     n = len(address)
-    has_list = kind in (POINTS, HYPERSLAB)
+    has_list = selection_type in (POINTS, HYPERSLAB)
     head = _ADDRESS_WORDS + (_HEAD_WORDS if has_list else _HEAD_WORDS - 2)
-    width = rank * (2 if kind == HYPERSLAB else 1)
+    width = rank * (2 if selection_type == HYPERSLAB else 1)
     cut = row_offsets(head + counts * width)
     words = np.zeros(int(cut[-1]), dtype="<u4")
     at = cut[:-1]
     words[at], words[at + 1] = address & np.uint64(_LARGEST), address >> np.uint64(32)
     at = at + _ADDRESS_WORDS
-    words[at], words[at + 1] = kind, 1
+    words[at], words[at + 1] = selection_type, 1
     if has_list:
-        words[at + 3] = 8 + 4 * counts * width  # what follows: rank, number, coordinates
+        words[at + 3] = 8 + 4 * counts * width  # length: rank, number, coordinates
         words[at + 4], words[at + 5] = rank, counts
     if len(counts) and (counts == counts[0]).all():
         words.reshape(n, -1)[:, head:] = numbers.reshape(n, -1)
@@ -183,7 +185,7 @@ def _encode_regular(
     row = np.dtype(
         [
             ("address", "<u8"),
-            ("kind", "<u4"),
+            ("type", "<u4"),
             ("version", "<u4"),
             ("flags", "u1"),
             ("length", "<u4"),
@@ -192,28 +194,32 @@ def _encode_regular(
         ]
     )
     out = np.zeros(len(regions), dtype=row)
-    out["address"], out["kind"], out["version"] = address, HYPERSLAB, 2
+    out["address"], out["type"], out["version"] = address, HYPERSLAB, 2
     out["flags"], out["length"], out["rank"] = 1, 4 + 32 * rank, rank
     for k, name in enumerate(("start", "stride", "count", "block")):
-        # `UNLIMITED`, -1, becomes all ones: HDF5's H5S_UNLIMITED.
+        # `UNLIMITED` is -1 and becomes H5S_UNLIMITED: all ones.
         out["numbers"][:, :, k] = getattr(regions, name)[:, :rank].astype(np.uint64)
     cut = row.itemsize * np.arange(len(regions) + 1, dtype=np.int64)
     return out.view(np.uint8), cut
 
 
 def _encode_long(
-    address: np.uint64, regions: SelectionTable, row: int, rank: int, form: int
+    address: np.uint64, regions: SelectionTable, row: int, rank: int, encoding: int
 ) -> bytes:
-    """Encode a list with numbers past 32 bits."""
+    """Encode a list with numbers past 32 bits.
+
+    After the version: flags (blocks only: not regular), uint8 size of the numbers (8), uint32
+    rank, uint64 number of points or blocks, the coordinates.
+    """
     rows = regions.list_rows(row)
-    if form == _LONG_POINTS:
-        kind, version, flags = POINTS, 2, b""
+    if encoding == _LONG_POINTS:
+        selection_type, version, flags = POINTS, 2, b""
         coordinates = regions.points[rows, :rank]
     else:
-        kind, version, flags = HYPERSLAB, 3, b"\0"
+        selection_type, version, flags = HYPERSLAB, 3, b"\0"
         low, high = regions.block_start[rows, :rank], regions.block_stop[rows, :rank] - 1
         coordinates = np.concatenate([low, high], axis=1)
     head = int(address).to_bytes(8, "little")
-    head += kind.to_bytes(4, "little") + version.to_bytes(4, "little") + flags
+    head += selection_type.to_bytes(4, "little") + version.to_bytes(4, "little") + flags
     head += b"\x08" + rank.to_bytes(4, "little") + len(coordinates).to_bytes(8, "little")
     return head + coordinates.astype("<u8").tobytes()

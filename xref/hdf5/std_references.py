@@ -1,13 +1,13 @@
 """References of HDF5 1.12 and later (``H5T_STD_REF``) into columns.
 
-In: packed elements, and the heap objects that most of them name. Out: targets,
-regions, and the names of files and attributes.
+In: packed elements, and the heap objects that most of them name. Out: targets, regions, and
+the names of files and attributes.
 
-1. An element says what it refers to. An object of its own file stands in the element
-   itself; anything else is in a global heap object that the element names.
-2. A heap object holds a token, which is the target's address, then the name of another
-   file, then a selection or an attribute's name. Rows are read together with NumPy;
-   each distinct name becomes a string once.
+1. An element has the type of the reference. If the target is an object of the same file, the
+   element has its address too; everything else is in a global heap object.
+2. A heap object has a token, which is the target's address, then (external references) the
+   name of another file, then a selection or an attribute's name. Rows are read together with
+   NumPy; each distinct name becomes a string once.
 
 Source: HDF5 File Format Specification 4.0, "Reference Encoding (Revised)".
 """
@@ -27,9 +27,9 @@ from xref.hdf5.selection_decoding import Bytes, Rows, decode_serialized
 from xref.selections import SelectionTable
 
 NULL, OBJECT, REGION, ATTRIBUTE = 0, 2, 3, 4
-"""Reference types as HDF5 numbers them; 0 fills elements that were never written."""
+"""Reference types (H5R_type_t); 0 is an element that was never written."""
 
-_EXTERNAL_FLAG = 1
+_EXTERNAL_FLAG = 1  # the target is in another file
 
 Describe = Callable[[int], str]
 
@@ -43,13 +43,13 @@ def std_itemsize(offset_size: int) -> int:
 class StdElements(FrozenColumns):
     """n elements as they are stored in a dataset or attribute."""
 
-    type: npt.NDArray[np.int64]  # (n,), NULL, OBJECT, REGION or ATTRIBUTE
+    type: IntArray  # (n,), NULL, OBJECT, REGION or ATTRIBUTE
     external: BoolArray  # (n,), the target is in another file
-    in_heap: BoolArray  # (n,), the next three columns say where
+    in_heap: BoolArray  # (n,), the rest of the reference is in a heap object
     heap: IntArray  # (n,), global heap collection, bytes from the base address
-    index: IntArray  # (n,), heap object number
-    nbytes: IntArray  # (n,), of that object
-    address: npt.NDArray[np.uint64]  # (n,), target where it is not in the heap, else 0
+    index: IntArray  # (n,), heap object index
+    nbytes: IntArray  # (n,), size of the heap object
+    address: npt.NDArray[np.uint64]  # (n,), target; 0 for references in the heap
 
 
 def split_std_references(
@@ -69,7 +69,7 @@ def split_std_references(
     Raises
     ------
     CorruptFileError
-        If an element is no reference.
+        If an element is not a reference.
     UnsupportedError
         If it has flags that the format does not define.
 
@@ -82,12 +82,13 @@ def split_std_references(
         raise CorruptFileError(f"{raw.size} bytes of references, not a multiple of {width}")
     n = raw.size // width
     buffer = np.ascontiguousarray(raw).reshape(-1)
-    at = width * np.arange(n)
-    rows = Rows(buffer, at, np.full(n, width), describe)
-    kind, flags = rows.read(0, 1), rows.read(1, 1)
+    rows = Rows(buffer, width * np.arange(n), np.full(n, width), describe)
+    # uint8 reference type, uint8 flags, then either a token (object references to the same
+    # file) or uint32 size, collection address (size of offsets), uint32 heap object index.
+    reference_type, flags = rows.read(0, 1), rows.read(1, 1)
     rows.fail(
-        ~np.isin(kind, (NULL, OBJECT, REGION, ATTRIBUTE)),
-        lambda i: f"has reference type {kind[i]}; 2, 3 and 4 are known",
+        ~np.isin(reference_type, (NULL, OBJECT, REGION, ATTRIBUTE)),
+        lambda i: f"has reference type {reference_type[i]}; 2, 3 and 4 are known",
     )
     external = (flags & _EXTERNAL_FLAG) != 0
     reserved = np.flatnonzero((flags & ~_EXTERNAL_FLAG) != 0)
@@ -95,18 +96,18 @@ def split_std_references(
         row = int(reserved[0])
         raise UnsupportedError(f"{describe(row)} has flags {flags[row]:#x}; 0 and 1 are known")
     nbytes = rows.read(2, 4)
-    # Addresses past 2**63 become negative here; they are refused as past the file's end.
+    # Addresses from 2**63 on become negative; readers report them as past the file's end.
     heap = rows.read_address(6, offset_size).astype(np.int64)
     index = rows.read(6 + offset_size, 4)
-    null = kind == NULL
+    null = reference_type == NULL
     rows.fail(null & (heap != 0), lambda i: "has data but no reference type")
-    inline = (kind == OBJECT) & ~external
+    inline = (reference_type == OBJECT) & ~external
     address = np.zeros(n, dtype=np.uint64)
-    live = np.flatnonzero(inline)
-    if len(live):
-        address[live], _ = _read_tokens(rows.take(live), 2)
+    with_token = np.flatnonzero(inline)
+    if len(with_token):
+        address[with_token], _ = _read_tokens(rows.take(with_token), 2)
     return StdElements(
-        type=kind,
+        type=reference_type,
         external=external & ~null,
         in_heap=~(inline | null),
         heap=heap,
@@ -136,7 +137,7 @@ def decode_std_objects(
     buffer: Bytes,
     position: IntArray,
     nbytes: IntArray,
-    kind: IntArray,
+    reference_type: IntArray,
     external: BoolArray,
     describe: Describe,
 ) -> StdObjects:
@@ -147,9 +148,9 @@ def decode_std_objects(
     buffer : numpy.ndarray
         1-D, uint8.
     position, nbytes : numpy.ndarray
-        Shape ``(n,)``: where each object's data begin, and how many bytes they are.
-        Give each object once: its data are copied.
-    kind, external : numpy.ndarray
+        Shape ``(n,)``: byte of the buffer where each object's data begin, and their size.
+        Pass each object once: its data are copied.
+    reference_type, external : numpy.ndarray
         Shape ``(n,)``, the columns of `StdElements`.
     describe : callable
         Names row i in errors.
@@ -157,19 +158,21 @@ def decode_std_objects(
     Raises
     ------
     CorruptFileError
-        If an object is too short for what it should hold, or holds something else.
+        If an object is too short, or has contents that the format does not allow.
 
     Notes
     -----
-    HDF5 File Format Specification 4.0, "Reference Encoding (Revised)". Objects may
-    be longer than their contents: HDF5 2.0 sizes them before it knows how it encodes
-    the selection.
+    HDF5 File Format Specification 4.0, "Reference Encoding (Revised)". Objects may be longer
+    than their contents: HDF5 2.0 chooses the size before the encoding of the selection.
     """
     rows = Rows(buffer, position, nbytes, describe)
     address, at = _read_tokens(rows, 0)
     file, filenames = _read_names(rows, at, np.flatnonzero(external), "file")
-    attribute, names = _read_names(rows, at, np.flatnonzero(kind == ATTRIBUTE), "attribute")
-    region = np.flatnonzero(kind == REGION)
+    attribute, names = _read_names(
+        rows, at, np.flatnonzero(reference_type == ATTRIBUTE), "attribute"
+    )
+    region = np.flatnonzero(reference_type == REGION)
+    # uint32 bytes of the selection, uint32 rank of the dataspace, the selection.
     part, at = rows.take(region), at[region]
     part.need(at + 8, "the size and rank of a selection")
     size, rank = part.read(at, 4), part.read(at + 4, 4)
@@ -191,7 +194,7 @@ def decode_std_objects(
 
 
 def _read_tokens(rows: Rows, at: int) -> tuple[npt.NDArray[np.uint64], IntArray]:
-    """Read a token's size and the token; return it and the byte behind it."""
+    """Read tokens (uint8 size, the token); return addresses and the byte after each token."""
     rows.need(at + 1, "a token")
     size = rows.read(at, 1)
     rows.fail(~np.isin(size, (2, 4, 8)), lambda i: f"has a token of {size[i]} bytes")
@@ -206,14 +209,16 @@ def _read_tokens(rows: Rows, at: int) -> tuple[npt.NDArray[np.uint64], IntArray]
 def _read_names(
     rows: Rows, at: IntArray, index: npt.NDArray[np.intp], what: str
 ) -> tuple[IntArray, tuple[str, ...]]:
-    """Read the names that stand at ``at`` in some rows, and move ``at`` behind them.
+    """Read names (uint16 length, the name) at byte ``at`` of the rows ``index``.
+
+    Moves ``at`` of these rows to the byte after the name.
 
     Returns
     -------
     number : numpy.ndarray
-        Shape ``(n,)``: row of the names, -1 in rows that are not in ``index``.
+        Shape ``(n,)``: index into ``names``, -1 in rows that are not in ``index``.
     names : tuple of str
-        Each once.
+        The distinct names.
     """
     number = np.full(len(rows), -1, dtype=np.int64)
     names: list[str] = []
@@ -223,12 +228,12 @@ def _read_names(
     part.need(begin + 2 + length, f"the name of its {what}")
     part.fail(length == 0, lambda _: f"has an empty name of a {what}")
     for n in np.unique(length).tolist():
-        of = np.flatnonzero(length == n)
-        letters = sliding_window_view(rows.buffer, n)[(part.position + begin + 2)[of]]
+        same = np.flatnonzero(length == n)
+        letters = sliding_window_view(rows.buffer, n)[(part.position + begin + 2)[same]]
         zero = (letters == 0).any(axis=1)
-        part.take(of).fail(zero, lambda _: f"has a zero byte in the name of its {what}")
-        found, inverse = np.unique(letters.view(f"S{n}")[:, 0], return_inverse=True)
-        number[index[of]] = len(names) + inverse
-        names += [name.decode("utf-8", "surrogateescape") for name in found.tolist()]
+        part.take(same).fail(zero, lambda _: f"has a zero byte in the name of its {what}")
+        distinct, inverse = np.unique(letters.view(f"S{n}")[:, 0], return_inverse=True)
+        number[index[same]] = len(names) + inverse
+        names += [name.decode("utf-8", "surrogateescape") for name in distinct.tolist()]
     at[index] += 2 + length
     return number, tuple(names)

@@ -12,7 +12,6 @@ filled.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +27,11 @@ from xref.arrays import (
     fetch_stages,
     group_ranges,
     ragged_ranges,
+    scratch_buffer,
 )
 from xref.errors import CorruptFileError
 from xref.hdf5 import ChunkColumns, FilterPipeline, decode_chunk
-from xref.reading.execute import share_work
+from xref.reading.worker_threads import share_work
 from xref.storage import count
 
 
@@ -114,7 +114,7 @@ def _read_chunks(
         begin, end = runs[number]
         first = int(offset[begin])
         length = int((offset[begin:end] + nbytes[begin:end]).max()) - first
-        data = _scratch("read", length).data
+        data = scratch_buffer("read", length).data
         source.read_into(first, data)
         count(requests=1, nbytes=length, chunks_read=end - begin)
         _decode_run(data, first, order[begin:end], datasets, places, out)
@@ -199,7 +199,7 @@ def _decode_run(
                 (places.stride[k, :ndim] * itemsize).tolist(),
             )
         else:
-            window = _scratch("chunk", volume * itemsize).view(out.dtype)
+            window = scratch_buffer("chunk", volume * itemsize).view(out.dtype)
         try:
             decode_chunk(data[at : at + nbytes], window, pipeline, mask)
         except CorruptFileError as error:
@@ -221,15 +221,3 @@ def _decode_run(
         )
         corner = tuple(slice(0, n) for n in shape)
         target[...] = window.reshape(datasets.chunk_shape[k])[corner]
-
-
-_local = threading.local()
-
-
-def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
-    """Return this thread's buffer of that name; chunks of small datasets need little."""
-    buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
-    if buffer is None or len(buffer) < nbytes:
-        buffer = np.empty(nbytes, dtype=np.uint8)
-        setattr(_local, name, buffer)
-    return buffer[:nbytes]

@@ -16,10 +16,7 @@ to it without a lock.
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,13 +29,15 @@ from xref.arrays import (
     IntArray,
     canvas_strides,
     fetch_stages,
+    group_ranges,
     row_offsets,
+    scratch_buffer,
 )
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import ChunkIndex, DatasetLayout, decode_chunk
-from xref.options import thread_count
 from xref.reading.box_copies import copy_boxes
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
+from xref.reading.worker_threads import share_work
 from xref.storage import count
 
 READ_GAP_NBYTES = 1 << 16
@@ -46,9 +45,6 @@ READ_GAP_NBYTES = 1 << 16
 
 READ_NBYTES = 1 << 20
 """Bytes that one read takes together, unless a chunk is larger."""
-
-KEEP_NBYTES = 64 << 20
-"""Largest buffer that a thread keeps for the next tile."""
 
 
 class TileLoader(Protocol):
@@ -85,19 +81,6 @@ class TileRanges:
     nbytes: IntArray  # (n,)
 
 
-_local = threading.local()
-
-
-def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
-    """Return this thread's buffer of that name, as uint8."""
-    buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
-    if buffer is None or len(buffer) < nbytes:
-        buffer = np.empty(nbytes, dtype=np.uint8)
-        if nbytes <= KEEP_NBYTES:
-            setattr(_local, name, buffer)
-    return buffer[:nbytes]
-
-
 @dataclass(frozen=True, slots=True)
 class ChunkLoader:
     """Reads and decompresses chunks without HDF5."""
@@ -128,12 +111,14 @@ class ChunkLoader:
         rows = rows[stored]
         order = np.argsort(self.index.address[rows], kind="stable")
         stored, rows = stored[order].tolist(), rows[order]
-        address, nbytes = self.index.address[rows].tolist(), self.index.nbytes[rows].tolist()
+        offset, sizes = self.index.address[rows], self.index.nbytes[rows]
+        runs = group_ranges(offset, sizes, self.gap_nbytes, READ_NBYTES)
+        address, nbytes = offset.tolist(), sizes.tolist()
         masks = self.index.filter_mask[rows].tolist()
-        for begin, end in _runs(address, nbytes, self.gap_nbytes):
+        for begin, end in runs:
             first = address[begin]
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
-            data = _scratch("read", length).data
+            data = scratch_buffer("read", length).data
             self.source.read_into(first, data)
             count(requests=1, nbytes=length, chunks_read=end - begin)
             for i in range(begin, end):
@@ -180,10 +165,10 @@ class ChunkLoader:
         """
         shape = self.layout.cell
         nbytes = math.prod(shape) * self.layout.dtype.itemsize
-        window = np.ndarray(shape, self.layout.dtype, _scratch("canvas", nbytes).data)
+        window = np.ndarray(shape, self.layout.dtype, scratch_buffer("canvas", nbytes).data)
         rows = self.index.find(numbers)
         for row in rows[rows >= 0].tolist():
-            stored = _scratch("read", int(self.index.nbytes[row]))
+            stored = scratch_buffer("read", int(self.index.nbytes[row]))
             data = stored.data
             self.source.read_into(int(self.index.address[row]), data)
             mask = int(self.index.filter_mask[row])
@@ -206,19 +191,6 @@ class ChunkLoader:
     def _window(self, canvas: npt.NDArray[Any], corner: list[int]) -> npt.NDArray[Any]:
         cell = self.layout.cell
         return canvas[tuple(slice(c, c + n) for c, n in zip(corner, cell, strict=True))]
-
-
-def _runs(address: list[int], nbytes: list[int], gap: int) -> Iterator[tuple[int, int]]:
-    """Group neighbours in ascending ``address`` into one read each."""
-    begin = 0
-    for i in range(1, len(address) + 1):
-        if (
-            i == len(address)
-            or address[i] - (address[i - 1] + nbytes[i - 1]) > gap
-            or address[i] + nbytes[i] - address[begin] > READ_NBYTES
-        ):
-            yield begin, i
-            begin = i
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,88 +325,6 @@ def _read_tiles(
     share_work(len(tiles), lambda i: _read_tile(plan, loader, tiles[i], out))
 
 
-def share_work(n_jobs: int, job: Callable[[int], None]) -> None:
-    """Do independent jobs on the threads that read, the caller's among them.
-
-    Parameters
-    ----------
-    n_jobs : int
-        Number of jobs.
-    job : callable
-        Does the job of a number; safe to call from any thread. After an error no other
-        job is begun, and the error is raised.
-    """
-    threads = min(thread_count(), n_jobs)
-    if threads <= 1:
-        for number in range(n_jobs):
-            job(number)
-        return
-    work = _SharedWork(n_jobs, job)
-    for _ in range(threads - 1):
-        try:
-            _pool().submit(work.take_part)
-        except RuntimeError:  # no memory or room for a thread: those that there are do it all
-            break
-    # The caller works too: a pool whose threads are busy elsewhere delays nobody.
-    try:
-        work.take_part()
-    finally:
-        work.finish()
-
-
-class _SharedWork:
-    """Jobs that threads take one at a time; a thread that comes late finds none."""
-
-    def __init__(self, n_jobs: int, job: Callable[[int], None]) -> None:
-        self._job = job
-        self._numbers = iter(range(n_jobs))
-        self._changed = threading.Condition()
-        self._working = 0
-        self._error: BaseException | None = None
-
-    def take_part(self) -> None:
-        """Do jobs until none is left, or one has failed."""
-        with self._changed:
-            self._working += 1
-        try:
-            while (number := self._next()) is not None:
-                self._job(number)
-        except BaseException as error:
-            with self._changed:
-                self._error = self._error or error
-            raise
-        finally:
-            with self._changed:
-                self._working -= 1
-                self._changed.notify_all()
-
-    def _next(self) -> int | None:
-        with self._changed:
-            return None if self._error is not None else next(self._numbers, None)
-
-    def finish(self) -> None:
-        """Wait for the threads that are at work, and raise the first error."""
-        with self._changed:
-            self._numbers = iter(())  # for threads that come later
-            self._changed.wait_for(lambda: not self._working)
-        error, self._error = self._error, None  # whose frames lead back here
-        if error is not None:
-            raise error
-
-
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_pools_lock = threading.Lock()
-
-
-def _pool() -> ThreadPoolExecutor:
-    """Return this process's threads; a forked child makes its own."""
-    key = (os.getpid(), thread_count())
-    with _pools_lock:
-        if key not in _pools:
-            _pools[key] = ThreadPoolExecutor(key[1], thread_name_prefix="xref-read")
-        return _pools[key]
-
-
 def _whole_chunks(
     plan: ReadPlan, chunks: tuple[int, ...] | None, tile: int
 ) -> tuple[IntArray, tuple[int, ...]] | None:
@@ -481,7 +371,7 @@ def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[A
     if out.dtype.hasobject:
         canvas = np.empty(plan.tile_shape, dtype=out.dtype)
     else:
-        raw = _scratch("canvas", n_elements * out.dtype.itemsize)
+        raw = scratch_buffer("canvas", n_elements * out.dtype.itemsize)
         canvas = np.ndarray(plan.tile_shape, out.dtype, raw.data)
     loader.load(plan, tile, canvas)
     rows = slice(int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1]))

@@ -150,7 +150,7 @@ def select_small_datasets(
     chunked = np.flatnonzero(good & (table.storage == hdf5.CHUNKED))
     chunks = hdf5.read_chunks(file_content(location), table.take(chunked), SMALL_NBYTES)
     good[chunked] = chunks.known
-    chunks = chunks.spread(chunked, len(table))
+    chunks = chunks.scatter_rows(chunked, len(table))
     alone = good & (table.attributes == hdf5.OWN_ATTRIBUTES)
     looked: dict[int, DatasetMetadata] = {}
     like = np.arange(len(table))  # the row that is decoded as each

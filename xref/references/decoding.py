@@ -16,7 +16,7 @@ from xref.arrays import IntArray
 from xref.errors import CorruptFileError
 from xref.objects import file_content, file_format
 from xref.references.columns import Interner, ReferenceColumns, object_table
-from xref.selections import SelectionKind, SelectionTable, box_table, empty_table, in_order
+from xref.selections import SelectionKind, SelectionTable, box_table, concat_at, empty_table
 from xref.storage import FileLocation, locate_named
 
 
@@ -92,7 +92,7 @@ def decode_regions(
     if len(null):
         tables.append(empty_table(len(null), tables[0].ndim, SelectionKind.NULL))
         order.append(null)
-    return address, in_order(tables, order)
+    return address, concat_at(tables, order)
 
 
 def _decode_collections(
@@ -106,10 +106,10 @@ def _decode_collections(
         length_size=collections.length_size,
         address_size=address_size,
     )
-    rows = None if boxes is None else boxes.rows(collections.of, collections.index)
+    rows = None if boxes is None else boxes.rows(collections.collection, collections.index)
     if boxes is not None and rows is not None:
         return boxes.address[rows], box_table(boxes.start[rows], boxes.shape[rows])
-    batch = collections.find()
+    batch = collections.find_objects()
     return hdf5.decode_selections(
         batch.buffer, batch.position, batch.nbytes, address_size, batch.describe
     )
@@ -185,7 +185,7 @@ def decode_std_references(
         is_other = np.ones(n, dtype=bool)
         is_other[np.concatenate(order)] = False
         others = np.flatnonzero(is_other)
-        regions = in_order([*tables, object_table(address[others])], [*order, others])
+        regions = concat_at([*tables, object_table(address[others])], [*order, others])
     return ReferenceColumns(
         files=tuple(files),
         file=file,

@@ -285,7 +285,7 @@ class RegionReference:
         if self.object.stored is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
         table = selections.table_from_selections([self.selection])
-        return table.fit(self.object.stored.layout.shape, lambda _: repr(self))
+        return table.bound_to(self.object.stored.layout.shape, lambda _: repr(self))
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

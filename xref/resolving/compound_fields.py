@@ -35,7 +35,7 @@ from xref.references import (
     StoredReferences,
 )
 from xref.resolving.targets import group_path
-from xref.selections import SelectionKind, box_table, empty_table, in_order
+from xref.selections import SelectionKind, box_table, concat_at, empty_table
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 
@@ -279,7 +279,7 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
         files=tuple(files),
         file=file,
         address=address,
-        regions=in_order(tables, order),
+        regions=concat_at(tables, order),
     )
     return ReferenceArray(array.shape, kind="region", columns=found, options=references.options)
 

@@ -148,7 +148,7 @@ def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> N
     if target.stored is None or isinstance(selection, All):
         return
     shape = target.stored.layout.shape
-    table_from_selections([selection]).fit(shape, lambda _: f"the region of {name!r}")
+    table_from_selections([selection]).bound_to(shape, lambda _: f"the region of {name!r}")
 
 
 def make_regions(

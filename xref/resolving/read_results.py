@@ -171,7 +171,7 @@ def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
             continue
         dataset = StoredObject(many.location, address)
         facts = dataset.metadata
-        regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
+        regions = empty_table(len(rows), 0, SelectionKind.ALL).bound_to(facts.layout.shape, str)
         yield BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions)
 
 
@@ -218,11 +218,11 @@ def bind_references(
         extent = facts.layout.shape
         count = n if isinstance(rows, slice) else len(rows)
         if references.regions is not None:
-            fitted = references.regions.take(rows).fit(extent, name_row)
+            fitted = references.regions.take(rows).bound_to(extent, name_row)
         elif count == 1:
             fitted = _whole(extent)
         else:
-            fitted = empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
+            fitted = empty_table(count, 0, SelectionKind.ALL).bound_to(extent, str)
         targets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=fitted))
     ranks = [len(t.layout.shape) for t in targets] + [many.shape.shape[1] for many in small]
     widest = max(ranks, default=1) or 1
@@ -284,7 +284,7 @@ def _split_small(
 @lru_cache(maxsize=256)
 def _whole(extent: tuple[int, ...]) -> SelectionTable:
     """Return one row that selects all of an extent; many small targets share a shape."""
-    return empty_table(1, 0, SelectionKind.ALL).fit(extent, str)
+    return empty_table(1, 0, SelectionKind.ALL).bound_to(extent, str)
 
 
 def check_size(

@@ -29,7 +29,7 @@ from xref.references import (
     distinct_targets,
     split_targets,
 )
-from xref.selections import KIND_NAMES, SelectionKind, SelectionTable, in_order
+from xref.selections import KIND_NAMES, SelectionKind, SelectionTable, concat_at
 from xref.storage import FileLocation
 
 AXIS_DIM = "axis"
@@ -206,10 +206,10 @@ def describe_regions(
             inside = part.fits(extent)
             fits[np.arange(n)[rows]] = inside
             if inside.all():
-                part = part.fit(extent, str)
+                part = part.bound_to(extent, str)
             elif inside.any():
-                kept = [part.take(inside).fit(extent, str), part.take(~inside)]
-                part = in_order(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
+                kept = [part.take(inside).bound_to(extent, str), part.take(~inside)]
+                part = concat_at(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
         known = ~np.isin(part.kind, (SelectionKind.ALL, SelectionKind.OBJECT))
         axes, sizes = part.result_shapes()
         low, high = part.bounds()

@@ -1,7 +1,8 @@
 """Selections of elements: one selection, a table of many, their unions and projections.
 
-In: starts, counts, strides and blocks in elements. Out: the same of other extents, merged or
-cut; nothing here reads a file.
+In: starts, strides, counts and blocks in elements. Out: selections of the same elements in
+another form, their shapes and bounds, or selections of fewer elements. Nothing here reads a
+file.
 """
 
 from typing import TYPE_CHECKING
@@ -10,18 +11,16 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.selections.projection import narrow, project
-    from xref.selections.table import (
-        KIND_NAMES,
-        SelectionKind,
-        SelectionTable,
+    from xref.selections.table import KIND_NAMES, SelectionKind, SelectionTable
+    from xref.selections.table_building import (
         box_table,
+        concat_at,
         concat_tables,
         empty_table,
-        in_order,
-        outer_blocks,
         table_from_blocks,
         table_from_selections,
     )
+    from xref.selections.unions import merge_intervals, outer_axes, outer_blocks, row_runs
     from xref.selections.values import (
         UNLIMITED,
         All,
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
         Hyperslab,
         Points,
         Selection,
-        merge_intervals,
-        outer_axes,
-        row_runs,
     )
 else:
     __getattr__, __all__ = lazy_names(__name__)

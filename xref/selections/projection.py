@@ -1,6 +1,6 @@
-"""Selections made narrower: within their results, or onto some of their axes.
+"""Narrower selections: a part of the results, or fewer axes of the dataset.
 
-In: fitted regions. Out: regions that select less.
+In: a `SelectionTable` bound to an extent. Out: a table that selects less.
 """
 
 from __future__ import annotations
@@ -10,16 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from xref.arrays import ragged_ranges
-from xref.selections.table import (
-    AXIS_COLUMNS,
-    SelectionKind,
-    SelectionTable,
-    in_order,
-    outer_blocks,
-    table_from_blocks,
-    table_from_selections,
-)
-from xref.selections.values import Points, outer_axes, row_runs
+from xref.selections.table import AXIS_COLUMNS, SelectionKind, SelectionTable
+from xref.selections.table_building import concat_at, table_from_blocks, table_from_selections
+from xref.selections.unions import outer_axes, outer_blocks, row_runs
+from xref.selections.values import Points
 
 
 def narrow(
@@ -29,15 +23,15 @@ def narrow(
 
     Parameters
     ----------
-    regions : RegionTable
-        Fitted rows whose results share one shape of full rank.
+    regions : SelectionTable
+        Bound rows whose results share one shape of full rank.
     key : sequence of (start, count, step)
-        What is wanted along each axis of the results.
+        The elements to keep along each axis of the results.
 
     Returns
     -------
-    RegionTable or None
-        None when a row is of another kind, so results must be cut after reading.
+    SelectionTable or None
+        None if a row has another kind; then cut the results after reading.
     """
     single = (regions.count == 1) | (regions.block == 1)
     if not ((regions.kind == SelectionKind.HYPERSLAB) & single.all(axis=1)).all():
@@ -55,10 +49,10 @@ def narrow(
 
 
 def project(regions: SelectionTable, axes: Sequence[int]) -> SelectionTable:
-    """Drop the axes of fitted selections that are not among ``axes``.
+    """Keep only the axes ``axes`` of bound selections.
 
-    What stays is the selection's shadow: the index sets of an outer product, each
-    point's coordinates. Unions that are no outer product become their elements.
+    An outer product keeps the index sets of these axes, a point its coordinates. The elements
+    of a union that is not an outer product become points.
     """
     axes = list(axes)
     columns = {name: getattr(regions, name)[:, axes] for name in AXIS_COLUMNS}
@@ -78,10 +72,11 @@ def project(regions: SelectionTable, axes: Sequence[int]) -> SelectionTable:
     rows = [table.take(np.flatnonzero(regions.kind != SelectionKind.BLOCKS))]
     order = [np.flatnonzero(regions.kind != SelectionKind.BLOCKS)]
     for row in unions:
-        at = regions.list_rows(row)
-        outer = outer_axes(regions.block_start[at], regions.block_stop[at])
+        blocks = regions.list_rows(row)
+        block_start, block_stop = regions.block_start[blocks], regions.block_stop[blocks]
+        outer = outer_axes(block_start, block_stop)
         if outer is None:
-            start, length = row_runs(regions.block_start[at], regions.block_stop[at])
+            start, length = row_runs(block_start, block_stop)
             points = np.repeat(start, length, axis=0)
             points[:, -1] += ragged_ranges(np.zeros(len(length), dtype=np.int64), length)
             rows.append(table_from_selections([Points(points[:, axes])]))
@@ -89,4 +84,4 @@ def project(regions: SelectionTable, axes: Sequence[int]) -> SelectionTable:
             low, high = outer_blocks([outer[axis] for axis in axes])
             rows.append(table_from_blocks(low[None], high[None]))
         order.append(np.array([row]))
-    return in_order(rows, order)
+    return concat_at(rows, order)

@@ -1,17 +1,16 @@
 """Many selections as columns.
 
-In: decoded selections, one row a reference. Out: bounds, shapes and counts for
-all rows at once, and the rows as `xref.selections.values` values when one is indexed.
+In: decoded selections, one row a reference. Out: bounds, shapes and counts of all rows at
+once, and a single row as a value of `xref.selections.values`.
 
-Regular hyperslabs, the common case, live in four ``(n, ndim)`` columns. Points
-and unions of blocks are lists of different lengths: they share one long table,
-of which a row holds where its part begins and how long it is.
+Regular hyperslabs, the common case, are four ``(n, ndim)`` columns. Points and unions of
+blocks are lists of different lengths: all lists are in one long table, and each row has the
+begin and the length of its list.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -20,21 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import FrozenColumns, IntArray, ragged_ranges, ragged_take, row_offsets
-from xref.errors import ResultTooLargeError, SelectionError
-from xref.selections.values import (
-    UNLIMITED,
-    All,
-    Blocks,
-    Empty,
-    Hyperslab,
-    Points,
-    Selection,
+from xref.errors import SelectionError
+from xref.selections.unions import (
     axis_intervals,
     outer_axes,
-    regular_from_blocks,
+    outer_blocks,
     screen_unions,
     union_size,
 )
+from xref.selections.values import UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection
 
 
 class SelectionKind(IntEnum):
@@ -43,7 +36,7 @@ class SelectionKind(IntEnum):
     NULL = 0
     NONE = 1
     ALL = 2
-    OBJECT = 3  # no selection: the object itself, of a dataset all elements
+    OBJECT = 3  # an object reference: a group, or all elements of a dataset
     POINTS = 4
     HYPERSLAB = 5
     BLOCKS = 6
@@ -57,15 +50,15 @@ AXIS_COLUMNS = ("start", "stride", "count", "block")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectionTable(FrozenColumns):
-    """Selections of n references, in elements; ``ndim`` is the widest rank among them."""
+    """Selections of n references, in elements; ``ndim`` is the largest rank among them."""
 
     kind: npt.NDArray[np.uint8]  # (n,), a `SelectionKind`
-    rank: IntArray  # (n,), axes of the selection; 0 where the bytes do not say
+    rank: IntArray  # (n,), axes of the selection; 0 if its encoding does not have it
     start: IntArray  # (n, ndim)
     stride: IntArray  # (n, ndim)
-    count: IntArray  # (n, ndim), `UNLIMITED` possible
-    block: IntArray  # (n, ndim), `UNLIMITED` possible
-    first: IntArray  # (n,), row of `points` or `block_start` where the list begins
+    count: IntArray  # (n, ndim), may be `UNLIMITED`
+    block: IntArray  # (n, ndim), may be `UNLIMITED`
+    first: IntArray  # (n,), row of `points` or `block_start` with which the list begins
     size: IntArray  # (n,), length of the list
     points: IntArray  # (p, ndim)
     block_start: IntArray  # (b, ndim)
@@ -80,14 +73,14 @@ class SelectionTable(FrozenColumns):
         return int(self.start.shape[1])
 
     def replace(self, **columns: Any) -> SelectionTable:
-        """Return a table with some columns exchanged."""
+        """Return a table with other values in some columns."""
         mine = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SelectionTable(**{**mine, **columns})
 
     def take(self, index: Any) -> SelectionTable:
         """Return the rows that ``index`` (slice, mask or positions) selects.
 
-        Lists that no row needs any longer are dropped.
+        If less than half of the list entries remain, the others are dropped from memory.
         """
         columns = {
             name: _take_rows(getattr(self, name), index)
@@ -119,7 +112,7 @@ class SelectionTable(FrozenColumns):
         return slice(begin, begin + int(self.size[row]))
 
     def selection(self, row: int) -> Selection | None:
-        """Return one row as a value; None where there is none: null, an object itself."""
+        """Return one row as a value; None for a null row and for an object reference."""
         rank = int(self.rank[row])
         match SelectionKind(int(self.kind[row])):
             case SelectionKind.NULL | SelectionKind.OBJECT:
@@ -145,9 +138,9 @@ class SelectionTable(FrozenColumns):
         Returns
         -------
         start, stop : numpy.ndarray
-            Shape ``(n, ndim)``, elements, stop exclusive. Rows whose bytes do not
-            say (all, object, none, null, unlimited) have a start of 0 and a stop of
-            `UNLIMITED` (all, object and unlimited) or 0.
+            Shape ``(n, ndim)``, elements, stop exclusive. Rows that select all, an object or
+            nothing (also null rows) have a start of 0. The stop is `UNLIMITED` for all, object
+            and unlimited rows, and 0 for rows without elements.
         """
         if self._are_boxes():
             return self.start, self.start + self.block
@@ -178,7 +171,7 @@ class SelectionTable(FrozenColumns):
         return start, stop
 
     def _are_boxes(self) -> bool:
-        """Tell whether all rows are boxes with an end; seen at once where columns repeat."""
+        """Tell whether all rows are limited boxes; False unless the counts are a broadcast."""
         count = self.count
         repeats = len(self) > 0 and self.ndim > 0 and count.strides[0] == 0
         return bool(
@@ -189,7 +182,7 @@ class SelectionTable(FrozenColumns):
         )
 
     def fits(self, extent: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """Tell of each row whether it lies within a dataset of the given extent."""
+        """Tell for each row whether it lies within a dataset of this extent, shape ``(n,)``."""
         bound = self.kind >= SelectionKind.POINTS
         right = ~bound | (self.rank == len(extent))
         _, stop = self._widen(len(extent)).bounds()
@@ -197,10 +190,12 @@ class SelectionTable(FrozenColumns):
         result: npt.NDArray[np.bool_] = right
         return result
 
-    def fit(self, extent: tuple[int, ...], describe: Callable[[int], str]) -> SelectionTable:
-        """Bind every row to a dataset of the given extent.
+    def bound_to(
+        self, extent: tuple[int, ...], describe: Callable[[int], str]
+    ) -> SelectionTable:
+        """Bind every row to a dataset of this extent.
 
-        What is whole becomes the whole extent; unlimited hyperslabs end with it.
+        Rows that select all become the box of the extent; unlimited hyperslabs end with it.
 
         Parameters
         ----------
@@ -242,10 +237,10 @@ class SelectionTable(FrozenColumns):
         return table
 
     def _lie_within(self, extent: tuple[int, ...]) -> bool:
-        """Tell whether all rows, boxes with an end, lie within an extent of their rank."""
+        """Tell whether all rows, which are limited boxes, lie within an extent."""
         if int(self.rank.min()) < len(extent) or int(self.start.min()) < 0:
             return False
-        # A start and a block may be so large that their sum is not.
+        # Compared without start + block, which may overflow.
         sides = ((self.start[:, axis], self.block[:, axis]) for axis in range(len(extent)))
         return all(
             bool((block <= extent[axis]).all() and (start <= extent[axis] - block).all())
@@ -286,7 +281,7 @@ class SelectionTable(FrozenColumns):
                 for name, values in zip(columns, zip(*limited, strict=True), strict=True):
                     columns[name][row] = values
                 continue
-            # A block cut by the end of the axis: no longer regular.
+            # The end of the axis cuts the last block: the selection is not regular.
             axes = [axis_intervals(*a) if len(a) == 4 else a for a in limited]
             low, high = outer_blocks(axes)
             kind[row] = SelectionKind.BLOCKS
@@ -307,33 +302,33 @@ class SelectionTable(FrozenColumns):
         )
 
     def result_shapes(self) -> tuple[IntArray, IntArray]:
-        """Return the shape that reading each row gives; rows must be fitted.
+        """Return the shape of the result of each row; the rows must be bound to an extent.
 
         Returns
         -------
         ndim : numpy.ndarray
             Shape ``(n,)``: full rank for outer products, 1 otherwise.
         shape : numpy.ndarray
-            Shape ``(n, max(ndim, 1))``, filled up with 1 behind each row's axes, so
-            the product over a row is its number of elements. Null rows count 0.
+            Shape ``(n, max(ndim, 1))``, with 1 after each row's axes, so that the product
+            over a row is its number of elements. Null rows have 0.
         """
         n = len(self)
         ndim = np.full(n, self.ndim, dtype=np.int64)
         shape = np.ones((n, max(self.ndim, 1)), dtype=np.int64)
         if self.ndim:
             shape[:] = self.count * self.block
-        listed = self.kind == SelectionKind.POINTS
-        shape[listed] = 1
-        shape[listed, 0] = self.size[listed]
-        ndim[listed] = 1
+        points = self.kind == SelectionKind.POINTS
+        shape[points] = 1
+        shape[points, 0] = self.size[points]
+        ndim[points] = 1
         empty = (self.kind == SelectionKind.NULL) | (self.kind == SelectionKind.NONE)
         shape[empty] = 0
         ndim[empty] = max(self.ndim, 1)
         unions = np.flatnonzero(self.kind == SelectionKind.BLOCKS)
         for n_blocks in np.unique(self.size[unions]).tolist():
             rows = unions[self.size[unions] == n_blocks]
-            at = self.first[rows][:, None] + np.arange(n_blocks)
-            starts, stops = self.block_start[at], self.block_stop[at]
+            entries = self.first[rows][:, None] + np.arange(n_blocks)
+            starts, stops = self.block_start[entries], self.block_stop[entries]
             maybe_outer, sizes = screen_unions(starts, stops)
             ndim[rows], shape[rows], shape[rows, 0] = 1, 1, sizes
             for k in np.flatnonzero(maybe_outer | (sizes < 0)).tolist():
@@ -346,7 +341,7 @@ class SelectionTable(FrozenColumns):
         return ndim, shape
 
     def same_rows(self, other: SelectionTable) -> npt.NDArray[np.bool_]:
-        """Compare row by row; equal selections are equal however they are stored."""
+        """Compare row by row, shape ``(n,)``; how a selection is stored makes no difference."""
         same: npt.NDArray[np.bool_] = self.kind == other.kind
         regular = np.flatnonzero(same & (self.kind == SelectionKind.HYPERSLAB))
         if len(regular):
@@ -361,26 +356,13 @@ class SelectionTable(FrozenColumns):
         return same
 
 
-def in_order(
-    tables: Sequence[SelectionTable], order: Sequence[npt.NDArray[Any]]
-) -> SelectionTable:
-    """Concatenate tables whose rows belong at the positions ``order``."""
-    table = concat_tables(list(tables))
-    place = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
-    if (place[1:] > place[:-1]).all():
-        return table
-    back = np.empty(len(place), dtype=np.int64)
-    back[place] = np.arange(len(place))
-    return table.take(back)
-
-
 def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
-    """Index rows; a column that repeats one row stays a broadcast."""
+    """Index rows; a broadcast column stays a broadcast."""
     if column.ndim == 2 and column.strides[0] == 0 and len(column):
         n = len(np.empty(len(column), dtype=np.bool_)[index])
         return np.broadcast_to(column[:1], (n, column.shape[1]))
     if isinstance(index, np.ndarray) and index.dtype.kind == "i":
-        return np.take(column, index, axis=0)  # an index takes several times as long
+        return np.take(column, index, axis=0)  # ``column[index]`` takes several times as long
     result: npt.NDArray[Any] = column[index]
     return result
 
@@ -390,8 +372,8 @@ def _limit_axis(
 ) -> tuple[int, int, int, int] | tuple[IntArray, IntArray]:
     """End one axis of an unlimited hyperslab at ``extent``.
 
-    Returns the four numbers of a regular axis, or its intervals where the last
-    block is cut.
+    Returns start, stride, count and block of a regular axis, or its intervals if ``extent``
+    cuts the last block.
     """
     start, stride, count, block = numbers
     room = max(extent - start, 0)
@@ -409,187 +391,3 @@ def _limit_axis(
         return start, 1, 1, room
     begin = start + stride * np.arange(count, dtype=np.int64)
     return begin, np.minimum(begin + block, extent)
-
-
-def outer_blocks(axes: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
-    """Return every box of an outer product of intervals, in C order, shape ``(n, ndim)``."""
-    if not axes:
-        return np.zeros((1, 0), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
-    counts = [len(low) for low, _ in axes]
-    ordinals = np.unravel_index(np.arange(math.prod(counts)), counts)
-    low = np.stack([a[o] for (a, _), o in zip(axes, ordinals, strict=True)], axis=1)
-    high = np.stack([b[o] for (_, b), o in zip(axes, ordinals, strict=True)], axis=1)
-    return low, high
-
-
-def empty_table(n: int, ndim: int, kind: SelectionKind = SelectionKind.NULL) -> SelectionTable:
-    """Return n rows without coordinates, all of one kind."""
-    start, shape = (np.full((1, ndim), fill, dtype=np.int64) for fill in (0, 1))
-    start, shape = (np.broadcast_to(column, (n, ndim)) for column in (start, shape))
-    return _table(n, kind, 0, start, shape)
-
-
-def _table(
-    n: int, kind: SelectionKind, rank: int, start: IntArray, block: IntArray
-) -> SelectionTable:
-    """Return n rows of one kind and rank, without lists; counts and strides are 1."""
-    ndim = start.shape[1]
-    nothing = np.zeros((0, ndim), dtype=np.int64)
-    zeros = np.broadcast_to(np.zeros(1, dtype=np.int64), (n,))
-    ones = np.broadcast_to(np.ones((1, ndim), dtype=np.int64), (n, ndim))
-    return SelectionTable(
-        kind=np.full(n, kind, dtype=np.uint8),
-        rank=np.broadcast_to(np.array([rank]), (n,)),
-        start=start,
-        stride=ones,
-        count=ones,
-        block=block,
-        first=zeros,
-        size=zeros,
-        points=nothing,
-        block_start=nothing,
-        block_stop=nothing,
-    )
-
-
-def box_table(start: IntArray, shape: IntArray) -> SelectionTable:
-    """Return one box a row: ``shape`` elements from ``start``, both ``(n, ndim)``."""
-    n, ndim = start.shape
-    return _table(n, SelectionKind.HYPERSLAB, ndim, start, shape)
-
-
-def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
-    """Put the rows of several tables one after the other."""
-    tables = list(tables)
-    if not tables:
-        return empty_table(0, 0)
-    if len(tables) == 1:
-        return tables[0]
-    ndim = max(t.ndim for t in tables)
-    tables = [t if t.ndim == ndim else _pad_axes(t, ndim) for t in tables]
-    first, n_points, n_blocks = [], 0, 0
-    for t in tables:
-        shift: IntArray | int = 0
-        if len(t.points) + len(t.block_start):
-            shift = np.where(
-                t.kind == SelectionKind.POINTS,
-                n_points,
-                np.where(t.kind == SelectionKind.BLOCKS, n_blocks, 0),
-            )
-        first.append(t.first + shift if np.any(shift) else t.first)
-        n_points += len(t.points)
-        n_blocks += len(t.block_start)
-    columns = {
-        name: _concat_columns([getattr(t, name) for t in tables])
-        for name in SelectionTable.__dataclass_fields__
-        if name != "first"
-    }
-    return SelectionTable(first=_concat_columns(first), **columns)
-
-
-def _concat_columns(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Concatenate columns; where all repeat one and the same row, so does the result."""
-    parts = [part for part in parts if len(part)] or parts[:1]
-    first = parts[0]
-    if (
-        len(first)
-        and first.strides[0] == 0
-        and all(part.strides[0] == 0 and (part[:1] == first[:1]).all() for part in parts)
-    ):
-        return np.broadcast_to(first[:1], (sum(map(len, parts)), *first.shape[1:]))
-    return np.concatenate(parts)
-
-
-def _pad_axes(table: SelectionTable, ndim: int) -> SelectionTable:
-    """Add axes behind the last, with one element each."""
-    more = ndim - table.ndim
-    fills = {"start": 0, "stride": 1, "count": 1, "block": 1, "points": 0}
-    fills |= {"block_start": 0, "block_stop": 1}
-    return table.replace(
-        **{
-            name: np.pad(getattr(table, name), ((0, 0), (0, more)), constant_values=fill)
-            for name, fill in fills.items()
-        }
-    )
-
-
-def table_from_selections(selections: Sequence[Selection | None]) -> SelectionTable:
-    """Return a table of one row a selection; None makes a null row."""
-    return concat_tables([_one_row(s) for s in selections])
-
-
-def _one_row(selection: Selection | None) -> SelectionTable:
-    match selection:
-        case None:
-            return empty_table(1, 0)
-        case Empty():
-            return empty_table(1, 0, SelectionKind.NONE)
-        case All():
-            return empty_table(1, 0, SelectionKind.ALL)
-        case Points(coords=coords):
-            n, ndim = coords.shape
-            return empty_table(1, ndim, SelectionKind.POINTS).replace(
-                rank=np.array([ndim]), size=np.array([n]), points=coords
-            )
-        case Hyperslab(start=start, stride=stride, count=count, block=block):
-            columns = {"start": start, "stride": stride, "count": count, "block": block}
-            rows = {k: np.array([v], dtype=np.int64).reshape(1, -1) for k, v in columns.items()}
-            return empty_table(1, len(start), SelectionKind.HYPERSLAB).replace(
-                rank=np.array([len(start)]), **rows
-            )
-        case Blocks(start=low, stop=high):
-            return table_from_blocks(low[None], high[None])
-    raise TypeError(f"not a selection: {selection!r}")
-
-
-def table_from_blocks(start: IntArray, stop: IntArray) -> SelectionTable:
-    """Return one row for each list of blocks; regular lists become hyperslabs.
-
-    Parameters
-    ----------
-    start, stop : numpy.ndarray
-        Shape ``(m, n_blocks, ndim)``, elements, stop exclusive, no block empty.
-    """
-    m, n_blocks, ndim = start.shape
-    regular, low, stride, count, block = regular_from_blocks(start, stop)
-    maybe_outer, _ = screen_unions(start, stop)
-    for row in np.flatnonzero(~regular & maybe_outer).tolist():
-        # Blocks in another order, or cut otherwise, may still be a regular set.
-        try:
-            axes = outer_axes(start[row], stop[row])
-        except ResultTooLargeError:
-            continue  # stays a list; whoever asks for its shape is told
-        numbers = [_regular_axis(*axis) for axis in axes] if axes is not None else [None]
-        if all(numbers):
-            regular[row] = True
-            low[row], stride[row], count[row], block[row] = np.array(numbers).T
-    table = empty_table(m, ndim, SelectionKind.HYPERSLAB).replace(
-        rank=np.broadcast_to(np.array([ndim]), (m,)),
-        start=low,
-        stride=stride,
-        count=count,
-        block=block,
-    )
-    if regular.all():
-        return table
-    union = ~regular
-    ones = np.ones(ndim, dtype=np.int64)
-    return table.replace(
-        kind=np.where(union, SelectionKind.BLOCKS, SelectionKind.HYPERSLAB).astype(np.uint8),
-        start=np.where(union[:, None], 0, low),
-        stride=np.where(union[:, None], ones, stride),
-        count=np.where(union[:, None], ones, count),
-        block=np.where(union[:, None], ones, block),
-        first=np.where(union, np.cumsum(union) * n_blocks - n_blocks, 0),
-        size=np.where(union, n_blocks, 0),
-        block_start=start[union].reshape(-1, ndim),
-        block_stop=stop[union].reshape(-1, ndim),
-    )
-
-
-def _regular_axis(start: IntArray, stop: IntArray) -> tuple[int, int, int, int] | None:
-    """Return (start, stride, count, block) of evenly spaced equal intervals, else None."""
-    sizes, gaps = stop - start, np.diff(start)
-    if (sizes != sizes[0]).any() or (len(gaps) and (gaps != gaps[0]).any()):
-        return None
-    return int(start[0]), int(gaps[0]) if len(gaps) else 1, len(start), int(sizes[0])

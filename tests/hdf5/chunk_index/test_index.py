@@ -321,7 +321,7 @@ def test_an_index_is_read_level_by_level(
     assert len(found.number) == math.prod(shape)
     assert reads.rounds == rounds
     assert len(set(nodes)) == len(nodes)
-    monkeypatch.setattr(xref.hdf5.chunk_index.nodes, "LOT_NBYTES", 1 << 14)
+    monkeypatch.setattr(xref.hdf5.chunk_index.nodes, "BATCH_NBYTES", 1 << 14)
     close_files()
     chunk_index(StoredObject(locate_file(path, external="none"), address))
     assert reads.rounds > 2 * rounds

@@ -1,16 +1,15 @@
-"""Where the chunks of many datasets lie, as columns.
+"""Chunk indices of many datasets, as columns.
 
-In: chunked datasets of a `DatasetTable`. Out: `ChunkColumns`, the chunks of those that
-have few of them.
+In: chunked datasets of a `DatasetTable`. Out: `ChunkColumns`, the chunks of the datasets that
+have few chunks.
 
-1. The node of the index is read of all datasets of one kind of index, close ones
-   together.
-2. The first chunk of each is decoded, then the second, and so on.
+1. Read the index nodes of all datasets with one kind of index, close ones with one read.
+2. Decode the first chunk of each dataset, then the second of each, and so on.
 
-Indices are decoded here that libhdf5 writes for datasets of a few chunks: a B-tree of one
-leaf, a single chunk, chunks in a row without an index, a fixed array without pages. A
-dataset with any other one, or with an index that contradicts the format or the extent in
-any way, is not known: `xref.objects.datasets.chunk_index` is to look at it alone.
+The indices decoded here are those that libhdf5 writes for datasets of a few chunks: a version
+1 B-tree of one leaf, a single chunk, an implicit index, a fixed array without pages. A dataset
+with another index, or with an index that contradicts the format or the extent, is marked as
+unknown: `xref.objects.datasets.chunk_index` reads it alone.
 
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1 B-trees",
 "The Data Layout Message" and "The Fixed Array Index".
@@ -19,7 +18,7 @@ Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,21 +31,25 @@ from xref.hdf5.packed import ByteArray, integers, read_blocks, undefined
 from xref.hdf5.superblock import FileContent, FileFormat
 
 MAX_CHUNKS = 64
-"""Chunks that the extent of a dataset has room for, at most; those of datasets of more
-are read on threads, one dataset after the other."""
+"""Most chunks in the extent of a dataset; datasets with more are read one by one, on
+threads."""
 
-_LEAF = int.from_bytes(b"TREE\x01\x00", "little")  # signature, of chunks, level
-_ARRAY_HEADER = int.from_bytes(b"FAHD\0", "little")
+# First bytes of nodes, as one little-endian number.
+_LEAF = int.from_bytes(b"TREE\x01\x00", "little")  # signature, type 1: chunks, level 0
+_ARRAY_HEADER = int.from_bytes(b"FAHD\0", "little")  # signature, version 0
 _ARRAY_BLOCK = int.from_bytes(b"FADB\0", "little")
 _CHECKSUM_NBYTES = 4
+
+Datasets: TypeAlias = tuple[npt.NDArray[np.intp], IntArray, IntArray]
+"""Datasets of one kind of index: row in the table, and two columns, named where used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChunkColumns:
     """The allocated chunks of n datasets, one dataset after the other."""
 
-    known: BoolArray  # (n,), whether the chunks of each are here
-    cut: IntArray  # (n + 1,), where those of each begin
+    known: BoolArray  # (n,), whether the chunks of each dataset are here
+    cut: IntArray  # (n + 1,), row of the first chunk of each dataset
     number: IntArray  # (m,), in C order of the grid, ascending
     offset: IntArray  # (m,), first byte in the file
     nbytes: IntArray  # (m,), as stored
@@ -65,15 +68,15 @@ class ChunkColumns:
             filter_mask=self.filter_mask[picked],
         )
 
-    def spread(self, rows: npt.NDArray[np.intp], n: int) -> ChunkColumns:
-        """Return the chunks as those of some of n datasets; of others none is known."""
+    def scatter_rows(self, rows: npt.NDArray[np.intp], n: int) -> ChunkColumns:
+        """Scatter the datasets into ``rows`` of a table of n; the others become unknown."""
         known, counts = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
         known[rows], counts[rows] = self.known, np.diff(self.cut)
         return replace(self, known=known, cut=row_offsets(counts))
 
 
-class _Found:
-    """Chunks found so far; of datasets that are marked bad they make no sense."""
+class _ChunkCollector:
+    """Collects chunks; the chunks of datasets that are marked bad are dropped at the end."""
 
     def __init__(self, n: int, form: FileFormat, limit: int) -> None:
         self.bad = np.zeros(n, dtype=bool)
@@ -83,34 +86,34 @@ class _Found:
 
     def add(
         self,
-        of: IntArray,
+        dataset: IntArray,
         number: IntArray,
         address: IntArray,
         nbytes: IntArray,
         filter_mask: IntArray,
     ) -> None:
-        """Add chunks; those without an address were never written."""
+        """Add chunks; a chunk without an address was never written."""
         written = ~undefined(address, self._form.offset_size)
-        of, number, address = of[written], number[written], address[written]
+        dataset, number, address = dataset[written], number[written], address[written]
         nbytes, filter_mask = nbytes[written], filter_mask[written]
         end = self._form.file_nbytes - self._form.base_address
         fits = (nbytes > 0) & (nbytes <= min(self._limit, end)) & (address > 0)
         fits &= address <= end - np.where(fits, nbytes, 0)
-        self.bad[of[~fits]] = True
+        self.bad[dataset[~fits]] = True
         offset = address + self._form.base_address
-        self._columns.append((of, number, offset, nbytes, filter_mask))
+        self._columns.append((dataset, number, offset, nbytes, filter_mask))
 
     def table(self) -> ChunkColumns:
-        """Put the chunks of each dataset together."""
-        empty = np.zeros(0, dtype=np.int64)
-        none = (empty,) * 5
-        of, number, *rest = (np.concatenate(c) for c in zip(none, *self._columns, strict=True))
-        good = ~self.bad[of]
-        order = np.flatnonzero(good)[np.lexsort((number[good], of[good]))]
+        """Return all chunks, sorted by dataset and by number."""
+        none = (np.zeros(0, dtype=np.int64),) * 5
+        columns = zip(none, *self._columns, strict=True)
+        dataset, number, *rest = (np.concatenate(column) for column in columns)
+        good = ~self.bad[dataset]
+        order = np.flatnonzero(good)[np.lexsort((number[good], dataset[good]))]
         offset, nbytes, filter_mask = (column[order] for column in rest)
         return ChunkColumns(
             known=~self.bad,
-            cut=row_offsets(np.bincount(of[order], minlength=len(self.bad))),
+            cut=row_offsets(np.bincount(dataset[order], minlength=len(self.bad))),
             number=number[order],
             offset=offset,
             nbytes=nbytes,
@@ -119,7 +122,7 @@ class _Found:
 
 
 def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
-    """Read where the chunks of many datasets lie.
+    """Read the chunk indices of many datasets.
 
     Parameters
     ----------
@@ -128,7 +131,7 @@ def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
     table : DatasetTable
         Chunked datasets of it, all known.
     limit : int
-        Datasets are not known a chunk of which has more bytes, as stored or as elements.
+        Datasets with a chunk of more bytes, stored or decoded, become unknown.
     """
     parts = [
         _read_batch(file, table.take(slice(begin, begin + BATCH)), limit)
@@ -136,28 +139,24 @@ def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
     ]
     if len(parts) == 1:
         return parts[0]
-    counts = np.concatenate([np.diff(part.cut) for part in parts])
+    columns = ("known", "number", "offset", "nbytes", "filter_mask")
     return ChunkColumns(
-        known=np.concatenate([part.known for part in parts]),
-        cut=row_offsets(counts),
-        number=np.concatenate([part.number for part in parts]),
-        offset=np.concatenate([part.offset for part in parts]),
-        nbytes=np.concatenate([part.nbytes for part in parts]),
-        filter_mask=np.concatenate([part.filter_mask for part in parts]),
+        cut=row_offsets(np.concatenate([np.diff(part.cut) for part in parts])),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns},
     )
 
 
 def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
     form = file.form
-    found = _Found(len(table), form, limit)
+    chunks = _ChunkCollector(len(table), form, limit)
     source = file.source
     grid = -(-table.shape // table.chunks)
     n_chunks = np.minimum(grid, MAX_CHUNKS + 1).astype(float).prod(axis=1)
     itemsize = table.nbytes // np.maximum(table.shape.prod(axis=1), 1)
     chunk_nbytes = table.chunks.prod(axis=1) * itemsize
-    found.bad |= (n_chunks > MAX_CHUNKS) | (chunk_nbytes > limit)
-    asked = ~found.bad & (n_chunks > 0) & (table.offset >= 0)
-    n_chunks = np.where(found.bad, 0, n_chunks).astype(np.int64)
+    chunks.bad |= (n_chunks > MAX_CHUNKS) | (chunk_nbytes > limit)
+    asked = ~chunks.bad & (n_chunks > 0) & (table.offset >= 0)
+    n_chunks = np.where(chunks.bad, 0, n_chunks).astype(np.int64)
     seen = ~asked
     for index in (V1_BTREE, SINGLE_CHUNK, IMPLICIT, FIXED_ARRAY):
         rows = np.flatnonzero(asked & (table.index == index))
@@ -167,35 +166,35 @@ def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
         room, nbytes = n_chunks[rows], chunk_nbytes[rows]
         part = table.take(rows)
         if index == V1_BTREE:
-            _read_leaves(source, form, part, (rows, grid[rows], room), found)
+            _read_leaves(source, form, part, (rows, grid[rows], room), chunks)
         elif index == FIXED_ARRAY:
-            _read_arrays(source, form, part, (rows, room, nbytes), found)
+            _read_arrays(source, form, part, (rows, room, nbytes), chunks)
         else:
-            _add_in_a_row(form, part, (rows, room, nbytes), found)
-    found.bad |= ~seen
-    return found.table()
+            _add_in_a_row(form, part, (rows, room, nbytes), chunks)
+    chunks.bad |= ~seen
+    return chunks.table()
 
 
 def _add_in_a_row(
     form: FileFormat,
     table: DatasetTable,
-    of: tuple[npt.NDArray[np.intp], IntArray, IntArray],
-    found: _Found,
+    datasets: Datasets,
+    chunks: _ChunkCollector,
 ) -> None:
-    """Add chunks of which the layout message has the address."""
-    rows, room, nbytes = of
+    """Add single chunks and chunks without an index: the layout message has the address."""
+    rows, room, nbytes = datasets
     single = table.index == SINGLE_CHUNK
-    found.bad[rows[single & (room != 1)]] = True
+    chunks.bad[rows[single & (room != 1)]] = True
     stored = np.where(single, table.single_nbytes, nbytes)
     address = table.offset - form.base_address
     for k in range(int(room.max())):
-        own = np.flatnonzero(room > k)
-        found.add(
-            rows[own],
-            np.full(len(own), k),
-            address[own] + k * nbytes[own],
-            stored[own],
-            table.single_mask[own],
+        has = np.flatnonzero(room > k)
+        chunks.add(
+            rows[has],
+            np.full(len(has), k),
+            address[has] + k * nbytes[has],
+            stored[has],
+            table.single_mask[has],
         )
 
 
@@ -205,126 +204,151 @@ def _read_nodes(
     rows: npt.NDArray[np.intp],
     offset: IntArray,
     nbytes: IntArray,
-    found: _Found,
+    chunks: _ChunkCollector,
 ) -> tuple[npt.NDArray[np.intp], ByteArray, IntArray]:
-    """Read nodes; return which of them are in the file, their bytes, where each begins."""
+    """Read nodes; return which of them lie in the file, their bytes, where each begins."""
     inside = (offset > 0) & (offset <= form.file_nbytes - nbytes)
-    found.bad[rows[~inside]] = True
-    own = np.flatnonzero(inside)
-    return own, *read_blocks(source, offset[own], nbytes[own])
+    chunks.bad[rows[~inside]] = True
+    read = np.flatnonzero(inside)
+    return read, *read_blocks(source, offset[read], nbytes[read])
 
 
 def _read_leaves(
     source: RangeSource,
     form: FileFormat,
     table: DatasetTable,
-    of: tuple[npt.NDArray[np.intp], IntArray, IntArray],
-    found: _Found,
+    datasets: Datasets,
+    chunks: _ChunkCollector,
 ) -> None:
-    """Add the chunks of B-trees of one node."""
-    rows, grid, room = of
+    """Add the chunks of version 1 B-trees of one node, which is a leaf.
+
+    ``datasets`` has the row, the grid of chunks and the number of its cells of each.
+    """
+    rows, grid, room = datasets
+    # Node: char[4] "TREE", uint8 type, uint8 level, uint16 entries used, addresses of the left
+    # and right siblings, then key 0, child 0, key 1, ..., key n. Key: uint32 size of the chunk,
+    # uint32 filter mask, uint64 offset along each axis in elements, uint64 0.
     width = form.offset_size
     head_nbytes, key_nbytes = 8 + 2 * width, 8 + 8 * (table.ndim + 1)
-    # Each chunk of the grid is there at most once; behind the last one there is a key.
+    # Each chunk of the grid has one entry at most, and one key follows the last entry.
     nbytes = head_nbytes + room * (key_nbytes + width) + key_nbytes
-    own, data, at = _read_nodes(source, form, rows, table.offset, nbytes, found)
-    rows, grid, room, step = rows[own], grid[own], room[own], key_nbytes[own] + width
-    ndim, chunks = table.ndim[own], table.chunks[own]
-    itemsize = np.maximum(table.nbytes[own] // table.shape[own].prod(axis=1), 1)
-    head = integers(data, at, 8)
+    read, data, node = _read_nodes(source, form, rows, table.offset, nbytes, chunks)
+    table, grid, step = table.take(read), grid[read], key_nbytes[read] + width
+    rows, room = rows[read], room[read]
+    head = integers(data, node, 8)
     n = head >> 48 & 0xFFFF
     good = (head & (1 << 48) - 1 == _LEAF) & (n > 0) & (n <= room)
     for sibling in (8, 8 + width):
-        good &= undefined(integers(data, at + sibling, width), width)
-    found.bad[rows[~good]] = True
+        good &= undefined(integers(data, node + sibling, width), width)
     n = np.where(good, n, 0)
-    behind = at + head_nbytes + n * step
-    for axis in range(int(ndim.max(initial=0))):
-        bound = integers(data, behind + 8 + 8 * axis, 8)
-        found.bad[rows[(ndim > axis) & ((bound < 0) | (bound % chunks[:, axis] != 0))]] = True
-    bound = integers(data, behind + 8 + 8 * ndim, 8)
-    found.bad[rows[(bound < 0) | (bound % itemsize != 0)]] = True
+    entry = node + head_nbytes
+    good &= _bounds_are_whole(data, entry + n * step, table)
+    chunks.bad[rows[~good]] = True
     last = np.full(len(rows), -1)
     for k in range(int(n.max(initial=0))):
-        some = np.flatnonzero(n > k)
-        key = at[some] + head_nbytes + k * step[some]
-        number, bad = np.zeros((2, len(some)), dtype=np.int64)
-        for axis in range(int(ndim[some].max())):
-            has = ndim[some] > axis
-            origin = np.where(has, integers(data, key + 8 + 8 * axis, 8), 0)
-            chunk = chunks[some, axis]
-            cell = origin // chunk
-            bad |= (cell * chunk != origin) | (cell < 0) | (cell >= grid[some, axis])
-            number = number * grid[some, axis] + cell
-        # Within elements, the chunk begins with the first byte.
-        bad |= integers(data, key + 8 + 8 * ndim[some], 8) != 0
-        bad |= number <= last[some]
-        last[some] = number
-        found.bad[rows[some[bad != 0]]] = True
-        found.add(
-            rows[some],
+        has = np.flatnonzero(n > k)
+        key = entry[has] + k * step[has]
+        number, wrong = _key_numbers(data, key, table.ndim[has], table.chunks[has], grid[has])
+        wrong |= number <= last[has]
+        last[has] = number
+        chunks.bad[rows[has[wrong]]] = True
+        chunks.add(
+            rows[has],
             number,
-            integers(data, key + step[some] - width, width),
+            integers(data, key + step[has] - width, width),
             integers(data, key, 4),
             integers(data, key + 4, 4),
         )
+
+
+def _bounds_are_whole(data: ByteArray, key: IntArray, table: DatasetTable) -> BoolArray:
+    """Tell whether the offsets of last keys are multiples of the chunks, and of an element."""
+    itemsize = np.maximum(table.nbytes // table.shape.prod(axis=1), 1)
+    bound = integers(data, key + 8 + 8 * table.ndim, 8)
+    good: BoolArray = (bound >= 0) & (bound % itemsize == 0)
+    for axis in range(int(table.ndim.max(initial=0))):
+        bound = integers(data, key + 8 + 8 * axis, 8)
+        good &= (table.ndim <= axis) | ((bound >= 0) & (bound % table.chunks[:, axis] == 0))
+    return good
+
+
+def _key_numbers(
+    data: ByteArray, key: IntArray, ndim: IntArray, chunk_shape: IntArray, grid: IntArray
+) -> tuple[IntArray, BoolArray]:
+    """Return the number of each key's chunk in its grid, and which keys are wrong."""
+    number = np.zeros(len(key), dtype=np.int64)
+    # The last offset is within an element, where a chunk begins with the first byte.
+    wrong: BoolArray = integers(data, key + 8 + 8 * ndim, 8) != 0
+    for axis in range(int(ndim.max())):
+        origin = np.where(ndim > axis, integers(data, key + 8 + 8 * axis, 8), 0)
+        cell = origin // chunk_shape[:, axis]
+        wrong |= (cell * chunk_shape[:, axis] != origin) | (cell < 0) | (cell >= grid[:, axis])
+        number = number * grid[:, axis] + cell
+    return number, wrong
 
 
 def _read_arrays(
     source: RangeSource,
     form: FileFormat,
     table: DatasetTable,
-    of: tuple[npt.NDArray[np.intp], IntArray, IntArray],
-    found: _Found,
+    datasets: Datasets,
+    chunks: _ChunkCollector,
 ) -> None:
-    """Add the chunks of fixed arrays without pages."""
-    rows, room, chunk_nbytes = of
+    """Add the chunks of fixed arrays without pages.
+
+    ``datasets`` has the row, the number of chunks and the bytes of a chunk of each.
+    """
+    rows, room, chunk_nbytes = datasets
+    # Header: char[4] "FAHD", uint8 version, uint8 client ID (1: with filters), uint8 element
+    # size, uint8 page bits, number of elements (size of lengths), data block address, checksum.
     width, length = form.offset_size, form.length_size
     head_nbytes = np.full(len(rows), 8 + length + width + _CHECKSUM_NBYTES)
-    own, data, at = _read_nodes(source, form, rows, table.offset, head_nbytes, found)
-    rows, room, chunk_nbytes = rows[own], room[own], chunk_nbytes[own]
-    header = table.offset[own] - form.base_address
+    read, data, at = _read_nodes(source, form, rows, table.offset, head_nbytes, chunks)
+    rows, room, chunk_nbytes = rows[read], room[read], chunk_nbytes[read]
+    header = table.offset[read] - form.base_address
     client, entry = data[at + 5].astype(np.int64), data[at + 6].astype(np.int64)
-    pages = np.int64(1) << np.minimum(data[at + 7], 62).astype(np.int64)
+    page = np.int64(1) << np.minimum(data[at + 7], 62).astype(np.int64)
     block = integers(data, at + 8 + length, width)
-    good = _are_signed(data, at, head_nbytes[own], _ARRAY_HEADER) & (room <= pages)
+    good = _are_signed(data, at, head_nbytes[read], _ARRAY_HEADER) & (room <= page)
     good &= (integers(data, at + 8, length) == room) & (client <= 1)
-    # With filters, the stored size and the filter mask follow the address.
+    # An element: address; with filters also the chunk's size and a uint32 filter mask.
     size_nbytes = entry - width - 4
     good &= np.where(client == 0, entry == width, (size_nbytes >= 1) & (size_nbytes <= 8))
-    found.bad[rows[~good]] = True
+    chunks.bad[rows[~good]] = True
     some = np.flatnonzero(good & ~undefined(block, width))
     if not len(some):
         return
+    # Data block: char[4] "FADB", uint8 version, uint8 client ID, header address, elements,
+    # checksum.
     nbytes = 6 + width + room * entry + _CHECKSUM_NBYTES
     inside, data, at = _read_nodes(
-        source, form, rows[some], form.base_address + block[some], nbytes[some], found
+        source, form, rows[some], form.base_address + block[some], nbytes[some], chunks
     )
     some = some[inside]
     good = _are_signed(data, at, nbytes[some], _ARRAY_BLOCK)
     good &= data[at + 5] == client[some]
     good &= integers(data, at + 6, width) == header[some]
-    found.bad[rows[some[~good]]] = True
+    chunks.bad[rows[some[~good]]] = True
     some, at = some[good], at[good]
     for k in range(int(room[some].max(initial=0))):
         has = room[some] > k
         row = some[has]
-        place = at[has] + 6 + width + k * entry[row]
+        element = at[has] + 6 + width + k * entry[row]
         mask = (np.int64(1) << np.clip(8 * size_nbytes[row], 1, 63)) - 1
-        stored = integers(data, place + width, 8) & mask
-        skipped = integers(data, place + np.maximum(entry[row] - 4, 0), 4)
+        stored = integers(data, element + width, 8) & mask
+        skipped = integers(data, element + np.maximum(entry[row] - 4, 0), 4)
         plain = client[row] == 0
-        found.add(
+        chunks.add(
             rows[row],
             np.full(len(row), k),
-            integers(data, place, width),
+            integers(data, element, width),
             np.where(plain, chunk_nbytes[row], stored),
             np.where(plain, 0, skipped),
         )
 
 
 def _are_signed(data: ByteArray, at: IntArray, nbytes: IntArray, begin: int) -> BoolArray:
-    """Tell which nodes begin with a signature and version 0, and end with their checksum."""
+    """Tell which nodes have a signature, version 0, and the right checksum at their end."""
     good: BoolArray = integers(data, at, 8) & (1 << 40) - 1 == begin
     if len(at):
         covered = nbytes - _CHECKSUM_NBYTES

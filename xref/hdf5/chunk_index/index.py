@@ -1,9 +1,8 @@
-"""Where the chunks of one dataset lie: its index, whatever its kind.
+"""The chunk index of one dataset, of any kind of index.
 
-In: the layout message of a dataset. Out: `ListedChunks`, all chunks that its index lists.
-Each kind of index is read level by level, so that a remote file is asked as many times as
-the index is deep. `xref.hdf5.dataset_layout.build_chunk_index` checks the chunks, and sorts
-them.
+In: the layout message of a dataset. Out: `ListedChunks`, all chunks of its index. Every kind
+of index is read level by level, so that a remote file gets one request for each level.
+`xref.hdf5.dataset_layout.build_chunk_index` checks the chunks and sorts them.
 
 Source: HDF5 File Format Specification 4.0, "The Data Layout Message".
 """
@@ -12,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from xref.errors import UnsupportedError
 from xref.hdf5.chunk_index.arrays import TOO_LONG, Grid, read_extensible_array, read_fixed_array
-from xref.hdf5.chunk_index.btrees import ListedChunks, joined, read_v1_tree, read_v2_tree
+from xref.hdf5.chunk_index.btrees import ListedChunks, read_v1_tree, read_v2_tree
 from xref.hdf5.chunk_index.nodes import NodeReader
 from xref.hdf5.dataset_layout import DatasetLayout
 from xref.hdf5.layout_message import (
@@ -38,19 +37,22 @@ from xref.hdf5.metadata_reader import MetadataReader, integer
 NO_FILTER = 2**32 - 1
 """The filter mask of a chunk that skipped all filters."""
 
+# Bytes of "Indexing Type Information" in layout messages of version 4 and 5: parameters of the
+# index that its own header repeats. A single chunk with filters has its size and filter mask.
 _INFO_NBYTES = {IMPLICIT: 0, FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, V2_BTREE: 6}
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkStorage:
-    """What a layout message says of chunks.
+    """The properties of chunked storage in a layout message.
 
     Attributes
     ----------
     index : int
-        Kind of index, as layout messages of version 4 number them.
+        Chunk indexing type, numbered as in layout messages of version 4.
     address : int
-        Of the index; of the chunk where it is single; of the first where there is none.
+        Of the index; of the chunk itself for a single chunk; of the first chunk for an
+        implicit index.
     chunks : tuple of int
         Shape of chunks, elements.
     itemsize : int
@@ -58,9 +60,9 @@ class ChunkStorage:
     partial_unfiltered : bool
         Whether chunks that reach past the extent skip all filters.
     single_nbytes : int or None
-        Size as stored of a single chunk with filters.
+        Stored size of a single chunk with filters.
     single_mask : int
-        Its filter mask.
+        Filter mask of a single chunk with filters.
     """
 
     index: int
@@ -80,12 +82,18 @@ def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
     CorruptFileError
         If it contradicts the format.
     UnsupportedError
-        If its version, or the kind of its index, is unknown.
+        If its version or its chunk indexing type is unknown.
     """
     size = source.offset_size
     version = body[0] if body else 0
     if not 1 <= version <= 5:
         raise UnsupportedError(f"{source.where}: a layout message has version {version}")
+    # Versions 1 and 2: uint8 version, uint8 dimensionality, uint8 layout class, 5 reserved
+    #   bytes, address, then uint32 sizes.
+    # Version 3: uint8 version, uint8 layout class, uint8 dimensionality, address, uint32 sizes.
+    # Versions 4 and 5: uint8 version, uint8 layout class, uint8 flags, uint8 dimensionality,
+    #   uint8 width of a size, the sizes, uint8 chunk indexing type, its parameters, address.
+    # There is a size for each axis, in elements, and a last one: the bytes of an element.
     storage, n_sizes = (body[2:3], body[1:2]) if version < 3 else (body[1:2], body[2:3])
     if version > 3:
         n_sizes = body[3:4]
@@ -93,14 +101,14 @@ def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
         source.fail(f"a layout message of chunks begins with {body[:4]!r}")
     n = n_sizes[0]
     if version < 4:
-        begin, width = (8, 4) if version < 3 else (3, 4)
-        _check_length(source, body, begin + size + n * width)
-        chunks = _sizes(source, body, begin + size, n, width)
+        begin = 8 if version < 3 else 3
+        _check_length(source, body, begin + size + n * 4)
+        chunks = _chunk_shape(source, body, begin + size, n, 4)
         return ChunkStorage(V1_BTREE, integer(body, begin, size), *chunks)
     flags, width = body[2], integer(body, 4, 1)
-    after = 5 + n * width
-    _check_length(source, body, after + 1)
-    index = body[after]
+    index_at = 5 + n * width
+    _check_length(source, body, index_at + 1)
+    index = body[index_at]
     if flags & ~(PARTIAL_UNFILTERED | SINGLE_FILTERED) or index not in (
         SINGLE_CHUNK,
         *_INFO_NBYTES,
@@ -113,21 +121,16 @@ def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
     filtered = index == SINGLE_CHUNK and flags & SINGLE_FILTERED
     length = source.length_size
     info_nbytes = (length + 4) if filtered else _INFO_NBYTES.get(index, 0)
-    at = after + 1 + info_nbytes
-    _check_length(source, body, at + size)
-    found = ChunkStorage(
+    address_at = index_at + 1 + info_nbytes
+    _check_length(source, body, address_at + size)
+    return ChunkStorage(
         index,
-        integer(body, at, size),
-        *_sizes(source, body, 5, n, width),
+        integer(body, address_at, size),
+        *_chunk_shape(source, body, 5, n, width),
         partial_unfiltered=bool(flags & PARTIAL_UNFILTERED),
+        single_nbytes=integer(body, index_at + 1, length) if filtered else None,
+        single_mask=integer(body, index_at + 1 + length, 4) if filtered else 0,
     )
-    if filtered:
-        found = replace(
-            found,
-            single_nbytes=integer(body, after + 1, length),
-            single_mask=integer(body, after + 1 + length, 4),
-        )
-    return found
 
 
 def _check_length(source: MetadataReader, body: bytes, nbytes: int) -> None:
@@ -135,11 +138,11 @@ def _check_length(source: MetadataReader, body: bytes, nbytes: int) -> None:
         source.fail(f"a layout message has {len(body)} of {nbytes} bytes")
 
 
-def _sizes(
-    source: MetadataReader, body: bytes, at: int, n: int, width: int
+def _chunk_shape(
+    source: MetadataReader, body: bytes, begin: int, n: int, width: int
 ) -> tuple[tuple[int, ...], int]:
-    """Return the shape of chunks, and the bytes of an element, which stand behind it."""
-    edges = range(at, at + (n + 1) * width, width)
+    """Decode the shape of chunks (elements) and the bytes of an element, which follow it."""
+    edges = range(begin, begin + (n + 1) * width, width)
     *chunks, itemsize = (int.from_bytes(body[a:b], "little") for a, b in pairwise(edges))
     if min(*chunks, itemsize) < 1:
         source.fail(f"a layout message has chunks of {chunks} elements of {itemsize} bytes")
@@ -152,7 +155,7 @@ def read_listed_chunks(
     layout: DatasetLayout,
     half_width: Callable[[], int],
 ) -> ListedChunks:
-    """Return the chunks that the index of a dataset lists.
+    """Return the chunks in the index of a dataset.
 
     Parameters
     ----------
@@ -163,15 +166,15 @@ def read_listed_chunks(
     layout : DatasetLayout
         Of the dataset.
     half_width : callable
-        Returns the file's "Indexed Storage Internal Node K"; asked for only where nodes
-        have it.
+        Returns the file's "Indexed Storage Internal Node K"; called only for a version 1
+        B-tree.
 
     Raises
     ------
     CorruptFileError
         If the index contradicts the format, or the dataset.
     UnsupportedError
-        If the index is of a version that is not known.
+        If the index has an unknown version.
     """
     source = reader.source
     nbytes = math.prod(storage.chunks) * storage.itemsize
@@ -182,38 +185,39 @@ def read_listed_chunks(
         )
     ndim, filtered = len(storage.chunks), bool(layout.pipeline.filters)
     if storage.address == source.undefined:
-        return joined([], ndim)
+        return concat_chunks([], ndim)
     grid = Grid(_largest_grid(layout, storage.chunks), nbytes, filtered)
     address = storage.address
     if storage.index == V1_BTREE:
-        found = read_v1_tree(reader, address, storage.chunks, half_width())
+        chunks = read_v1_tree(reader, address, storage.chunks, half_width())
     elif storage.index == SINGLE_CHUNK:
-        found = _single(source, storage, grid)
+        chunks = _single_chunk(source, storage, grid)
     elif storage.index == IMPLICIT:
-        found = _in_a_row(source, address, layout, grid)
+        chunks = _implicit_chunks(source, address, layout, grid)
     elif storage.index == FIXED_ARRAY:
         _check_unlimited(source, grid, 0)
-        found = read_fixed_array(reader, address, grid)
+        chunks = read_fixed_array(reader, address, grid)
     elif storage.index == EXTENSIBLE_ARRAY:
         _check_unlimited(source, grid, 1)
-        found = read_extensible_array(reader, address, grid)
+        chunks = read_extensible_array(reader, address, grid)
     else:
-        found = read_v2_tree(reader, address, ndim, nbytes, filtered)
+        chunks = read_v2_tree(reader, address, ndim, nbytes, filtered)
     if storage.partial_unfiltered and filtered:
-        beyond = found.cell >= np.array(layout.shape) // np.array(storage.chunks)
-        partial = beyond.any(axis=1)
-        found = found._replace(filter_mask=np.where(partial, NO_FILTER, found.filter_mask))
-    return found
+        # Flag bit 0: chunks that reach past the extent are stored without filters.
+        beyond = chunks.cell >= np.array(layout.shape) // np.array(storage.chunks)
+        mask = np.where(beyond.any(axis=1), NO_FILTER, chunks.filter_mask)
+        chunks = chunks._replace(filter_mask=mask)
+    return chunks
 
 
 def _largest_grid(layout: DatasetLayout, chunks: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Return the chunks along each axis of the largest extent."""
+    """Return the number of chunks along each axis of the largest extent; None: unlimited."""
     pairs = zip(layout.maxshape, chunks, strict=True)
     return tuple(None if n is None else -(-n // chunk) for n, chunk in pairs)
 
 
 def _check_unlimited(source: MetadataReader, grid: Grid, n: int) -> None:
-    """Refuse arrays of datasets with another number of axes without limit."""
+    """Raise if the dataset has another number of unlimited axes than its index allows."""
     found = grid.shape.count(None)
     if found != n:
         source.fail(
@@ -222,8 +226,8 @@ def _check_unlimited(source: MetadataReader, grid: Grid, n: int) -> None:
         )
 
 
-def _single(source: MetadataReader, storage: ChunkStorage, grid: Grid) -> ListedChunks:
-    """Return the chunk of a dataset that has room for one."""
+def _single_chunk(source: MetadataReader, storage: ChunkStorage, grid: Grid) -> ListedChunks:
+    """Return the only chunk of a dataset."""
     if any(n != 1 for n in grid.shape):
         source.fail(f"a single chunk is all that a dataset of {grid.shape} chunks has")
     nbytes = storage.single_nbytes
@@ -235,18 +239,18 @@ def _single(source: MetadataReader, storage: ChunkStorage, grid: Grid) -> Listed
     )
 
 
-def _in_a_row(
+def _implicit_chunks(
     source: MetadataReader, address: int, layout: DatasetLayout, grid: Grid
 ) -> ListedChunks:
-    """Return chunks that follow each other in the order of the largest grid."""
+    """Return chunks without an index: they follow each other in C order of the largest grid."""
     _check_unlimited(source, grid, 0)
-    every = math.prod(n or 0 for n in grid.shape)
-    if grid.filtered or address > source.file_nbytes - every * grid.chunk_nbytes:
+    n_chunks = math.prod(n or 0 for n in grid.shape)
+    if grid.filtered or address > source.file_nbytes - n_chunks * grid.chunk_nbytes:
         source.fail(
-            f"{every} chunks of {grid.chunk_nbytes} bytes in a row at {address:#x} have "
+            f"{n_chunks} chunks of {grid.chunk_nbytes} bytes in a row at {address:#x} have "
             f"filters or reach past the end of the file ({source.file_nbytes} bytes)"
         )
-    if math.prod(layout.grid) > every:
+    if math.prod(layout.grid) > n_chunks:
         source.fail(f"the extent {layout.shape} is larger than the largest, {layout.maxshape}")
     cell = np.indices(layout.grid).reshape(grid.ndim, -1).T
     number = np.zeros(len(cell), dtype=np.int64)
@@ -261,5 +265,5 @@ def _in_a_row(
 
 
 def _signed(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return an integer as a column; what is past the largest one comes out negative."""
+    """Return a column of one integer; a value past the largest int64 becomes negative."""
     return np.array([value], dtype=np.uint64).astype(np.int64)

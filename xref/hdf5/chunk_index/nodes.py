@@ -1,11 +1,10 @@
-"""Nodes of one structure of metadata, read many at once.
+"""Nodes of one metadata structure (a tree, an array), many with one read.
 
-In: addresses and lengths of nodes that are known at the same time, as the nodes of one
-level of a tree are. Out: their bytes, in lots of bounded size, and integers in them as
-columns.
+In: addresses and sizes of nodes that are known at the same time, such as all nodes of one
+level of a tree. Out: their bytes, in batches of bounded size, and integers in them as columns.
 
-A structure never has two nodes at one place, nor more bytes than the file: following its
-addresses comes to an end.
+A structure never has two nodes at one address, nor more bytes than the file. These two checks
+end the walk through a damaged structure whose addresses form a circle.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, ReadBudget
 from xref.hdf5.packed import ByteArray, integers, padded_buffer
 
-LOT_NBYTES = 16 << 20
-"""Bytes of nodes that are in memory at once, unless one node has more
-(benchmarks/chunkindex.py)."""
+BATCH_NBYTES = 16 << 20
+"""Bytes of nodes in memory at a time, unless one node has more (benchmarks/chunkindex.py)."""
 
 CHECKSUM_NBYTES = 4
 
@@ -30,12 +28,12 @@ _NATIVE = (1, 2, 4, 8)
 
 
 class NodeBatch(NamedTuple):
-    """Some of the nodes asked for."""
+    """The bytes of m consecutive nodes of a request."""
 
-    rows: slice  # which
-    data: ByteArray  # their bytes, and some zeros
-    position: IntArray  # where each begins in the bytes
-    nbytes: IntArray  # of each
+    rows: slice  # which of the nodes
+    data: ByteArray  # their bytes, then `PADDING_NBYTES` zeros
+    position: IntArray  # (m,), byte of ``data`` where each begins
+    nbytes: IntArray  # (m,)
 
 
 class NodeReader:
@@ -45,12 +43,12 @@ class NodeReader:
 
     Parameters
     ----------
-    source : Source
-        The file, for what is read alone, and for errors.
+    source : MetadataReader
+        The file, to read single blocks and to raise errors.
     file : RangeSource
-        The same file.
+        The same file, to read many ranges.
     base_address : int
-        Byte of the file that addresses count from.
+        Byte of the file from which addresses count.
     what : str
         Names the structure in errors.
     """
@@ -66,12 +64,12 @@ class NodeReader:
         self._seen = np.zeros(0, dtype=np.int64)
 
     def read(self, address: IntArray, nbytes: IntArray, what: str) -> Iterator[NodeBatch]:
-        """Read nodes and yield them in lots, in the order asked for.
+        """Read nodes and yield them in batches, in the order of ``address``.
 
         Parameters
         ----------
         address : numpy.ndarray
-            Shape ``(n,)``; what is past the largest signed integer is negative here.
+            Shape ``(n,)``; an address past the largest int64 is negative here.
         nbytes : numpy.ndarray
             Shape ``(n,)``.
         what : str
@@ -103,12 +101,12 @@ class NodeReader:
         begin = 0
         while begin < len(address):
             before = int(ends[begin - 1]) if begin else 0
-            stop = int(np.searchsorted(ends, before + LOT_NBYTES, "right"))
+            stop = int(np.searchsorted(ends, before + BATCH_NBYTES, "right"))
             rows = slice(begin, max(stop, begin + 1))
-            yield self._read_lot(rows, address[rows], nbytes[rows], ends[rows] - before)
+            yield self._read_batch(rows, address[rows], nbytes[rows], ends[rows] - before)
             begin = rows.stop
 
-    def _read_lot(
+    def _read_batch(
         self, rows: slice, address: IntArray, nbytes: IntArray, ends: IntArray
     ) -> NodeBatch:
         data, position = padded_buffer(int(ends[-1])), ends - nbytes
@@ -118,71 +116,72 @@ class NodeReader:
         return NodeBatch(rows, data, position, nbytes)
 
     def check_begins(
-        self, lot: NodeBatch, address: IntArray, some: IntArray, expected: bytes, what: str
+        self, batch: NodeBatch, address: IntArray, some: IntArray, expected: bytes, what: str
     ) -> None:
-        """Refuse nodes of a lot that do not begin with a signature of up to seven bytes.
+        """Raise unless nodes of a batch begin with ``expected``, up to seven bytes.
 
         Parameters
         ----------
-        lot : Lot
+        batch : NodeBatch
         address : numpy.ndarray
-            Shape ``(n,)``: of all nodes that were asked for.
+            Shape ``(n,)``: of all nodes of the request.
         some : numpy.ndarray
-            Which nodes of the lot.
+            Which nodes of the batch.
         expected : bytes
+            Signature, and further bytes that all nodes share.
         what : str
             Names one node in errors.
         """
         mask = (1 << 8 * len(expected)) - 1
-        found = integers(lot.data, lot.position[some], 8) & np.int64(mask)
+        found = integers(batch.data, batch.position[some], 8) & np.int64(mask)
         wrong = found != int.from_bytes(expected, "little")
         if wrong.any():
             row = int(some[np.argmax(wrong)])
-            at = int(lot.position[row])
+            at = int(batch.position[row])
             self.source.fail(
-                f"no {what} of the {self._what} is at {int(address[lot.rows][row]):#x}: the "
-                f"bytes there begin with {lot.data[at : at + len(expected)].tobytes()!r}, not "
-                f"with {expected!r}"
+                f"no {what} of the {self._what} is at {int(address[batch.rows][row]):#x}: the "
+                f"bytes there begin with {batch.data[at : at + len(expected)].tobytes()!r}, "
+                f"not with {expected!r}"
             )
 
-    def check_sums(self, lot: NodeBatch, address: IntArray, what: str) -> None:
-        """Refuse nodes whose last four bytes are not the checksum of the others.
+    def check_sums(self, batch: NodeBatch, address: IntArray, what: str) -> None:
+        """Raise unless the last four bytes of each node are the checksum of the others.
 
-        Of nodes of more than `xref.hdf5.metadata_reader.MAX_CHECKED_NBYTES` it is not worked
-        out.
+        Nodes larger than `xref.hdf5.metadata_reader.MAX_CHECKED_NBYTES` are not checked.
         """
-        some = np.flatnonzero(lot.nbytes <= MAX_CHECKED_NBYTES)
+        some = np.flatnonzero(batch.nbytes <= MAX_CHECKED_NBYTES)
         if not len(some):
             return
-        position, covered = lot.position[some], lot.nbytes[some] - CHECKSUM_NBYTES
-        stored = integers(lot.data, position + covered, CHECKSUM_NBYTES)
-        found = sum_blocks(lot.data, position, covered)
+        position, covered = batch.position[some], batch.nbytes[some] - CHECKSUM_NBYTES
+        stored = integers(batch.data, position + covered, CHECKSUM_NBYTES)
+        found = sum_blocks(batch.data, position, covered)
         wrong = found != stored
         if wrong.any():
             row = int(np.argmax(wrong))
+            place = int(address[batch.rows][some[row]])
             self.source.fail(
-                f"the {what} of the {self._what} at {int(address[lot.rows][some[row]]):#x} has "
-                f"the checksum {int(stored[row]):#010x}, and its bytes give "
+                f"the {what} of the {self._what} at {place:#x} has the checksum "
+                f"{int(stored[row]):#010x}, and its bytes give "
                 f"{int(found[row]):#010x}; the file is damaged"
             )
 
 
 def columns_of(data: ByteArray, position: IntArray, widths: Sequence[int]) -> list[IntArray]:
-    """Return the integers of records of one form as columns.
+    """Return the integers of records of one layout as columns.
 
     Parameters
     ----------
     data : numpy.ndarray
-        Bytes, with zeros behind them.
+        1-D, uint8, padded with zeros.
     position : numpy.ndarray
         Shape ``(n,)``: where each record begins.
     widths : sequence of int
-        Bytes of each little-endian unsigned integer of a record, 1 to 8.
+        Bytes of each little-endian unsigned integer of a record, 1 to 8, without gaps.
 
     Returns
     -------
     list of numpy.ndarray
-        Of eight bytes, values past the largest signed integer come out negative.
+        Shape ``(n,)`` each. Values past the largest int64 become negative.
 
     Examples
     --------
@@ -193,16 +192,17 @@ def columns_of(data: ByteArray, position: IntArray, widths: Sequence[int]) -> li
     step, n = sum(widths), len(position)
     if not n:
         return [np.zeros(0, dtype=np.int64) for _ in widths]
-    pieces = np.ndarray((len(data) - step + 1,), f"V{step}", data, 0, (1,))
-    table = np.ascontiguousarray(pieces[position]).view(np.uint8).reshape(n, step)
-    found, at = [], 0
+    # A record of ``step`` bytes at every byte of the data: overlapping items, no copy.
+    windows = np.ndarray((len(data) - step + 1,), f"V{step}", data, 0, (1,))
+    table = np.ascontiguousarray(windows[position]).view(np.uint8).reshape(n, step)
+    columns, offset = [], 0
     for width in widths:
         if width in _NATIVE:
-            column = np.ndarray((n,), f"<u{width}", table, at, (step,))
+            column = np.ndarray((n,), f"<u{width}", table, offset, (step,))
         else:
             wide = np.zeros((n, 8), dtype=np.uint8)
-            wide[:, :width] = table[:, at : at + width]
+            wide[:, :width] = table[:, offset : offset + width]
             column = wide.view("<u8")[:, 0]
-        found.append(column.astype(np.int64))
-        at += width
-    return found
+        columns.append(column.astype(np.int64))
+        offset += width
+    return columns
