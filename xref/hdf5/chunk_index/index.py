@@ -18,7 +18,7 @@ import numpy as np
 
 from xref.errors import UnsupportedError
 from xref.hdf5.chunk_index.arrays import TOO_LONG, Grid, read_extensible_array, read_fixed_array
-from xref.hdf5.chunk_index.btrees import ListedChunks, read_v1_tree, read_v2_tree
+from xref.hdf5.chunk_index.btrees import ListedChunks, concat_chunks, read_v1_tree, read_v2_tree
 from xref.hdf5.chunk_index.nodes import NodeReader
 from xref.hdf5.dataset_layout import DatasetLayout
 from xref.hdf5.layout_message import (
