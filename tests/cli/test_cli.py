@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_values import FORMS, targets
+from elements import FORMS, targets
 from typed import write_attribute, write_dataset
 
 import xref

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from manifest import RAW, rows
 from oracle import assert_same, plain
 from samples import open_h5
 
@@ -34,19 +35,6 @@ EXPECTED_FAILURES: dict[tuple[str, str, tuple[Any, ...]], str] = {
 }
 
 REFERENCES = (xref.ObjectReference, xref.RegionReference, xref.AttributeReference)
-
-RAW = {
-    "engine": "h5ref",
-    "mask_and_scale": False,
-    "decode_times": False,
-    "decode_coords": False,
-    "concat_characters": False,
-}
-
-
-def rows(corpus: Path, *roles: str) -> list[dict[str, Any]]:
-    manifest = json.loads((corpus / "MANIFEST.json").read_text())
-    return [row for row in manifest["files"] if row["role"] in roles]
 
 
 def digest(values: Any, first_paths: dict[str, str]) -> str:

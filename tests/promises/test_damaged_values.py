@@ -11,11 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from damaged_files import only_xref_errors, read_all
+from elements import FORMS, targets
 from forks import in_fork
 from samples import open_h5
 from strategies import scaled
-from test_damaged import only_xref_errors, read_all
-from test_values import FORMS, targets
 from typed import Ref, compound, number, reference, sequence, write_attribute, write_dataset
 
 import xref

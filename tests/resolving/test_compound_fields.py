@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from elements import FORMS, PAIR, SHAPE, STORAGES, a_pair, any_reference, box, written
 from oracle import values_of
 from samples import open_h5
-from test_values import FORMS, PAIR, SHAPE, STORAGES, a_pair, any_reference, box, written
 from typed import Ref, array, compound, number, reference, sequence, text, write_dataset
 
 import xref

@@ -5,61 +5,25 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
-import dask.array as da
 import h5py
-import numpy as np
 import pytest
-import xarray as xr
-from h5py import h5f
+from forkserver import run_python
+from interrupts import check_after, files_open_in_hdf5, new_values, press, write_old
 
 import xref
-from xref.storage.location import close_files
-from xref.writing.uninterrupted import find_interrupt, interruptible, uninterrupted
+from xref.writing.uninterrupted import interruptible, uninterrupted
 
 HERE = Path(__file__).parent
-
-
-def new_values(kind: str) -> xr.Dataset:
-    values = np.full((40, 50), 1)
-    in_blocks = da.from_array(values, chunks=(10, 50))
-    return xr.Dataset({"v": (("t", "y"), values if kind == "memory" else in_blocks)})
-
-
-def write_old(path: Path) -> bytes:
-    xref.to_hdf5(xr.Dataset({"v": (("t", "y"), np.full((40, 50), 0))}), path)
-    # Files of earlier tests do not close while those of this one are counted.
-    close_files()
-    gc.collect()
-    return path.read_bytes()
-
-
-def files_open_in_hdf5() -> int:
-    return int(h5f.get_obj_count(h5f.OBJ_ALL, h5f.OBJ_FILE))
-
-
-def check_after(path: Path, old: bytes, n_open: int) -> bool:
-    """See that a file is the old one or the new one; tell whether it is the old one."""
-    assert os.listdir(path.parent) == [path.name]
-    assert files_open_in_hdf5() == n_open
-    if path.read_bytes() == old:
-        return True
-    with h5py.File(path) as file:
-        assert np.unique(file["v"][...]).tolist() == [1]
-    path.write_bytes(old)
-    return False
 
 
 class Pressed:
@@ -121,75 +85,21 @@ def python_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def press() -> None:
-    """Send SIGINT to the main thread."""
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, signal.SIGINT)
-
-
-class Pressing:
-    """The module `os` for those who write; Ctrl-C is pressed at one of its calls."""
-
-    CALLS = ("pwrite", "pwritev", "ftruncate", "fsync", "replace", "link", "open", "preadv")
-
-    def __init__(self, number: int) -> None:
-        self.number, self.count = number, 0
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(os, name)
-        if name not in self.CALLS:
-            return function
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            self.count += 1
-            if self.count == self.number:
-                press()
-                for _ in range(20):  # till it is known here, if it ever is
-                    if find_interrupt() is None:
-                        time.sleep(0.001)
-            return function(*arguments, **keywords)
-
-        return call
-
-
-def press_at_each_call(folder: Path, kind: str, mode: str, scheduler: str) -> None:
-    """Press Ctrl-C at each call of the operating system in turn."""
-    path = folder / "file.h5"
-    old, n_open, seen = write_old(path), files_open_in_hdf5(), set[bool]()
-    data = new_values(kind)
-    for number in itertools.count(1, step=2 if kind == "dask" else 1):
-        with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler=scheduler):
-            pressing = Pressing(number)
-            for module in ("xref.writing.checked_file", "xref.writing.drafts"):
-                patch.setattr(f"{module}.os", pressing)
-            try:
-                xref.to_hdf5(data, path, mode=mode)
-            except KeyboardInterrupt:
-                pass
-            else:
-                assert pressing.count < number
-                break
-        seen.add(check_after(path, old, n_open))
-    assert number > 15
-    assert seen == {True, False}  # it is too late at the last call
-
-
 # Two faults of Python's are kept out. An interrupt may break into Dask's queue while it takes
 # its lock (threading.Condition): a thread that puts something there logs an error. It may
 # also come when Dask starts its first thread (concurrent.futures.ThreadPoolExecutor), which
 # is not told then that the process ends: so one is started before.
 CHILD = """
-import logging, signal, sys
+import logging, signal, sys, warnings
+warnings.simplefilter("error")
 logging.getLogger("concurrent.futures").disabled = True
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import dask.array as da
-from test_interrupts import press_at_each_call
+from interrupts import press_at_each_call
 da.ones(8, chunks=1).sum().compute(scheduler="threads")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for kind, scheduler in ("memory", "threads"), ("dask", "threads"), ("dask", "synchronous"):
-    press_at_each_call(Path.cwd(), kind, sys.argv[2], scheduler)
+    press_at_each_call(Path.cwd(), kind, sys.argv[1], scheduler)
     Path("file.h5").unlink()
 print("lives on")
 """
@@ -198,8 +108,7 @@ print("lives on")
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_a_process_lives_on_and_ends_after_interrupts(tmp_path: Path, mode: str) -> None:
     """What HDF5 has open at the end crashes the process when it exits."""
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(HERE), mode]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = run_python(CHILD, mode, folder=tmp_path)
     assert (run.returncode, run.stderr, run.stdout) == (0, "", "lives on\n")
 
 

@@ -17,9 +17,9 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from manifest import RAW, rows
 from samples import open_h5
 from strategies import Drawn, files
-from test_corpus import RAW, rows
 
 import xref
 from xref.errors import CorruptFileError

@@ -20,53 +20,20 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from failing_writes import (
+    STORED,
+    append_from_two,
+    check_appended,
+    everything,
+    numbers,
+    run_limited,
+    write_old,
+)
 from samples import open_h5
 
 import xref
 from xref.errors import FileWriteError, XrefError
 from xref.writing.checked_file import CheckedFile
-
-IMAGE = np.arange(60 * 50, dtype="f8").reshape(60, 50)
-
-STORED: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "chunks": {"chunksizes": (20, 25)},
-    "zlib": {"zlib": True, "complevel": 1, "chunksizes": (20, 25)},
-    "fletcher32": {"zlib": True, "fletcher32": True, "chunksizes": (20, 25)},
-    "lzf": {"compression": "lzf", "chunksizes": (20, 25)},
-}
-
-
-def numbers(how: str) -> tuple[xr.Dataset, dict[str, Any]]:
-    values = np.random.default_rng(0).permutation(IMAGE.ravel()).reshape(IMAGE.shape)
-    ds = xr.Dataset({"v": (("t", "y"), values)}, attrs={"title": "new"})
-    return ds, {"v": STORED[how]}
-
-
-def everything(path: Path) -> xr.Dataset:
-    """Return variables and attributes of every kind, references into a file among them."""
-    with open_h5(path) as ds:
-        boxes = ds["a"].h5ref.regions(np.arange(9)[:, None], 1, dim="box").load()
-        best = ds["a"].h5ref.region_reference(2)
-    rows = np.empty(2, dtype=object)
-    rows[:] = [np.arange(3), np.arange(0)]
-    return xr.Dataset(
-        {
-            "boxes": boxes,
-            "text": ("n", np.array(["one", "two" * 50], dtype=object)),
-            "rows": ("n", rows),
-            "new": ("n", [1, 2], {"long": np.arange(3000.0)}),
-            "a": ("x", np.arange(10) * 2),
-        },
-        attrs={"best": best, "text": "x" * 5000},
-    )
-
-
-def write_old(path: Path) -> bytes:
-    """Write the file that is there before."""
-    old = xr.Dataset({"a": ("x", np.arange(10))}, attrs={"title": "old"})
-    xref.to_hdf5(old, path)
-    return path.read_bytes()
 
 
 class Failing:
@@ -205,42 +172,6 @@ def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -
 
 # --- limits of the operating system ------------------------------------------------------
 
-LIMITED = """
-import os, resource, sys
-sys.path.insert(0, sys.argv[4])
-from pathlib import Path
-import xref
-from test_write_faults import STORED, everything, numbers
-
-path, kind, mode = Path("file.h5").resolve(), sys.argv[1], sys.argv[2]
-old = path.read_bytes()
-for limit in map(int, sys.argv[3].split(",")):
-    for how in STORED:
-        ds, encoding = numbers(how) if kind != "everything" else (everything(path), {})
-        ds = ds.chunk(t=20) if kind == "dask" else ds
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            xref.to_hdf5(ds, path, mode=mode, encoding=encoding, on_missing="null")
-            print(limit, how, "written", flush=True)
-        except OSError as error:
-            named = str(path) in str(error) and ".part" not in str(error)
-            named = named and path.read_bytes() == old and os.listdir() == ["file.h5"]
-            print(limit, how, "named" if named else repr(error), flush=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        path.write_bytes(old)
-        if kind == "everything":
-            break
-"""
-
-
-def run_limited(folder: Path, kind: str, mode: str, limits: str) -> list[list[str]]:
-    """Write with limits of the size of files; return limit, storage and result of each."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", LIMITED, kind, mode, limits, here]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    return [line.split(maxsplit=2) for line in run.stdout.splitlines()]
-
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask", "everything"])
@@ -333,51 +264,6 @@ def test_a_block_that_was_not_written_is_not_written_again(
 
 
 # --- others who have the file ------------------------------------------------------------
-
-APPENDER = """
-import sys
-import dask.array as da, numpy as np, xarray as xr, xref
-
-name, times = sys.argv[1], int(sys.argv[2])
-for n in range(times):
-    values = da.full((6, 50), n, chunks=(2, 50)) if n % 2 else np.full((6, 50), n)
-    ds = xr.Dataset({f"{name}{n}": ((f"{name}{n}_y", f"{name}{n}_x"), values)})
-    try:
-        xref.to_hdf5(ds, "file.h5", mode="a")
-        print(n, "written", flush=True)
-    except OSError as error:
-        print(n, "not", error, flush=True)
-"""
-
-
-def append_from_two(folder: Path, times: int) -> dict[str, bool]:
-    """Append from two processes at once; return by variable whether it was written."""
-    both = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", APPENDER, name, str(times)],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in "ab"
-    }
-    said = {}
-    for name, process in both.items():
-        output = process.communicate()[0]
-        assert process.returncode == 0
-        for line in output.splitlines():
-            number, what, *_ = line.split()
-            said[f"{name}{number}"] = what == "written"
-    return said
-
-
-def check_appended(path: Path, said: dict[str, bool]) -> None:
-    """See that variables are there if and only if that was said, and have their values."""
-    with h5py.File(path) as file:
-        there = {name for name in file if "_" not in name}
-        assert there == {name for name, written in said.items() if written}
-        for name in there:
-            assert np.unique(file[name][...]).tolist() == [int(name[1:])]
 
 
 def test_two_processes_append_one_after_the_other(tmp_path: Path) -> None:
