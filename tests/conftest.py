@@ -147,6 +147,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collections, which take less time then."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a passing test that leaves threads, or descriptors of temporary files.
@@ -184,7 +190,10 @@ def leaked_files(folder: Path) -> list[str]:
     """
     if not open_files(folder):
         return []
-    gc.collect()
+    close_files()
+    if not open_files(folder):
+        return []
+    gc.collect()  # only now: a collection takes longer than most tests
     close_files()
     return open_files(folder)
 
