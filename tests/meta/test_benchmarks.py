@@ -33,7 +33,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_benchmark_imports(load: Callable[[str], Any], name: str) -> None:
+def test_each_benchmark_imports(load: Callable[[str], Any], name: str) -> None:
     assert load(name).__doc__
 
 

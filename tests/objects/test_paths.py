@@ -1,4 +1,4 @@
-"""Names of objects: the file alone decides, whatever was opened or asked before."""
+"""Paths of objects depend on the file alone, not on earlier operations."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def write_tree(path: Path, options: dict[str, Any], steps: list[Step]) -> dict[i
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 @given(tree=trees(), random=st.randoms(use_true_random=False))
-def test_the_path_is_the_same_in_each_order_of_questions(
+def test_the_canonical_path_does_not_depend_on_the_order_of_lookups(
     tmp_path_factory: pytest.TempPathFactory,
     tree: tuple[dict[str, Any], list[Step]],
     random: Any,
@@ -161,7 +161,7 @@ def test_links_in_heaps_with_filters_are_read_through_hdf5(
     assert object_paths(locate_file(path)) == expected
 
 
-def test_long_chains_of_groups_take_no_memory_for_their_paths(tmp_path: Path) -> None:
+def test_paths_of_deep_groups_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", libver="latest") as file:
         group = file["/"]
@@ -174,7 +174,7 @@ def test_long_chains_of_groups_take_no_memory_for_their_paths(tmp_path: Path) ->
     assert sum(len(name) for _, name in walk.links.values()) == 60_000
 
 
-def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
+def test_damaged_groups_do_not_hide_the_paths_of_others(tmp_path: Path) -> None:
     path = tmp_path / "damaged.h5"
     with h5py.File(path, "w", libver="earliest") as file:
         file["bad/data"] = np.arange(3)
@@ -193,7 +193,7 @@ def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
         assert found == {bad: None, good: "/good/deep/data"}
 
 
-def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
+def test_groups_that_share_links_are_walked_with_bounded_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "shared.h5"
@@ -225,7 +225,7 @@ def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
     assert len(read) <= most // 400 + 1 < 401
 
 
-def test_an_answer_reads_no_more_groups_than_it_needs(
+def test_a_path_lookup_reads_no_more_groups_than_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[int] = []
@@ -250,7 +250,7 @@ def test_an_answer_reads_no_more_groups_than_it_needs(
     assert len(listed) == len(set(listed)) == 19
 
 
-def test_threads_that_ask_together_get_the_same_names(tmp_path: Path) -> None:
+def test_concurrent_path_lookups_give_the_same_paths(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         for i in range(200):
@@ -262,7 +262,7 @@ def test_threads_that_ask_together_get_the_same_names(tmp_path: Path) -> None:
     assert answers == [*expected.values(), None, None] * 3
 
 
-def test_a_file_of_another_version_has_its_own_names(tmp_path: Path) -> None:
+def test_a_changed_file_has_its_own_paths(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     for name in ("one", "another"):
         with h5py.File(tmp_path / "new.h5", "w") as file:
@@ -281,7 +281,7 @@ def locate_file_before(location: Any) -> Any:
     return type(location)(location.source, location.identity, "none")
 
 
-def test_objects_that_a_writer_adds_are_named(tmp_path: Path) -> None:
+def test_objects_added_by_a_writer_have_paths(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["a/data"] = np.arange(3)
         ds = xr.open_dataset(file, engine="h5ref", group="a")
@@ -314,7 +314,7 @@ def example(
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 @pytest.mark.parametrize("history", list(HISTORIES))
-def test_nothing_depends_on_what_was_done_before(
+def test_names_and_values_do_not_depend_on_earlier_operations(
     example: tuple[Path, dict[str, Any]],
     history: str,
     tmp_path: Path,
@@ -333,7 +333,7 @@ def test_nothing_depends_on_what_was_done_before(
     close_files()
 
 
-def test_what_is_shown_is_right(example: tuple[Path, dict[str, Any]]) -> None:
+def test_shown_names_and_values_are_right(example: tuple[Path, dict[str, Any]]) -> None:
     _, shown = example
     assert shown["regions paths"] == ["/also/BT", "/also/BT"]
     assert "<RegionReference -> /also/BT[0:3]>" in shown["regions"][0]
@@ -375,7 +375,7 @@ def test_options_of_two_datasets_of_one_file_do_not_mix(
     assert results == [raw, decoded, decoded, decoded, raw]
 
 
-def test_attributes_that_a_user_changes_are_as_in_the_file_for_the_next(
+def test_changing_attributes_of_a_result_does_not_change_later_results(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "f.h5"
@@ -394,7 +394,7 @@ def test_attributes_that_a_user_changes_are_as_in_the_file_for_the_next(
                 found.attrs["new"] = 1
 
 
-def test_many_targets_resolve_without_their_names(
+def test_resolving_many_targets_looks_up_no_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "f.h5"
@@ -421,9 +421,7 @@ def test_many_targets_resolve_without_their_names(
 
 
 @pytest.mark.parametrize("before", ["nothing", "deep", "also", "a"])
-def test_messages_name_a_dataset_alike_however_it_was_opened(
-    tmp_path: Path, before: str
-) -> None:
+def test_messages_name_a_dataset_by_its_canonical_path(tmp_path: Path, before: str) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         file["a/deep/v"] = np.arange(4.0)
@@ -459,7 +457,7 @@ print("\\n" + json.dumps([in_fork(lambda: ask(names)) for names in json.loads(sy
 """
 
 
-def test_fresh_processes_agree(example: tuple[Path, dict[str, Any]]) -> None:
+def test_fresh_processes_show_the_same_names(example: tuple[Path, dict[str, Any]]) -> None:
     path, expected = example
     histories = [[], ["tree", "other name"], ["h5py", "resolved"]]
     done = run_python(PROGRAM, str(path), json.dumps(histories))
@@ -495,7 +493,7 @@ def test_variables_have_the_names_of_the_links_of_the_group_that_is_opened(
         assert ds["refs too"].data.describe(1).endswith("region reference 1 of '/zz/refs too'")
 
 
-def test_selected_values_find_their_variable_in_the_group_that_was_opened(
+def test_selections_find_their_variable_in_the_opened_group(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "f.h5"
@@ -558,7 +556,7 @@ def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
         assert near.path == "/near"
 
 
-def test_the_root_of_a_file_is_named(tmp_path: Path) -> None:
+def test_references_to_the_root_group_have_its_path(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         file["loop"] = file["/"]

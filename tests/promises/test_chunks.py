@@ -1,4 +1,4 @@
-"""Dask chunks, many files, threads and writers."""
+"""Files opened with `chunks`, as many files at once, by threads, and beside a writer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_trees_and_groups_open_with_any_chunks(make: Callable[..., Path], chunks
         ds.close()
 
 
-def test_load_dataset_leaves_the_file_to_writers(make: Callable[..., Path]) -> None:
+def test_load_dataset_closes_the_file_so_that_it_can_be_written(
+    make: Callable[..., Path],
+) -> None:
     path = make(fill)
     ds = xr.load_dataset(path, engine="h5ref", drop_variables=["references"])
     with h5py.File(path, "r+") as file:
@@ -96,7 +98,7 @@ def test_load_dataset_leaves_the_file_to_writers(make: Callable[..., Path]) -> N
     assert ds["numbers"].values.tolist() == [0, 1, 2, 3]
 
 
-def test_data_load_asynchronously(make: Callable[..., Path]) -> None:
+def test_load_async_gives_the_same_values(make: Callable[..., Path]) -> None:
     with xr.open_dataset(make(fill), engine="h5ref", cache=False) as ds:
         loaded = asyncio.run(ds[["numbers", "text", "sequences"]].load_async())
         assert loaded["numbers"].values.tolist() == [0, 1, 2, 3]

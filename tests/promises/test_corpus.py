@@ -1,4 +1,4 @@
-"""Files of other writers: each reference gives what h5py was recorded to give.
+"""Corpus files, from other writers: each reference gives the values recorded with h5py.
 
 ``MANIFEST.json`` of the corpus holds, for every element, its target's paths, its
 bounds and a hash of its values. The hash is worked out here anew, from what xref
@@ -232,7 +232,7 @@ def holder_problems(
 
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
-def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
+def test_every_corpus_reference_resolves_to_the_recorded_values(corpus: Path) -> None:
     problems, checked = {}, Counter()
     damaged = [row for row in rows(corpus, "damaged") if row["file"] in DAMAGED_ELSEWHERE]
     for row in rows(corpus, "references", "parity") + damaged:
@@ -287,7 +287,7 @@ LEFT_OUT = {
 }
 
 
-def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
+def test_every_corpus_file_opens(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     left_out = {}
     for row in manifest["files"]:
@@ -311,7 +311,7 @@ def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
         ("trefer_attr.h5", {"Dataset3"}),
     ],
 )
-def test_references_of_hdf5_112_are_variables_beside_others(
+def test_std_references_of_hdf5_1_12_are_variables_among_others(
     corpus: Path, name: str, kept: set[str]
 ) -> None:
     path = corpus / "hdf5" / name
@@ -401,7 +401,7 @@ def attribute_differences(
             yield f"attribute {name}: {problem}"
 
 
-def test_what_h5netcdf_opens_is_the_same(corpus: Path) -> None:
+def test_corpus_files_have_the_variables_of_h5netcdf(corpus: Path) -> None:
     pytest.importorskip("h5netcdf")
     problems, n_opened = set(), 0
     for row in rows(corpus, "references", "parity"):

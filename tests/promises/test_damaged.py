@@ -1,4 +1,4 @@
-"""Damaged and hostile files: a value or a Python exception, never a crash or a hang.
+"""Damaged files give values or raise an error of xref; they never crash or hang.
 
 Each file is opened, printed, tabled and read to the end in a process of its own.
 """
@@ -23,7 +23,7 @@ from forks import in_fork
 from strategies import scaled
 
 
-def test_a_crash_a_hang_and_an_error_of_a_fork_are_told(
+def test_in_fork_reports_a_crash_a_hang_and_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def hang() -> None:
@@ -37,7 +37,7 @@ def test_a_crash_a_hang_and_an_error_of_a_fork_are_told(
     assert in_fork(lambda: [][0]) == {"error": "IndexError: list index out of range"}
 
 
-def test_damaged_files_of_the_corpus_open_or_raise(corpus: Path) -> None:
+def test_damaged_corpus_files_open_or_raise_xref_errors(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     files = [corpus / row["file"] for row in manifest["files"] if row["role"] == "damaged"]
     assert len(files) == 19
@@ -54,7 +54,7 @@ def test_an_undamaged_file_raises_nothing(sample: Sample) -> None:
     assert [r.split(":")[0] for r in raised] == ["resolve objects"]  # a dataset and a group
 
 
-def test_truncated_files_open_or_raise(sample: Sample) -> None:
+def test_truncated_files_raise_xref_errors_at_open(sample: Sample) -> None:
     files = []
     for n in [
         *range(0, 96, 8),
@@ -103,7 +103,7 @@ def heap_damage(sample: Sample) -> dict[str, tuple[int, bytes]]:
 ANY_VALUE = {"kind_all_with_rest", "blocks_overlap"}  # legal, or the bytes behind are unused
 
 
-def test_damaged_heaps_raise_what_names_file_variable_and_element(sample: Sample) -> None:
+def test_errors_of_damaged_heaps_name_file_variable_and_element(sample: Sample) -> None:
     damage = heap_damage(sample)
     files = [sample.changed(name, change) for name, change in damage.items()]
     raised = only_xref_errors(read_all(files))
@@ -116,7 +116,7 @@ def test_damaged_heaps_raise_what_names_file_variable_and_element(sample: Sample
         assert any("'/regions'" in e and "reference" in e for e in named), raised[f"{name}.h5"]
 
 
-def test_a_damaged_element_does_not_hide_the_others(sample: Sample) -> None:
+def test_a_damaged_reference_leaves_other_references_readable(sample: Sample) -> None:
     damage = heap_damage(sample)
     row_of = {"version_9": 0, "start_past_end": 0, "object_missing": 0, "point_count_huge": 2}
     raised = read_all([sample.changed(name, damage[name]) for name in row_of])
@@ -175,7 +175,7 @@ BAD_CHUNKS = {
 
 @pytest.mark.parametrize("stored", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
 @pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
-def test_a_chunk_that_does_not_inflate_to_its_size_raises(
+def test_a_chunk_with_a_wrong_decompressed_size_raises(
     sample: Sample, stored: bytes, reader: str
 ) -> None:
     import xarray as xr
@@ -207,7 +207,7 @@ def flips(sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int) -> I
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_flipped_bytes_of_references_and_heap_raise_or_read(
+def test_flipped_bytes_in_references_and_heap_raise_xref_errors_or_read(
     tmp_path: Path, libver: str
 ) -> None:
     sample = Sample(tmp_path / "sample.h5", libver=libver)
@@ -220,12 +220,12 @@ def test_flipped_bytes_of_references_and_heap_raise_or_read(
     only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=1))))
 
 
-def test_flipped_bytes_of_chunks_raise_or_read(sample: Sample) -> None:
+def test_flipped_bytes_in_chunks_raise_xref_errors_or_read(sample: Sample) -> None:
     ranges = [(at, at + size) for at, size in sample.chunks]
     only_xref_errors(read_all(list(flips(sample, ranges, 40, seed=2))))
 
 
-def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
+def test_flipped_bytes_in_metadata_raise_xref_errors_or_read(sample: Sample) -> None:
     # Object headers, B-trees, local heaps: HDF5 reads these, xref checks what it says.
     starts = [
         i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")
@@ -234,7 +234,7 @@ def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
     only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=3))))
 
 
-def test_files_with_zeros_instead_of_their_end_open_or_raise(tmp_path: Path) -> None:
+def test_files_whose_end_is_zeros_open_or_raise_xref_errors(tmp_path: Path) -> None:
     whole = tmp_path / "small.h5"
     with h5py.File(whole, "w") as file:
         data = file.create_dataset("d", data=np.arange(6))

@@ -1,4 +1,4 @@
-"""Damaged elements that hold references: an error of xref's or values, soon and small."""
+"""Damaged elements that hold references give values or an error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_an_undamaged_file_raises_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["stored", "heaps", "headers"])
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_flipped_bytes_raise_or_read(tmp_path: Path, where: str, libver: str) -> None:
+def test_flipped_bytes_raise_xref_errors_or_read(
+    tmp_path: Path, where: str, libver: str
+) -> None:
     sample = Sample(tmp_path / "sample.h5", libver=libver)
     only_xref_errors(read_all(list(sample.flips(getattr(sample, where), 20, seed=4))))
 
@@ -115,7 +117,7 @@ def share_heap_object(path: Path, base: Any, value: list[Any], n: int) -> None:
     path.write_bytes(data)
 
 
-def test_many_sequences_that_share_a_heap_object_cost_it_once(tmp_path: Path) -> None:
+def test_sequences_that_share_a_heap_object_read_it_once(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     share_heap_object(path, reference("object"), [Ref("/data")] * 5000, 20000)
 
@@ -127,7 +129,7 @@ def test_many_sequences_that_share_a_heap_object_cost_it_once(tmp_path: Path) ->
     assert in_fork(read) == {"result": [20000, 5000, 5000, True]}
 
 
-def test_texts_that_share_their_bytes_have_a_limit(tmp_path: Path) -> None:
+def test_texts_that_share_heap_bytes_are_limited_in_total_size(tmp_path: Path) -> None:
     # Each of these begins where the others do and is one byte longer.
     path, n = tmp_path / "file.h5", 40000
     form, _ = FORMS["text"]
@@ -153,7 +155,7 @@ def test_texts_that_share_their_bytes_have_a_limit(tmp_path: Path) -> None:
     assert "read fewer" in answer["error"]
 
 
-def test_sequences_that_hold_themselves_end(tmp_path: Path) -> None:
+def test_sequences_that_contain_themselves_terminate(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     base: Any = reference("object")
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Reads that fail: the result is right or an error, nothing leaks, the next read works."""
+"""A failing read gives the right values or an error, leaks nothing, and the next read works."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def descriptors() -> set[str]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("read", READS)
-def test_a_read_that_fails_is_an_error_or_is_repeated(
+def test_a_failing_read_is_retried_or_raises(
     path: Path, read: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     action, expected = READS[read]
@@ -170,7 +170,7 @@ def busy() -> bool:
 
 
 @pytest.mark.parametrize("fault", ["EIO", "short", "empty"])
-def test_opening_a_file_whose_reads_fail_is_an_error(
+def test_opening_a_file_whose_reads_fail_raises(
     path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -211,7 +211,7 @@ class FaultyObject(io.BytesIO):
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("read", ["data", "plain", "rois", "plain_rois"])
-def test_a_file_object_that_gives_less_than_asked_for_is_asked_again(
+def test_short_reads_of_a_file_object_are_continued(
     content: bytes, read: str, reader: str
 ) -> None:
     action, expected = READS[read]
@@ -223,7 +223,7 @@ def test_a_file_object_that_gives_less_than_asked_for_is_asked_again(
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("most", [-1, 0], ids=["error", "nothing"])
-def test_a_file_object_that_fails_is_an_error(content: bytes, reader: str, most: int) -> None:
+def test_a_failing_file_object_raises(content: bytes, reader: str, most: int) -> None:
     for read in ("data", "plain", "rois", "plain_rois"):
         action, expected = READS[read]
         file = FaultyObject(content)
@@ -247,7 +247,7 @@ def test_a_file_object_that_fails_is_an_error(content: bytes, reader: str, most:
 # --- memory ---------------------------------------------------------------------------------
 
 
-def test_a_process_that_is_short_of_memory_raises_or_is_right(tmp_path: Path) -> None:
+def test_a_process_without_memory_raises_or_gives_right_values(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     values = np.arange(1 << 23, dtype="i8").reshape(2048, 4096)  # 64 MiB
     with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""What h5netcdf makes of a file is what this engine makes of it."""
+"""Files without references open as with ``engine="h5netcdf"``."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def scales(file: h5py.File) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("fill", [every_type, every_attribute, scales])
-def test_files_of_h5py_open_as_in_h5netcdf(
+def test_files_written_by_h5py_open_as_in_h5netcdf(
     make: Callable[..., Path], fill: Callable[[h5py.File], None], options: dict[str, Any]
 ) -> None:
     path = make(fill)
@@ -195,7 +195,7 @@ def decoded(file: h5py.File) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_decoders_are_for_one_variable_or_all(
+def test_decoding_options_apply_to_one_variable_or_to_all(
     make: Callable[..., Path], options: dict[str, Any]
 ) -> None:
     assert_parity(make(decoded), **options)
@@ -251,7 +251,7 @@ def netcdf4_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pat
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_files_of_netcdf4_open_as_in_h5netcdf(
+def test_files_written_by_netcdf4_open_as_in_h5netcdf(
     netcdf4_path: Path, options: dict[str, Any]
 ) -> None:
     root = assert_parity(netcdf4_path, **options)
@@ -283,7 +283,9 @@ def test_enumerations_keep_the_name_of_their_type(tmp_path: Path) -> None:
         assert_parity(tmp_path / "again.nc")
 
 
-def test_files_written_again_are_the_same(netcdf4_path: Path, tmp_path: Path) -> None:
+def test_to_netcdf_of_a_file_gives_an_identical_file(
+    netcdf4_path: Path, tmp_path: Path
+) -> None:
     """Encodings say how to write what was read."""
     with xr.open_dataset(netcdf4_path, engine="h5ref", decode_coords=False) as found:
         found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")
@@ -292,7 +294,7 @@ def test_files_written_again_are_the_same(netcdf4_path: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("engine", ["h5ref", "h5netcdf", "netcdf4"])
-def test_trees_that_are_written_are_netcdf4(
+def test_written_trees_are_read_by_netcdf_engines(
     netcdf4_path: Path, tmp_path: Path, engine: str
 ) -> None:
     if engine == "netcdf4":
@@ -308,7 +310,7 @@ CORPUS = ("netcdf-c", "netcdf4-python", "rioxarray", "l2ss-py", "pyfive")
 
 
 @pytest.mark.parametrize("source", CORPUS)
-def test_files_of_the_corpus_open_as_in_h5netcdf(corpus: Path, source: str) -> None:
+def test_corpus_files_open_as_in_h5netcdf(corpus: Path, source: str) -> None:
     compared = 0
     for path in sorted((corpus / source).rglob("*.nc*")):
         if not h5py.is_hdf5(path):

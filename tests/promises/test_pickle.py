@@ -1,4 +1,4 @@
-"""Everything pickles, before and after it was read, and is small before."""
+"""Datasets, references and results pickle; before they are read, their pickles are small."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_elements_pickle_to_equal_elements(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(again(ds["line"].values[7]).resolve(), DATA[7:11, 7:13])
 
 
-def test_an_array_that_was_not_read_pickles_as_a_place(ds: xr.Dataset) -> None:
+def test_reference_arrays_pickle_without_their_values(ds: xr.Dataset) -> None:
     array = ds["line"].data
     assert len(pickle.dumps(array)) < 2000
     assert len(pickle.dumps(array[5:2000:3])) < 2000
@@ -108,14 +108,14 @@ def test_graphs_are_small_and_hold_no_handles(ds: xr.Dataset) -> None:
     assert len(pickle.dumps(graph)) < 200 * len(graph)
 
 
-def test_reference_attributes_pickle(ds: xr.Dataset) -> None:
+def test_attributes_that_hold_references_pickle(ds: xr.Dataset) -> None:
     attributes = again(ds["data"].attrs)
     assert attributes["region"] == ds["line"].values[5]
     assert attributes["object"] == ds["objects"].values[0]
     np.testing.assert_array_equal(attributes["region"].resolve(), DATA[5:9, 5:11])
 
 
-def test_another_process_resolves_what_was_pickled(ds: xr.Dataset, tmp_path: Path) -> None:
+def test_another_process_resolves_pickled_references(ds: xr.Dataset, tmp_path: Path) -> None:
     out = tmp_path / "values.npy"
     todo = tmp_path / "todo.pickle"
     resolved = ds["line"][:50].h5ref.resolve(chunks=7)

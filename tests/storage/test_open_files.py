@@ -1,4 +1,4 @@
-"""Hundreds of files, each with references to its own targets, as one array."""
+"""Arrays with references into hundreds of files, and the cache of open files."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_references_of_many_files_resolve_as_one_array(
         np.testing.assert_array_equal(ds["rois"].h5ref.mean(), expected.mean(axis=(1, 2)))
 
 
-def test_the_table_of_many_files_names_each(
+def test_the_table_names_each_of_many_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     table = open_many(paths)["rois"].h5ref.table()
@@ -125,7 +125,7 @@ def test_the_table_of_many_files_names_each(
     assert table["start"].values[:N_ROIS].tolist() == [[k, 2 * k] for k in range(N_ROIS)]
 
 
-def test_one_address_in_two_files_is_two_targets(
+def test_equal_addresses_in_two_files_are_two_targets(
     tmp_path: Path, open_many: Callable[..., xr.Dataset]
 ) -> None:
     """Files of one structure have their objects at the same addresses."""
@@ -152,7 +152,7 @@ def test_object_references_of_many_files_stack(paths: list[Path]) -> None:
         )
 
 
-def test_a_missing_or_damaged_file_is_named(
+def test_the_error_names_the_missing_or_damaged_file(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     rois = open_many(paths)["rois"]
@@ -213,7 +213,7 @@ class Peak:
         monkeypatch.setattr(Kept, "_open", watch)
 
 
-def test_a_thousand_files_stay_below_64_descriptors(
+def test_a_thousand_files_need_fewer_than_64_descriptors(
     tmp_path: Path, open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_file(tmp_path / "0.h5", 0)
@@ -239,7 +239,7 @@ def test_a_thousand_files_stay_below_64_descriptors(
     assert n_descriptors() == others
 
 
-def test_fewer_files_are_kept_where_xarray_keeps_fewer(
+def test_the_file_cache_respects_file_cache_maxsize_of_xarray(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     for maxsize, kept in ((16, (3, 1)), (1, (1, 1))):
@@ -249,7 +249,7 @@ def test_fewer_files_are_kept_where_xarray_keeps_fewer(
             assert (len(FILES), len(DESCRIPTORS)) == kept
 
 
-def test_what_was_used_last_stays() -> None:
+def test_the_most_recently_used_file_stays_open() -> None:
     room, opened = Room(lambda: 2), []
     kept = [Kept(lambda k=k: opened.append(k) or object(), room, str(k)) for k in range(3)]
     for k in (0, 1, 0, 2, 0):  # 2 makes 1 leave, not 0
@@ -289,7 +289,7 @@ def test_threads_open_a_file_once() -> None:
     assert len({id(value) for value in found}) == 1
 
 
-def test_a_file_in_use_outlives_its_place(paths: list[Path]) -> None:
+def test_a_file_in_use_stays_open_after_eviction(paths: list[Path]) -> None:
     """Making room does not close a file under a reader."""
     with xr.set_options(file_cache_maxsize=1):
         location = h5file.locate_file(paths[0])
@@ -306,7 +306,7 @@ def test_a_file_in_use_outlives_its_place(paths: list[Path]) -> None:
 # --- how much work ------------------------------------------------------------------------
 
 
-def test_work_grows_with_the_files_and_not_with_their_square(
+def test_work_grows_linearly_with_the_number_of_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patches = open_many(paths)["rois"].h5ref.resolve(chunks={"roi": N_ROIS})
@@ -333,7 +333,7 @@ def limit_descriptors(spare: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
 
 
-def test_files_are_closed_where_descriptors_run_out(paths: list[Path]) -> None:
+def test_files_are_closed_when_descriptors_run_out(paths: list[Path]) -> None:
     n_descriptors()
     expected = read_files(paths).tolist()
 
@@ -349,7 +349,9 @@ def test_files_are_closed_where_descriptors_run_out(paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("action", ["open", "resolve", "values", "element", "kinds"])
-def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action: str) -> None:
+def test_running_out_of_descriptors_raises_a_helpful_error(
+    paths: list[Path], action: str
+) -> None:
     n_descriptors()
 
     def attempt() -> str:
@@ -383,7 +385,9 @@ def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action
     assert answer.endswith("| True")
 
 
-def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
+def test_virtual_sources_that_cannot_be_opened_are_not_read_as_fill_values(
+    tmp_path: Path,
+) -> None:
     """HDF5 gives fill values for sources that it has no descriptor for."""
     n_descriptors()
     layout = h5py.VirtualLayout((5, 4), "i8")
@@ -422,7 +426,7 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
     assert found == sorted(found)
 
 
-def test_threads_share_the_room_for_the_sources_of_a_virtual_dataset(tmp_path: Path) -> None:
+def test_threads_share_the_descriptor_limit_for_virtual_sources(tmp_path: Path) -> None:
     n_descriptors()
     layout = h5py.VirtualLayout((40, 4), "i8")
     for k in range(40):

@@ -1,4 +1,4 @@
-"""Files behind URLs: equal values, and few requests."""
+"""Files opened by URL have the values of local files and need few requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def needed_nbytes(path: Path, name: str = "image") -> int:
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("name", ["rois", "flat_rois"])
-def test_values_are_those_of_the_local_file(
+def test_remote_values_are_those_of_the_local_file(
     server: RangeServer, name: str, reader: str
 ) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref", reader=reader) as ds:
@@ -100,14 +100,14 @@ def test_a_larger_gap_means_fewer_requests_and_more_bytes(server: RangeServer) -
     assert less < middle < more
 
 
-def test_what_is_read_at_once_is_divided(server: RangeServer, monkeypatch: Any) -> None:
+def test_large_reads_are_divided_into_requests(server: RangeServer, monkeypatch: Any) -> None:
     monkeypatch.setattr("xref.arrays.byte_ranges.FETCH_NBYTES", 20_000)
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         for name in ("rois", "flat_rois"):
             np.testing.assert_array_equal(ds[name].h5ref.resolve(), PATCHES)
 
 
-def test_a_small_file_comes_with_one_request(tmp_path: Path) -> None:
+def test_a_small_file_is_read_with_one_request(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "small.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(100), chunks=(10,))
         write_references(file, "rois", [data.regionref[a : a + 5] for a in (0, 13, 90)])
@@ -118,7 +118,7 @@ def test_a_small_file_comes_with_one_request(tmp_path: Path) -> None:
     assert values[:, 0].tolist() == [0, 13, 90]
 
 
-def test_many_small_datasets_come_with_few_requests(tmp_path: Path) -> None:
+def test_many_small_datasets_are_read_with_few_requests(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "cells.h5", "w") as file:
         file["away"] = np.random.default_rng(0).integers(0, 255, 1 << 20, dtype="u1")
         cells = [
@@ -135,7 +135,7 @@ def test_many_small_datasets_come_with_few_requests(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.repeat(np.arange(200)[:, None], 50, axis=1))
 
 
-def test_metadata_of_paged_files_come_page_by_page(tmp_path: Path) -> None:
+def test_metadata_of_paged_files_are_read_page_by_page(tmp_path: Path) -> None:
     counts = []
     for k, options in enumerate(({}, {"fs_strategy": "page", "fs_page_size": 1 << 20})):
         path = tmp_path / f"{k}.h5"
@@ -151,7 +151,7 @@ def test_metadata_of_paged_files_come_page_by_page(tmp_path: Path) -> None:
     assert counts[1] < counts[0]
 
 
-def test_missing_chunks_are_not_asked_for(tmp_path: Path) -> None:
+def test_missing_chunks_are_not_requested(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "sparse.h5", "w") as file:
         for name in ("none", "some"):
             data = file.create_dataset(
@@ -173,7 +173,7 @@ def test_missing_chunks_are_not_asked_for(tmp_path: Path) -> None:
             )
 
 
-def test_few_bytes_far_apart_do_not_bring_all_between(tmp_path: Path) -> None:
+def test_scattered_bytes_are_read_without_the_bytes_between(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "far.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(1 << 21))  # 16 MiB
         starts = np.arange(0, 1 << 21, 1 << 13)  # a value each 64 kiB
@@ -189,7 +189,7 @@ def test_few_bytes_far_apart_do_not_bring_all_between(tmp_path: Path) -> None:
         assert reads.remote_nbytes < 1 << 20
 
 
-def test_requests_under_way_are_bounded(server: RangeServer) -> None:
+def test_the_number_of_concurrent_requests_is_bounded(server: RangeServer) -> None:
     running, most, lock = [0], [0], threading.Lock()
 
     def watch(number: int, method: str, answer: Answer) -> None:
@@ -219,7 +219,7 @@ def allocate() -> int:
 
 
 @pytest.mark.parametrize("cause", [collect, allocate])
-def test_garbage_collected_while_answers_come_waits_for_nobody(
+def test_garbage_collection_on_a_transport_thread_does_not_deadlock(
     server: RangeServer, cause: Callable[[], int]
 ) -> None:
     """Files in circles of references are closed under HDF5's lock, not by who answers."""
@@ -252,7 +252,7 @@ def test_garbage_collected_while_answers_come_waits_for_nobody(
         assert ds["texts"].size == 3
 
 
-def test_what_is_not_collected_there_is_collected_soon(server: RangeServer) -> None:
+def test_garbage_skipped_on_transport_threads_is_collected_soon(server: RangeServer) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         (opened,) = {h for k, h in _opened.items() if k[0].name == server.url("image.h5")}
 
@@ -271,7 +271,7 @@ def test_what_is_not_collected_there_is_collected_soon(server: RangeServer) -> N
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), True, "1"])
-def test_timeouts_are_finite(seconds: Any) -> None:
+def test_remote_timeout_must_be_finite(seconds: Any) -> None:
     with pytest.raises(ValueError, match="remote_timeout"):
         xref.set_options(remote_timeout=seconds)
 
@@ -305,7 +305,7 @@ def assert_patches(url: str, **options: Any) -> None:
         assert ds["texts"].values.tolist() == ["one", "two", "three"]
 
 
-def test_a_copy_that_fsspec_keeps_is_read(server: RangeServer) -> None:
+def test_a_file_cached_by_fsspec_is_read(server: RangeServer) -> None:
     assert_patches(f"simplecache::{server.url('image.h5')}")
     n = len(server.requests)
     assert_patches(f"simplecache::{server.url('image.h5')}")
@@ -313,7 +313,7 @@ def test_a_copy_that_fsspec_keeps_is_read(server: RangeServer) -> None:
 
 
 @pytest.mark.parametrize("cache", ["simplecache", "blockcache"])
-def test_copies_of_two_versions_do_not_mix(
+def test_cached_copies_of_two_versions_do_not_mix(
     tmp_path: Path, other_image: bytes, cache: str
 ) -> None:
     write_file(tmp_path / "image.h5")
@@ -344,7 +344,7 @@ def test_copies_of_two_versions_do_not_mix(
     ],
     ids=["flat", "by protocol", "of both"],
 )
-def test_options_of_a_cache_that_is_passed_by_do_not_matter(
+def test_options_of_an_unused_fsspec_cache_are_ignored(
     server: RangeServer, options: dict[str, Any]
 ) -> None:
     assert_patches(f"blockcache::{server.url('image.h5')}", storage_options=options)
@@ -391,7 +391,7 @@ def slow(remote_folder: Path) -> Any:
     return made
 
 
-def test_file_systems_without_coroutines_are_called_once_at_a_time(slow: Any) -> None:
+def test_synchronous_file_systems_get_one_call_at_a_time(slow: Any) -> None:
     with (
         xref.set_options(remote_timeout=0.1, remote_gap=0),
         xref.count_reads() as reads,
@@ -402,13 +402,13 @@ def test_file_systems_without_coroutines_are_called_once_at_a_time(slow: Any) ->
     assert reads.remote_retries == 0  # waiting for its turn counts for nobody
 
 
-def test_members_are_not_left_out_because_access_is_refused(slow: Any) -> None:
+def test_refused_access_raises_instead_of_leaving_out_members(slow: Any) -> None:
     slow.refused = True
     with pytest.raises(FileReadError, match=r"bytes .* PermissionError: the token"):
         xr.open_dataset("slow://refused.h5", engine="h5ref")
 
 
-def test_files_in_memory_that_change_are_found(remote_folder: Path) -> None:
+def test_changed_files_in_memory_are_detected(remote_folder: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     content = (remote_folder / "image.h5").read_bytes()
@@ -457,7 +457,7 @@ def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
             process.kill()
 
 
-def test_s3(bucket: dict[str, Any]) -> None:
+def test_s3_objects_are_read_with_few_requests(bucket: dict[str, Any]) -> None:
     with xref.count_reads() as reads:
         assert_patches("s3://bucket/image.h5", storage_options=bucket)
     assert 10 < reads.remote_requests < 120
@@ -466,7 +466,7 @@ def test_s3(bucket: dict[str, Any]) -> None:
         np.testing.assert_array_equal(again, PATCHES)
 
 
-def test_s3_objects_that_change_are_found(bucket: dict[str, Any], remote_folder: Path) -> None:
+def test_changed_s3_objects_are_detected(bucket: dict[str, Any], remote_folder: Path) -> None:
     import s3fs
 
     files = s3fs.S3FileSystem(**bucket)

@@ -1,8 +1,8 @@
-"""One version of a file: what is read is of the version that was opened, or an error.
+"""A file that changes after it was opened gives its old values or raises an error.
 
-Each change that a file can undergo meets each moment of a lazy read, for both kinds of
-storage, for values that are selected and that references select. Either the values of
-the version that was opened come whole, or an `XrefError`; never a mix, nor new values.
+Each kind of change happens at each moment of a lazy read, for contiguous and chunked
+storage, for variables and for resolved references. A read gives all values of the version
+that was opened, or an `XrefError`; never new values, nor a mixture.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def outcome(read: Callable[[], Any], what: str) -> str:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph"])
-def test_a_changed_file_raises_or_gives_what_it_held(
+def test_a_changed_file_raises_or_gives_the_values_at_open(
     tmp_path: Path, contents: Contents, moment: str, change: str
 ) -> None:
     for what, reader in CASES:
@@ -244,7 +244,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_while_it_is_read_is_not_mixed(
+def test_a_file_that_changes_during_a_read_gives_no_mixed_values(
     tmp_path: Path, contents: Contents, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "READ_NBYTES", 4096)  # several reads, as of a large file
@@ -345,7 +345,7 @@ def test_a_file_that_another_process_writes_is_refused(
             xr.open_dataset(path, engine="h5ref", driver_kwds={"swmr": True})
 
 
-def test_a_single_writer_is_read_through_hdf5(
+def test_a_file_of_a_swmr_writer_is_read_through_hdf5(
     tmp_path: Path, start_writer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_latest(tmp_path / "written.h5")
@@ -369,7 +369,7 @@ def test_a_single_writer_is_read_through_hdf5(
 
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
-def test_a_writer_that_comes_later_is_noticed(
+def test_a_writer_that_starts_after_open_is_detected(
     tmp_path: Path, start_writer: Callable[..., Any], reader: str
 ) -> None:
     path = make_latest(tmp_path / "written.h5")
@@ -385,7 +385,7 @@ def test_a_writer_that_comes_later_is_noticed(
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("storage", STORAGE)
-def test_a_writer_of_this_process_is_read_as_it_is(
+def test_a_file_that_this_process_writes_is_read_through_hdf5(
     tmp_path: Path, reader: str, storage: str
 ) -> None:
     path = write(tmp_path / "shared.h5", OLD, storage)
@@ -410,7 +410,7 @@ def test_a_writer_of_this_process_is_read_as_it_is(
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("storage", STORAGE)
-def test_a_writer_of_this_process_that_comes_later_is_noticed(
+def test_a_writer_of_this_process_that_starts_after_open_is_detected(
     tmp_path: Path, reader: str, storage: str
 ) -> None:
     path = write(tmp_path / "shared.h5", OLD, storage)
@@ -427,7 +427,7 @@ def test_a_writer_of_this_process_that_comes_later_is_noticed(
 
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
-def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
+def test_a_replaced_file_is_reopened_while_an_error_keeps_the_old_one_open(
     tmp_path: Path, reader: str
 ) -> None:
     """HDF5 keeps one state of a file as long as anyone has it open."""
@@ -452,7 +452,7 @@ def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
     assert not held  # closed
 
 
-def test_machines_may_number_the_devices_of_a_file_system_each_in_its_way(
+def test_a_different_device_number_on_another_machine_is_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "file.h5", OLD, "gzip")

@@ -1,6 +1,6 @@
-"""Ctrl-C while a file is written: it is raised, nothing hidden stays, no file stays open.
+"""Ctrl-C during a write raises KeyboardInterrupt and leaves no temporary or open file.
 
-``benchmarks/write_faults.py`` does it at random moments, in many processes.
+``benchmarks/write_faults.py`` presses it at random moments, in many processes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Pressed:
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask"])
-def test_an_interrupt_at_any_line_of_the_main_thread(
+def test_an_interrupt_at_any_line_leaves_the_old_or_the_new_file(
     tmp_path: Path, kind: str, mode: str
 ) -> None:
     path = tmp_path / "file.h5"
@@ -106,7 +106,9 @@ print("lives on")
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_a_process_lives_on_and_ends_after_interrupts(tmp_path: Path, mode: str) -> None:
+def test_a_process_continues_and_exits_cleanly_after_interrupts(
+    tmp_path: Path, mode: str
+) -> None:
     """What HDF5 has open at the end crashes the process when it exits."""
     run = run_python(CHILD, mode, folder=tmp_path)
     assert (run.returncode, run.stderr, run.stdout) == (0, "", "lives on\n")
@@ -115,7 +117,7 @@ def test_a_process_lives_on_and_ends_after_interrupts(tmp_path: Path, mode: str)
 # --- the threads themselves --------------------------------------------------------------
 
 
-def test_what_is_interruptible_runs_in_the_main_thread(python_handler: None) -> None:
+def test_interruptible_functions_run_in_the_main_thread(python_handler: None) -> None:
     main = threading.main_thread()
     ended: list[BaseException] = []
 
@@ -138,7 +140,7 @@ def test_what_is_interruptible_runs_in_the_main_thread(python_handler: None) -> 
     assert ended == [caught.value]
 
 
-def test_an_interrupt_ends_what_comes_after_it(python_handler: None) -> None:
+def test_an_interrupt_stops_the_following_calls(python_handler: None) -> None:
     done: list[str] = []
 
     def work() -> None:
@@ -152,7 +154,7 @@ def test_an_interrupt_ends_what_comes_after_it(python_handler: None) -> None:
     assert done == []
 
 
-def test_several_interrupts_wait_for_the_end(python_handler: None) -> None:
+def test_interrupts_are_raised_at_the_end_of_uninterrupted_work(python_handler: None) -> None:
     done: list[str] = []
 
     def work() -> str:
@@ -178,7 +180,7 @@ def test_errors_of_both_threads_are_raised() -> None:
         uninterrupted(fail)
 
 
-def test_a_file_that_waits_for_others_can_be_interrupted(
+def test_waiting_for_a_locked_file_can_be_interrupted(
     tmp_path: Path, python_handler: None
 ) -> None:
     path = tmp_path / "file.h5"
@@ -193,7 +195,7 @@ def test_a_file_that_waits_for_others_can_be_interrupted(
     assert os.listdir(tmp_path) == ["file.h5"]
 
 
-def test_an_interrupt_waits_for_blocks_that_are_written(
+def test_an_interrupt_waits_for_running_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_handler: None
 ) -> None:
     """Dask raises it while its threads go on."""

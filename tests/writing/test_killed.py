@@ -1,6 +1,6 @@
-"""A process that is killed while it writes leaves the old file, the new one, or none.
+"""A process that is killed during a write leaves the old file, the new file, or none.
 
-``benchmarks/kills.py`` does it more often.
+``benchmarks/kills.py`` kills more often.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_killed_writer_leaves_a_whole_file_or_none(tmp_path: Path, source: Path) -> None:
+def test_a_killed_writer_leaves_a_complete_file_or_none(tmp_path: Path, source: Path) -> None:
     path, there = tmp_path / "file.h5", None
     for value, after in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, None), start=1):
         done = write_and_kill(path, source, value, after)

@@ -1,4 +1,4 @@
-"""Whole files through xref and back: what hypothesis draws, and what others wrote."""
+"""Generated Datasets and files of the corpus are identical after write and read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(drawn=st.one_of(files(), files(n_targets=2)), chunks=st.sampled_from((None, {})))
 @whole_files
-def test_drawn_files_come_back_identical(drawn: Drawn, chunks: Any, folder: Path) -> None:
+def test_generated_files_are_identical_after_write_and_read(
+    drawn: Drawn, chunks: Any, folder: Path
+) -> None:
     first, second = folder / next(names), folder / next(names)
     drawn.write(first)
     with open_h5(first, chunks=chunks, **RAW_OPTIONS) as before:
@@ -159,7 +161,7 @@ def datasets(draw: st.DrawFn) -> xr.Dataset:
 
 @given(dataset=datasets(), group=st.sampled_from(("/", "a/b")))
 @thorough
-def test_drawn_datasets_come_back_identical(
+def test_generated_datasets_are_identical_after_write_and_read(
     dataset: xr.Dataset, group: str, folder: Path
 ) -> None:
     path = folder / next(names)
@@ -182,9 +184,7 @@ MISSING = {"hdf5/trefer_attr.h5": "null"}  # references to attributes have no ol
 LINKED_GROUPS = "a group that is linked from several is a member of the first"
 
 
-def test_files_of_others_are_written_with_equal_references(
-    corpus: Path, tmp_path: Path
-) -> None:
+def test_corpus_files_are_written_with_equal_references(corpus: Path, tmp_path: Path) -> None:
     compared = Counter[str]()
     for row in rows(corpus, "references"):
         source, path = corpus / row["file"], tmp_path / "new.h5"

@@ -1,6 +1,6 @@
-"""Writes that fail: they raise an OSError, the old file stays, and nothing hidden does.
+"""A failing write raises OSError, keeps the old file and leaves no temporary file.
 
-``benchmarks/write_faults.py`` does it more often.
+``benchmarks/write_faults.py`` makes more of them fail.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ WRITES: dict[str, Callable[[Path], tuple[xr.Dataset, dict[str, Any]]]] = {
     ("what", "only_once"),
     [*itertools.product(WRITES, [True]), ("numbers", False), ("contiguous", False)],
 )
-def test_a_call_of_the_operating_system_that_fails_changes_nothing(
+def test_a_failing_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, mode: str, only_once: bool
 ) -> None:
     """Every call in turn fails, once, or with all that follow."""
@@ -123,7 +123,7 @@ def test_a_call_of_the_operating_system_that_fails_changes_nothing(
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_an_interrupt_at_any_call_leaves_nothing(
+def test_an_interrupt_at_any_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = tmp_path / "file.h5"
@@ -157,7 +157,7 @@ class Full:
         raise AssertionError("nothing is done after an error")
 
 
-def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -> None:
+def test_unwritten_bytes_are_copied_before_hdf5_reuses_its_buffer() -> None:
     stored = CheckedFile(Full(), "f.h5")
     memory = bytearray(b"header")
     stored.seek(2)
@@ -175,7 +175,9 @@ def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask", "everything"])
-def test_a_limit_of_the_size_of_files_is_an_error(tmp_path: Path, kind: str, mode: str) -> None:
+def test_exceeding_the_file_size_limit_raises_oserror(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
     path = tmp_path / "file.h5"
     old = write_old(path)
     found = run_limited(tmp_path, kind, mode, "0,700,6000")
@@ -202,7 +204,7 @@ def small_room(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("how", STORED)
-def test_a_full_file_system_is_an_error(
+def test_a_full_file_system_raises_oserror(
     small_room: Path, how: str, chunked: bool, mode: str
 ) -> None:
     path = small_room / "file.h5"
@@ -217,7 +219,7 @@ def test_a_full_file_system_is_an_error(
     assert os.listdir(small_room) == ["file.h5"]
 
 
-def test_a_file_system_that_fails_at_sync_is_an_error(
+def test_a_failing_fsync_raises_oserror(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.h5"
@@ -238,7 +240,7 @@ def test_a_file_system_that_fails_at_sync_is_an_error(
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_a_block_that_was_not_written_is_not_written_again(
+def test_repeating_a_failed_block_raises_or_writes_it_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """Schedulers repeat tasks that failed: what HDF5 had open before is damaged."""
@@ -266,7 +268,7 @@ def test_a_block_that_was_not_written_is_not_written_again(
 # --- others who have the file ------------------------------------------------------------
 
 
-def test_two_processes_append_one_after_the_other(tmp_path: Path) -> None:
+def test_appends_of_two_processes_exclude_each_other(tmp_path: Path) -> None:
     said = append_from_two(tmp_path, 6)  # the file is made by one of them
     assert len(said) == 12
     assert any(said.values())
@@ -299,7 +301,7 @@ def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
         assert file["a"][:].sum() == 135
 
 
-def test_a_file_that_is_open_elsewhere_is_not_appended_to(
+def test_appending_to_a_file_that_is_open_elsewhere_raises(
     tmp_path: Path, quick_locks: None
 ) -> None:
     path = tmp_path / "file.h5"
@@ -311,7 +313,7 @@ def test_a_file_that_is_open_elsewhere_is_not_appended_to(
 
 
 @pytest.mark.parametrize("how", ["changed", "replaced"])
-def test_a_file_that_others_change_is_not_appended_to(tmp_path: Path, how: str) -> None:
+def test_appending_to_a_file_changed_by_others_raises(tmp_path: Path, how: str) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
 
@@ -361,7 +363,7 @@ def test_growth_and_attributes_of_a_failed_append_are_undone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_what_is_written_of_a_private_file_is_private(tmp_path: Path, mode: str) -> None:
+def test_temporary_files_of_a_private_file_are_private(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
     path.chmod(0o600)
@@ -388,7 +390,7 @@ def test_a_file_keeps_its_owner_and_group(tmp_path: Path) -> None:
         assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
 
 
-def test_a_group_that_cannot_be_kept_gets_no_rights(
+def test_group_rights_are_dropped_where_the_group_cannot_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.h5"
@@ -403,7 +405,7 @@ def test_a_group_that_cannot_be_kept_gets_no_rights(
     assert path.stat().st_mode & 0o777 == 0o604
 
 
-def test_links_to_a_file(tmp_path: Path) -> None:
+def test_writing_through_symbolic_links_and_to_hard_linked_files(tmp_path: Path) -> None:
     path, hard, soft = (tmp_path / name for name in ("file.h5", "hard.h5", "soft.h5"))
     write_old(path)
     os.link(path, hard)
