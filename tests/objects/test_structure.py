@@ -1,4 +1,4 @@
-"""Files with any names, link cycles, deep groups, and every version of groups and superblock."""
+"""Files with any names, link cycles, deep groups, and every version of groups and file."""
 
 from __future__ import annotations
 
