@@ -5,7 +5,8 @@ Environment variables:
 - ``XREF_CORPUS``: folder of files from other writers; by default
   ``shared/corpus`` beside the repository. Tests that need it skip without it, and
   fail where the variable names no folder.
-- ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default), ``few`` or ``long``.
+- ``XREF_HYPOTHESIS_PROFILE``: ``fast`` (10 examples a test), ``few`` (50), ``ci`` (200, the
+  default) or ``long`` (2,000).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ settings.register_profile(
     "long", settings.get_profile("ci"), max_examples=2000, derandomize=False
 )
 settings.register_profile("few", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=10)
 # Processes that tests start find the modules that tests share.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(REPOSITORY / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]

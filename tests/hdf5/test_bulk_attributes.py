@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from h5py import h5a, h5s, h5t
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -91,7 +91,7 @@ VALUES: tuple[Any, ...] = (
 
 
 @pytest.mark.filterwarnings("ignore:.* points at values of units")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     attributes=st.lists(
         st.dictionaries(

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -198,7 +198,7 @@ def check_table(path: Path) -> DatasetTable:
     return table
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     rows=st.lists(specs(), min_size=1, max_size=12),
     libver=st.sampled_from(LIBVERS),
@@ -212,7 +212,7 @@ def test_tables_say_what_each_dataset_says(
     check_table(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     data=st.data(), libver=st.sampled_from(LIBVERS), layout=st.sampled_from(["ragged", "pad"])
 )

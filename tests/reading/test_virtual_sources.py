@@ -19,6 +19,7 @@ import xarray as xr
 from h5py import h5d, h5p, h5r, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strategies import scaled
 
 from xref import UnreadableMemberWarning
 from xref.errors import CorruptFileError, ExternalFileError, SelectionError, UnsupportedError
@@ -258,7 +259,7 @@ def selections(draw: st.DrawFn, ndim: int, n_slabs: int) -> tuple[tuple[int, ...
     union=st.booleans(),
     data=st.data(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(60))
 def test_any_selections_map_as_in_hdf5(
     tmp_path_factory: pytest.TempPathFactory, virtual: Any, union: bool, data: st.DataObject
 ) -> None:

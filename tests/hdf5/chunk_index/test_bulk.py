@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
@@ -139,7 +139,7 @@ def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> 
         return error
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(30))
 @given(
     rows=st.lists(specs(), min_size=1, max_size=10),
     libver=st.sampled_from(LIBVERS),

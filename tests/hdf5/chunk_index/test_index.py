@@ -18,6 +18,7 @@ import pytest
 import xarray as xr
 from h5py import h5d, h5o, h5p
 from hypothesis import HealthCheck, given, settings
+from strategies import scaled
 
 import xref.hdf5.chunk_index.nodes
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
@@ -174,7 +175,7 @@ def check(path: Path, name: str = "d") -> ChunkIndex:
     return found
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(120))
 @given(
     spec=specs(),
     libver=st.sampled_from(LIBVERS),
