@@ -16,6 +16,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,15 @@ def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
     yield open_file
     for dataset in opened:
         dataset.close()
+
+
+@pytest.fixture(scope="session")
+def process_pool() -> Iterator[ProcessPoolExecutor]:
+    """Two processes that the tests of Dask's scheduler "processes" share, as its ``pool``."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        # The threads of the pool start here, so that no test seems to leave them.
+        list(pool.map(abs, range(2)))
+        yield pool
 
 
 @pytest.fixture(scope="session")

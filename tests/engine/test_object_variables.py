@@ -13,6 +13,7 @@ import importlib.util
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -411,12 +412,14 @@ def test_many_files_of_objects_open_as_one(tmp_path: Path, chunks: Any, parallel
         one.close()
 
 
-def test_other_processes_read_objects_as_this_one_does(tmp_path: Path) -> None:
+def test_other_processes_read_objects_as_this_one_does(
+    tmp_path: Path, process_pool: ProcessPoolExecutor
+) -> None:
     kinds = dict.fromkeys(OBJECTS, ("t",))
     stored = dict.fromkeys(OBJECTS, 1)
     with open_h5(write(tmp_path / "f.h5", kinds, stored), chunks={}) as ds:
         lazy = xr.concat([ds, ds], "t", data_vars="all")
-        found = lazy.compute(scheduler="processes", num_workers=1)
+        found = lazy.compute(scheduler="processes", pool=process_pool)
         assert described(found) == described(lazy)
 
 

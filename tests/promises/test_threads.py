@@ -6,7 +6,7 @@ import pickle
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,17 @@ def test_closing_a_dataset_while_threads_read_leaves_their_values_right(path: Pa
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
-def test_schedulers_give_equal_values(path: Path, scheduler: str) -> None:
+def test_schedulers_give_equal_values(
+    path: Path, scheduler: str, process_pool: ProcessPoolExecutor
+) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         stacked = ds["gzip_rois"].h5ref.resolve(chunks=50)
         ragged = ds["gzip_rois"].h5ref.resolve("ragged", chunks=50)["gzip"]
         means = ds["gzip_rois"].h5ref.mean(chunks=50)
         medians = ds["gzip_rois"].h5ref.reduce(np.median, chunks=50)
-        options = {"scheduler": scheduler}
+        options: dict[str, Any] = {"scheduler": scheduler}
         if scheduler == "processes":
-            options["num_workers"] = 2
+            options["pool"] = process_pool
         np.testing.assert_array_equal(stacked.compute(**options), PATCHES)
         np.testing.assert_array_equal(ragged.compute(**options), PATCHES.ravel())
         means, medians = dask.compute(means, medians, **options)

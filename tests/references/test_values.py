@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +207,16 @@ def test_elements_pickle_before_and_after_they_are_read(path: Path, name: str) -
         assert not differences(again["data"].attrs["held"], form, values, (11,))
 
 
-def test_elements_are_read_by_processes_of_dask(path: Path) -> None:
+def test_elements_are_read_by_processes_of_dask(
+    path: Path, process_pool: ProcessPoolExecutor
+) -> None:
     form, make = FORMS["sequence in a compound"]
     with h5py.File(path, "w") as file:
         values = written(file, form, make, (12,), chunks=(4,))
         del file["gone"]
     with (
         open_h5(path, chunks={}) as ds,
-        dask.config.set(scheduler="processes", num_workers=2),
+        dask.config.set(scheduler="processes", pool=process_pool),
     ):
         assert ds["held"].chunks == ((4, 4, 4),)
         assert not differences(ds["held"].values, form, values, (12,))

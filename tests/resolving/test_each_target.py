@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -317,10 +318,12 @@ def test_raw_granules_need_no_agreement(
     assert refs.h5ref.sum().values.tolist() == [int(GRANULES[BOX].sum())] * 3
 
 
-def test_processes_decode_each_granule(granules: list[Path], open_granules: Open) -> None:
+def test_processes_decode_each_granule(
+    granules: list[Path], open_granules: Open, process_pool: ProcessPoolExecutor
+) -> None:
     refs = open_granules(granules)
     expected = decoded_granules(granules)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         np.testing.assert_array_equal(refs.h5ref.resolve(chunks=1), expected)
         np.testing.assert_allclose(refs.h5ref.mean(chunks=2), expected.mean(axis=(1, 2)))
         ragged = values_of(refs.h5ref.resolve("ragged", chunks=1))
@@ -395,11 +398,13 @@ def test_functions_get_cells_of_text_as_they_are_stored(
     assert [v.dtype.str[1:] for _, v in refs.h5ref.items()] == ["u2", "u8", "u2"] * n
 
 
-def test_processes_get_cells_of_text_as_they_are_stored(path: Path, open_refs: Open) -> None:
+def test_processes_get_cells_of_text_as_they_are_stored(
+    path: Path, open_refs: Open, process_pool: ProcessPoolExecutor
+) -> None:
     cells = [np.frombuffer("alpha".encode("utf-16le"), "u2"), np.array([0, 0], "u8")]
     write_cells(path, [(c, {}) for c in cells], n=6)
     refs = open_refs(path)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         found = refs.h5ref.map(decode_text, dtype=object, chunks=4)
         assert found.values.tolist() == ["alpha", ""] * 6
 

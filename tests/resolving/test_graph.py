@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -517,12 +518,14 @@ def test_graphs_pickle_small(ds: xr.Dataset) -> None:
     assert sum(each) < len(each) * 2_000
 
 
-def test_processes_read_each_chunk_for_all(path: Path) -> None:
+def test_processes_read_each_chunk_for_all(
+    path: Path, process_pool: ProcessPoolExecutor
+) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
-        sums = patches.data.sum(axis=(1, 2)).compute(scheduler="processes", num_workers=2)
+        sums = patches.data.sum(axis=(1, 2)).compute(scheduler="processes", pool=process_pool)
         np.testing.assert_array_equal(sums, PATCHES.sum(axis=(1, 2)))
-        whole = patches.data.compute(scheduler="processes", num_workers=2)
+        whole = patches.data.compute(scheduler="processes", pool=process_pool)
         np.testing.assert_array_equal(whole, PATCHES)
 
 

@@ -8,7 +8,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -173,12 +173,14 @@ def test_the_error_names_the_missing_or_damaged_file(
 
 
 def test_processes_resolve_references_of_many_files(
-    paths: list[Path], open_many: Callable[..., xr.Dataset]
+    paths: list[Path],
+    open_many: Callable[..., xr.Dataset],
+    process_pool: ProcessPoolExecutor,
 ) -> None:
     ds = open_many(paths, parallel=True)
     patches = pickle.loads(pickle.dumps(ds["rois"])).h5ref.resolve(chunks={"roi": 60})
     expected = read_files(paths)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         np.testing.assert_array_equal(patches.sum("roi"), expected.sum(axis=0))
         again = open_many(paths[:4], parallel=True)
         np.testing.assert_array_equal(again["rois"].h5ref.resolve(), expected[:16])

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -285,14 +286,18 @@ def mean_of(patches: xr.DataArray) -> float:
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_other_processes_open_the_url_themselves(server: RangeServer, method: str) -> None:
+def test_other_processes_open_the_url_themselves(
+    server: RangeServer, method: str, process_pool: ProcessPoolExecutor
+) -> None:
     if method == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
+    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds, ExitStack() as stack:
         patches = ds["rois"].h5ref.resolve()
         assert len(pickle.dumps(patches)) < 50_000
-        with ProcessPoolExecutor(1, get_context(method)) as pool:
-            assert pool.submit(mean_of, patches).result(60) == pytest.approx(PATCHES.mean())
+        pool = process_pool  # of spawned processes
+        if method == "fork":
+            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("fork")))
+        assert pool.submit(mean_of, patches).result(60) == pytest.approx(PATCHES.mean())
 
 
 # --- other file systems ----------------------------------------------------------------

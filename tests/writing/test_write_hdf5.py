@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -325,12 +326,16 @@ def test_unknown_write_options_raise_a_helpful_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 @pytest.mark.parametrize("chunks", [(8, 10), (7, 50), (40, 50)])
 def test_blocks_are_written_by_any_scheduler(
-    tmp_path: Path, scheduler: str, chunks: tuple[int, int]
+    tmp_path: Path,
+    scheduler: str,
+    chunks: tuple[int, int],
+    process_pool: ProcessPoolExecutor,
 ) -> None:
     image = da.from_array(IMAGE, chunks=chunks)
     ds = xr.Dataset({"image": (("y", "x"), image), "n": ("y", np.arange(40))})
     encoding = {"image": {"zlib": True, "shuffle": True, "chunksizes": (8, 10)}}
-    with dask.config.set(scheduler=scheduler):
+    pool = process_pool if scheduler == "processes" else None
+    with dask.config.set(scheduler=scheduler, pool=pool):
         xref.to_hdf5(ds, tmp_path / "file.h5", encoding=encoding)
     assert os.listdir(tmp_path) == ["file.h5"]
     with h5py.File(tmp_path / "file.h5") as file:
