@@ -1,4 +1,4 @@
-"""What every test shares: the corpus, the leak checks, the hypothesis profiles.
+"""Fixtures of all tests: the corpus, leak checks, hypothesis profiles, shared processes.
 
 Environment variables:
 
@@ -15,6 +15,7 @@ import gc
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -77,13 +78,13 @@ def corpus() -> Path:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test writes its one file."""
+    """Return the path of the file that a test writes."""
     return tmp_path / "file.h5"
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file with a function of its h5py.File."""
+    """Return a function that writes a file by calling ``fill`` with its h5py.File."""
 
     def write(fill: Callable[[h5py.File], None], name: str = "file.h5", **options: Any) -> Path:
         with h5py.File(tmp_path / name, "w", **options) as file:
@@ -95,7 +96,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def rois_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of `rois`, which no test writes to."""
+    """Return the file of `rois`; no test writes to it."""
     path = tmp_path_factory.mktemp("rois") / "rois.h5"
     write_rois(path)
     return path
@@ -140,7 +141,7 @@ def remote_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return a file with the names and the size of that one, and other values."""
+    """Return the bytes of a file of equal names and size with other values."""
     path = tmp_path_factory.mktemp("other") / "image.h5"
     return remotes.write_file(path, remotes.IMAGE[::-1].copy()).read_bytes()
 
@@ -152,6 +153,19 @@ def server(remote_folder: Path) -> Iterator[RangeServer]:
         yield server
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow the cases of a test that its marker ``sampled`` does not keep."""
+    seen: Counter[Any] = Counter()
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) is None:
+            continue
+        test = item.parent, getattr(item, "originalname", item.name)
+        if seen[test] % sampled.args[0]:
+            item.add_marker("slow")
+        seen[test] += 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     report = yield
@@ -160,8 +174,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
-def pytest_collection_finish() -> None:
-    """Exempt what is imported by now from garbage collections, which take less time then."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports() -> None:
+    """Exempt what is imported by now from garbage collections, which take less time then.
+
+    Threads that carry requests undo this (`xref.storage.transport`), hence for each module.
+    """
     gc.collect()
     gc.freeze()
 
@@ -229,7 +247,7 @@ def open_files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def opened_objects(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Addresses of the objects that HDF5 was asked to open, from here on."""
+    """Return a list that grows by the address of each object that HDF5 opens."""
     opened: list[int] = []
     original = h5objects.open_object
 

@@ -321,6 +321,7 @@ def granules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", OBJECTS)
 @pytest.mark.parametrize(
     "operation", ["concat", "combine_by_coords", "reindex", "where", "merge"]
@@ -336,6 +337,7 @@ def test_every_kind_of_objects_joins_and_reindexes(
 # --- dtypes and chunks ----------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
 @pytest.mark.parametrize("cache", [None, True, False])
 def test_lazy_data_tell_the_dtype_of_their_values(
@@ -392,6 +394,7 @@ def test_a_dimension_may_be_labelled_by_text_or_sequences(tmp_path: Path, chunks
         assert bare["ascii"].values.tolist() == ["a", "bb", "c"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("chunks", [{}, "auto", {"t": 2}], ids=str)
 def test_many_files_of_objects_open_as_one(tmp_path: Path, chunks: Any, parallel: bool) -> None:
@@ -412,6 +415,7 @@ def test_many_files_of_objects_open_as_one(tmp_path: Path, chunks: Any, parallel
         one.close()
 
 
+@pytest.mark.slow
 def test_other_processes_read_objects_as_this_one_does(
     tmp_path: Path, process_pool: ProcessPoolExecutor
 ) -> None:

@@ -97,6 +97,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize(("name", "kind", "change"), CASES)
 def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str) -> None:
     with open_h5(path) as ds:

@@ -213,6 +213,7 @@ KEYS: list[tuple[Any, ...]] = [
 ]
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("name", [*DTYPES, *LOW_LEVEL])
 def test_values_are_those_of_h5py(tmp_path: Path, name: str, storage: str) -> None:

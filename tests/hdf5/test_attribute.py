@@ -177,6 +177,7 @@ def test_references_have_the_size_of_offsets() -> None:
 # --- dense storage -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("track_order", [False, True])
 @pytest.mark.parametrize("n", [9, 50, 700, 6000])
 def test_many_attributes_are_found(n: int, track_order: bool) -> None:
@@ -359,6 +360,7 @@ def test_damaged_bytes_are_refused_or_decoded(
         assert len(attribute.data) == n * attribute.datatype.itemsize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "indirect"])
 def test_every_checksum_is_verified(name: str) -> None:
     # But for the objects that lie by themselves, which have no checksum.

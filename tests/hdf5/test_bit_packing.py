@@ -79,6 +79,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("more", AFTER, ids=lambda more: "+".join(str(n) for n, _ in more))
 def test_filters_over_n_bit(tmp_path, kind, more) -> None:
@@ -178,6 +179,7 @@ def check_scale_offset(
     path.unlink()
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("digits", [-40, -3, 0, 3, 40])
 @pytest.mark.parametrize("dtype", ["<f4", ">f8"])
 @pytest.mark.parametrize("n_bits", [0, 1, 9, 31])

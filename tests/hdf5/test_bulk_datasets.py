@@ -244,6 +244,7 @@ def test_values_are_those_of_each_reference_alone(
         assert np.array_equal(many[name].values.astype(expected.dtype), expected)
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize("dtype", DTYPES[:10], ids=str)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -334,6 +335,7 @@ def many_cells(file: h5py.File, n: int = 3000) -> None:
     write_references(file, "refs", [d.ref for d in made], dtype=h5py.ref_dtype)
 
 
+@pytest.mark.slow
 def test_h5py_opens_one_dataset_of_a_kind(
     make: Callable[..., Path], opened_objects: list[int]
 ) -> None:
@@ -390,6 +392,7 @@ def test_files_open_for_writing_are_read_by_hdf5(path: Path) -> None:
             np.testing.assert_array_equal(ragged["refs"].values, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_damaged_headers_give_what_they_give_alone(
     make: Callable[..., Path], alone: Callable[[bool], None], libver: str

@@ -28,6 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import N_BIT, SCALE_OFFSET, header
 
+pytestmark = pytest.mark.slow
+
 # --- the program that reads one file -----------------------------------------------------
 
 

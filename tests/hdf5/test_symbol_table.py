@@ -506,6 +506,7 @@ def test_random_damage_passes_or_raises_on_purpose(old: Old) -> None:
     assert n_raised > 300
 
 
+@pytest.mark.slow
 def test_what_passes_can_be_listed(tmp_path: Path) -> None:
     rng = random.Random(2)
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
@@ -526,6 +527,7 @@ def test_what_passes_can_be_listed(tmp_path: Path) -> None:
     assert sum(answer.get("refused", 0) for answer in answers) > 20
 
 
+@pytest.mark.slow
 def test_files_known_for_crashes_can_be_listed(corpus: Path) -> None:
     files = sorted((corpus / "cve_hdf5").iterdir())
     answers = list_in_child(files)

@@ -35,8 +35,8 @@ PAGES = [
     ),
 ]
 
-# Words after the fence that are not code to run. Python has one spelling, so
-# that no block escapes by another.
+# Languages of code blocks that are not run. Python has one spelling, so that every
+# Python block is found.
 NOT_RUN = {"bash", "text", "toml", "{eval-rst}", "{toctree}", "{include}"}
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")

@@ -65,7 +65,7 @@ Step = tuple[str, int, int, str]
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[dict[str, Any], list[Step]]:
-    """Draw how a file is made: groups, datasets and links to what is there already."""
+    """Generate the steps that make a file: groups, datasets and links to existing objects."""
     kinds = st.sampled_from(["group", "group", "dataset", "hard", "hard", "soft", "none"])
     name = st.sampled_from(["a", "b", "B", "ä", "aa", "z", "0", ".x", "a b"])
     number = st.integers(0, 30)
@@ -74,7 +74,7 @@ def trees(draw: st.DrawFn) -> tuple[dict[str, Any], list[Step]]:
 
 
 def write_tree(path: Path, options: dict[str, Any], steps: list[Step]) -> dict[int, str]:
-    """Write a drawn file; return the paths that h5py gives, None left out for no name."""
+    """Write a generated file; return the path of each address as h5py gives it, "" for none."""
     with h5py.File(path, "w", **options) as file:
         groups, items = [file["/"]], [file["/"]]
         for kind, where, what, name in steps:
@@ -111,7 +111,7 @@ def test_the_canonical_path_does_not_depend_on_the_order_of_lookups(
     expected = write_tree(path, *tree)
     assert object_paths(locate_file(path)) == {a: p for a, p in expected.items() if p}
     for number in range(3):
-        # A copy is another file: nothing of it is known.
+        # A copy is another file, of which nothing is cached.
         copy = path.with_name(f"{number}.h5")
         shutil.copyfile(path, copy)
         location = locate_file(copy)
@@ -127,6 +127,7 @@ def test_the_canonical_path_does_not_depend_on_the_order_of_lookups(
         assert some == {a: expected[a] for a in addresses if expected[a]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(FORMS))
 def test_groups_of_many_links_are_named_as_by_h5py(tmp_path: Path, form: str) -> None:
     path = tmp_path / "f.h5"
@@ -148,7 +149,7 @@ def test_groups_of_many_links_are_named_as_by_h5py(tmp_path: Path, form: str) ->
 def test_links_in_heaps_with_filters_are_read_through_hdf5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # h5py cannot write such a heap; the reader says what it says of one.
+    # h5py cannot write such a heap, so the reader raises the error that it raises for one.
     def refuse(source: Any, address: int) -> Any:
         raise UnsupportedError(f"{source.where}: the fractal heap at {address:#x} has filters")
 
@@ -277,7 +278,7 @@ def test_a_changed_file_has_its_own_paths(tmp_path: Path) -> None:
 
 
 def locate_file_before(location: Any) -> Any:
-    """Return a location whose names were not asked for, of the same version."""
+    """Return a location of the same file version for which no path is cached."""
     return type(location)(location.source, location.identity, "none")
 
 
@@ -299,7 +300,7 @@ def test_objects_added_by_a_writer_have_paths(tmp_path: Path) -> None:
 def example(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """A file, and what it shows to someone who did nothing else."""
+    """Return a file and the names and values that it shows when it is opened first."""
     folder = tmp_path_factory.mktemp("names")
     path = folder / "example.h5"
     write_example(path, **FORMS[request.param])
@@ -312,6 +313,7 @@ def example(
     return path, texts(first)
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 @pytest.mark.parametrize("history", list(HISTORIES))
 def test_names_and_values_do_not_depend_on_earlier_operations(
@@ -350,6 +352,7 @@ def test_shown_names_and_values_are_right(example: tuple[Path, dict[str, Any]]) 
     assert shown["element"].endswith("region reference 1 of '/refs/regions'")
 
 
+@pytest.mark.slow
 def test_two_files_with_equal_addresses_keep_their_names_apart(
     example: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -362,6 +365,7 @@ def test_two_files_with_equal_addresses_keep_their_names_apart(
     assert str(a) != str(b)
 
 
+@pytest.mark.slow
 def test_options_of_two_datasets_of_one_file_do_not_mix(
     example: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -420,6 +424,7 @@ def test_resolving_many_targets_looks_up_no_paths(
         assert target_names(targets) == [t.name for t in targets] == ["v"] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["nothing", "deep", "also", "a"])
 def test_messages_name_a_dataset_by_its_canonical_path(tmp_path: Path, before: str) -> None:
     path = tmp_path / "f.h5"
@@ -452,7 +457,7 @@ def ask(histories):
         HISTORIES[name](path)
     return texts(path)
 
-# Each fork has opened nothing of this file yet.
+# No fork has opened this file before.
 print("\\n" + json.dumps([in_fork(lambda: ask(names)) for names in json.loads(sys.argv[2])]))
 """
 
@@ -475,7 +480,7 @@ def test_reports_name_objects_by_their_canonical_paths(
     targets = whole["/refs/regions", None].targets
     assert [t.path for t in targets] == ["/also/BT"]
     assert [t.path for t in whole["/zz", "points"].targets] == ["/also/BT"]
-    # In a part of a file, holders have the path that they have there.
+    # In a report about a group, holders have their path within that group.
     part = {h.path: h for h in inspect_file(path, "zz").references if h.attribute is None}
     assert set(part) == {"/zz/refs too"}
     assert [t.path for t in part["/zz/refs too"].targets] == ["/also/BT"]
@@ -551,7 +556,7 @@ def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
         assert "-> /near>" in first
         assert f"-> object at {far.address:#x}>" in first
         assert far.path == "/g039/inner/data"
-        # The text stays, though someone asked for the path meanwhile.
+        # The text stays the same after the path was looked up.
         assert str(ds["refs"]) == first
         assert near.path == "/near"
 

@@ -132,6 +132,7 @@ def test_external_links_between_two_files_may_form_a_cycle(tmp_path: Path) -> No
 # --- depth and width --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_opening_nested_groups_takes_time_linear_in_depth(tmp_path: Path) -> None:
     def chain(depth: int) -> tuple[float, dict[str, xr.Dataset]]:
         path = tmp_path / f"{depth}.h5"
@@ -151,10 +152,11 @@ def test_opening_nested_groups_takes_time_linear_in_depth(tmp_path: Path) -> Non
     deepest = max(groups, key=len)
     assert deepest == "/top" + "/g" * 4999
     assert groups[deepest]["data"].values.tolist() == [5000, 5001, 5002]
-    # Paths from the root, each searched anew, take about a hundred times as long.
+    # Searching each path from the root would take about a hundred times as long.
     assert long < 30 * short + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_a_group_of_20_000_variables_opens(tmp_path: Path, libver: str) -> None:
     path = tmp_path / "wide.h5"
@@ -215,6 +217,7 @@ def check(path: Path) -> None:
     np.testing.assert_array_equal(resolved, [two[1:3, 1:3], two[0:2, 2:4]])
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize(
     ("libver", "userblock", "track_order"),
     [
@@ -256,6 +259,7 @@ CREATION = {
 }
 
 
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("name", CREATION)
 def test_files_of_every_address_size_and_space_strategy_open(
@@ -272,6 +276,7 @@ def test_files_of_every_address_size_and_space_strategy_open(
     check(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "version"),
     [
@@ -293,6 +298,7 @@ def test_files_of_every_superblock_version_open(
     check(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_members", [3, 200])
 @pytest.mark.parametrize("order", [0, h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED])
 def test_compact_and_dense_groups_open(tmp_path: Path, n_members: int, order: int) -> None:

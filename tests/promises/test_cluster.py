@@ -31,6 +31,8 @@ import xref
 from xref import counters as counting
 from xref.resolving import shuffle as exchange
 
+pytestmark = pytest.mark.slow
+
 distributed = pytest.importorskip("distributed")
 
 SIDE, CHUNK, BOX, N = 512, 64, 16, 600
@@ -41,7 +43,7 @@ N_CHUNKS = (SIDE // CHUNK) ** 2
 
 
 def begin_counting() -> None:
-    # Kept with the module that counts: what is sent may have globals of its own.
+    # Kept in the module that counts: a function that was sent may have its own globals.
     stack = ExitStack()
     counts = stack.enter_context(counting.count_reads())
     vars(counting).setdefault("counting_for_tests", []).append((stack, counts))
@@ -118,7 +120,7 @@ def rois(path: Path) -> Iterator[xr.DataArray]:
 
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lots and groups as small as those of large data are large."""
+    """Make batches of chunks so small that this file has as many tasks as a large one."""
     monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 12)
     monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 10)
 
@@ -146,7 +148,7 @@ def tasks_on_cluster(data: Any) -> dict[Any, Any]:
 def test_workers_together_decode_each_chunk_once(
     client: Any, tmp_path: Path, blocks: int, reduced: bool
 ) -> None:
-    # A file of its own: workers may have lots of what was computed before.
+    # A new file: workers may cache batches of chunks of files that were computed before.
     with xr.open_dataset(write(tmp_path / "image.h5"), engine="h5ref") as ds:
         patches = in_blocks(ds["rois"], blocks)
         wanted, expected = patches, PATCHES
@@ -242,7 +244,7 @@ def test_persisted_results_and_statistics_are_computed_on_the_cluster(
 
 
 class Store:
-    """A file that is assigned to by index, as an array of Zarr is."""
+    """A file that takes assignments by index, as an array of Zarr does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -298,7 +300,7 @@ REFUSED = (h5py.HLObject, h5py.h5d.DatasetID.__base__, socket.socket, type(threa
 
 
 class PlainPickler(pickle.Pickler):
-    """A pickler that refuses what belongs to one process, instead of making it anew."""
+    """A pickler that refuses handles of one process: HDF5 objects, sockets, locks, files."""
 
     def reducer_override(self, obj: Any) -> Any:
         refused = (
@@ -341,7 +343,7 @@ def test_the_pickler_of_these_tests_refuses_handles(path: Path) -> None:
 
 
 def test_dask_annotations_reach_the_scheduler(client: Any, rois: xr.DataArray) -> None:
-    # Where dask fuses tasks it drops what layers are annotated with, of any array.
+    # Dask drops the annotations of layers when it fuses their tasks, for any array.
     with dask.config.set({"optimization.fuse.active": False}):
         with dask.annotate(priority=7, retries=3):
             patches = in_blocks(rois, 8)
@@ -361,19 +363,29 @@ def test_dask_annotations_reach_the_scheduler(client: Any, rois: xr.DataArray) -
 
 def test_a_killed_worker_is_replaced_by_another(rois: xr.DataArray, tmp_path: Path) -> None:
     expected = PATCHES.sum(axis=(1, 2))
+    folder = tmp_path / "blocks"
+    folder.mkdir()
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
         running_cluster(2, local_directory=tmp_path) as client,
     ):
-        slow = in_blocks(rois, 50).map_blocks(slowly, dtype="u2").sum(axis=(1, 2))
-        future = client.compute(slow)
-        time.sleep(0.3)
-        os.kill(client.run(os.getpid).popitem()[1], signal.SIGKILL)
+        blocks = in_blocks(rois, 50)
+        slow = blocks.map_blocks(wait_for_kill, folder, dtype="u2", meta=blocks._meta)
+        future = client.compute(slow.sum(axis=(1, 2)))
+        while not (waiting := list(folder.glob("* 3"))):
+            assert not future.done()
+            time.sleep(0.01)
+        os.kill(int(waiting[0].name.split()[0]), signal.SIGKILL)
+        (folder / "killed").touch()
         np.testing.assert_array_equal(future.result(timeout=60), expected)
 
 
-def slowly(values: np.ndarray) -> np.ndarray:
-    time.sleep(0.02)
+def wait_for_kill(values: np.ndarray, folder: Path) -> np.ndarray:
+    """Note each block of this worker; wait in the fourth until a worker is killed."""
+    n_blocks = len(list(folder.glob(f"{os.getpid()} *")))
+    (folder / f"{os.getpid()} {n_blocks}").touch()
+    while n_blocks >= 3 and not (folder / "killed").exists():
+        time.sleep(0.01)
     return values
 
 
@@ -395,7 +407,7 @@ def test_a_damaged_file_fails_without_stopping_the_workers(client: Any, tmp_path
 
 
 def zero_heaps(content: bytes) -> bytes:
-    """Zero all that follows the signature of every global heap collection."""
+    """Replace the bytes after the signature of each global heap collection by zeros."""
     parts = content.split(b"GCOL")
     assert len(parts) > 1
     zeroed = [b"GCOL" + bytes(4096) + part[4096:] for part in parts[1:]]

@@ -22,6 +22,8 @@ from damaged_files import PACKED, Sample, only_xref_errors, read_all
 from forks import in_fork
 from strategies import scaled
 
+pytestmark = pytest.mark.slow
+
 
 def test_in_fork_reports_a_crash_a_hang_and_an_error(
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +69,7 @@ def test_truncated_files_raise_xref_errors_at_open(sample: Sample) -> None:
 
 
 def heap_damage(sample: Sample) -> dict[str, tuple[int, bytes]]:
-    """Name changes to the heap or references, by what they break."""
+    """Return changes to the heap or to references, named by the part that they damage."""
     block, points, union = (sample.encoded_at(i) for i in (0, 2, 3))
     assert sample.unpack("<II", block) == (2, 1)  # a hyperslab, version 1
     assert sample.unpack("<II", points) == (1, 1)
@@ -226,7 +228,7 @@ def test_flipped_bytes_in_chunks_raise_xref_errors_or_read(sample: Sample) -> No
 
 
 def test_flipped_bytes_in_metadata_raise_xref_errors_or_read(sample: Sample) -> None:
-    # Object headers, B-trees, local heaps: HDF5 reads these, xref checks what it says.
+    # Object headers, B-trees and local heaps.
     starts = [
         i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")
     ]
@@ -242,6 +244,6 @@ def test_files_whose_end_is_zeros_open_or_raise_xref_errors(tmp_path: Path) -> N
     data, files = whole.read_bytes(), []
     for n in np.linspace(0, len(data), 30).astype(int).tolist():
         files.append(tmp_path / f"prefix{n}.h5")
-        # Zeros instead of what was cut, as a sparse copy has them: the length is right.
+        # A sparse copy has the right length, with zeros in place of the missing end.
         files[-1].write_bytes(data[:n] + bytes(len(data) - n))
     only_xref_errors(read_all(files))

@@ -20,11 +20,13 @@ from typed import Ref, compound, number, reference, sequence, write_attribute, w
 
 import xref
 
+pytestmark = pytest.mark.slow
+
 DAMAGED = ["all three", "nested", "sequence in a compound", "sequence of sequences", "text"]
 
 
 class Sample:
-    """A file of elements of several types, and where its bytes lie."""
+    """A file with elements of several types, and the byte ranges of its parts."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         with h5py.File(path, "w", **options) as file:
@@ -105,7 +107,7 @@ def test_a_sequence_longer_than_its_heap_object_raises(tmp_path: Path, length: i
 
 
 def share_heap_object(path: Path, base: Any, value: list[Any], n: int) -> None:
-    """Write n sequences that all name the heap object of one."""
+    """Write n sequences that all point at the same heap object."""
     with h5py.File(path, "w") as file:
         targets(file)
         write_dataset(file, "one", sequence(base), [value], (1,))
@@ -130,7 +132,7 @@ def test_sequences_that_share_a_heap_object_read_it_once(tmp_path: Path) -> None
 
 
 def test_texts_that_share_heap_bytes_are_limited_in_total_size(tmp_path: Path) -> None:
-    # Each of these begins where the others do and is one byte longer.
+    # All texts begin at the same byte; each is one byte longer than the next.
     path, n = tmp_path / "file.h5", 40000
     form, _ = FORMS["text"]
     with h5py.File(path, "w") as file:
@@ -169,7 +171,7 @@ def test_sequences_that_contain_themselves_terminate(tmp_path: Path) -> None:
         file.flush()
         at = file["held"].id.get_offset()
     data = bytearray(path.read_bytes())
-    # Each of 200 elements of one heap object names that object.
+    # A heap object of 200 elements, each of which points at the heap object itself.
     heap_at = -(-len(data) // 8) * 8
     data += bytes(heap_at - len(data))
     element = struct.pack("<IQI", 200, heap_at, 1)

@@ -23,7 +23,7 @@ from strategies import READERS, Drawn
 from xref import NullReferenceError
 from xref.errors import UnsupportedError
 
-# Files are large values to draw.
+# Whole files are large values for hypothesis to generate.
 health = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 thorough = settings(suppress_health_check=health)
@@ -34,7 +34,7 @@ brief = settings(thorough, max_examples=settings.default.max_examples // 2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the files of all examples, of which each has a new name."""
+    """Return one folder for the files of all examples; each file has a new name."""
     return tmp_path_factory.mktemp("equivalence")
 
 
@@ -75,7 +75,7 @@ class Case:
         return [a for i in rows if (a := self.answers[i]) is not None]
 
     def flat(self, rows: list[int] | np.ndarray) -> np.ndarray:
-        """Values of some rows, end to end."""
+        """Concatenate the values of some rows."""
         parts = [a.values for a in self.expected(rows)]
         return np.concatenate(parts) if parts else np.empty(0)
 

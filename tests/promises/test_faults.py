@@ -74,7 +74,7 @@ READS: dict[str, tuple[Callable[[xr.Dataset], Any], np.ndarray]] = {
 
 
 class Faulty:
-    """Positional reads of which one, or each from one on, goes wrong."""
+    """Replace positional reads; the n-th read fails, or the n-th and all later ones."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, fault: Any, at: int, once: bool
@@ -165,7 +165,7 @@ def test_a_failing_read_is_retried_or_raises(
 
 
 def busy() -> bool:
-    """Tell whether threads that read have anything left to do."""
+    """Tell whether reading threads have work left in their queues."""
     return any(pool._work_queue.qsize() for pool in readers._pools.values())
 
 
@@ -194,7 +194,7 @@ def test_opening_a_file_whose_reads_fail_raises(
 
 
 class FaultyObject(io.BytesIO):
-    """A file object whose reads may fail, or give less than was asked for."""
+    """A file object whose reads may fail or return fewer bytes than requested."""
 
     wrong: Callable[[int], int | None] = staticmethod(lambda number: None)
     calls = 0
@@ -258,8 +258,8 @@ def test_a_process_without_memory_raises_or_gives_right_values(tmp_path: Path) -
     def attempt() -> list[str]:
         found = []
         ds = xr.open_dataset(path, engine="h5ref")
-        # Threads that read are there from the first read on. Python waits for ever for one
-        # that dies of too little memory while it starts.
+        # The first read starts the reading threads. Python would wait for ever for a thread
+        # that fails to start for want of memory.
         assert np.array_equal(ds["data"].copy().values, values)
         for what in ("data", "rois"):
             for spare in (1 << 20, 1 << 24, 1 << 26, 5 << 24, 1 << 28):

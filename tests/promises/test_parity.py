@@ -46,7 +46,7 @@ def assert_same_mapping(found: Any, expected: Any, what: str) -> None:
 
 
 def assert_parity(path: Path, **options: Any) -> xr.Dataset:
-    """Open with both engines and compare all that a user sees."""
+    """Open with both engines; compare values, types, dimensions, attributes and encodings."""
     options = {"phony_dims": "access"} | options
     with (
         xr.open_dataset(path, engine="h5netcdf", **options) as expected,
@@ -208,7 +208,7 @@ def walk(file: h5py.File) -> list[tuple[str, Any]]:
 
 
 def write_netcdf4(module: Any, path: Path) -> None:
-    """Write with the interface that netCDF4 and h5netcdf share."""
+    """Write a file through the interface that netCDF4 and h5netcdf share."""
     with module.Dataset(str(path), "w") as file:
         for name, size in (("t", None), ("u", None), ("x", 3), ("y", 2), ("length", 4)):
             file.createDimension(name, size)
@@ -286,7 +286,7 @@ def test_enumerations_keep_the_name_of_their_type(tmp_path: Path) -> None:
 def test_to_netcdf_of_a_file_gives_an_identical_file(
     netcdf4_path: Path, tmp_path: Path
 ) -> None:
-    """Encodings say how to write what was read."""
+    """The encodings of a read file suffice to write it again."""
     with xr.open_dataset(netcdf4_path, engine="h5ref", decode_coords=False) as found:
         found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")
         again = assert_parity(tmp_path / "again.nc", decode_coords=False)

@@ -31,6 +31,8 @@ from strategies import (
 
 from xref.errors import UnsupportedError
 
+pytestmark = pytest.mark.sampled(5)
+
 # Every rank in one layout, and every layout in one rank.
 CASES = [(rank, "gzip+shuffle") for rank in range(1, 7)] + [
     (3, layout) for layout in strategies.LAYOUTS if layout != "gzip+shuffle"
@@ -50,7 +52,7 @@ class Table:
         self.options = {} if layout in ("contiguous", "compact") else {"chunks": chunks}
 
     def check(self, make: Make, shape: tuple[int, ...] | None = None) -> Answer:
-        """Compare with the oracle; ``shape`` is what the table in DESIGN says."""
+        """Compare with the oracle; ``shape`` is the documented shape of the result."""
         with h5py.File(self.path, "w") as file:
             dtype = np.dtype("<i4")
             dataset = create_dataset(file, "t", self.shape, dtype, self.layout, **self.options)

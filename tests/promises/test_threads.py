@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Run tasks on threads that begin together; raise what any of them raised."""
+    """Run tasks on threads that begin together; raise the first error of any thread."""
     barrier = threading.Barrier(min(THREADS, len(tasks)))
 
     def begin(task: Callable[[], Any], first: bool) -> Any:
@@ -86,6 +86,7 @@ def test_threads_decode_the_columns_of_references_once(path: Path) -> None:
         assert elements == np.asarray(array).tolist()
 
 
+@pytest.mark.slow
 def test_threads_open_and_close_the_same_file(path: Path) -> None:
     def open_and_read(seed: int) -> None:
         chance = random.Random(seed)

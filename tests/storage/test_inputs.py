@@ -265,7 +265,7 @@ def test_a_paged_file_is_read_with_a_page_buffer(tmp_path: Path) -> None:
 
 
 class CountedLock:
-    """A lock that tells whether it is held, and how often it was."""
+    """A lock that tells whether it is held and counts how often it was acquired."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -301,7 +301,7 @@ def test_variable_length_text_is_read_as_bytes_on_request(path: Path) -> None:
 
 
 def read_of(path: Path, how: str) -> list[Any]:
-    """Open a file and read of it; what is returned keeps it open."""
+    """Open a file and read from it; the returned object keeps the file open."""
     if how == "tree":
         tree = xr.open_datatree(path, engine="h5ref")
         tree["group/inner/numbers"].load()
@@ -315,7 +315,7 @@ def read_of(path: Path, how: str) -> list[Any]:
 
 
 def test_opened_objects_are_released(path: Path) -> None:
-    """Nothing keeps the content of a file, or an object that its owner gave."""
+    """Nothing keeps the content of a file, or the file object, after the Dataset is deleted."""
     content = io.BytesIO(path.read_bytes())
     gone = weakref.ref(content)
     ds = xr.open_dataset(content, engine="h5ref")

@@ -51,7 +51,7 @@ def test_a_closed_dataset_opens_its_file_again_when_read(make: Callable[..., Pat
 
 
 def linked(tmp_path: Path) -> dict[str, Path]:
-    """Write a file with links and virtual data of other files: beside, below, elsewhere."""
+    """Write a file with links to, and virtual data of, files in several folders."""
     (tmp_path / "home" / "below").mkdir(parents=True)
     places = {
         "beside": tmp_path / "home" / "other.h5",

@@ -36,7 +36,7 @@ def movie(number: int) -> np.ndarray:
 
 
 def write_file(path: Path, number: int, decoys: int = 0) -> None:
-    """Write a movie and references to parts of it; decoys move it within the file."""
+    """Write a movie and region references; datasets before it shift its address."""
     with h5py.File(path, "w") as file:
         for k in range(decoys):
             file[f"decoy{k}"] = np.zeros(8)
@@ -51,7 +51,7 @@ def write_file(path: Path, number: int, decoys: int = 0) -> None:
 
 
 def read_files(paths: list[Path]) -> np.ndarray:
-    """Return all regions of all files, as h5py reads them one by one."""
+    """Read all regions of all files with h5py, one by one."""
     out = []
     for path in paths:
         with h5py.File(path) as file:
@@ -128,7 +128,7 @@ def test_the_table_names_each_of_many_files(
 def test_equal_addresses_in_two_files_are_two_targets(
     tmp_path: Path, open_many: Callable[..., xr.Dataset]
 ) -> None:
-    """Files of one structure have their objects at the same addresses."""
+    """Files of equal structure have their objects at equal addresses."""
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for k, path in enumerate(paths):
         write_file(path, k)
@@ -190,7 +190,7 @@ def test_processes_resolve_references_of_many_files(
 
 
 def n_descriptors() -> int:
-    """Count them without sockets, which servers of tests before close when they like."""
+    """Count open descriptors except sockets, which servers of earlier tests may still close."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("the system does not list open files")
     found = 0
@@ -201,7 +201,7 @@ def n_descriptors() -> int:
 
 
 class Peak:
-    """The most descriptors that were open at any time that a file was opened."""
+    """Record the largest number of open descriptors, counted whenever a file is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
@@ -292,7 +292,7 @@ def test_threads_open_a_file_once() -> None:
 
 
 def test_a_file_in_use_stays_open_after_eviction(paths: list[Path]) -> None:
-    """Making room does not close a file under a reader."""
+    """Evicting a file does not close it while it is read."""
     with xr.set_options(file_cache_maxsize=1):
         location = h5file.locate_file(paths[0])
         file = h5file.open_file(location)
@@ -329,7 +329,7 @@ def test_work_grows_linearly_with_the_number_of_files(
 
 
 def limit_descriptors(spare: int) -> None:
-    """Leave the process as many descriptors as it has, and a few."""
+    """Limit the process to its open descriptors and a few more."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
@@ -390,7 +390,7 @@ def test_running_out_of_descriptors_raises_a_helpful_error(
 def test_virtual_sources_that_cannot_be_opened_are_not_read_as_fill_values(
     tmp_path: Path,
 ) -> None:
-    """HDF5 gives fill values for sources that it has no descriptor for."""
+    """HDF5 gives fill values for source files that it cannot open for want of descriptors."""
     n_descriptors()
     layout = h5py.VirtualLayout((5, 4), "i8")
     for k in range(5):

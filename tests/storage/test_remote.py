@@ -36,7 +36,7 @@ pytest.importorskip("aiohttp")
 
 
 def needed_nbytes(path: Path, name: str = "image") -> int:
-    """Stored bytes of the chunks that the regions touch."""
+    """Count the stored bytes of the chunks that the regions touch."""
     with h5py.File(path) as file:
         touched = {
             (cy, cx)
@@ -214,7 +214,7 @@ def collect() -> int:
 
 
 def allocate() -> int:
-    """Make Python collect garbage by itself."""
+    """Allocate so much that Python starts a garbage collection."""
     kept = [[i] for i in range(10_000)]
     return len(kept) - 10_000
 
@@ -223,7 +223,7 @@ def allocate() -> int:
 def test_garbage_collection_on_a_transport_thread_does_not_deadlock(
     server: RangeServer, cause: Callable[[], int]
 ) -> None:
-    """Files in circles of references are closed under HDF5's lock, not by who answers."""
+    """Files in reference cycles are closed under HDF5's lock, never on a transport thread."""
     from h5py._objects import phil
 
     url = server.url("image.h5")
@@ -281,7 +281,7 @@ def test_remote_timeout_must_be_finite(seconds: Any) -> None:
 
 
 def mean_of(patches: xr.DataArray) -> float:
-    # A forked child has none of the threads that dask remembers.
+    # A forked child lacks the threads of the pool that Dask keeps.
     return float(patches.mean().compute(scheduler="synchronous"))
 
 
@@ -356,7 +356,7 @@ def test_options_of_an_unused_fsspec_cache_are_ignored(
 
 
 def slow_class() -> type:
-    """Return a file system without coroutines that notes whether it is called at a time."""
+    """Return a synchronous file system that counts how many calls run at once."""
     spec = pytest.importorskip("fsspec.spec")
 
     class Slow(spec.AbstractFileSystem):
@@ -437,7 +437,7 @@ def test_changed_files_in_memory_are_detected(remote_folder: Path) -> None:
 def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
     pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
-    # In a process of its own: who waits for it may hold HDF5's lock here.
+    # In another process: a thread that waits for the answer may hold HDF5's lock in this one.
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

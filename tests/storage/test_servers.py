@@ -24,7 +24,7 @@ pytest.importorskip("aiohttp")
 
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give up soon, but on a busy machine not on answers that come."""
+    """Time out soon if the fault delays answers; else late, as the machine may be busy."""
     is_late = request.node.callspec.params["fault"] in (cut_off, late)
     with xref.set_options(remote_timeout=0.5 if is_late else 30, remote_retries=2):
         yield
@@ -83,7 +83,7 @@ def hang_up(answer: Answer) -> None:
 
 
 def late(answer: Answer) -> None:
-    time.sleep(1)
+    answer.closing.wait(1)
 
 
 FAULTS: list[Callable[[Answer], None]] = [
@@ -102,7 +102,7 @@ FAULTS: list[Callable[[Answer], None]] = [
 
 
 def on_data(fault: Callable[[Answer], None], often: int) -> Callable[[int, str, Answer], None]:
-    """Apply a fault to the answers of a few requests for data, from now on."""
+    """Apply a fault to the next few answers to requests for data."""
     left = [often]
 
     def apply(number: int, method: str, answer: Answer) -> None:
@@ -121,7 +121,7 @@ def test_a_failed_request_is_retried(server: RangeServer, fault: Any) -> None:
         server.fault = on_data(fault, 2)
         with xref.count_reads() as reads:
             np.testing.assert_array_equal(patches, PATCHES)
-        # The HTTP client itself tries again where a connection broke, and on a busy machine
+        # The HTTP client itself retries after a broken connection, and on a busy machine
         # other answers may be late as well.
         retries = reads.remote_retries
         assert retries >= 2 or fault is hang_up
@@ -323,7 +323,7 @@ def test_without_tags_the_size_tells_versions_apart(tmp_path: Path) -> None:
 
 
 def test_errors_of_requests_keep_no_stack_frames(server: RangeServer) -> None:
-    """Frames have objects of h5py, which the thread that answers must not let go of."""
+    """Frames hold objects of h5py, which a transport thread must not release."""
     url = server.url("image.h5")
     with (
         xref.set_options(remote_retries=0),

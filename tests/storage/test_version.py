@@ -66,7 +66,7 @@ def lazy(ds: xr.Dataset, what: str, chunks: Any = None) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file, what it is changed into, and what it might have grown to."""
+    """The bytes of a file: as opened, with other values, and with more datasets."""
 
     old: bytes
     new: bytes
@@ -89,7 +89,7 @@ def make_contents(path: Path, storage: str) -> Contents:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Put other content into the same file."""
+    """Replace the content of a file in place."""
     with path.open("r+b") as file:
         file.write(content)
         file.truncate(len(content))
@@ -119,7 +119,7 @@ def deleted(path: Path, contents: Contents) -> None:
 
 
 def patched(path: Path, contents: Contents) -> None:
-    """Exchange the middle of the file, and set the time of writing back."""
+    """Change the middle of the file and restore its modification time."""
     status, n = path.stat(), len(contents.new)
     with path.open("r+b") as file:
         file.seek(n // 4)
@@ -133,7 +133,7 @@ CHANGES = {f.__name__: f for f in (renamed_over, rewritten, truncated, grown, de
 
 
 def outcome(read: Callable[[], Any], what: str) -> str:
-    """Return "raised" or "old", whichever it is; anything else fails."""
+    """Return "raised" or "old"; fail on any other values."""
     try:
         values = read()
     except xref.XrefError:
@@ -217,7 +217,7 @@ def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
 
 
 class Interrupted:
-    """Does something once, before or after the n-th positional read or read of h5py."""
+    """Call a function once, before or after the n-th positional read or read of h5py."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, at: int, after: bool, act: Callable[[], None]
@@ -297,7 +297,7 @@ with h5py.File(path, "r+", libver="latest", locking=locking) as file:
 
 @pytest.fixture
 def start_writer(tmp_path: Path) -> Iterator[Callable[..., Callable[[int], None]]]:
-    """Start a process that has a file open for writing; return what makes it write."""
+    """Start a process that opens a file for writing; return a function that makes it write."""
     processes = []
 
     def start(path: Path, *options: str) -> Callable[[int], None]:
@@ -430,7 +430,7 @@ def test_a_writer_of_this_process_that_starts_after_open_is_detected(
 def test_a_replaced_file_is_reopened_while_an_error_keeps_the_old_one_open(
     tmp_path: Path, reader: str
 ) -> None:
-    """HDF5 keeps one state of a file as long as anyone has it open."""
+    """HDF5 shares one state of a file among all that have it open."""
     path = tmp_path / "file.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("d", data=np.full(2000, 1), chunks=(100,)).attrs["version"] = 1

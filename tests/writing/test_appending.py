@@ -110,7 +110,7 @@ def test_references_of_an_earlier_file_version_are_refused_everywhere(source: Pa
 
 @pytest.fixture
 def linked(tmp_path: Path) -> Path:
-    """Write a file whose members lead elsewhere."""
+    """Write a file with links to other objects and files."""
     with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
         file["d"] = np.zeros(4)
         file.create_group("g")
@@ -268,7 +268,7 @@ def test_an_unrelated_lock_file_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", ["/", "h"])
 def test_netcdf_dimension_ids_stay_unique_across_groups(tmp_path: Path, group: str) -> None:
-    """netCDF-4 tells dimensions by them, in all groups of a file."""
+    """netCDF-4 identifies dimensions by these numbers, in all groups of a file."""
     path = tmp_path / "file.nc"
     tree = {
         "/": xr.Dataset({"v": (("a", "b"), np.zeros((2, 3)))}),
@@ -433,7 +433,7 @@ def test_default_chunks_have_a_useful_size(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Write what h5py users have: no dimension scales, references into it."""
+    """Write a file as h5py users do: no dimension scales, and references into it."""
     path = tmp_path / "plain.h5"
     with h5py.File(path, "w") as file:
         d = file.create_dataset("d", data=np.arange(10.0))

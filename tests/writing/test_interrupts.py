@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 class Pressed:
-    """Ctrl-C at an instruction of the main thread in the package, by its number."""
+    """Raise KeyboardInterrupt at the n-th traced line of the main thread in `xref.writing`."""
 
     FILES = tuple(
         str(Path(xref.__file__).with_name("writing") / f"{name}.py")
@@ -47,7 +47,7 @@ class Pressed:
         return self
 
     def run(self, function: Callable[[], Any]) -> bool:
-        """Call a function; tell whether the interrupt came."""
+        """Call a function; return whether the interrupt was raised."""
         before = sys.gettrace()
         sys.settrace(self)
         try:
@@ -85,10 +85,10 @@ def python_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-# Two faults of Python's are kept out. An interrupt may break into Dask's queue while it takes
-# its lock (threading.Condition): a thread that puts something there logs an error. It may
-# also come when Dask starts its first thread (concurrent.futures.ThreadPoolExecutor), which
-# is not told then that the process ends: so one is started before.
+# Two faults of Python are avoided. An interrupt may hit Dask's queue while it acquires its
+# lock (threading.Condition); a thread that puts a result there then logs an error. It may
+# also come while Dask starts its first thread (concurrent.futures.ThreadPoolExecutor), which
+# then does not learn that the process ends; so a thread is started before.
 CHILD = """
 import logging, signal, sys, warnings
 warnings.simplefilter("error")
@@ -109,7 +109,7 @@ print("lives on")
 def test_a_process_continues_and_exits_cleanly_after_interrupts(
     tmp_path: Path, mode: str
 ) -> None:
-    """What HDF5 has open at the end crashes the process when it exits."""
+    """A file that HDF5 still has open crashes the process when it exits."""
     run = run_python(CHILD, mode, folder=tmp_path)
     assert (run.returncode, run.stderr, run.stdout) == (0, "", "lives on\n")
 
@@ -198,7 +198,7 @@ def test_waiting_for_a_locked_file_can_be_interrupted(
 def test_an_interrupt_waits_for_running_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_handler: None
 ) -> None:
-    """Dask raises it while its threads go on."""
+    """Dask raises the interrupt while its threads continue."""
     path = tmp_path / "file.h5"
     old, n_open = write_old(path), files_open_in_hdf5()
     write, pressed = xref.writing.dask_blocks.write_elements, []
@@ -217,7 +217,7 @@ def test_an_interrupt_waits_for_running_blocks(
 
 
 def test_an_interrupt_that_python_hides_behind_a_lock_is_raised() -> None:
-    """So it ends when it breaks into the condition that Dask's queue waits for."""
+    """As happens when the interrupt hits the condition that Dask's queue waits for."""
 
     def wait() -> None:
         lock = threading.Lock()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from killed_writers import content, write_and_kill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

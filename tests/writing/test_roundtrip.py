@@ -34,7 +34,7 @@ names = (f"{i}.h5" for i in itertools.count())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the files of all examples, of which each has a new name."""
+    """Return one folder for the files of all examples; each file has a new name."""
     return tmp_path_factory.mktemp("roundtrip")
 
 
@@ -103,7 +103,7 @@ def assert_same_values(found: Any, expected: Any) -> None:
 
 
 def assert_same_element(found: Any, expected: Any) -> None:
-    """Compare numbers, texts, compounds and sequences of them; of references the truth."""
+    """Compare numbers, texts, compounds and sequences; of references only their truth value."""
     if isinstance(expected, np.ndarray):
         expected, found = expected.tolist(), found.tolist()
     if isinstance(expected, tuple | list):
@@ -149,7 +149,7 @@ def datasets(draw: st.DrawFn) -> xr.Dataset:
         if draw(st.integers(0, 4)) == 0:
             values: Any = draw(npst.arrays(object, shape, elements=texts)).astype(str)
         else:
-            # netCDF-4 has no missing integers: NaN is what is missing.
+            # netCDF-4 has no missing integers; missing values become NaN.
             values = draw(npst.arrays(draw(scalars), shape))
         variable = xr.Variable(dims, values, draw(attributes))
         if dims and values.dtype.kind != "U" and draw(st.booleans()):
@@ -174,7 +174,7 @@ def test_generated_datasets_are_identical_after_write_and_read(
 # --- files of others -------------------------------------------------------------------
 
 NOT_WRITTEN = {
-    # Bytes 1, 2, 3 ... instead of references: no values can be read.
+    # Holds the bytes 1, 2, 3 ... where references should be; its values cannot be read.
     "hdfview/bug1604_CompoundTest.h5": CorruptFileError,
 }
 
@@ -232,7 +232,7 @@ def references_in(value: Any) -> Iterator[Any]:
 
 
 def compare_newer(source: Path, ours: h5py.File, holder: str, where: str) -> int:
-    """Compare references that h5py cannot read with those that were made of them."""
+    """Compare references that h5py cannot read with the references written from them."""
     group, name = posixpath.split(holder)
     with open_h5(source, group=group, **RAW_OPTIONS) as ds:
         old = list(ds[name].values.flat)

@@ -37,7 +37,7 @@ from xref.writing.checked_file import CheckedFile
 
 
 class Failing:
-    """The module `os` for those who write, of which some call fails, or all from there on."""
+    """The module `os` of the writing modules; the n-th call fails, or it and all later ones."""
 
     CHANGES = ("pwrite", "pwritev", "ftruncate", "fsync", "replace", "link", "open")
     OTHERS = ("preadv", "fchmod", "fchown", "fstat", "stat")
@@ -93,7 +93,7 @@ WRITES: dict[str, Callable[[Path], tuple[xr.Dataset, dict[str, Any]]]] = {
 def test_a_failing_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, mode: str, only_once: bool
 ) -> None:
-    """Every call in turn fails, once, or with all that follow."""
+    """Each call in turn fails: alone, or together with all later calls."""
     path = tmp_path / "file.h5"
     old = write_old(path)
     with dask.config.set(scheduler="synchronous"):
@@ -111,7 +111,7 @@ def test_a_failing_system_call_leaves_the_old_file(
             assert str(path) in str(found)
             assert ".part" not in str(found)
             if path.read_bytes() != old:
-                # Where no call works any more the last step cannot be undone, which is said.
+                # If all later calls fail, the last step cannot be undone; the error says so.
                 assert not only_once
                 assert "restored" in str(found)
                 path.write_bytes(old)
@@ -143,7 +143,7 @@ def test_an_interrupt_at_any_system_call_leaves_the_old_file(
 
 
 class Full:
-    """A store without room."""
+    """A store that is full."""
 
     size = 0
 
@@ -243,14 +243,14 @@ def test_a_failing_fsync_raises_oserror(
 def test_repeating_a_failed_block_raises_or_writes_it_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Schedulers repeat tasks that failed: what HDF5 had open before is damaged."""
+    """Schedulers repeat failed tasks, though the file that HDF5 had open is damaged."""
     path = tmp_path / "file.h5"
     write_old(path)
     later = xref.to_hdf5(numbers("zlib")[0].chunk(t=20), path, mode=mode, compute=False)
     before = path.read_bytes()
     with monkeypatch.context() as context:
         Failing(context, no_room).begin(8, only_once=True)
-        # In turns: no other block is written before the first one fails.
+        # One by one: no other block is written before the first one fails.
         with pytest.raises(FileWriteError, match=r"No space"):
             later.compute(scheduler="synchronous")
     assert path.read_bytes() == before
@@ -424,7 +424,7 @@ def test_writing_through_symbolic_links_and_to_hard_linked_files(tmp_path: Path)
 def test_the_error_of_the_first_block_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks that come later find no file; a scheduler may name one of them."""
+    """Later blocks find no file; the error of the first block is raised, not theirs."""
     path = tmp_path / "file.h5"
     old = write_old(path)
 

@@ -143,7 +143,7 @@ def test_copied_targets_get_another_path_where_theirs_is_taken(
 ) -> None:
     with open_h5(source) as ds:
         small = ds[["rois"]].assign(image=("x", [1, 2]))
-        # A variable of that path, but not of that shape.
+        # A variable at the same path with another shape.
         small.h5ref.to_hdf5(tmp_path / "new.h5", on_missing="copy")
     with h5py.File(tmp_path / "new.h5") as file:
         target = file[file["rois"][0]]

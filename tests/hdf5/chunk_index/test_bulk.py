@@ -166,6 +166,7 @@ def spec_of(shape: tuple[int, ...], chunks: tuple[int, ...], **more: Any) -> dic
     return {"shape": shape, "chunks": chunks, "shrunk": False} | spec | more
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("chunks", [(6, 5), (2, 5), (4, 3), (1, 1)])
@@ -201,6 +202,7 @@ def test_tables_of_several_batches_stay_in_order(
     assert found.cut.tolist() == expected.cut.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", LIBVERS)
 def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, libver: str
@@ -288,6 +290,7 @@ def test_structured_and_edge_chunks_of_three_axes(path: Path) -> None:
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve().values, expected)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("filters", FILTERS)
 def test_chunks_of_many_sizes_are_of_one_kind(

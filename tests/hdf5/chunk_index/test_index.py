@@ -197,6 +197,7 @@ def spec_of(shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
     return {"shape": shape, "shrunk": False, "seed": 0} | spec | more
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize(
     ("maxshape", "n"),
@@ -370,6 +371,7 @@ def read_slowly(content: bytes, root: int, shape: tuple[int, ...]) -> list[tuple
     return sorted(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_a_damaged_index_is_read_right_or_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
@@ -399,6 +401,7 @@ def test_a_damaged_index_is_read_right_or_refused(
     assert all(": /d" in error for error in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(2, len(KINDS)))
 def test_a_forged_index_ends_in_an_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
@@ -586,6 +589,7 @@ def test_sums_of_many_blocks_are_those_of_each(
     assert found == [lookup3(data[at : at + n].tobytes()) for at, n in pairs]
 
 
+@pytest.mark.slow
 def test_sums_of_one_long_block_among_short_ones_take_little_memory() -> None:
     nbytes = np.append(np.full(300, 10), 1 << 20)
     position = np.cumsum(nbytes) - nbytes
