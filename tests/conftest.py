@@ -59,6 +59,8 @@ SHARED_POOLS = (
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
 )
 
+shared_threads: set[threading.Thread] = set()  # of `process_pool`, which is not a leak either
+
 THREAD_GRACE = 30.0  # seconds for threads that are on their way out
 
 passed = pytest.StashKey[bool]()
@@ -125,9 +127,10 @@ def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
 @pytest.fixture(scope="session")
 def process_pool() -> Iterator[ProcessPoolExecutor]:
     """Two processes that the tests of Dask's scheduler "processes" share, as its ``pool``."""
+    before = set(threading.enumerate())
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        # The threads of the pool start here, so that no test seems to leave them.
-        list(pool.map(abs, range(2)))
+        list(pool.map(abs, range(2)))  # starts the processes and the threads of the pool
+        shared_threads.update(set(threading.enumerate()) - before)
         yield pool
 
 
@@ -204,7 +207,7 @@ def leaked_threads(before: set[threading.Thread]) -> list[str]:
     """Names of new threads that would keep the interpreter from ending."""
     deadline = time.monotonic() + THREAD_GRACE
     leaked = []
-    for thread in set(threading.enumerate()) - before:
+    for thread in set(threading.enumerate()) - before - shared_threads:
         if thread.daemon or thread.name.startswith(SHARED_POOLS):
             continue
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -467,6 +467,7 @@ def test_beyond_their_end_datasets_are_as_if_they_had_grown(
         assert contents(short_ds.isel(points)) == contents(grown_ds.isel(points))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("chunks", [None, {}, {"t": 1}], ids=str)
 @pytest.mark.parametrize("charset", ["utf-8", "ascii"])
 @pytest.mark.parametrize("options", [{}, {"decode_vlen_strings": False}], ids=str)
@@ -611,6 +612,7 @@ def text_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("charset", ["ascii", "utf-8"])
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
 def test_text_of_either_charset_follows_the_conventions(

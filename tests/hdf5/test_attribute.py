@@ -193,6 +193,7 @@ def test_many_attributes_are_found(n: int, track_order: bool) -> None:
         np.testing.assert_array_equal(values_of(found[f"attribute {i:05d}"]), np.arange(i % 60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4), (4, 8), (8, 4)])
 def test_large_attributes_are_found(sizes: tuple[int, int]) -> None:
     # Beyond 4096 bytes the heap keeps an object by itself, found by a B-tree.
@@ -204,6 +205,7 @@ def test_large_attributes_are_found(sizes: tuple[int, int]) -> None:
     assert check_image(image) == 60
 
 
+@pytest.mark.slow
 def test_heaps_of_several_levels_are_walked() -> None:
     # 3 MB of managed objects need indirect blocks inside the root's.
     def fill(file: h5py.File) -> None:
@@ -251,6 +253,7 @@ def test_messages_in_the_shared_heap_are_found(n_compact: int) -> None:
 # --- files of other writers --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_attributes_of_the_corpus_are_what_h5py_reads(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     n_checked = sum(

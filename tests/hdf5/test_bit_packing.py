@@ -91,6 +91,7 @@ def test_filters_over_n_bit(tmp_path, kind, more) -> None:
         assert decode(file["d"]) == packed.read_raw(file["d"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("base", [h5t.STD_U8LE, h5t.STD_I8BE], ids=["little", "big"])
 def test_n_bit_integers_of_every_precision(tmp_path, size, base) -> None:

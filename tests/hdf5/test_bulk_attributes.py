@@ -114,6 +114,7 @@ def test_what_all_share_is_what_they_share_one_by_one(
     close_files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("form", [str, np.bytes_])
 def test_few_datasets_are_looked_at_where_text_differs(
@@ -171,6 +172,7 @@ def test_units_as_text_of_variable_length_are_those_of_each_target(
     assert sorted(set(years.ravel().tolist())) == [2000 + i for i in range(N)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::xref.errors.UnreadableMemberWarning")
 @pytest.mark.filterwarnings("ignore::UnicodeWarning")
 def test_damaged_heaps_give_what_they_give_one_by_one(
@@ -189,6 +191,7 @@ def test_damaged_heaps_give_what_they_give_one_by_one(
     close_files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_values_said_to_be_equal_are_equal_in_damaged_headers(path: Path, libver: str) -> None:
     write(path, [{"b": np.bytes_("bb"), "k": i % 2} for i in range(8)], libver)

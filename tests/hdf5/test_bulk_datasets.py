@@ -279,6 +279,7 @@ def test_attributes_that_all_agree_on_stay(path: Path, alone: Callable[[bool], N
     assert_same(values, outcome(path, lambda refs: refs.h5ref.resolve()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_factors", [2, MAX_VALUES, MAX_VALUES + 3])
 def test_packings_that_differ_are_decoded_each_by_its_own_attributes(
     path: Path, alone: Callable[[bool], None], n_factors: int
@@ -413,6 +414,7 @@ def test_damaged_headers_give_what_they_give_alone(
         assert_same(*found)
 
 
+@pytest.mark.slow
 def test_small_datasets_take_few_requests(make: Callable[..., Path]) -> None:
     with xr.open_dataset(make(many_cells), engine="h5ref") as ds:
         ragged = ds["refs"].h5ref.resolve("ragged", chunks=None)

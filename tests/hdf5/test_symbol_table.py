@@ -490,6 +490,7 @@ def damaged(rng: random.Random, data: bytes, places: list[tuple[int, int]]) -> b
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_random_damage_passes_or_raises_on_purpose(old: Old) -> None:
     rng = random.Random(1)
     headers = [(address, 120) for address in old.address.values()]

@@ -37,6 +37,7 @@ def test_each_benchmark_imports(load: Callable[[str], Any], name: str) -> None:
     assert load(name).__doc__
 
 
+@pytest.mark.slow
 def test_variations_are_measured_and_shown(
     load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -541,6 +541,7 @@ def write_scattered(path: Path, n: int) -> None:
         write_references(file, "refs", [near.ref, far.ref], dtype=h5py.ref_dtype)
 
 
+@pytest.mark.slow
 def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     write_scattered(tmp_path / "f.h5", 40)

@@ -55,6 +55,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_names_may_be_any_bytes_except_slashes(tmp_path: Path, libver: str) -> None:
     path = tmp_path / "f.h5"

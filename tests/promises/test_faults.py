@@ -128,6 +128,7 @@ def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else set()
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("read", READS)
 def test_a_failing_read_is_retried_or_raises(
@@ -247,6 +248,7 @@ def test_a_failing_file_object_raises(content: bytes, reader: str, most: int) ->
 # --- memory ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_without_memory_raises_or_gives_right_values(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     values = np.arange(1 << 23, dtype="i8").reshape(2048, 4096)  # 64 MiB

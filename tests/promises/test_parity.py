@@ -159,6 +159,7 @@ def scales(file: h5py.File) -> None:
     file["group/below/other"] = np.arange(3)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("fill", [every_type, every_attribute, scales])
 def test_files_written_by_h5py_open_as_in_h5netcdf(
@@ -250,6 +251,7 @@ def netcdf4_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pat
     return tmp_path / "file.nc"
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_files_written_by_netcdf4_open_as_in_h5netcdf(
     netcdf4_path: Path, options: dict[str, Any]
@@ -260,6 +262,7 @@ def test_files_written_by_netcdf4_open_as_in_h5netcdf(
     assert_parity(netcdf4_path, group="group", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"mask_and_scale": False}], ids=str)
 def test_trees_open_as_in_h5netcdf(netcdf4_path: Path, options: dict[str, Any]) -> None:
     with (
@@ -293,6 +296,7 @@ def test_to_netcdf_of_a_file_gives_an_identical_file(
         xr.testing.assert_identical(again, found.load())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["h5ref", "h5netcdf", "netcdf4"])
 def test_written_trees_are_read_by_netcdf_engines(
     netcdf4_path: Path, tmp_path: Path, engine: str

@@ -115,6 +115,7 @@ def test_attributes_that_hold_references_pickle(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(attributes["region"].resolve(), DATA[5:9, 5:11])
 
 
+@pytest.mark.slow
 def test_another_process_resolves_pickled_references(ds: xr.Dataset, tmp_path: Path) -> None:
     out = tmp_path / "values.npy"
     todo = tmp_path / "todo.pickle"

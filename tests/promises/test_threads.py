@@ -6,7 +6,7 @@ import pickle
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def run(tasks: list[Callable[[], Any]]) -> list[Any]:
         return [f.result(120) for f in futures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 def test_threads_share_one_dataset(path: Path, reader: str) -> None:
     with xr.open_dataset(path, engine="h5ref", reader=reader) as ds:
@@ -126,9 +127,12 @@ def test_closing_a_dataset_while_threads_read_leaves_their_values_right(path: Pa
         ds.close()
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+)
 def test_schedulers_give_equal_values(
-    path: Path, scheduler: str, process_pool: ProcessPoolExecutor
+    path: Path, scheduler: str, request: pytest.FixtureRequest
 ) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         stacked = ds["gzip_rois"].h5ref.resolve(chunks=50)
@@ -137,7 +141,7 @@ def test_schedulers_give_equal_values(
         medians = ds["gzip_rois"].h5ref.reduce(np.median, chunks=50)
         options: dict[str, Any] = {"scheduler": scheduler}
         if scheduler == "processes":
-            options["pool"] = process_pool
+            options["pool"] = request.getfixturevalue("process_pool")
         np.testing.assert_array_equal(stacked.compute(**options), PATCHES)
         np.testing.assert_array_equal(ragged.compute(**options), PATCHES.ravel())
         means, medians = dask.compute(means, medians, **options)
@@ -162,6 +166,7 @@ def test_pickled_copies_are_read_by_threads_at_once(path: Path) -> None:
             np.testing.assert_array_equal(result, PATCHES)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_thread_leaves_the_values_of_others_right(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["gzip"].id.write_direct_chunk((64, 64), b"garbage")

@@ -488,6 +488,7 @@ def test_axes_that_cannot_be_are_refused(numbers: tuple[int, int, int, int]) -> 
         virtual_axis(*numbers, "f.h5: '/v'")
 
 
+@pytest.mark.slow
 def test_thousands_of_sources_are_put_together(tmp_path: Path) -> None:
     n = 2000
     layout = h5py.VirtualLayout((n,), dtype=h5py.ref_dtype)

@@ -76,6 +76,7 @@ def test_elements_of_any_rank(path: Path, name: str, shape: tuple[int, ...]) -> 
 UNFILTERED = [("fletcher32", "sequence of std")]  # HDF5 refuses to write it
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name", ["all three", "array in a compound", "sequence of std", "text"]
 )
@@ -91,6 +92,7 @@ def test_elements_in_any_storage(path: Path, name: str, storage: str) -> None:
         assert not differences(ds["held"].values, form, values, SHAPE)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{"libver": "latest"}, {"userblock_size": 1024}])
 @pytest.mark.parametrize("name", FORMS)
 def test_elements_in_any_file(path: Path, name: str, options: dict[str, Any]) -> None:
@@ -169,6 +171,7 @@ def indexed(grid: np.ndarray, key: Any) -> np.ndarray:
     return grid
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("chunks", [None, {}, "auto", {"phony_dim_2": 3, "phony_dim_3": 4}])
 @pytest.mark.parametrize("storage", ["contiguous", "gzip"])
 @pytest.mark.parametrize("name", ["all three", "array of objects", "sequence in a compound"])
@@ -207,6 +210,7 @@ def test_elements_pickle_before_and_after_they_are_read(path: Path, name: str) -
         assert not differences(again["data"].attrs["held"], form, values, (11,))
 
 
+@pytest.mark.slow
 def test_elements_are_read_by_processes_of_dask(
     path: Path, process_pool: ProcessPoolExecutor
 ) -> None:

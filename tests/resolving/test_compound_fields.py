@@ -47,6 +47,7 @@ PICKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("state", ["lazy", "loaded", "chunked"])
 @pytest.mark.parametrize("storage", ["contiguous", "compact", "gzip"])
 @pytest.mark.parametrize("pick", PICKS)

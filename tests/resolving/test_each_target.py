@@ -130,6 +130,7 @@ def test_object_references_follow_the_option_for_the_target(packed: Path) -> Non
         assert ds["objects"].h5ref.sum().values.tolist() == [45]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regions", [False, True])
 def test_targets_of_one_name_follow_the_option_for_it(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool
@@ -270,6 +271,7 @@ def granules(tmp_path: Path, request: pytest.FixtureRequest) -> list[Path]:
     return write_granules(tmp_path, attrs, **request.param)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("chunks", [None, 1, 2, "auto"])
 def test_granules_with_factors_of_their_own_are_decoded_each(
     granules: list[Path], open_granules: Open, chunks: Any, scheduler: str
@@ -318,6 +320,7 @@ def test_raw_granules_need_no_agreement(
     assert refs.h5ref.sum().values.tolist() == [int(GRANULES[BOX].sum())] * 3
 
 
+@pytest.mark.slow
 def test_processes_decode_each_granule(
     granules: list[Path], open_granules: Open, process_pool: ProcessPoolExecutor
 ) -> None:
@@ -380,6 +383,7 @@ def decode_text(values: np.ndarray) -> str:
     return values.tobytes().decode("utf-16le") if values.dtype == np.uint16 else ""
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("regions", [False, True])
 def test_functions_get_cells_of_text_as_they_are_stored(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool, scheduler: str
@@ -398,6 +402,7 @@ def test_functions_get_cells_of_text_as_they_are_stored(
     assert [v.dtype.str[1:] for _, v in refs.h5ref.items()] == ["u2", "u8", "u2"] * n
 
 
+@pytest.mark.slow
 def test_processes_get_cells_of_text_as_they_are_stored(
     path: Path, open_refs: Open, process_pool: ProcessPoolExecutor
 ) -> None:
@@ -412,6 +417,7 @@ def test_processes_get_cells_of_text_as_they_are_stored(
 NUMBERS = [(np.arange(3), {}), (np.arange(4.0) / 3, {})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regions", [False, True])
 def test_int64_beside_float64_is_refused_only_in_one_array(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool

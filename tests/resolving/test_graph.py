@@ -98,6 +98,7 @@ def counted(compute: Callable[[], Any]) -> tuple[Any, int]:
 N_CHUNKS = (SIDE // CHUNK) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize("size", [1, 7, 40, 200])
 def test_blocks_in_no_order_read_each_chunk_once(
@@ -190,6 +191,7 @@ def pickle_anew(array: Any) -> Iterator[Any]:
         layer.toll, layer._is_counted = known
 
 
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "gap", "nulls"])
 @pytest.mark.parametrize("most", [PATCHES.nbytes // 3, PATCHES.nbytes])
 def test_tasks_between_processes_give_the_same(
@@ -224,6 +226,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_elements_of_every_kind_come_in_blocks(
     tmp_path: Path, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
@@ -287,6 +290,7 @@ def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPat
     assert chunks == N_CHUNKS
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["image", "plain", "packed"])
 @pytest.mark.parametrize("size", [1, 33, 400])
 def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
@@ -298,6 +302,7 @@ def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
     np.testing.assert_array_equal(blocks.values, expected.values)
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "nulls", "image_rois"])
 @pytest.mark.parametrize("lot", [1, 1 << 14, 1 << 30])
 def test_all_kinds_in_blocks_along_every_axis(
@@ -314,6 +319,7 @@ def test_all_kinds_in_blocks_along_every_axis(
         np.testing.assert_array_equal(through_blocks(blocks), expected.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 30, -1, {"sample": 17}])
 def test_ragged_and_padded_blocks(ds: xr.Dataset, size: Any) -> None:
     rois = ds["ragged"]
@@ -490,6 +496,7 @@ def test_threads_that_share_a_failing_read_all_fail(
         patches.data.sum(axis=(1, 2)).compute(scheduler="threads", num_workers=4)
 
 
+@pytest.mark.slow
 def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{k}.h5", IMAGE + k) for k in range(2)]
     opened = [xr.open_dataset(path, engine="h5ref") for path in paths]
@@ -518,6 +525,7 @@ def test_graphs_pickle_small(ds: xr.Dataset) -> None:
     assert sum(each) < len(each) * 2_000
 
 
+@pytest.mark.slow
 def test_processes_read_each_chunk_for_all(
     path: Path, process_pool: ProcessPoolExecutor
 ) -> None:
@@ -529,6 +537,7 @@ def test_processes_read_each_chunk_for_all(
         np.testing.assert_array_equal(whole, PATCHES)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
     changed = write(tmp_path / "changed.h5", IMAGE)
     with xr.open_dataset(changed, engine="h5ref") as ds:

@@ -110,6 +110,7 @@ INPUTS: dict[str, Callable[[Path, ExitStack], Any]] = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("reader", ["direct", "h5py"])
 @pytest.mark.parametrize("what", INPUTS)
 def test_references_resolve_in_every_kind_of_input(path: Path, what: str, reader: str) -> None:
@@ -234,6 +235,7 @@ def test_unknown_option_values_raise_a_helpful_error(
         xr.open_dataset(path, engine="h5ref", **{option: value})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -328,6 +330,7 @@ def test_opened_objects_are_released(path: Path) -> None:
     assert gone() is None
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["dataset", "tree", "resolved", "target"])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
 def test_a_file_can_be_written_after_close_or_deletion_of_the_dataset(
@@ -389,6 +392,7 @@ except (OSError, ValueError) as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [OPENED, REFUSED], ids=["open", "refused"])
 def test_a_process_with_an_open_file_exits_cleanly(path: Path, what: str) -> None:
     program = (

@@ -93,6 +93,7 @@ def open_many() -> Iterator[Callable[..., xr.Dataset]]:
         ds.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
 def test_references_of_many_files_resolve_as_one_array(
@@ -172,6 +173,7 @@ def test_the_error_names_the_missing_or_damaged_file(
         open_many(paths)
 
 
+@pytest.mark.slow
 def test_processes_resolve_references_of_many_files(
     paths: list[Path],
     open_many: Callable[..., xr.Dataset],
@@ -215,6 +217,7 @@ class Peak:
         monkeypatch.setattr(Kept, "_open", watch)
 
 
+@pytest.mark.slow
 def test_a_thousand_files_need_fewer_than_64_descriptors(
     tmp_path: Path, open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_thousand_files_need_fewer_than_64_descriptors(
     assert n_descriptors() == others
 
 
+@pytest.mark.slow
 def test_the_file_cache_respects_file_cache_maxsize_of_xarray(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
@@ -350,6 +354,7 @@ def test_files_are_closed_when_descriptors_run_out(paths: list[Path]) -> None:
     assert in_fork(resolve) == {"result": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["open", "resolve", "values", "element", "kinds"])
 def test_running_out_of_descriptors_raises_a_helpful_error(
     paths: list[Path], action: str

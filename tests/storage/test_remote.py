@@ -53,6 +53,7 @@ def needed_nbytes(path: Path, name: str = "image") -> int:
 # --- values and requests -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("name", ["rois", "flat_rois"])
 def test_remote_values_are_those_of_the_local_file(
@@ -85,6 +86,7 @@ def test_requests_and_bytes_are_few_and_counted(
     assert sum(method == "HEAD" for method, _ in server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_larger_gap_means_fewer_requests_and_more_bytes(server: RangeServer) -> None:
     counts = []
     for k, gap in enumerate((0, 9_000, 1 << 20)):
@@ -136,6 +138,7 @@ def test_many_small_datasets_are_read_with_few_requests(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.repeat(np.arange(200)[:, None], 50, axis=1))
 
 
+@pytest.mark.slow
 def test_metadata_of_paged_files_are_read_page_by_page(tmp_path: Path) -> None:
     counts = []
     for k, options in enumerate(({}, {"fs_strategy": "page", "fs_page_size": 1 << 20})):
@@ -174,6 +177,7 @@ def test_missing_chunks_are_not_requested(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_scattered_bytes_are_read_without_the_bytes_between(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "far.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(1 << 21))  # 16 MiB
@@ -190,6 +194,7 @@ def test_scattered_bytes_are_read_without_the_bytes_between(tmp_path: Path) -> N
         assert reads.remote_nbytes < 1 << 20
 
 
+@pytest.mark.slow
 def test_the_number_of_concurrent_requests_is_bounded(server: RangeServer) -> None:
     running, most, lock = [0], [0], threading.Lock()
 
@@ -219,6 +224,7 @@ def allocate() -> int:
     return len(kept) - 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", [collect, allocate])
 def test_garbage_collection_on_a_transport_thread_does_not_deadlock(
     server: RangeServer, cause: Callable[[], int]
@@ -285,6 +291,7 @@ def mean_of(patches: xr.DataArray) -> float:
     return float(patches.mean().compute(scheduler="synchronous"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_other_processes_open_the_url_themselves(
     server: RangeServer, method: str, process_pool: ProcessPoolExecutor
@@ -317,6 +324,7 @@ def test_a_file_cached_by_fsspec_is_read(server: RangeServer) -> None:
     assert all(method == "HEAD" for method, _ in server.requests[n:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["simplecache", "blockcache"])
 def test_cached_copies_of_two_versions_do_not_mix(
     tmp_path: Path, other_image: bytes, cache: str
@@ -340,6 +348,7 @@ def test_cached_copies_of_two_versions_do_not_mix(
             np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -462,6 +471,7 @@ def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_s3_objects_are_read_with_few_requests(bucket: dict[str, Any]) -> None:
     with xref.count_reads() as reads:
         assert_patches("s3://bucket/image.h5", storage_options=bucket)
@@ -471,6 +481,7 @@ def test_s3_objects_are_read_with_few_requests(bucket: dict[str, Any]) -> None:
         np.testing.assert_array_equal(again, PATCHES)
 
 
+@pytest.mark.slow
 def test_changed_s3_objects_are_detected(bucket: dict[str, Any], remote_folder: Path) -> None:
     import s3fs
 

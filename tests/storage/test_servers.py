@@ -113,6 +113,7 @@ def on_data(fault: Callable[[Answer], None], often: int) -> Callable[[int, str, 
     return apply
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failed_request_is_retried(server: RangeServer, fault: Any) -> None:
@@ -128,6 +129,7 @@ def test_a_failed_request_is_retried(server: RangeServer, fault: Any) -> None:
         assert retries <= 2 or fault in (cut_off, late)
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_request_that_always_fails_raises(server: RangeServer, fault: Any) -> None:
@@ -238,6 +240,7 @@ def test_a_changed_remote_file_is_detected_before_its_bytes_are_used(
             ds["rois"].h5ref.resolve().compute()
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("name", ["rois", "flat_rois", "flat"])
 @pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph built", "mid-compute"])
 def test_a_changed_etag_raises_or_gives_the_old_values(

@@ -145,6 +145,7 @@ def outcome(read: Callable[[], Any], what: str) -> str:
 # --- moments -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph"])
 def test_a_changed_file_raises_or_gives_the_values_at_open(
@@ -173,6 +174,7 @@ def test_a_changed_file_raises_or_gives_the_values_at_open(
             assert outcome(read, what) == "raised"
 
 
+@pytest.mark.slow
 def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
     cases = {}
     for storage in STORAGE:
@@ -243,6 +245,7 @@ class Interrupted:
         monkeypatch.setattr(owner, name, call)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_during_a_read_gives_no_mixed_values(
     tmp_path: Path, contents: Contents, change: str, monkeypatch: pytest.MonkeyPatch
@@ -331,6 +334,7 @@ def make_latest(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["swmr", "alone"])
 @pytest.mark.parametrize("locking", ["locking", "unlocked"])
 def test_a_file_that_another_process_writes_is_refused(

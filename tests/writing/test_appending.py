@@ -48,6 +48,7 @@ REORDERED: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["lazy", "dask", "in memory"])
 @pytest.mark.parametrize("name", REORDERED)
 def test_regions_of_a_reordered_variable_are_refused(
@@ -406,6 +407,7 @@ def test_a_subtree_keeps_the_coordinates_it_inherits(tmp_path: Path) -> None:
         assert back["v"]["x"].values.tolist() == [10, 20]
 
 
+@pytest.mark.slow
 def test_default_chunks_have_a_useful_size(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     odd = xr.Dataset({"a": ("x", da.zeros(300_000, chunks=30_000)[29_999:])})

@@ -60,6 +60,7 @@ class Pressed:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask"])
 def test_an_interrupt_at_any_line_leaves_the_old_or_the_new_file(

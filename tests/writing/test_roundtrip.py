@@ -184,6 +184,7 @@ MISSING = {"hdf5/trefer_attr.h5": "null"}  # references to attributes have no ol
 LINKED_GROUPS = "a group that is linked from several is a member of the first"
 
 
+@pytest.mark.slow
 def test_corpus_files_are_written_with_equal_references(corpus: Path, tmp_path: Path) -> None:
     compared = Counter[str]()
     for row in rows(corpus, "references"):

@@ -85,6 +85,7 @@ WRITES: dict[str, Callable[[Path], tuple[xr.Dataset, dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize(
     ("what", "only_once"),
@@ -122,6 +123,7 @@ def test_a_failing_system_call_leaves_the_old_file(
         np.testing.assert_array_equal(back[name], ds[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_an_interrupt_at_any_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -173,6 +175,7 @@ def test_unwritten_bytes_are_copied_before_hdf5_reuses_its_buffer() -> None:
 # --- limits of the operating system ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask", "everything"])
 def test_exceeding_the_file_size_limit_raises_oserror(
@@ -201,6 +204,7 @@ def small_room(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(room)], check=True)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("how", STORED)
@@ -268,6 +272,7 @@ def test_repeating_a_failed_block_raises_or_writes_it_completely(
 # --- others who have the file ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_appends_of_two_processes_exclude_each_other(tmp_path: Path) -> None:
     said = append_from_two(tmp_path, 6)  # the file is made by one of them
     assert len(said) == 12
@@ -279,6 +284,7 @@ def test_appends_of_two_processes_exclude_each_other(tmp_path: Path) -> None:
 READER = "import h5py, sys; f = h5py.File(sys.argv[1]); print(f['a'][:].sum())"
 
 
+@pytest.mark.slow
 def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
@@ -301,6 +307,7 @@ def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
         assert file["a"][:].sum() == 135
 
 
+@pytest.mark.slow
 def test_appending_to_a_file_that_is_open_elsewhere_raises(
     tmp_path: Path, quick_locks: None
 ) -> None:

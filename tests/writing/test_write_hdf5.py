@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -323,18 +322,21 @@ def test_unknown_write_options_raise_a_helpful_error(tmp_path: Path) -> None:
 # --- dask ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("chunks", [(8, 10), (7, 50), (40, 50)])
 def test_blocks_are_written_by_any_scheduler(
     tmp_path: Path,
     scheduler: str,
     chunks: tuple[int, int],
-    process_pool: ProcessPoolExecutor,
+    request: pytest.FixtureRequest,
 ) -> None:
     image = da.from_array(IMAGE, chunks=chunks)
     ds = xr.Dataset({"image": (("y", "x"), image), "n": ("y", np.arange(40))})
     encoding = {"image": {"zlib": True, "shuffle": True, "chunksizes": (8, 10)}}
-    pool = process_pool if scheduler == "processes" else None
+    pool = request.getfixturevalue("process_pool") if scheduler == "processes" else None
     with dask.config.set(scheduler=scheduler, pool=pool):
         xref.to_hdf5(ds, tmp_path / "file.h5", encoding=encoding)
     assert os.listdir(tmp_path) == ["file.h5"]
@@ -411,6 +413,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "zlib"])
 def test_few_blocks_are_in_memory_at_a_time(tmp_path: Path, how: str) -> None:
     """An array of 512 MiB in blocks of 8 MiB."""
@@ -439,6 +442,7 @@ def test_unlimited_dims_are_given_as_in_to_netcdf(tmp_path: Path) -> None:
             limits(path, unlimited_dims=unknown)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("shape", [(3, 0), (0, 0), (0, 3), (2, 0, 3)])
 @pytest.mark.parametrize("encoding", [{}, {"zlib": True}, {"chunksizes": 1}])
 @pytest.mark.parametrize("chunked", [False, True])

@@ -77,6 +77,7 @@ def as_text(values: np.ndarray) -> np.ndarray:
     return np.array([v.decode("utf-8", "surrogateescape") for v in values], dtype=object)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", VALUES)
 def test_values_of_every_type_come_back(tmp_path: Path, name: str) -> None:
     values = VALUES[name]
