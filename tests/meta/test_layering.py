@@ -214,7 +214,6 @@ def test_the_table_lists_every_module() -> None:
     assert set(modules()) == set(LAYERS)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("module", modules())
 def test_module_imports_only_from_above(module: str) -> None:
     if module not in LAYERS:
