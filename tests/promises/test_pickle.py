@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 
 DATA = np.arange(40_000, dtype="i4").reshape(200, 200)
 N = 3000
@@ -127,5 +126,5 @@ def test_another_process_resolves_pickled_references(ds: xr.Dataset, tmp_path: P
         "assert (one.resolve().values == many[9].values).all()\n"
         "np.save(sys.argv[2], many.values)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(todo), str(out)], check=True, timeout=100)
+    run_python(code, str(todo), str(out), timeout=100).check()
     np.testing.assert_array_equal(np.load(out), resolved.values)

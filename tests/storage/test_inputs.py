@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import pickle
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 
 from xref.errors import FileReadError
 
@@ -401,5 +400,5 @@ def test_a_process_with_an_open_file_exits_cleanly(path: Path, what: str) -> Non
         f"{what}\n"
         "assert builtins.kept is not None\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    ended = run_python(program, str(path))
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 from strategies import write_references
 
 import xref
@@ -201,14 +202,7 @@ def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
         "         for k, v in cases.items()}\n"
         "json.dump(found, sys.stdout)\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    answer = run_python(code, text=json.dumps(cases), timeout=120).check()
     found = json.loads(answer.stdout)
     assert found.pop("same") == [OLD.tolist(), expected("rois").tolist()]
     assert len(found) == 12

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import h5py
 import numpy as np
 import xarray as xr
@@ -99,40 +98,47 @@ def run_limited(folder: Path, kind: str, mode: str, limits: str) -> list[list[st
     return [line.split(maxsplit=2) for line in run.stdout.splitlines()]
 
 
-APPENDER = """
-import sys
-import dask.array as da, numpy as np, xarray as xr, xref
+def append(name: str, times: int) -> None:
+    """Append variables to ``file.h5``; print for each whether it was written."""
+    for n in range(times):
+        values = da.full((6, 50), n, chunks=(2, 50)) if n % 2 else np.full((6, 50), n)
+        ds = xr.Dataset({f"{name}{n}": ((f"{name}{n}_y", f"{name}{n}_x"), values)})
+        try:
+            xref.to_hdf5(ds, "file.h5", mode="a")
+            print(name, n, "written", flush=True)  # noqa: T201
+        except OSError as error:
+            print(name, n, "not", error, flush=True)  # noqa: T201
 
-name, times = sys.argv[1], int(sys.argv[2])
-for n in range(times):
-    values = da.full((6, 50), n, chunks=(2, 50)) if n % 2 else np.full((6, 50), n)
-    ds = xr.Dataset({f"{name}{n}": ((f"{name}{n}_y", f"{name}{n}_x"), values)})
-    try:
-        xref.to_hdf5(ds, "file.h5", mode="a")
-        print(n, "written", flush=True)
-    except OSError as error:
-        print(n, "not", error, flush=True)
+
+APPENDERS = """
+import os, sys, traceback
+from failing_writes import append
+
+children = []
+for name in "ab":
+    if not (child := os.fork()):
+        status = 1
+        try:
+            append(name, int(sys.argv[1]))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 """
 
 
 def append_from_two(folder: Path, times: int) -> dict[str, bool]:
     """Append from two processes at once; return by variable whether it was written."""
-    both = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", APPENDER, name, str(times)],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in "ab"
-    }
+    run = run_python(APPENDERS, str(times), folder=folder)
+    assert run.returncode == 0, run.stderr
     said = {}
-    for name, process in both.items():
-        output = process.communicate()[0]
-        assert process.returncode == 0
-        for line in output.splitlines():
-            number, what, *_ = line.split()
-            said[f"{name}{number}"] = what == "written"
+    for line in run.stdout.splitlines():
+        name, number, what, *_ = line.split()
+        said[f"{name}{number}"] = what == "written"
     return said
 
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -88,12 +89,13 @@ def _server() -> Any:
         text=True,
         env=os.environ | {"PYTHONPATH": path},
     )
-    owner = os.getpid()
+    owner, lock = os.getpid(), threading.Lock()
 
     def ask(line: str) -> str:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
+        with lock:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the server of forks ended with {process.wait()}")
         return answer
@@ -117,6 +119,8 @@ def serve() -> None:
     # A fork has only the thread that forks, so none may be started here.
     with dask.config.set(scheduler="synchronous"), xref.set_options(threads=1):
         warm_up()
+    if threading.active_count() > 1:
+        raise RuntimeError(f"threads run before the forks: {threading.enumerate()}")
     for line in sys.stdin:
         request = json.loads(line)
         with warnings.catch_warnings():

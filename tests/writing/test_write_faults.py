@@ -29,6 +29,7 @@ from failing_writes import (
     run_limited,
     write_old,
 )
+from forkserver import run_python
 from samples import open_h5
 
 import xref
@@ -291,9 +292,7 @@ def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
     sums: list[str] = []
 
     def look(block: Any) -> Any:
-        command = [sys.executable, "-c", READER, str(path)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        sums.append(run.stdout.strip())
+        sums.append(run_python(READER, str(path)).check().stdout.strip())
         return block + 1
 
     blocks = da.zeros((4, 3), chunks=(2, 3)).map_blocks(
