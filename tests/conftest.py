@@ -35,6 +35,11 @@ from xref.storage.location import FileLocation, close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Assertions of these modules say what they compared, as those of tests do.
+pytest.register_assert_rewrite(
+    "damaged_files", "failing_writes", "interrupts", "killed_writers", "named_objects"
+)
+
 # No deadlines: the first example of a test opens files and warms caches, and
 # the machine may be busy. The same commit always gets the same examples; new ones are
 # the work of the long profile. `print_blob` makes its failures reproducible.
