@@ -67,6 +67,7 @@ SHARED_POOLS = (
 shared_threads: set[threading.Thread] = set()  # of `process_pool`, which is not a leak either
 
 THREAD_GRACE = 30.0  # seconds for threads that are on their way out
+FILE_GRACE = 5.0  # seconds for files that threads of the shared pools are closing
 
 passed = pytest.StashKey[bool]()
 
@@ -230,11 +231,14 @@ def leaked_files(folder: Path) -> list[str]:
     if not open_files(folder):
         return []
     close_files()
-    if not open_files(folder):
-        return []
-    gc.collect()  # only now: a collection takes longer than most tests
-    close_files()
-    return open_files(folder)
+    deadline = time.monotonic() + FILE_GRACE
+    while found := open_files(folder):
+        gc.collect()  # only now: a collection takes longer than most tests
+        close_files()
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)  # a thread of a pool may be about to close it
+    return []
 
 
 def open_files(folder: Path) -> list[str]:

@@ -198,6 +198,7 @@ def test_decoded_chunk_equals_what_h5py_reads(name: str, dtype: np.dtype) -> Non
             assert content(decode(chunk, margin)) == content(values)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", BASE)
 def test_base_packages_decode_the_filters_of_hdf5_itself(

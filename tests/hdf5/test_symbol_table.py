@@ -258,6 +258,7 @@ def test_many_members_take_few_reads(tmp_path: Path) -> None:
     assert sum(nbytes for _, nbytes in source.reads) < 4 * len(source.data)
 
 
+@pytest.mark.slow
 def test_corpus_passes(corpus: Path) -> None:
     rows = json.loads((corpus / "MANIFEST.json").read_text())["files"]
     counts: Counter[str] = Counter()

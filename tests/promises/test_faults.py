@@ -222,6 +222,7 @@ def test_short_reads_of_a_file_object_are_continued(
         np.testing.assert_array_equal(action(ds), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("most", [-1, 0], ids=["error", "nothing"])
 def test_a_failing_file_object_raises(content: bytes, reader: str, most: int) -> None:

@@ -286,6 +286,7 @@ def test_enumerations_keep_the_name_of_their_type(tmp_path: Path) -> None:
         assert_parity(tmp_path / "again.nc")
 
 
+@pytest.mark.slow
 def test_to_netcdf_of_a_file_gives_an_identical_file(
     netcdf4_path: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +314,7 @@ def test_written_trees_are_read_by_netcdf_engines(
 CORPUS = ("netcdf-c", "netcdf4-python", "rioxarray", "l2ss-py", "pyfive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CORPUS)
 def test_corpus_files_open_as_in_h5netcdf(corpus: Path, source: str) -> None:
     compared = 0

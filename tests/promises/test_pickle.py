@@ -75,6 +75,7 @@ def test_arrays_pickle_after_loading_and_after_fancy_indexing(ds: xr.Dataset) ->
             assert not other.columns.address.flags.writeable
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "make",
     [

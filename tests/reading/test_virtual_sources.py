@@ -161,6 +161,7 @@ def test_references_count_in_the_file_of_their_source(files: Files) -> None:
     assert (numbers[:, [0, 7]] == -1).all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "key",
     [
@@ -322,6 +323,7 @@ def test_blocks_without_end_begin_anywhere(files: Files) -> None:
     assert files.check(path).tolist() == [-1, 0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filename", ["s.h5", "s%b.h5", "100%%.h5"])
 def test_numbered_sources_have_a_block_each(files: Files, filename: str) -> None:
     for k in range(3):
@@ -409,6 +411,7 @@ def test_sources_of_another_type_are_refused(files: Files) -> None:
         ds["refs"].values.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("external", ["none", "same-dir"])
 def test_sources_are_under_the_guard_of_links(files: Files, external: str) -> None:
     (files.folder / "inside").mkdir()

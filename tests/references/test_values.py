@@ -42,6 +42,7 @@ from typed import (
 from xref import UnreadableMemberWarning
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FORMS)
 def test_elements_of_every_type_are_what_was_written(path: Path, name: str) -> None:
     form, make = FORMS[name]

@@ -81,6 +81,7 @@ def test_points_keep_their_order(path: Path) -> None:
         assert_region(region, VALUES[1, [7, 0, 7], [9, 2, 9]])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "labels",
     [

@@ -112,6 +112,7 @@ def test_blocks_in_no_order_read_each_chunk_once(
     assert chunks == N_CHUNKS
 
 
+@pytest.mark.slow
 def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     row = CORNERS[:, 0] // CHUNK
     picked = np.concatenate([np.flatnonzero(row == k)[:10] for k in (0, 2)])
@@ -141,6 +142,7 @@ def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
         assert estimated.copied == found.copied
 
 
+@pytest.mark.slow
 def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> None:
     gone = write(tmp_path / "gone.h5", IMAGE)
     with xr.open_dataset(gone, engine="h5ref") as ds:

@@ -124,6 +124,7 @@ def short(table: xr.Dataset) -> xr.Dataset:
     return table.drop_vars(["stride", "count", "block"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("message", "change"),
     [

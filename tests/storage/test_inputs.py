@@ -315,6 +315,7 @@ def read_of(path: Path, how: str) -> list[Any]:
     return [ds]
 
 
+@pytest.mark.slow
 def test_opened_objects_are_released(path: Path) -> None:
     """Nothing keeps the content of a file, or the file object, after the Dataset is deleted."""
     content = io.BytesIO(path.read_bytes())

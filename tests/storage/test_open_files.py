@@ -117,6 +117,7 @@ def test_references_of_many_files_resolve_as_one_array(
         np.testing.assert_array_equal(ds["rois"].h5ref.mean(), expected.mean(axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_the_table_names_each_of_many_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
@@ -153,6 +154,7 @@ def test_object_references_of_many_files_stack(paths: list[Path]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_error_names_the_missing_or_damaged_file(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
@@ -312,6 +314,7 @@ def test_a_file_in_use_stays_open_after_eviction(paths: list[Path]) -> None:
 # --- how much work ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_work_grows_linearly_with_the_number_of_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +342,7 @@ def limit_descriptors(spare: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
 
 
+@pytest.mark.slow
 def test_files_are_closed_when_descriptors_run_out(paths: list[Path]) -> None:
     n_descriptors()
     expected = read_files(paths).tolist()
@@ -433,6 +437,7 @@ def test_virtual_sources_that_cannot_be_opened_are_not_read_as_fill_values(
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 def test_threads_share_the_descriptor_limit_for_virtual_sources(tmp_path: Path) -> None:
     n_descriptors()
     layout = h5py.VirtualLayout((40, 4), "i8")

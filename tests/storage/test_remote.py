@@ -66,6 +66,7 @@ def test_remote_values_are_those_of_the_local_file(
         np.testing.assert_array_equal(ds["flat"][3:5], IMAGE[3:5])
 
 
+@pytest.mark.slow
 def test_requests_and_bytes_are_few_and_counted(
     server: RangeServer, remote_folder: Path
 ) -> None:

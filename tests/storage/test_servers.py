@@ -221,6 +221,7 @@ def test_a_server_without_range_requests_is_named_in_the_error(server: RangeServ
 # --- one version of the file -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_changed_remote_file_is_detected_before_its_bytes_are_used(
     tmp_path: Path, other_image: bytes
 ) -> None:
@@ -283,6 +284,7 @@ def test_a_changed_etag_raises_or_gives_the_old_values(
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "blockcache"])
 def test_reads_of_hdf5_through_fsspec_detect_a_changed_file(
     tmp_path: Path, cache: str, other_image: bytes
