@@ -17,10 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "writing"), str(TESTS / "support")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from test_killed import content, write_and_kill  # noqa: E402, found on the path above
+from killed_writers import content, write_and_kill
 
 
 def main(times: int) -> None:

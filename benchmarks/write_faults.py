@@ -22,10 +22,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "writing"), str(TESTS / "support")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from test_write_faults import append_from_two, check_appended, run_limited, write_old  # noqa: E402, found on the path above
+from failing_writes import append_from_two, check_appended, run_limited, write_old
 
 LARGEST = 80_000
 """Bytes; more than the largest of the new files has."""

@@ -1,11 +1,12 @@
-"""What every test shares: the corpus, the leak checks, the hypothesis profiles.
+"""Fixtures of all tests: the corpus, leak checks, hypothesis profiles, shared processes.
 
 Environment variables:
 
 - ``XREF_CORPUS``: folder of files from other writers; by default
   ``shared/corpus`` beside the repository. Tests that need it skip without it, and
   fail where the variable names no folder.
-- ``XREF_HYPOTHESIS_PROFILE``: ``ci`` (the default), ``few`` or ``long``.
+- ``XREF_HYPOTHESIS_PROFILE``: ``fast`` (10 examples a test), ``few`` (50), ``ci`` (200, the
+  default) or ``long`` (2,000).
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import gc
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,11 @@ from xref.storage.open_files import close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Assertions of these modules say what they compared, as those of tests do.
+pytest.register_assert_rewrite(
+    "damaged_files", "failing_writes", "interrupts", "killed_writers", "named_objects"
+)
+
 # No deadlines: the first example of a test opens files and warms caches, and
 # the machine may be busy. The same commit always gets the same examples; new ones are
 # the work of the long profile. `print_blob` makes its failures reproducible.
@@ -42,6 +51,7 @@ settings.register_profile(
     "long", settings.get_profile("ci"), max_examples=2000, derandomize=False
 )
 settings.register_profile("few", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=10)
 # Processes that tests start find the modules that tests share.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(REPOSITORY / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -55,7 +65,10 @@ SHARED_POOLS = (
     "ThreadPoolExecutor-",  # dask's default pool, which has no name of its own
 )
 
+shared_threads: set[threading.Thread] = set()  # of `process_pool`, which is not a leak either
+
 THREAD_GRACE = 30.0  # seconds for threads that are on their way out
+FILE_GRACE = 5.0  # seconds for files that threads of the shared pools are closing
 
 passed = pytest.StashKey[bool]()
 
@@ -74,13 +87,13 @@ def corpus() -> Path:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test writes its one file."""
+    """Return the path of the file that a test writes."""
     return tmp_path / "file.h5"
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file with a function of its h5py.File."""
+    """Return a function that writes a file by calling ``fill`` with its h5py.File."""
 
     def write(fill: Callable[[h5py.File], None], name: str = "file.h5", **options: Any) -> Path:
         with h5py.File(tmp_path / name, "w", **options) as file:
@@ -92,7 +105,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def rois_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of `rois`, which no test writes to."""
+    """Return the file of `rois`; no test writes to it."""
     path = tmp_path_factory.mktemp("rois") / "rois.h5"
     write_rois(path)
     return path
@@ -119,6 +132,16 @@ def open_refs() -> Iterator[Callable[..., xr.DataArray]]:
 
 
 @pytest.fixture(scope="session")
+def process_pool() -> Iterator[ProcessPoolExecutor]:
+    """Two processes that the tests of Dask's scheduler "processes" share, as its ``pool``."""
+    before = set(threading.enumerate())
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        list(pool.map(abs, range(2)))  # starts the processes and the threads of the pool
+        shared_threads.update(set(threading.enumerate()) - before)
+        yield pool
+
+
+@pytest.fixture(scope="session")
 def remote_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the file of `remotes`."""
     folder = tmp_path_factory.mktemp("remote")
@@ -128,7 +151,7 @@ def remote_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return a file with the names and the size of that one, and other values."""
+    """Return the bytes of a file of equal names and size with other values."""
     path = tmp_path_factory.mktemp("other") / "image.h5"
     return remotes.write_file(path, remotes.IMAGE[::-1].copy()).read_bytes()
 
@@ -140,12 +163,35 @@ def server(remote_folder: Path) -> Iterator[RangeServer]:
         yield server
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow the cases of a test that its marker ``sampled`` does not keep."""
+    seen: Counter[Any] = Counter()
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) is None:
+            continue
+        test = item.parent, getattr(item, "originalname", item.name)
+        if seen[test] % sampled.args[0]:
+            item.add_marker("slow")
+        seen[test] += 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     report = yield
     if report.when == "call":
         item.stash[passed] = report.passed
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports() -> None:
+    """Exempt what is imported by now from garbage collections, which take less time then.
+
+    Threads that carry requests undo this (`xref.storage.transport`), hence for each module.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +214,7 @@ def leaked_threads(before: set[threading.Thread]) -> list[str]:
     """Names of new threads that would keep the interpreter from ending."""
     deadline = time.monotonic() + THREAD_GRACE
     leaked = []
-    for thread in set(threading.enumerate()) - before:
+    for thread in set(threading.enumerate()) - before - shared_threads:
         if thread.daemon or thread.name.startswith(SHARED_POOLS):
             continue
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -185,9 +231,15 @@ def leaked_files(folder: Path) -> list[str]:
     """
     if not open_files(folder):
         return []
-    gc.collect()
     close_files()
-    return open_files(folder)
+    deadline = time.monotonic() + FILE_GRACE
+    while found := open_files(folder):
+        gc.collect()  # only now: a collection takes longer than most tests
+        close_files()
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)  # a thread of a pool may be about to close it
+    return []
 
 
 def open_files(folder: Path) -> list[str]:
@@ -208,7 +260,7 @@ def open_files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def opened_objects(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Addresses of the objects that HDF5 was asked to open, from here on."""
+    """Return a list that grows by the address of each object that HDF5 opens."""
     opened: list[int] = []
     original = h5objects.open_object
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_values import FORMS, targets
+from elements import FORMS, targets
 from typed import write_attribute, write_dataset
 
 import xref
@@ -275,6 +275,7 @@ def test_info_reports_damage_and_shows_the_rest(
     assert "xref: /regions: CorruptFileError: " in err
 
 
+@pytest.mark.slow
 def test_info_as_a_program_survives_a_crash_of_hdf5(corpus: Path) -> None:
     # This file makes HDF5 1.14 and 2.0 crash; a later one may refuse it.
     path = corpus / "cve_hdf5" / "cve-2024-32609.h5"
@@ -285,6 +286,7 @@ def test_info_as_a_program_survives_a_crash_of_hdf5(corpus: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_info_stops_quietly_when_a_pipe_closes(sample: Path) -> None:
     with subprocess.Popen(
         [*PROGRAM, "info", str(sample)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -298,6 +300,7 @@ def test_info_stops_quietly_when_a_pipe_closes(sample: Path) -> None:
 # --- demo --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo_makes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "new" / "folder"
@@ -311,6 +314,7 @@ def test_demo_makes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 def test_demo_without_matplotlib_says_how_to_get_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

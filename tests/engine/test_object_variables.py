@@ -13,6 +13,7 @@ import importlib.util
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,7 @@ def granules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", OBJECTS)
 @pytest.mark.parametrize(
     "operation", ["concat", "combine_by_coords", "reindex", "where", "merge"]
@@ -335,6 +337,7 @@ def test_every_kind_of_objects_joins_and_reindexes(
 # --- dtypes and chunks ----------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
 @pytest.mark.parametrize("cache", [None, True, False])
 def test_lazy_data_tell_the_dtype_of_their_values(
@@ -391,6 +394,7 @@ def test_a_dimension_may_be_labelled_by_text_or_sequences(tmp_path: Path, chunks
         assert bare["ascii"].values.tolist() == ["a", "bb", "c"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("chunks", [{}, "auto", {"t": 2}], ids=str)
 def test_many_files_of_objects_open_as_one(tmp_path: Path, chunks: Any, parallel: bool) -> None:
@@ -411,12 +415,15 @@ def test_many_files_of_objects_open_as_one(tmp_path: Path, chunks: Any, parallel
         one.close()
 
 
-def test_other_processes_read_objects_as_this_one_does(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_other_processes_read_objects_as_this_one_does(
+    tmp_path: Path, process_pool: ProcessPoolExecutor
+) -> None:
     kinds = dict.fromkeys(OBJECTS, ("t",))
     stored = dict.fromkeys(OBJECTS, 1)
     with open_h5(write(tmp_path / "f.h5", kinds, stored), chunks={}) as ds:
         lazy = xr.concat([ds, ds], "t", data_vars="all")
-        found = lazy.compute(scheduler="processes", num_workers=1)
+        found = lazy.compute(scheduler="processes", pool=process_pool)
         assert described(found) == described(lazy)
 
 
@@ -460,6 +467,7 @@ def test_beyond_their_end_datasets_are_as_if_they_had_grown(
         assert contents(short_ds.isel(points)) == contents(grown_ds.isel(points))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("chunks", [None, {}, {"t": 1}], ids=str)
 @pytest.mark.parametrize("charset", ["utf-8", "ascii"])
 @pytest.mark.parametrize("options", [{}, {"decode_vlen_strings": False}], ids=str)
@@ -604,6 +612,7 @@ def text_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("charset", ["ascii", "utf-8"])
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
 def test_text_of_either_charset_follows_the_conventions(

@@ -97,6 +97,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize(("name", "kind", "change"), CASES)
 def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str) -> None:
     with open_h5(path) as ds:
@@ -115,6 +116,7 @@ def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str)
         assert flat(region.resolve().values) == flat(shown)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["cube", "square", "names", "fixed", "arrays", "items", "lat"])
 def test_every_variable_has_a_reference(path: Path, kind: str, name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import scaled
 
 pytest.importorskip("h5netcdf")
 
@@ -51,10 +52,10 @@ def write_node(group: h5py.Group, node: Node, above: list[h5py.Dataset], depth: 
         scale = group.create_dataset(name, data=np.arange(size), maxshape=limit)
         scale.make_scale()
         known.append(scale)
-    for i, (shape, scaled) in enumerate(node.datasets):
+    for i, (shape, has_scales) in enumerate(node.datasets):
         dataset = group.create_dataset(f"v{depth}{i}", data=np.zeros(shape))
         fitting = [[s for s in known if s.shape == (n,)] for n in shape]
-        if scaled and all(fitting) and len(set(shape)) == len(shape):
+        if has_scales and all(fitting) and len(set(shape)) == len(shape):
             for axis, scales in enumerate(fitting):
                 dataset.dims[axis].attach_scale(scales[-1])
     for i, child in enumerate(node.children):
@@ -80,7 +81,7 @@ def names(dataset: xr.Dataset) -> dict[object, tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("mode", ["sort", "access"])
-@settings(max_examples=60)
+@settings(max_examples=scaled(60))
 @given(tree=TREES)
 def test_every_group_has_the_names_of_h5netcdf(mode: str, tree: Node) -> None:
     content = written(tree)
@@ -94,7 +95,7 @@ def test_every_group_has_the_names_of_h5netcdf(mode: str, tree: Node) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sort", "access"])
-@settings(max_examples=60)
+@settings(max_examples=scaled(60))
 @given(tree=TREES, below=st.booleans())
 def test_trees_have_the_names_of_h5netcdf(mode: str, tree: Node, below: bool) -> None:
     content = written(tree)
@@ -108,7 +109,7 @@ def test_trees_have_the_names_of_h5netcdf(mode: str, tree: Node, below: bool) ->
         expected[path].close()
 
 
-@settings(max_examples=60)
+@settings(max_examples=scaled(60))
 @given(tree=TREES)
 def test_without_a_mode_every_group_and_tree_opens(tree: Node) -> None:
     content = written(tree)

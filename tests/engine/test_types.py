@@ -213,6 +213,7 @@ KEYS: list[tuple[Any, ...]] = [
 ]
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("name", [*DTYPES, *LOW_LEVEL])
 def test_values_are_those_of_h5py(tmp_path: Path, name: str, storage: str) -> None:
@@ -344,6 +345,7 @@ def test_committed_types_are_those_of_their_datasets(tmp_path: Path) -> None:
 # --- datasets of odd extents ------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*DTYPES, *LOW_LEVEL])
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0)], ids=str)
 def test_scalars_and_empty_datasets_of_any_type(

@@ -108,6 +108,7 @@ REFERENCE_STORAGE = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("shape", "options"),
     # Scalar datasets have one storage.
@@ -208,6 +209,7 @@ KEYS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
 def test_ordinary_variables_equal_those_of_h5py(

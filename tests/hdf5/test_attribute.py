@@ -177,6 +177,7 @@ def test_object_references_in_attributes_have_the_size_of_offsets() -> None:
 # --- dense storage -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("track_order", [False, True])
 @pytest.mark.parametrize("n", [9, 50, 700, 6000])
 def test_many_dense_attributes_are_read(n: int, track_order: bool) -> None:
@@ -192,6 +193,7 @@ def test_many_dense_attributes_are_read(n: int, track_order: bool) -> None:
         np.testing.assert_array_equal(values_of(found[f"attribute {i:05d}"]), np.arange(i % 60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4), (4, 8), (8, 4)])
 def test_large_attributes_are_read(sizes: tuple[int, int]) -> None:
     # Objects of more than 4096 bytes are huge: a B-tree tells where they lie.
@@ -203,6 +205,7 @@ def test_large_attributes_are_read(sizes: tuple[int, int]) -> None:
     assert check_image(image) == 60
 
 
+@pytest.mark.slow
 def test_attributes_in_nested_indirect_blocks_are_read() -> None:
     # 3 MB of managed objects need indirect blocks inside the root's.
     def fill(file: h5py.File) -> None:
@@ -250,6 +253,7 @@ def test_attributes_in_the_heap_of_shared_messages_are_read(n_compact: int) -> N
 # --- files of other writers --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_attributes_of_the_corpus_equal_those_that_h5py_reads(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     n_checked = sum(
@@ -359,6 +363,7 @@ def test_damaged_attributes_raise_xref_errors_or_decode(
         assert len(attribute.data) == n * attribute.datatype.itemsize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "indirect"])
 def test_a_wrong_checksum_of_dense_storage_raises(name: str) -> None:
     # Huge objects, which lie outside of blocks, have no checksum.

@@ -79,6 +79,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("more", AFTER, ids=lambda more: "+".join(str(n) for n, _ in more))
 def test_filters_over_n_bit(tmp_path, kind, more) -> None:
@@ -90,6 +91,7 @@ def test_filters_over_n_bit(tmp_path, kind, more) -> None:
         assert decode(file["d"]) == packed.read_raw(file["d"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("base", [h5t.STD_U8LE, h5t.STD_I8BE], ids=["little", "big"])
 def test_n_bit_integers_of_every_precision(tmp_path, size, base) -> None:
@@ -178,6 +180,7 @@ def check_scale_offset(
     path.unlink()
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("digits", [-40, -3, 0, 3, 40])
 @pytest.mark.parametrize("dtype", ["<f4", ">f8"])
 @pytest.mark.parametrize("n_bits", [0, 1, 9, 31])

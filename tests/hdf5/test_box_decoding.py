@@ -265,6 +265,7 @@ def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xref.hdf5, "decode_selections", refuse)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("batch_nbytes", [1, 200_000, 1 << 26])
 @pytest.mark.usefixtures("never_one_by_one")
 def test_references_to_boxes_are_what_h5py_says(

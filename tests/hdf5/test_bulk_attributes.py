@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from h5py import h5a, h5s, h5t
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -92,7 +92,7 @@ VALUES: tuple[Any, ...] = (
 
 
 @pytest.mark.filterwarnings("ignore:.* points at values of units")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     attributes=st.lists(
         st.dictionaries(
@@ -115,6 +115,7 @@ def test_common_attributes_equal_those_found_one_by_one(
     close_files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("form", [str, np.bytes_])
 def test_few_datasets_are_opened_where_strings_differ(
@@ -172,6 +173,7 @@ def test_variable_length_units_are_those_of_each_target(
     assert sorted(set(years.ravel().tolist())) == [2000 + i for i in range(N)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::xref.errors.UnreadableMemberWarning")
 @pytest.mark.filterwarnings("ignore::UnicodeWarning")
 def test_damaged_heaps_give_the_same_attributes_in_bulk_and_one_by_one(
@@ -190,6 +192,7 @@ def test_damaged_heaps_give_the_same_attributes_in_bulk_and_one_by_one(
     close_files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_equal_values_are_equal_in_damaged_headers_too(path: Path, libver: str) -> None:
     write(path, [{"b": np.bytes_("bb"), "k": i % 2} for i in range(8)], libver)

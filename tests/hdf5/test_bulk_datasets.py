@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from h5py import h5d, h5p, h5s, h5t
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.objects.objects
 import xref.resolving.read_results
@@ -203,7 +203,7 @@ def check_table(path: Path) -> DatasetTable:
     return table
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     rows=st.lists(specs(), min_size=1, max_size=12),
     libver=st.sampled_from(LIBVERS),
@@ -217,7 +217,7 @@ def test_dataset_tables_equal_the_layout_of_each_dataset(
     check_table(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40))
 @given(
     data=st.data(), libver=st.sampled_from(LIBVERS), layout=st.sampled_from(["ragged", "pad"])
 )
@@ -249,6 +249,7 @@ def test_stacked_values_equal_those_of_each_reference(
         assert np.array_equal(many[name].values.astype(expected.dtype), expected)
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize("dtype", DTYPES[:10], ids=str)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -285,6 +286,7 @@ def test_attributes_that_all_datasets_share_are_kept(
     assert_same(values, outcome(path, lambda refs: refs.h5ref.resolve()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_factors", [2, MAX_VALUES, MAX_VALUES + 3])
 def test_different_packings_are_decoded_by_the_attributes_of_each_dataset(
     path: Path, alone: Callable[[bool], None], n_factors: int
@@ -341,6 +343,7 @@ def many_cells(file: h5py.File, n: int = 3000) -> None:
     write_references(file, "refs", [d.ref for d in made], dtype=h5py.ref_dtype)
 
 
+@pytest.mark.slow
 def test_h5py_opens_one_dataset_of_each_group_of_alike_datasets(
     make: Callable[..., Path], opened_objects: list[int]
 ) -> None:
@@ -399,6 +402,7 @@ def test_files_open_for_writing_are_read_by_hdf5(path: Path) -> None:
             np.testing.assert_array_equal(ragged["refs"].values, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_damaged_headers_give_the_same_in_bulk_and_alone(
     make: Callable[..., Path], alone: Callable[[bool], None], libver: str
@@ -419,6 +423,7 @@ def test_damaged_headers_give_the_same_in_bulk_and_alone(
         assert_same(*found)
 
 
+@pytest.mark.slow
 def test_small_datasets_take_few_requests(make: Callable[..., Path]) -> None:
     with xr.open_dataset(make(many_cells), engine="h5ref") as ds:
         ragged = ds["refs"].h5ref.resolve("ragged", chunks=None)

@@ -95,6 +95,7 @@ def test_no_addresses_give_no_messages(make: Callable[..., Path]) -> None:
     assert len(found.object) == len(found.marked) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_damaged_headers_are_marked_or_equal_the_scalar_reader(
     make: Callable[..., Path], libver: str

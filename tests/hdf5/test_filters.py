@@ -183,6 +183,7 @@ def codecs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_decoded_chunk_equals_what_h5py_reads(name: str, dtype: np.dtype) -> None:
@@ -197,6 +198,7 @@ def test_decoded_chunk_equals_what_h5py_reads(name: str, dtype: np.dtype) -> Non
             assert content(decode(chunk, margin)) == content(values)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", BASE)
 def test_base_packages_decode_the_filters_of_hdf5_itself(
@@ -555,6 +557,7 @@ def test_a_chunk_beyond_what_a_codec_counts_is_left_to_hdf5(
         decode(chunk)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is None, reason="an extra")
 def test_imagecodecs_is_not_imported_with_the_module() -> None:
     code = "import sys, xref.hdf5.filters; assert 'imagecodecs' not in sys.modules"

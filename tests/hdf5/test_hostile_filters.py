@@ -23,10 +23,13 @@ import numpy as np
 import packed
 import pytest
 from forks import in_fork
+from forkserver import run_python
 from h5py import h5t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import N_BIT, SCALE_OFFSET, header
+
+pytestmark = pytest.mark.slow
 
 # --- the program that reads one file -----------------------------------------------------
 
@@ -393,8 +396,7 @@ for chunks in (None, {"x": -1}):
 
 def append(path: Path, n: int) -> list[str]:
     """Append n integers to a file in another process, in memory and in blocks."""
-    command = [sys.executable, "-c", APPENDING, str(n)]
-    run = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    run = run_python(APPENDING, str(n), folder=path.parent)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout.splitlines()
 

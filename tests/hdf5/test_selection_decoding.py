@@ -287,6 +287,7 @@ def test_twenty_thousand_blocks_decode_within_memory() -> None:
     assert peak < MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 4, 5, 6])
 def test_nested_blocks_of_high_rank_decode_within_memory(rank: int) -> None:
     blocks = [((3 * i,) * rank, (60 + 2 * i,) * rank) for i in range(10)]

@@ -252,6 +252,7 @@ def test_many_members_take_few_reads(tmp_path: Path) -> None:
     assert sum(nbytes for _, nbytes in source.reads) < 4 * len(source.data)
 
 
+@pytest.mark.slow
 def test_groups_of_the_corpus_pass_the_check(corpus: Path) -> None:
     rows = json.loads((corpus / "MANIFEST.json").read_text())["files"]
     counts: Counter[str] = Counter()
@@ -477,6 +478,7 @@ def damaged(rng: random.Random, data: bytes, places: list[tuple[int, int]]) -> b
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_random_damage_passes_or_raises_corrupt_file_error(old: Old) -> None:
     rng = random.Random(1)
     headers = [(address, 120) for address in old.address.values()]
@@ -493,6 +495,7 @@ def test_random_damage_passes_or_raises_corrupt_file_error(old: Old) -> None:
     assert n_raised > 300
 
 
+@pytest.mark.slow
 def test_groups_that_pass_can_be_listed_by_libhdf5(tmp_path: Path) -> None:
     rng = random.Random(2)
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
@@ -513,6 +516,7 @@ def test_groups_that_pass_can_be_listed_by_libhdf5(tmp_path: Path) -> None:
     assert sum(answer.get("refused", 0) for answer in answers) > 20
 
 
+@pytest.mark.slow
 def test_groups_that_pass_in_files_known_for_crashes_can_be_listed(corpus: Path) -> None:
     files = sorted((corpus / "cve_hdf5").iterdir())
     answers = list_in_child(files)

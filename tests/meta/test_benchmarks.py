@@ -33,10 +33,11 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_benchmark_imports(load: Callable[[str], Any], name: str) -> None:
+def test_each_benchmark_imports(load: Callable[[str], Any], name: str) -> None:
     assert load(name).__doc__
 
 
+@pytest.mark.slow
 def test_variations_are_measured_and_shown(
     load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

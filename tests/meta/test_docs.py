@@ -35,8 +35,8 @@ PAGES = [
     ),
 ]
 
-# Words after the fence that are not code to run. Python has one spelling, so
-# that no block escapes by another.
+# Languages of code blocks that are not run. Python has one spelling, so that every
+# Python block is found.
 NOT_RUN = {"bash", "text", "toml", "{eval-rst}", "{toctree}", "{include}"}
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
@@ -109,7 +109,7 @@ def test_page_runs_and_prints_what_it_says(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_no_block_escapes_by_another_spelling(page: Path) -> None:
+def test_code_blocks_have_a_known_language(page: Path) -> None:
     infos = {block.info.split(" ")[0] for block in blocks(page.read_text(encoding="utf-8"))}
     assert infos <= {"python", *NOT_RUN}
 
@@ -129,12 +129,12 @@ def test_wrong_output_fails_with_its_line() -> None:
         run_page("a page", page)
 
 
-def test_a_block_with_words_behind_python_runs() -> None:
+def test_a_block_with_words_after_python_runs() -> None:
     with pytest.raises(SystemExit):
         run_page("a page", "```python skip\nraise SystemExit\n```\n")
 
 
-def test_output_is_compared_only_with_the_block_before() -> None:
+def test_output_is_compared_only_with_the_preceding_block() -> None:
     run_page("a page", "```python\nx = 1\n```\n\nA diagram:\n\n```text\na -> b\n```\n")
 
 

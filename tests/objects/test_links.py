@@ -1,4 +1,4 @@
-"""Links and files: what is followed, what is refused, and which version is read."""
+"""Soft and external links: followed, refused by the option ``external``, or left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xref.storage.open_files import locate_file
 
 
 def open_quietly(path: Path, **options: Any) -> tuple[xr.Dataset, list[str]]:
-    """Open a file; what was left out comes as text."""
+    """Open a file; return the Dataset and the warnings about left-out members."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnreadableMemberWarning)
         dataset = xr.open_dataset(path, engine="h5ref", **options)
@@ -28,7 +28,7 @@ def open_quietly(path: Path, **options: Any) -> tuple[xr.Dataset, list[str]]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Two folders: one with a file, one with what it may not name."""
+    """Return a folder for the file and a folder that its links may not lead to."""
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -58,7 +58,7 @@ def test_soft_links_lead_to_members_of_any_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("external", ["same-dir", "none"])
-def test_a_soft_link_is_no_way_round_the_guard(
+def test_soft_links_do_not_bypass_the_external_option(
     folders: tuple[Path, Path], external: str
 ) -> None:
     inside, _ = folders
@@ -77,7 +77,9 @@ def test_a_soft_link_is_no_way_round_the_guard(
     np.testing.assert_array_equal(ds["soft"], np.arange(3))
 
 
-def test_the_guard_holds_for_links_of_linked_files(folders: tuple[Path, Path]) -> None:
+def test_the_external_option_applies_to_links_of_linked_files(
+    folders: tuple[Path, Path],
+) -> None:
     inside, _ = folders
     with h5py.File(inside / "near.h5", "w") as file:
         file["far"] = h5py.ExternalLink("../outside/secret.h5", "/group")
@@ -102,7 +104,7 @@ def test_an_external_link_may_lead_back_into_its_own_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("n_links", [MAX_LINKS, MAX_LINKS + 1])
-def test_chains_of_links_end(tmp_path: Path, n_links: int) -> None:
+def test_endless_chains_of_links_terminate(tmp_path: Path, n_links: int) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["link0"] = np.arange(3)
         for i in range(1, n_links + 1):
@@ -112,8 +114,8 @@ def test_chains_of_links_end(tmp_path: Path, n_links: int) -> None:
     assert len(left_out) == max(n_links - MAX_LINKS, 0)
 
 
-def test_links_that_multiply_end_as_soon(tmp_path: Path) -> None:
-    # Each link names the one before forty times: as a tree this would never end.
+def test_links_that_branch_at_each_step_terminate(tmp_path: Path) -> None:
+    # Each link contains the previous one forty times: 40 ** 11 steps, if all were followed.
     with h5py.File(tmp_path / "f.h5", "w") as file:
         group = file.create_group("g")
         group["link0"] = h5py.SoftLink("/g")
@@ -124,8 +126,9 @@ def test_links_that_multiply_end_as_soon(tmp_path: Path) -> None:
     assert all("links lead to it" in message for message in left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["/nowhere", "/data/below", "/loop", "missing.h5:/x"])
-def test_links_that_lead_nowhere_are_left_out(tmp_path: Path, value: str) -> None:
+def test_dangling_links_are_left_out(tmp_path: Path, value: str) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["data"] = np.arange(3)
         filename, colon, path = value.partition(":")
@@ -136,7 +139,7 @@ def test_links_that_lead_nowhere_are_left_out(tmp_path: Path, value: str) -> Non
     assert "'/loop'" in left_out[0]
 
 
-def test_scales_are_those_of_the_file_that_a_member_lives_in(tmp_path: Path) -> None:
+def test_dimension_scales_are_found_in_the_file_of_the_linked_dataset(tmp_path: Path) -> None:
     def scaled(path: Path, scale: str, variable: str) -> None:
         with h5py.File(path, "w") as file:
             file[scale] = np.arange(3.0)
@@ -181,7 +184,7 @@ def test_a_tree_leaves_out_damaged_groups_with_a_warning(damaged: Path) -> None:
         xr.open_dataset(damaged, engine="h5ref", group="bad")
 
 
-def test_groups_are_checked_once_in_an_open_file(
+def test_a_group_of_an_open_file_is_checked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[int] = []
@@ -201,7 +204,7 @@ def test_groups_are_checked_once_in_an_open_file(
 
 
 @pytest.mark.parametrize("replace", [True, False])
-def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path, replace: bool) -> None:
+def test_a_rewritten_file_is_read_anew(tmp_path: Path, replace: bool) -> None:
     def write(path: Path, sign: int, rows: int) -> None:
         with h5py.File(path, "w") as file:
             if rows > 100:
@@ -222,7 +225,7 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path, replace: bool
     np.testing.assert_array_equal(new["data"], -np.arange(1000))
 
 
-def test_devices_are_no_raw_storage(tmp_path: Path) -> None:
+def test_devices_are_refused_as_raw_storage(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_dataset("data", (4,), dtype="u1", external=[("/dev/zero", 0, 4)])
     ds, left_out = open_quietly(tmp_path / "f.h5", external="all")

@@ -1,16 +1,11 @@
-"""Names of objects: the file alone decides, whatever was opened or asked before."""
+"""Paths of objects depend on the file alone, not on earlier operations."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
 import shutil
-import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,14 +14,15 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 from hypothesis import given
 from hypothesis import strategies as st
+from named_objects import FORMS, HISTORIES, texts, write_example
 from server import serve
 from strategies import write_references
 
 import xref
 from xref.cli.info import inspect_file
-from xref.cli.main import main
 from xref.errors import DanglingReferenceError, FileChangedError, UnsupportedError
 from xref.objects import StoredObject
 from xref.objects import paths as names
@@ -37,13 +33,6 @@ from xref.objects.paths import near_path, object_path, object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.resolving.targets import open_target, target_names
 from xref.storage.open_files import close_files, locate_file
-
-FORMS: dict[str, dict[str, Any]] = {
-    "symbol tables": {"libver": "earliest"},
-    "link messages": {"libver": "latest"},
-    "creation order": {"libver": "latest", "track_order": True},
-    "user block": {"libver": "earliest", "userblock_size": 512},
-}
 
 
 def address_of(item: h5py.HLObject) -> int:
@@ -76,7 +65,7 @@ Step = tuple[str, int, int, str]
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[dict[str, Any], list[Step]]:
-    """Draw how a file is made: groups, datasets and links to what is there already."""
+    """Generate the steps that make a file: groups, datasets and links to existing objects."""
     kinds = st.sampled_from(["group", "group", "dataset", "hard", "hard", "soft", "none"])
     name = st.sampled_from(["a", "b", "B", "ä", "aa", "z", "0", ".x", "a b"])
     number = st.integers(0, 30)
@@ -85,7 +74,7 @@ def trees(draw: st.DrawFn) -> tuple[dict[str, Any], list[Step]]:
 
 
 def write_tree(path: Path, options: dict[str, Any], steps: list[Step]) -> dict[int, str]:
-    """Write a drawn file; return the paths that h5py gives, None left out for no name."""
+    """Write a generated file; return the path of each address as h5py gives it, "" for none."""
     with h5py.File(path, "w", **options) as file:
         groups, items = [file["/"]], [file["/"]]
         for kind, where, what, name in steps:
@@ -113,7 +102,7 @@ def write_tree(path: Path, options: dict[str, Any], steps: list[Step]) -> dict[i
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 @given(tree=trees(), random=st.randoms(use_true_random=False))
-def test_the_path_is_the_same_in_each_order_of_questions(
+def test_the_canonical_path_does_not_depend_on_the_order_of_lookups(
     tmp_path_factory: pytest.TempPathFactory,
     tree: tuple[dict[str, Any], list[Step]],
     random: Any,
@@ -122,7 +111,7 @@ def test_the_path_is_the_same_in_each_order_of_questions(
     expected = write_tree(path, *tree)
     assert object_paths(locate_file(path)) == {a: p for a, p in expected.items() if p}
     for number in range(3):
-        # A copy is another file: nothing of it is known.
+        # A copy is another file, of which nothing is cached.
         copy = path.with_name(f"{number}.h5")
         shutil.copyfile(path, copy)
         location = locate_file(copy)
@@ -138,6 +127,7 @@ def test_the_path_is_the_same_in_each_order_of_questions(
         assert some == {a: expected[a] for a in addresses if expected[a]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(FORMS))
 def test_groups_of_many_links_are_named_as_by_h5py(tmp_path: Path, form: str) -> None:
     path = tmp_path / "f.h5"
@@ -159,7 +149,7 @@ def test_groups_of_many_links_are_named_as_by_h5py(tmp_path: Path, form: str) ->
 def test_links_in_heaps_with_filters_are_read_through_hdf5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # h5py cannot write such a heap; the reader says what it says of one.
+    # h5py cannot write such a heap, so the reader raises the error that it raises for one.
     def refuse(source: Any, address: int) -> Any:
         raise UnsupportedError(f"{source.where}: the fractal heap at {address:#x} has filters")
 
@@ -172,7 +162,7 @@ def test_links_in_heaps_with_filters_are_read_through_hdf5(
     assert object_paths(locate_file(path)) == expected
 
 
-def test_long_chains_of_groups_take_no_memory_for_their_paths(tmp_path: Path) -> None:
+def test_paths_of_deep_groups_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", libver="latest") as file:
         group = file["/"]
@@ -185,7 +175,7 @@ def test_long_chains_of_groups_take_no_memory_for_their_paths(tmp_path: Path) ->
     assert sum(len(name) for _, name in walk.links.values()) == 60_000
 
 
-def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
+def test_damaged_groups_do_not_hide_the_paths_of_others(tmp_path: Path) -> None:
     path = tmp_path / "damaged.h5"
     with h5py.File(path, "w", libver="earliest") as file:
         file["bad/data"] = np.arange(3)
@@ -204,7 +194,7 @@ def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
         assert found == {bad: None, good: "/good/deep/data"}
 
 
-def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
+def test_groups_that_share_links_are_walked_with_bounded_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "shared.h5"
@@ -236,7 +226,7 @@ def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
     assert len(read) <= most // 400 + 1 < 401
 
 
-def test_an_answer_reads_no_more_groups_than_it_needs(
+def test_a_path_lookup_reads_no_more_groups_than_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[int] = []
@@ -261,7 +251,7 @@ def test_an_answer_reads_no_more_groups_than_it_needs(
     assert len(listed) == len(set(listed)) == 19
 
 
-def test_threads_that_ask_together_get_the_same_names(tmp_path: Path) -> None:
+def test_concurrent_path_lookups_give_the_same_paths(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         for i in range(200):
@@ -275,7 +265,7 @@ def test_threads_that_ask_together_get_the_same_names(tmp_path: Path) -> None:
     assert answers == [*expected.values(), None, None] * 3
 
 
-def test_a_file_of_another_version_has_its_own_names(tmp_path: Path) -> None:
+def test_a_changed_file_has_its_own_paths(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     for name in ("one", "another"):
         with h5py.File(tmp_path / "new.h5", "w") as file:
@@ -290,11 +280,11 @@ def test_a_file_of_another_version_has_its_own_names(tmp_path: Path) -> None:
 
 
 def locate_file_before(location: Any) -> Any:
-    """Return a location whose names were not asked for, of the same version."""
+    """Return a location of the same file version for which no path is cached."""
     return type(location)(location.source, location.identity, "none")
 
 
-def test_objects_that_a_writer_adds_are_named(tmp_path: Path) -> None:
+def test_objects_added_by_a_writer_have_paths(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["a/data"] = np.arange(3)
         ds = xr.open_dataset(file, engine="h5ref", group="a")
@@ -308,148 +298,11 @@ def test_objects_that_a_writer_adds_are_named(tmp_path: Path) -> None:
 # --- what is shown and decoded ---------------------------------------------------------
 
 
-def write_example(path: Path, **options: Any) -> None:
-    """Write a file whose references lead to other groups, and to objects of many names."""
-    with h5py.File(path, "w", **options) as file:
-        value = file.create_dataset("data/deep/BT", data=np.arange(10, dtype="i2"))
-        value.attrs["scale_factor"] = 0.5
-        value.attrs["coordinates"] = "lat other_lat"
-        scale = file.create_dataset("axes/time", data=np.arange(10.0) / 4)
-        scale.make_scale("time")
-        value.dims[0].attach_scale(scale)
-        lat = file.create_dataset("data/deep/lat", data=np.arange(10) / 10)
-        lat.dims[0].attach_scale(scale)
-        file["data/deep/other_lat"] = lat  # the second name of one object
-        alone = file.create_dataset("axes/alone", data=np.arange(4))
-        alone.make_scale("its label")
-        file["zz/BT too"] = value
-        file["zz/time too"] = scale
-        file["also"] = file["data/deep"]  # canonical paths lead through here
-        file["a soft link"] = h5py.SoftLink("/data/deep/BT")
-        file["data/deep/up"] = file["data"]  # a cycle
-        file["elsewhere"] = h5py.ExternalLink("other.h5", "/data")
-        lost = file.create_group("lost")
-        lost["self"] = lost  # so that it stays when no link from the root leads to it
-        unnamed = lost.create_dataset("unnamed", data=[7, 8, 9])
-        del file["lost"]
-        refs = file.create_group("refs")
-        everything = (slice(None),)
-        write_references(refs, "regions", [value.regionref[:3], value.regionref[4:8]])
-        write_references(refs, "mixed", [value.regionref[1:3], unnamed.regionref[everything]])
-        write_references(refs, "scales", [scale.ref, alone.ref], dtype=h5py.ref_dtype)
-        write_references(refs, "one scale", [alone.ref], dtype=h5py.ref_dtype)
-        write_references(
-            refs, "group", [file["data/deep"].ref, file["zz"].ref], dtype=h5py.ref_dtype
-        )
-        write_references(refs, "unnamed", [unnamed.ref], dtype=h5py.ref_dtype)
-        file["zz/refs too"] = refs["regions"]
-        file["zz"].attrs["points"] = value.ref
-
-
-OPTIONS: dict[str, Any] = {"group": "refs", "mask_and_scale": {"BT": False}}
-
-
-def texts(path: Path) -> dict[str, Any]:
-    """Collect all that shows names or depends on them."""
-    ds = xr.open_dataset(path, engine="h5ref", **OPTIONS)
-    out: dict[str, Any] = {"dataset": str(ds), "html": _without_ids(ds._repr_html_())}
-    for name, array in ds.items():
-        out[f"{name}"] = str(array), repr(array.data), [str(e) for e in array.values]
-        out[f"{name} pickled"] = str(pickle.loads(pickle.dumps(array)))
-        out[f"{name} again"] = str(array), array.data._repr_inline_(80)
-        table = array.h5ref.table()
-        out[f"{name} table"] = [table[c].values.tolist() for c in ("path", "kind")]
-        out[f"{name} paths"] = [e.path for e in array.values]
-        for row in range(array.size):
-            found = (
-                array[row].h5ref.resolve() if name != "group" else array.values[row].resolve()
-            )
-            out[f"{name} {row}"] = described(found)
-        if name in ("regions", "one scale", "unnamed"):
-            out[f"{name} ragged"] = described(array.h5ref.resolve("ragged"))
-        out[f"{name} items"] = [described(found) for _, found in array.h5ref.items()]
-    with pytest.raises(ValueError, match="shapes") as failed:
-        ds["regions"].h5ref.resolve()
-    out["shapes"] = str(failed.value)
-    nulls = xr.concat([ds["regions"], ds["regions"].shift({ds["regions"].dims[0]: 1})], "new")
-    with pytest.raises(xref.NullReferenceError) as failed:
-        nulls.h5ref.resolve()
-    out["null"] = str(failed.value)
-    out["element"] = ds["regions"].data.describe(1)
-    out["summary"] = str(ds.h5ref.references)
-    out["token"] = ds["regions"].data.__dask_tokenize__()[2:]
-    ds.close()
-    text = json.dumps(out, default=str, indent=1)
-    return json.loads(text.replace(str(path), "FILE"))
-
-
-def described(found: Any) -> Any:
-    """Return name, dimensions, coordinates, attributes and values of a result."""
-    if isinstance(found, xr.Dataset):
-        order = list(map(str, found.variables)), sorted(map(str, found.coords))
-        return [order, {str(k): described(v) for k, v in found.items()}]
-    coords = {str(k): (v.dims, v.values.tolist()) for k, v in found.coords.items()}
-    return [found.name, found.dims, coords, str(found.attrs), str(found.values.tolist())]
-
-
-def _without_ids(html: str) -> str:
-    """Drop the random identifiers of HTML elements."""
-    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", html)
-
-
-def _open(group: str, **options: Any) -> Callable[[Path], object]:
-    return lambda path: xr.open_dataset(path, engine="h5ref", group=group, **options).load()
-
-
-def _resolve_all(path: Path) -> None:
-    with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
-        for name in ds:
-            list(ds[name].h5ref.items())
-
-
-def _table(path: Path) -> None:
-    with xr.open_dataset(path, engine="h5ref", group="zz") as ds:
-        ds["refs too"].h5ref.table()
-
-
-def _paths(path: Path) -> None:
-    with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
-        assert [r.path for name in ds for r in ds[name].values]
-
-
-def _command(path: Path) -> None:
-    main(["info", str(path)])
-
-
-def _open_group_object(path: Path) -> None:
-    with h5py.File(path) as file:
-        xr.open_dataset(file["zz"], engine="h5ref").close()
-        xr.open_dataset(file["also"], engine="h5ref").close()
-
-
-HISTORIES: dict[str, Callable[[Path], object]] = {
-    "group": _open("data/deep"),
-    "hard link": _open("also"),
-    "other name": _open("zz"),
-    "around a cycle": _open("data/deep/up/deep"),
-    "axes": _open("axes", decode_cf=False),
-    "tree": lambda path: xr.open_datatree(path, engine="h5ref", external="none"),
-    "groups": lambda path: xr.open_groups(path, engine="h5ref", group="zz"),
-    "resolved": _resolve_all,
-    "table": _table,
-    "paths": _paths,
-    "info": lambda path: inspect_file(path, "zz"),
-    "command": _command,
-    "h5py": _open_group_object,
-    "all": lambda path: [h(path) for name, h in HISTORIES.items() if name != "all"],
-}
-
-
 @pytest.fixture(scope="module", params=list(FORMS))
 def example(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """A file, and what it shows to someone who did nothing else."""
+    """Return a file and the names and values that it shows when it is opened first."""
     folder = tmp_path_factory.mktemp("names")
     path = folder / "example.h5"
     write_example(path, **FORMS[request.param])
@@ -462,9 +315,10 @@ def example(
     return path, texts(first)
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
 @pytest.mark.parametrize("history", list(HISTORIES))
-def test_nothing_depends_on_what_was_done_before(
+def test_names_and_values_do_not_depend_on_earlier_operations(
     example: tuple[Path, dict[str, Any]],
     history: str,
     tmp_path: Path,
@@ -483,7 +337,7 @@ def test_nothing_depends_on_what_was_done_before(
     close_files()
 
 
-def test_what_is_shown_is_right(example: tuple[Path, dict[str, Any]]) -> None:
+def test_shown_names_and_values_are_right(example: tuple[Path, dict[str, Any]]) -> None:
     _, shown = example
     assert shown["regions paths"] == ["/also/BT", "/also/BT"]
     assert "<RegionReference -> /also/BT[0:3]>" in shown["regions"][0]
@@ -500,6 +354,7 @@ def test_what_is_shown_is_right(example: tuple[Path, dict[str, Any]]) -> None:
     assert shown["element"].endswith("region reference 1 of '/refs/regions'")
 
 
+@pytest.mark.slow
 def test_two_files_with_equal_addresses_keep_their_names_apart(
     example: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -512,6 +367,7 @@ def test_two_files_with_equal_addresses_keep_their_names_apart(
     assert str(a) != str(b)
 
 
+@pytest.mark.slow
 def test_options_of_two_datasets_of_one_file_do_not_mix(
     example: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -525,7 +381,7 @@ def test_options_of_two_datasets_of_one_file_do_not_mix(
     assert results == [raw, decoded, decoded, decoded, raw]
 
 
-def test_attributes_that_a_user_changes_are_as_in_the_file_for_the_next(
+def test_changing_attributes_of_a_result_does_not_change_later_results(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "f.h5"
@@ -544,7 +400,7 @@ def test_attributes_that_a_user_changes_are_as_in_the_file_for_the_next(
                 found.attrs["new"] = 1
 
 
-def test_many_targets_resolve_without_their_names(
+def test_resolving_many_targets_looks_up_no_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "f.h5"
@@ -572,10 +428,9 @@ def test_many_targets_resolve_without_their_names(
         assert target_names(targets) == [t.name for t in targets] == ["v"] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["nothing", "deep", "also", "a"])
-def test_messages_name_a_dataset_alike_however_it_was_opened(
-    tmp_path: Path, before: str
-) -> None:
+def test_messages_name_a_dataset_by_its_canonical_path(tmp_path: Path, before: str) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         file["a/deep/v"] = np.arange(4.0)
@@ -597,32 +452,26 @@ def test_messages_name_a_dataset_alike_however_it_was_opened(
 
 PROGRAM = """
 import sys, json
-sys.path.insert(0, {tests!r})
 import warnings; warnings.simplefilter("ignore")
 from pathlib import Path
 from forks import in_fork
-import test_paths
+from named_objects import HISTORIES, texts
 
 def ask(histories):
-    path = Path({path!r})
+    path = Path(sys.argv[1])
     for name in histories:
-        test_paths.HISTORIES[name](path)
-    return test_paths.texts(path)
+        HISTORIES[name](path)
+    return texts(path)
 
-# The imports are made once; each fork has opened nothing yet.
-print("\\n" + json.dumps([in_fork(lambda: ask(names)) for names in {histories!r}]))
+# No fork has opened this file before.
+print("\\n" + json.dumps([in_fork(lambda: ask(names)) for names in json.loads(sys.argv[2])]))
 """
 
 
-def test_fresh_processes_agree(example: tuple[Path, dict[str, Any]]) -> None:
+def test_fresh_processes_show_the_same_names(example: tuple[Path, dict[str, Any]]) -> None:
     path, expected = example
     histories = [[], ["tree", "other name"], ["h5py", "resolved"]]
-    program = PROGRAM.format(
-        tests=str(Path(__file__).parent), path=str(path), histories=histories
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(PROGRAM, str(path), json.dumps(histories))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == len(histories) * [{"result": expected}]
 
@@ -637,7 +486,7 @@ def test_reports_name_objects_by_their_canonical_paths(
     targets = whole["/refs/regions", None].targets
     assert [t.path for t in targets] == ["/also/BT"]
     assert [t.path for t in whole["/zz", "points"].targets] == ["/also/BT"]
-    # In a part of a file, holders have the path that they have there.
+    # In a report about a group, holders have their path within that group.
     part = {h.path: h for h in inspect_file(path, "zz").references if h.attribute is None}
     assert set(part) == {"/zz/refs too"}
     assert [t.path for t in part["/zz/refs too"].targets] == ["/also/BT"]
@@ -655,7 +504,7 @@ def test_variables_have_the_names_of_the_links_of_the_group_that_is_opened(
         assert ds["refs too"].data.describe(1).endswith("region reference 1 of '/zz/refs too'")
 
 
-def test_selected_values_find_their_variable_in_the_group_that_was_opened(
+def test_selections_find_their_variable_in_the_opened_group(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "f.h5"
@@ -698,6 +547,7 @@ def write_scattered(path: Path, n: int) -> None:
         write_references(file, "refs", [near.ref, far.ref], dtype=h5py.ref_dtype)
 
 
+@pytest.mark.slow
 def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     write_scattered(tmp_path / "f.h5", 40)
@@ -713,12 +563,12 @@ def test_reprs_of_remote_references_take_few_requests(tmp_path: Path) -> None:
         assert "-> /near>" in first
         assert f"-> object at {far.address:#x}>" in first
         assert far.path == "/g039/inner/data"
-        # The text stays, though someone asked for the path meanwhile.
+        # The text stays the same after the path was looked up.
         assert str(ds["refs"]) == first
         assert near.path == "/near"
 
 
-def test_the_root_of_a_file_is_named(tmp_path: Path) -> None:
+def test_references_to_the_root_group_have_its_path(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         file["loop"] = file["/"]

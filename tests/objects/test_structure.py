@@ -1,4 +1,4 @@
-"""Files of every shape: names, links, depths, versions of groups and of the file."""
+"""Files with any names, link cycles, deep groups, and every version of groups and file."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_names_are_any_bytes_but_slashes(tmp_path: Path, libver: str) -> None:
+def test_names_may_be_any_bytes_except_slashes(tmp_path: Path, libver: str) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", libver=libver) as file:
         for i, name in enumerate(NAMES):
@@ -83,7 +84,7 @@ def test_names_are_any_bytes_but_slashes(tmp_path: Path, libver: str) -> None:
 # --- links ------------------------------------------------------------------------------
 
 
-def test_cycles_of_hard_links_end(tmp_path: Path) -> None:
+def test_trees_with_hard_link_cycles_terminate(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         small(file.create_group("a/b/c"), b"data", 1)
@@ -105,7 +106,7 @@ def test_cycles_of_hard_links_end(tmp_path: Path) -> None:
     assert set(object_paths(locate_file(path)).values()) == {"/", "/a", "/a/b", "/a/b/c", "/z"}
 
 
-def test_external_links_of_two_files_may_form_a_circle(tmp_path: Path) -> None:
+def test_external_links_between_two_files_may_form_a_cycle(tmp_path: Path) -> None:
     for one, other in (("a.h5", "b.h5"), ("b.h5", "a.h5")):
         with h5py.File(tmp_path / one, "w") as file:
             small(file, b"own", ord(one[0]))
@@ -132,7 +133,8 @@ def test_external_links_of_two_files_may_form_a_circle(tmp_path: Path) -> None:
 # --- depth and width --------------------------------------------------------------------
 
 
-def test_a_deep_chain_of_groups_opens_in_time_that_grows_with_it(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_opening_nested_groups_takes_time_linear_in_depth(tmp_path: Path) -> None:
     def chain(depth: int) -> tuple[float, dict[str, xr.Dataset]]:
         path = tmp_path / f"{depth}.h5"
         with h5py.File(path, "w") as file:
@@ -151,10 +153,11 @@ def test_a_deep_chain_of_groups_opens_in_time_that_grows_with_it(tmp_path: Path)
     deepest = max(groups, key=len)
     assert deepest == "/top" + "/g" * 4999
     assert groups[deepest]["data"].values.tolist() == [5000, 5001, 5002]
-    # Paths from the root, each searched anew, take about a hundred times as long.
+    # Searching each path from the root would take about a hundred times as long.
     assert long < 30 * short + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_a_group_of_20_000_variables_opens(tmp_path: Path, libver: str) -> None:
     path = tmp_path / "wide.h5"
@@ -215,6 +218,7 @@ def check(path: Path) -> None:
     np.testing.assert_array_equal(resolved, [two[1:3, 1:3], two[0:2, 2:4]])
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize(
     ("libver", "userblock", "track_order"),
     [
@@ -224,7 +228,7 @@ def check(path: Path) -> None:
     ],
     ids=str,
 )
-def test_versions_and_user_blocks(
+def test_files_of_every_version_and_user_block_open(
     tmp_path: Path, libver: Any, userblock: int, track_order: bool
 ) -> None:
     path = tmp_path / "f.h5"
@@ -256,9 +260,12 @@ CREATION = {
 }
 
 
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("name", CREATION)
-def test_sizes_and_strategies_of_the_superblock(tmp_path: Path, name: str, libver: str) -> None:
+def test_files_of_every_address_size_and_space_strategy_open(
+    tmp_path: Path, name: str, libver: str
+) -> None:
     path = tmp_path / "f.h5"
     access = h5p.create(h5p.FILE_ACCESS)
     low = h5f.LIBVER_EARLIEST if libver == "earliest" else h5f.LIBVER_LATEST
@@ -270,6 +277,7 @@ def test_sizes_and_strategies_of_the_superblock(tmp_path: Path, name: str, libve
     check(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "version"),
     [
@@ -279,7 +287,7 @@ def test_sizes_and_strategies_of_the_superblock(tmp_path: Path, name: str, libve
         (h5f.LIBVER_LATEST, h5f.LIBVER_LATEST, 3),
     ],
 )
-def test_superblocks_of_versions_that_hdf5_writes(
+def test_files_of_every_superblock_version_open(
     tmp_path: Path, low: int, high: int, version: int
 ) -> None:
     path = tmp_path / "f.h5"
@@ -291,9 +299,10 @@ def test_superblocks_of_versions_that_hdf5_writes(
     check(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_members", [3, 200])
 @pytest.mark.parametrize("order", [0, h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED])
-def test_groups_that_are_compact_or_dense(tmp_path: Path, n_members: int, order: int) -> None:
+def test_compact_and_dense_groups_open(tmp_path: Path, n_members: int, order: int) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", libver="latest") as file:
         properties = h5p.create(h5p.GROUP_CREATE)

@@ -1,4 +1,4 @@
-"""Dask chunks, many files, threads and writers."""
+"""Files opened with `chunks`, as many files at once, by threads, and beside a writer."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def assert_filled(ds: xr.Dataset) -> None:
     assert ds["scalar reference"].values.item().resolve().shape == (4,)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @pytest.mark.parametrize("cache", [True, False])
 def test_every_kind_of_variable_opens_with_any_chunks(
@@ -76,6 +77,7 @@ def test_every_kind_of_variable_opens_with_any_chunks(
         assert part["references"].values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_trees_and_groups_open_with_any_chunks(make: Callable[..., Path], chunks: Any) -> None:
     path = make(lambda file: fill(file) or fill(file.create_group("below")))
@@ -88,7 +90,9 @@ def test_trees_and_groups_open_with_any_chunks(make: Callable[..., Path], chunks
         ds.close()
 
 
-def test_load_dataset_leaves_the_file_to_writers(make: Callable[..., Path]) -> None:
+def test_load_dataset_closes_the_file_so_that_it_can_be_written(
+    make: Callable[..., Path],
+) -> None:
     path = make(fill)
     ds = xr.load_dataset(path, engine="h5ref", drop_variables=["references"])
     with h5py.File(path, "r+") as file:
@@ -96,7 +100,7 @@ def test_load_dataset_leaves_the_file_to_writers(make: Callable[..., Path]) -> N
     assert ds["numbers"].values.tolist() == [0, 1, 2, 3]
 
 
-def test_data_load_asynchronously(make: Callable[..., Path]) -> None:
+def test_load_async_gives_the_same_values(make: Callable[..., Path]) -> None:
     with xr.open_dataset(make(fill), engine="h5ref", cache=False) as ds:
         loaded = asyncio.run(ds[["numbers", "text", "sequences"]].load_async())
         assert loaded["numbers"].values.tolist() == [0, 1, 2, 3]
@@ -129,8 +133,9 @@ def test_many_files_open_as_one(tmp_path: Path, parallel: bool) -> None:
         h5py.File(path, "w").close()
 
 
+@pytest.mark.slow
 def test_threads_read_while_others_open_and_close(tmp_path: Path) -> None:
-    """Files come and go under readers of the same and of other files."""
+    """Threads open and close files while other threads read the same or other files."""
     paths = []
     for i in range(3):
         paths.append(tmp_path / f"{i}.h5")

@@ -1,6 +1,6 @@
-"""A cluster of processes: results, how often chunks are decoded, and what travels.
+"""On a Dask cluster: right values, each chunk decoded once, few bytes between workers.
 
-``benchmarks/chaos.py`` does the same for longer, and with more that goes wrong.
+``benchmarks/chaos.py`` does the same for longer and with more faults.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ import xref
 from xref.resolving import shuffle as exchange
 from xref.storage import read_counts as counting
 
+pytestmark = pytest.mark.slow
+
 distributed = pytest.importorskip("distributed")
 
 SIDE, CHUNK, BOX, N = 512, 64, 16, 600
@@ -41,7 +43,7 @@ N_CHUNKS = (SIDE // CHUNK) ** 2
 
 
 def begin_counting() -> None:
-    # Kept with the module that counts: what is sent may have globals of its own.
+    # Kept in the module that counts: a function that was sent may have its own globals.
     stack = ExitStack()
     counts = stack.enter_context(counting.count_reads())
     vars(counting).setdefault("counting_for_tests", []).append((stack, counts))
@@ -87,7 +89,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("cluster") / "image.h5")
 
 
-def test_workers_write_one_file(client: Any, path: Path, tmp_path: Path) -> None:
+def test_workers_of_a_cluster_write_one_file(client: Any, path: Path, tmp_path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref", chunks={}) as ds:
         patches = ds["rois"].h5ref.resolve(chunks=50).rename("patches").drop_attrs()
         new = patches.to_dataset().assign(image=(("a", "b"), (ds["image"] + 1).data))
@@ -118,7 +120,7 @@ def rois(path: Path) -> Iterator[xr.DataArray]:
 
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lots and groups as small as those of large data are large."""
+    """Make batches of chunks so small that this file has as many tasks as a large one."""
     monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 12)
     monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 10)
 
@@ -143,10 +145,10 @@ def tasks_on_cluster(data: Any) -> dict[Any, Any]:
 @pytest.mark.usefixtures("many_tasks")
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("blocks", [4, 8, 50])
-def test_workers_decode_each_chunk_once_between_them(
+def test_workers_together_decode_each_chunk_once(
     client: Any, tmp_path: Path, blocks: int, reduced: bool
 ) -> None:
-    # A file of its own: workers may have lots of what was computed before.
+    # A new file: workers may cache batches of chunks of files that were computed before.
     with xr.open_dataset(write(tmp_path / "image.h5"), engine="h5ref") as ds:
         patches = in_blocks(ds["rois"], blocks)
         wanted, expected = patches, PATCHES
@@ -158,7 +160,7 @@ def test_workers_decode_each_chunk_once_between_them(
 
 
 @pytest.mark.parametrize("n_workers", [2, 3])
-def test_workers_send_each_other_no_more_than_the_result(
+def test_workers_transfer_at_most_the_bytes_of_the_result(
     client: Any, rois: xr.DataArray, n_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ExitStack() as stack:
@@ -174,7 +176,7 @@ def test_workers_send_each_other_no_more_than_the_result(
             np.testing.assert_array_equal(kept.compute(), PATCHES)
 
 
-def test_a_client_that_is_not_the_default_is_a_cluster_too(
+def test_a_client_that_is_not_the_default_decodes_each_chunk_once(
     client: Any, rois: xr.DataArray
 ) -> None:
     sums = in_blocks(rois, 8).sum(axis=(1, 2))
@@ -189,7 +191,7 @@ def test_a_client_that_is_not_the_default_is_a_cluster_too(
             assert N_CHUNKS <= decoded <= 1.1 * N_CHUNKS
 
 
-def test_a_scheduler_elsewhere_reads_no_files(
+def test_a_scheduler_in_another_process_opens_no_files(
     path: Path, rois: xr.DataArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distributed.deploy.subprocess import SubprocessCluster
@@ -220,7 +222,7 @@ def test_a_scheduler_elsewhere_reads_no_files(
     ],
     ids=str,
 )
-def test_an_index_of_one_block_reads_what_it_selects(
+def test_an_index_decodes_only_the_chunks_that_it_selects(
     client: Any, rois: xr.DataArray, index: Any, most: int
 ) -> None:
     part = in_blocks(rois, 8)[index]
@@ -229,7 +231,7 @@ def test_an_index_of_one_block_reads_what_it_selects(
     assert decoded <= most
 
 
-def test_results_stay_on_the_cluster_until_they_are_asked_for(
+def test_persisted_results_and_statistics_are_computed_on_the_cluster(
     client: Any, rois: xr.DataArray
 ) -> None:
     kept = rois.h5ref.resolve(chunks={rois.dims[0]: 100}).persist()
@@ -242,7 +244,7 @@ def test_results_stay_on_the_cluster_until_they_are_asked_for(
 
 
 class Store:
-    """A file that is assigned to by index, as an array of Zarr is."""
+    """A file that takes assignments by index, as an array of Zarr does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -251,7 +253,7 @@ class Store:
         np.load(self.path, mmap_mode="r+")[index] = values
 
 
-def test_a_stack_is_stored_from_the_cluster(
+def test_dask_store_writes_a_stack_from_the_cluster(
     client: Any, rois: xr.DataArray, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "stored.npy")
@@ -260,14 +262,16 @@ def test_a_stack_is_stored_from_the_cluster(
     np.testing.assert_array_equal(np.load(store.path), PATCHES)
 
 
-def test_a_stack_goes_to_zarr(client: Any, rois: xr.DataArray, tmp_path: Path) -> None:
+def test_to_zarr_writes_a_stack_from_the_cluster(
+    client: Any, rois: xr.DataArray, tmp_path: Path
+) -> None:
     zarr = pytest.importorskip("zarr")
     patches = rois.h5ref.resolve(chunks={rois.dims[0]: 100}, coords=False)
     patches.to_dataset(name="patches").to_zarr(tmp_path / "stack.zarr", consolidated=False)
     np.testing.assert_array_equal(zarr.open(tmp_path / "stack.zarr")["patches"][:], PATCHES)
 
 
-def test_workers_may_come_and_go(rois: xr.DataArray) -> None:
+def test_an_adaptive_cluster_computes_the_same_values(rois: xr.DataArray) -> None:
     with running_cluster(0) as client:
         client.cluster.adapt(minimum=0, maximum=2, interval="100ms", wait_count=2)
         for _ in range(2):
@@ -276,7 +280,9 @@ def test_workers_may_come_and_go(rois: xr.DataArray) -> None:
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
-def test_processes_that_were_forked_or_spawned(rois: xr.DataArray, how: str) -> None:
+def test_forked_and_spawned_processes_compute_the_same_values(
+    rois: xr.DataArray, how: str
+) -> None:
     if how not in dask.multiprocessing.multiprocessing.get_all_start_methods():
         pytest.skip(f"no {how} on this system")
     patches = in_blocks(rois, 8)
@@ -294,7 +300,7 @@ REFUSED = (h5py.HLObject, h5py.h5d.DatasetID.__base__, socket.socket, type(threa
 
 
 class PlainPickler(pickle.Pickler):
-    """A pickler that refuses what belongs to one process, instead of making it anew."""
+    """A pickler that refuses handles of one process: HDF5 objects, sockets, locks, files."""
 
     def reducer_override(self, obj: Any) -> Any:
         refused = (
@@ -310,7 +316,7 @@ class PlainPickler(pickle.Pickler):
 
 @pytest.mark.usefixtures("many_tasks")
 @pytest.mark.parametrize("blocks", [8, 50, 600])
-def test_tasks_are_plain_small_and_named(rois: xr.DataArray, blocks: int) -> None:
+def test_tasks_are_small_and_hold_no_handles(rois: xr.DataArray, blocks: int) -> None:
     patches = in_blocks(rois, blocks)
     patches.sum().compute(scheduler="synchronous")  # what was opened stays out
     tasks = tasks_on_cluster(patches.map_blocks(np.copy, dtype=patches.dtype))
@@ -329,15 +335,15 @@ def pickled(task: Any) -> bytes:
         return file.getvalue()
 
 
-def test_a_pickler_that_refuses_handles_does(path: Path) -> None:
+def test_the_pickler_of_these_tests_refuses_handles(path: Path) -> None:
     with path.open() as file, pytest.raises(AssertionError, match="is in the graph"):
         pickled([file])
     with pytest.raises(AssertionError, match="is in the graph"):
         pickled({"lock": threading.Lock()})
 
 
-def test_annotations_reach_the_scheduler(client: Any, rois: xr.DataArray) -> None:
-    # Where dask fuses tasks it drops what layers are annotated with, of any array.
+def test_dask_annotations_reach_the_scheduler(client: Any, rois: xr.DataArray) -> None:
+    # Dask drops the annotations of layers when it fuses their tasks, for any array.
     with dask.config.set({"optimization.fuse.active": False}):
         with dask.annotate(priority=7, retries=3):
             patches = in_blocks(rois, 8)
@@ -355,23 +361,31 @@ def test_annotations_reach_the_scheduler(client: Any, rois: xr.DataArray) -> Non
     assert ("xref-resolve", 3) in annotated
 
 
-def test_another_worker_takes_over_when_one_is_killed(
-    rois: xr.DataArray, tmp_path: Path
-) -> None:
+def test_a_killed_worker_is_replaced_by_another(rois: xr.DataArray, tmp_path: Path) -> None:
     expected = PATCHES.sum(axis=(1, 2))
+    folder = tmp_path / "blocks"
+    folder.mkdir()
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
         running_cluster(2, local_directory=tmp_path) as client,
     ):
-        slow = in_blocks(rois, 50).map_blocks(slowly, dtype="u2").sum(axis=(1, 2))
-        future = client.compute(slow)
-        time.sleep(0.3)
-        os.kill(client.run(os.getpid).popitem()[1], signal.SIGKILL)
+        blocks = in_blocks(rois, 50)
+        slow = blocks.map_blocks(wait_for_kill, folder, dtype="u2", meta=blocks._meta)
+        future = client.compute(slow.sum(axis=(1, 2)))
+        while not (waiting := list(folder.glob("* 3"))):
+            assert not future.done()
+            time.sleep(0.01)
+        os.kill(int(waiting[0].name.split()[0]), signal.SIGKILL)
+        (folder / "killed").touch()
         np.testing.assert_array_equal(future.result(timeout=60), expected)
 
 
-def slowly(values: np.ndarray) -> np.ndarray:
-    time.sleep(0.02)
+def wait_for_kill(values: np.ndarray, folder: Path) -> np.ndarray:
+    """Note each block of this worker; wait in the fourth until a worker is killed."""
+    n_blocks = len(list(folder.glob(f"{os.getpid()} *")))
+    (folder / f"{os.getpid()} {n_blocks}").touch()
+    while n_blocks >= 3 and not (folder / "killed").exists():
+        time.sleep(0.01)
     return values
 
 
@@ -380,7 +394,7 @@ def sum_file(path: Path) -> np.ndarray:
         return in_blocks(ds["rois"], 8).sum(axis=(1, 2)).compute(scheduler="synchronous")
 
 
-def test_one_damaged_file_among_good_ones_fails_alone(client: Any, tmp_path: Path) -> None:
+def test_a_damaged_file_fails_without_stopping_the_workers(client: Any, tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{k}.h5") for k in range(4)]
     paths[1].write_bytes(zero_heaps(paths[1].read_bytes()))
     before = client.run(os.getpid)
@@ -393,7 +407,7 @@ def test_one_damaged_file_among_good_ones_fails_alone(client: Any, tmp_path: Pat
 
 
 def zero_heaps(content: bytes) -> bytes:
-    """Zero all that follows the signature of every global heap collection."""
+    """Replace the bytes after the signature of each global heap collection by zeros."""
     parts = content.split(b"GCOL")
     assert len(parts) > 1
     zeroed = [b"GCOL" + bytes(4096) + part[4096:] for part in parts[1:]]

@@ -1,4 +1,4 @@
-"""Files of other writers: each reference gives what h5py was recorded to give.
+"""Corpus files, from other writers: each reference gives the values recorded with h5py.
 
 ``MANIFEST.json`` of the corpus holds, for every element, its target's paths, its
 bounds and a hash of its values. The hash is worked out here anew, from what xref
@@ -21,32 +21,22 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from manifest import RAW, rows
 from oracle import assert_same, plain
 from samples import open_h5
 
 import xref
 
-# (file, holder, element) -> why it cannot be right. Entries that pass are errors.
+pytestmark = pytest.mark.slow
+
+# (file, holder, element): the error that is expected. An entry that passes is an error.
 EXPECTED_FAILURES: dict[tuple[str, str, tuple[Any, ...]], str] = {
-    # Bytes 1, 2, 3 ... instead of references.
+    # Holds the bytes 1, 2, 3 ... where references should be.
     ("hdfview/bug1604_CompoundTest.h5", "/CompoundTest", (0, "Data")): "CorruptFileError",
     ("hdfview/bug1604_CompoundTest.h5", "/CompoundTest", (1, "Data")): "CorruptFileError",
 }
 
 REFERENCES = (xref.ObjectReference, xref.RegionReference, xref.AttributeReference)
-
-RAW = {
-    "engine": "h5ref",
-    "mask_and_scale": False,
-    "decode_times": False,
-    "decode_coords": False,
-    "concat_characters": False,
-}
-
-
-def rows(corpus: Path, *roles: str) -> list[dict[str, Any]]:
-    manifest = json.loads((corpus / "MANIFEST.json").read_text())
-    return [row for row in manifest["files"] if row["role"] in roles]
 
 
 def digest(values: Any, first_paths: dict[str, str]) -> str:
@@ -108,7 +98,7 @@ def first_names(filename: Path) -> dict[str, str]:
 def element_problem(
     reference: Any, element: dict[str, Any], first_paths: dict[str, str]
 ) -> str | None:
-    """Say how a reference differs from its record; None when it does not."""
+    """Describe how a reference differs from its record; None if it is equal."""
     if element.get("null"):
         return None if not reference and reference.kind == "null" else "is not null"
     if not reference:
@@ -157,7 +147,7 @@ def values_problem(
     """Compare the values of a dataset or region."""
     recorded = element["value"]
     if recorded["shape"] is None:
-        # A null dataspace holds nothing, not even a shape.
+        # A null dataspace has no shape and no elements.
         resolved = reference.resolve()
         return None if resolved.size == 0 else f"has {resolved.size} elements"
     values = reference.resolve().values
@@ -175,7 +165,7 @@ def values_problem(
 
 
 def group_problem(resolved: Any, reference: Any, element: dict[str, Any]) -> str | None:
-    """Compare a group's datasets; xarray has no place for its subgroups."""
+    """Compare the datasets of a group; a Dataset of xarray holds no subgroups."""
     if not isinstance(resolved, xr.Dataset):
         return f"resolves to {type(resolved)}"
     unknown = set(resolved.variables) - set(element["members"])
@@ -206,7 +196,7 @@ def reference_at(held: Any, holder: dict[str, Any], element: dict[str, Any]) -> 
         return found.values[index] if isinstance(found, xr.DataArray) else found
     for part in member.split(".") if member else ():
         held = held[part]
-    # An attribute of one element that is no plain reference is that element.
+    # An attribute of one element is that element, not an array.
     is_one = math.prod(holder["shape"]) == 1
     alone = is_one and ("k" in element or np.shape(held) != tuple(holder["shape"]))
     found = held if alone or isinstance(held, REFERENCES) else held[index]
@@ -244,13 +234,13 @@ def holder_problems(
 
 
 @pytest.mark.filterwarnings("ignore::xref.UnreadableMemberWarning")
-def test_every_reference_resolves_to_what_was_recorded(corpus: Path) -> None:
+def test_every_corpus_reference_resolves_to_the_recorded_values(corpus: Path) -> None:
     problems, checked = {}, Counter()
     damaged = [row for row in rows(corpus, "damaged") if row["file"] in DAMAGED_ELSEWHERE]
     for row in rows(corpus, "references", "parity") + damaged:
         filename = corpus / row["file"]
         first_paths = first_names(filename)
-        # Other members of the file may be beyond xref; the holders may not.
+        # Other members may be unreadable; datasets and attributes with references may not.
         tree = xr.open_groups(filename, **RAW)
         for what in ("datasets", "attributes"):
             for holder in row.get(what, ()):
@@ -299,7 +289,7 @@ LEFT_OUT = {
 }
 
 
-def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
+def test_every_corpus_file_opens(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     left_out = {}
     for row in manifest["files"]:
@@ -323,7 +313,7 @@ def test_every_file_of_the_corpus_opens(corpus: Path) -> None:
         ("trefer_attr.h5", {"Dataset3"}),
     ],
 )
-def test_references_of_hdf5_112_are_variables_beside_others(
+def test_std_references_of_hdf5_1_12_are_variables_among_others(
     corpus: Path, name: str, kept: set[str]
 ) -> None:
     path = corpus / "hdf5" / name
@@ -337,8 +327,8 @@ def test_references_of_hdf5_112_are_variables_beside_others(
             assert_same(ds[member], file["Group1"][member][...], member)
 
 
-# What differs from h5netcdf in files that it opens: dimensions alone, by which a dataset
-# has the axes that its values have.
+# Differences from h5netcdf in files that it opens: only dimensions. In xref a dataset has
+# one dimension for each axis of its values.
 NULL = "h5netcdf gives a null dataspace no axis, and no value"
 ARRAY = "h5netcdf gives elements of an array type no axes"
 DIFFERENT = {
@@ -367,7 +357,7 @@ def holds_references(values: Any) -> bool:
 
 
 def differs(read: Any, expected: Any) -> str:
-    """Say how values differ in shape, type or value; empty when they do not."""
+    """Describe how values differ in shape, type or value; empty if they are equal."""
     read, expected = np.asarray(read), np.asarray(expected)
     if (read.shape, read.dtype) != (expected.shape, expected.dtype):
         return f"{read.dtype}{read.shape}, not {expected.dtype}{expected.shape}"
@@ -413,7 +403,7 @@ def attribute_differences(
             yield f"attribute {name}: {problem}"
 
 
-def test_what_h5netcdf_opens_is_the_same(corpus: Path) -> None:
+def test_corpus_files_have_the_variables_of_h5netcdf(corpus: Path) -> None:
     pytest.importorskip("h5netcdf")
     problems, n_opened = set(), 0
     for row in rows(corpus, "references", "parity"):

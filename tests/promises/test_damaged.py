@@ -1,159 +1,31 @@
-"""Damaged and hostile files: a value or a Python exception, never a crash or a hang.
+"""Damaged files give values or raise an error of xref; they never crash or hang.
 
 Each file is opened, printed, tabled and read to the end in a process of its own.
-This module is that program too: run with file names on standard input, it imports
-xref once and forks for every file, so that a crash costs one case.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import random
 import signal
 import struct
-import subprocess
-import sys
-import tempfile
-import traceback
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import forks
 import h5py
 import numpy as np
 import pytest
-from forks import PATIENCE, in_fork
+from damaged_files import PACKED, Sample, only_xref_errors, read_all
+from forks import in_fork
 from strategies import scaled
 
-# --- the program that reads one file to the end -----------------------------------------
+pytestmark = pytest.mark.slow
 
 
-def list_groups(filename: str) -> list[str]:
-    found = ["/"]
-    with h5py.File(filename) as file:
-        file.visititems(
-            lambda name, item: found.append(name) if isinstance(item, h5py.Group) else None
-        )
-    return found
-
-
-def exercise(filename: str, groups: list[str]) -> list[str]:
-    """Do all that a user may with a file; return what was raised, step by step."""
-    import xarray as xr
-
-    import xref
-
-    raised = []
-
-    def attempt(step: str, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except Exception as error:  # noqa: BLE001 - reported and judged by the tests
-            kind = "XrefError" if isinstance(error, xref.XrefError) else "other"
-            raised.append(f"{step}: {kind}: {type(error).__name__}: {error}")
-            if kind == "other":
-                traceback.print_exception(error)
-        return None
-
-    for group in groups:
-        ds = attempt(
-            f"open {group}", lambda g=group: xr.open_dataset(filename, engine="h5ref", group=g)
-        )
-        if ds is None:
-            continue
-        attempt("str", lambda ds=ds: str(ds))
-        for name in ds.variables:
-            array = ds[name]
-            if not isinstance(array.variable._data, xref.ReferenceArray):
-                attempt(f"load {name}", array.load)
-                continue
-            attempt(f"repr {name}", lambda a=array: repr(a.data))
-            attempt(f"table {name}", array.h5ref.table)
-            attempt(
-                f"resolve {name}",
-                lambda a=array: a.h5ref.resolve("ragged", on_null="fill").load(),
-            )
-            for row in range(min(array.size, 20)):
-                step = f"element {row} of {name}"
-                element = attempt(step, lambda a=array, r=row: a.data.reshape(a.size)[r])
-                if element:
-                    attempt(step, lambda e=element: (repr(e), e.kind, e.path))
-                    resolved = attempt(step, element.resolve)
-                    if hasattr(resolved, "load"):
-                        attempt(step, resolved.load)
-        ds.close()
-    return raised
-
-
-def main() -> None:
-    import dask
-
-    import xref
-
-    faulthandler.enable()
-    warnings.simplefilter("ignore")
-    dask.config.set(scheduler="synchronous")
-    with tempfile.TemporaryDirectory() as folder, xref.set_options(threads=1):
-        # Modules that are imported on first use are imported once, and no thread
-        # is started before the forks.
-        Sample(Path(folder, "warm.h5"))
-        exercise(f"{folder}/warm.h5", ["/"])
-    answers = []
-    for filename in json.load(sys.stdin):
-        # HDF5 itself may fail to list a file; then its root is tried alone.
-        groups = in_fork(lambda f=filename: list_groups(f)).get("result", ["/"])
-        answers.append(in_fork(lambda f=filename, g=groups: exercise(f, g)))
-        if "died" in answers[-1]:
-            print(f"{filename}: {answers[-1]}", file=sys.stderr)  # noqa: T201
-    json.dump(answers, sys.stdout)
-
-
-# --- the tests --------------------------------------------------------------------------
-
-
-def read_all(filenames: list[Path]) -> dict[str, list[str]]:
-    """Return what reading each file raised; fail if one crashed, hung or ran out of memory."""
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps([str(f) for f in filenames]),
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE * len(filenames) + 60,
-        check=False,
-    )
-    assert not done.returncode, done.stderr[-5000:]
-    answers = dict(zip([f.name for f in filenames], json.loads(done.stdout), strict=True))
-    bad = {
-        name: answer
-        for name, answer in answers.items()
-        if "result" not in answer or any(": MemoryError: " in r for r in answer["result"])
-    }
-    assert not bad, f"{bad}\n{done.stderr[-5000:]}"
-    return {name: answer["result"] for name, answer in answers.items()}
-
-
-def only_xref_errors(raised: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Fail if an exception came from elsewhere; HDF5 alone may refuse to open a group."""
-    other = {
-        name: strange
-        for name, errors in raised.items()
-        if (strange := [e for e in errors if ": other: " in e and not refused_by_hdf5(e)])
-    }
-    assert not other, json.dumps(other, indent=1)[:5000]
-    return raised
-
-
-def refused_by_hdf5(error: str) -> bool:
-    """Whether a group did not open, by an exception that h5py makes of HDF5's errors."""
-    return error.startswith("open ") and ": other: OSError: " in error
-
-
-def test_a_crash_a_hang_and_an_error_of_a_fork_are_told(
+def test_in_fork_reports_a_crash_a_hang_and_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def hang() -> None:
@@ -167,83 +39,11 @@ def test_a_crash_a_hang_and_an_error_of_a_fork_are_told(
     assert in_fork(lambda: [][0]) == {"error": "IndexError: list index out of range"}
 
 
-def test_damaged_files_of_the_corpus_open_or_raise(corpus: Path) -> None:
+def test_damaged_corpus_files_open_or_raise_xref_errors(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     files = [corpus / row["file"] for row in manifest["files"] if row["role"] == "damaged"]
     assert len(files) == 19
     only_xref_errors(read_all(files))
-
-
-PACKED = np.arange(2000).reshape(40, 50)
-
-
-class Sample:
-    """A small file with every kind of selection, and where its bytes lie."""
-
-    def __init__(self, path: Path, libver: Any = None) -> None:
-        with h5py.File(path, "w", libver=libver) as file:
-            plain = file.create_dataset(
-                "plain", data=np.arange(600, dtype="i4").reshape(20, 30)
-            )
-            packed = file.create_dataset(
-                "packed",
-                data=np.arange(2000, dtype="i4").reshape(40, 50),
-                chunks=(10, 10),
-                compression="gzip",
-                shuffle=True,
-                maxshape=(None, 50),
-            )
-            holes = np.zeros((40, 50), dtype=bool)
-            holes[2:9, 3:7] = holes[5:12, 20] = True
-            points = packed.regionref[np.eye(40, 50, dtype=bool)]
-            regions = [
-                packed.regionref[2:6, 10:30],
-                packed.regionref[1:30:3, ::7],
-                points,
-                packed.regionref[:, [1, 5, 9, 30]],
-                plain.regionref[...],
-                plain.regionref[4:5, 6:7],
-                packed.regionref[holes],
-            ]
-            file.create_group("group")["inside"] = np.arange(3)
-            file["type"] = np.dtype("f8")
-            file.create_dataset("regions", (8,), dtype=h5py.regionref_dtype)
-            file["regions"][:7] = np.array(regions, dtype=h5py.regionref_dtype)
-            file.create_dataset("objects", (5,), dtype=h5py.ref_dtype)
-            targets = [plain.ref, packed.ref, file["group"].ref, file["type"].ref]
-            file["objects"][:4] = np.array(targets, dtype=h5py.ref_dtype)
-            file.flush()
-            self.regions_at = file["regions"].id.get_offset()
-            self.objects_at = file["objects"].id.get_offset()
-            self.plain_at = plain.id.get_offset()
-            chunks = [packed.id.get_chunk_info(i) for i in range(packed.id.get_num_chunks())]
-            self.chunks = [(c.byte_offset, c.size) for c in chunks]
-        self.path = path
-        self.data = path.read_bytes()
-        self.heap_at = self.unpack("<Q", self.regions_at)[0]
-        self.heap_nbytes = self.unpack("<Q", self.heap_at + 8)[0]
-
-    def unpack(self, form: str, at: int) -> tuple[Any, ...]:
-        return struct.unpack_from(form, self.data, at)
-
-    def encoded_at(self, element: int) -> int:
-        """Byte where the selection of an element begins, behind its target's address."""
-        heap, wanted = self.unpack("<QI", self.regions_at + 12 * element)
-        at = heap + 16
-        while True:
-            index, _, nbytes = self.unpack("<HH4xQ", at)
-            if index == wanted:
-                return at + 16 + 8
-            at += 16 + (nbytes + 7) // 8 * 8
-
-    def changed(self, name: str, *changes: tuple[int, bytes]) -> Path:
-        data = bytearray(self.data)
-        for at, new in changes:
-            assert len(data[at : at + len(new)]) == len(new)
-            data[at : at + len(new)] = new
-        path = self.path.with_name(f"{name}.h5")
-        path.write_bytes(data)
-        return path
 
 
 @pytest.fixture
@@ -256,7 +56,7 @@ def test_an_undamaged_file_raises_nothing(sample: Sample) -> None:
     assert [r.split(":")[0] for r in raised] == ["resolve objects"]  # a dataset and a group
 
 
-def test_truncated_files_open_or_raise(sample: Sample) -> None:
+def test_truncated_files_raise_xref_errors_at_open(sample: Sample) -> None:
     files = []
     for n in [
         *range(0, 96, 8),
@@ -269,7 +69,7 @@ def test_truncated_files_open_or_raise(sample: Sample) -> None:
 
 
 def heap_damage(sample: Sample) -> dict[str, tuple[int, bytes]]:
-    """Name changes to the heap or references, by what they break."""
+    """Return changes to the heap or to references, named by the part that they damage."""
     block, points, union = (sample.encoded_at(i) for i in (0, 2, 3))
     assert sample.unpack("<II", block) == (2, 1)  # a hyperslab, version 1
     assert sample.unpack("<II", points) == (1, 1)
@@ -305,7 +105,7 @@ def heap_damage(sample: Sample) -> dict[str, tuple[int, bytes]]:
 ANY_VALUE = {"kind_all_with_rest", "blocks_overlap"}  # legal, or the bytes behind are unused
 
 
-def test_damaged_heaps_raise_what_names_file_variable_and_element(sample: Sample) -> None:
+def test_errors_of_damaged_heaps_name_file_variable_and_element(sample: Sample) -> None:
     damage = heap_damage(sample)
     files = [sample.changed(name, change) for name, change in damage.items()]
     raised = only_xref_errors(read_all(files))
@@ -318,7 +118,7 @@ def test_damaged_heaps_raise_what_names_file_variable_and_element(sample: Sample
         assert any("'/regions'" in e and "reference" in e for e in named), raised[f"{name}.h5"]
 
 
-def test_a_damaged_element_does_not_hide_the_others(sample: Sample) -> None:
+def test_a_damaged_reference_leaves_other_references_readable(sample: Sample) -> None:
     damage = heap_damage(sample)
     row_of = {"version_9": 0, "start_past_end": 0, "object_missing": 0, "point_count_huge": 2}
     raised = read_all([sample.changed(name, damage[name]) for name in row_of])
@@ -377,7 +177,7 @@ BAD_CHUNKS = {
 
 @pytest.mark.parametrize("stored", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
 @pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
-def test_a_chunk_that_does_not_inflate_to_its_size_raises(
+def test_a_chunk_with_a_wrong_decompressed_size_raises(
     sample: Sample, stored: bytes, reader: str
 ) -> None:
     import xarray as xr
@@ -409,7 +209,7 @@ def flips(sample: Sample, ranges: list[tuple[int, int]], n: int, seed: int) -> I
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_flipped_bytes_of_references_and_heap_raise_or_read(
+def test_flipped_bytes_in_references_and_heap_raise_xref_errors_or_read(
     tmp_path: Path, libver: str
 ) -> None:
     sample = Sample(tmp_path / "sample.h5", libver=libver)
@@ -422,13 +222,13 @@ def test_flipped_bytes_of_references_and_heap_raise_or_read(
     only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=1))))
 
 
-def test_flipped_bytes_of_chunks_raise_or_read(sample: Sample) -> None:
+def test_flipped_bytes_in_chunks_raise_xref_errors_or_read(sample: Sample) -> None:
     ranges = [(at, at + size) for at, size in sample.chunks]
     only_xref_errors(read_all(list(flips(sample, ranges, 40, seed=2))))
 
 
-def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
-    # Object headers, B-trees, local heaps: HDF5 reads these, xref checks what it says.
+def test_flipped_bytes_in_metadata_raise_xref_errors_or_read(sample: Sample) -> None:
+    # Object headers, B-trees and local heaps.
     starts = [
         i for i in range(len(sample.data)) if sample.data[i : i + 4] in (b"TREE", b"SNOD")
     ]
@@ -436,7 +236,7 @@ def test_flipped_bytes_of_metadata_raise_or_read(sample: Sample) -> None:
     only_xref_errors(read_all(list(flips(sample, ranges, 100, seed=3))))
 
 
-def test_files_with_zeros_instead_of_their_end_open_or_raise(tmp_path: Path) -> None:
+def test_files_whose_end_is_zeros_open_or_raise_xref_errors(tmp_path: Path) -> None:
     whole = tmp_path / "small.h5"
     with h5py.File(whole, "w") as file:
         data = file.create_dataset("d", data=np.arange(6))
@@ -444,10 +244,6 @@ def test_files_with_zeros_instead_of_their_end_open_or_raise(tmp_path: Path) -> 
     data, files = whole.read_bytes(), []
     for n in np.linspace(0, len(data), 30).astype(int).tolist():
         files.append(tmp_path / f"prefix{n}.h5")
-        # Zeros instead of what was cut, as a sparse copy has them: the length is right.
+        # A sparse copy has the right length, with zeros in place of the missing end.
         files[-1].write_bytes(data[:n] + bytes(len(data) - n))
     only_xref_errors(read_all(files))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Damaged elements that hold references: an error of xref's or values, soon and small."""
+"""Damaged elements that hold references give values or an error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from damaged_files import only_xref_errors, read_all
+from elements import FORMS, targets
 from forks import in_fork
 from samples import open_h5
 from strategies import scaled
-from test_damaged import only_xref_errors, read_all
-from test_values import FORMS, targets
 from typed import Ref, compound, number, reference, sequence, write_attribute, write_dataset
 
 import xref
+
+pytestmark = pytest.mark.slow
 
 DAMAGED = ["all three", "nested", "sequence in a compound", "sequence of sequences", "text"]
 
 
 class Sample:
-    """A file of elements of several types, and where its bytes lie."""
+    """A file with elements of several types, and the byte ranges of its parts."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         with h5py.File(path, "w", **options) as file:
@@ -74,7 +76,9 @@ def test_an_undamaged_file_raises_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["stored", "heaps", "headers"])
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_flipped_bytes_raise_or_read(tmp_path: Path, where: str, libver: str) -> None:
+def test_flipped_bytes_raise_xref_errors_or_read(
+    tmp_path: Path, where: str, libver: str
+) -> None:
     sample = Sample(tmp_path / "sample.h5", libver=libver)
     only_xref_errors(read_all(list(sample.flips(getattr(sample, where), 20, seed=4))))
 
@@ -103,7 +107,7 @@ def test_a_sequence_longer_than_its_heap_object_raises(tmp_path: Path, length: i
 
 
 def share_heap_object(path: Path, base: Any, value: list[Any], n: int) -> None:
-    """Write n sequences that all name the heap object of one."""
+    """Write n sequences that all point at the same heap object."""
     with h5py.File(path, "w") as file:
         targets(file)
         write_dataset(file, "one", sequence(base), [value], (1,))
@@ -115,7 +119,7 @@ def share_heap_object(path: Path, base: Any, value: list[Any], n: int) -> None:
     path.write_bytes(data)
 
 
-def test_many_sequences_that_share_a_heap_object_cost_it_once(tmp_path: Path) -> None:
+def test_sequences_that_share_a_heap_object_read_it_once(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     share_heap_object(path, reference("object"), [Ref("/data")] * 5000, 20000)
 
@@ -127,8 +131,8 @@ def test_many_sequences_that_share_a_heap_object_cost_it_once(tmp_path: Path) ->
     assert in_fork(read) == {"result": [20000, 5000, 5000, True]}
 
 
-def test_texts_that_share_their_bytes_have_a_limit(tmp_path: Path) -> None:
-    # Each of these begins where the others do and is one byte longer.
+def test_texts_that_share_heap_bytes_are_limited_in_total_size(tmp_path: Path) -> None:
+    # All texts begin at the same byte; each is one byte longer than the next.
     path, n = tmp_path / "file.h5", 40000
     form, _ = FORMS["text"]
     with h5py.File(path, "w") as file:
@@ -153,7 +157,7 @@ def test_texts_that_share_their_bytes_have_a_limit(tmp_path: Path) -> None:
     assert "read fewer" in answer["error"]
 
 
-def test_sequences_that_hold_themselves_end(tmp_path: Path) -> None:
+def test_sequences_that_contain_themselves_terminate(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     base: Any = reference("object")
     for _ in range(20):
@@ -167,7 +171,7 @@ def test_sequences_that_hold_themselves_end(tmp_path: Path) -> None:
         file.flush()
         at = file["held"].id.get_offset()
     data = bytearray(path.read_bytes())
-    # Each of 200 elements of one heap object names that object.
+    # A heap object of 200 elements, each of which points at the heap object itself.
     heap_at = -(-len(data) // 8) * 8
     data += bytes(heap_at - len(data))
     element = struct.pack("<IQI", 200, heap_at, 1)

@@ -1,6 +1,6 @@
-"""Every way of resolving gives what h5py reads, one reference at a time (`oracle`).
+"""Every way of resolving references gives the values that h5py reads one at a time (`oracle`).
 
-Hypothesis draws whole files.
+Hypothesis generates whole files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from strategies import READERS, Drawn
 from xref import NullReferenceError
 from xref.errors import UnsupportedError
 
-# Files are large values to draw.
+# Whole files are large values for hypothesis to generate.
 health = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 thorough = settings(suppress_health_check=health)
@@ -34,7 +34,7 @@ brief = settings(thorough, max_examples=settings.default.max_examples // 2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the files of all examples, of which each has a new name."""
+    """Return one folder for the files of all examples; each file has a new name."""
     return tmp_path_factory.mktemp("equivalence")
 
 
@@ -75,14 +75,16 @@ class Case:
         return [a for i in rows if (a := self.answers[i]) is not None]
 
     def flat(self, rows: list[int] | np.ndarray) -> np.ndarray:
-        """Values of some rows, end to end."""
+        """Concatenate the values of some rows."""
         parts = [a.values for a in self.expected(rows)]
         return np.concatenate(parts) if parts else np.empty(0)
 
 
 @given(drawn=strategies.files())
 @thorough
-def test_each_reference_says_and_gives_what_h5py_does(drawn: Drawn, folder: Path) -> None:
+def test_each_reference_has_the_kind_bounds_and_values_of_h5py(
+    drawn: Drawn, folder: Path
+) -> None:
     with Case(drawn, folder) as case, case.open() as dataset:
         references = np.asarray(dataset["refs"].values, dtype=object).ravel()
         assert dataset["refs"].shape == case.shape
@@ -106,7 +108,7 @@ def test_each_reference_says_and_gives_what_h5py_does(drawn: Drawn, folder: Path
     chunks=st.sampled_from((None, 1, 2, "auto")),
 )
 @thorough
-def test_ragged_values_are_all_results_end_to_end(
+def test_ragged_values_are_the_concatenated_results(
     drawn: Drawn, chunks: Any, folder: Path
 ) -> None:
     with Case(drawn, folder) as case, case.open() as dataset:
@@ -121,7 +123,7 @@ def test_ragged_values_are_all_results_end_to_end(
 
 @given(drawn=strategies.files())
 @thorough
-def test_stacking_takes_one_shape_and_refuses_others_by_name(
+def test_stacking_needs_equal_shapes_and_names_different_ones(
     drawn: Drawn, folder: Path
 ) -> None:
     with Case(drawn, folder) as case, case.open() as dataset:
@@ -173,7 +175,7 @@ def test_padding_keeps_each_result_in_the_corner_of_its_cell(
 
 @given(drawn=strategies.files(n_targets=2, same_size=True), data=st.data())
 @brief
-def test_stacked_boxes_are_equal_by_any_reader_chunks_and_index(
+def test_stacked_boxes_are_equal_for_every_reader_chunking_and_index(
     drawn: Drawn, data: st.DataObject, folder: Path
 ) -> None:
     with Case(drawn, folder) as case:

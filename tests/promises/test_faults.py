@@ -1,4 +1,4 @@
-"""Reads that fail: the result is right or an error, nothing leaks, the next read works."""
+"""A failing read gives the right values or an error, leaks nothing, and the next read works."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ READS: dict[str, tuple[Callable[[xr.Dataset], Any], np.ndarray]] = {
 
 
 class Faulty:
-    """Positional reads of which one, or each from one on, goes wrong."""
+    """Replace positional reads; the n-th read fails, or the n-th and all later ones."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, fault: Any, at: int, once: bool
@@ -129,9 +129,10 @@ def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else set()
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("read", READS)
-def test_a_read_that_fails_is_an_error_or_is_repeated(
+def test_a_failing_read_is_retried_or_raises(
     path: Path, read: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     action, expected = READS[read]
@@ -171,7 +172,7 @@ def busy() -> bool:
 
 
 @pytest.mark.parametrize("fault", ["EIO", "short", "empty"])
-def test_opening_a_file_whose_reads_fail_is_an_error(
+def test_opening_a_file_whose_reads_fail_raises(
     path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -195,7 +196,7 @@ def test_opening_a_file_whose_reads_fail_is_an_error(
 
 
 class FaultyObject(io.BytesIO):
-    """A file object whose reads may fail, or give less than was asked for."""
+    """A file object whose reads may fail or return fewer bytes than requested."""
 
     wrong: Callable[[int], int | None] = staticmethod(lambda number: None)
     calls = 0
@@ -212,7 +213,7 @@ class FaultyObject(io.BytesIO):
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("read", ["data", "plain", "rois", "plain_rois"])
-def test_a_file_object_that_gives_less_than_asked_for_is_asked_again(
+def test_short_reads_of_a_file_object_are_continued(
     content: bytes, read: str, reader: str
 ) -> None:
     action, expected = READS[read]
@@ -222,9 +223,10 @@ def test_a_file_object_that_gives_less_than_asked_for_is_asked_again(
         np.testing.assert_array_equal(action(ds), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("most", [-1, 0], ids=["error", "nothing"])
-def test_a_file_object_that_fails_is_an_error(content: bytes, reader: str, most: int) -> None:
+def test_a_failing_file_object_raises(content: bytes, reader: str, most: int) -> None:
     for read in ("data", "plain", "rois", "plain_rois"):
         action, expected = READS[read]
         file = FaultyObject(content)
@@ -248,7 +250,8 @@ def test_a_file_object_that_fails_is_an_error(content: bytes, reader: str, most:
 # --- memory ---------------------------------------------------------------------------------
 
 
-def test_a_process_that_is_short_of_memory_raises_or_is_right(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_process_without_memory_raises_or_gives_right_values(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     values = np.arange(1 << 23, dtype="i8").reshape(2048, 4096)  # 64 MiB
     with h5py.File(path, "w") as file:
@@ -259,8 +262,8 @@ def test_a_process_that_is_short_of_memory_raises_or_is_right(tmp_path: Path) ->
     def attempt() -> list[str]:
         found = []
         ds = xr.open_dataset(path, engine="h5ref")
-        # Threads that read are there from the first read on. Python waits for ever for one
-        # that dies of too little memory while it starts.
+        # The first read starts the reading threads. Python would wait for ever for a thread
+        # that fails to start for want of memory.
         assert np.array_equal(ds["data"].copy().values, values)
         for what in ("data", "rois"):
             for spare in (1 << 20, 1 << 24, 1 << 26, 5 << 24, 1 << 28):

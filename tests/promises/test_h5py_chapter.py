@@ -1,6 +1,6 @@
-"""Each statement of h5py's chapter "Object and Region References", both ways.
+"""Each statement of the h5py documentation's chapter "Object and Region References".
 
-Written with xref and read with h5py, and written with h5py and read with xref.
+References are written with xref and read with h5py, and the other way round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def written_into(base: Path, references: dict[str, Any], **attributes: Any) -> h
 
 
 @pytest.mark.parametrize("name", ["image", "group", "group/inner", "type", "/"])
-def test_every_object_gives_a_reference_that_opens_it_again(base: Path, name: str) -> None:
+def test_an_object_reference_opens_the_same_object(base: Path, name: str) -> None:
     with open_h5(base) as ds:
         reference = ds.h5ref.reference(name)
     assert bool(reference)
@@ -57,7 +57,7 @@ def test_every_object_gives_a_reference_that_opens_it_again(base: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["image", "group", "group/inner", "type", "/"])
-def test_references_of_h5py_open_the_object(base: Path, name: str) -> None:
+def test_object_references_written_by_h5py_open_the_object(base: Path, name: str) -> None:
     with h5py.File(base, "a") as file:
         refs = file.create_dataset("refs", (2,), dtype=h5py.ref_dtype)
         refs[0] = file[name].ref
@@ -76,7 +76,7 @@ def test_references_of_h5py_open_the_object(base: Path, name: str) -> None:
             assert isinstance(found, xr.Dataset)
 
 
-def test_a_reference_comes_from_a_variable(base: Path) -> None:
+def test_variables_and_groups_give_references_to_themselves(base: Path) -> None:
     with open_h5(base) as ds:
         assert ds["image"].h5ref.reference() == ds.h5ref.reference("image")
         assert ds.h5ref.reference() == ds.h5ref.reference("/")
@@ -97,7 +97,7 @@ REGULAR = [
 
 
 @pytest.mark.parametrize("key", REGULAR, ids=str)
-def test_regions_come_from_slices(base: Path, key: Any) -> None:
+def test_region_references_made_from_slices_are_read_by_h5py(base: Path, key: Any) -> None:
     with open_h5(base) as ds:
         region = ds["image"].h5ref.region_reference(key)
         resolved = region.resolve().values
@@ -112,7 +112,7 @@ def test_regions_come_from_slices(base: Path, key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", REGULAR, ids=str)
-def test_regions_of_h5py_resolve(base: Path, key: Any) -> None:
+def test_region_references_written_by_h5py_resolve(base: Path, key: Any) -> None:
     with h5py.File(base, "a") as file:
         rois = file.create_dataset("rois", (1,), dtype=h5py.regionref_dtype)
         rois[0] = file["image"].regionref[key]
@@ -130,7 +130,9 @@ IRREGULAR = {
 
 
 @pytest.mark.parametrize("key", IRREGULAR.values(), ids=list(IRREGULAR))
-def test_regions_come_from_irregular_selections(base: Path, key: Any) -> None:
+def test_region_references_made_from_irregular_selections_are_read_by_h5py(
+    base: Path, key: Any
+) -> None:
     with open_h5(base) as ds:
         region = ds["image"].h5ref.region_reference(key)
         resolved = region.resolve().values
@@ -141,7 +143,7 @@ def test_regions_come_from_irregular_selections(base: Path, key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", IRREGULAR.values(), ids=list(IRREGULAR))
-def test_irregular_regions_of_h5py_resolve(base: Path, key: Any) -> None:
+def test_irregular_region_references_written_by_h5py_resolve(base: Path, key: Any) -> None:
     with h5py.File(base, "a") as file:
         rois = file.create_dataset("rois", (2,), dtype=h5py.regionref_dtype)
         rois[0] = file["image"].regionref[key]
@@ -151,7 +153,7 @@ def test_irregular_regions_of_h5py_resolve(base: Path, key: Any) -> None:
         np.testing.assert_array_equal(region.resolve().values.ravel(), IMAGE[key].ravel())
 
 
-def test_points_of_h5py_keep_their_order(base: Path) -> None:
+def test_point_selections_written_by_h5py_keep_their_order(base: Path) -> None:
     points = np.array([[3, 4], [0, 14], [3, 4], [11, 0]])
     with h5py.File(base, "a") as file:
         image = file["image"]
@@ -163,7 +165,7 @@ def test_points_of_h5py_keep_their_order(base: Path) -> None:
         np.testing.assert_array_equal(ds["rois"][0].item().resolve(), IMAGE[tuple(points.T)])
 
 
-def test_regions_of_h5py_work_where_object_references_do(base: Path) -> None:
+def test_region_references_written_by_h5py_also_open_the_object(base: Path) -> None:
     with h5py.File(base, "a") as file:
         rois = file.create_dataset("rois", (1,), dtype=h5py.regionref_dtype)
         rois[0] = file["image"].regionref[2:4, 1:3]
@@ -175,7 +177,7 @@ def test_regions_of_h5py_work_where_object_references_do(base: Path) -> None:
         assert region.object.resolve().shape == IMAGE.shape
 
 
-def test_attributes_of_h5py_hold_references_of_both_kinds(base: Path) -> None:
+def test_attributes_written_by_h5py_hold_object_and_region_references(base: Path) -> None:
     with h5py.File(base, "a") as file:
         image, attributes = file["image"], file["group"].attrs
         attributes["object"] = image.ref
@@ -199,7 +201,7 @@ def test_attributes_of_h5py_hold_references_of_both_kinds(base: Path) -> None:
         file[file["group"].attrs["null"]]
 
 
-def test_regions_come_from_points_in_any_order(base: Path) -> None:
+def test_region_references_made_from_points_keep_their_order(base: Path) -> None:
     points = np.array([[3, 4], [0, 14], [3, 4], [11, 0]])
     with open_h5(base) as ds:
         region = ds["image"].h5ref.region_reference(points=points)
@@ -209,7 +211,7 @@ def test_regions_come_from_points_in_any_order(base: Path) -> None:
         np.testing.assert_array_equal(np.ravel(image[found]), IMAGE[tuple(points.T)])
 
 
-def test_a_region_works_where_an_object_reference_does(base: Path) -> None:
+def test_a_region_reference_also_opens_the_object(base: Path) -> None:
     with open_h5(base) as ds:
         region = ds["image"].h5ref.region_reference(np.s_[2:4, 1:3])
         assert region.object == ds["image"].h5ref.reference()
@@ -218,7 +220,7 @@ def test_a_region_works_where_an_object_reference_does(base: Path) -> None:
         assert file[file["region"][()]] == file["image"]
 
 
-def test_datasets_and_attributes_hold_references_of_both_kinds(base: Path) -> None:
+def test_written_datasets_and_attributes_hold_object_and_region_references(base: Path) -> None:
     with open_h5(base) as ds:
         image = ds["image"].h5ref
         objects = [image.reference(), ds.h5ref.reference("group")]
@@ -247,7 +249,7 @@ def test_datasets_and_attributes_hold_references_of_both_kinds(base: Path) -> No
 
 
 @pytest.mark.parametrize("is_region", [False, True])
-def test_null_references_are_false_both_ways(base: Path, is_region: bool) -> None:
+def test_null_references_are_false_in_xref_and_in_h5py(base: Path, is_region: bool) -> None:
     with open_h5(base) as ds:
         image = ds["image"].h5ref
         one = image.region_reference(np.s_[:3]) if is_region else image.reference()

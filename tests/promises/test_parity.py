@@ -1,4 +1,4 @@
-"""What h5netcdf makes of a file is what this engine makes of it."""
+"""Files without references open as with ``engine="h5netcdf"``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_same_mapping(found: Any, expected: Any, what: str) -> None:
 
 
 def assert_parity(path: Path, **options: Any) -> xr.Dataset:
-    """Open with both engines and compare all that a user sees."""
+    """Open with both engines; compare values, types, dimensions, attributes and encodings."""
     options = {"phony_dims": "access"} | options
     with (
         xr.open_dataset(path, engine="h5netcdf", **options) as expected,
@@ -159,9 +159,10 @@ def scales(file: h5py.File) -> None:
     file["group/below/other"] = np.arange(3)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("fill", [every_type, every_attribute, scales])
-def test_files_of_h5py_open_as_in_h5netcdf(
+def test_files_written_by_h5py_open_as_in_h5netcdf(
     make: Callable[..., Path], fill: Callable[[h5py.File], None], options: dict[str, Any]
 ) -> None:
     path = make(fill)
@@ -195,7 +196,7 @@ def decoded(file: h5py.File) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_decoders_are_for_one_variable_or_all(
+def test_decoding_options_apply_to_one_variable_or_to_all(
     make: Callable[..., Path], options: dict[str, Any]
 ) -> None:
     assert_parity(make(decoded), **options)
@@ -208,7 +209,7 @@ def walk(file: h5py.File) -> list[tuple[str, Any]]:
 
 
 def write_netcdf4(module: Any, path: Path) -> None:
-    """Write with the interface that netCDF4 and h5netcdf share."""
+    """Write a file through the interface that netCDF4 and h5netcdf share."""
     with module.Dataset(str(path), "w") as file:
         for name, size in (("t", None), ("u", None), ("x", 3), ("y", 2), ("length", 4)):
             file.createDimension(name, size)
@@ -250,8 +251,9 @@ def netcdf4_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pat
     return tmp_path / "file.nc"
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_files_of_netcdf4_open_as_in_h5netcdf(
+def test_files_written_by_netcdf4_open_as_in_h5netcdf(
     netcdf4_path: Path, options: dict[str, Any]
 ) -> None:
     root = assert_parity(netcdf4_path, **options)
@@ -260,6 +262,7 @@ def test_files_of_netcdf4_open_as_in_h5netcdf(
     assert_parity(netcdf4_path, group="group", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"mask_and_scale": False}], ids=str)
 def test_trees_open_as_in_h5netcdf(netcdf4_path: Path, options: dict[str, Any]) -> None:
     with (
@@ -283,16 +286,20 @@ def test_enumerations_keep_the_name_of_their_type(tmp_path: Path) -> None:
         assert_parity(tmp_path / "again.nc")
 
 
-def test_files_written_again_are_the_same(netcdf4_path: Path, tmp_path: Path) -> None:
-    """Encodings say how to write what was read."""
+@pytest.mark.slow
+def test_to_netcdf_of_a_file_gives_an_identical_file(
+    netcdf4_path: Path, tmp_path: Path
+) -> None:
+    """The encodings of a read file suffice to write it again."""
     with xr.open_dataset(netcdf4_path, engine="h5ref", decode_coords=False) as found:
         found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")
         again = assert_parity(tmp_path / "again.nc", decode_coords=False)
         xr.testing.assert_identical(again, found.load())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["h5ref", "h5netcdf", "netcdf4"])
-def test_trees_that_are_written_are_netcdf4(
+def test_written_trees_are_read_by_netcdf_engines(
     netcdf4_path: Path, tmp_path: Path, engine: str
 ) -> None:
     if engine == "netcdf4":
@@ -307,8 +314,9 @@ def test_trees_that_are_written_are_netcdf4(
 CORPUS = ("netcdf-c", "netcdf4-python", "rioxarray", "l2ss-py", "pyfive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CORPUS)
-def test_files_of_the_corpus_open_as_in_h5netcdf(corpus: Path, source: str) -> None:
+def test_corpus_files_open_as_in_h5netcdf(corpus: Path, source: str) -> None:
     compared = 0
     for path in sorted((corpus / source).rglob("*.nc*")):
         if not h5py.is_hdf5(path):

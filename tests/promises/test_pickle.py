@@ -1,11 +1,9 @@
-"""Everything pickles, before and after it was read, and is small before."""
+"""Datasets, references and results pickle; before they are read, their pickles are small."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 
 DATA = np.arange(40_000, dtype="i4").reshape(200, 200)
 N = 3000
@@ -56,7 +55,7 @@ def test_elements_pickle_to_equal_elements(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(again(ds["line"].values[7]).resolve(), DATA[7:11, 7:13])
 
 
-def test_an_array_that_was_not_read_pickles_as_a_place(ds: xr.Dataset) -> None:
+def test_reference_arrays_pickle_without_their_values(ds: xr.Dataset) -> None:
     array = ds["line"].data
     assert len(pickle.dumps(array)) < 2000
     assert len(pickle.dumps(array[5:2000:3])) < 2000
@@ -76,6 +75,7 @@ def test_arrays_pickle_after_loading_and_after_fancy_indexing(ds: xr.Dataset) ->
             assert not other.columns.address.flags.writeable
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "make",
     [
@@ -99,23 +99,26 @@ def test_datasets_and_results_pickle(ds: xr.Dataset, make: Callable[[xr.Dataset]
     xr.testing.assert_identical(again(made.load()), made.load())
 
 
-def test_graphs_are_small_and_hold_no_handles(ds: xr.Dataset) -> None:
+def test_graphs_are_small_and_hold_no_handles(ds: xr.Dataset, path: Path) -> None:
     patches = ds["line"].h5ref.resolve(chunks=100)
     graph = dict(patches.data.dask)
     assert len(graph) <= N / 100 + 3
     # The raw bytes of the references alone are 12 * N.
-    assert max(len(pickle.dumps(task)) for task in graph.values()) < 1000
+    # Each task holds the path of the file once; its length differs from run to run.
+    nbytes = [len(pickle.dumps(task)) - len(str(path)) for task in graph.values()]
+    assert max(nbytes) < 940
     assert len(pickle.dumps(graph)) < 200 * len(graph)
 
 
-def test_reference_attributes_pickle(ds: xr.Dataset) -> None:
+def test_attributes_that_hold_references_pickle(ds: xr.Dataset) -> None:
     attributes = again(ds["data"].attrs)
     assert attributes["region"] == ds["line"].values[5]
     assert attributes["object"] == ds["objects"].values[0]
     np.testing.assert_array_equal(attributes["region"].resolve(), DATA[5:9, 5:11])
 
 
-def test_another_process_resolves_what_was_pickled(ds: xr.Dataset, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_another_process_resolves_pickled_references(ds: xr.Dataset, tmp_path: Path) -> None:
     out = tmp_path / "values.npy"
     todo = tmp_path / "todo.pickle"
     resolved = ds["line"][:50].h5ref.resolve(chunks=7)
@@ -126,5 +129,5 @@ def test_another_process_resolves_what_was_pickled(ds: xr.Dataset, tmp_path: Pat
         "assert (one.resolve().values == many[9].values).all()\n"
         "np.save(sys.argv[2], many.values)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(todo), str(out)], check=True, timeout=100)
+    run_python(code, str(todo), str(out), timeout=100).check()
     np.testing.assert_array_equal(np.load(out), resolved.values)

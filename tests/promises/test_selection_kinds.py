@@ -1,4 +1,4 @@
-"""Each promise about selections, for each rank and layout, against h5py (`oracle`)."""
+"""Each kind of selection, for each rank and layout, gives the values of h5py (`oracle`)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from strategies import (
 
 from xref.errors import UnsupportedError
 
+pytestmark = pytest.mark.sampled(5)
+
 # Every rank in one layout, and every layout in one rank.
 CASES = [(rank, "gzip+shuffle") for rank in range(1, 7)] + [
     (3, layout) for layout in strategies.LAYOUTS if layout != "gzip+shuffle"
@@ -50,7 +52,7 @@ class Table:
         self.options = {} if layout in ("contiguous", "compact") else {"chunks": chunks}
 
     def check(self, make: Make, shape: tuple[int, ...] | None = None) -> Answer:
-        """Compare with the oracle; ``shape`` is what the table in DESIGN says."""
+        """Compare with the oracle; ``shape`` is the documented shape of the result."""
         with h5py.File(self.path, "w") as file:
             dtype = np.dtype("<i4")
             dataset = create_dataset(file, "t", self.shape, dtype, self.layout, **self.options)
@@ -94,7 +96,7 @@ def test_a_strided_slice_keeps_its_rank(table: Table) -> None:
     table.check(lambda d: d.regionref[(slice(None, None, 2),) * d.ndim], shape)
 
 
-def test_a_slice_of_strides_wider_than_a_chunk_keeps_its_rank(table: Table) -> None:
+def test_a_slice_with_strides_wider_than_a_chunk_keeps_its_rank(table: Table) -> None:
     def make(dataset: h5py.Dataset) -> Any:
         return dataset.regionref[tuple(slice(0, n, n // 2 + 1) for n in dataset.shape)]
 
@@ -112,7 +114,7 @@ def test_a_strided_slice_of_blocks_is_an_outer_product(table: Table) -> None:
     table.check(make, tuple(2 * ((n - 2) // 3 + 1) for n in table.shape))
 
 
-def test_an_integer_axis_is_kept_with_length_one(table: Table) -> None:
+def test_an_integer_index_keeps_its_axis_with_length_one(table: Table) -> None:
     table.check(lambda d: d.regionref[(2, ...)], (1, *table.shape[1:]))
 
 
@@ -173,17 +175,19 @@ def test_a_boolean_mask_is_flat(table: Table) -> None:
     assert len(expected.values) == mask.sum()
 
 
-def test_all_has_the_shape_of_the_dataset(table: Table) -> None:
+def test_an_all_selection_has_the_shape_of_the_dataset(table: Table) -> None:
     table.check(everything, table.shape)
 
 
-def test_none_has_no_length_along_every_axis(table: Table) -> None:
+def test_a_none_selection_has_length_zero_along_every_axis(table: Table) -> None:
     table.check(nothing, (0,) * len(table.shape))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "compact"])
 @pytest.mark.parametrize("selects", ["all", "none"])
-def test_a_scalar_dataset_is_all_or_nothing(tmp_path: Path, layout: str, selects: str) -> None:
+def test_a_scalar_dataset_has_all_and_none_selections(
+    tmp_path: Path, layout: str, selects: str
+) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         dataset = create_dataset(file, "t", (), np.dtype("f8"), layout)
         dataset[...] = 2.5
@@ -194,7 +198,7 @@ def test_a_scalar_dataset_is_all_or_nothing(tmp_path: Path, layout: str, selects
         assert resolved.values.ravel().tolist() == ([2.5] if selects == "all" else [])
 
 
-def test_a_square_less_one_cell_is_flat(
+def test_a_square_without_one_element_is_flat(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     make = hyperslabs(((0, 0), (4, 4)), ((2, 1), (1, 1)), op=h5s.SELECT_NOTB)

@@ -1,4 +1,4 @@
-"""Many threads opening, resolving and closing at once get what one thread gets."""
+"""Threads that open, resolve and close files at once get the values that one thread gets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Run tasks on threads that begin together; raise what any of them raised."""
+    """Run tasks on threads that begin together; raise the first error of any thread."""
     barrier = threading.Barrier(min(THREADS, len(tasks)))
 
     def begin(task: Callable[[], Any], first: bool) -> Any:
@@ -63,6 +63,7 @@ def run(tasks: list[Callable[[], Any]]) -> list[Any]:
         return [f.result(120) for f in futures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 def test_threads_share_one_dataset(path: Path, reader: str) -> None:
     with xr.open_dataset(path, engine="h5ref", reader=reader) as ds:
@@ -77,7 +78,7 @@ def test_threads_share_one_dataset(path: Path, reader: str) -> None:
         run([lambda n=n, p=p: resolve(n, p) for n in ("gzip", "raw", "lzf") for p in parts])
 
 
-def test_columns_are_decoded_once_whoever_asks_first(path: Path) -> None:
+def test_threads_decode_the_columns_of_references_once(path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         array = ds["gzip_rois"].data
         columns = run([lambda: array.columns] * THREADS)
@@ -86,6 +87,7 @@ def test_columns_are_decoded_once_whoever_asks_first(path: Path) -> None:
         assert elements == np.asarray(array).tolist()
 
 
+@pytest.mark.slow
 def test_threads_open_and_close_the_same_file(path: Path) -> None:
     def open_and_read(seed: int) -> None:
         chance = random.Random(seed)
@@ -101,7 +103,7 @@ def test_threads_open_and_close_the_same_file(path: Path) -> None:
     run([lambda s=s: open_and_read(s) for s in range(24)])
 
 
-def test_closing_while_others_read_leaves_their_values_right(path: Path) -> None:
+def test_closing_a_dataset_while_threads_read_leaves_their_values_right(path: Path) -> None:
     done = threading.Event()
     ds = xr.open_dataset(path, engine="h5ref")
 
@@ -125,16 +127,21 @@ def test_closing_while_others_read_leaves_their_values_right(path: Path) -> None
         ds.close()
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
-def test_schedulers_give_equal_values(path: Path, scheduler: str) -> None:
+@pytest.mark.parametrize(
+    "scheduler",
+    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+)
+def test_schedulers_give_equal_values(
+    path: Path, scheduler: str, request: pytest.FixtureRequest
+) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         stacked = ds["gzip_rois"].h5ref.resolve(chunks=50)
         ragged = ds["gzip_rois"].h5ref.resolve("ragged", chunks=50)["gzip"]
         means = ds["gzip_rois"].h5ref.mean(chunks=50)
         medians = ds["gzip_rois"].h5ref.reduce(np.median, chunks=50)
-        options = {"scheduler": scheduler}
+        options: dict[str, Any] = {"scheduler": scheduler}
         if scheduler == "processes":
-            options["num_workers"] = 2
+            options["pool"] = request.getfixturevalue("process_pool")
         np.testing.assert_array_equal(stacked.compute(**options), PATCHES)
         np.testing.assert_array_equal(ragged.compute(**options), PATCHES.ravel())
         means, medians = dask.compute(means, medians, **options)
@@ -142,7 +149,7 @@ def test_schedulers_give_equal_values(path: Path, scheduler: str) -> None:
         np.testing.assert_array_equal(medians, np.median(PATCHES, (1, 2)))
 
 
-def test_many_threads_with_many_decoding_threads(path: Path) -> None:
+def test_many_threads_read_with_many_decoding_threads(path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         for threads in (1, 3):
             with xref.set_options(threads=threads):
@@ -152,14 +159,15 @@ def test_many_threads_with_many_decoding_threads(path: Path) -> None:
                 np.testing.assert_array_equal(result, PATCHES)
 
 
-def test_pickled_copies_read_at_once(path: Path) -> None:
+def test_pickled_copies_are_read_by_threads_at_once(path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         text = pickle.dumps(ds["raw_rois"].h5ref.resolve(chunks=40))
         for result in run([lambda: pickle.loads(text).compute()] * 8):
             np.testing.assert_array_equal(result, PATCHES)
 
 
-def test_an_error_in_one_thread_leaves_the_others_right(path: Path) -> None:
+@pytest.mark.slow
+def test_an_error_in_one_thread_leaves_the_values_of_others_right(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["gzip"].id.write_direct_chunk((64, 64), b"garbage")
     with xr.open_dataset(path, engine="h5ref") as ds:
@@ -178,7 +186,7 @@ def test_an_error_in_one_thread_leaves_the_others_right(path: Path) -> None:
         run([lambda r=r: read(r) for r in range(N)])
 
 
-def test_a_fork_reads_what_its_parent_opened_and_read(path: Path) -> None:
+def test_a_forked_process_reads_files_that_its_parent_opened(path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
 
         def matches() -> bool:
@@ -191,7 +199,7 @@ def test_a_fork_reads_what_its_parent_opened_and_read(path: Path) -> None:
             assert matches()
 
 
-def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> None:
+def test_files_evicted_from_the_cache_by_each_other_are_read_right(tmp_path: Path) -> None:
     for k in range(3):
         with h5py.File(tmp_path / f"{k}.h5", "w") as file:
             data = file.create_dataset("data", data=DATA + 1000 * k, chunks=(32, 32))
@@ -213,7 +221,7 @@ def test_files_that_make_room_for_each_other_are_read_right(tmp_path: Path) -> N
             ds.close()
 
 
-def test_threads_that_cannot_be_started_are_done_without(
+def test_reading_works_where_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[Callable[[], None]] = []
@@ -232,7 +240,7 @@ def test_threads_that_cannot_be_started_are_done_without(
     assert done == list(range(10))
 
 
-def test_an_error_stops_all_threads_and_is_raised_once() -> None:
+def test_a_read_error_stops_all_threads_and_is_raised_once() -> None:
     done: list[int] = []
     barrier = threading.Barrier(3)
 

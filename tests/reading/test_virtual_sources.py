@@ -19,6 +19,7 @@ import xarray as xr
 from h5py import h5d, h5p, h5r, h5s, h5t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strategies import scaled
 
 from xref import UnreadableMemberWarning
 from xref.errors import CorruptFileError, ExternalFileError, SelectionError, UnsupportedError
@@ -160,6 +161,7 @@ def test_references_count_in_the_file_of_their_source(files: Files) -> None:
     assert (numbers[:, [0, 7]] == -1).all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "key",
     [
@@ -258,7 +260,7 @@ def selections(draw: st.DrawFn, ndim: int, n_slabs: int) -> tuple[tuple[int, ...
     union=st.booleans(),
     data=st.data(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(60))
 def test_any_selections_map_as_in_hdf5(
     tmp_path_factory: pytest.TempPathFactory, virtual: Any, union: bool, data: st.DataObject
 ) -> None:
@@ -321,6 +323,7 @@ def test_blocks_without_end_begin_anywhere(files: Files) -> None:
     assert files.check(path).tolist() == [-1, 0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filename", ["s.h5", "s%b.h5", "100%%.h5"])
 def test_numbered_sources_have_a_block_each(files: Files, filename: str) -> None:
     for k in range(3):
@@ -408,6 +411,7 @@ def test_sources_of_another_type_are_refused(files: Files) -> None:
         ds["refs"].values.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("external", ["none", "same-dir"])
 def test_sources_are_under_the_guard_of_links(files: Files, external: str) -> None:
     (files.folder / "inside").mkdir()
@@ -487,6 +491,7 @@ def test_axes_that_cannot_be_are_refused(numbers: tuple[int, int, int, int]) -> 
         virtual_axis(*numbers, "f.h5: '/v'")
 
 
+@pytest.mark.slow
 def test_thousands_of_sources_are_put_together(tmp_path: Path) -> None:
     n = 2000
     layout = h5py.VirtualLayout((n,), dtype=h5py.ref_dtype)

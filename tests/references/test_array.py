@@ -223,6 +223,7 @@ def test_elements_are_immutable(ds: xr.Dataset) -> None:
 # --- indexing ---------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "key",
     [

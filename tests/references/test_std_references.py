@@ -107,6 +107,7 @@ FILES: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", FILES)
 def test_references_are_what_the_library_reads(kind: str, layout: str, tmp_path: Path) -> None:
@@ -465,6 +466,7 @@ def unlimited_positions(start: int, stride: int, block: int, extent: int) -> lis
     return [i for i in range(start, extent) if (i - start) % stride < block]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize(
     ("start", "stride", "block"), [(0, 1, 1), (2, 3, 2), (1, 4, 3), (3, 2, 2), (9, 5, 1)]
@@ -571,6 +573,7 @@ def read_damaged(path: Path, data: bytes, places: list[tuple[int, int]]) -> dict
     return counts
 
 
+@pytest.mark.slow
 def test_damaged_bytes_are_decoded_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "std.h5"
     with create(path) as file:

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from elements import FORMS, PAIR, SHAPE, STORAGES, a_pair, any_reference, box, written
 from oracle import values_of
 from samples import open_h5
-from test_values import FORMS, PAIR, SHAPE, STORAGES, a_pair, any_reference, box, written
 from typed import Ref, array, compound, number, reference, sequence, text, write_dataset
 
 import xref
@@ -47,6 +47,7 @@ PICKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("state", ["lazy", "loaded", "chunked"])
 @pytest.mark.parametrize("storage", ["contiguous", "compact", "gzip"])
 @pytest.mark.parametrize("pick", PICKS)

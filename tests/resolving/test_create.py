@@ -65,6 +65,7 @@ SELECTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_what_was_selected_is_referred_to(field: xr.DataArray, name: str) -> None:
     chosen = SELECTIONS[name](field)
@@ -80,6 +81,7 @@ def test_points_keep_their_order(path: Path) -> None:
         assert_region(region, VALUES[1, [7, 0, 7], [9, 2, 9]])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -117,6 +119,7 @@ def test_masks_are_points_in_c_order(field: xr.DataArray) -> None:
     assert_region(field.h5ref.region_reference(along), VALUES[:, along.values])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("error", "message", "make"),
     [
@@ -317,6 +320,7 @@ def test_no_points_are_an_empty_region(field: xr.DataArray) -> None:
     assert field.h5ref.region_reference(points=[]).size == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 @pytest.mark.parametrize("chosen", [[3, 1, 2], [0, 0, 3], [2], [1, 3], [-1, 0]])
 def test_points_of_one_dimension_keep_their_order_and_number(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_object_references_follow_the_option_for_the_target(packed: Path) -> Non
         assert ds["objects"].h5ref.sum().values.tolist() == [45]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regions", [False, True])
 def test_targets_of_one_name_follow_the_option_for_it(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool
@@ -269,6 +271,7 @@ def granules(tmp_path: Path, request: pytest.FixtureRequest) -> list[Path]:
     return write_granules(tmp_path, attrs, **request.param)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("chunks", [None, 1, 2, "auto"])
 def test_granules_with_factors_of_their_own_are_decoded_each(
     granules: list[Path], open_granules: Open, chunks: Any, scheduler: str
@@ -317,10 +320,13 @@ def test_raw_granules_need_no_agreement(
     assert refs.h5ref.sum().values.tolist() == [int(GRANULES[BOX].sum())] * 3
 
 
-def test_processes_decode_each_granule(granules: list[Path], open_granules: Open) -> None:
+@pytest.mark.slow
+def test_processes_decode_each_granule(
+    granules: list[Path], open_granules: Open, process_pool: ProcessPoolExecutor
+) -> None:
     refs = open_granules(granules)
     expected = decoded_granules(granules)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         np.testing.assert_array_equal(refs.h5ref.resolve(chunks=1), expected)
         np.testing.assert_allclose(refs.h5ref.mean(chunks=2), expected.mean(axis=(1, 2)))
         ragged = values_of(refs.h5ref.resolve("ragged", chunks=1))
@@ -377,6 +383,7 @@ def decode_text(values: np.ndarray) -> str:
     return values.tobytes().decode("utf-16le") if values.dtype == np.uint16 else ""
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("regions", [False, True])
 def test_functions_get_cells_of_text_as_they_are_stored(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool, scheduler: str
@@ -395,11 +402,14 @@ def test_functions_get_cells_of_text_as_they_are_stored(
     assert [v.dtype.str[1:] for _, v in refs.h5ref.items()] == ["u2", "u8", "u2"] * n
 
 
-def test_processes_get_cells_of_text_as_they_are_stored(path: Path, open_refs: Open) -> None:
+@pytest.mark.slow
+def test_processes_get_cells_of_text_as_they_are_stored(
+    path: Path, open_refs: Open, process_pool: ProcessPoolExecutor
+) -> None:
     cells = [np.frombuffer("alpha".encode("utf-16le"), "u2"), np.array([0, 0], "u8")]
     write_cells(path, [(c, {}) for c in cells], n=6)
     refs = open_refs(path)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         found = refs.h5ref.map(decode_text, dtype=object, chunks=4)
         assert found.values.tolist() == ["alpha", ""] * 6
 
@@ -407,6 +417,7 @@ def test_processes_get_cells_of_text_as_they_are_stored(path: Path, open_refs: O
 NUMBERS = [(np.arange(3), {}), (np.arange(4.0) / 3, {})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regions", [False, True])
 def test_int64_beside_float64_is_refused_only_in_one_array(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def counted(compute: Callable[[], Any]) -> tuple[Any, int]:
 N_CHUNKS = (SIDE // CHUNK) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize("size", [1, 7, 40, 200])
 def test_blocks_in_no_order_read_each_chunk_once(
@@ -110,6 +112,7 @@ def test_blocks_in_no_order_read_each_chunk_once(
     assert chunks == N_CHUNKS
 
 
+@pytest.mark.slow
 def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     row = CORNERS[:, 0] // CHUNK
     picked = np.concatenate([np.flatnonzero(row == k)[:10] for k in (0, 2)])
@@ -139,6 +142,7 @@ def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
         assert estimated.copied == found.copied
 
 
+@pytest.mark.slow
 def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> None:
     gone = write(tmp_path / "gone.h5", IMAGE)
     with xr.open_dataset(gone, engine="h5ref") as ds:
@@ -189,6 +193,7 @@ def pickle_anew(array: Any) -> Iterator[Any]:
         layer.toll, layer._is_counted = known
 
 
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "gap", "nulls"])
 @pytest.mark.parametrize("most", [PATCHES.nbytes // 3, PATCHES.nbytes])
 def test_tasks_between_processes_give_the_same(
@@ -223,6 +228,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_elements_of_every_kind_come_in_blocks(
     tmp_path: Path, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +292,7 @@ def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPat
     assert chunks == N_CHUNKS
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["image", "plain", "packed"])
 @pytest.mark.parametrize("size", [1, 33, 400])
 def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
@@ -297,6 +304,7 @@ def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
     np.testing.assert_array_equal(blocks.values, expected.values)
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "nulls", "image_rois"])
 @pytest.mark.parametrize("lot", [1, 1 << 14, 1 << 30])
 def test_all_kinds_in_blocks_along_every_axis(
@@ -313,6 +321,7 @@ def test_all_kinds_in_blocks_along_every_axis(
         np.testing.assert_array_equal(through_blocks(blocks), expected.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 30, -1, {"sample": 17}])
 def test_ragged_and_padded_blocks(ds: xr.Dataset, size: Any) -> None:
     rois = ds["ragged"]
@@ -489,6 +498,7 @@ def test_threads_that_share_a_failing_read_all_fail(
         patches.data.sum(axis=(1, 2)).compute(scheduler="threads", num_workers=4)
 
 
+@pytest.mark.slow
 def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{k}.h5", IMAGE + k) for k in range(2)]
     opened = [xr.open_dataset(path, engine="h5ref") for path in paths]
@@ -517,15 +527,19 @@ def test_graphs_pickle_small(ds: xr.Dataset) -> None:
     assert sum(each) < len(each) * 2_000
 
 
-def test_processes_read_each_chunk_for_all(path: Path) -> None:
+@pytest.mark.slow
+def test_processes_read_each_chunk_for_all(
+    path: Path, process_pool: ProcessPoolExecutor
+) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
         patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
-        sums = patches.data.sum(axis=(1, 2)).compute(scheduler="processes", num_workers=2)
+        sums = patches.data.sum(axis=(1, 2)).compute(scheduler="processes", pool=process_pool)
         np.testing.assert_array_equal(sums, PATCHES.sum(axis=(1, 2)))
-        whole = patches.data.compute(scheduler="processes", num_workers=2)
+        whole = patches.data.compute(scheduler="processes", pool=process_pool)
         np.testing.assert_array_equal(whole, PATCHES)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
     changed = write(tmp_path / "changed.h5", IMAGE)
     with xr.open_dataset(changed, engine="h5ref") as ds:

@@ -26,6 +26,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize(
     "name", ["data_rois", "data_ragged", "data_points", "whole_ragged", "whole_rois_grid"]

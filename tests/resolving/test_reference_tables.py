@@ -57,6 +57,7 @@ def mixed(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stored", ["memory", "netcdf", "zarr"])
 @pytest.mark.parametrize("name", ["rois", "boxes", "objects"])
 def test_a_table_becomes_references_again(
@@ -123,6 +124,7 @@ def short(table: xr.Dataset) -> xr.Dataset:
     return table.drop_vars(["stride", "count", "block"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("message", "change"),
     [

@@ -1,12 +1,10 @@
-"""What can be opened, with which options, and what stays open."""
+"""Kinds of input that can be opened, their options, and when files are closed."""
 
 from __future__ import annotations
 
 import gc
 import io
 import pickle
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 
 from xref.errors import FileReadError
 
@@ -110,11 +109,10 @@ INPUTS: dict[str, Callable[[Path, ExitStack], Any]] = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("reader", ["direct", "h5py"])
 @pytest.mark.parametrize("what", INPUTS)
-def test_references_resolve_in_all_that_can_be_opened(
-    path: Path, what: str, reader: str
-) -> None:
+def test_references_resolve_in_every_kind_of_input(path: Path, what: str, reader: str) -> None:
     with ExitStack() as stack:
         opened = INPUTS[what](path, stack)
         assert_resolves(opened, reader)
@@ -143,7 +141,7 @@ def test_urls_open_with_options(path: Path, reader: str) -> None:
         fsspec.filesystem("memory").rm("/inputs", recursive=True)
 
 
-def test_a_writer_is_read_with_what_it_has_not_written_yet(path: Path) -> None:
+def test_unflushed_values_of_an_open_file_are_read(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["image"][...] = VALUES
         file["late"] = np.arange(5)
@@ -157,13 +155,13 @@ def test_a_writer_is_read_with_what_it_has_not_written_yet(path: Path) -> None:
         assert file["after"][()] == 1.0
 
 
-def test_a_group_of_h5py_is_the_top_of_what_is_opened(path: Path) -> None:
+def test_an_h5py_group_opens_as_the_root(path: Path) -> None:
     with h5py.File(path) as file, xr.open_datatree(file["group"], engine="h5ref") as tree:
         assert list(tree["inner"].data_vars) == ["numbers"]
 
 
 @pytest.mark.parametrize("content", [b"", b"CDF\x01" + bytes(600), b"x" * 5000])
-def test_other_formats_are_refused_with_words(tmp_path: Path, content: bytes) -> None:
+def test_other_file_formats_raise_a_helpful_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
     with open(tmp_path / "other", "rb") as file:
         for opened in (content, memoryview(content), io.BytesIO(content), file):
@@ -171,7 +169,7 @@ def test_other_formats_are_refused_with_words(tmp_path: Path, content: bytes) ->
                 xr.open_dataset(opened, engine="h5ref")
 
 
-def test_what_is_no_file_is_refused_with_words(path: Path) -> None:
+def test_inputs_that_are_not_files_raise_a_helpful_error(path: Path) -> None:
     with pytest.raises(TypeError, match="engine 'h5ref' cannot open int"):
         xr.open_dataset(5, engine="h5ref")
     with open(path, encoding="latin-1") as text, pytest.raises(TypeError, match="binary"):
@@ -181,7 +179,7 @@ def test_what_is_no_file_is_refused_with_words(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["path", "bytes", "memoryview", "file"])
-def test_what_other_processes_can_read_pickles(path: Path, what: str) -> None:
+def test_inputs_that_other_processes_can_read_pickle(path: Path, what: str) -> None:
     with ExitStack() as stack:
         ds = stack.enter_context(xr.open_dataset(INPUTS[what](path, stack), engine="h5ref"))
         again = pickle.loads(pickle.dumps(ds.chunk()))  # xarray fails at bytes with chunks=
@@ -190,7 +188,7 @@ def test_what_other_processes_can_read_pickles(path: Path, what: str) -> None:
         again.close()
 
 
-def test_what_lives_in_one_process_says_so_when_it_is_pickled(path: Path) -> None:
+def test_pickling_an_input_of_one_process_raises_a_helpful_error(path: Path) -> None:
     with (
         h5py.File(path, driver="core") as file,
         xr.open_dataset(file, engine="h5ref") as ds,
@@ -199,7 +197,7 @@ def test_what_lives_in_one_process_says_so_when_it_is_pickled(path: Path) -> Non
         pickle.dumps(ds)
 
 
-def test_a_file_closed_by_its_owner_is_an_error(path: Path) -> None:
+def test_reading_a_file_that_its_owner_closed_raises(path: Path) -> None:
     with open(path, "rb", buffering=0) as file:
         ds = xr.open_dataset(file, engine="h5ref", cache=False)
     with ds, pytest.raises(FileReadError, match="closed by its owner"):
@@ -229,11 +227,14 @@ def test_groups_open_with_and_without_a_leading_slash(path: Path) -> None:
         ("driver", "no such driver"),
     ],
 )
-def test_unknown_values_are_refused_with_words(path: Path, option: str, value: str) -> None:
+def test_unknown_option_values_raise_a_helpful_error(
+    path: Path, option: str, value: str
+) -> None:
     with pytest.raises(ValueError, match=value):
         xr.open_dataset(path, engine="h5ref", **{option: value})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -250,7 +251,7 @@ def test_unknown_values_are_refused_with_words(path: Path, option: str, value: s
     ids=str,
 )
 @pytest.mark.parametrize("reader", ["direct", "h5py"])
-def test_options_of_other_engines_are_taken(
+def test_options_of_other_engines_are_accepted(
     path: Path, options: dict[str, Any], reader: str
 ) -> None:
     assert_resolves(path, reader, **options)
@@ -265,7 +266,7 @@ def test_a_paged_file_is_read_with_a_page_buffer(tmp_path: Path) -> None:
 
 
 class CountedLock:
-    """A lock that tells whether it is held, and how often it was."""
+    """A lock that tells whether it is held and counts how often it was acquired."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -292,7 +293,7 @@ def test_a_lock_is_held_while_data_are_read(path: Path, chunks: Any) -> None:
         assert not lock.held
 
 
-def test_text_of_variable_length_is_bytes_if_asked_for(path: Path) -> None:
+def test_variable_length_text_is_read_as_bytes_on_request(path: Path) -> None:
     with xr.open_dataset(path, engine="h5ref", decode_vlen_strings=False) as ds:
         assert ds["text"].values.tolist() == [b"a", "ünï".encode()]
         assert ds["text"].dtype == object
@@ -301,7 +302,7 @@ def test_text_of_variable_length_is_bytes_if_asked_for(path: Path) -> None:
 
 
 def read_of(path: Path, how: str) -> list[Any]:
-    """Open a file and read of it; what is returned keeps it open."""
+    """Open a file and read from it; the returned object keeps the file open."""
     if how == "tree":
         tree = xr.open_datatree(path, engine="h5ref")
         tree["group/inner/numbers"].load()
@@ -314,8 +315,9 @@ def read_of(path: Path, how: str) -> list[Any]:
     return [ds]
 
 
-def test_what_was_opened_is_let_go_of(path: Path) -> None:
-    """Nothing keeps the content of a file, or an object that its owner gave."""
+@pytest.mark.slow
+def test_opened_objects_are_released(path: Path) -> None:
+    """Nothing keeps the content of a file, or the file object, after the Dataset is deleted."""
     content = io.BytesIO(path.read_bytes())
     gone = weakref.ref(content)
     ds = xr.open_dataset(content, engine="h5ref")
@@ -328,9 +330,10 @@ def test_what_was_opened_is_let_go_of(path: Path) -> None:
     assert gone() is None
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["dataset", "tree", "resolved", "target"])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
-def test_a_file_can_be_written_once_it_is_closed_or_dropped(
+def test_a_file_can_be_written_after_close_or_deletion_of_the_dataset(
     path: Path, how: str, closed: bool
 ) -> None:
     held = read_of(path, how)
@@ -345,7 +348,7 @@ def test_a_file_can_be_written_once_it_is_closed_or_dropped(
         assert list(ds) == ["new"]
 
 
-def test_a_file_open_for_writing_is_read_as_it_is_and_let_go(tmp_path: Path) -> None:
+def test_a_file_open_for_writing_is_read_and_released(tmp_path: Path) -> None:
     path, rng = tmp_path / "written.h5", np.random.default_rng(0)
     file = h5py.File(path, "w")
     data = file.create_dataset("data", (64, 64), "f8", chunks=(16, 16), compression=1)
@@ -359,7 +362,7 @@ def test_a_file_open_for_writing_is_read_as_it_is_and_let_go(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["url", "bytes", "object"])
-def test_keywords_of_h5py_hold_for_every_input(
+def test_h5py_keywords_apply_to_every_kind_of_input(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.h5"
@@ -389,13 +392,14 @@ except (OSError, ValueError) as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [OPENED, REFUSED], ids=["open", "refused"])
-def test_a_process_ends_well_with_a_file_that_is_kept(path: Path, what: str) -> None:
+def test_a_process_with_an_open_file_exits_cleanly(path: Path, what: str) -> None:
     program = (
         "import builtins, io, sys, xarray\n"
         "content = open(sys.argv[1], 'rb').read()\n"
         f"{what}\n"
         "assert builtins.kept is not None\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    ended = run_python(program, str(path))
+    assert (ended.returncode, ended.stderr) == (0, "")

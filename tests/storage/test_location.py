@@ -1,4 +1,4 @@
-"""Files: their identity, links to others, and odd layouts of addresses."""
+"""Identity of a file, links to other files, user blocks and short addresses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_closed_dataset_opens_its_file_again_when_read(make: Callable[..., Pat
 
 
 def linked(tmp_path: Path) -> dict[str, Path]:
-    """Write a file with links and virtual data of other files: beside, below, elsewhere."""
+    """Write a file with links to, and virtual data of, files in several folders."""
     (tmp_path / "home" / "below").mkdir(parents=True)
     places = {
         "beside": tmp_path / "home" / "other.h5",
@@ -132,7 +132,7 @@ def test_raw_external_storage_is_read_only_when_asked_for(make: Callable[..., Pa
         assert ds["d"].values.tolist() == [0, 1, 2, 3]
 
 
-def test_hard_link_cycles_and_doubles_open(make: Callable[..., Path]) -> None:
+def test_files_with_hard_link_cycles_and_duplicates_open(make: Callable[..., Path]) -> None:
     def fill(file: h5py.File) -> None:
         add_regions(file, "refs", (2,))
         file["again"] = file["data"]
@@ -146,7 +146,7 @@ def test_hard_link_cycles_and_doubles_open(make: Callable[..., Path]) -> None:
         assert set(ds["objects"].values[1].resolve().variables) == set(ds.variables)
 
 
-def test_user_blocks_are_counted(make: Callable[..., Path]) -> None:
+def test_addresses_count_from_the_end_of_the_user_block(make: Callable[..., Path]) -> None:
     path = make(lambda f: add_regions(f, "refs", (4,), chunks=(2,)), userblock_size=1024)
     with open_h5(path) as ds:
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve()[3], DATA[3:5, 3:6])
@@ -154,7 +154,9 @@ def test_user_blocks_are_counted(make: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("offset_size", [2, 4])
-def test_files_with_short_addresses_open_whole(tmp_path: Path, offset_size: int) -> None:
+def test_files_with_short_addresses_are_read_completely(
+    tmp_path: Path, offset_size: int
+) -> None:
     path = tmp_path / "short.h5"
     properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     properties.set_sizes(offset_size, offset_size)

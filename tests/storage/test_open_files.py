@@ -1,4 +1,4 @@
-"""Hundreds of files, each with references to its own targets, as one array."""
+"""Arrays with references into hundreds of files, and the cache of open files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import xref
 from xref.errors import FileReadError
 from xref.resolving import lazy_results as results
 from xref.resolving import shuffle as exchange
-from xref.storage import location as h5file
+from xref.storage import open_files
 from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
 
 N_ROIS = 4
@@ -36,7 +36,7 @@ def movie(number: int) -> np.ndarray:
 
 
 def write_file(path: Path, number: int, decoys: int = 0) -> None:
-    """Write a movie and references to parts of it; decoys move it within the file."""
+    """Write a movie and region references; datasets before it shift its address."""
     with h5py.File(path, "w") as file:
         for k in range(decoys):
             file[f"decoy{k}"] = np.zeros(8)
@@ -51,7 +51,7 @@ def write_file(path: Path, number: int, decoys: int = 0) -> None:
 
 
 def read_files(paths: list[Path]) -> np.ndarray:
-    """Return all regions of all files, as h5py reads them one by one."""
+    """Read all regions of all files with h5py, one by one."""
     out = []
     for path in paths:
         with h5py.File(path) as file:
@@ -93,6 +93,7 @@ def open_many() -> Iterator[Callable[..., xr.Dataset]]:
         ds.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
 def test_references_of_many_files_resolve_as_one_array(
@@ -116,7 +117,8 @@ def test_references_of_many_files_resolve_as_one_array(
         np.testing.assert_array_equal(ds["rois"].h5ref.mean(), expected.mean(axis=(1, 2)))
 
 
-def test_the_table_of_many_files_names_each(
+@pytest.mark.slow
+def test_the_table_names_each_of_many_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     table = open_many(paths)["rois"].h5ref.table()
@@ -125,10 +127,10 @@ def test_the_table_of_many_files_names_each(
     assert table["start"].values[:N_ROIS].tolist() == [[k, 2 * k] for k in range(N_ROIS)]
 
 
-def test_one_address_in_two_files_is_two_targets(
+def test_equal_addresses_in_two_files_are_two_targets(
     tmp_path: Path, open_many: Callable[..., xr.Dataset]
 ) -> None:
-    """Files of one structure have their objects at the same addresses."""
+    """Files of equal structure have their objects at equal addresses."""
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for k, path in enumerate(paths):
         write_file(path, k)
@@ -152,13 +154,14 @@ def test_object_references_of_many_files_stack(paths: list[Path]) -> None:
         )
 
 
-def test_a_missing_or_damaged_file_is_named(
+@pytest.mark.slow
+def test_the_error_names_the_missing_or_damaged_file(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     rois = open_many(paths)["rois"]
     patches = rois.h5ref.resolve()
     expected = read_files(paths)
-    h5file.close_files()
+    open_files.close_files()
     moved = paths[17].with_suffix(".away")
     paths[17].rename(moved)
     for part in (patches, patches.mean("roi"), rois.h5ref.resolve(chunks={"roi": 10})):
@@ -172,13 +175,16 @@ def test_a_missing_or_damaged_file_is_named(
         open_many(paths)
 
 
+@pytest.mark.slow
 def test_processes_resolve_references_of_many_files(
-    paths: list[Path], open_many: Callable[..., xr.Dataset]
+    paths: list[Path],
+    open_many: Callable[..., xr.Dataset],
+    process_pool: ProcessPoolExecutor,
 ) -> None:
     ds = open_many(paths, parallel=True)
     patches = pickle.loads(pickle.dumps(ds["rois"])).h5ref.resolve(chunks={"roi": 60})
     expected = read_files(paths)
-    with dask.config.set(scheduler="processes", num_workers=2):
+    with dask.config.set(scheduler="processes", pool=process_pool):
         np.testing.assert_array_equal(patches.sum("roi"), expected.sum(axis=0))
         again = open_many(paths[:4], parallel=True)
         np.testing.assert_array_equal(again["rois"].h5ref.resolve(), expected[:16])
@@ -188,7 +194,7 @@ def test_processes_resolve_references_of_many_files(
 
 
 def n_descriptors() -> int:
-    """Count them without sockets, which servers of tests before close when they like."""
+    """Count open descriptors except sockets, which servers of earlier tests may still close."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("the system does not list open files")
     found = 0
@@ -199,7 +205,7 @@ def n_descriptors() -> int:
 
 
 class Peak:
-    """The most descriptors that were open at any time that a file was opened."""
+    """Record the largest number of open descriptors, counted whenever a file is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
@@ -213,7 +219,8 @@ class Peak:
         monkeypatch.setattr(Reopenable, "_open", watch)
 
 
-def test_a_thousand_files_stay_below_64_descriptors(
+@pytest.mark.slow
+def test_a_thousand_files_need_fewer_than_64_descriptors(
     tmp_path: Path, open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_file(tmp_path / "0.h5", 0)
@@ -235,11 +242,12 @@ def test_a_thousand_files_stay_below_64_descriptors(
     assert n_descriptors() - others <= 40
     ds.close()
     del ds, rois, patches
-    h5file.close_files()
+    open_files.close_files()
     assert n_descriptors() == others
 
 
-def test_fewer_files_are_kept_where_xarray_keeps_fewer(
+@pytest.mark.slow
+def test_the_file_cache_respects_file_cache_maxsize_of_xarray(
     paths: list[Path], open_many: Callable[..., xr.Dataset]
 ) -> None:
     for maxsize, kept in ((16, (3, 1)), (1, (1, 1))):
@@ -249,7 +257,7 @@ def test_fewer_files_are_kept_where_xarray_keeps_fewer(
             assert (len(FILES), len(DESCRIPTORS)) == kept
 
 
-def test_what_was_used_last_stays() -> None:
+def test_the_most_recently_used_file_stays_open() -> None:
     room, opened = LRUPool(lambda: 2), []
     kept = [
         Reopenable(lambda k=k: opened.append(k) or object(), room, str(k)) for k in range(3)
@@ -291,24 +299,25 @@ def test_threads_open_a_file_once() -> None:
     assert len({id(value) for value in found}) == 1
 
 
-def test_a_file_in_use_outlives_its_place(paths: list[Path]) -> None:
-    """Making room does not close a file under a reader."""
+def test_a_file_in_use_stays_open_after_eviction(paths: list[Path]) -> None:
+    """Evicting a file does not close it while it is read."""
     with xr.set_options(file_cache_maxsize=1):
-        location = h5file.locate_file(paths[0])
-        file = h5file.open_file(location)
+        location = open_files.locate_file(paths[0])
+        file = open_files.open_file(location)
         for path in paths[1:4]:
-            other = h5file.locate_file(path)
-            h5file.open_file(other)
+            other = open_files.locate_file(path)
+            open_files.open_file(other)
         assert len(FILES) == 1
         np.testing.assert_array_equal(file["movie"][...], movie(0))
-        h5file.close_files()
+        open_files.close_files()
         np.testing.assert_array_equal(file["movie"][...], movie(0))
 
 
 # --- how much work ------------------------------------------------------------------------
 
 
-def test_work_grows_with_the_files_and_not_with_their_square(
+@pytest.mark.slow
+def test_work_grows_linearly_with_the_number_of_files(
     paths: list[Path], open_many: Callable[..., xr.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patches = open_many(paths)["rois"].h5ref.resolve(chunks={"roi": N_ROIS})
@@ -329,13 +338,14 @@ def test_work_grows_with_the_files_and_not_with_their_square(
 
 
 def limit_descriptors(spare: int) -> None:
-    """Leave the process as many descriptors as it has, and a few."""
+    """Limit the process to its open descriptors and a few more."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
 
 
-def test_files_are_closed_where_descriptors_run_out(paths: list[Path]) -> None:
+@pytest.mark.slow
+def test_files_are_closed_when_descriptors_run_out(paths: list[Path]) -> None:
     n_descriptors()
     expected = read_files(paths).tolist()
 
@@ -350,8 +360,11 @@ def test_files_are_closed_where_descriptors_run_out(paths: list[Path]) -> None:
     assert in_fork(resolve) == {"result": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["open", "resolve", "values", "element", "kinds"])
-def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action: str) -> None:
+def test_running_out_of_descriptors_raises_a_helpful_error(
+    paths: list[Path], action: str
+) -> None:
     n_descriptors()
 
     def attempt() -> str:
@@ -364,8 +377,8 @@ def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action
             "element": lambda: element.resolve(chunks=None).values,
             "kinds": lambda: ds["objects"].h5ref.table()["kind"].values,
         }
-        h5file.close_files()
-        limit_descriptors(0)
+        open_files.close_files()
+        limit_descriptors(2)  # which a file needs, once those that are taken are closed
         taken = []
         while True:
             try:
@@ -385,8 +398,10 @@ def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action
     assert answer.endswith("| True")
 
 
-def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
-    """HDF5 gives fill values for sources that it has no descriptor for."""
+def test_virtual_sources_that_cannot_be_opened_are_not_read_as_fill_values(
+    tmp_path: Path,
+) -> None:
+    """HDF5 gives fill values for source files that it cannot open for want of descriptors."""
     n_descriptors()
     layout = h5py.VirtualLayout((5, 4), "i8")
     for k in range(5):
@@ -414,7 +429,7 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
                 found.append(
                     "exhausted" if "too many files are open" in str(error) else "other"
                 )
-            h5file.close_files()
+            open_files.close_files()
             for _ in range(3):
                 os.close(taken.pop())
         return found
@@ -424,7 +439,8 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
     assert found == sorted(found)
 
 
-def test_threads_share_the_room_for_the_sources_of_a_virtual_dataset(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_threads_share_the_descriptor_limit_for_virtual_sources(tmp_path: Path) -> None:
     n_descriptors()
     layout = h5py.VirtualLayout((40, 4), "i8")
     for k in range(40):

@@ -1,4 +1,4 @@
-"""Files behind URLs: equal values, and few requests."""
+"""Files opened by URL have the values of local files and need few requests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ pytest.importorskip("aiohttp")
 
 
 def needed_nbytes(path: Path, name: str = "image") -> int:
-    """Stored bytes of the chunks that the regions touch."""
+    """Count the stored bytes of the chunks that the regions touch."""
     with h5py.File(path) as file:
         touched = {
             (cy, cx)
@@ -52,9 +53,10 @@ def needed_nbytes(path: Path, name: str = "image") -> int:
 # --- values and requests -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("name", ["rois", "flat_rois"])
-def test_values_are_those_of_the_local_file(
+def test_remote_values_are_those_of_the_local_file(
     server: RangeServer, name: str, reader: str
 ) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref", reader=reader) as ds:
@@ -64,6 +66,7 @@ def test_values_are_those_of_the_local_file(
         np.testing.assert_array_equal(ds["flat"][3:5], IMAGE[3:5])
 
 
+@pytest.mark.slow
 def test_requests_and_bytes_are_few_and_counted(
     server: RangeServer, remote_folder: Path
 ) -> None:
@@ -84,6 +87,7 @@ def test_requests_and_bytes_are_few_and_counted(
     assert sum(method == "HEAD" for method, _ in server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_larger_gap_means_fewer_requests_and_more_bytes(server: RangeServer) -> None:
     counts = []
     for k, gap in enumerate((0, 9_000, 1 << 20)):
@@ -100,14 +104,14 @@ def test_a_larger_gap_means_fewer_requests_and_more_bytes(server: RangeServer) -
     assert less < middle < more
 
 
-def test_what_is_read_at_once_is_divided(server: RangeServer, monkeypatch: Any) -> None:
+def test_large_reads_are_divided_into_requests(server: RangeServer, monkeypatch: Any) -> None:
     monkeypatch.setattr("xref.arrays.byte_ranges.FETCH_NBYTES", 20_000)
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         for name in ("rois", "flat_rois"):
             np.testing.assert_array_equal(ds[name].h5ref.resolve(), PATCHES)
 
 
-def test_a_small_file_comes_with_one_request(tmp_path: Path) -> None:
+def test_a_small_file_is_read_with_one_request(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "small.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(100), chunks=(10,))
         write_references(file, "rois", [data.regionref[a : a + 5] for a in (0, 13, 90)])
@@ -118,7 +122,7 @@ def test_a_small_file_comes_with_one_request(tmp_path: Path) -> None:
     assert values[:, 0].tolist() == [0, 13, 90]
 
 
-def test_many_small_datasets_come_with_few_requests(tmp_path: Path) -> None:
+def test_many_small_datasets_are_read_with_few_requests(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "cells.h5", "w") as file:
         file["away"] = np.random.default_rng(0).integers(0, 255, 1 << 20, dtype="u1")
         cells = [
@@ -135,7 +139,8 @@ def test_many_small_datasets_come_with_few_requests(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.repeat(np.arange(200)[:, None], 50, axis=1))
 
 
-def test_metadata_of_paged_files_come_page_by_page(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_metadata_of_paged_files_are_read_page_by_page(tmp_path: Path) -> None:
     counts = []
     for k, options in enumerate(({}, {"fs_strategy": "page", "fs_page_size": 1 << 20})):
         path = tmp_path / f"{k}.h5"
@@ -151,7 +156,7 @@ def test_metadata_of_paged_files_come_page_by_page(tmp_path: Path) -> None:
     assert counts[1] < counts[0]
 
 
-def test_missing_chunks_are_not_asked_for(tmp_path: Path) -> None:
+def test_missing_chunks_are_not_requested(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "sparse.h5", "w") as file:
         for name in ("none", "some"):
             data = file.create_dataset(
@@ -173,7 +178,8 @@ def test_missing_chunks_are_not_asked_for(tmp_path: Path) -> None:
             )
 
 
-def test_few_bytes_far_apart_do_not_bring_all_between(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_scattered_bytes_are_read_without_the_bytes_between(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "far.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(1 << 21))  # 16 MiB
         starts = np.arange(0, 1 << 21, 1 << 13)  # a value each 64 kiB
@@ -189,7 +195,8 @@ def test_few_bytes_far_apart_do_not_bring_all_between(tmp_path: Path) -> None:
         assert reads.remote_nbytes < 1 << 20
 
 
-def test_requests_under_way_are_bounded(server: RangeServer) -> None:
+@pytest.mark.slow
+def test_the_number_of_concurrent_requests_is_bounded(server: RangeServer) -> None:
     running, most, lock = [0], [0], threading.Lock()
 
     def watch(number: int, method: str, answer: Answer) -> None:
@@ -213,16 +220,17 @@ def collect() -> int:
 
 
 def allocate() -> int:
-    """Make Python collect garbage by itself."""
+    """Allocate so much that Python starts a garbage collection."""
     kept = [[i] for i in range(10_000)]
     return len(kept) - 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", [collect, allocate])
-def test_garbage_collected_while_answers_come_waits_for_nobody(
+def test_garbage_collection_on_a_transport_thread_does_not_deadlock(
     server: RangeServer, cause: Callable[[], int]
 ) -> None:
-    """Files in circles of references are closed under HDF5's lock, not by who answers."""
+    """Files in reference cycles are closed under HDF5's lock, never on a transport thread."""
     from h5py._objects import phil
 
     url = server.url("image.h5")
@@ -252,7 +260,7 @@ def test_garbage_collected_while_answers_come_waits_for_nobody(
         assert ds["texts"].size == 3
 
 
-def test_what_is_not_collected_there_is_collected_soon(server: RangeServer) -> None:
+def test_garbage_skipped_on_transport_threads_is_collected_soon(server: RangeServer) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         (opened,) = {h for k, h in _opened.items() if k[0].name == server.url("image.h5")}
 
@@ -271,7 +279,7 @@ def test_what_is_not_collected_there_is_collected_soon(server: RangeServer) -> N
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), True, "1"])
-def test_timeouts_are_finite(seconds: Any) -> None:
+def test_remote_timeout_must_be_finite(seconds: Any) -> None:
     with pytest.raises(ValueError, match="remote_timeout"):
         xref.set_options(remote_timeout=seconds)
 
@@ -280,19 +288,24 @@ def test_timeouts_are_finite(seconds: Any) -> None:
 
 
 def mean_of(patches: xr.DataArray) -> float:
-    # A forked child has none of the threads that dask remembers.
+    # A forked child lacks the threads of the pool that Dask keeps.
     return float(patches.mean().compute(scheduler="synchronous"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_other_processes_open_the_url_themselves(server: RangeServer, method: str) -> None:
+def test_other_processes_open_the_url_themselves(
+    server: RangeServer, method: str, process_pool: ProcessPoolExecutor
+) -> None:
     if method == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
+    with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds, ExitStack() as stack:
         patches = ds["rois"].h5ref.resolve()
         assert len(pickle.dumps(patches)) < 50_000
-        with ProcessPoolExecutor(1, get_context(method)) as pool:
-            assert pool.submit(mean_of, patches).result(60) == pytest.approx(PATCHES.mean())
+        pool = process_pool  # of spawned processes
+        if method == "fork":
+            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("fork")))
+        assert pool.submit(mean_of, patches).result(60) == pytest.approx(PATCHES.mean())
 
 
 # --- other file systems ----------------------------------------------------------------
@@ -305,15 +318,16 @@ def assert_patches(url: str, **options: Any) -> None:
         assert ds["texts"].values.tolist() == ["one", "two", "three"]
 
 
-def test_a_copy_that_fsspec_keeps_is_read(server: RangeServer) -> None:
+def test_a_file_cached_by_fsspec_is_read(server: RangeServer) -> None:
     assert_patches(f"simplecache::{server.url('image.h5')}")
     n = len(server.requests)
     assert_patches(f"simplecache::{server.url('image.h5')}")
     assert all(method == "HEAD" for method, _ in server.requests[n:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["simplecache", "blockcache"])
-def test_copies_of_two_versions_do_not_mix(
+def test_cached_copies_of_two_versions_do_not_mix(
     tmp_path: Path, other_image: bytes, cache: str
 ) -> None:
     write_file(tmp_path / "image.h5")
@@ -335,6 +349,7 @@ def test_copies_of_two_versions_do_not_mix(
             np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -344,14 +359,14 @@ def test_copies_of_two_versions_do_not_mix(
     ],
     ids=["flat", "by protocol", "of both"],
 )
-def test_options_of_a_cache_that_is_passed_by_do_not_matter(
+def test_options_of_an_unused_fsspec_cache_are_ignored(
     server: RangeServer, options: dict[str, Any]
 ) -> None:
     assert_patches(f"blockcache::{server.url('image.h5')}", storage_options=options)
 
 
 def slow_class() -> type:
-    """Return a file system without coroutines that notes whether it is called at a time."""
+    """Return a synchronous file system that counts how many calls run at once."""
     spec = pytest.importorskip("fsspec.spec")
 
     class Slow(spec.AbstractFileSystem):
@@ -391,7 +406,7 @@ def slow(remote_folder: Path) -> Any:
     return made
 
 
-def test_file_systems_without_coroutines_are_called_once_at_a_time(slow: Any) -> None:
+def test_synchronous_file_systems_get_one_call_at_a_time(slow: Any) -> None:
     with (
         xref.set_options(remote_timeout=0.1, remote_gap=0),
         xref.count_reads() as reads,
@@ -402,13 +417,13 @@ def test_file_systems_without_coroutines_are_called_once_at_a_time(slow: Any) ->
     assert reads.remote_retries == 0  # waiting for its turn counts for nobody
 
 
-def test_members_are_not_left_out_because_access_is_refused(slow: Any) -> None:
+def test_refused_access_raises_instead_of_leaving_out_members(slow: Any) -> None:
     slow.refused = True
     with pytest.raises(FileReadError, match=r"bytes .* PermissionError: the token"):
         xr.open_dataset("slow://refused.h5", engine="h5ref")
 
 
-def test_files_in_memory_that_change_are_found(remote_folder: Path) -> None:
+def test_changed_files_in_memory_are_detected(remote_folder: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     content = (remote_folder / "image.h5").read_bytes()
@@ -432,7 +447,7 @@ def test_files_in_memory_that_change_are_found(remote_folder: Path) -> None:
 def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
     pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
-    # In a process of its own: who waits for it may hold HDF5's lock here.
+    # In another process: a thread that waits for the answer may hold HDF5's lock in this one.
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -457,7 +472,8 @@ def bucket(remote_folder: Path) -> Iterator[dict[str, Any]]:
             process.kill()
 
 
-def test_s3(bucket: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_s3_objects_are_read_with_few_requests(bucket: dict[str, Any]) -> None:
     with xref.count_reads() as reads:
         assert_patches("s3://bucket/image.h5", storage_options=bucket)
     assert 10 < reads.remote_requests < 120
@@ -466,7 +482,8 @@ def test_s3(bucket: dict[str, Any]) -> None:
         np.testing.assert_array_equal(again, PATCHES)
 
 
-def test_s3_objects_that_change_are_found(bucket: dict[str, Any], remote_folder: Path) -> None:
+@pytest.mark.slow
+def test_changed_s3_objects_are_detected(bucket: dict[str, Any], remote_folder: Path) -> None:
     import s3fs
 
     files = s3fs.S3FileSystem(**bucket)

@@ -1,4 +1,4 @@
-"""Servers that go wrong, and files that change behind a URL."""
+"""Servers that fail, and files that change behind their URL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("aiohttp")
 
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give up soon, but on a busy machine not on answers that come."""
+    """Time out soon if the fault delays answers; else late, as the machine may be busy."""
     is_late = request.node.callspec.params["fault"] in (cut_off, late)
     with xref.set_options(remote_timeout=0.5 if is_late else 30, remote_retries=2):
         yield
@@ -83,7 +83,7 @@ def hang_up(answer: Answer) -> None:
 
 
 def late(answer: Answer) -> None:
-    time.sleep(1)
+    answer.closing.wait(1)
 
 
 FAULTS: list[Callable[[Answer], None]] = [
@@ -102,7 +102,7 @@ FAULTS: list[Callable[[Answer], None]] = [
 
 
 def on_data(fault: Callable[[Answer], None], often: int) -> Callable[[int, str, Answer], None]:
-    """Apply a fault to the answers of a few requests for data, from now on."""
+    """Apply a fault to the next few answers to requests for data."""
     left = [often]
 
     def apply(number: int, method: str, answer: Answer) -> None:
@@ -113,24 +113,26 @@ def on_data(fault: Callable[[Answer], None], often: int) -> Callable[[int, str, 
     return apply
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_request_that_fails_is_tried_again(server: RangeServer, fault: Any) -> None:
+def test_a_failed_request_is_retried(server: RangeServer, fault: Any) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         patches = ds["rois"].h5ref.resolve()
         server.fault = on_data(fault, 2)
         with xref.count_reads() as reads:
             np.testing.assert_array_equal(patches, PATCHES)
-        # The HTTP client itself tries again where a connection broke, and on a busy machine
+        # The HTTP client itself retries after a broken connection, and on a busy machine
         # other answers may be late as well.
         retries = reads.remote_retries
         assert retries >= 2 or fault is hang_up
         assert retries <= 2 or fault in (cut_off, late)
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_request_that_never_succeeds_is_an_error(server: RangeServer, fault: Any) -> None:
+def test_a_request_that_always_fails_raises(server: RangeServer, fault: Any) -> None:
     with xr.open_dataset(server.url("image.h5"), engine="h5ref") as ds:
         patches = ds["rois"].h5ref.resolve()
         said = r"image\.h5: bytes \d+ to \d+ could not be read"
@@ -145,7 +147,7 @@ def test_a_request_that_never_succeeds_is_an_error(server: RangeServer, fault: A
         np.testing.assert_array_equal(patches, PATCHES)
 
 
-def test_a_server_says_when_to_ask_again(server: RangeServer) -> None:
+def test_the_retry_after_header_is_respected(server: RangeServer) -> None:
     def busy(answer: Answer) -> None:
         answer.status, answer.body = 503, b""
         answer.headers["Retry-After"] = "1"
@@ -158,7 +160,7 @@ def test_a_server_says_when_to_ask_again(server: RangeServer) -> None:
         assert time.monotonic() - began >= 1
 
 
-def test_a_request_that_is_refused_is_not_tried_again(server: RangeServer) -> None:
+def test_a_refused_request_is_not_retried(server: RangeServer) -> None:
     def forbid(answer: Answer) -> None:
         answer.status, answer.body = 403, b""
 
@@ -175,7 +177,7 @@ def test_a_request_that_is_refused_is_not_tried_again(server: RangeServer) -> No
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", [hang_up, late, error_500])
-def test_a_server_that_never_answers_is_an_error_at_opening(
+def test_opening_from_a_server_that_never_answers_raises(
     server: RangeServer, fault: Any
 ) -> None:
     server.fault = lambda number, method, answer: fault(answer)
@@ -183,7 +185,7 @@ def test_a_server_that_never_answers_is_an_error_at_opening(
         xr.open_dataset(server.url("image.h5"), engine="h5ref")
 
 
-def test_members_are_not_left_out_because_a_server_fails(server: RangeServer) -> None:
+def test_a_failing_server_raises_instead_of_leaving_out_members(server: RangeServer) -> None:
     failing = [False]
 
     def fail_behind_the_head(number: int, method: str, answer: Answer) -> None:
@@ -200,12 +202,12 @@ def test_members_are_not_left_out_because_a_server_fails(server: RangeServer) ->
     assert failing[0]
 
 
-def test_a_url_without_a_file_is_said_so(server: RangeServer) -> None:
+def test_a_url_without_a_file_raises_file_not_found(server: RangeServer) -> None:
     with pytest.raises(FileNotFoundError):
         xr.open_dataset(server.url("none.h5"), engine="h5ref")
 
 
-def test_a_server_without_ranges_is_said_so(server: RangeServer) -> None:
+def test_a_server_without_range_requests_is_named_in_the_error(server: RangeServer) -> None:
     server.fault = lambda number, method, answer: (
         whole_file(answer) if "Content-Range" in answer.headers else None
     )
@@ -219,7 +221,8 @@ def test_a_server_without_ranges_is_said_so(server: RangeServer) -> None:
 # --- one version of the file -----------------------------------------------------------
 
 
-def test_a_file_that_changes_is_found_before_its_bytes_are_taken(
+@pytest.mark.slow
+def test_a_changed_remote_file_is_detected_before_its_bytes_are_used(
     tmp_path: Path, other_image: bytes
 ) -> None:
     write_file(tmp_path / "image.h5")
@@ -238,9 +241,10 @@ def test_a_file_that_changes_is_found_before_its_bytes_are_taken(
             ds["rois"].h5ref.resolve().compute()
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("name", ["rois", "flat_rois", "flat"])
 @pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph built", "mid-compute"])
-def test_a_tag_that_changes_raises_or_gives_old_values_whole(
+def test_a_changed_etag_raises_or_gives_the_old_values(
     tmp_path: Path, moment: str, name: str, other_image: bytes, monkeypatch: Any
 ) -> None:
     path = write_file(tmp_path / "image.h5")
@@ -280,8 +284,9 @@ def test_a_tag_that_changes_raises_or_gives_old_values_whole(
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "blockcache"])
-def test_what_hdf5_reads_through_a_file_of_fsspec_is_checked_too(
+def test_reads_of_hdf5_through_fsspec_detect_a_changed_file(
     tmp_path: Path, cache: str, other_image: bytes
 ) -> None:
     path = write_file(tmp_path / "image.h5")
@@ -322,8 +327,8 @@ def test_without_tags_the_size_tells_versions_apart(tmp_path: Path) -> None:
             (tmp_path / "image.h5").write_bytes(content)
 
 
-def test_errors_of_requests_hold_no_frames(server: RangeServer) -> None:
-    """Frames have objects of h5py, which the thread that answers must not let go of."""
+def test_errors_of_requests_keep_no_stack_frames(server: RangeServer) -> None:
+    """Frames hold objects of h5py, which a transport thread must not release."""
     url = server.url("image.h5")
     with (
         xref.set_options(remote_retries=0),

@@ -1,8 +1,8 @@
-"""One version of a file: what is read is of the version that was opened, or an error.
+"""A file that changes after it was opened gives its old values or raises an error.
 
-Each change that a file can undergo meets each moment of a lazy read, for both kinds of
-storage, for values that are selected and that references select. Either the values of
-the version that was opened come whole, or an `XrefError`; never a mix, nor new values.
+Each kind of change happens at each moment of a lazy read, for contiguous and chunked
+storage, for variables and for resolved references. A read gives all values of the version
+that was opened, or an `XrefError`; never new values, nor a mixture.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from forkserver import run_python
 from strategies import write_references
 
 import xref
@@ -67,7 +68,7 @@ def lazy(ds: xr.Dataset, what: str, chunks: Any = None) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file, what it is changed into, and what it might have grown to."""
+    """The bytes of a file: as opened, with other values, and with more datasets."""
 
     old: bytes
     new: bytes
@@ -90,7 +91,7 @@ def make_contents(path: Path, storage: str) -> Contents:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Put other content into the same file."""
+    """Replace the content of a file in place."""
     with path.open("r+b") as file:
         file.write(content)
         file.truncate(len(content))
@@ -120,7 +121,7 @@ def deleted(path: Path, contents: Contents) -> None:
 
 
 def patched(path: Path, contents: Contents) -> None:
-    """Exchange the middle of the file, and set the time of writing back."""
+    """Change the middle of the file and restore its modification time."""
     status, n = path.stat(), len(contents.new)
     with path.open("r+b") as file:
         file.seek(n // 4)
@@ -134,7 +135,7 @@ CHANGES = {f.__name__: f for f in (renamed_over, rewritten, truncated, grown, de
 
 
 def outcome(read: Callable[[], Any], what: str) -> str:
-    """Return "raised" or "old", whichever it is; anything else fails."""
+    """Return "raised" or "old"; fail on any other values."""
     try:
         values = read()
     except xref.XrefError:
@@ -146,9 +147,10 @@ def outcome(read: Callable[[], Any], what: str) -> str:
 # --- moments -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["open", "evicted", "pickled", "graph"])
-def test_a_changed_file_raises_or_gives_what_it_held(
+def test_a_changed_file_raises_or_gives_the_values_at_open(
     tmp_path: Path, contents: Contents, moment: str, change: str
 ) -> None:
     for what, reader in CASES:
@@ -174,6 +176,7 @@ def test_a_changed_file_raises_or_gives_what_it_held(
             assert outcome(read, what) == "raised"
 
 
+@pytest.mark.slow
 def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
     cases = {}
     for storage in STORAGE:
@@ -200,14 +203,7 @@ def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
         "         for k, v in cases.items()}\n"
         "json.dump(found, sys.stdout)\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    answer = run_python(code, text=json.dumps(cases), timeout=120).check()
     found = json.loads(answer.stdout)
     assert found.pop("same") == [OLD.tolist(), expected("rois").tolist()]
     assert len(found) == 12
@@ -218,7 +214,7 @@ def test_another_process_raises_for_a_file_that_changed(tmp_path: Path) -> None:
 
 
 class Interrupted:
-    """Does something once, before or after the n-th positional read or read of h5py."""
+    """Call a function once, before or after the n-th positional read or read of h5py."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, at: int, after: bool, act: Callable[[], None]
@@ -244,8 +240,9 @@ class Interrupted:
         monkeypatch.setattr(owner, name, call)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_while_it_is_read_is_not_mixed(
+def test_a_file_that_changes_during_a_read_gives_no_mixed_values(
     tmp_path: Path, contents: Contents, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "READ_NBYTES", 4096)  # several reads, as of a large file
@@ -298,7 +295,7 @@ with h5py.File(path, "r+", libver="latest", locking=locking) as file:
 
 @pytest.fixture
 def start_writer(tmp_path: Path) -> Iterator[Callable[..., Callable[[int], None]]]:
-    """Start a process that has a file open for writing; return what makes it write."""
+    """Start a process that opens a file for writing; return a function that makes it write."""
     processes = []
 
     def start(path: Path, *options: str) -> Callable[[int], None]:
@@ -332,6 +329,7 @@ def make_latest(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["swmr", "alone"])
 @pytest.mark.parametrize("locking", ["locking", "unlocked"])
 def test_a_file_that_another_process_writes_is_refused(
@@ -346,7 +344,7 @@ def test_a_file_that_another_process_writes_is_refused(
             xr.open_dataset(path, engine="h5ref", driver_kwds={"swmr": True})
 
 
-def test_a_single_writer_is_read_through_hdf5(
+def test_a_file_of_a_swmr_writer_is_read_through_hdf5(
     tmp_path: Path, start_writer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_latest(tmp_path / "written.h5")
@@ -370,7 +368,7 @@ def test_a_single_writer_is_read_through_hdf5(
 
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
-def test_a_writer_that_comes_later_is_noticed(
+def test_a_writer_that_starts_after_open_is_detected(
     tmp_path: Path, start_writer: Callable[..., Any], reader: str
 ) -> None:
     path = make_latest(tmp_path / "written.h5")
@@ -386,7 +384,7 @@ def test_a_writer_that_comes_later_is_noticed(
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("storage", STORAGE)
-def test_a_writer_of_this_process_is_read_as_it_is(
+def test_a_file_that_this_process_writes_is_read_through_hdf5(
     tmp_path: Path, reader: str, storage: str
 ) -> None:
     path = write(tmp_path / "shared.h5", OLD, storage)
@@ -411,7 +409,7 @@ def test_a_writer_of_this_process_is_read_as_it_is(
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
 @pytest.mark.parametrize("storage", STORAGE)
-def test_a_writer_of_this_process_that_comes_later_is_noticed(
+def test_a_writer_of_this_process_that_starts_after_open_is_detected(
     tmp_path: Path, reader: str, storage: str
 ) -> None:
     path = write(tmp_path / "shared.h5", OLD, storage)
@@ -428,10 +426,10 @@ def test_a_writer_of_this_process_that_comes_later_is_noticed(
 
 
 @pytest.mark.parametrize("reader", ["auto", "h5py"])
-def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
+def test_a_replaced_file_is_reopened_while_an_error_keeps_the_old_one_open(
     tmp_path: Path, reader: str
 ) -> None:
-    """HDF5 keeps one state of a file as long as anyone has it open."""
+    """HDF5 shares one state of a file among all that have it open."""
     path = tmp_path / "file.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("d", data=np.full(2000, 1), chunks=(100,)).attrs["version"] = 1
@@ -453,7 +451,7 @@ def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
     assert not held  # closed
 
 
-def test_machines_may_number_the_devices_of_a_file_system_each_in_its_way(
+def test_a_different_device_number_on_another_machine_is_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "file.h5", OLD, "gzip")

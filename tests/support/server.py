@@ -31,6 +31,8 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the server closes: an answer that is late waits no longer."""
 
 
 @dataclass
@@ -49,6 +51,7 @@ class RangeServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
     port: int = 0
+    closing: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _busy: threading.Condition = field(default_factory=threading.Condition)
     _answering: int = 0
@@ -106,6 +109,7 @@ class RangeServer:
             handler.send_error(503)
             return
         answer = self.answer(method, handler.path, asked)
+        answer.closing = self.closing
         time.sleep(self.latency + (len(answer.body) / self.mbps / 1e6 if self.mbps else 0))
         if self.fault is not None:
             self.fault(number, method, answer)
@@ -178,6 +182,7 @@ def serve(folder: Path, **options: Any) -> Iterator[RangeServer]:
     try:
         yield served
     finally:
+        served.closing.set()
         server.shutdown()
         served.finish()
         server.server_close()

@@ -1,4 +1,4 @@
-"""Files that are added to, and names and places that are in the way."""
+"""Appending to files, and names and paths that are taken or impossible."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ REORDERED: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["lazy", "dask", "in memory"])
 @pytest.mark.parametrize("name", REORDERED)
-def test_regions_of_what_was_reordered_are_refused(
+def test_regions_of_a_reordered_variable_are_refused(
     source: Path, tmp_path: Path, name: str, how: str
 ) -> None:
     with open_h5(source, chunks={} if how == "dask" else None) as ds:
@@ -61,7 +62,9 @@ def test_regions_of_what_was_reordered_are_refused(
         xref.to_hdf5(new.drop_vars("rois").assign(o=ds["objects"]), tmp_path / "new.h5")
 
 
-def test_the_whole_target_is_preferred_to_a_part(source: Path, tmp_path: Path) -> None:
+def test_a_complete_target_is_preferred_to_a_selection_of_it(
+    source: Path, tmp_path: Path
+) -> None:
     with open_h5(source) as ds:
         small = ds["image"][:1, :1].rename(y="y_", x="x_")
         new = xr.Dataset({"small": small, "big": ds["image"], "rois": ds["rois"]})
@@ -70,7 +73,7 @@ def test_the_whole_target_is_preferred_to_a_part(source: Path, tmp_path: Path) -
         assert file[file["rois"][0]].name == file[file["objects"][0]].name == "/big"
 
 
-def test_paths_stand_for_objects_of_one_file(source: Path, tmp_path: Path) -> None:
+def test_a_target_of_another_file_is_not_found_by_path(source: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.h5"
     other.write_bytes(source.read_bytes())
     with open_h5(source) as ds, open_h5(other) as others:
@@ -79,9 +82,7 @@ def test_paths_stand_for_objects_of_one_file(source: Path, tmp_path: Path) -> No
             xref.to_hdf5(new, tmp_path / "new.h5")
 
 
-def test_objects_are_known_by_their_paths_and_not_by_soft_links(
-    source: Path, tmp_path: Path
-) -> None:
+def test_targets_are_found_by_path_and_not_by_soft_links(source: Path, tmp_path: Path) -> None:
     with h5py.File(source, "a") as file:
         file["a_link"] = h5py.SoftLink("/image")
     with open_h5(source) as ds:
@@ -96,7 +97,7 @@ def test_objects_are_known_by_their_paths_and_not_by_soft_links(
 # --- files that are there --------------------------------------------------------------
 
 
-def test_references_of_an_earlier_version_are_refused_wherever_they_are(source: Path) -> None:
+def test_references_of_an_earlier_file_version_are_refused_everywhere(source: Path) -> None:
     with open_h5(source) as ds:
         reference = ds["image"].h5ref.reference()
     with h5py.File(source, "a") as file:
@@ -110,7 +111,7 @@ def test_references_of_an_earlier_version_are_refused_wherever_they_are(source: 
 
 @pytest.fixture
 def linked(tmp_path: Path) -> Path:
-    """Write a file whose members lead elsewhere."""
+    """Write a file with links to other objects and files."""
     with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
         file["d"] = np.zeros(4)
         file.create_group("g")
@@ -144,7 +145,7 @@ def test_nothing_is_written_outside_the_file(linked: Path, name: str, chunked: b
         assert "x" not in file
 
 
-def test_virtual_datasets_of_any_length_are_let_be(linked: Path) -> None:
+def test_virtual_datasets_of_unlimited_length_are_kept(linked: Path) -> None:
     layout = h5py.VirtualLayout((4,), "f8", maxshape=(None,))
     with h5py.File(linked.parent / "abc.h5", "w") as file:
         file.create_dataset("d", (4,), "f8", maxshape=(None,))
@@ -170,7 +171,7 @@ def test_virtual_datasets_of_any_length_are_let_be(linked: Path) -> None:
         ({"dtype": "f4"}, "type float64"),
     ],
 )
-def test_an_encoding_that_a_variable_cannot_have_any_more_is_said_so(
+def test_changing_the_encoding_of_an_existing_variable_raises(
     tmp_path: Path, encoding: dict[str, Any], problem: str
 ) -> None:
     path, ds = tmp_path / "file.h5", xr.Dataset({"v": (("a", "b"), np.zeros((4, 4)))})
@@ -186,7 +187,7 @@ def test_an_encoding_that_a_variable_cannot_have_any_more_is_said_so(
         assert file["w"].shape == (4, 4)
 
 
-def test_the_level_of_compression_cannot_be_changed_either(tmp_path: Path) -> None:
+def test_changing_the_compression_level_of_an_existing_variable_raises(tmp_path: Path) -> None:
     path, ds = tmp_path / "file.h5", xr.Dataset({"v": ("a", np.zeros(40))})
     xref.to_hdf5(ds, path, encoding={"v": {"zlib": True, "complevel": 3}})
     xref.to_hdf5(ds + 1, path, mode="a", encoding={"v": {"zlib": True, "complevel": 3}})
@@ -196,7 +197,7 @@ def test_the_level_of_compression_cannot_be_changed_either(tmp_path: Path) -> No
         xref.to_hdf5(ds, path, mode="a", encoding={"v": {"zlib": False}})
 
 
-def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
+def test_failing_blocks_leave_nothing_in_the_file(source: Path) -> None:
     def fail(block: Any) -> Any:
         raise ZeroDivisionError
 
@@ -209,7 +210,7 @@ def test_blocks_that_fail_leave_nothing_behind(source: Path) -> None:
     assert os.listdir(source.parent) == ["source.h5"]
 
 
-def test_what_is_computed_from_the_file_itself_is_added_to_it(source: Path) -> None:
+def test_variables_computed_from_the_file_are_appended_to_it(source: Path) -> None:
     with open_h5(source, chunks={}) as ds:
         patches = ds["rois"].h5ref.resolve(chunks=1).rename("patches").drop_attrs()
         new = xr.Dataset({"twice": ds["image"] * 2, "patches": (("p", "a", "b"), patches.data)})
@@ -232,7 +233,7 @@ def test_existing_values_change_only_if_all_can_be_written(source: Path) -> None
         assert "new" not in file.attrs
 
 
-def test_values_that_are_written_over_are_decoded_as_written(tmp_path: Path) -> None:
+def test_overwritten_values_are_decoded_as_written(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     packed = {"v": {"dtype": "i2", "scale_factor": 0.5, "_FillValue": -9}}
     xref.to_hdf5(xr.Dataset({"v": ("x", [1.5, 2.5])}), path, encoding=packed)
@@ -256,7 +257,7 @@ def test_a_plain_dataset_becomes_the_scale_of_its_name(tmp_path: Path) -> None:
         xref.to_hdf5(xr.Dataset({"v": ("square", [1, 2])}), path, mode="a")
 
 
-def test_locks_of_others_are_theirs(tmp_path: Path) -> None:
+def test_an_unrelated_lock_file_is_left_alone(tmp_path: Path) -> None:
     path, lock = tmp_path / "file.h5", tmp_path / "file.h5.lock"
     lock.write_text("mine")
     for mode in ("w", "a"):
@@ -267,8 +268,8 @@ def test_locks_of_others_are_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("group", ["/", "h"])
-def test_numbers_of_dimensions_stay_apart(tmp_path: Path, group: str) -> None:
-    """netCDF-4 tells dimensions by them, in all groups of a file."""
+def test_netcdf_dimension_ids_stay_unique_across_groups(tmp_path: Path, group: str) -> None:
+    """netCDF-4 identifies dimensions by these numbers, in all groups of a file."""
     path = tmp_path / "file.nc"
     tree = {
         "/": xr.Dataset({"v": (("a", "b"), np.zeros((2, 3)))}),
@@ -288,7 +289,7 @@ def test_numbers_of_dimensions_stay_apart(tmp_path: Path, group: str) -> None:
 # --- copies ----------------------------------------------------------------------------
 
 
-def test_groups_are_copied_with_what_is_in_them(tmp_path: Path) -> None:
+def test_target_groups_are_copied_with_their_members(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "source.h5", "w") as file:
         file["g/d"] = [1, 2]
         file["g/sub/deeper/e"] = [3]
@@ -307,7 +308,7 @@ def test_groups_are_copied_with_what_is_in_them(tmp_path: Path) -> None:
         assert file[group["sub"].attrs["up"]] == group
 
 
-def test_copies_go_elsewhere_where_a_dataset_is_in_the_way(tmp_path: Path) -> None:
+def test_copies_get_another_path_where_a_dataset_is_in_the_way(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "source.h5", "w") as file:
         file["a/b"] = [1, 2]
         write_references(file, "refs", [file["a/b"].ref], dtype=h5py.ref_dtype)
@@ -344,14 +345,14 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_names_and_values_that_cannot_be_are_said_so(tmp_path: Path, name: str) -> None:
+def test_names_and_values_that_hdf5_cannot_hold_raise(tmp_path: Path, name: str) -> None:
     error, message, dataset = WRONG[name]
     with pytest.raises(error, match=message):
         xref.to_hdf5(dataset, tmp_path / "file.h5")
     assert not os.listdir(tmp_path)
 
 
-def test_places_that_cannot_be_are_said_so(tmp_path: Path) -> None:
+def test_writing_to_an_impossible_path_raises(tmp_path: Path) -> None:
     ds = xr.Dataset({"a": ("x", [1])})
     os.mkfifo(tmp_path / "pipe")
     for error, message, path in (
@@ -406,7 +407,8 @@ def test_a_subtree_keeps_the_coordinates_it_inherits(tmp_path: Path) -> None:
         assert back["v"]["x"].values.tolist() == [10, 20]
 
 
-def test_chunks_are_of_a_size_that_serves(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_default_chunks_have_a_useful_size(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     odd = xr.Dataset({"a": ("x", da.zeros(300_000, chunks=30_000)[29_999:])})
     xref.to_hdf5(odd, path)
@@ -433,7 +435,7 @@ def test_chunks_are_of_a_size_that_serves(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Write what h5py users have: no dimension scales, references into it."""
+    """Write a file as h5py users do: no dimension scales, and references into it."""
     path = tmp_path / "plain.h5"
     with h5py.File(path, "w") as file:
         d = file.create_dataset("d", data=np.arange(10.0))
@@ -451,7 +453,7 @@ OPENED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", OPENED)
-def test_one_thing_changes_and_all_is_written_back(plain: Path, how: str) -> None:
+def test_a_dataset_with_one_change_is_written_back(plain: Path, how: str) -> None:
     with OPENED[how](plain) as ds:
         xref.to_hdf5(ds.assign(d=ds["d"] + 100), plain, mode="a")
     with OPENED[how](plain) as ds:
@@ -478,7 +480,9 @@ OTHER_PLACE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", [*SAME_PLACE, *OTHER_PLACE])
-def test_regions_without_labels(plain: Path, tmp_path: Path, change: str) -> None:
+def test_regions_of_unlabelled_variables_are_written_or_refused(
+    plain: Path, tmp_path: Path, change: str
+) -> None:
     with open_h5(plain) as ds:
         changed = (SAME_PLACE | OTHER_PLACE)[change](ds["d"]).drop_attrs()
         new = ds[["rois"]].assign(d=("n", changed.variable._data))
@@ -494,7 +498,7 @@ def test_regions_without_labels(plain: Path, tmp_path: Path, change: str) -> Non
 
 
 @pytest.mark.parametrize("how", OPENED)
-def test_new_labels_are_no_new_order(source: Path, tmp_path: Path, how: str) -> None:
+def test_new_labels_are_not_a_reordering(source: Path, tmp_path: Path, how: str) -> None:
     with OPENED[how](source) as ds:
         for changed in (ds.assign_coords(x=ds["x"] * 1000), ds.drop_vars("x")):
             xref.to_hdf5(changed, tmp_path / "new.h5")
@@ -503,7 +507,7 @@ def test_new_labels_are_no_new_order(source: Path, tmp_path: Path, how: str) -> 
                 np.testing.assert_array_equal(found, IMAGE[:2, 3:5])
 
 
-def test_attributes_that_say_nothing_of_numbers_stay(source: Path) -> None:
+def test_attributes_that_do_not_affect_decoding_are_kept(source: Path) -> None:
     with h5py.File(source, "a") as file:
         file["image"].attrs["units"] = "K"
     xref.to_hdf5(xr.Dataset({"image": (("y", "x"), IMAGE)}), source, mode="a")
@@ -511,7 +515,7 @@ def test_attributes_that_say_nothing_of_numbers_stay(source: Path) -> None:
         assert file["image"].attrs["units"] == "K"
 
 
-def test_a_dataset_becomes_no_scale_if_appending_fails(source: Path) -> None:
+def test_a_failed_append_does_not_make_a_dataset_a_scale(source: Path) -> None:
     other = source.parent / "other.h5"
     with h5py.File(other, "w") as file:
         file["plain"] = [1, 2, 3]
@@ -524,7 +528,7 @@ def test_a_dataset_becomes_no_scale_if_appending_fails(source: Path) -> None:
 
 
 @pytest.mark.parametrize("how", OPENED)
-def test_variables_along_dimensions_that_grow(tmp_path: Path, how: str) -> None:
+def test_variables_along_growing_dimensions_are_appended(tmp_path: Path, how: str) -> None:
     path = tmp_path / "file.h5"
     with h5py.File(path, "w") as file:
         time = file.create_dataset("time", data=np.arange(5), maxshape=(None,))
@@ -543,7 +547,7 @@ def test_variables_along_dimensions_that_grow(tmp_path: Path, how: str) -> None:
         assert ds["n"].dims == ds["v"].dims == ("time",)
 
 
-def test_dimensions_that_grow_take_more_variables(tmp_path: Path) -> None:
+def test_new_variables_are_appended_along_growing_dimensions(tmp_path: Path) -> None:
     path = tmp_path / "file.nc"
     h5netcdf = pytest.importorskip("h5netcdf")
     with h5netcdf.File(path, "w") as file:
@@ -556,7 +560,7 @@ def test_dimensions_that_grow_take_more_variables(tmp_path: Path) -> None:
         assert ds.sizes["time"] == 5
 
 
-def test_characters_stay_characters(tmp_path: Path) -> None:
+def test_character_arrays_stay_character_arrays(tmp_path: Path) -> None:
     path, new = tmp_path / "file.h5", tmp_path / "new.h5"
     with h5py.File(path, "w") as file:
         file["ch"] = np.array([[b"a", b"b"], [b"c", b"d"]])

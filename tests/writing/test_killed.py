@@ -1,39 +1,19 @@
-"""A process that is killed while it writes leaves the old file, the new one, or none.
+"""A process that is killed during a write leaves the old file, the new file, or none.
 
-``benchmarks/kills.py`` does it more often.
+``benchmarks/kills.py`` kills more often.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from killed_writers import content, write_and_kill
 
-PROGRAM = """
-import sys
-import time
-import dask.array as da
-import numpy as np
-import xarray as xr
-import xref
-
-path, source, value = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with xr.open_dataset(source, engine="h5ref") as ds:
-    boxes = ds["image"].h5ref.regions(np.zeros((2000, 2), int), (2, 2), dim="box")
-    more = da.full((400, 400), value, chunks=(50, 400), dtype="i4")
-    new = xr.Dataset({"image": ds["image"], "boxes": boxes, "more": (("a", "b"), more)})
-    print("begin", flush=True)
-    began = time.perf_counter()
-    xref.to_hdf5(new, path, encoding={"more": {"zlib": True}})
-    print(time.perf_counter() - began, flush=True)
-"""
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -44,35 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_and_kill(path: Path, source: Path, value: int, after: float | None) -> float | None:
-    """Begin to write in another process, and kill it after some seconds, or let it end.
-
-    Returns how many seconds writing took, None if it was not done before.
-    """
-    command = [sys.executable, "-c", PROGRAM, str(path), str(source), str(value)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        output = process.stdout
-        if output is None or output.readline() != "begin\n":
-            raise RuntimeError("the writer did not begin")
-        if after is not None:
-            time.sleep(after)
-            process.send_signal(signal.SIGKILL)
-        took = output.read()
-        return float(took) if took else None
-
-
-def content(path: Path) -> int | None:
-    """Return the value that a file is full of, None if there is no file."""
-    if not path.exists():
-        return None
-    with h5py.File(path) as file:
-        values = np.unique(file["more"][...])
-        assert len(values) == 1
-        assert file["image"][file["boxes"][-1]].tolist() == [[0, 1], [10, 11]]
-        return int(values[0])
-
-
-def test_a_killed_writer_leaves_a_whole_file_or_none(tmp_path: Path, source: Path) -> None:
+def test_a_killed_writer_leaves_a_complete_file_or_none(tmp_path: Path, source: Path) -> None:
     path, there = tmp_path / "file.h5", None
     for value, after in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, None), start=1):
         done = write_and_kill(path, source, value, after)

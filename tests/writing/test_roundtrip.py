@@ -1,4 +1,4 @@
-"""Whole files through xref and back: what hypothesis draws, and what others wrote."""
+"""Generated Datasets and files of the corpus are identical after write and read."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from manifest import RAW, rows
 from samples import open_h5
 from strategies import Drawn, files
-from test_corpus import RAW, rows
 
 import xref
 from xref.errors import CorruptFileError
@@ -34,7 +34,7 @@ names = (f"{i}.h5" for i in itertools.count())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the files of all examples, of which each has a new name."""
+    """Return one folder for the files of all examples; each file has a new name."""
     return tmp_path_factory.mktemp("roundtrip")
 
 
@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(drawn=st.one_of(files(), files(n_targets=2)), chunks=st.sampled_from((None, {})))
 @whole_files
-def test_drawn_files_come_back_identical(drawn: Drawn, chunks: Any, folder: Path) -> None:
+def test_generated_files_are_identical_after_write_and_read(
+    drawn: Drawn, chunks: Any, folder: Path
+) -> None:
     first, second = folder / next(names), folder / next(names)
     drawn.write(first)
     with open_h5(first, chunks=chunks, **RAW_OPTIONS) as before:
@@ -101,7 +103,7 @@ def assert_same_values(found: Any, expected: Any) -> None:
 
 
 def assert_same_element(found: Any, expected: Any) -> None:
-    """Compare numbers, texts, compounds and sequences of them; of references the truth."""
+    """Compare numbers, texts, compounds and sequences; of references only their truth value."""
     if isinstance(expected, np.ndarray):
         expected, found = expected.tolist(), found.tolist()
     if isinstance(expected, tuple | list):
@@ -147,7 +149,7 @@ def datasets(draw: st.DrawFn) -> xr.Dataset:
         if draw(st.integers(0, 4)) == 0:
             values: Any = draw(npst.arrays(object, shape, elements=texts)).astype(str)
         else:
-            # netCDF-4 has no missing integers: NaN is what is missing.
+            # netCDF-4 has no missing integers; missing values become NaN.
             values = draw(npst.arrays(draw(scalars), shape))
         variable = xr.Variable(dims, values, draw(attributes))
         if dims and values.dtype.kind != "U" and draw(st.booleans()):
@@ -159,7 +161,7 @@ def datasets(draw: st.DrawFn) -> xr.Dataset:
 
 @given(dataset=datasets(), group=st.sampled_from(("/", "a/b")))
 @thorough
-def test_drawn_datasets_come_back_identical(
+def test_generated_datasets_are_identical_after_write_and_read(
     dataset: xr.Dataset, group: str, folder: Path
 ) -> None:
     path = folder / next(names)
@@ -172,7 +174,7 @@ def test_drawn_datasets_come_back_identical(
 # --- files of others -------------------------------------------------------------------
 
 NOT_WRITTEN = {
-    # Bytes 1, 2, 3 ... instead of references: no values can be read.
+    # Holds the bytes 1, 2, 3 ... where references should be; its values cannot be read.
     "hdfview/bug1604_CompoundTest.h5": CorruptFileError,
 }
 
@@ -182,9 +184,8 @@ MISSING = {"hdf5/trefer_attr.h5": "null"}  # references to attributes have no ol
 LINKED_GROUPS = "a group that is linked from several is a member of the first"
 
 
-def test_files_of_others_are_written_with_equal_references(
-    corpus: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_corpus_files_are_written_with_equal_references(corpus: Path, tmp_path: Path) -> None:
     compared = Counter[str]()
     for row in rows(corpus, "references"):
         source, path = corpus / row["file"], tmp_path / "new.h5"
@@ -232,7 +233,7 @@ def references_in(value: Any) -> Iterator[Any]:
 
 
 def compare_newer(source: Path, ours: h5py.File, holder: str, where: str) -> int:
-    """Compare references that h5py cannot read with those that were made of them."""
+    """Compare references that h5py cannot read with the references written from them."""
     group, name = posixpath.split(holder)
     with open_h5(source, group=group, **RAW_OPTIONS) as ds:
         old = list(ds[name].values.flat)

@@ -1,6 +1,6 @@
-"""Writes that fail: they raise an OSError, the old file stays, and nothing hidden does.
+"""A failing write raises OSError, keeps the old file and leaves no temporary file.
 
-``benchmarks/write_faults.py`` does it more often.
+``benchmarks/write_faults.py`` makes more of them fail.
 """
 
 from __future__ import annotations
@@ -20,57 +20,25 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from failing_writes import (
+    STORED,
+    append_from_two,
+    check_appended,
+    everything,
+    numbers,
+    run_limited,
+    write_old,
+)
+from forkserver import run_python
 from samples import open_h5
 
 import xref
 from xref.errors import FileWriteError, XrefError
 from xref.writing.checked_file import CheckedFile
 
-IMAGE = np.arange(60 * 50, dtype="f8").reshape(60, 50)
-
-STORED: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "chunks": {"chunksizes": (20, 25)},
-    "zlib": {"zlib": True, "complevel": 1, "chunksizes": (20, 25)},
-    "fletcher32": {"zlib": True, "fletcher32": True, "chunksizes": (20, 25)},
-    "lzf": {"compression": "lzf", "chunksizes": (20, 25)},
-}
-
-
-def numbers(how: str) -> tuple[xr.Dataset, dict[str, Any]]:
-    values = np.random.default_rng(0).permutation(IMAGE.ravel()).reshape(IMAGE.shape)
-    ds = xr.Dataset({"v": (("t", "y"), values)}, attrs={"title": "new"})
-    return ds, {"v": STORED[how]}
-
-
-def everything(path: Path) -> xr.Dataset:
-    """Return variables and attributes of every kind, references into a file among them."""
-    with open_h5(path) as ds:
-        boxes = ds["a"].h5ref.regions(np.arange(9)[:, None], 1, dim="box").load()
-        best = ds["a"].h5ref.region_reference(2)
-    rows = np.empty(2, dtype=object)
-    rows[:] = [np.arange(3), np.arange(0)]
-    return xr.Dataset(
-        {
-            "boxes": boxes,
-            "text": ("n", np.array(["one", "two" * 50], dtype=object)),
-            "rows": ("n", rows),
-            "new": ("n", [1, 2], {"long": np.arange(3000.0)}),
-            "a": ("x", np.arange(10) * 2),
-        },
-        attrs={"best": best, "text": "x" * 5000},
-    )
-
-
-def write_old(path: Path) -> bytes:
-    """Write the file that is there before."""
-    old = xr.Dataset({"a": ("x", np.arange(10))}, attrs={"title": "old"})
-    xref.to_hdf5(old, path)
-    return path.read_bytes()
-
 
 class Failing:
-    """The module `os` for those who write, of which some call fails, or all from there on."""
+    """The module `os` of the writing modules; the n-th call fails, or it and all later ones."""
 
     CHANGES = ("pwrite", "pwritev", "ftruncate", "fsync", "replace", "link", "open")
     OTHERS = ("preadv", "fchmod", "fchown", "fstat", "stat")
@@ -118,15 +86,16 @@ WRITES: dict[str, Callable[[Path], tuple[xr.Dataset, dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.sampled(53)
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize(
     ("what", "only_once"),
     [*itertools.product(WRITES, [True]), ("numbers", False), ("contiguous", False)],
 )
-def test_a_call_of_the_operating_system_that_fails_changes_nothing(
+def test_a_failing_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, mode: str, only_once: bool
 ) -> None:
-    """Every call in turn fails, once, or with all that follow."""
+    """Each call in turn fails: alone, or together with all later calls."""
     path = tmp_path / "file.h5"
     old = write_old(path)
     with dask.config.set(scheduler="synchronous"):
@@ -144,7 +113,7 @@ def test_a_call_of_the_operating_system_that_fails_changes_nothing(
             assert str(path) in str(found)
             assert ".part" not in str(found)
             if path.read_bytes() != old:
-                # Where no call works any more the last step cannot be undone, which is said.
+                # If all later calls fail, the last step cannot be undone; the error says so.
                 assert not only_once
                 assert "restored" in str(found)
                 path.write_bytes(old)
@@ -155,8 +124,9 @@ def test_a_call_of_the_operating_system_that_fails_changes_nothing(
         np.testing.assert_array_equal(back[name], ds[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_an_interrupt_at_any_call_leaves_nothing(
+def test_an_interrupt_at_any_system_call_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = tmp_path / "file.h5"
@@ -176,7 +146,7 @@ def test_an_interrupt_at_any_call_leaves_nothing(
 
 
 class Full:
-    """A store without room."""
+    """A store that is full."""
 
     size = 0
 
@@ -190,7 +160,7 @@ class Full:
         raise AssertionError("nothing is done after an error")
 
 
-def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -> None:
+def test_unwritten_bytes_are_copied_before_hdf5_reuses_its_buffer() -> None:
     stored = CheckedFile(Full(), "f.h5")
     memory = bytearray(b"header")
     stored.seek(2)
@@ -205,46 +175,13 @@ def test_what_could_not_be_written_is_kept_though_hdf5_uses_its_memory_again() -
 
 # --- limits of the operating system ------------------------------------------------------
 
-LIMITED = """
-import os, resource, sys
-sys.path.insert(0, sys.argv[4])
-from pathlib import Path
-import xref
-from test_write_faults import STORED, everything, numbers
 
-path, kind, mode = Path("file.h5").resolve(), sys.argv[1], sys.argv[2]
-old = path.read_bytes()
-for limit in map(int, sys.argv[3].split(",")):
-    for how in STORED:
-        ds, encoding = numbers(how) if kind != "everything" else (everything(path), {})
-        ds = ds.chunk(t=20) if kind == "dask" else ds
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            xref.to_hdf5(ds, path, mode=mode, encoding=encoding, on_missing="null")
-            print(limit, how, "written", flush=True)
-        except OSError as error:
-            named = str(path) in str(error) and ".part" not in str(error)
-            named = named and path.read_bytes() == old and os.listdir() == ["file.h5"]
-            print(limit, how, "named" if named else repr(error), flush=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        path.write_bytes(old)
-        if kind == "everything":
-            break
-"""
-
-
-def run_limited(folder: Path, kind: str, mode: str, limits: str) -> list[list[str]]:
-    """Write with limits of the size of files; return limit, storage and result of each."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", LIMITED, kind, mode, limits, here]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    return [line.split(maxsplit=2) for line in run.stdout.splitlines()]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("kind", ["memory", "dask", "everything"])
-def test_a_limit_of_the_size_of_files_is_an_error(tmp_path: Path, kind: str, mode: str) -> None:
+def test_exceeding_the_file_size_limit_raises_oserror(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
     path = tmp_path / "file.h5"
     old = write_old(path)
     found = run_limited(tmp_path, kind, mode, "0,700,6000")
@@ -268,10 +205,11 @@ def small_room(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(room)], check=True)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("how", STORED)
-def test_a_full_file_system_is_an_error(
+def test_a_full_file_system_raises_oserror(
     small_room: Path, how: str, chunked: bool, mode: str
 ) -> None:
     path = small_room / "file.h5"
@@ -286,7 +224,7 @@ def test_a_full_file_system_is_an_error(
     assert os.listdir(small_room) == ["file.h5"]
 
 
-def test_a_file_system_that_fails_at_sync_is_an_error(
+def test_a_failing_fsync_raises_oserror(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.h5"
@@ -307,17 +245,17 @@ def test_a_file_system_that_fails_at_sync_is_an_error(
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_a_block_that_was_not_written_is_not_written_again(
+def test_repeating_a_failed_block_raises_or_writes_it_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Schedulers repeat tasks that failed: what HDF5 had open before is damaged."""
+    """Schedulers repeat failed tasks, though the file that HDF5 had open is damaged."""
     path = tmp_path / "file.h5"
     write_old(path)
     later = xref.to_hdf5(numbers("zlib")[0].chunk(t=20), path, mode=mode, compute=False)
     before = path.read_bytes()
     with monkeypatch.context() as context:
         Failing(context, no_room).begin(8, only_once=True)
-        # In turns: no other block is written before the first one fails.
+        # One by one: no other block is written before the first one fails.
         with pytest.raises(FileWriteError, match=r"No space"):
             later.compute(scheduler="synchronous")
     assert path.read_bytes() == before
@@ -334,53 +272,9 @@ def test_a_block_that_was_not_written_is_not_written_again(
 
 # --- others who have the file ------------------------------------------------------------
 
-APPENDER = """
-import sys
-import dask.array as da, numpy as np, xarray as xr, xref
 
-name, times = sys.argv[1], int(sys.argv[2])
-for n in range(times):
-    values = da.full((6, 50), n, chunks=(2, 50)) if n % 2 else np.full((6, 50), n)
-    ds = xr.Dataset({f"{name}{n}": ((f"{name}{n}_y", f"{name}{n}_x"), values)})
-    try:
-        xref.to_hdf5(ds, "file.h5", mode="a")
-        print(n, "written", flush=True)
-    except OSError as error:
-        print(n, "not", error, flush=True)
-"""
-
-
-def append_from_two(folder: Path, times: int) -> dict[str, bool]:
-    """Append from two processes at once; return by variable whether it was written."""
-    both = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", APPENDER, name, str(times)],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in "ab"
-    }
-    said = {}
-    for name, process in both.items():
-        output = process.communicate()[0]
-        assert process.returncode == 0
-        for line in output.splitlines():
-            number, what, *_ = line.split()
-            said[f"{name}{number}"] = what == "written"
-    return said
-
-
-def check_appended(path: Path, said: dict[str, bool]) -> None:
-    """See that variables are there if and only if that was said, and have their values."""
-    with h5py.File(path) as file:
-        there = {name for name in file if "_" not in name}
-        assert there == {name for name, written in said.items() if written}
-        for name in there:
-            assert np.unique(file[name][...]).tolist() == [int(name[1:])]
-
-
-def test_two_processes_append_one_after_the_other(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_appends_of_two_processes_exclude_each_other(tmp_path: Path) -> None:
     said = append_from_two(tmp_path, 6)  # the file is made by one of them
     assert len(said) == 12
     assert any(said.values())
@@ -391,15 +285,14 @@ def test_two_processes_append_one_after_the_other(tmp_path: Path) -> None:
 READER = "import h5py, sys; f = h5py.File(sys.argv[1]); print(f['a'][:].sum())"
 
 
+@pytest.mark.slow
 def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
     sums: list[str] = []
 
     def look(block: Any) -> Any:
-        command = [sys.executable, "-c", READER, str(path)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        sums.append(run.stdout.strip())
+        sums.append(run_python(READER, str(path)).check().stdout.strip())
         return block + 1
 
     blocks = da.zeros((4, 3), chunks=(2, 3)).map_blocks(
@@ -413,7 +306,8 @@ def test_a_reader_between_two_blocks_sees_the_old_file(tmp_path: Path) -> None:
         assert file["a"][:].sum() == 135
 
 
-def test_a_file_that_is_open_elsewhere_is_not_appended_to(
+@pytest.mark.slow
+def test_appending_to_a_file_that_is_open_elsewhere_raises(
     tmp_path: Path, quick_locks: None
 ) -> None:
     path = tmp_path / "file.h5"
@@ -425,7 +319,7 @@ def test_a_file_that_is_open_elsewhere_is_not_appended_to(
 
 
 @pytest.mark.parametrize("how", ["changed", "replaced"])
-def test_a_file_that_others_change_is_not_appended_to(tmp_path: Path, how: str) -> None:
+def test_appending_to_a_file_changed_by_others_raises(tmp_path: Path, how: str) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
 
@@ -475,7 +369,7 @@ def test_growth_and_attributes_of_a_failed_append_are_undone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
-def test_what_is_written_of_a_private_file_is_private(tmp_path: Path, mode: str) -> None:
+def test_temporary_files_of_a_private_file_are_private(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "file.h5"
     write_old(path)
     path.chmod(0o600)
@@ -502,7 +396,7 @@ def test_a_file_keeps_its_owner_and_group(tmp_path: Path) -> None:
         assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
 
 
-def test_a_group_that_cannot_be_kept_gets_no_rights(
+def test_group_rights_are_dropped_where_the_group_cannot_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.h5"
@@ -517,7 +411,7 @@ def test_a_group_that_cannot_be_kept_gets_no_rights(
     assert path.stat().st_mode & 0o777 == 0o604
 
 
-def test_links_to_a_file(tmp_path: Path) -> None:
+def test_writing_through_symbolic_links_and_to_hard_linked_files(tmp_path: Path) -> None:
     path, hard, soft = (tmp_path / name for name in ("file.h5", "hard.h5", "soft.h5"))
     write_old(path)
     os.link(path, hard)
@@ -536,7 +430,7 @@ def test_links_to_a_file(tmp_path: Path) -> None:
 def test_the_error_of_the_first_block_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks that come later find no file; a scheduler may name one of them."""
+    """Later blocks find no file; the error of the first block is raised, not theirs."""
     path = tmp_path / "file.h5"
     old = write_old(path)
 

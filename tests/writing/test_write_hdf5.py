@@ -1,4 +1,4 @@
-"""Files that are written: what is in them, and when they are there."""
+"""Content of written files, references in them, and when the file appears."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def names(file: h5py.File, references: Any) -> list[str | None]:
     return [file[r].name if r else None for r in np.ravel(references)]
 
 
-def test_references_are_made_anew_for_the_new_file(source: Path, tmp_path: Path) -> None:
+def test_written_references_point_into_the_new_file(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.h5"
     with xr.open_datatree(source, engine="h5ref") as tree:
         xref.to_hdf5(tree, path)
@@ -76,7 +76,7 @@ def test_references_are_made_anew_for_the_new_file(source: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_targets_are_known_by_identity_under_other_names(
+def test_renamed_targets_are_found_by_identity(
     source: Path, tmp_path: Path, loaded: bool
 ) -> None:
     with open_h5(source) as ds:
@@ -87,9 +87,7 @@ def test_targets_are_known_by_identity_under_other_names(
         assert set(names(file, file["deep/er/rois"])) == {"/deep/er/movie", None}
 
 
-def test_targets_are_known_by_path_where_they_were_computed(
-    source: Path, tmp_path: Path
-) -> None:
+def test_computed_targets_are_found_by_path(source: Path, tmp_path: Path) -> None:
     with open_h5(source) as ds:
         ds["image"] = ds["image"] * 2
         xref.to_hdf5(ds[["image", "rois"]], tmp_path / "new.h5")
@@ -97,7 +95,7 @@ def test_targets_are_known_by_path_where_they_were_computed(
         np.testing.assert_array_equal(file["image"][file["rois"][1]], 2 * IMAGE[1:4, 2:6])
 
 
-def test_a_target_that_is_another_one_is_not_taken(source: Path, tmp_path: Path) -> None:
+def test_a_dataset_of_another_file_is_not_the_target(source: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["image"] = -IMAGE
@@ -107,7 +105,7 @@ def test_a_target_that_is_another_one_is_not_taken(source: Path, tmp_path: Path)
             xref.to_hdf5(mixed, tmp_path / "new.h5")
 
 
-def test_what_is_missing_is_named(source: Path, tmp_path: Path) -> None:
+def test_missing_targets_are_named_in_the_error(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.h5"
     with open_h5(source) as ds:
         with pytest.raises(DanglingReferenceError, match=r"region reference 0 .*'/image' of"):
@@ -119,14 +117,16 @@ def test_what_is_missing_is_named(source: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["source.h5"]
 
 
-def test_what_is_missing_becomes_null(source: Path, tmp_path: Path) -> None:
+def test_missing_targets_become_null_references_on_request(
+    source: Path, tmp_path: Path
+) -> None:
     with open_h5(source) as ds:
         ds[["image", "objects"]].h5ref.to_hdf5(tmp_path / "new.h5", on_missing="null")
     with h5py.File(tmp_path / "new.h5") as file:
         assert names(file, file["objects"]) == ["/image", None, None, None]
 
 
-def test_what_is_missing_is_copied(source: Path, tmp_path: Path) -> None:
+def test_missing_targets_are_copied_on_request(source: Path, tmp_path: Path) -> None:
     with open_h5(source) as ds:
         ds[["rois", "objects"]].h5ref.to_hdf5(tmp_path / "new.h5", on_missing="copy")
     source.unlink()
@@ -137,10 +137,12 @@ def test_what_is_missing_is_copied(source: Path, tmp_path: Path) -> None:
         assert file[file["image"].attrs["self"]] == file["image"]
 
 
-def test_copies_have_a_place_where_their_path_is_taken(source: Path, tmp_path: Path) -> None:
+def test_copied_targets_get_another_path_where_theirs_is_taken(
+    source: Path, tmp_path: Path
+) -> None:
     with open_h5(source) as ds:
         small = ds[["rois"]].assign(image=("x", [1, 2]))
-        # A variable of that path, but not of that shape.
+        # A variable at the same path with another shape.
         small.h5ref.to_hdf5(tmp_path / "new.h5", on_missing="copy")
     with h5py.File(tmp_path / "new.h5") as file:
         target = file[file["rois"][0]]
@@ -149,7 +151,7 @@ def test_copies_have_a_place_where_their_path_is_taken(source: Path, tmp_path: P
         assert file["image"].shape == (2,)
 
 
-def test_objects_without_a_name_are_copied(tmp_path: Path) -> None:
+def test_unnamed_target_objects_are_copied(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "unnamed.h5", "w") as file:
         file["hidden"] = [1, 2, 3]
         write_references(file, "refs", [file["hidden"].ref], dtype=h5py.ref_dtype)
@@ -165,7 +167,7 @@ def test_objects_without_a_name_are_copied(tmp_path: Path) -> None:
         assert file[file["rois"][0]][file["rois"][0]].tolist() == [2, 3]
 
 
-def test_named_datatypes_are_copied_always(source: Path, tmp_path: Path) -> None:
+def test_named_datatypes_are_always_copied(source: Path, tmp_path: Path) -> None:
     with open_h5(source) as ds:
         refs = xref.ReferenceArray.from_references([ds.h5ref.reference("type")])
         new = xr.Dataset({"refs": ("n", refs)})
@@ -179,7 +181,7 @@ def test_named_datatypes_are_copied_always(source: Path, tmp_path: Path) -> None
 # --- modes -----------------------------------------------------------------------------
 
 
-def test_references_into_a_file_are_added_to_it(source: Path) -> None:
+def test_references_into_a_file_are_appended_to_it(source: Path) -> None:
     before = source.stat().st_ino
     with open_h5(source) as ds:
         boxes = ds["image"].h5ref.regions([[0, 0], [30, 40]], (10, 10), dim="box")
@@ -194,7 +196,7 @@ def test_references_into_a_file_are_added_to_it(source: Path) -> None:
         np.testing.assert_array_equal(ds["boxes"].h5ref.resolve()[1], IMAGE[30:, 40:])
 
 
-def test_a_file_that_changed_takes_no_references_of_before(source: Path) -> None:
+def test_appending_references_of_an_earlier_file_version_raises(source: Path) -> None:
     with open_h5(source) as ds:
         boxes = ds["image"].h5ref.regions([[0, 0]], (10, 10))
     with h5py.File(source, "a") as file:
@@ -203,7 +205,7 @@ def test_a_file_that_changed_takes_no_references_of_before(source: Path) -> None
         xref.to_hdf5(xr.Dataset({"boxes": boxes}), source, mode="a")
 
 
-def test_appending_keeps_what_is_there_and_refuses_other_shapes(tmp_path: Path) -> None:
+def test_appending_keeps_existing_variables_and_refuses_other_shapes(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     first = xr.Dataset({"a": ("x", [1, 2, 3])}, coords={"x": [10, 20, 30]})
     xref.to_hdf5(first, path)
@@ -222,7 +224,7 @@ def test_appending_keeps_what_is_there_and_refuses_other_shapes(tmp_path: Path) 
         xref.to_hdf5(xr.Dataset({"sub": 1}), path, mode="a")
 
 
-def test_appending_that_fails_removes_what_was_new(source: Path, tmp_path: Path) -> None:
+def test_a_failed_append_removes_new_variables(source: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "file.h5", "w") as file:
         file["old"] = 1
     with open_h5(source) as ds:
@@ -233,7 +235,7 @@ def test_appending_that_fails_removes_what_was_new(source: Path, tmp_path: Path)
         assert list(file) == ["old"]
 
 
-def test_a_file_keeps_its_links_and_its_mode(tmp_path: Path) -> None:
+def test_writing_keeps_the_symbolic_link_and_the_access_mode(tmp_path: Path) -> None:
     path, link = tmp_path / "file.h5", tmp_path / "link.h5"
     path.write_bytes(b"old")
     path.chmod(0o640)
@@ -247,7 +249,7 @@ def test_a_file_keeps_its_links_and_its_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("user_block", [0, 1024])
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_files_of_any_make_take_references(
+def test_references_are_appended_to_files_of_every_format_version(
     tmp_path: Path, user_block: int, libver: str
 ) -> None:
     path = tmp_path / "file.h5"
@@ -281,7 +283,7 @@ def test_a_file_can_be_written_over_itself(source: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, there: bool) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, there: bool) -> None:
     path = tmp_path / "file.h5"
     if there:
         path.write_bytes(b"old")
@@ -297,7 +299,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, there: bool) -> None:
     assert not there or path.read_bytes() == b"old"
 
 
-def test_options_that_are_none_are_said_so(tmp_path: Path) -> None:
+def test_unknown_write_options_raise_a_helpful_error(tmp_path: Path) -> None:
     path, ds = tmp_path / "file.h5", xr.Dataset({"a": ("x", [1, 2])})
     for message, wrong in (
         ("mode is 'r'", {"mode": "r"}),
@@ -320,15 +322,22 @@ def test_options_that_are_none_are_said_so(tmp_path: Path) -> None:
 # --- dask ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("chunks", [(8, 10), (7, 50), (40, 50)])
 def test_blocks_are_written_by_any_scheduler(
-    tmp_path: Path, scheduler: str, chunks: tuple[int, int]
+    tmp_path: Path,
+    scheduler: str,
+    chunks: tuple[int, int],
+    request: pytest.FixtureRequest,
 ) -> None:
     image = da.from_array(IMAGE, chunks=chunks)
     ds = xr.Dataset({"image": (("y", "x"), image), "n": ("y", np.arange(40))})
     encoding = {"image": {"zlib": True, "shuffle": True, "chunksizes": (8, 10)}}
-    with dask.config.set(scheduler=scheduler):
+    pool = request.getfixturevalue("process_pool") if scheduler == "processes" else None
+    with dask.config.set(scheduler=scheduler, pool=pool):
         xref.to_hdf5(ds, tmp_path / "file.h5", encoding=encoding)
     assert os.listdir(tmp_path) == ["file.h5"]
     with h5py.File(tmp_path / "file.h5") as file:
@@ -336,7 +345,7 @@ def test_blocks_are_written_by_any_scheduler(
         np.testing.assert_array_equal(file["image"], IMAGE)
 
 
-def test_computing_later_makes_the_file_later(source: Path, tmp_path: Path) -> None:
+def test_compute_false_writes_the_file_at_compute(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.h5"
     with open_h5(source, chunks={}) as ds:
         later = ds[["image", "rois"]].h5ref.to_hdf5(path, compute=False)
@@ -404,8 +413,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "zlib"])
-def test_blocks_are_in_memory_one_after_the_other(tmp_path: Path, how: str) -> None:
+def test_few_blocks_are_in_memory_at_a_time(tmp_path: Path, how: str) -> None:
     """An array of 512 MiB in blocks of 8 MiB."""
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "file.h5"), how]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -420,7 +430,7 @@ def limits(path: Path, **options: Any) -> Any:
         return file["v"].maxshape
 
 
-def test_unlimited_dimensions_are_given_as_to_xarray(tmp_path: Path) -> None:
+def test_unlimited_dims_are_given_as_in_to_netcdf(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     assert limits(path) == limits(path, unlimited_dims=None) == (2, 3, None)
     assert limits(path, unlimited_dims="time") == (None, 3, 1)
@@ -432,10 +442,11 @@ def test_unlimited_dimensions_are_given_as_to_xarray(tmp_path: Path) -> None:
             limits(path, unlimited_dims=unknown)
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("shape", [(3, 0), (0, 0), (0, 3), (2, 0, 3)])
 @pytest.mark.parametrize("encoding", [{}, {"zlib": True}, {"chunksizes": 1}])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_empty_axis_beside_an_unlimited_one(
+def test_empty_axes_beside_unlimited_ones_are_written(
     tmp_path: Path, shape: tuple[int, ...], encoding: dict[str, Any], chunked: bool
 ) -> None:
     path = tmp_path / "file.h5"
@@ -517,7 +528,7 @@ def test_trees_share_the_dimensions_of_groups_above(tmp_path: Path) -> None:
         xr.testing.assert_identical(back.load(), tree)
 
 
-def test_encodings_of_groups_that_are_not_there_are_said_so(tmp_path: Path) -> None:
+def test_encodings_of_missing_groups_raise(tmp_path: Path) -> None:
     tree = xr.DataTree.from_dict({"/a": xr.Dataset({"v": ("x", [4])})})
     with pytest.raises(ValueError, match=r"encodings are given for \['/b'\]"):
         xref.to_hdf5(tree, tmp_path / "tree.h5", encoding={"/b": {}})

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
-from strategies import write_references
+from strategies import scaled, write_references
 
 import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
@@ -144,7 +144,7 @@ def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> 
         return error
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(30))
 @given(
     rows=st.lists(specs(), min_size=1, max_size=10),
     libver=st.sampled_from(LIBVERS),
@@ -171,6 +171,7 @@ def spec_of(shape: tuple[int, ...], chunks: tuple[int, ...], **more: Any) -> dic
     return {"shape": shape, "chunks": chunks, "shrunk": False} | spec | more
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("chunks", [(6, 5), (2, 5), (4, 3), (1, 1)])
@@ -206,6 +207,7 @@ def test_tables_of_several_batches_stay_in_order(
     assert found.cut.tolist() == expected.cut.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", LIBVERS)
 def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, libver: str
@@ -293,6 +295,7 @@ def test_structured_and_edge_chunks_of_three_axes(path: Path) -> None:
         np.testing.assert_array_equal(ds["refs"].h5ref.resolve().values, expected)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("filters", FILTERS)
 def test_chunks_of_many_sizes_are_of_one_kind(

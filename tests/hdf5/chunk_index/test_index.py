@@ -17,6 +17,7 @@ import pytest
 import xarray as xr
 from h5py import h5d, h5o, h5p
 from hypothesis import HealthCheck, given, settings
+from strategies import scaled
 
 import xref.hdf5.chunk_index.nodes
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
@@ -168,7 +169,7 @@ def check(path: Path, name: str = "d") -> ChunkIndex:
     return found
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(120))
 @given(
     spec=specs(),
     libver=st.sampled_from(LIBVERS),
@@ -190,6 +191,7 @@ def spec_of(shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
     return {"shape": shape, "shrunk": False, "seed": 0} | spec | more
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize(
     ("maxshape", "n"),
@@ -227,6 +229,7 @@ def test_values_along_a_later_axis_without_limit(path: Path, libver: str) -> Non
         np.testing.assert_array_equal(ds["d"].values, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", FILTERS)
 def test_pages_that_were_never_written_are_left_out(
     path: Path, filters: dict[str, Any]
@@ -247,6 +250,7 @@ def test_pages_that_were_never_written_are_left_out(
         assert found.number.tolist() == places
 
 
+@pytest.mark.slow
 def test_files_of_the_corpus(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     n_chunked = 0
@@ -363,6 +367,7 @@ def read_slowly(content: bytes, root: int, shape: tuple[int, ...]) -> list[tuple
     return sorted(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_a_damaged_index_is_read_right_or_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
@@ -392,6 +397,7 @@ def test_a_damaged_index_is_read_right_or_refused(
     assert all(": /d" in error for error in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(2, len(KINDS)))
 def test_a_forged_index_ends_in_an_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
