@@ -42,7 +42,7 @@ RANGES = st.tuples(st.integers(0, len(CONTENT) - 70_000), st.integers(0, 70_000)
 
 
 @given(st.lists(RANGES | st.tuples(st.integers(0, 10**5), st.just(64)), max_size=30))
-def test_ranges_of_any_order_and_overlap_come_to_their_places(
+def test_ranges_in_any_order_and_overlapping_are_read_to_their_places(
     ranges: list[tuple[int, int]],
 ) -> None:
     found, source = read(ranges)

@@ -177,7 +177,7 @@ ODD = {
 
 @pytest.mark.parametrize("at", [0, 4])
 @pytest.mark.parametrize("what", ODD)
-def test_one_odd_object_is_left_to_the_general_way(what: str, at: int) -> None:
+def test_one_different_object_is_decoded_object_by_object(what: str, at: int) -> None:
     version, change = ODD[what]
     objects = [encode(version, 4, BOX) for _ in range(5)]
     assert Heap(heap_of([objects, objects]), 8, 8).together() is not None
@@ -186,7 +186,7 @@ def test_one_odd_object_is_left_to_the_general_way(what: str, at: int) -> None:
     assert not heap.compare(*every_object([objects, odd]))
 
 
-def test_two_objects_of_one_number_are_left_to_the_general_way() -> None:
+def test_two_objects_with_one_number_are_decoded_object_by_object() -> None:
     parts = [heap_object(i, encode(1, 4, BOX)) for i in (1, 2, 2)]
     heap = Heap([collection(*parts)] * 2, 8, 8)
     assert heap.together() is None
@@ -195,7 +195,7 @@ def test_two_objects_of_one_number_are_left_to_the_general_way() -> None:
 
 
 @pytest.mark.parametrize("free", [0, 8, 24])
-def test_an_object_that_fits_behind_the_table_is_seen(free: int) -> None:
+def test_an_object_after_the_table_is_found(free: int) -> None:
     parts = [heap_object(i, encode(1, 4, BOX)) for i in (1, 2)]
     tail = heap_object(9, b"")
     assert Heap([collection(*parts, free=free)], 8, 8).together() is not None
@@ -203,7 +203,7 @@ def test_an_object_that_fits_behind_the_table_is_seen(free: int) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 3, 2**32 - 1])
-def test_an_object_that_is_not_there_is_left_to_the_general_way(index: int) -> None:
+def test_a_missing_object_is_decoded_object_by_object(index: int) -> None:
     objects = [encode(1, 4, BOX)] * 2
     boxes = Heap(heap_of([objects, objects]), 8, 8).together()
     assert boxes is not None
@@ -268,7 +268,7 @@ def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("batch_nbytes", [1, 200_000, 1 << 26])
 @pytest.mark.usefixtures("never_one_by_one")
-def test_references_to_boxes_are_what_h5py_says(
+def test_references_to_boxes_equal_those_of_h5py(
     file_of_boxes: Path, monkeypatch: pytest.MonkeyPatch, batch_nbytes: int
 ) -> None:
     monkeypatch.setattr(xref.hdf5.bulk_heaps, "HEAP_BATCH_NBYTES", batch_nbytes)

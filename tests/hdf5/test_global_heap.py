@@ -73,7 +73,7 @@ def test_objects_may_be_empty_and_in_any_order(copies: int) -> None:
 
 
 @COPIES
-def test_what_lies_behind_the_free_space_is_no_object(copies: int) -> None:
+def test_bytes_after_the_free_space_are_not_an_object(copies: int) -> None:
     data = bytearray(collection(PARTS[0], free=96))
     data[-40:] = heap_object(5, b"deleted!" * 3)
     _, objects = walk(*[bytes(data)] * copies)
@@ -84,7 +84,7 @@ def test_what_lies_behind_the_free_space_is_no_object(copies: int) -> None:
 
 @COPIES
 @pytest.mark.parametrize("index", [0, 9, 65535, 65536, 2**31])
-def test_a_number_that_no_object_has_is_refused(copies: int, index: int) -> None:
+def test_an_unknown_object_number_is_an_error(copies: int, index: int) -> None:
     _, objects = walk(*[collection(*PARTS)] * copies)
     with pytest.raises(CorruptFileError, match=f"row 1 names object {index}"):
         objects.find(np.array([0, 0]), np.array([1, index]), "row {}".format)
@@ -125,7 +125,7 @@ def test_a_collection_of_an_impossible_size_is_refused(size: int) -> None:
 
 
 @COPIES
-def test_a_collection_of_nothing_but_empty_objects_is_linear(copies: int) -> None:
+def test_a_collection_of_empty_objects_takes_linear_time(copies: int) -> None:
     many = collection(*(heap_object(1 + i, b"") for i in range(6_000)), free=0)
     tracemalloc.start()
     try:
@@ -190,7 +190,7 @@ def runs_of_objects(draw: st.DrawFn) -> bytes:
 
 @given(data=st.lists(damaged() | runs_of_objects(), min_size=1, max_size=7))
 @settings(max_examples=3 * settings.default.max_examples)
-def test_walking_many_together_equals_walking_each_plainly(data) -> None:
+def test_walking_many_collections_equals_walking_each_alone(data) -> None:
     try:
         expected = [walk_plainly(one) for one in data]
     except ValueError:

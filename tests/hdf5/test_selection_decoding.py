@@ -201,7 +201,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_refused_with_the_row_and_the_reason(what: str) -> None:
+def test_errors_name_the_row_and_the_reason(what: str) -> None:
     data, message = BAD[what]
     assert b"\x01\x44" in regular_v2(AXES)  # the flags, of which one row makes others
     with pytest.raises(CorruptFileError, match=message) as caught:

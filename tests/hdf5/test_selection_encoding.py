@@ -51,17 +51,17 @@ def round_trip(chosen: list[Selection]) -> list[Selection | None]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_each_form_is_decoded_as_it_was(name: str) -> None:
+def test_each_encoding_decodes_to_the_same_selection(name: str) -> None:
     assert round_trip([EXAMPLES[name]]) == [EXAMPLES[name]]
 
 
-def test_all_forms_at_once_keep_their_order() -> None:
+def test_all_encodings_together_keep_their_order() -> None:
     chosen = [*EXAMPLES.values(), *reversed(EXAMPLES.values())]
     assert round_trip(chosen) == chosen
 
 
 @given(st.data())
-def test_drawn_selections_are_decoded_as_they_were(data: st.DataObject) -> None:
+def test_any_selections_encode_and_decode_to_equal_selections(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     one = st.one_of(
         selections.slabs(shape),
@@ -96,7 +96,7 @@ class OnDisk:
         return os.readv(self.number, [buffer])
 
 
-def test_hdf5_reads_the_elements_that_were_meant(tmp_path: Path) -> None:
+def test_hdf5_reads_the_selected_elements(tmp_path: Path) -> None:
     image = np.arange(12 * 10).reshape(12, 10)
     chosen = [s for s in EXAMPLES.values() if selection_fits(s, image.shape)]
     table = table_from_selections([*chosen, None])

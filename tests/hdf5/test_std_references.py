@@ -55,7 +55,7 @@ def decode(kinds: list[int], external: list[bool], *objects: bytes) -> Any:
     return decode_std_objects(buffer, position, sizes, *columns, "object {}".format)
 
 
-def test_an_object_of_the_same_file_stands_in_the_element() -> None:
+def test_an_object_of_the_same_file_has_its_address_in_the_element() -> None:
     found = split(inline(0x320), element(0), element(3, 0, 57, 0x1000, 7), inline(2**63))
     assert found.type.tolist() == [2, 0, 3, 2]
     assert found.in_heap.tolist() == [False, False, True, False]
@@ -73,13 +73,13 @@ BAD_ELEMENTS = {
 
 
 @pytest.mark.parametrize("case", BAD_ELEMENTS)
-def test_elements_that_are_no_reference_are_named(case: str) -> None:
+def test_elements_that_are_not_references_are_named(case: str) -> None:
     data, error, message = BAD_ELEMENTS[case]
     with pytest.raises(error, match=f"element 1 has .*{message}"):
         split(inline(1), data)
 
 
-def test_bytes_that_are_no_whole_number_of_elements_are_refused() -> None:
+def test_bytes_of_a_partial_element_are_an_error() -> None:
     raw = np.zeros(19, np.uint8)
     with pytest.raises(CorruptFileError, match="not a multiple of 18"):
         split_std_references(raw, offset_size=8, describe=str)
@@ -124,7 +124,7 @@ BAD_OBJECTS = {
 
 
 @pytest.mark.parametrize("case", BAD_OBJECTS)
-def test_heap_objects_that_say_something_else_are_named(case: str) -> None:
+def test_heap_objects_with_wrong_contents_are_named(case: str) -> None:
     kind, external, data, message = BAD_OBJECTS[case]
     with pytest.raises(CorruptFileError, match=f"object 1 .*{message}"):
         decode([4, kind], [False, external], token() + name("fine"), data)

@@ -45,7 +45,7 @@ def rows_of(table: SelectionTable, extent: tuple[int, ...] = SHAPE) -> list[Any]
 
 
 @given(chosen=tables())
-def test_a_table_gives_back_the_selections_it_was_made_of(chosen) -> None:
+def test_a_table_returns_its_selections(chosen) -> None:
     table = table_from_selections(chosen)
     assert len(table) == len(chosen)
     assert rows_of(table) == [elements(s, SHAPE) for s in chosen]
@@ -100,7 +100,7 @@ def test_bounds_are_the_box_around_each_selection(chosen) -> None:
 
 
 @given(chosen=tables())
-def test_shapes_are_those_of_the_masks(chosen) -> None:
+def test_result_shapes_equal_those_of_numpy_masks(chosen) -> None:
     ndim, shape = table_from_selections(chosen).bound_to(SHAPE, describe).result_shapes()
     for row, selection in enumerate(chosen):
         found = elements(selection, SHAPE)
@@ -117,7 +117,7 @@ def test_shapes_are_those_of_the_masks(chosen) -> None:
 
 
 @given(chosen=tables(least=1), smaller=st.tuples(*(st.integers(1, n) for n in SHAPE)))
-def test_fitting_refuses_exactly_what_leaves_the_extent(chosen, smaller) -> None:
+def test_bound_to_raises_exactly_for_rows_beyond_the_extent(chosen, smaller) -> None:
     table = table_from_selections(chosen)
     outside = [
         row
@@ -137,7 +137,7 @@ def test_fitting_refuses_exactly_what_leaves_the_extent(chosen, smaller) -> None
     assert str(smaller) in str(caught.value)
 
 
-def test_fitting_refuses_another_rank() -> None:
+def test_bound_to_raises_for_another_rank() -> None:
     table = table_from_selections([All(), Hyperslab((0,), (1,), (1,), (2,))])
     with pytest.raises(SelectionError, match="row 1 selects in 1 dimensions"):
         table.bound_to((4, 4), describe)
@@ -215,7 +215,7 @@ def test_only_evenly_spaced_rows_are_narrowed(chosen) -> None:
     ),
     axes=st.sampled_from(((0,), (2,), (0, 1), (1, 2), (0, 2))),
 )
-def test_projecting_keeps_the_shadow_on_the_axes(chosen, axes) -> None:
+def test_project_keeps_the_projection_on_the_axes(chosen, axes) -> None:
     table = table_from_selections(chosen).bound_to(SHAPE, describe)
     projected = project(table, axes)
     ndim, _ = table.result_shapes()
@@ -302,7 +302,7 @@ def test_tables_of_boxes_concatenate_to_a_table_of_boxes(parts) -> None:
         assert column.strides[0] == 0 or len(column) == 1
 
 
-def test_repeated_columns_that_differ_do_not_stay_repeated() -> None:
+def test_different_broadcast_columns_concatenate_to_full_columns() -> None:
     box = np.ones((2, 2), dtype=np.int64)
     twice = box_table(box, box)
     twice = twice.replace(count=np.broadcast_to(np.array([[2, 2]]), (2, 2)))

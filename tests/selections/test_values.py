@@ -141,7 +141,7 @@ def test_blocks_of_a_regular_hyperslab_are_recognised(slab: Hyperslab) -> None:
 
 
 @given(union=st.one_of(shaped_unions(), shaped_products()))
-def test_what_is_called_regular_holds_the_same_elements(union) -> None:
+def test_regular_hyperslabs_found_in_blocks_have_the_same_elements(union) -> None:
     shape, start, stop = union
     regular, *columns = regular_from_blocks(start[None], stop[None])
     if regular[0]:
@@ -179,7 +179,7 @@ def cut_last_axis(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.n
     return np.array(lows[::-1]), np.array(highs[::-1])
 
 
-def test_blocks_far_apart_are_compared_without_what_lies_between() -> None:
+def test_blocks_far_apart_compare_without_memory_for_the_gap() -> None:
     far = 2**40
     start = np.array([[0, 0], [0, far], [far, 0], [far, far]])
     assert outer_axes(start, start + 1) is not None

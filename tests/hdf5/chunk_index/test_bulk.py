@@ -175,7 +175,7 @@ def spec_of(shape: tuple[int, ...], chunks: tuple[int, ...], **more: Any) -> dic
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("chunks", [(6, 5), (2, 5), (4, 3), (1, 1)])
-def test_usual_indices_are_known(
+def test_indices_that_libhdf5_writes_for_few_chunks_are_decoded(
     path: Path, libver: str, filters: dict[str, Any], chunks: tuple[int, ...]
 ) -> None:
     kinds = ("all", "part", "none", "early")
@@ -183,7 +183,7 @@ def test_usual_indices_are_known(
     assert check(path).known.all()
 
 
-def test_datasets_of_many_or_large_chunks_are_not_known(path: Path) -> None:
+def test_datasets_of_many_or_large_chunks_are_marked_unknown(path: Path) -> None:
     rows = [
         spec_of((MAX_CHUNKS,), (1,)),
         spec_of((MAX_CHUNKS + 1,), (1,)),
@@ -209,7 +209,7 @@ def test_tables_of_several_batches_stay_in_order(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("libver", LIBVERS)
-def test_damaged_indices_and_chunks_are_read_as_alone_or_are_errors(
+def test_damaged_indices_and_chunks_read_as_one_by_one_or_raise(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, libver: str
 ) -> None:
     path = make(lambda _: None)

@@ -369,7 +369,7 @@ def read_slowly(content: bytes, root: int, shape: tuple[int, ...]) -> list[tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", range(len(KINDS)))
-def test_a_damaged_index_is_read_right_or_refused(
+def test_a_damaged_index_is_read_correctly_or_raises(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     libver, spec = KINDS[kind]
@@ -399,7 +399,7 @@ def test_a_damaged_index_is_read_right_or_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", range(2, len(KINDS)))
-def test_a_forged_index_ends_in_an_answer(
+def test_a_forged_index_returns_or_raises(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -560,7 +560,7 @@ def test_an_index_of_an_unknown_version_is_left_to_hdf5(
 
 
 @pytest.mark.parametrize("filters", FILTERS)
-def test_bytes_stored_are_those_that_hdf5_tells(path: Path, filters: dict[str, Any]) -> None:
+def test_stored_bytes_equal_those_of_hdf5(path: Path, filters: dict[str, Any]) -> None:
     with h5py.File(path, "w") as file:
         add(file, spec_of((40, 30), filters=filters, written="few"))
         file["c"] = np.arange(5)
