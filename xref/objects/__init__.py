@@ -39,6 +39,18 @@ if TYPE_CHECKING:
         reference_itemsize,
         used_filters,
     )
+    from xref.objects.netcdf_names import (
+        CF_ATTRIBUTES,
+        COORDINATE_IDS,
+        DIMENSION_ID,
+        DIMENSION_LIST,
+        FILL_ATTRIBUTES,
+        HIDDEN_ATTRIBUTES,
+        NAME_CLASH,
+        NO_VARIABLE,
+        NO_VARIABLE_OF_LENGTH,
+        REFERENCE_LIST,
+    )
     from xref.objects.objects import (
         REFERENCE_BATCH,
         LinkedObject,

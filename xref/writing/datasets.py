@@ -24,6 +24,7 @@ from h5py import h5a, h5d, h5o, h5s, h5t
 
 from xref.arrays import IntArray
 from xref.hdf5 import encode_regions
+from xref.objects import DIMENSION_LIST, REFERENCE_LIST
 from xref.selections import SelectionKind, SelectionTable
 from xref.writing.memory_layout import ElementEncoder, Form, RawBytes
 
@@ -237,7 +238,7 @@ def write_dimension_list(dataset: h5py.Dataset, scales: Sequence[int | None]) ->
     pieces["length"] = addresses != 0
     pieces["pointer"] = addresses.ctypes.data + 8 * np.arange(len(addresses), dtype=np.uintp)
     _replace_attribute(
-        dataset, "DIMENSION_LIST", h5t.vlen_create(h5t.STD_REF_OBJ), pieces.view("V16")
+        dataset, DIMENSION_LIST, h5t.vlen_create(h5t.STD_REF_OBJ), pieces.view("V16")
     )
 
 
@@ -253,7 +254,7 @@ def write_reference_list(scale: h5py.Dataset, datasets: Sequence[tuple[int, int]
     kind = h5t.create(h5t.COMPOUND, element.itemsize)
     kind.insert(b"dataset", 0, h5t.STD_REF_OBJ)
     kind.insert(b"dimension", 8, h5t.STD_I32LE)
-    _replace_attribute(scale, "REFERENCE_LIST", kind, listed.view(f"V{element.itemsize}"))
+    _replace_attribute(scale, REFERENCE_LIST, kind, listed.view(f"V{element.itemsize}"))
 
 
 def _replace_attribute(

@@ -12,10 +12,8 @@ import h5py
 import numpy as np
 from h5py import h5ds
 
+from xref.objects import DIMENSION_ID, NO_VARIABLE
 from xref.writing.datasets import address_of
-
-NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.%10d"
-"""Name of a scale without values, with its length."""
 
 
 @dataclass(slots=True)
@@ -39,7 +37,7 @@ def next_dimension(file: h5py.File) -> int:
 
     def look(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id):
-            known = item.attrs.get("_Netcdf4Dimid")
+            known = item.attrs.get(DIMENSION_ID)
             numbers.append(int(known) if isinstance(known, np.int32) else -1)
 
     file.visititems(look)
@@ -50,7 +48,7 @@ def has_any_size(scale: h5py.Dataset) -> bool:
     """Tell whether a dimension has no variable, and grows with what lies along it."""
     name = scale.attrs.get("NAME", b"")
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return text.startswith(NO_VARIABLE.split("%")[0]) and scale.maxshape == (None,)
+    return text.startswith(NO_VARIABLE) and scale.maxshape == (None,)
 
 
 def existing_scales(group: h5py.Group) -> dict[str, Scale]:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from h5py import h5z
 
+from xref.objects import CF_ATTRIBUTES
 from xref.writing.datasets import Storage
 from xref.writing.memory_layout import Form
 
@@ -31,20 +32,7 @@ STORAGE_KEYS = frozenset(
     }
 )
 
-CF_KEYS = frozenset(
-    {
-        "dtype",
-        "_FillValue",
-        "missing_value",
-        "scale_factor",
-        "add_offset",
-        "units",
-        "calendar",
-        "_Unsigned",
-        "coordinates",
-        "grid_mapping",
-    }
-)
+CF_KEYS = frozenset({*CF_ATTRIBUTES, "coordinates", "grid_mapping"})
 
 LARGEST_CHUNK = 1 << 28
 """Bytes of a chunk that is taken over from another file; HDF5 allows 4 GiB."""

@@ -24,8 +24,16 @@ import numpy as np
 import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
-from xref.engine import CF_ATTRIBUTES
-from xref.objects import object_path, open_object, pipeline_of
+from xref.objects import (
+    CF_ATTRIBUTES,
+    DIMENSION_ID,
+    DIMENSION_LIST,
+    NAME_CLASH,
+    NO_VARIABLE_OF_LENGTH,
+    object_path,
+    open_object,
+    pipeline_of,
+)
 from xref.reading import check_packed
 from xref.references import (
     DecodeOptions,
@@ -50,7 +58,6 @@ from xref.writing.datasets import (
     write_reference_list,
 )
 from xref.writing.dimension_scales import (
-    NO_VARIABLE,
     Scale,
     Scales,
     existing_scales,
@@ -67,10 +74,6 @@ from xref.writing.memory_layout import (
 )
 from xref.writing.storage_options import check_stored, choose_storage
 from xref.writing.translate_references import ObjectId, ReferenceTranslator, WrittenObject
-
-NAME_CLASH = "_nc4_non_coord_"
-"""Begins the name of a variable in the file that is named like a dimension, and lies along
-others; netCDF-4 reads it so."""
 
 COPIES = "/#refs#"
 """Group of copied objects that have no path of their own, as MATLAB names it."""
@@ -256,7 +259,7 @@ class TreeWriter:
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
             self._note(dataset)
-            dataset.make_scale(NO_VARIABLE % size)
+            dataset.make_scale(NO_VARIABLE_OF_LENGTH % size)
             own[dim] = scales[dim] = Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
         return scales
@@ -273,7 +276,7 @@ class TreeWriter:
 
     def _number(self, dataset: h5py.Dataset) -> None:
         """Give a dimension a number, as netCDF does to keep their order."""
-        dataset.attrs.create("_Netcdf4Dimid", self._n_dimensions, dtype="<i4")
+        dataset.attrs.create(DIMENSION_ID, self._n_dimensions, dtype="<i4")
         self._n_dimensions += 1
 
     # --- variables ---------------------------------------------------------------------
@@ -415,7 +418,7 @@ class TreeWriter:
         self, dataset: h5py.Dataset, dims: list[str], where: str
     ) -> list[str]:
         """Return the dimensions that a dataset still lacks: all of them, or none."""
-        if "DIMENSION_LIST" not in dataset.attrs:
+        if DIMENSION_LIST not in dataset.attrs:
             return dims
         known = [posixpath.basename(d[0].name) if len(d) else None for d in dataset.dims]
         if any(

@@ -18,8 +18,9 @@ import dask.array as da
 import xarray as xr
 from dask.delayed import delayed
 
-from xref.engine import HIDDEN_ATTRIBUTES, source_locations
+from xref.engine import source_locations
 from xref.errors import FileWriteError, UnsupportedError
+from xref.objects import HIDDEN_ATTRIBUTES
 from xref.references import ReferenceArray
 from xref.storage import URL, LocalFile
 from xref.writing.cf_encoding import encode_dataset
