@@ -67,7 +67,15 @@ class Pressed:
 
     FILES = tuple(
         str(Path(xref.__file__).with_name("writing") / f"{name}.py")
-        for name in ("checked_file", "drafts", "dask_blocks", "uninterrupted", "write_hdf5")
+        for name in (
+            "append_lock",
+            "checked_file",
+            "dask_blocks",
+            "drafts",
+            "hidden_files",
+            "uninterrupted",
+            "write_hdf5",
+        )
     )
 
     def __init__(self, number: int) -> None:
@@ -161,8 +169,8 @@ def press_at_each_call(folder: Path, kind: str, mode: str, scheduler: str) -> No
     for number in itertools.count(1, step=2 if kind == "dask" else 1):
         with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler=scheduler):
             pressing = Pressing(number)
-            for module in ("xref.writing.checked_file", "xref.writing.drafts"):
-                patch.setattr(f"{module}.os", pressing)
+            for module in ("checked_file", "drafts", "hidden_files", "append_lock"):
+                patch.setattr(f"xref.writing.{module}.os", pressing)
             try:
                 xref.to_hdf5(data, path, mode=mode)
             except KeyboardInterrupt:

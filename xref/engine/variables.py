@@ -273,7 +273,7 @@ def build_variable(
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = location.filename
-    if location.source.named:  # else the name would keep a file's content in memory
+    if location.source.reopens_by_name:  # else the name would keep a file's content in memory
         opened = ObjectReference(without_open_file(location), address, options)
         source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}

@@ -130,7 +130,11 @@ def chunk_index(location: FileLocation, address: int) -> hdf5.ChunkIndex:
     """Return where each chunk of the dataset at an address lies."""
     layout = dataset_layout(location, address)
     where = DatasetLabel(location, address)
-    columns = None if location.source.live else _read_index(location, address, layout, where)
+    columns = (
+        None
+        if location.source.open_for_writing
+        else _read_index(location, address, layout, where)
+    )
     if columns is None:
         dataset = open_dataset(location, address)
         columns = _iterate_index(dataset, location, layout, where)
@@ -144,7 +148,7 @@ def stored_nbytes(location: FileLocation, address: int) -> int:
     layout = dataset_layout(location, address)
     if layout.chunks is None:
         return layout.stored_nbytes
-    if location.source.live:
+    if location.source.open_for_writing:
         return int(open_dataset(location, address).id.get_storage_size())
     return int(chunk_index(location, address).nbytes.sum())
 

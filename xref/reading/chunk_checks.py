@@ -56,7 +56,7 @@ def chunk_check(
     # Where NumPy's type says what the elements are, parameters are compared with it.
     plain = not layout.dtype.hasobject and layout.dtype.itemsize == layout.stored_itemsize
     checked = layout if plain else layout.stored
-    if not location.source.live:
+    if not location.source.open_for_writing:
         with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
             index = objects.chunk_index(location, address)  # HDF5 does not check it
             return ChunkLoader(checked, index, FileBytes(location), _read_nothing, where)
@@ -104,7 +104,7 @@ def check_packed(location: FileLocation, address: int) -> None:
     """
     layout = objects.dataset_layout(location, address)
     if layout.pipeline.packers and layout.chunks:
-        if location.source.live:
+        if location.source.open_for_writing:
             _check_all(location, address, layout)
         else:
             _check_all_once(location, address)

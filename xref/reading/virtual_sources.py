@@ -116,7 +116,7 @@ def check_sources(
     """
     first = tuple(zip(start, shape, strict=True))
     level = {(location, address): first}
-    files = {location.key}
+    files = {location.file_id}
     for _ in range(MAX_DEPTH):
         below: dict[tuple[FileLocation, int], tuple[tuple[int, int], ...]] = {}
         for (home, number), box in level.items():
@@ -127,7 +127,7 @@ def check_sources(
                 if source is None:
                     _check_not_elsewhere(home, mapping.filename, where)
                     continue
-                files.add(source[0].key)
+                files.add(source[0].file_id)
                 layout = dataset_layout(*source)
                 mapping.fit(extent, layout.shape, where)
                 check_packed(*source)

@@ -20,7 +20,7 @@ from xref.storage.location import FileLocation
 from xref.storage.open_files import (
     ATTEMPTS,
     check_unchanged,
-    hold_handles,
+    handles_of,
     is_same_version,
 )
 from xref.storage.sources import (
@@ -47,7 +47,7 @@ class FileBytes:
         FileChangedError
             If the file is another than the one located.
         """
-        self._of_one_version(lambda held: self._read(held, offset, buffer))
+        self._read_one_version(lambda held: self._read(held, offset, buffer))
 
     def _read(self, held: ByteHandle, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -81,7 +81,7 @@ class FileBytes:
             for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
                 self._read(held, o, view[a : a + n])
 
-        self._of_one_version(read)
+        self._read_one_version(read)
 
     @property
     def remote(self) -> bool:
@@ -103,12 +103,12 @@ class FileBytes:
                 raise TypeError(f"{self.location.filename} is read without requests")
             found.append(cast("RemoteBytes", held).fetch(offset, nbytes))
 
-        self._of_one_version(begin)
+        self._read_one_version(begin)
         return found[-1]
 
-    def _of_one_version(self, read: Callable[[ByteHandle], None]) -> None:
+    def _read_one_version(self, read: Callable[[ByteHandle], None]) -> None:
         """Read from a handle that is of the version that was located, before and after."""
-        handles = hold_handles(self.location)
+        handles = handles_of(self.location)
         for _ in range(ATTEMPTS):
             held = handles.bytes.get()
             if is_same_version(self.location, held.identity()):
@@ -130,7 +130,7 @@ def raise_transport_errors(location: FileLocation) -> Iterator[None]:
     if not location.source.remote:
         yield
         return
-    held = cast("RemoteBytes", hold_handles(location).bytes.get())
+    held = cast("RemoteBytes", handles_of(location).bytes.get())
     held.take_problem()
     try:
         yield

@@ -80,15 +80,15 @@ class Reopenable(Generic[T]):
     ----------
     open_it : callable
         Opens it.
-    room : Room
+    pool : LRUPool
         Where it takes one place.
     name : str
         For messages.
     """
 
-    def __init__(self, open_it: Callable[[], T], room: LRUPool, name: str) -> None:
+    def __init__(self, open_it: Callable[[], T], pool: LRUPool, name: str) -> None:
         self._open_it = open_it
-        self._room = room
+        self._pool = pool
         self._name = name
         self._value: T | None = None
         self._opening = threading.Lock()  # two threads do not open it twice
@@ -101,7 +101,7 @@ class Reopenable(Generic[T]):
         FileReadError
             If the system has no descriptor left, though all that is kept was dropped.
         """
-        _left.clear()
+        _unclosed.clear()
         collect_spared()
         value = self._value
         if value is None:
@@ -109,7 +109,7 @@ class Reopenable(Generic[T]):
                 value = self._value
                 if value is None:
                     value = self._value = self._open()
-        self._room.touch(self)
+        self._pool.touch(self)
         return value
 
     def _open(self) -> T:
@@ -129,13 +129,13 @@ class Reopenable(Generic[T]):
 
     def drop(self) -> None:
         """Let go of what is open; it closes when its last user does."""
-        self._room.forget(self)
+        self._pool.forget(self)
         value, self._value = self._value, None
         if value is not None and is_transport_thread():
-            _left.append(value)
+            _unclosed.append(value)
 
 
-_left: deque[Any] = deque()
+_unclosed: deque[Any] = deque()
 """What threads let go of that carry requests: closed by the next one that opens anything.
 
 A file waits for HDF5's lock to close, whose holder may wait for an answer to a request.
@@ -156,15 +156,15 @@ DESCRIPTORS = LRUPool(lambda: 3 * _kept_by_xarray() // 32)
 """Files open for positional reads: 12, since they open ten times as fast."""
 
 
-SERVED = LRUPool(lambda: _kept_by_xarray() // 2)
+REMOTE_FILES = LRUPool(lambda: _kept_by_xarray() // 2)
 """Remote files: they hold no descriptor, but blocks of metadata."""
 
 
 def drop_all() -> None:
     """Let go of everything that is kept in this process."""
-    for room in (FILES, DESCRIPTORS, SERVED):
-        room.clear()
-    _left.clear()
+    for pool in (FILES, DESCRIPTORS, REMOTE_FILES):
+        pool.clear()
+    _unclosed.clear()
 
 
 def check_descriptors(n: int, name: str) -> None:

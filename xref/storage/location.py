@@ -44,9 +44,9 @@ class FileLocation:
     source: FileSource
     identity: Identity
     external: str = "same-dir"
-    is_key: bool = field(default=False, repr=False, compare=False)
+    holds_file: bool = field(default=True, repr=False, compare=False)
     # The handles of `xref.storage.open_files` that stay open with this location.
-    held: list[Any] = field(default_factory=list, repr=False, compare=False)
+    handles: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def filename(self) -> str:
@@ -54,7 +54,7 @@ class FileLocation:
         return self.source.name
 
     @property
-    def key(self) -> tuple[Any, Any]:
+    def file_id(self) -> tuple[Any, Any]:
         """What tells the file from others: it may be reached by several paths."""
         return self.identity[:2]
 
@@ -72,10 +72,10 @@ class FileLocation:
 
 def without_open_file(location: FileLocation) -> FileLocation:
     """Return an equal location that keeps no file open, to remember a place by."""
-    return location if location.is_key else replace(location, is_key=True, held=[])
+    return replace(location, holds_file=False, handles=[]) if location.holds_file else location
 
 
-class _Key:
+class _CacheKey:
     """A location among the arguments of a cache, let go of once the call is over."""
 
     __slots__ = ("location", "token")
@@ -88,7 +88,7 @@ class _Key:
         return hash(self.token)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.token == other.token
+        return isinstance(other, _CacheKey) and self.token == other.token
 
 
 def cached_by_location(
@@ -101,14 +101,14 @@ def cached_by_location(
     def decorate(
         function: Callable[Concatenate[FileLocation, P], R],
     ) -> Callable[Concatenate[FileLocation, P], R]:
-        def of_key(key: _Key, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        def of_key(key: _CacheKey, /, *args: P.args, **kwargs: P.kwargs) -> R:
             return function(cast(FileLocation, key.location), *args, **kwargs)
 
         cached: Any = lru_cache(maxsize=maxsize)(of_key)
 
         @wraps(function)
         def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            key = _Key(without_open_file(location))
+            key = _CacheKey(without_open_file(location))
             try:
                 result: R = cached(key, *args, **kwargs)
             finally:

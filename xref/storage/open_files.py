@@ -28,7 +28,7 @@ from xref.storage.handle_pools import (
     DESCRIPTORS,
     EXHAUSTED,
     FILES,
-    SERVED,
+    REMOTE_FILES,
     Reopenable,
     drop_all,
 )
@@ -83,17 +83,17 @@ def locate_source(source: FileSource, external: str = "same-dir") -> FileLocatio
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
-    if source.live and isinstance(source, OpenFile):
+    if source.open_for_writing and isinstance(source, OpenFile):
         source.file.flush()
     location = FileLocation(source, source.identity(), external)
-    if source.live or not isinstance(source, LocalFile):
+    if source.open_for_writing or not isinstance(source, LocalFile):
         return location
     opened = _open_version(location)
     if not opened.is_written:
         return location
     # HDF5 shares one state of a file among all in this process who opened it.
     opened.file.flush()
-    written = replace(source, shared=True)
+    written = replace(source, shared_with_writer=True)
     return FileLocation(written, written.identity(), external)
 
 
@@ -121,7 +121,7 @@ def is_same_version(location: FileLocation, identity: Identity) -> bool:
     """Tell whether an identity is that of the located version."""
     # Not by device: machines that share a file system may number its devices each in its
     # own way.
-    if location.source.live:
+    if location.source.open_for_writing:
         return bool(location.identity[1] == identity[1])
     return location.identity[1:] == identity[1:]
 
@@ -172,7 +172,7 @@ def _close_earlier(identity: Identity) -> None:
 def _open_hdf5(source: FileSource) -> _OpenFile:
     """Open a file, and see that it stays the same meanwhile."""
     identity = source.known_identity()
-    if isinstance(source, LocalFile) and not source.live:
+    if isinstance(source, LocalFile) and not source.open_for_writing:
         _close_earlier(identity)
     try:
         file = source.open_hdf5()
@@ -184,11 +184,11 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
         writer = isinstance(error, BlockingIOError) or "already open" in str(error)
         hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
         raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
-    if not source.live and source.known_identity() != identity:
+    if not source.open_for_writing and source.known_identity() != identity:
         raise FileChangedError(f"{source.name} changed while it was opened; open it again")
     file._xref_checks = CheckedGroups()
     file._xref_identity = (
-        identity if isinstance(source, LocalFile) and not source.live else None
+        identity if isinstance(source, LocalFile) and not source.open_for_writing else None
     )
     _opened[id(file)] = file
     written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
@@ -206,8 +206,8 @@ class _Handles:
         self.hdf5: Reopenable[_OpenFile] = Reopenable(
             partial(_open_hdf5, source), FILES, source.name
         )
-        room = SERVED if source.remote else DESCRIPTORS
-        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, room, source.name)
+        pool = REMOTE_FILES if source.remote else DESCRIPTORS
+        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, pool, source.name)
 
     def drop(self) -> None:
         self.hdf5.drop()
@@ -225,25 +225,25 @@ _handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
 _handles_lock = threading.Lock()
 
 
-def hold_handles(location: FileLocation) -> _Handles:
+def handles_of(location: FileLocation) -> _Handles:
     """Return the handles of a file, held open by ``location`` unless it is a key."""
     pid = os.getpid()
-    if location.held and location.held[0].pid == pid:
-        held: _Handles = location.held[0]
+    if location.handles and location.handles[0].pid == pid:
+        held: _Handles = location.handles[0]
         return held
     with _handles_lock:
         handles = _handles.get((location.source, pid))
         if handles is None:
             handles = _handles[location.source, pid] = _Handles(location.source, pid)
-    if not location.is_key:
-        location.held[:] = [handles]
+    if location.holds_file:
+        location.handles[:] = [handles]
     return handles
 
 
 def open_file(location: FileLocation) -> h5py.File:
     """Return the open file, checked to be the version that was located."""
     opened = _open_version(location)
-    if opened.is_written and not location.source.live:
+    if opened.is_written and not location.source.open_for_writing:
         raise FileChangedError(
             f"{location.filename} has been opened for writing in this process since it was "
             "opened for reading; open it again, or close the writer"
@@ -256,7 +256,7 @@ def _open_version(location: FileLocation) -> _OpenFile:
 
     A handle of an earlier version is let go: HDF5 would go on using what it has read.
     """
-    handles = hold_handles(location)
+    handles = handles_of(location)
     for _ in range(ATTEMPTS):
         check_unchanged(location)
         opened = handles.hdf5.get()
@@ -269,7 +269,7 @@ def _open_version(location: FileLocation) -> _OpenFile:
 
 def close_file(location: FileLocation) -> None:
     """Close this process's handles of a file; a later read opens it again."""
-    hold_handles(location).drop()
+    handles_of(location).drop()
 
 
 def close_files() -> None:

@@ -31,7 +31,7 @@ from xref.storage.sources import (
     Identity,
     Options,
     import_fsspec,
-    open_cursor,
+    open_view,
 )
 from xref.storage.transport import RangeReader, RemotePath, Version, wait_for
 
@@ -81,7 +81,7 @@ class RemoteFile(FileSource):
 
     def identity(self) -> Identity:
         """Ask for the bytes and what the server tells of the version."""
-        return self._look().identity()
+        return self._check_version().identity()
 
     def known_identity(self) -> Identity:
         """Return the identity of what is open, where each answer to its reads is checked.
@@ -100,7 +100,7 @@ class RemoteFile(FileSource):
             return h5py.File(self.name, "r", **options)
         if not self.open_kwargs:
             opened = self.open_bytes()
-            file = open_cursor(opened, self.hdf5_options)
+            file = open_view(opened, self.hdf5_options)
             opened.follow_pages(file)
             return file
         from xarray.backends import h5netcdf_
@@ -121,9 +121,9 @@ class RemoteFile(FileSource):
     def open_bytes(self) -> RemoteBytes:
         """Return what is open of the latest version that was looked at."""
         opened = _opened.get((self, os.getpid()))
-        return self._look() if opened is None or opened.changed else opened
+        return self._check_version() if opened is None or opened.changed else opened
 
-    def _look(self) -> RemoteBytes:
+    def _check_version(self) -> RemoteBytes:
         """Ask for the version, and begin to read the head of one that is not open yet."""
         filesystem, path = import_fsspec(self.name).core.url_to_fs(
             self.name, **dict(self.storage_options)
@@ -135,14 +135,14 @@ class RemoteFile(FileSource):
             if opened is None or opened.changed or opened.version != version:
                 opened = RemoteBytes(remote, version)
                 _opened[self, os.getpid()] = opened
-            _looked_at.append(opened)
+            _recently_checked.append(opened)
         return opened
 
 
 _opened: weakref.WeakValueDictionary[tuple[RemoteFile, int], RemoteBytes] = (
     weakref.WeakValueDictionary()
 )
-_looked_at: deque[RemoteBytes] = deque(maxlen=4)
+_recently_checked: deque[RemoteBytes] = deque(maxlen=4)
 """Those that were looked at last, open until somebody holds them."""
 
 _opening = threading.Lock()
@@ -150,7 +150,7 @@ _opening = threading.Lock()
 
 def forget_remote_files() -> None:
     """Let go of files that were looked at, and that nobody holds."""
-    _looked_at.clear()
+    _recently_checked.clear()
 
 
 class RemoteBytes:
@@ -205,7 +205,7 @@ class RemoteBytes:
             held = self.fetch(np.array([offset]), np.array([n])).result()
         else:
             first, stop = offset // BLOCK_NBYTES, -(-(offset + n) // BLOCK_NBYTES)
-            held = self._take_blocks(range(first, stop), self._ahead // BLOCK_NBYTES)
+            held = self._read_blocks(range(first, stop), self._ahead // BLOCK_NBYTES)
         held.read_into(offset, buffer[:n])
         return n
 
@@ -233,7 +233,7 @@ class RemoteBytes:
         self._check_inside(offset, nbytes)
         first = offset // BLOCK_NBYTES
         counts = -(-(offset + nbytes) // BLOCK_NBYTES) - first
-        held = self._take_blocks(np.unique(ragged_ranges(first, counts)).tolist())
+        held = self._read_blocks(np.unique(ragged_ranges(first, counts)).tolist())
         view = buffer.data
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             held.read_into(o, view[a : a + n])
@@ -250,7 +250,7 @@ class RemoteBytes:
         ranges = coalesce(offset, nbytes, get_option("remote_gap"))
         held, missing = [], []
         for piece in split(ranges, REQUEST_NBYTES):
-            data = self._find(*piece)
+            data = self._cached_range(*piece)
             if data is None:
                 missing.append(piece)
             else:
@@ -274,17 +274,17 @@ class RemoteBytes:
         self._problems[threading.get_ident()] = type(own)(str(own))
         raise own
 
-    def _find(self, start: int, stop: int) -> bytes | None:
+    def _cached_range(self, start: int, stop: int) -> bytes | None:
         """Return a range if all blocks of it are kept."""
         first = start // BLOCK_NBYTES
         numbers = range(first, -(-stop // BLOCK_NBYTES))
-        found = self._find_blocks(numbers)
+        found = self._cached_blocks(numbers)
         if len(found) < len(numbers):
             return None
         base = first * BLOCK_NBYTES
         return b"".join(found[k] for k in numbers)[start - base : stop - base]
 
-    def _take_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
+    def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
         """Return blocks, in ascending order; read those that are not kept, and some more.
 
         Parameters
@@ -293,40 +293,40 @@ class RemoteBytes:
         ahead : int
             Blocks that are read from the first missing one on, if there is one.
         """
-        self._take_head()
+        self._cache_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)
-        found = self._find_blocks(numbers)
+        found = self._cached_blocks(numbers)
         missing = [k for k in numbers if k not in found]
         if missing and ahead:
             until = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
             more = range(missing[0], until)
-            kept = self._find_blocks(more)
+            kept = self._cached_blocks(more)
             missing = [k for k in more if k not in kept]
         if missing:
             start = BLOCK_NBYTES * np.array(missing, dtype=np.int64)
             nbytes = np.minimum(start + BLOCK_NBYTES, self.version.nbytes) - start
             ranges = split(coalesce(start, nbytes, get_option("remote_gap")), REQUEST_NBYTES)
-            data = self.wait(self._reader.begin(ranges), _patience(len(ranges)))
+            data = self.wait(self._reader.begin(ranges), _metadata_timeout(len(ranges)))
             came = CachedRanges([a for a, _ in ranges], data)
             for k, a, n in zip(missing, start.tolist(), nbytes.tolist(), strict=True):
                 block = bytearray(n)
                 came.read_into(a, memoryview(block))
                 found[k] = bytes(block)
-            self._keep({k: found[k] for k in missing})
+            self._cache({k: found[k] for k in missing})
         held = sorted(found)
         return CachedRanges([BLOCK_NBYTES * k for k in held], [found[k] for k in held])
 
-    def _take_head(self) -> None:
+    def _cache_head(self) -> None:
         """Keep the blocks of the file's head, once it is there."""
         try:
             head = self._head.pop()
         except IndexError:
             return
-        (data,) = self.wait(head, _patience(1))
+        (data,) = self.wait(head, _metadata_timeout(1))
         edges = range(0, len(data), BLOCK_NBYTES)
-        self._keep({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
+        self._cache({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
 
-    def _find_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
+    def _cached_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """Return those of some blocks that are kept."""
         found = {}
         for number in numbers:
@@ -337,7 +337,7 @@ class RemoteBytes:
                     self._blocks.move_to_end(number)
         return found
 
-    def _keep(self, blocks: Mapping[int, bytes]) -> None:
+    def _cache(self, blocks: Mapping[int, bytes]) -> None:
         for number, block in blocks.items():
             self._blocks[number] = block
         while len(self._blocks) > KEPT_NBYTES // BLOCK_NBYTES:
@@ -354,7 +354,7 @@ class RemoteBytes:
             )
 
 
-def _patience(n_requests: int) -> float:
+def _metadata_timeout(n_requests: int) -> float:
     """Return the seconds that requests for metadata take at most.
 
     HDF5's lock is held meanwhile, which a server in this process may be waiting for.

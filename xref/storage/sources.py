@@ -59,7 +59,7 @@ class FileSource:
         return None
 
     @property
-    def live(self) -> bool:
+    def open_for_writing(self) -> bool:
         """Whether a writer may change the file: data are then read through HDF5 alone."""
         return False
 
@@ -69,7 +69,7 @@ class FileSource:
         return False
 
     @property
-    def named(self) -> bool:
+    def reopens_by_name(self) -> bool:
         """Whether its name is enough to open it again, here or elsewhere."""
         return self.remote
 
@@ -130,13 +130,13 @@ class LocalFile(FileSource):
     name : str
     options : tuple of (str, object)
         Keywords for `h5py.File`.
-    shared : bool
+    shared_with_writer : bool
         Whether someone in this process has it open for writing.
     """
 
     name: str
     options: Options = ()
-    shared: bool = False
+    shared_with_writer: bool = False
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
@@ -150,12 +150,12 @@ class LocalFile(FileSource):
         return os.path.dirname(os.path.realpath(self.name))
 
     @property
-    def live(self) -> bool:
+    def open_for_writing(self) -> bool:
         """Whether it was opened with ``swmr``, or is shared with a writer."""
-        return self.shared or bool(dict(self.options).get("swmr", False))
+        return self.shared_with_writer or bool(dict(self.options).get("swmr", False))
 
     @property
-    def named(self) -> bool:
+    def reopens_by_name(self) -> bool:
         """Whether its name is enough to open it again: it is."""
         return True
 
@@ -211,7 +211,7 @@ class MemoryFile(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the content, which is not copied."""
-        return open_cursor(self.open_bytes(), self.options)
+        return open_view(self.open_bytes(), self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
@@ -265,11 +265,11 @@ class SeekableView(io.RawIOBase):
         return done
 
 
-_CURSOR = f"<{__name__}.{SeekableView.__qualname__} object".encode()
+_VIEW_NAME = f"<{__name__}.{SeekableView.__qualname__} object".encode()
 """What h5py calls the files that it reads through a `SeekableView`."""
 
 
-def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
+def open_view(file: ByteHandle, options: Options) -> h5py.File:
     """Open what is read by position with h5py.
 
     Errors let go of h5py's properties of the file, which must not live until Python ends.
@@ -282,13 +282,13 @@ def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
 
 
 @atexit.register
-def _close_cursors() -> None:
+def _close_views() -> None:
     """Close what HDF5 reads through Python: it would go on after Python has ended.
 
     Whoever still holds such a file, or an error from reading it.
     """
     for number in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
-        if number.valid and number.name.startswith(_CURSOR):
+        if number.valid and number.name.startswith(_VIEW_NAME):
             h5py.File(number).close()
 
 
@@ -319,7 +319,7 @@ class FileObject(FileSource):
 
     def open_hdf5(self) -> h5py.File:
         """Open the object through a position of its own."""
-        return open_cursor(self, self.options)
+        return open_view(self, self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
@@ -359,7 +359,7 @@ class OpenFile(FileSource):
         return os.path.dirname(os.path.realpath(self.name)) if is_local else None
 
     @property
-    def live(self) -> bool:
+    def open_for_writing(self) -> bool:
         """Whether it is open for writing."""
         return bool(self.file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ))
 
@@ -377,7 +377,7 @@ class OpenFile(FileSource):
 
     def open_bytes(self) -> ByteHandle:
         """Open the local file, or take an image of what is elsewhere."""
-        if self.live:
+        if self.open_for_writing:
             self.file.flush()
         if self.file.driver == "sec2":
             return _Descriptor(self._descriptor())

@@ -97,7 +97,7 @@ def read_version(url: str, info: Mapping[str, Any]) -> Version:
     return Version(int(info["size"]), key, str(info[key]) if key else "")
 
 
-class _Answer(FileReadError):
+class _BadAnswer(FileReadError):
     """An answer that is no data: whether and when to try again."""
 
     def __init__(self, said: str, final: bool = False, wait: float = 0) -> None:
@@ -134,9 +134,9 @@ class RemotePath:
         names = {protocols} if isinstance(protocols, str) else set(protocols)
         self._is_http = self._is_async and "http" in names
         with _locks_lock:
-            self._one_by_one = _locks.setdefault(filesystem, threading.Lock())
-        self._again = asyncio.Lock()
-        self._at_once = 0, asyncio.Semaphore()
+            self._serial = _locks.setdefault(filesystem, threading.Lock())
+        self._retrying = asyncio.Lock()
+        self._limit = 0, asyncio.Semaphore()
 
     def ask(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
         """Begin a coroutine on the event loop of the file system."""
@@ -167,7 +167,7 @@ class RemotePath:
 
     async def ask_version(self) -> Version:
         """Ask for the version; see `version`."""
-        found = await self.try_again(self._ask_info, f"{self.url}: its size and version")
+        found = await self.retry(self._ask_info, f"{self.url}: its size and version")
         return read_version(self.url, found)
 
     async def _ask_info(self) -> Mapping[str, Any]:
@@ -185,7 +185,7 @@ class RemotePath:
             if cause is None or status in _GONE:
                 raise
             said = f"{type(cause).__name__}: {cause}"
-            raise _Answer(said, final=status is not None and _is_final(status)) from cause
+            raise _BadAnswer(said, final=status is not None and _is_final(status)) from cause
         return info
 
     def _info_of_now(self) -> Mapping[str, Any]:
@@ -198,7 +198,7 @@ class RemotePath:
 
         def call() -> T:
             enter_transport()
-            with self._one_by_one:
+            with self._serial:
                 return function(*args, **kwargs)
 
         return await asyncio.to_thread(call)
@@ -254,14 +254,14 @@ class RemotePath:
         _check_length(data, stop - start)
         return bytes(data), is_named
 
-    def at_once(self) -> asyncio.Semaphore:
+    def concurrency_limit(self) -> asyncio.Semaphore:
         """Return what bounds the requests that are under way."""
         limit = get_option("remote_requests")
-        if self._at_once[0] != limit:
-            self._at_once = limit, asyncio.Semaphore(limit)
-        return self._at_once[1]
+        if self._limit[0] != limit:
+            self._limit = limit, asyncio.Semaphore(limit)
+        return self._limit[1]
 
-    async def try_again(self, function: Callable[[], Awaitable[T]], what: str) -> T:
+    async def retry(self, function: Callable[[], Awaitable[T]], what: str) -> T:
         """Await something until it comes, a few times.
 
         Parameters
@@ -282,10 +282,10 @@ class RemotePath:
         if not isinstance(found, BaseException):
             return found
         attempts, wait = 1, FIRST_WAIT
-        async with self._again:
-            while attempts <= get_option("remote_retries") and not _is_last(found):
+        async with self._retrying:
+            while attempts <= get_option("remote_retries") and not _ends_attempts(found):
                 count(remote_retries=1)
-                asked = found.wait if isinstance(found, _Answer) else 0
+                asked = found.wait if isinstance(found, _BadAnswer) else 0
                 await asyncio.sleep(max(wait * random.uniform(1, 1.5), asked))
                 attempts, wait = attempts + 1, 2 * wait
                 found = await _attempt(function, seconds)
@@ -310,8 +310,8 @@ async def _attempt(
     return found
 
 
-def _is_last(error: BaseException) -> bool:
-    return isinstance(error, _FINAL) or (isinstance(error, _Answer) and error.final)
+def _ends_attempts(error: BaseException) -> bool:
+    return isinstance(error, _FINAL) or (isinstance(error, _BadAnswer) and error.final)
 
 
 _GONE = (404, 410)
@@ -339,28 +339,28 @@ def _check_answer(url: str, answer: Any, wanted: Range, version: Version) -> boo
     if status >= 400:
         asked = headers.get("Retry-After", "")
         wait = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0
-        raise _Answer(f"status {status} {answer.reason}", _is_final(status), wait)
+        raise _BadAnswer(f"status {status} {answer.reason}", _is_final(status), wait)
     told = headers.get(version.key, "") if version.key else ""
     if told and _plain_tag(told) != _plain_tag(version.value):
         raise changed(url, version, f"{version.key} {told}")
     if status == 200:
-        raise _Answer(
+        raise _BadAnswer(
             "the server sent the whole file instead of a part of it; open a local copy: "
             f"simplecache::{url}"
         )
     if status != 206:
-        raise _Answer(f"status {status} {answer.reason}")
+        raise _BadAnswer(f"status {status} {answer.reason}")
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise _Answer(f"the bytes came encoded: {headers['Content-Encoding']}")
+        raise _BadAnswer(f"the bytes came encoded: {headers['Content-Encoding']}")
     content_range = headers.get("Content-Range", "")
     found = _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is None:
-        raise _Answer(f"the answer does not name its range: {content_range!r}")
+        raise _BadAnswer(f"the answer does not name its range: {content_range!r}")
     first, last, size = found.groups()
     if size not in ("*", str(version.nbytes)):
         raise changed(url, version, f"of {size} bytes")
     if (int(first), int(last) + 1) != wanted:
-        raise _Answer(f"the answer is of another range: {content_range}")
+        raise _BadAnswer(f"the answer is of another range: {content_range}")
     # Where nothing but the size tells versions apart, the range has told it.
     return bool(told) if version.key else size != "*"
 
@@ -416,8 +416,8 @@ class RangeReader:
     async def _read_range(self, start: int, stop: int) -> tuple[bytes, bool]:
         """Read one range; tell whether its answer named the version."""
         try:
-            async with self.remote.at_once():
-                return await self.remote.try_again(
+            async with self.remote.concurrency_limit():
+                return await self.remote.retry(
                     lambda: self.remote.ask_range(start, stop, self.version),
                     f"{self.remote.url}: bytes {start} to {stop}",
                 )

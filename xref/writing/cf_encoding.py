@@ -19,7 +19,7 @@ from xref.engine import ReferenceVariable
 from xref.errors import UnsupportedError
 from xref.hdf5 import item_dtype
 from xref.references import Reference, ReferenceArray
-from xref.writing.memory_layout import Form, Text, find_form
+from xref.writing.memory_layout import MemoryType, StringType, choose_memory_type
 from xref.writing.storage_options import check_encoding
 
 LAZY_NBYTES = 8 << 20
@@ -41,7 +41,7 @@ class EncodedDataset:
     sizes : dict of str to int
         Dimensions.
     unlimited : set of str
-    forms : dict of str to Form
+    memory_types : dict of str to MemoryType
         Of variables whose dtype alone does not tell.
     given : dict of str to frozenset
         What the user says of which variable.
@@ -51,7 +51,7 @@ class EncodedDataset:
     attributes: dict[Any, Any]
     sizes: dict[str, int]
     unlimited: set[str]
-    forms: dict[str, Form] = field(default_factory=dict)
+    memory_types: dict[str, MemoryType] = field(default_factory=dict)
     given: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def is_scale(self, name: str) -> bool:
@@ -80,8 +80,8 @@ def encode_dataset(
     prepared = {
         name: _prepare(variable, encodings.get(name)) for name, variable in variables.items()
     }
-    apart = {name for name, variable in prepared.items() if _has_no_conventions(variable)}
-    ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
+    apart = {name for name, variable in prepared.items() if _is_stored_as_is(variable)}
+    ordinary = {k: _placeholder(v) if k in apart else v for k, v in prepared.items()}
     encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
     sizes = dataset.sizes
     encoded = {
@@ -106,7 +106,7 @@ def encode_dataset(
         sizes={str(k): v for k, v in dataset.sizes.items()}
         | {str(d): n for v in found.values() for d, n in v.sizes.items()},
         unlimited=unlimited & set(map(str, dataset.sizes)),
-        forms=_forms(found),
+        memory_types=_memory_types(found),
         given={str(k): frozenset(v) for k, v in encodings.items()},
     )
 
@@ -119,7 +119,7 @@ def encode_stored(name: str, variable: xr.Variable) -> EncodedDataset:
         attributes={},
         sizes={},
         unlimited=set(),
-        forms=_forms({name: prepared[name]}),
+        memory_types=_memory_types({name: prepared[name]}),
     )
 
 
@@ -141,8 +141,8 @@ def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Va
         # must text that is ASCII only if all of it is.
         is_seen = (
             data.dtype.kind == "O"
-            or (data.dtype.hasobject and not _is_told(data.dtype))
-            or _was_ascii(new)
+            or (data.dtype.hasobject and not _is_fully_typed(data.dtype))
+            or _opened_as_ascii(new)
         )
         return new.copy(data=data.compute()) if is_seen else new
     in_memory = isinstance(data, np.ndarray)
@@ -191,7 +191,7 @@ def align_blocks(data: Any, chunks: tuple[int, ...] | None) -> Any:
     return data.rechunk(wanted)
 
 
-def _has_no_conventions(variable: xr.Variable) -> bool:
+def _is_stored_as_is(variable: xr.Variable) -> bool:
     """Tell whether values are stored as they are: references, compounds, bytes, sequences.
 
     So are truth values that were HDF5's own, which netCDF has not.
@@ -249,39 +249,39 @@ def _as_stored(
     return xr.Variable((*found.dims[:-1], last), found.data, found.attrs, found.encoding)
 
 
-def _stand_in(variable: xr.Variable) -> xr.Variable:
+def _placeholder(variable: xr.Variable) -> xr.Variable:
     """Return a variable of numbers, for what xarray does with names and attributes."""
     numbers = np.broadcast_to(np.int8(0), variable.shape)
     return xr.Variable(variable.dims, numbers, dict(variable.attrs))
 
 
-def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
-    """Return the form of variables that a type of h5py in the encoding tells."""
-    found: dict[str, Form] = {}
+def _memory_types(variables: Mapping[str, xr.Variable]) -> dict[str, MemoryType]:
+    """Return the memory_type of variables that a type of h5py in the encoding tells."""
+    found: dict[str, MemoryType] = {}
     for name, variable in variables.items():
         wanted = variable.encoding.get("dtype")
         if not isinstance(wanted, np.dtype):
             continue
-        if _was_ascii(variable):
+        if _opened_as_ascii(variable):
             if _is_ascii(variable):
-                found[name] = Text("ascii")
+                found[name] = StringType("ascii")
             continue
         if variable.dtype.kind not in "OV":
             # Dask keeps no metadata, scalars no byte order.
             is_enum = "enum" in (wanted.metadata or {}) and wanted == variable.dtype
             is_swapped = wanted != variable.dtype and wanted.newbyteorder() == variable.dtype
             if is_enum or is_swapped:
-                found[name] = find_form(np.zeros(0, dtype=wanted), name)
+                found[name] = choose_memory_type(np.zeros(0, dtype=wanted), name)
             continue
         base = item_dtype(wanted)[0]
         if base.metadata or base.names:
             values = np.zeros(0, dtype=base)
-            if _is_told(base):
-                found[name] = find_form(values, name)
+            if _is_fully_typed(base):
+                found[name] = choose_memory_type(values, name)
     return found
 
 
-def _was_ascii(variable: xr.Variable) -> bool:
+def _opened_as_ascii(variable: xr.Variable) -> bool:
     """Tell whether a variable was ASCII text when it was opened; see `keep_charset`."""
     dtype = variable.encoding.get("dtype")
     if not isinstance(dtype, np.dtype):
@@ -305,10 +305,30 @@ def _is_ascii(variable: xr.Variable) -> bool:
     return True
 
 
-def _is_told(dtype: np.dtype[Any]) -> bool:
+def attribute_array(value: Any, label: str) -> Any:
+    """Return the value of an attribute as an array."""
+    if isinstance(value, ReferenceArray):
+        return value
+    if isinstance(value, Reference):
+        return ReferenceArray.from_references(value)
+    if isinstance(value, str | bytes):
+        return np.array(value, dtype=object)
+    has_none = isinstance(value, list | tuple) and any(v is None for v in value)
+    if value is None or has_none or isinstance(value, Mapping):
+        raise TypeError(f"{label} is {value!r}: HDF5 has no type for it")
+    if isinstance(value, list | tuple) and any(
+        isinstance(v, str | bytes | Reference | np.ndarray) for v in value
+    ):
+        array = np.empty(len(value), dtype=object)
+        array[:] = list(value)
+        return array
+    return np.asarray(value)
+
+
+def _is_fully_typed(dtype: np.dtype[Any]) -> bool:
     """Tell whether a dtype says all of its objects."""
     if dtype.subdtype is not None:
-        return _is_told(dtype.subdtype[0])
+        return _is_fully_typed(dtype.subdtype[0])
     if dtype.names is not None:
-        return all(_is_told(dtype[name]) for name in dtype.names)
+        return all(_is_fully_typed(dtype[name]) for name in dtype.names)
     return dtype.kind != "O" or "vlen" in (dtype.metadata or {})

@@ -31,7 +31,7 @@ from xref.references import ReferenceArray
 from xref.writing.checked_file import CheckedFile
 from xref.writing.datasets import write_elements
 from xref.writing.drafts import Draft
-from xref.writing.memory_layout import ElementEncoder, Form, Plain, RawBytes
+from xref.writing.memory_layout import ElementEncoder, MemoryType, NumPyType, RawBytes
 from xref.writing.uninterrupted import uninterrupted
 
 DEFLATE = 1
@@ -92,7 +92,7 @@ class BlockTarget:
 
     draft: Draft  # of the file
     name: str  # of the dataset
-    form: Form
+    memory_type: MemoryType
     shape: tuple[int, ...]
     chunks: tuple[int, ...] | None
     pipeline: FilterPipeline
@@ -112,7 +112,7 @@ class BlockTarget:
         """Let HDF5 write a block."""
         memory = ElementEncoder(no_references)
         with open_to_write(self.draft) as file:
-            write_elements(self._dataset(file), self.form, memory, values, box)
+            write_elements(self._dataset(file), self.memory_type, memory, values, box)
 
     def _dataset(self, file: h5py.File) -> h5py.Dataset:
         """Return the dataset, which another program may have changed.
@@ -132,7 +132,7 @@ class BlockTarget:
 
     def _is_direct(self, box: tuple[slice, ...]) -> bool:
         """Tell whether a block has whole chunks, whose filters are known here."""
-        if self.chunks is None or not isinstance(self.form, Plain) or not self.shape:
+        if self.chunks is None or not isinstance(self.memory_type, NumPyType) or not self.shape:
             return False
         if [f.id for f in self.pipeline.filters] not in ([DEFLATE], [SHUFFLE, DEFLATE]):
             return False
@@ -165,15 +165,15 @@ class BlockTarget:
 
     def _encode(self, part: npt.NDArray[Any]) -> bytes:
         """Return a chunk as it is stored; past the extent it has the fill value."""
-        if not isinstance(self.form, Plain):
-            raise TypeError(f"chunks of {self.form} are encoded by HDF5")
+        if not isinstance(self.memory_type, NumPyType):
+            raise TypeError(f"chunks of {self.memory_type} are encoded by HDF5")
         chunks = self.chunks or ()
-        whole = np.ascontiguousarray(part, dtype=self.form.dtype)
+        whole = np.ascontiguousarray(part, dtype=self.memory_type.dtype)
         if part.shape != chunks:
-            whole = np.full(chunks, self.fill_value, dtype=self.form.dtype)
+            whole = np.full(chunks, self.fill_value, dtype=self.memory_type.dtype)
             whole[tuple(slice(n) for n in part.shape)] = part
         raw = whole.reshape(-1).view(np.uint8)
         *before, deflate = self.pipeline.filters
-        if before and self.form.itemsize > 1:
-            raw = np.ascontiguousarray(raw.reshape(-1, self.form.itemsize).T).reshape(-1)
+        if before and self.memory_type.itemsize > 1:
+            raw = np.ascontiguousarray(raw.reshape(-1, self.memory_type.itemsize).T).reshape(-1)
         return zlib.compress(raw.data, deflate.options[0])

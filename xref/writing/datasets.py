@@ -1,6 +1,6 @@
 """Objects, values and references into an HDF5 file that is open for writing.
 
-In: an open `h5py.File`, shapes, and values in the form of `xref.writing.memory_layout`. Out:
+In: an open `h5py.File`, shapes, and values in the memory_type of `xref.writing.memory_layout`. Out:
 datasets, attributes and dimension scales.
 
 Region references are made many at a time. HDF5 stores one as the place of an object in a
@@ -26,7 +26,7 @@ from xref.arrays import IntArray
 from xref.hdf5 import encode_regions
 from xref.objects import DIMENSION_LIST, REFERENCE_LIST
 from xref.selections import SelectionKind, SelectionTable
-from xref.writing.memory_layout import ElementEncoder, Form, RawBytes
+from xref.writing.memory_layout import ElementEncoder, MemoryType, RawBytes
 
 REGIONS_AT_ONCE = 1 << 17
 """Region references whose heap data are in memory at once, some 10 MB of boxes."""
@@ -136,10 +136,14 @@ class Storage:
 
 
 def create_dataset(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], form: Form, storage: Storage
+    parent: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    memory_type: MemoryType,
+    storage: Storage,
 ) -> h5py.Dataset:
     """Create a dataset; its elements are not written yet."""
-    datatype = h5py.Datatype(form.type_id())
+    datatype = h5py.Datatype(memory_type.type_id())
     return parent.create_dataset(
         name,
         shape=shape,
@@ -154,19 +158,19 @@ def create_dataset(
 
 def write_elements(
     dataset: h5py.Dataset,
-    form: Form,
+    memory_type: MemoryType,
     memory: ElementEncoder,
     values: Any,
     box: tuple[slice, ...] | None = None,
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write elements in the form they have in memory; all of them, or those of a box."""
-    write_raw(dataset, form, memory.encode(form, values), box, check)
+    """Write elements in the memory_type they have in memory; all of them, or those of a box."""
+    write_raw(dataset, memory_type, memory.encode(memory_type, values), box, check)
 
 
 def write_raw(
     dataset: h5py.Dataset,
-    form: Form,
+    memory_type: MemoryType,
     raw: npt.NDArray[np.void],
     box: tuple[slice, ...] | None = None,
     check: Callable[[], None] | None = None,
@@ -176,7 +180,7 @@ def write_raw(
     Parameters
     ----------
     dataset : h5py.Dataset
-    form : Form
+    memory_type : MemoryType
     raw : numpy.ndarray
     box : tuple of slice, optional
         Where; everywhere by default.
@@ -185,7 +189,7 @@ def write_raw(
     """
     if not raw.size:
         return
-    kind = form.type_id()
+    kind = memory_type.type_id()
     if box is None and raw.nbytes <= WRITTEN_AT_ONCE:
         dataset.id.write(h5s.ALL, h5s.ALL, raw, mtype=kind)
         return
@@ -214,18 +218,11 @@ def _part_shape(raw: npt.NDArray[np.void], chunks: tuple[int, ...] | None) -> tu
     return tuple(sides)
 
 
-def write_attribute(
-    item: h5py.HLObject, name: str, form: Form, memory: ElementEncoder, values: Any
-) -> None:
-    """Write an attribute in the form it has in memory; one of that name is replaced."""
-    replace_attribute(item, name, form, memory.encode(form, values))
-
-
 def replace_attribute(
-    item: h5py.HLObject, name: str, form: Form, raw: npt.NDArray[np.void]
+    item: h5py.HLObject, name: str, memory_type: MemoryType, raw: npt.NDArray[np.void]
 ) -> None:
     """Write an attribute that a `ElementEncoder` has made; one of that name is replaced."""
-    _replace_attribute(item, name, form.type_id(), raw)
+    _replace_attribute(item, name, memory_type.type_id(), raw)
 
 
 def write_dimension_list(dataset: h5py.Dataset, scales: Sequence[int | None]) -> None:

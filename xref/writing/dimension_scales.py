@@ -35,12 +35,12 @@ def next_dimension(file: h5py.File) -> int:
     """Return a number that no dimension of a file has: netCDF tells them by it."""
     numbers = [-1]
 
-    def look(name: str, item: Any) -> None:
+    def open_written(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id):
             known = item.attrs.get(DIMENSION_ID)
             numbers.append(int(known) if isinstance(known, np.int32) else -1)
 
-    file.visititems(look)
+    file.visititems(open_written)
     return max(*numbers, len(numbers) - 2) + 1
 
 

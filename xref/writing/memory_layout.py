@@ -31,7 +31,7 @@ _SEQUENCE = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class NumPyType:
     """Elements whose bytes are those of a NumPy dtype."""
 
     dtype: np.dtype[Any]
@@ -47,8 +47,8 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Text of variable length; in memory a pointer."""
+class StringType:
+    """StringType of variable length; in memory a pointer."""
 
     charset: str  # "ascii" or "utf-8"
 
@@ -63,7 +63,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Pointers:
+class ReferenceType:
     """References to objects or to regions."""
 
     kind: str  # "object" or "region"
@@ -79,10 +79,10 @@ class Pointers:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class VlenType:
     """Sequences of variable length; in memory a length and a pointer."""
 
-    base: Form
+    base: MemoryType
 
     itemsize = _SEQUENCE.itemsize
 
@@ -92,30 +92,30 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Compound:
+class CompoundType:
     """Members one after the other."""
 
-    members: tuple[tuple[str, Form], ...]
+    members: tuple[tuple[str, MemoryType], ...]
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element in memory."""
-        return sum(form.itemsize for _, form in self.members)
+        return sum(memory_type.itemsize for _, memory_type in self.members)
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
         found, offset = h5t.create(h5t.COMPOUND, self.itemsize), 0
-        for name, form in self.members:
-            found.insert(name.encode("utf-8", "surrogateescape"), offset, form.type_id())
-            offset += form.itemsize
+        for name, memory_type in self.members:
+            found.insert(name.encode("utf-8", "surrogateescape"), offset, memory_type.type_id())
+            offset += memory_type.itemsize
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
+class ArrayType:
     """Arrays of one shape."""
 
-    base: Form
+    base: MemoryType
     shape: tuple[int, ...]
 
     @property
@@ -128,22 +128,24 @@ class Array:
         return h5t.array_create(self.base.type_id(), self.shape)
 
 
-Form: TypeAlias = Plain | Text | Pointers | Sequence | Compound | Array
+MemoryType: TypeAlias = (
+    NumPyType | StringType | ReferenceType | VlenType | CompoundType | ArrayType
+)
 
 
-def holds_references(form: Form) -> bool:
+def holds_references(memory_type: MemoryType) -> bool:
     """Tell whether elements are references, or hold some."""
-    match form:
-        case Pointers():
+    match memory_type:
+        case ReferenceType():
             return True
-        case Sequence(base=base) | Array(base=base):
+        case VlenType(base=base) | ArrayType(base=base):
             return holds_references(base)
-        case Compound(members=members):
+        case CompoundType(members=members):
             return any(holds_references(member) for _, member in members)
     return False
 
 
-def find_form(values: npt.NDArray[Any] | ReferenceArray, where: str) -> Form:
+def choose_memory_type(values: npt.NDArray[Any] | ReferenceArray, label: str) -> MemoryType:
     """Say how values are stored.
 
     Parameters
@@ -151,7 +153,7 @@ def find_form(values: npt.NDArray[Any] | ReferenceArray, where: str) -> Form:
     values : numpy.ndarray or ReferenceArray
         Objects without a type of h5py must be of one kind: text, bytes, references,
         arrays. Where there are none, they are taken for text.
-    where : str
+    label : str
         Begins errors: the variable or attribute.
 
     Raises
@@ -160,65 +162,69 @@ def find_form(values: npt.NDArray[Any] | ReferenceArray, where: str) -> Form:
         If HDF5 has no type for them.
     """
     if isinstance(values, ReferenceArray):
-        return Pointers("region" if values.is_region else "object")
-    return _form(values.dtype, values, where)
+        return ReferenceType("region" if values.is_region else "object")
+    return _memory_type(values.dtype, values, label)
 
 
-def _form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
+def _memory_type(dtype: np.dtype[Any], values: npt.NDArray[Any], label: str) -> MemoryType:
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return Array(_form(base, values, where), shape)
+        return ArrayType(_memory_type(base, values, label), shape)
     if dtype.names is not None and dtype.hasobject:
-        members = [(name, _form(dtype[name], values[name], where)) for name in dtype.names]
-        return Compound(tuple(members))
+        members = [
+            (name, _memory_type(dtype[name], values[name], label)) for name in dtype.names
+        ]
+        return CompoundType(tuple(members))
     if dtype.kind == "O":
-        return _object_form(dtype, values, where)
+        return _object_memory_type(dtype, values, label)
     if dtype.kind in "UT":
-        return Text("utf-8")
+        return StringType("utf-8")
     if dtype.kind in "mM":
         dtype = h5py.opaque_dtype(dtype)
-    form = Plain(dtype)
+    memory_type = NumPyType(dtype)
     try:
-        form.type_id()
+        memory_type.type_id()
     except (TypeError, ValueError) as error:
-        raise UnsupportedError(f"{where}: HDF5 has no type for {dtype}: {error}") from error
-    return form
+        raise UnsupportedError(f"{label}: HDF5 has no type for {dtype}: {error}") from error
+    return memory_type
 
 
-def _object_form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
+def _object_memory_type(
+    dtype: np.dtype[Any], values: npt.NDArray[Any], label: str
+) -> MemoryType:
     """Say how objects are stored: by their type of h5py, or else by what they are."""
     kept: Any = dtype.metadata or {}
     base = kept.get("vlen")
     if isinstance(base, np.dtype):
-        return _sequence_form(base, _join(values), where)
+        return _vlen_type(base, _join(values), label)
     if base is not None:
-        return Text("utf-8" if base is str else "ascii")
+        return StringType("utf-8" if base is str else "ascii")
     found = {_object_kind(value) for value in values.flat} - {None}
     match sorted(map(str, found)):
         case [] | ["text"] | ["bytes", "text"]:
-            return Text("utf-8")
+            return StringType("utf-8")
         case ["bytes"]:
-            return Text("ascii")
+            return StringType("ascii")
         case ["object"]:
-            return Pointers("object")
+            return ReferenceType("object")
         case ["region"] | ["object", "region"]:
-            return Pointers("region")
+            return ReferenceType("region")
         case ["array"]:
             joined = _join(values)
-            return _sequence_form(joined.dtype, joined, where)
+            return _vlen_type(joined.dtype, joined, label)
     kinds = sorted({type(value).__name__ for value in values.flat})
     raise UnsupportedError(
-        f"{where}: HDF5 has no type for objects of {', '.join(kinds)}; text, bytes, "
+        f"{label}: HDF5 has no type for objects of {', '.join(kinds)}; text, bytes, "
         "references and arrays can be stored, of one kind"
     )
 
 
-def _sequence_form(dtype: np.dtype[Any], joined: npt.NDArray[Any], where: str) -> Sequence:
+def _vlen_type(dtype: np.dtype[Any], joined: npt.NDArray[Any], label: str) -> VlenType:
     """Say how sequences are stored whose values, end to end, are given."""
-    form = _form(dtype, joined, where)
+    memory_type = _memory_type(dtype, joined, label)
     if dtype.subdtype is None and joined.ndim > 1:
-        form = Array(form, joined.shape[1:])
-    return Sequence(form)
+        memory_type = ArrayType(memory_type, joined.shape[1:])
+    return VlenType(memory_type)
 
 
 def _object_kind(value: Any) -> str | None:
@@ -266,42 +272,44 @@ class ElementEncoder:
         self._references = references
         self._kept: list[npt.NDArray[Any]] = []
 
-    def encode(self, form: Form, values: Any) -> npt.NDArray[np.void]:
+    def encode(self, memory_type: MemoryType, values: Any) -> npt.NDArray[np.void]:
         """Return the elements of an array in memory, in its shape without those of items.
 
         Parameters
         ----------
-        form : Form
-            From `find_form`.
+        memory_type : MemoryType
+            From `choose_memory_type`.
         values : numpy.ndarray or ReferenceArray
         """
-        ndim = values.ndim - (len(form.shape) if isinstance(form, Array) else 0)
+        ndim = values.ndim - (
+            len(memory_type.shape) if isinstance(memory_type, ArrayType) else 0
+        )
         shape = values.shape[:ndim]
         flat = values.reshape((int(np.prod(shape, dtype=np.int64)), *values.shape[ndim:]))
-        raw = np.ascontiguousarray(self._bytes(form, flat))
+        raw = np.ascontiguousarray(self._bytes(memory_type, flat))
         self._kept.append(raw)
-        return raw.view(f"V{form.itemsize}").reshape(shape)
+        return raw.view(f"V{memory_type.itemsize}").reshape(shape)
 
-    def _bytes(self, form: Form, values: Any) -> RawBytes:
+    def _bytes(self, memory_type: MemoryType, values: Any) -> RawBytes:
         """Return the bytes of n elements, ``(n, itemsize)``."""
         n = len(values)
-        match form:
-            case Plain(dtype=dtype):
+        match memory_type:
+            case NumPyType(dtype=dtype):
                 same = np.ascontiguousarray(values, dtype=dtype).reshape(n)
                 return _bytes_of(same)
-            case Text():
+            case StringType():
                 return self._texts(values)
-            case Pointers(kind=kind):
+            case ReferenceType(kind=kind):
                 return self._pointers(values, kind)
-            case Sequence(base=base):
+            case VlenType(base=base):
                 return self._sequences(values, base)
-            case Compound(members=members):
+            case CompoundType(members=members):
                 parts = [self._bytes(part, values[name]) for name, part in members]
                 return np.concatenate(parts, axis=1)
-            case Array(base=base, shape=shape):
+            case ArrayType(base=base, shape=shape):
                 each = int(np.prod(shape, dtype=np.int64))
                 flat = values.reshape((n * each, *values.shape[1 + len(shape) :]))
-                return self._bytes(base, flat).reshape(n, form.itemsize)
+                return self._bytes(base, flat).reshape(n, memory_type.itemsize)
 
     def _pointers(self, values: Any, kind: str) -> RawBytes:
         array = values
@@ -321,11 +329,11 @@ class ElementEncoder:
         lengths = np.array([len(text) + 1 for text in encoded], dtype=np.int64)
         return self._point(np.frombuffer(data, dtype=np.uint8), row_offsets(lengths)[:-1])
 
-    def _sequences(self, values: npt.NDArray[Any], base: Form) -> RawBytes:
+    def _sequences(self, values: npt.NDArray[Any], base: MemoryType) -> RawBytes:
         joined = _join(values)
         lengths = [0 if value is None else len(value) for value in values.tolist()]
         length = np.array(lengths, dtype=np.int64)
-        if isinstance(base, Plain):
+        if isinstance(base, NumPyType):
             joined = joined.astype(base.dtype, copy=False)
         elements = np.ascontiguousarray(self._bytes(base, joined)).reshape(-1)
         out = np.zeros(len(values), dtype=_SEQUENCE)

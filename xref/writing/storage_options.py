@@ -17,7 +17,7 @@ from h5py import h5z
 
 from xref.objects import CF_ATTRIBUTES
 from xref.writing.datasets import Storage
-from xref.writing.memory_layout import Form
+from xref.writing.memory_layout import MemoryType
 
 STORAGE_KEYS = frozenset(
     {
@@ -61,21 +61,21 @@ def check_encoding(encoding: Mapping[str, Any], name: Hashable) -> None:
 
 def choose_storage(
     shape: tuple[int, ...],
-    form: Form,
+    memory_type: MemoryType,
     encoding: Mapping[str, Any],
     *,
     given: Iterable[str] = (),
     unlimited: Sequence[bool] = (),
     blocks: tuple[tuple[int, ...], ...] | None = None,
     fill_value: Any = None,
-    what: str = "",
+    label: str = "",
 ) -> Storage:
     """Choose chunks and filters.
 
     Parameters
     ----------
     shape : tuple of int
-    form : Form
+    memory_type : MemoryType
         Of the elements.
     encoding : dict
         What the user says, over what the file says that the variable comes from.
@@ -86,7 +86,7 @@ def choose_storage(
     blocks : tuple of tuple of int, optional
         Dask's chunks.
     fill_value : scalar, optional
-    what : str
+    label : str
         Names the variable in messages.
 
     Raises
@@ -98,22 +98,22 @@ def choose_storage(
     limitless = tuple(unlimited) or (False,) * len(shape)
     if not shape:
         return Storage(options={}, fill_value=fill_value)
-    options = _filters(encoding, given, what)
-    if form.itemsize == 1:
+    options = _filters(encoding, given, label)
+    if memory_type.itemsize == 1:
         options.pop("shuffle", None)
-    chunks = _given_chunks(shape, limitless, encoding, given, form.itemsize, what)
+    chunks = _given_chunks(shape, limitless, encoding, given, memory_type.itemsize, label)
     contiguous = bool(encoding.get("contiguous")) and not (options or any(limitless))
     if "contiguous" in given and encoding["contiguous"] and not contiguous:
-        raise ValueError(f"{what}: contiguous storage has no filters and no unlimited axes")
+        raise ValueError(f"{label}: contiguous storage has no filters and no unlimited axes")
     if chunks is None and not contiguous and (options or any(limitless) or blocks is not None):
         if blocks is not None and max(map(len, blocks), default=1) > 1:
             chunks = tuple(max(*b, 1) for b in blocks)
         elif options or any(limitless):
             chunks = tuple(max(n, 1) for n in shape)
         if chunks is not None:
-            chunks = shrink(chunks, form.itemsize, CHUNK_NBYTES)
+            chunks = shrink(chunks, memory_type.itemsize, CHUNK_NBYTES)
     if chunks is None and (options or any(limitless)):
-        chunks = shrink(tuple(max(n, 1) for n in shape), form.itemsize, CHUNK_NBYTES)
+        chunks = shrink(tuple(max(n, 1) for n in shape), memory_type.itemsize, CHUNK_NBYTES)
     if chunks is not None and 0 in shape and not any(limitless):
         chunks, options = None, {}  # nothing to store
     guessed = any(n == 0 and not u for n, u in zip(shape, limitless, strict=True))
@@ -129,12 +129,43 @@ def choose_storage(
     )
 
 
+def fitting_dataset(
+    found: Any, memory_type: MemoryType, shape: tuple[int, ...], label: str
+) -> h5py.Dataset:
+    """Return an existing dataset, if values of a type and shape can be written to it.
+
+    Raises
+    ------
+    ValueError
+        If they cannot, or the elements of the dataset are in other files.
+    """
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(
+            f"{label} is a group in the file, so a variable cannot be written there"
+        )
+    if found.external:
+        raise ValueError(
+            f"{label} has its elements in other files, which to_hdf5 does not write"
+        )
+    sizes = zip(shape, found.shape or (), found.maxshape or (), strict=False)
+    fits = len(shape) == found.ndim and all(
+        new == old or (new > old and limit is None) for new, old, limit in sizes
+    )
+    if not fits or not found.id.get_type().equal(memory_type.type_id()):
+        raise ValueError(
+            f"{label} is there already, with shape {found.shape} and type {found.dtype}; the "
+            f"new values have the shape {shape}, or another type. Choose another name, or "
+            "delete the old dataset (references to it will then dangle)"
+        )
+    return found
+
+
 def check_stored(
     dataset: h5py.Dataset,
-    form: Form,
+    memory_type: MemoryType,
     encoding: Mapping[str, Any],
     given: Iterable[str],
-    what: str,
+    label: str,
 ) -> None:
     """Refuse an encoding that a dataset does not have, which cannot be changed any more.
 
@@ -142,12 +173,12 @@ def check_stored(
     ----------
     dataset : h5py.Dataset
         In the file.
-    form : Form
+    memory_type : MemoryType
         Of its elements.
     encoding : dict
     given : iterable of str
         Keys that the user says.
-    what : str
+    label : str
         Names the variable in messages.
 
     Raises
@@ -158,8 +189,8 @@ def check_stored(
     given = set(given) & STORAGE_KEYS
     if not given:
         return
-    wanted = _filters(encoding, given, what)
-    if form.itemsize == 1:
+    wanted = _filters(encoding, given, label)
+    if memory_type.itemsize == 1:
         wanted.pop("shuffle", None)
     has: dict[str, tuple[Any, Any]] = {}
     if given & {"zlib", "compression"}:
@@ -167,7 +198,7 @@ def check_stored(
     if given & {"complevel", "compression_opts"} and "compression" in wanted:
         has["compression_opts"] = (wanted.get("compression_opts"), _level_of(dataset))
     for key in ("shuffle", "fletcher32"):
-        if key in given and not (key == "shuffle" and form.itemsize == 1):
+        if key in given and not (key == "shuffle" and memory_type.itemsize == 1):
             has[key] = (bool(encoding[key]), getattr(dataset, key))
     if encoding.get("chunksizes") is not None and "chunksizes" in given:
         has["chunksizes"] = (tuple(map(int, encoding["chunksizes"])), dataset.chunks)
@@ -176,7 +207,7 @@ def check_stored(
     for key, (new, old) in has.items():
         if new != old:
             raise ValueError(
-                f"{what} is there already, with {key}={old!r}, which cannot be made {new!r}; "
+                f"{label} is there already, with {key}={old!r}, which cannot be made {new!r}; "
                 "leave it out of its encoding, or write under another name"
             )
 
@@ -224,7 +255,7 @@ def _given_chunks(
     encoding: Mapping[str, Any],
     given: set[str],
     itemsize: int,
-    what: str,
+    label: str,
 ) -> tuple[int, ...] | None:
     """Return the chunk shape of an encoding; None where there is none, or it does not fit."""
     sizes = encoding.get("chunksizes")
@@ -240,18 +271,18 @@ def _given_chunks(
     if fits:
         return sizes
     if "chunksizes" in given:
-        raise ValueError(f"{what}: chunks of shape {sizes} do not fit into the shape {shape}")
+        raise ValueError(f"{label}: chunks of shape {sizes} do not fit into the shape {shape}")
     return None
 
 
-def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[str, Any]:
+def _filters(encoding: Mapping[str, Any], given: set[str], label: str) -> dict[str, Any]:
     """Return filters as keywords of `h5py.Group.create_dataset`."""
     options: dict[str, Any] = {}
     name, level = encoding.get("compression"), encoding.get("complevel")
     level = encoding.get("compression_opts", level)
     if name is None and encoding.get("zlib"):
         name = "gzip"
-    if isinstance(name, int) and 0 <= name <= 9:  # h5py's short form
+    if isinstance(name, int) and 0 <= name <= 9:  # h5py's short memory_type
         name, level = "gzip", name
     if name in ("zlib", "gzip"):
         options |= {
@@ -261,7 +292,7 @@ def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[st
     elif name == "lzf":
         options["compression"] = "lzf"
     elif name is not None:
-        options |= _other_filter(name, level, "compression" in given, what)
+        options |= _other_filter(name, level, "compression" in given, label)
     if encoding.get("shuffle") and (options or "shuffle" in given):
         options["shuffle"] = True
     if encoding.get("fletcher32"):
@@ -269,7 +300,7 @@ def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[st
     return options
 
 
-def _other_filter(name: Any, level: Any, wanted: bool, what: str) -> dict[str, Any]:
+def _other_filter(name: Any, level: Any, wanted: bool, label: str) -> dict[str, Any]:
     """Return a filter that HDF5 may not have here; gzip where nobody insists."""
     number = _PLUGINS.get(str(name).split("_")[0], name)
     known = {"szip": h5z.FILTER_SZIP}.get(number, number)
@@ -284,11 +315,11 @@ def _other_filter(name: Any, level: Any, wanted: bool, what: str) -> dict[str, A
         return found
     if wanted:
         raise ValueError(
-            f"{what}: HDF5 has no filter {name!r} here; pip install 'xref[codecs]' and import "
+            f"{label}: HDF5 has no filter {name!r} here; pip install 'xref[codecs]' and import "
             "hdf5plugin brings more"
         )
     warnings.warn(
-        f"{what} was compressed with {name!r}, which HDF5 has not here; it is written with "
+        f"{label} was compressed with {name!r}, which HDF5 has not here; it is written with "
         "gzip",
         UserWarning,
         stacklevel=2,

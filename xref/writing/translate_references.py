@@ -40,12 +40,19 @@ class WrittenObject:
     shape: tuple[int, ...] | None  # None for what is no dataset
     made_from: ObjectId | None = None
     """Which object of which file it was made from, if that is known."""
-    look: Callable[[], xr.DataArray] | None = None
+    open_written: Callable[[], xr.DataArray] | None = None
     """Gives what was written, to see if it has all elements of what it was made from."""
 
 
 ObjectId = tuple[Any, int]
 """A file's key and an address in it."""
+
+
+def object_id(reference: ObjectReference | None) -> ObjectId | None:
+    """Return file and address of a referenced object, or None."""
+    if reference is None or reference.location is None:
+        return None
+    return reference.location.file_id, reference.address
 
 
 @dataclass(slots=True)
@@ -54,10 +61,10 @@ class ReferenceTranslator:
 
     Attributes
     ----------
-    own_file : tuple
+    appended_file : tuple
         Identity of the file that is written, where it existed before; references into it
         stay.
-    by_identity : dict
+    by_origin : dict
         By what objects were made from.
     by_path : dict
         By path in the new file.
@@ -67,8 +74,8 @@ class ReferenceTranslator:
     """
 
     on_missing: str
-    own_file: Any = None
-    by_identity: dict[ObjectId, list[WrittenObject]] = field(default_factory=dict)
+    appended_file: Any = None
+    by_origin: dict[ObjectId, list[WrittenObject]] = field(default_factory=dict)
     by_path: dict[str, WrittenObject] = field(default_factory=dict)
     copy: Callable[[FileLocation, int, str], WrittenObject | None] = lambda *_: None
     _files_of_paths: dict[str, Any] = field(default_factory=dict)
@@ -76,10 +83,10 @@ class ReferenceTranslator:
     def add(self, written: WrittenObject) -> None:
         """Enter an object that was written."""
         if written.made_from is not None:
-            self.by_identity.setdefault(written.made_from, []).append(written)
+            self.by_origin.setdefault(written.made_from, []).append(written)
         self.by_path.setdefault(written.path, written)
 
-    def is_own(self, location: FileLocation) -> bool:
+    def is_appended_file(self, location: FileLocation) -> bool:
         """Tell whether a file is the one that is written.
 
         Raises
@@ -87,9 +94,9 @@ class ReferenceTranslator:
         FileChangedError
             If it has changed since references into it were read: they may lead anywhere.
         """
-        if self.own_file is None or location.key != self.own_file[:2]:
+        if self.appended_file is None or location.file_id != self.appended_file[:2]:
             return False
-        if location.identity != self.own_file:
+        if location.identity != self.appended_file:
             raise FileChangedError(
                 f"{location.filename} has changed since references into it were read; open it "
                 "again"
@@ -102,7 +109,7 @@ class ReferenceTranslator:
         Of several that were made from it, the one of its path comes first, then one that
         has all of its elements.
         """
-        made = self.by_identity.get((location.key, address), [])
+        made = self.by_origin.get((location.file_id, address), [])
         if len(made) == 1:
             return made[0]
         path = objects.object_path(location, address)
@@ -110,16 +117,18 @@ class ReferenceTranslator:
             if written.path == path:
                 return written
         if made:
-            return next((w for w in made if not _cut_problem(location, address, w)), made[0])
+            return next(
+                (w for w in made if not _explain_mismatch(location, address, w)), made[0]
+            )
         named = self.by_path.get(path or "")
         # One of that path that was made from another object is another object.
         if named is None or named.made_from is not None:
             return None
         # So is one that stands for an object of another file already.
-        file = self._files_of_paths.setdefault(named.path, location.key)
-        return named if file == location.key else None
+        file = self._files_of_paths.setdefault(named.path, location.file_id)
+        return named if file == location.file_id else None
 
-    def remake(
+    def translate(
         self, references: ReferenceArray, describe: Callable[[int], str]
     ) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
         """Return address and region of each reference in the new file, in C order.
@@ -145,7 +154,7 @@ class ReferenceTranslator:
             rows = found.rows_of(k)
             location = columns.files[int(found.file[k])]
             old = int(found.address[k])
-            if self.is_own(location):
+            if self.is_appended_file(location):
                 address[rows] = old
                 continue
             target = self._target(location, old, rows, regions, describe)
@@ -156,12 +165,12 @@ class ReferenceTranslator:
 
     def _prepare(self, columns: ReferenceColumns, found: TargetGroups, part: slice) -> None:
         """Get ready to open targets that were not written, all at once."""
-        if self.own_file is not None:
+        if self.appended_file is not None:
             return  # most targets are there
-        keys = [location.key for location in columns.files]
+        keys = [location.file_id for location in columns.files]
         pairs = zip(found.file[part].tolist(), found.address[part].tolist(), strict=True)
         missing = [
-            address for file, address in pairs if (keys[file], address) not in self.by_identity
+            address for file, address in pairs if (keys[file], address) not in self.by_origin
         ]
         objects.cache_h5py_references(missing)
 
@@ -178,7 +187,7 @@ class ReferenceTranslator:
         if found is not None:
             if found.shape is None or (regions.kind[rows] == SelectionKind.OBJECT).all():
                 return found
-            problem = _cut_problem(location, address, found)
+            problem = _explain_mismatch(location, address, found)
             if not problem:
                 return found
         kind = objects.object_kind(location, address)
@@ -201,7 +210,7 @@ class ReferenceTranslator:
         address: npt.NDArray[np.uint64],
         describe: Callable[[int], str],
     ) -> None:
-        """Make references to attributes null, or refuse them: they have no older form."""
+        """Make references to attributes null, or refuse them: they have no older memory_type."""
         rows = columns.attribute_rows
         if not len(rows):
             return
@@ -213,7 +222,7 @@ class ReferenceTranslator:
         address[rows] = 0
 
 
-def _cut_problem(location: FileLocation, address: int, found: WrittenObject) -> str:
+def _explain_mismatch(location: FileLocation, address: int, found: WrittenObject) -> str:
     """Say why regions of an object are not regions of what was made from it."""
     if found.shape is None:
         return ""
@@ -225,9 +234,9 @@ def _cut_problem(location: FileLocation, address: int, found: WrittenObject) -> 
     if len(found.shape) == len(layout.shape) and all(
         new == old or (new > old and limit is None) for new, old, limit in sizes
     ):
-        if found.look is None:
+        if found.open_written is None:
             return ""
-        array = found.look()
+        array = found.open_written()
         origin = known_origin(array.variable, found.path)
         if origin is not None and origin.is_whole:
             return ""

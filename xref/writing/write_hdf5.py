@@ -23,18 +23,12 @@ from xref.errors import FileWriteError, UnsupportedError
 from xref.objects import HIDDEN_ATTRIBUTES
 from xref.references import ReferenceArray
 from xref.storage import URL, LocalFile
+from xref.writing.append_lock import appending
 from xref.writing.cf_encoding import encode_dataset
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget, open_stored
-from xref.writing.drafts import (
-    AppendDraft,
-    Draft,
-    EachBlock,
-    NewDraft,
-    appending,
-    first_failure,
-    naming,
-)
+from xref.writing.drafts import AppendDraft, Draft, EachBlock, NewDraft, first_failure
+from xref.writing.hidden_files import naming
 from xref.writing.translate_references import ON_MISSING, ReferenceTranslator
 from xref.writing.tree import TreeWriter
 from xref.writing.uninterrupted import check_interrupt, interruptible, uninterrupted
@@ -118,29 +112,29 @@ def to_hdf5(
     filename = _local_file(path)
     nodes = _nodes(data, group, unlimited_dims)
     encodings = _encodings(data, group, encoding)
-    targets = ReferenceTranslator(on_missing)
+    translator = ReferenceTranslator(on_missing)
     write = _write_new if mode == "w" else _write_or_append
-    return uninterrupted(write, nodes, encodings, targets, filename, compute)
+    return uninterrupted(write, nodes, encodings, translator, filename, compute)
 
 
 def _write_or_append(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: ReferenceTranslator,
+    translator: ReferenceTranslator,
     filename: str,
     compute: bool,
 ) -> Any:
     """Change a file, or write it if there is none."""
     with appending(filename):
         if not os.path.exists(filename):
-            return _write_new(nodes, encodings, targets, filename, compute, replaces=False)
-        return _append(nodes, encodings, targets, filename, compute)
+            return _write_new(nodes, encodings, translator, filename, compute, replaces=False)
+        return _append(nodes, encodings, translator, filename, compute)
 
 
 def _write_new(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: ReferenceTranslator,
+    translator: ReferenceTranslator,
     filename: str,
     compute: bool,
     *,
@@ -150,7 +144,7 @@ def _write_new(
     draft = NewDraft.of(filename, replaces=replaces)
     try:
         draft.create()
-        blocks = _write_structure(nodes, encodings, targets, draft, draft)
+        blocks = _write_structure(nodes, encodings, translator, draft, draft)
         if blocks and not compute:
             return interruptible(_later, blocks, draft)
         _write_blocks(blocks, draft)
@@ -165,7 +159,7 @@ def _write_new(
 def _append(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: ReferenceTranslator,
+    translator: ReferenceTranslator,
     filename: str,
     compute: bool,
 ) -> Any:
@@ -174,10 +168,10 @@ def _append(
     for_blocks = draft if compute else EachBlock(filename)
     try:
         with draft.unchanged():
-            targets.own_file = LocalFile(filename).identity()
-            nodes = interruptible(_read_nodes, nodes, targets.own_file[:2])
+            translator.appended_file = LocalFile(filename).identity()
+            nodes = interruptible(_read_nodes, nodes, translator.appended_file[:2])
             draft.create()
-            blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
+            blocks = _write_structure(nodes, encodings, translator, draft, for_blocks)
             if compute:
                 _write_blocks(blocks, draft)
         check_interrupt()
@@ -190,14 +184,14 @@ def _append(
 def _write_structure(
     nodes: Mapping[str, xr.Dataset],
     encodings: Encodings,
-    targets: ReferenceTranslator,
+    translator: ReferenceTranslator,
     draft: NewDraft | AppendDraft,
     for_blocks: Draft,
 ) -> Blocks:
     """Write all but the blocks of dask arrays; return these, and where they go."""
     is_new = isinstance(draft, NewDraft)
     with draft.open() as stored, _open_file(stored, is_new=is_new) as file:
-        writer = TreeWriter(file, stored, targets, for_blocks, is_new=is_new)
+        writer = TreeWriter(file, stored, translator, for_blocks, is_new=is_new)
         for at, node in nodes.items():
             # which may compute
             encoded = interruptible(encode_dataset, node, encodings.get(at, {}))
@@ -335,7 +329,7 @@ def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
         data = variable._data
         if isinstance(data, ReferenceArray):
             _ = data.columns  # decoded once, and kept
-        elif any(location.key == key for location in source_locations(data)):
+        elif any(location.file_id == key for location in source_locations(data)):
             found[name] = variable.compute()
     return dataset.assign(found) if found else dataset
 
