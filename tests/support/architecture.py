@@ -88,6 +88,7 @@ OWNERS: dict[str, dict[str, str]] = {
         "writing/storage_options": "chunks, filters and fill values",
         "writing/dask_blocks": "writes blocks",
         "writing/tree": "creates groups",
+        "writing/copied_objects": "copies objects",
         "cli/demo": "writes the sample",
     },
     "dask": {

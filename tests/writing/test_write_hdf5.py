@@ -103,7 +103,7 @@ def test_a_target_that_is_another_one_is_not_taken(source: Path, tmp_path: Path)
         file["image"] = -IMAGE
     with open_h5(source) as ds, open_h5(other) as others:
         mixed = xr.Dataset({"image": others["image"], "rois": ds["rois"]})
-        with pytest.raises(DanglingReferenceError, match="not among what is written"):
+        with pytest.raises(DanglingReferenceError, match="not among the objects to write"):
             xref.to_hdf5(mixed, tmp_path / "new.h5")
 
 
@@ -227,7 +227,7 @@ def test_appending_that_fails_removes_what_was_new(source: Path, tmp_path: Path)
         file["old"] = 1
     with open_h5(source) as ds:
         new = ds[["rois", "grid"]].assign(a=("x", [1, 2]))
-        with pytest.raises(DanglingReferenceError, match="not among what is written"):
+        with pytest.raises(DanglingReferenceError, match="not among the objects to write"):
             xref.to_hdf5(new, tmp_path / "file.h5", mode="a", group="deep/er")
     with h5py.File(tmp_path / "file.h5") as file:
         assert list(file) == ["old"]
@@ -310,7 +310,7 @@ def test_options_that_are_none_are_said_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             xref.to_hdf5(ds, path, **wrong)
-    with pytest.raises(TypeError, match="no Dataset"):
+    with pytest.raises(TypeError, match="not a Dataset"):
         xref.to_hdf5([1, 2], path)
     with pytest.raises(TypeError, match="attribute 'x' of '/'"):
         xref.to_hdf5(ds.assign_attrs(x=None), path)

@@ -1,12 +1,12 @@
-"""Values as HDF5 takes them from memory: bytes, with pointers where the length varies.
+"""Elements as HDF5 takes them from memory: bytes, with pointers if the length varies.
 
-In: NumPy arrays of any type that the engine gives: numbers, text, sequences, references,
+In: NumPy arrays of any type that the engine returns: numbers, text, sequences, references,
 compounds and arrays of them. Out: the HDF5 type, and the bytes of the elements.
 
-h5py makes one Python object after the other into such bytes, and none of sequences of
-region references. Here each member of a compound and each level of nesting is one array:
-texts lie in one buffer, the values of all sequences in another. The bytes are good as
-long as the `ElementEncoder` that made them lives.
+h5py converts one Python object after the other, and cannot convert sequences of region
+references. Here each member of a compound and each level of nesting is one array: all texts
+lie in one buffer, the values of all sequences in another. The bytes are valid as long as
+the `ElementEncoder` that returned them lives.
 """
 
 from __future__ import annotations
@@ -26,20 +26,28 @@ from xref.references import AttributeReference, ObjectReference, ReferenceArray,
 
 RawBytes: TypeAlias = npt.NDArray[np.uint8]
 
-_SEQUENCE = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
-"""HDF5's ``hvl_t``."""
+HVL_T = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
+"""HDF5's C type ``hvl_t``, a sequence of variable length."""
 
 
-@dataclass(frozen=True, slots=True)
-class NumPyType:
-    """Elements whose bytes are those of a NumPy dtype."""
+class _ElementType:
+    __slots__ = ()
 
-    dtype: np.dtype[Any]
+    def type_id(self) -> h5t.TypeID:
+        """Return the HDF5 type."""
+        raise NotImplementedError
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element in memory."""
-        return self.dtype.itemsize
+        return int(self.type_id().get_size())
+
+
+@dataclass(frozen=True, slots=True)
+class NumPyType(_ElementType):
+    """Elements whose bytes are those of a NumPy dtype."""
+
+    dtype: np.dtype[Any]
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
@@ -47,31 +55,24 @@ class NumPyType:
 
 
 @dataclass(frozen=True, slots=True)
-class StringType:
-    """StringType of variable length; in memory a pointer."""
+class StringType(_ElementType):
+    """Text of variable length; in memory a ``char *``."""
 
     charset: str  # "ascii" or "utf-8"
 
-    itemsize = np.dtype(np.uintp).itemsize
-
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
-        found = h5t.C_S1.copy()
-        found.set_size(h5t.VARIABLE)
-        found.set_cset(h5t.CSET_UTF8 if self.charset == "utf-8" else h5t.CSET_ASCII)
-        return found
+        type_id = h5t.C_S1.copy()
+        type_id.set_size(h5t.VARIABLE)
+        type_id.set_cset(h5t.CSET_UTF8 if self.charset == "utf-8" else h5t.CSET_ASCII)
+        return type_id
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceType:
+class ReferenceType(_ElementType):
     """References to objects or to regions."""
 
     kind: str  # "object" or "region"
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return int(self.type_id().get_size())
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
@@ -79,12 +80,10 @@ class ReferenceType:
 
 
 @dataclass(frozen=True, slots=True)
-class VlenType:
-    """Sequences of variable length; in memory a length and a pointer."""
+class VlenType(_ElementType):
+    """Sequences of variable length; in memory an ``hvl_t``."""
 
     base: MemoryType
-
-    itemsize = _SEQUENCE.itemsize
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
@@ -92,36 +91,27 @@ class VlenType:
 
 
 @dataclass(frozen=True, slots=True)
-class CompoundType:
-    """Members one after the other."""
+class CompoundType(_ElementType):
+    """Members without gaps between them."""
 
     members: tuple[tuple[str, MemoryType], ...]
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return sum(memory_type.itemsize for _, memory_type in self.members)
-
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
-        found, offset = h5t.create(h5t.COMPOUND, self.itemsize), 0
-        for name, memory_type in self.members:
-            found.insert(name.encode("utf-8", "surrogateescape"), offset, memory_type.type_id())
-            offset += memory_type.itemsize
-        return found
+        type_id = h5t.create(h5t.COMPOUND, sum(member.itemsize for _, member in self.members))
+        offset = 0
+        for name, member in self.members:
+            type_id.insert(name.encode("utf-8", "surrogateescape"), offset, member.type_id())
+            offset += member.itemsize
+        return type_id
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayType:
+class ArrayType(_ElementType):
     """Arrays of one shape."""
 
     base: MemoryType
     shape: tuple[int, ...]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return self.base.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
@@ -134,7 +124,7 @@ MemoryType: TypeAlias = (
 
 
 def holds_references(memory_type: MemoryType) -> bool:
-    """Tell whether elements are references, or hold some."""
+    """Tell whether elements are references or contain references."""
     match memory_type:
         case ReferenceType():
             return True
@@ -146,20 +136,20 @@ def holds_references(memory_type: MemoryType) -> bool:
 
 
 def choose_memory_type(values: npt.NDArray[Any] | ReferenceArray, label: str) -> MemoryType:
-    """Say how values are stored.
+    """Return the type with which values are stored.
 
     Parameters
     ----------
     values : numpy.ndarray or ReferenceArray
-        Objects without a type of h5py must be of one kind: text, bytes, references,
-        arrays. Where there are none, they are taken for text.
+        Objects without a type of h5py must all be text, bytes, references or arrays. If there
+        are none, the type is text.
     label : str
-        Begins errors: the variable or attribute.
+        Names the variable or attribute in errors.
 
     Raises
     ------
     UnsupportedError
-        If HDF5 has no type for them.
+        If HDF5 has no type for the values.
     """
     if isinstance(values, ReferenceArray):
         return ReferenceType("region" if values.is_region else "object")
@@ -192,15 +182,15 @@ def _memory_type(dtype: np.dtype[Any], values: npt.NDArray[Any], label: str) -> 
 def _object_memory_type(
     dtype: np.dtype[Any], values: npt.NDArray[Any], label: str
 ) -> MemoryType:
-    """Say how objects are stored: by their type of h5py, or else by what they are."""
-    kept: Any = dtype.metadata or {}
-    base = kept.get("vlen")
+    """Choose a type from h5py's metadata, or else from the classes of the objects."""
+    metadata: Any = dtype.metadata or {}
+    base = metadata.get("vlen")
     if isinstance(base, np.dtype):
-        return _vlen_type(base, _join(values), label)
+        return _vlen_type(base, _concatenate(values), label)
     if base is not None:
         return StringType("utf-8" if base is str else "ascii")
-    found = {_object_kind(value) for value in values.flat} - {None}
-    match sorted(map(str, found)):
+    kinds = {_object_kind(value) for value in values.flat} - {None}
+    match sorted(map(str, kinds)):
         case [] | ["text"] | ["bytes", "text"]:
             return StringType("utf-8")
         case ["bytes"]:
@@ -210,17 +200,17 @@ def _object_memory_type(
         case ["region"] | ["object", "region"]:
             return ReferenceType("region")
         case ["array"]:
-            joined = _join(values)
+            joined = _concatenate(values)
             return _vlen_type(joined.dtype, joined, label)
-    kinds = sorted({type(value).__name__ for value in values.flat})
+    classes = sorted({type(value).__name__ for value in values.flat})
     raise UnsupportedError(
-        f"{label}: HDF5 has no type for objects of {', '.join(kinds)}; text, bytes, "
-        "references and arrays can be stored, of one kind"
+        f"{label}: HDF5 has no type for objects of {', '.join(classes)}; text, bytes, "
+        "references and arrays can be stored, but only one kind of them"
     )
 
 
 def _vlen_type(dtype: np.dtype[Any], joined: npt.NDArray[Any], label: str) -> VlenType:
-    """Say how sequences are stored whose values, end to end, are given."""
+    """Choose the type of sequences whose concatenated values are given."""
     memory_type = _memory_type(dtype, joined, label)
     if dtype.subdtype is None and joined.ndim > 1:
         memory_type = ArrayType(memory_type, joined.shape[1:])
@@ -240,40 +230,40 @@ def _object_kind(value: Any) -> str | None:
         case RegionReference():
             return "region"
         case AttributeReference():
-            return "object"  # which has no attributes: whoever makes them anew says so
+            return "object"  # ReferenceTranslator makes it null, or refuses it
         case np.ndarray() | list():
             return "array"
     return "unknown"
 
 
-def _join(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the elements of all sequences, end to end."""
+def _concatenate(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the elements of all sequences in one array."""
     parts = [np.asarray(value) for value in values.flat if value is not None]
-    full = [part for part in parts if part.size] or parts
-    if not full:
+    parts = [part for part in parts if part.size] or parts
+    if not parts:
         return np.zeros(0)
-    return np.concatenate([part.reshape(-1, *part.shape[1:]) for part in full])
+    return np.concatenate([part.reshape(-1, *part.shape[1:]) for part in parts])
 
 
 ReferenceBytes: TypeAlias = Callable[[ReferenceArray, str], RawBytes]
-"""Gives the bytes of references, ``(n, 8)``, or of a kind "region" ``(n, 12)``."""
+"""Returns the bytes of references: ``(n, 8)`` of kind "object", ``(n, 12)`` of "region"."""
 
 
 class ElementEncoder:
-    """Makes the bytes of elements, and keeps what they point at.
+    """Converts elements to bytes, and keeps the buffers at which they point.
 
     Parameters
     ----------
     references : callable
-        Gives the bytes of references, by the kind that they are stored as.
+        Returns the bytes of references, given the kind with which they are stored.
     """
 
     def __init__(self, references: ReferenceBytes) -> None:
         self._references = references
-        self._kept: list[npt.NDArray[Any]] = []
+        self._buffers: list[npt.NDArray[Any]] = []
 
     def encode(self, memory_type: MemoryType, values: Any) -> npt.NDArray[np.void]:
-        """Return the elements of an array in memory, in its shape without those of items.
+        """Return the bytes of an array's elements; axes of an `ArrayType` become bytes, too.
 
         Parameters
         ----------
@@ -281,13 +271,13 @@ class ElementEncoder:
             From `choose_memory_type`.
         values : numpy.ndarray or ReferenceArray
         """
-        ndim = values.ndim - (
-            len(memory_type.shape) if isinstance(memory_type, ArrayType) else 0
+        inner = len(memory_type.shape) if isinstance(memory_type, ArrayType) else 0
+        shape = values.shape[: values.ndim - inner]
+        flat = values.reshape(
+            (int(np.prod(shape, dtype=np.int64)), *values.shape[values.ndim - inner :])
         )
-        shape = values.shape[:ndim]
-        flat = values.reshape((int(np.prod(shape, dtype=np.int64)), *values.shape[ndim:]))
         raw = np.ascontiguousarray(self._bytes(memory_type, flat))
-        self._kept.append(raw)
+        self._buffers.append(raw)
         return raw.view(f"V{memory_type.itemsize}").reshape(shape)
 
     def _bytes(self, memory_type: MemoryType, values: Any) -> RawBytes:
@@ -295,27 +285,22 @@ class ElementEncoder:
         n = len(values)
         match memory_type:
             case NumPyType(dtype=dtype):
-                same = np.ascontiguousarray(values, dtype=dtype).reshape(n)
-                return _bytes_of(same)
+                return _bytes_of(np.ascontiguousarray(values, dtype=dtype).reshape(n))
             case StringType():
                 return self._texts(values)
             case ReferenceType(kind=kind):
-                return self._pointers(values, kind)
+                if not isinstance(values, ReferenceArray):
+                    values = ReferenceArray.from_references(values, keep_kinds=True)
+                return self._references(values, kind)
             case VlenType(base=base):
                 return self._sequences(values, base)
             case CompoundType(members=members):
                 parts = [self._bytes(part, values[name]) for name, part in members]
                 return np.concatenate(parts, axis=1)
             case ArrayType(base=base, shape=shape):
-                each = int(np.prod(shape, dtype=np.int64))
-                flat = values.reshape((n * each, *values.shape[1 + len(shape) :]))
+                n_items = int(np.prod(shape, dtype=np.int64))
+                flat = values.reshape((n * n_items, *values.shape[1 + len(shape) :]))
                 return self._bytes(base, flat).reshape(n, memory_type.itemsize)
-
-    def _pointers(self, values: Any, kind: str) -> RawBytes:
-        array = values
-        if not isinstance(array, ReferenceArray):
-            array = ReferenceArray.from_references(values, keep_kinds=True)
-        return self._references(array, kind)
 
     def _texts(self, values: npt.NDArray[Any]) -> RawBytes:
         encoded = [_encode(value) for value in values.tolist()]
@@ -330,22 +315,22 @@ class ElementEncoder:
         return self._point(np.frombuffer(data, dtype=np.uint8), row_offsets(lengths)[:-1])
 
     def _sequences(self, values: npt.NDArray[Any], base: MemoryType) -> RawBytes:
-        joined = _join(values)
+        joined = _concatenate(values)
         lengths = [0 if value is None else len(value) for value in values.tolist()]
         length = np.array(lengths, dtype=np.int64)
         if isinstance(base, NumPyType):
             joined = joined.astype(base.dtype, copy=False)
         elements = np.ascontiguousarray(self._bytes(base, joined)).reshape(-1)
-        out = np.zeros(len(values), dtype=_SEQUENCE)
+        out = np.zeros(len(values), dtype=HVL_T)
         out["length"] = length
-        begin = row_offsets(length)[:-1] * base.itemsize
-        out["pointer"] = self._point(elements, begin).view(np.uintp)[:, 0]
+        offset = row_offsets(length)[:-1] * base.itemsize
+        out["pointer"] = self._point(elements, offset).view(np.uintp)[:, 0]
         return _bytes_of(out)
 
-    def _point(self, data: npt.NDArray[np.uint8], begin: IntArray) -> RawBytes:
-        """Return pointers to places of a buffer, which is kept."""
-        self._kept.append(data)
-        pointers = data.ctypes.data + begin.astype(np.uintp)
+    def _point(self, buffer: npt.NDArray[np.uint8], offset: IntArray) -> RawBytes:
+        """Return pointers to byte offsets of a buffer, and keep the buffer."""
+        self._buffers.append(buffer)
+        pointers = buffer.ctypes.data + offset.astype(np.uintp)
         return _bytes_of(pointers.astype(np.uintp))
 
 
@@ -356,7 +341,7 @@ def _bytes_of(values: npt.NDArray[Any]) -> RawBytes:
 
 
 def _encode(value: Any) -> bytes:
-    """Return the bytes of one text; none for a missing one."""
+    """Return the bytes of one text; a missing text is empty."""
     if value is None:
         return b""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")

@@ -425,7 +425,7 @@ class TreeWriter:
             label = f"{self.filename}: attribute {key!r} of {path!r}"
             values = attribute_array(value, label)
             memory_type = choose_memory_type(values, label)
-            write = functools.partial(replace_attribute, item, str(key), memory_type)
+            write = functools.partial(replace_attribute, item, str(key), memory_type.type_id())
             self._write(write, memory_type, values, existed)
 
     def _write(
@@ -454,7 +454,7 @@ class TreeWriter:
         self._final_changes.append(lambda: functools.partial(change, *arguments))
 
     def _reference_bytes(self, references: ReferenceArray, kind: str) -> RawBytes:
-        address, regions = self.translator.translate(references, references.describe)
+        address, regions = self.translator.translate(references)
         if kind == "region":
             return region_bytes(self.file, self.stored, address, regions)
         return address.astype("<u8").view(np.uint8).reshape(len(address), 8)
