@@ -20,11 +20,7 @@ _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a positive integer or None is needed",
     ),
     "large_results": (False, lambda v: isinstance(v, bool), "True or False is needed"),
-    "remote_gap": (
-        1 << 16,
-        lambda v: _is_integer(v) and v >= 0,
-        "a number of bytes is needed",
-    ),
+    "remote_gap": (1 << 16, lambda v: _is_integer(v) and v >= 0, "a number of bytes is needed"),
     "remote_requests": (
         64,
         lambda v: _is_integer(v) and v >= 1,

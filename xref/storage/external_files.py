@@ -10,17 +10,10 @@ import os
 
 import h5py
 
-from xref.errors import (
-    DanglingReferenceError,
-    ExternalFileError,
-)
+from xref.errors import DanglingReferenceError, ExternalFileError
 from xref.storage.location import FileLocation
-from xref.storage.open_files import (
-    locate_file,
-)
-from xref.storage.sources import (
-    UnreachableFile,
-)
+from xref.storage.open_files import locate_file
+from xref.storage.sources import UnreachableFile
 
 
 def check_external(location: FileLocation, name: str, where: str) -> str:

@@ -11,21 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray
-from xref.errors import (
-    FileChangedError,
-    FileReadError,
-    XrefError,
-)
+from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.storage.location import FileLocation
-from xref.storage.open_files import (
-    ATTEMPTS,
-    check_unchanged,
-    handles_of,
-    is_same_version,
-)
-from xref.storage.sources import (
-    ByteHandle,
-)
+from xref.storage.open_files import ATTEMPTS, check_unchanged, handles_of, is_same_version
+from xref.storage.sources import ByteHandle
 
 if TYPE_CHECKING:
     from xref.storage.remote import FetchingRanges, RemoteBytes

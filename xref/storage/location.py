@@ -12,10 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from xref.storage.sources import (
-    FileSource,
-    Identity,
-)
+from xref.storage.sources import FileSource, Identity
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,11 +19,7 @@ from typing import Any
 import h5py
 from h5py import h5f
 
-from xref.errors import (
-    FileChangedError,
-    FileReadError,
-    XrefError,
-)
+from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.storage.handle_pools import (
     DESCRIPTORS,
     EXHAUSTED,

@@ -62,10 +62,7 @@ class ReadBack(Protocol):
 
 
 def region_bytes(
-    file: h5py.File,
-    stored: ReadBack,
-    address: npt.NDArray[np.uint64],
-    regions: SelectionTable,
+    file: h5py.File, stored: ReadBack, address: npt.NDArray[np.uint64], regions: SelectionTable
 ) -> RawBytes:
     """Store region references in the heaps of a file; return their bytes, ``(n, 12)``.
 

@@ -63,11 +63,7 @@ from xref.writing.memory_layout import (
     holds_references,
 )
 from xref.writing.storage_options import check_stored, choose_storage, fitting_dataset
-from xref.writing.translate_references import (
-    ReferenceTranslator,
-    WrittenObject,
-    object_id,
-)
+from xref.writing.translate_references import ReferenceTranslator, WrittenObject, object_id
 
 
 class TreeWriter:
