@@ -89,7 +89,8 @@ OWNERS: dict[str, dict[str, str]] = {
         "writing/dask_blocks": "writes blocks",
         "writing/tree": "creates groups",
         "writing/copied_objects": "copies objects",
-        "cli/demo": "writes the sample",
+        "cli/demo": "the loop over h5py that is compared",
+        "cli/demo_sample": "writes the sample",
     },
     "dask": {
         "engine/decoding": "tokens",

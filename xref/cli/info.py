@@ -391,9 +391,6 @@ def _problem(where: str, error: Exception, location: FileLocation) -> str:
     return f"{where}: {type(error).__name__}: {line.removeprefix(f'{location.filename}: ')}"
 
 
-# --- text --------------------------------------------------------------------------
-
-
 def report_json(report: FileReport) -> str:
     """Return a report as JSON; odd bytes of names are escaped."""
     return json.dumps(asdict(report), indent=2)

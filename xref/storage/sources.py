@@ -96,9 +96,6 @@ class FileSource:
 Options: TypeAlias = tuple[tuple[str, Any], ...]
 
 
-# --- local files -------------------------------------------------------------------
-
-
 class _Descriptor:
     """A file descriptor that closes when the last reader lets go of it."""
 
@@ -175,9 +172,6 @@ class LocalFile(FileSource):
         return _Descriptor(os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
 
 
-# --- memory ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _BytesHandle:
     of: Identity
@@ -216,9 +210,6 @@ class MemoryFile(FileSource):
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
         return _BytesHandle(self.identity(), self.content)
-
-
-# --- file objects ------------------------------------------------------------------
 
 
 class SeekableView(io.RawIOBase):
@@ -337,9 +328,6 @@ class FileObject(FileSource):
         return FileObject, (self.file, self.token, self.options)
 
 
-# --- open HDF5 files ---------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class OpenFile(FileSource):
     """A file that is open in h5py already; it can be read in this process only."""
@@ -405,9 +393,6 @@ class OpenFile(FileSource):
             f"{self.name} was opened from an h5py object, which other processes do not have; "
             "open it by its path to pickle it"
         )
-
-
-# --- files that are not there ------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

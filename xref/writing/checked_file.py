@@ -123,8 +123,6 @@ class CheckedFile:
         except BaseException as error:  # noqa: BLE001 - HDF5 must not see it; check() raises it
             self.stop(error)
 
-    # --- what h5py calls ---------------------------------------------------------------
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to an offset."""
         self._position = offset + (self._size if whence == os.SEEK_END else 0)

@@ -163,8 +163,6 @@ class TreeWriter:
                 if not scale.existed:
                     write_reference_list(scale.dataset, scale.attached)
 
-    # --- groups and dimensions ---------------------------------------------------------
-
     def require_group(self, path: str) -> h5py.Group:
         """Return the group at a path; groups that are missing are created."""
         group: h5py.Group = self.file["/"]
@@ -264,8 +262,6 @@ class TreeWriter:
         """Give a dimension a number, as netCDF does to keep their order."""
         dataset.attrs.create(DIMENSION_ID, self._n_dimensions, dtype="<i4")
         self._n_dimensions += 1
-
-    # --- variables ---------------------------------------------------------------------
 
     def add_variable(
         self,
@@ -410,8 +406,6 @@ class TreeWriter:
                 "written"
             )
         return []
-
-    # --- values and attributes ---------------------------------------------------------
 
     def _write_attributes(
         self, item: h5py.HLObject, attributes: Mapping[Any, Any], path: str

@@ -167,8 +167,6 @@ class _Call:
         self.result: Any = None
         self.interrupted: BaseException | None = None
 
-    # --- in the other thread -----------------------------------------------------------
-
     def run(self) -> None:
         """Make the call, unless it was cancelled."""
         with self._gate:
@@ -194,8 +192,6 @@ class _Call:
             return request.result()
         finally:
             self._request = None
-
-    # --- in the thread that waits ------------------------------------------------------
 
     def serve(self) -> bool:
         """Make the requested calls until the function has returned; return True."""
