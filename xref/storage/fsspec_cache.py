@@ -31,21 +31,11 @@ PART_COPY = re.compile(r"^(blockcache|cached)::")
 
 @dataclass(frozen=True, slots=True)
 class CachedCopy(FileSource):
-    """A remote file of which fsspec keeps a local copy.
+    """A remote file of which fsspec keeps a local copy."""
 
-    Attributes
-    ----------
-    name : str
-        The URL.
-    storage_options : tuple of (str, object)
-        Options of the file systems.
-    hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`.
-    """
-
-    name: str
+    name: str  # the URL
     storage_options: Options = field(default=(), repr=False)  # may hold access keys
-    hdf5_options: Options = ()
+    hdf5_options: Options = ()  # keywords of `h5py.File`
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts

@@ -22,27 +22,13 @@ R = TypeVar("R")
 class FileLocation:
     """One version of a file, and the policy for files to which it refers.
 
-    Attributes
-    ----------
-    source : FileSource
-        Opens the file.
-    identity : tuple
-        Two values that identify the file, its size in bytes, its version. For a local file:
-        device, inode, bytes, and times (ns) of last write and last change.
-    external : {"same-dir", "all", "none"}
-        Files to which its links and virtual sources may refer.
-    holds_file : bool
-        Whether the file stays open in this process as long as the location lives. False for
-        a key of a cache.
-
-    Notes
-    -----
-    Since locations hold the file open, it is closed when all its variables are deleted.
+    The file stays open in this process as long as a location lives that holds it, so it is
+    closed when all its variables are deleted. A location in a cache does not hold it.
     """
 
     source: FileSource
-    identity: Identity
-    external: str = "same-dir"
+    identity: Identity  # of a local file: device, inode, bytes, (times of write and change)
+    external: str = "same-dir"  # or "all" or "none": files to which its links may refer
     holds_file: bool = field(default=True, repr=False, compare=False)
     # The `xref.storage.open_files` handles that this location holds open; at most one.
     handles: list[Any] = field(default_factory=list, repr=False, compare=False)

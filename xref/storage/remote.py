@@ -55,18 +55,11 @@ REQUEST_NBYTES = 4 << 20
 class RemoteFile(FileSource):
     """A file behind a URL that fsspec opens.
 
-    Attributes
-    ----------
-    name : str
-        The URL.
-    storage_options, open_kwargs : tuple of (str, object)
-        Options of the file system, and of opening a file in it. With ``open_kwargs`` HDF5
-        reads through a file object of fsspec.
-    hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`; with a ``driver`` HDF5 itself opens the URL.
+    With ``open_kwargs`` HDF5 reads through a file object of fsspec; with a ``driver`` among
+    the ``hdf5_options`` (keywords of `h5py.File`) HDF5 itself opens the URL.
     """
 
-    name: str
+    name: str  # the URL
     storage_options: Options = field(default=(), repr=False)  # may hold access keys
     open_kwargs: Options = ()
     hdf5_options: Options = ()

@@ -120,20 +120,11 @@ def _identity(status: os.stat_result) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile(FileSource):
-    """A local file, by absolute path.
-
-    Attributes
-    ----------
-    name : str
-    options : tuple of (str, object)
-        Keywords for `h5py.File`.
-    shared_with_writer : bool
-        Whether this process also has it open for writing.
-    """
+    """A local file, by absolute path."""
 
     name: str
-    options: Options = ()
-    shared_with_writer: bool = False
+    options: Options = ()  # keywords of `h5py.File`
+    shared_with_writer: bool = False  # this process also has it open for writing
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
@@ -402,20 +393,11 @@ class OpenFile(FileSource):
 
 @dataclass(frozen=True, slots=True)
 class UnreachableFile(FileSource):
-    """A file named by a reference, which does not exist or may not be opened.
-
-    Attributes
-    ----------
-    name : str
-    problem : str
-        Message of the error when the file is used.
-    refused : bool
-        Whether the option ``external`` forbids it.
-    """
+    """A file named by a reference, which does not exist or may not be opened."""
 
     name: str
-    problem: str
-    refused: bool
+    problem: str  # message of the error when the file is used
+    refused: bool  # forbidden by the option ``external``
 
     def _fail(self) -> NoReturn:
         raise (ExternalFileError if self.refused else DanglingReferenceError)(self.problem)

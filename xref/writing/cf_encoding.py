@@ -31,28 +31,15 @@ BLOCK_NBYTES = 16 << 20
 
 @dataclass(slots=True)
 class EncodedDataset:
-    """The variables of one group, ready to be written.
-
-    Attributes
-    ----------
-    variables : dict of str to xarray.Variable
-    attributes : dict
-        Attributes of the group.
-    sizes : dict of str to int
-        Length of each dimension.
-    unlimited : set of str
-        Dimensions that can grow.
-    memory_types : dict of str to MemoryType
-        Types of variables whose dtype does not determine them.
-    given : dict of str to frozenset
-        Keys of the encoding that the user gives for each variable.
-    """
+    """The variables of one group, ready to be written."""
 
     variables: dict[str, xr.Variable]
-    attributes: dict[Any, Any]
-    sizes: dict[str, int]
-    unlimited: set[str]
+    attributes: dict[Any, Any]  # of the group
+    sizes: dict[str, int]  # of the dimensions
+    unlimited: set[str]  # dimensions that can grow
+    # Types of variables whose dtype does not determine them.
     memory_types: dict[str, MemoryType] = field(default_factory=dict)
+    # Keys of the encoding that the user gives for each variable.
     given: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def is_scale(self, name: str) -> bool:

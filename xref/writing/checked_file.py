@@ -232,22 +232,12 @@ def copy_bytes(source: FileIO, position: int, target: FileIO, offset: int, nbyte
 
 @dataclass(slots=True)
 class Records:
-    """The records of an overlay, in the order of the bytes that they replace.
+    """The records of an overlay, in the order of the bytes that they replace."""
 
-    Attributes
-    ----------
-    starts, stops : list of int
-        Byte ranges of the file that is changed.
-    positions : list of int
-        Offsets of the new bytes in the overlay.
-    end : int
-        Offset of the next record in the overlay.
-    """
-
-    starts: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # first byte in the changed file
     stops: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    end: int = 0
+    positions: list[int] = field(default_factory=list)  # of the new bytes in the overlay
+    end: int = 0  # offset of the next record in the overlay
 
     def add(self, start: int, nbytes: int) -> int:
         """Register a new record; return the offset of its bytes in the overlay."""
@@ -283,18 +273,9 @@ class Records:
 
 
 class Overlay:
-    """A file with changes that are in another file until they are committed.
+    """A file (``base``, only read) with changes in another file until they are committed.
 
-    Parameters
-    ----------
-    base : io.FileIO
-        The file; it is only read.
-    base_size : int
-        Bytes of the file.
-    changes : io.FileIO
-        The records.
-    records : Records
-        Known records of ``changes``; those that other processes added are read.
+    ``records`` are known records of ``changes``; those that other processes added are read.
     """
 
     def __init__(
@@ -353,14 +334,7 @@ class Overlay:
             self._append(size - 1, memoryview(b"\0"))
 
     def commit(self, target: FileIO, filename: str) -> None:
-        """Make the changes in the file itself, all of them or none.
-
-        Parameters
-        ----------
-        target : io.FileIO
-            The file, open for writing.
-        filename : str
-            The user's file, for errors.
+        """Make the changes in the file itself (``target``), all of them or none.
 
         Raises
         ------

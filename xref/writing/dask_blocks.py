@@ -48,14 +48,7 @@ def open_to_write(draft: Draft) -> Iterator[h5py.File]:
 
 
 def open_stored(stored: CheckedFile, *, is_new: bool = False) -> h5py.File:
-    """Let HDF5 open a file that it reads and writes through Python.
-
-    Parameters
-    ----------
-    stored : CheckedFile
-    is_new : bool
-        Whether the file is empty.
-    """
+    """Let HDF5 open a file that it reads and writes through Python."""
     access = h5p.create(h5p.FILE_ACCESS)
     try:
         access.set_fileobj_driver(h5fd.fileobj_driver, stored)

@@ -66,16 +66,8 @@ def region_bytes(
 ) -> RawBytes:
     """Store region references in the heaps of a file; return their bytes, ``(n, 12)``.
 
-    Parameters
-    ----------
-    file : h5py.File
-        Open for writing.
-    stored : ReadBack
-        The bytes of ``file`` that HDF5 has flushed.
-    address : numpy.ndarray
-        Shape ``(n,)``: object header of each target in this file, 0 for a null reference.
-    regions : SelectionTable
-        n rows.
+    ``stored`` reads the bytes of ``file`` that HDF5 has flushed. ``address`` has shape
+    ``(n,)``: the object header of each target in this file, 0 for a null reference.
     """
     out = np.zeros((len(address), _REGION_NBYTES), dtype=np.uint8)
     not_null = np.flatnonzero((address != 0) & (regions.kind != SelectionKind.NULL))
@@ -115,25 +107,12 @@ def _store_in_heap(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Chunks, extent limits, filters and fill value of a dataset.
+    """Chunks, extent limits, filters and fill value of a dataset."""
 
-    Attributes
-    ----------
-    chunks : tuple of int, True or None
-        Chunk shape; True if h5py chooses it, None for contiguous storage.
-    maxshape : tuple of (int or None)
-        Upper bound of each axis, None if it is unlimited.
-    options : dict
-        ``compression``, ``compression_opts``, ``shuffle``, ``fletcher32`` of
-        `h5py.Group.create_dataset`.
-    fill_value : scalar or None
-        Value of elements that are never written.
-    """
-
-    chunks: tuple[int, ...] | bool | None = None
-    maxshape: tuple[int | None, ...] | None = None
-    options: Mapping[str, Any]
-    fill_value: Any = None
+    chunks: tuple[int, ...] | bool | None = None  # True: h5py chooses; None: contiguous
+    maxshape: tuple[int | None, ...] | None = None  # None along unlimited axes
+    options: Mapping[str, Any]  # filters, as keywords of `h5py.Group.create_dataset`
+    fill_value: Any = None  # of elements that are never written
 
 
 def create_dataset(
@@ -176,17 +155,9 @@ def write_raw(
     box: tuple[slice, ...] | None = None,
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write encoded elements, while their `ElementEncoder` lives.
+    """Write encoded elements, while their `ElementEncoder` lives: all, or those of a box.
 
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-    memory_type : MemoryType
-    raw : numpy.ndarray
-    box : tuple of slice, optional
-        Elements to write; all by default.
-    check : callable, optional
-        Is called after each part of a large array; raises an error of an earlier write.
+    ``check`` is called after each part of a large array; it raises an error of the write.
     """
     if not raw.size:
         return

@@ -18,23 +18,13 @@ from xref.writing.datasets import address_of
 
 @dataclass(slots=True)
 class Scale:
-    """A dimension of the file.
-
-    Attributes
-    ----------
-    dataset : h5py.Dataset
-    address : int
-    size : int
-    existed : bool
-        Whether the scale was in the file before.
-    attached : list of (int, int)
-        Address and axis of each dataset along a new scale.
-    """
+    """A dimension of the file."""
 
     dataset: h5py.Dataset
     address: int
     size: int
-    existed: bool
+    existed: bool  # before the file was opened for writing
+    # Address and axis of each dataset along a new scale.
     attached: list[tuple[int, int]] = field(default_factory=list)
 
 

@@ -49,21 +49,11 @@ _Version: TypeAlias = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class NewDraft:
-    """A new file that is being written.
+    """A new file that is being written."""
 
-    Attributes
-    ----------
-    filename : str
-        Its final name.
-    path : str
-        Its hidden name.
-    replaces : bool
-        Whether it may replace an existing file.
-    """
-
-    filename: str
-    path: str
-    replaces: bool
+    filename: str  # its final name
+    path: str  # its hidden name
+    replaces: bool  # whether it may replace an existing file
 
     @classmethod
     def of(cls, filename: str, *, replaces: bool) -> NewDraft:
@@ -100,21 +90,11 @@ class NewDraft:
 
 @dataclass(frozen=True, slots=True)
 class AppendDraft:
-    """Changes of a file that are being written.
-
-    Attributes
-    ----------
-    filename : str
-        The file.
-    path : str
-        Hidden name of the file of changes.
-    version : tuple of int
-        Version of the file before the changes.
-    """
+    """Changes of a file that are being written."""
 
     filename: str
-    path: str
-    version: _Version
+    path: str  # hidden name of the file of changes
+    version: _Version  # of the file before the changes
 
     @classmethod
     def of(cls, filename: str) -> AppendDraft:

@@ -106,19 +106,13 @@ def copy_permissions(filename: str, file: FileIO) -> None:
             os.fchown(number, -1, old.st_gid)
         except PermissionError:
             mode &= 0o707
-    for name in _extended_attributes(filename):
+    names: list[str] = []
+    with suppress(OSError, AttributeError):  # not every system and file system has them
+        names = os.listxattr(filename)
+    for name in names:
         with suppress(OSError):  # some file systems and users cannot
             os.setxattr(number, name, os.getxattr(filename, name))
     os.fchmod(number, mode)
-
-
-def _extended_attributes(filename: str) -> list[str]:
-    if not hasattr(os, "listxattr"):
-        return []
-    try:
-        return os.listxattr(filename)
-    except OSError:
-        return []
 
 
 def replace_file(path: str, filename: str) -> None:

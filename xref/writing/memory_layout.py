@@ -35,7 +35,30 @@ class _ElementType:
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
-        raise NotImplementedError
+        match self:
+            case NumPyType(dtype=dtype):
+                return h5t.py_create(dtype, logical=True)
+            case StringType(charset=charset):
+                type_id = h5t.C_S1.copy()
+                type_id.set_size(h5t.VARIABLE)
+                type_id.set_cset(h5t.CSET_UTF8 if charset == "utf-8" else h5t.CSET_ASCII)
+                return type_id
+            case ReferenceType(kind=kind):
+                return h5t.STD_REF_DSETREG if kind == "region" else h5t.STD_REF_OBJ
+            case VlenType(base=base):
+                return h5t.vlen_create(base.type_id())
+            case ArrayType(base=base, shape=shape):
+                return h5t.array_create(base.type_id(), shape)
+            case CompoundType(members=members):
+                type_id = h5t.create(h5t.COMPOUND, sum(part.itemsize for _, part in members))
+                offset = 0
+                for name, part in members:
+                    type_id.insert(
+                        name.encode("utf-8", "surrogateescape"), offset, part.type_id()
+                    )
+                    offset += part.itemsize
+                return type_id
+        raise TypeError(f"{self!r} is not a memory type")
 
     @property
     def itemsize(self) -> int:
@@ -49,23 +72,12 @@ class NumPyType(_ElementType):
 
     dtype: np.dtype[Any]
 
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.py_create(self.dtype, logical=True)
-
 
 @dataclass(frozen=True, slots=True)
 class StringType(_ElementType):
     """Text of variable length; in memory a ``char *``."""
 
     charset: str  # "ascii" or "utf-8"
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        type_id = h5t.C_S1.copy()
-        type_id.set_size(h5t.VARIABLE)
-        type_id.set_cset(h5t.CSET_UTF8 if self.charset == "utf-8" else h5t.CSET_ASCII)
-        return type_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +86,12 @@ class ReferenceType(_ElementType):
 
     kind: str  # "object" or "region"
 
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.STD_REF_DSETREG if self.kind == "region" else h5t.STD_REF_OBJ
-
 
 @dataclass(frozen=True, slots=True)
 class VlenType(_ElementType):
     """Sequences of variable length; in memory an ``hvl_t``."""
 
     base: MemoryType
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.vlen_create(self.base.type_id())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +100,6 @@ class CompoundType(_ElementType):
 
     members: tuple[tuple[str, MemoryType], ...]
 
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        type_id = h5t.create(h5t.COMPOUND, sum(member.itemsize for _, member in self.members))
-        offset = 0
-        for name, member in self.members:
-            type_id.insert(name.encode("utf-8", "surrogateescape"), offset, member.type_id())
-            offset += member.itemsize
-        return type_id
-
 
 @dataclass(frozen=True, slots=True)
 class ArrayType(_ElementType):
@@ -112,10 +107,6 @@ class ArrayType(_ElementType):
 
     base: MemoryType
     shape: tuple[int, ...]
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.array_create(self.base.type_id(), self.shape)
 
 
 MemoryType: TypeAlias = (

@@ -170,16 +170,7 @@ def check_stored(
 ) -> None:
     """Refuse an encoding that differs from the storage of an existing dataset.
 
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-    memory_type : MemoryType
-        Type of its elements.
-    encoding : dict
-    given : iterable of str
-        Keys that the user gives; others are not compared.
-    label : str
-        Names the variable in errors.
+    Only the keys that the user gives are compared (see `choose_storage`).
 
     Raises
     ------

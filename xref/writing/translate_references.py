@@ -57,25 +57,14 @@ def object_id(reference: ObjectReference | None) -> ObjectId | None:
 
 @dataclass(slots=True)
 class ReferenceTranslator:
-    """Finds the objects of other files in the new file.
-
-    Attributes
-    ----------
-    appended_file : tuple
-        Identity of the file that is appended to; references into it stay as they are.
-    by_origin : dict
-        Written objects by their origin.
-    by_path : dict
-        Written objects by their path in the new file.
-    copy : callable
-        Copies an object of another file, given location, address and kind (of
-        `object_kind`), and returns the copy.
-    """
+    """Finds the objects of other files in the new file."""
 
     on_missing: str
+    # Identity of the file that is appended to; references into it stay as they are.
     appended_file: Any = None
     by_origin: dict[ObjectId, list[WrittenObject]] = field(default_factory=dict)
     by_path: dict[str, WrittenObject] = field(default_factory=dict)
+    # Copies an object of another file, of a kind as `object_kind` returns it.
     copy: Callable[[FileLocation, int, str], WrittenObject | None] = lambda *_: None
     _files_of_paths: dict[str, Any] = field(default_factory=dict)
 

@@ -114,16 +114,7 @@ class TreeWriter:
         translator.copy = ObjectCopier(self).copy
 
     def add(self, path: str, dataset: xr.Dataset, encoded: EncodedDataset) -> None:
-        """Write one group and its variables.
-
-        Parameters
-        ----------
-        path : str
-            Path of the group.
-        dataset : xarray.Dataset
-        encoded : EncodedDataset
-            The variables in the form in which they are stored.
-        """
+        """Write the group ``path`` and its variables, which are encoded already."""
         group = self.require_group(path)
         origin = object_id(opened_from(dataset.encoding))
         self.translator.add(WrittenObject(path, address_of(group), None, origin))
@@ -273,21 +264,10 @@ class TreeWriter:
         scales: Scales,
         open_written: Callable[[], xr.DataArray] | None = None,
     ) -> None:
-        """Write one variable, its attributes and, if it is a coordinate, its scale.
+        """Write one of the variables in ``encoded``, with its attributes.
 
-        Parameters
-        ----------
-        group : h5py.Group
-        path : str
-            Path of the group.
-        name : str
-        variable : xarray.Variable
-            One of those in ``encoded``.
-        encoded : EncodedDataset
-        scales : dict of str to Scale
-            By dimension; the scale of this variable is added.
-        open_written : callable, optional
-            Returns the variable as the user has it.
+        If it is a coordinate, its scale is added to ``scales``. ``open_written`` returns the
+        variable as the user has it.
         """
         dims = [str(d) for d in variable.dims]
         full_path = posixpath.join(path, name)
