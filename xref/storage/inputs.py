@@ -130,13 +130,13 @@ def _path_of(file: Any) -> str | None:
 def _check_signature(source: FileSource) -> None:
     """Search for HDF5's signature at byte 0, 512, 1024, 2048 and so on."""
     nbytes = source.identity()[2]
-    handle, found = source.open_bytes(), bytearray(len(SIGNATURE))
+    handle, candidate = source.open_bytes(), bytearray(len(SIGNATURE))
     first, offset = b"", 0
-    while offset + len(found) <= nbytes:
-        handle.read(offset, memoryview(found))
-        if found == SIGNATURE:
+    while offset + len(candidate) <= nbytes:
+        handle.read(offset, memoryview(candidate))
+        if candidate == SIGNATURE:
             return
-        first, offset = first or bytes(found), max(2 * offset, 512)
+        first, offset = first or bytes(candidate), max(2 * offset, 512)
     raise ValueError(
         f"{first!r} is not the signature of a valid netCDF4 file, or other HDF5 file: "
         f"{source.name}"

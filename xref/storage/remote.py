@@ -269,11 +269,11 @@ class RemoteBytes:
         """Return the bytes of a range if all its blocks are cached."""
         first = start // BLOCK_NBYTES
         numbers = range(first, -(-stop // BLOCK_NBYTES))
-        found = self._cached_blocks(numbers)
-        if len(found) < len(numbers):
+        blocks = self._cached_blocks(numbers)
+        if len(blocks) < len(numbers):
             return None
         base = first * BLOCK_NBYTES
-        return b"".join(found[k] for k in numbers)[start - base : stop - base]
+        return b"".join(blocks[k] for k in numbers)[start - base : stop - base]
 
     def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
         """Return blocks, given in ascending order; read those that are not cached.
@@ -286,8 +286,8 @@ class RemoteBytes:
         """
         self._cache_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)
-        found = self._cached_blocks(numbers)
-        missing = [k for k in numbers if k not in found]
+        blocks = self._cached_blocks(numbers)
+        missing = [k for k in numbers if k not in blocks]
         if missing and ahead:
             stop = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
             cached = self._cached_blocks(range(missing[0], stop))
@@ -301,10 +301,10 @@ class RemoteBytes:
             for k, a, n in zip(missing, start.tolist(), nbytes.tolist(), strict=True):
                 block = bytearray(n)
                 received.read_into(a, memoryview(block))
-                found[k] = bytes(block)
-            self._cache({k: found[k] for k in missing})
-        order = sorted(found)
-        return CachedRanges([BLOCK_NBYTES * k for k in order], [found[k] for k in order])
+                blocks[k] = bytes(block)
+            self._cache({k: blocks[k] for k in missing})
+        order = sorted(blocks)
+        return CachedRanges([BLOCK_NBYTES * k for k in order], [blocks[k] for k in order])
 
     def _cache_head(self) -> None:
         """Wait for the first bytes of the file, and cache their blocks."""
@@ -318,14 +318,14 @@ class RemoteBytes:
 
     def _cached_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """Return the cached blocks among those with the given numbers."""
-        found = {}
+        blocks = {}
         for number in numbers:
             block = self._blocks.get(number)
             if block is not None:
-                found[number] = block
+                blocks[number] = block
                 with suppress(KeyError):  # another thread may have removed it
                     self._blocks.move_to_end(number)
-        return found
+        return blocks
 
     def _cache(self, blocks: Mapping[int, bytes]) -> None:
         for number, block in blocks.items():

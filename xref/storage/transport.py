@@ -167,8 +167,8 @@ class RemotePath:
 
     async def ask_version(self) -> Version:
         """Ask for the version; see `version`."""
-        found = await self.retry(self._ask_info, f"{self.url}: its size and version")
-        return read_version(self.url, found)
+        info = await self.retry(self._ask_info, f"{self.url}: its size and version")
+        return read_version(self.url, info)
 
     async def _ask_info(self) -> Mapping[str, Any]:
         count(remote_requests=1)
@@ -216,12 +216,12 @@ class RemotePath:
         if self._is_http:
             return await self._ask_http(start, stop, version)
         if self._is_async:
-            found = await self.filesystem._cat_file(self.path, start=start, end=stop)
+            answer = await self.filesystem._cat_file(self.path, start=start, end=stop)
         else:
-            found = await self._on_thread(
+            answer = await self._on_thread(
                 self.filesystem.cat_file, self.path, start=start, end=stop
             )
-        data = bytes(found)
+        data = bytes(answer)
         count(remote_nbytes=len(data))
         _check_length(data, stop - start)
         return data, False
@@ -278,26 +278,26 @@ class RemotePath:
         """
         # A call on a thread cannot be cancelled.
         seconds = get_option("remote_timeout") if self._is_async else None
-        found = await _attempt(function, seconds)
-        if not isinstance(found, BaseException):
-            return found
+        outcome = await _attempt(function, seconds)
+        if not isinstance(outcome, BaseException):
+            return outcome
         attempts, wait = 1, FIRST_WAIT
         async with self._retrying:
-            while attempts <= get_option("remote_retries") and not _ends_attempts(found):
+            while attempts <= get_option("remote_retries") and not _ends_attempts(outcome):
                 count(remote_retries=1)
-                server_wait = found.wait if isinstance(found, _BadAnswer) else 0
+                server_wait = outcome.wait if isinstance(outcome, _BadAnswer) else 0
                 await asyncio.sleep(max(wait * random.uniform(1, 1.5), server_wait))
                 attempts, wait = attempts + 1, 2 * wait
-                found = await _attempt(function, seconds)
-                if not isinstance(found, BaseException):
-                    return found
-        if isinstance(found, _FINAL):
-            raise found
-        reason = str(found) or type(found).__name__
-        if isinstance(found, TimeoutError):
+                outcome = await _attempt(function, seconds)
+                if not isinstance(outcome, BaseException):
+                    return outcome
+        if isinstance(outcome, _FINAL):
+            raise outcome
+        reason = str(outcome) or type(outcome).__name__
+        if isinstance(outcome, TimeoutError):
             reason = f"no answer within {get_option('remote_timeout')} s"
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-        raise FileReadError(f"{label} could not be read in {tries}: {reason}") from found
+        raise FileReadError(f"{label} could not be read in {tries}: {reason}") from outcome
 
 
 async def _attempt(
@@ -306,8 +306,8 @@ async def _attempt(
     async def attempt() -> T:  # sends nothing if it was cancelled before
         return await asyncio.wait_for(function(), seconds)
 
-    (found,) = await asyncio.gather(attempt(), return_exceptions=True)
-    return found
+    (outcome,) = await asyncio.gather(attempt(), return_exceptions=True)
+    return outcome
 
 
 def _ends_attempts(error: BaseException) -> bool:
@@ -353,10 +353,10 @@ def _check_answer(url: str, answer: Any, wanted: Range, version: Version) -> boo
     if headers.get("Content-Encoding", "identity") != "identity":
         raise _BadAnswer(f"the bytes are encoded: {headers['Content-Encoding']}")
     content_range = headers.get("Content-Range", "")
-    found = _CONTENT_RANGE.fullmatch(content_range.strip())
-    if found is None:
+    match = _CONTENT_RANGE.fullmatch(content_range.strip())
+    if match is None:
         raise _BadAnswer(f"the answer does not contain its range: {content_range!r}")
-    first, last, size = found.groups()
+    first, last, size = match.groups()
     if size not in ("*", str(version.nbytes)):
         raise changed(url, version, f"of {size} bytes")
     if (int(first), int(last) + 1) != wanted:
@@ -404,13 +404,13 @@ class RangeReader:
     async def _read(self, ranges: Sequence[Range]) -> list[bytes]:
         tasks = [asyncio.ensure_future(self._read_range(a, b)) for a, b in ranges]
         try:
-            found = await asyncio.gather(*tasks)
+            answers = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        if not all(is_named for _, is_named in found):
+        if not all(is_named for _, is_named in answers):
             await self._check_version()
-        return [data for data, _ in found]
+        return [data for data, _ in answers]
 
     async def _read_range(self, start: int, stop: int) -> tuple[bytes, bool]:
         """Read one range; tell whether its answer contained the version."""
