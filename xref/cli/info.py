@@ -399,9 +399,7 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
         name += f", attribute {holder.attribute!r}"
     shape = f", shape {tuple(holder.shape)}" if len(holder.shape) != 1 else ""
     parts = [f"{_number(holder.count, KIND_NOUNS[holder.kind])}{shape}"]
-    parts += [
-        f"{n} {what}" for n, what in ((holder.null, "null"), (holder.dangling, "dangling")) if n
-    ]
+    parts += [f"{n} {key}" for key in ("null", "dangling") if (n := getattr(holder, key))]
     yield f"{name}: {', '.join(parts)}"
     if holder.selections:
         yield "  selections: " + ", ".join(f"{n} {k}" for k, n in holder.selections.items())
@@ -435,8 +433,8 @@ def printable(line: str) -> str:
     )
 
 
-def _number(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _nbytes(n: int) -> str:

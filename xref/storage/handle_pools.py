@@ -29,7 +29,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
 class LRUPool:
-    """Keeps a number of files open: those that were used last.
+    """Keeps the files that were used last open.
 
     Parameters
     ----------

@@ -276,7 +276,7 @@ class RemoteBytes:
         return b"".join(blocks[k] for k in numbers)[start - base : stop - base]
 
     def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
-        """Return blocks, given in ascending order; read those that are not cached.
+        """Return blocks, given in ascending order; read the missing ones.
 
         Parameters
         ----------

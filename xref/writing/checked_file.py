@@ -275,7 +275,7 @@ class Records:
 class Overlay:
     """A file (``base``, only read) with changes in another file until they are committed.
 
-    ``records`` are known records of ``changes``; those that other processes added are read.
+    ``records`` are known records of ``changes``; records that other processes added are read.
     """
 
     def __init__(

@@ -340,20 +340,25 @@ class TreeWriter:
             dataset = create_dataset(group, stored_name, variable.shape, memory_type, storage)
             self.note_new(dataset)
         if blocks:
-            target = BlockTarget(
-                draft=self.draft,
-                name=path,
-                memory_type=memory_type,
-                shape=variable.shape,
-                chunks=dataset.chunks,
-                pipeline=pipeline_of(dataset.id.get_create_plist()),
-                fill_value=dataset.fillvalue,
-            )
-            self.blocks.append((align_blocks(data, dataset.chunks), target))
+            self._add_blocks(dataset, path, memory_type, data)
         else:
             write = functools.partial(write_raw, dataset, memory_type, check=self.stored.check)
             self._write(write, memory_type, data, existing is not None)
         return dataset
+
+    def _add_blocks(
+        self, dataset: h5py.Dataset, path: str, memory_type: MemoryType, data: Any
+    ) -> None:
+        target = BlockTarget(
+            draft=self.draft,
+            name=path,
+            memory_type=memory_type,
+            shape=data.shape,
+            chunks=dataset.chunks,
+            pipeline=pipeline_of(dataset.id.get_create_plist()),
+            fill_value=dataset.fillvalue,
+        )
+        self.blocks.append((align_blocks(data, dataset.chunks), target))
 
     def _check_chunks(self, dataset: h5py.Dataset) -> None:
         """Check old chunks that HDF5 may have to decode before it writes a part of them."""
@@ -407,7 +412,7 @@ class TreeWriter:
             encoder = ElementEncoder(self._reference_bytes)
             raw = encoder.encode(memory_type, values)
 
-            def change(encoder: ElementEncoder = encoder) -> None:  # holds what raw points at
+            def change(encoder: ElementEncoder = encoder) -> None:  # its buffers must live
                 write(raw)
 
             return change
