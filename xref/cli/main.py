@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info",
         help="show the references of a file and their targets",
-        description="Show the references of a file and their targets. The elements of targets are "
+        description="Show the references of a file and their targets. Elements of targets are "
         "not read.",
     )
     info.add_argument("file", metavar="FILE", help="a local HDF5 file")
