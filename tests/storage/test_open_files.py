@@ -25,7 +25,7 @@ import xref
 from xref.errors import FileReadError
 from xref.resolving import lazy_results as results
 from xref.resolving import shuffle as exchange
-from xref.storage import location as h5file
+from xref.storage import open_files
 from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
 
 N_ROIS = 4
@@ -158,7 +158,7 @@ def test_a_missing_or_damaged_file_is_named(
     rois = open_many(paths)["rois"]
     patches = rois.h5ref.resolve()
     expected = read_files(paths)
-    h5file.close_files()
+    open_files.close_files()
     moved = paths[17].with_suffix(".away")
     paths[17].rename(moved)
     for part in (patches, patches.mean("roi"), rois.h5ref.resolve(chunks={"roi": 10})):
@@ -235,7 +235,7 @@ def test_a_thousand_files_stay_below_64_descriptors(
     assert n_descriptors() - others <= 40
     ds.close()
     del ds, rois, patches
-    h5file.close_files()
+    open_files.close_files()
     assert n_descriptors() == others
 
 
@@ -294,14 +294,14 @@ def test_threads_open_a_file_once() -> None:
 def test_a_file_in_use_outlives_its_place(paths: list[Path]) -> None:
     """Making room does not close a file under a reader."""
     with xr.set_options(file_cache_maxsize=1):
-        location = h5file.locate_file(paths[0])
-        file = h5file.open_file(location)
+        location = open_files.locate_file(paths[0])
+        file = open_files.open_file(location)
         for path in paths[1:4]:
-            other = h5file.locate_file(path)
-            h5file.open_file(other)
+            other = open_files.locate_file(path)
+            open_files.open_file(other)
         assert len(FILES) == 1
         np.testing.assert_array_equal(file["movie"][...], movie(0))
-        h5file.close_files()
+        open_files.close_files()
         np.testing.assert_array_equal(file["movie"][...], movie(0))
 
 
@@ -364,7 +364,7 @@ def test_no_descriptor_at_all_is_an_error_that_says_so(paths: list[Path], action
             "element": lambda: element.resolve(chunks=None).values,
             "kinds": lambda: ds["objects"].h5ref.table()["kind"].values,
         }
-        h5file.close_files()
+        open_files.close_files()
         limit_descriptors(0)
         taken = []
         while True:
@@ -414,7 +414,7 @@ def test_sources_that_cannot_be_opened_are_not_filled(tmp_path: Path) -> None:
                 found.append(
                     "exhausted" if "too many files are open" in str(error) else "other"
                 )
-            h5file.close_files()
+            open_files.close_files()
             for _ in range(3):
                 os.close(taken.pop())
         return found

@@ -10,7 +10,6 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.objects.attributes import (
-        SCALE_ATTRIBUTES,
         RawAttributeReferences,
         RawAttributeValue,
         has_attribute,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         NO_VARIABLE,
         NO_VARIABLE_OF_LENGTH,
         REFERENCE_LIST,
+        SCALE_ATTRIBUTES,
     )
     from xref.objects.objects import (
         REFERENCE_BATCH,

@@ -25,7 +25,6 @@ from xref.errors import (
     XrefError,
 )
 from xref.objects.attributes import (
-    SCALE_ATTRIBUTES,
     as_stored,
     read_attributes,
     scale_addresses,
@@ -39,6 +38,7 @@ from xref.objects.layouts import (
     stored_type,
     time_dtype,
 )
+from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.paths import item_label
