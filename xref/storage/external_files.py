@@ -16,7 +16,7 @@ from xref.storage.open_files import locate_file
 from xref.storage.sources import UnreachableFile
 
 
-def check_external(location: FileLocation, name: str, where: str) -> str:
+def check_external(location: FileLocation, name: str, label: str) -> str:
     """Return the path of the file ``name``, if the file may refer to it.
 
     Raises
@@ -27,22 +27,22 @@ def check_external(location: FileLocation, name: str, where: str) -> str:
     folder = location.source.folder
     if folder is None:
         raise ExternalFileError(
-            f"{where} names the file {name!r}, but {location.filename} has no folder to "
+            f"{label} names the file {name!r}, but {location.filename} has no folder to "
             "which the name could be relative"
         )
     target = os.path.realpath(os.path.join(folder, name))
     inside = os.path.commonpath([folder, target]) == folder
     if location.external == "all" or (location.external == "same-dir" and inside):
         if os.path.exists(target) and not os.path.isfile(target):
-            raise ExternalFileError(f"{where} names {name!r}, which is not a regular file")
+            raise ExternalFileError(f"{label} names {name!r}, which is not a regular file")
         return target
     raise ExternalFileError(
-        f'{where} names the file {name!r}, which external="{location.external}" does not '
+        f'{label} names the file {name!r}, which external="{location.external}" does not '
         'allow; pass external="all" if this file is trusted'
     )
 
 
-def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
+def locate_named(location: FileLocation, name: str, label: str) -> FileLocation:
     """Return the location of a file that a reference in another file names.
 
     HDF5 stores the name with which the writer opened the file. Here the name is relative to
@@ -55,7 +55,7 @@ def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
         The file that contains the reference.
     name : str
         The stored name.
-    where : str
+    label : str
         Names the reference in errors.
 
     Returns
@@ -67,14 +67,14 @@ def locate_named(location: FileLocation, name: str, where: str) -> FileLocation:
     folder = location.source.folder
     try:
         exists = folder is not None and os.path.lexists(os.path.join(folder, name))
-        target = check_external(location, name if exists else os.path.basename(name), where)
+        target = check_external(location, name if exists else os.path.basename(name), label)
         if os.path.isfile(target) and not h5py.is_hdf5(target):
-            raise DanglingReferenceError(f"{where} names {name!r}, which is not an HDF5 file")
+            raise DanglingReferenceError(f"{label} names {name!r}, which is not an HDF5 file")
         named = locate_file(target, location.external)
     except (ExternalFileError, DanglingReferenceError) as error:
         problem, is_refused = str(error), isinstance(error, ExternalFileError)
     except (OSError, ValueError) as error:
-        problem = f"{where} names the file {name!r}, which cannot be opened: {error}"
+        problem = f"{label} names the file {name!r}, which cannot be opened: {error}"
         is_refused = False
     else:
         return location if named.identity == location.identity else named
