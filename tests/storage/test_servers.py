@@ -334,7 +334,7 @@ def test_errors_of_requests_hold_no_frames(server: RangeServer) -> None:
         coming = opened.fetch(np.array([opened.version.nbytes - 10]), np.array([10]))
         with pytest.raises(FileReadError, match="status 500"):
             coming.result()
-        failed = coming.begun.exception()
+        failed = coming.pending.exception()
         assert failed is not None
         assert failed.__traceback__ is None
         assert ds["texts"].size == 3
