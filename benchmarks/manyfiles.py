@@ -72,7 +72,7 @@ def measure_handles(path: Path) -> None:
         spent = 0.0
         for k in range(n):
             if k:
-                location.held[0].drop()
+                location.handles[0].drop()
             begin = time.perf_counter()
             action()
             spent += time.perf_counter() - begin

@@ -6,7 +6,7 @@ may catch either.
 
 
 class XrefError(Exception):
-    """Base of all errors that xref raises on purpose."""
+    """Base class of all errors of xref."""
 
 
 class CorruptFileError(XrefError, ValueError):
@@ -14,47 +14,47 @@ class CorruptFileError(XrefError, ValueError):
 
 
 class SelectionError(XrefError, IndexError):
-    """A region does not fit its target: it leaves the extent or has another rank."""
+    """A region does not fit its target: it exceeds the extent or has another rank."""
 
 
 class NullReferenceError(XrefError, ValueError):
-    """A null reference was asked for what it points at."""
+    """A null reference has no target."""
 
 
 class DanglingReferenceError(XrefError, LookupError):
-    """A reference points at no object of the file."""
+    """A reference points at an address or a file where no object is."""
 
 
 class WrongTargetError(XrefError, TypeError):
-    """A reference points at another kind of object than the operation works on."""
+    """A reference points at a kind of object that the operation does not accept."""
 
 
 class UnsupportedError(XrefError, NotImplementedError):
-    """A legal feature of HDF5 that xref does not read."""
+    """The file has a valid feature of HDF5 that xref does not read."""
 
 
 class FileChangedError(XrefError, OSError):
-    """The file is not the one that was opened: it was replaced or written to."""
+    """The file was replaced or changed since it was opened."""
 
 
 class FileReadError(XrefError, OSError):
-    """A read failed or came back short."""
+    """A read failed or returned too few bytes."""
 
 
 class FileWriteError(XrefError, OSError):
-    """A file could not be written completely; what was there before is still there.
+    """A file could not be written completely; an earlier file is unchanged.
 
-    The arguments are those of `OSError`: error number, message, name of the file.
+    The arguments are those of `OSError`: error number, message, filename.
     """
 
 
 class ExternalFileError(XrefError, PermissionError):
-    """The file points at another file that the `external` option does not allow."""
+    """The file refers to another file that the option ``external`` does not allow."""
 
 
 class ResultTooLargeError(XrefError, MemoryError):
-    """A result is out of proportion to the bytes that the file stores for it."""
+    """A result is much larger than the bytes that the file stores for it."""
 
 
 class UnreadableMemberWarning(UserWarning):
-    """A member or attribute could not be read and was left out."""
+    """A member or an attribute could not be read and was left out."""

@@ -1,4 +1,4 @@
-"""Process-wide options, set for good or for a ``with`` block."""
+"""Options of the process, set permanently or for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# Each option: its default, whether a value can be, and what is needed.
+# Default of each option, a function that accepts values, and the text of the error.
 _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "threads": (
         None,
@@ -20,11 +20,7 @@ _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a positive integer or None is needed",
     ),
     "large_results": (False, lambda v: isinstance(v, bool), "True or False is needed"),
-    "remote_gap": (
-        1 << 16,
-        lambda v: _is_integer(v) and v >= 0,
-        "a number of bytes is needed",
-    ),
+    "remote_gap": (1 << 16, lambda v: _is_integer(v) and v >= 0, "a number of bytes is needed"),
     "remote_requests": (
         64,
         lambda v: _is_integer(v) and v >= 1,
@@ -48,40 +44,40 @@ _OPTIONS: dict[str, Any] = {name: default for name, (default, _, _) in _KNOWN.it
 class set_options:
     """Set options of xref, as a function or as a context manager.
 
-    They are those of this process; ``client.run(xref.set_options, ...)`` sets them on the
+    Options belong to one process; ``client.run(xref.set_options, ...)`` sets them on the
     workers of a cluster.
 
     Parameters
     ----------
     threads : int or None
-        Threads that decode chunks within one task. None, the default, takes the
-        processors that this process may use.
+        Number of threads that decode chunks within one task. None, the default, uses
+        all processors of this process.
     large_results : bool
         Allow results of more than 4 GiB that are also more than 1,000 times as
-        large as what the file stores for them. False by default. It is looked at
-        where a result is computed: on a cluster, in the workers.
+        large as the bytes that the file stores for them. False by default. The process
+        that computes a result checks it: on a cluster, a worker.
     remote_gap : int
-        Bytes between two ranges of a remote file that one request takes along; 64 KiB by
-        default. More means fewer requests and more bytes.
+        Largest gap (bytes) between two ranges of a remote file that share one request;
+        64 KiB by default. A larger gap means fewer requests and more bytes.
     remote_requests : int
-        Requests for one remote file that are under way at once, 64 by default.
+        Number of concurrent requests for one remote file, 64 by default.
     remote_timeout : float
-        Seconds after which one request is given up, 60 by default.
+        Seconds after which a request is cancelled, 60 by default.
     remote_retries : int
-        How often a request that failed is tried again, 3 by default.
+        How often a failed request is repeated, 3 by default.
 
     Raises
     ------
     ValueError
-        If an option is not known or has a value that cannot be.
+        If an option is unknown or its value is not accepted.
     """
 
     def __init__(self, **options: Any) -> None:
         for name, value in options.items():
             if name not in _KNOWN:
                 raise ValueError(f"no option {name!r}; there are {sorted(_KNOWN)}")
-            _, can_be, needed = _KNOWN[name]
-            if not can_be(value):
+            _, accepts, needed = _KNOWN[name]
+            if not accepts(value):
                 raise ValueError(f"{name} is {value!r}; {needed}")
         self._before = {name: _OPTIONS[name] for name in options}
         _OPTIONS.update(options)
@@ -95,7 +91,7 @@ class set_options:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Set the options back."""
+        """Restore the options."""
         _OPTIONS.update(self._before)
 
 
@@ -105,7 +101,7 @@ def get_option(name: str) -> Any:
 
 
 def thread_count() -> int:
-    """Return how many threads decode chunks within one task."""
+    """Return the number of threads that decode chunks within one task."""
     chosen = _OPTIONS["threads"]
     if chosen is not None:
         return int(chosen)

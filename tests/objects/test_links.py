@@ -230,4 +230,4 @@ def test_devices_are_refused_as_raw_storage(tmp_path: Path) -> None:
         file.create_dataset("data", (4,), dtype="u1", external=[("/dev/zero", 0, 4)])
     ds, left_out = open_quietly(tmp_path / "f.h5", external="all")
     assert not ds.variables
-    assert "'/dev/zero', which is no regular file" in left_out[0]
+    assert "'/dev/zero', which is not a regular file" in left_out[0]

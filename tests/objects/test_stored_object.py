@@ -52,7 +52,7 @@ def test_a_cache_by_object_keeps_no_file_open(stored: StoredObject) -> None:
 
     @cached_by_object(maxsize=2)
     def address_of(found: StoredObject) -> int:
-        assert found.location.is_key
+        assert not found.location.holds_file
         seen.append(found.address)
         return found.address
 

@@ -436,12 +436,12 @@ def test_the_option_says_which_files_may_be_opened(
 def test_a_pipe_or_another_format_is_no_target(tmp_path: Path) -> None:
     write_pair(tmp_path)
     (tmp_path / "target.h5").write_bytes(b"something else" * 100)
-    holder, problem = tmp_path / "holder.h5", "no HDF5 file"
+    holder, problem = tmp_path / "holder.h5", "not an HDF5 file"
     with open_h5(holder) as ds, pytest.raises(DanglingReferenceError, match=problem):
         ds["refs"].values[0].resolve()
     (tmp_path / "target.h5").unlink()
     os.mkfifo(tmp_path / "target.h5")
-    with open_h5(holder) as ds, pytest.raises(ExternalFileError, match="no regular file"):
+    with open_h5(holder) as ds, pytest.raises(ExternalFileError, match="not a regular file"):
         ds["refs"].values[0].resolve()
 
 

@@ -237,7 +237,7 @@ def test_a_changed_remote_file_is_detected_before_its_bytes_are_used(
             expected = [IMAGE[::-1][y : y + BOX, x : x + BOX] for y, x in CORNERS]
             np.testing.assert_array_equal(ds["rois"].h5ref.resolve(), expected)
         (tmp_path / "image.h5").unlink()
-        with pytest.raises(FileChangedError, match="is gone"):
+        with pytest.raises(FileChangedError, match="was deleted"):
             ds["rois"].h5ref.resolve().compute()
 
 
@@ -339,7 +339,7 @@ def test_errors_of_requests_keep_no_stack_frames(server: RangeServer) -> None:
         coming = opened.fetch(np.array([opened.version.nbytes - 10]), np.array([10]))
         with pytest.raises(FileReadError, match="status 500"):
             coming.result()
-        failed = coming.begun.exception()
+        failed = coming.pending.exception()
         assert failed is not None
         assert failed.__traceback__ is None
         assert ds["texts"].size == 3

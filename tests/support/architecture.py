@@ -90,7 +90,9 @@ OWNERS: dict[str, dict[str, str]] = {
         "writing/storage_options": "chunks, filters and fill values",
         "writing/dask_blocks": "writes blocks",
         "writing/tree": "creates groups",
-        "cli/demo": "writes the sample",
+        "writing/copied_objects": "copies objects",
+        "cli/demo": "the loop over h5py that is compared",
+        "cli/demo_sample": "writes the sample",
     },
     "dask": {
         "engine/decoding": "tokens",

@@ -94,7 +94,8 @@ def press_at_each_call(folder: Path, kind: str, mode: str, scheduler: str) -> No
     for number in itertools.count(1, step=2 if kind == "dask" else 1):
         with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler=scheduler):
             pressing = Pressing(number)
-            for module in ("xref.writing.checked_file", "xref.writing.drafts"):
+            for name in ("checked_file", "drafts", "hidden_files", "append_lock"):
+                module = f"xref.writing.{name}"
                 patch.setattr(f"{module}.os", pressing)
             try:
                 xref.to_hdf5(data, path, mode=mode)

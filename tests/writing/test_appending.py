@@ -357,8 +357,8 @@ def test_writing_to_an_impossible_path_raises(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for error, message, path in (
         (UnsupportedError, "is a URL", "s3://bucket/file.h5"),
-        (FileExistsError, "no regular file", tmp_path / "pipe"),
-        (FileExistsError, "no regular file", tmp_path),
+        (FileExistsError, "not a regular file", tmp_path / "pipe"),
+        (FileExistsError, "not a regular file", tmp_path),
         (FileNotFoundError, "the folder", tmp_path / "none" / "file.h5"),
     ):
         with pytest.raises(error, match=message):

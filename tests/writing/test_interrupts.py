@@ -31,7 +31,15 @@ class Pressed:
 
     FILES = tuple(
         str(Path(xref.__file__).with_name("writing") / f"{name}.py")
-        for name in ("checked_file", "drafts", "dask_blocks", "uninterrupted", "write_hdf5")
+        for name in (
+            "append_lock",
+            "checked_file",
+            "dask_blocks",
+            "drafts",
+            "hidden_files",
+            "uninterrupted",
+            "write_hdf5",
+        )
     )
 
     def __init__(self, number: int) -> None:

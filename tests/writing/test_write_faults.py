@@ -46,8 +46,8 @@ class Failing:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]):
         self.calls, self.fails_at, self.only_once = 0, sys.maxsize, False
         self._error = error
-        for module in ("xref.writing.checked_file", "xref.writing.drafts"):
-            monkeypatch.setattr(f"{module}.os", self)
+        for module in ("checked_file", "drafts", "hidden_files", "append_lock"):
+            monkeypatch.setattr(f"xref.writing.{module}.os", self)
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(os, name)
@@ -74,8 +74,8 @@ def no_room() -> OSError:
 
 @pytest.fixture
 def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xref.writing.drafts.READERS_SECONDS", 0.1)
-    monkeypatch.setattr("xref.writing.drafts.APPENDS_SECONDS", 0.1)
+    monkeypatch.setattr("xref.writing.append_lock.READERS_SECONDS", 0.1)
+    monkeypatch.setattr("xref.writing.append_lock.APPENDS_SECONDS", 0.1)
 
 
 WRITES: dict[str, Callable[[Path], tuple[xr.Dataset, dict[str, Any]]]] = {

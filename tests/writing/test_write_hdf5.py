@@ -101,7 +101,7 @@ def test_a_dataset_of_another_file_is_not_the_target(source: Path, tmp_path: Pat
         file["image"] = -IMAGE
     with open_h5(source) as ds, open_h5(other) as others:
         mixed = xr.Dataset({"image": others["image"], "rois": ds["rois"]})
-        with pytest.raises(DanglingReferenceError, match="not among what is written"):
+        with pytest.raises(DanglingReferenceError, match="not among the objects to write"):
             xref.to_hdf5(mixed, tmp_path / "new.h5")
 
 
@@ -229,7 +229,7 @@ def test_a_failed_append_removes_new_variables(source: Path, tmp_path: Path) -> 
         file["old"] = 1
     with open_h5(source) as ds:
         new = ds[["rois", "grid"]].assign(a=("x", [1, 2]))
-        with pytest.raises(DanglingReferenceError, match="not among what is written"):
+        with pytest.raises(DanglingReferenceError, match="not among the objects to write"):
             xref.to_hdf5(new, tmp_path / "file.h5", mode="a", group="deep/er")
     with h5py.File(tmp_path / "file.h5") as file:
         assert list(file) == ["old"]
@@ -312,7 +312,7 @@ def test_unknown_write_options_raise_a_helpful_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             xref.to_hdf5(ds, path, **wrong)
-    with pytest.raises(TypeError, match="no Dataset"):
+    with pytest.raises(TypeError, match="not a Dataset"):
         xref.to_hdf5([1, 2], path)
     with pytest.raises(TypeError, match="attribute 'x' of '/'"):
         xref.to_hdf5(ds.assign_attrs(x=None), path)

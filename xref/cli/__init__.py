@@ -1,1 +1,1 @@
-"""The command ``xref``: what a file holds, and a demonstration."""
+"""The command ``xref``: the references of a file, and a demonstration."""

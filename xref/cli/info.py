@@ -1,11 +1,10 @@
-"""What references a file holds and where they point, without reading what they point at.
+"""References of a file and their targets, without reading the targets.
 
 In: a filename. Out: a `FileReport` of plain values, and its lines of text.
 
-Groups are walked once. Objects have their canonical paths (`xref.objects.paths`); holders of
-references that have theirs outside the group asked for have the path there. Types are
-looked at before values, so that what is not read is named all the same. A part
-that cannot be read becomes a line of ``problems``; the rest goes on.
+Groups are walked once. Objects are named by their canonical paths (`xref.objects.paths`). If
+the canonical path of a holder of references is outside the requested group, the path of the
+walk is used. If a part cannot be read, a line of ``problems`` says so; the walk continues.
 """
 
 from __future__ import annotations
@@ -60,27 +59,24 @@ from xref.resolving import (
 from xref.storage import FileLocation, close_file, locate_file
 
 TARGETS_SHOWN = 8
-"""Targets of one holder that the text lists; JSON has all."""
+"""Upper bound on the targets of one holder that the text lists; JSON has all."""
 
 _FAILURES = (XrefError, OSError, RuntimeError, ValueError, TypeError, LookupError)
 
-# Kind and shape of objects by address.
-Known: TypeAlias = dict[int, tuple[str, list[int] | None]]
-
-# Path and attribute name (None for a dataset) of a holder, and what it holds.
-Found: TypeAlias = tuple[str, str | None, ReferenceArray]
+# Path and attribute name (None for a dataset) of a holder, and its references.
+Holder: TypeAlias = tuple[str, str | None, ReferenceArray]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
     """One object that references of a holder point at."""
 
-    path: str | None  # canonical; None without a name; of one elsewhere its file
+    path: str | None  # canonical path; None without a name; in another file its filename
     address: int  # object header, bytes from the base address
     kind: str  # "dataset", "group", "datatype" or "dangling"
     count: int  # references that point here
     shape: list[int] | None  # extent of a dataset
-    outside: int  # regions that reach beyond the extent
+    outside: int  # number of regions that reach beyond the extent
     start: list[int] | None  # box around all regions; None for object references
     stop: list[int] | None
 
@@ -102,7 +98,7 @@ class HolderReport:
 
 @dataclass(slots=True)
 class FileReport:
-    """What one file, or one group of it, holds."""
+    """The references of a file, or of one group and those below it."""
 
     filename: str
     nbytes: int
@@ -117,7 +113,7 @@ class FileReport:
 
 
 def inspect_file(filename: str | os.PathLike[str], group: str | None = None) -> FileReport:
-    """Look at every group of a file, or at one and those below it.
+    """Inspect all groups of a file, or one group and those below it.
 
     Raises
     ------
@@ -126,128 +122,204 @@ def inspect_file(filename: str | os.PathLike[str], group: str | None = None) -> 
     """
     location = locate_file(filename)
     path = posixpath.normpath(posixpath.join("/", group or "/"))
-    report = FileReport(location.filename, location.identity[2], path)
     try:
-        _inspect_tree(report, location, path)
+        return _Inspection(location, path).run()
     finally:
         close_file(location)
-    return report
 
 
-def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None:
-    # HDF5 slows down with the number of open objects, so none is kept: the walk
-    # collects addresses and reference columns, and the description follows it.
-    known: Known = {}
-    found: list[Found] = []
-    top = open_group(location, path)
-    known[top.stored.address] = "group", None
-    stack = [path]
-    while stack:
-        where = stack.pop()
-        try:
-            group = open_group(location, where)
-        except _FAILURES as error:
-            report.problems.append(_problem(where, error, location))
-            continue
-        report.groups += 1
-        found += _attribute_holders(report, group.stored, where, group.item)
-        below: list[str] = []
-        for name, member in iterate_members(group):
-            full = posixpath.join(where, name)
-            if isinstance(member, Exception):
-                if isinstance(member, ExternalFileError) or not is_hard_link(group, name):
-                    report.notes.append(f"{full}: not followed, or leads nowhere")
-                else:
-                    report.problems.append(_problem(full, member, location))
+class _Inspection:
+    """The walk through one file, and the description of the references that it finds."""
+
+    def __init__(self, location: FileLocation, path: str) -> None:
+        self.location, self.path = location, path
+        self.report = FileReport(location.filename, location.identity[2], path)
+        # Kind of each visited object, and extent of a dataset, by address.
+        self.known: dict[int, tuple[str, list[int] | None]] = {}
+
+    def run(self) -> FileReport:
+        """Return the report."""
+        # HDF5 slows down with the number of open objects, so none is kept open: the walk
+        # collects addresses and reference columns, which are described afterwards.
+        holders: list[Holder] = []
+        self.known[open_group(self.location, self.path).stored.address] = "group", None
+        stack = [self.path]
+        while stack:
+            path = stack.pop()
+            try:
+                group = open_group(self.location, path)
+            except _FAILURES as error:
+                self._add_problem(path, error)
+                continue
+            self.report.groups += 1
+            holders += self._attributes(group.stored, path, group.item)
+            subgroups: list[str] = []
+            for name, member in iterate_members(group):
+                member_path = posixpath.join(path, name)
+                try:
+                    if not isinstance(member, Exception):
+                        holders += self._member(member_path, member, subgroups)
+                    elif isinstance(member, ExternalFileError) or not is_hard_link(group, name):
+                        self.report.notes.append(
+                            f"{member_path}: not followed, or leads nowhere"
+                        )
+                    else:
+                        self._add_problem(member_path, member)
+                except _FAILURES as error:
+                    self._add_problem(member_path, error)
+            stack += reversed(subgroups)
+        for path, attribute, references in holders:
+            try:
+                self.report.references.append(self._describe(references, path, attribute))
+            except _FAILURES as error:
+                label = path if attribute is None else f"{path}, attribute {attribute!r}"
+                self._add_problem(label, error)
+        return self.report
+
+    def _add_problem(self, label: str, error: Exception) -> None:
+        is_key_error = isinstance(error, KeyError) and error.args
+        message = str(error.args[0]) if is_key_error else str(error)
+        line = (message.strip().splitlines() or [""])[0]
+        line = line.removeprefix(f"{self.location.filename}: ")
+        self.report.problems.append(f"{label}: {type(error).__name__}: {line}")
+
+    def _member(self, path: str, member: LinkedObject, subgroups: list[str]) -> list[Holder]:
+        """Return the references in an object that was not visited; collect groups."""
+        item, stored, address = member.item, member.stored, member.stored.address
+        if stored.location != self.location:
+            self.report.notes.append(f"{path}: in another file, {stored.filename}")
+            return []
+        if address in self.known:
+            return []
+        canonical = stored.path
+        if canonical is not None and canonical.startswith(self.path.rstrip("/") + "/"):
+            path = canonical
+        self.known[address] = kind_of(item), _extent(item)
+        if kind_of(item) == "group":
+            subgroups.append(path)
+            return []
+        holders = self._attributes(stored, path, item)
+        if kind_of(item) == "datatype":
+            return holders
+        self.report.datasets += 1
+        layout = read_layout(item, stored)
+        if layout.reference_kind:
+            dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
+            options = DecodeOptions()
+            variable = build_variable(stored, layout, dims, {}, options, path=path)
+            return [(path, None, variable.data), *holders]
+        if layout.elements is None:
+            return holders
+        return [*_element_holders(stored, path, layout, layout.elements), *holders]
+
+    def _attributes(self, stored: StoredObject, path: str, item: Any) -> list[Holder]:
+        """Return the references in the attributes of an object."""
+        values, problems = read_attributes(item, stored)
+        holders: list[Holder] = []
+        for name, value in (*problems.items(), *values.items()):
+            if name in SCALE_ATTRIBUTES:
+                self.report.dimension_scale_attributes += 1
+                continue
+            label = f"{path}, attribute {name!r}"
+            if isinstance(value, Exception):
+                self._add_problem(label, value)
                 continue
             try:
-                found += _inspect_member(report, location, full, member, known, below)
+                for part, array in _attribute_references(value, stored.location, label):
+                    holders.append((path, f"{name}.{part}" if part else name, array))
             except _FAILURES as error:
-                report.problems.append(_problem(full, error, location))
-        stack += reversed(below)
-    for where, attribute, references in found:
-        try:
-            report.references.append(_describe(references, where, attribute, location, known))
-        except _FAILURES as error:
-            label = where if attribute is None else f"{where}, attribute {attribute!r}"
-            report.problems.append(_problem(label, error, location))
+                self._add_problem(label, error)
+        return holders
 
-
-def _inspect_member(
-    report: FileReport,
-    location: FileLocation,
-    where: str,
-    member: LinkedObject,
-    known: Known,
-    below: list[str],
-) -> list[Found]:
-    item, stored, address = member.item, member.stored, member.stored.address
-    if stored.location != location:
-        report.notes.append(f"{where}: in another file, {stored.filename}")
-        return []
-    if address in known:
-        return []
-    where = _name_within(report.group, stored) or where
-    if kind_of(item) == "group":
-        known[address] = "group", None
-        below.append(where)
-        return []
-    known[address] = kind_of(item), _extent(item)
-    found = _attribute_holders(report, stored, where, item)
-    if kind_of(item) == "datatype":
-        return found
-    report.datasets += 1
-    layout = read_layout(item, stored)
-    if layout.reference_kind:
-        dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
-        options = DecodeOptions()
-        variable = build_variable(stored, layout, dims, {}, options, path=where)
-        found.insert(0, (where, None, variable.data))
-    elif layout.elements is not None:
-        found = [*_element_holders(stored, where, layout), *found]
-    return found
-
-
-def _name_within(group: str, stored: StoredObject) -> str | None:
-    """Return the canonical path of an object, if it lies in a group or below."""
-    path = stored.path
-    inside = path is not None and path.startswith(group.rstrip("/") + "/")
-    return path if inside else None
+    def _describe(
+        self, references: ReferenceArray, path: str, attribute: str | None
+    ) -> HolderReport:
+        columns = references.columns
+        groups, is_null = split_targets(columns)
+        addresses = [o.address for o, _ in groups if o.location == self.location]
+        # Objects that the walk did not visit have no name, or are outside the group.
+        unvisited = [address for address in addresses if address not in self.known]
+        cache_h5py_references(unvisited)
+        for address in unvisited:
+            self.known[address] = _kind_and_extent(StoredObject(self.location, address))
+        paths = object_paths(self.location, addresses)
+        regions: dict[str, Any] = {}
+        selections: dict[str, int] = {}
+        if columns.regions is not None and references.is_region:
+            regions = describe_regions(columns.regions, groups, len(columns))
+            regions["rank"] = columns.regions.rank
+            names, numbers = np.unique(regions["selection"][~is_null], return_counts=True)
+            selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
+        targets = []
+        for stored, rows in groups:
+            address = stored.address
+            if stored.location == self.location:
+                target_path, (kind, shape) = paths.get(address), self.known[address]
+            else:
+                target_path, (kind, shape) = stored.filename, _kind_and_extent(stored)
+            start, stop, outside = _bounds(regions, np.arange(len(columns))[rows], shape)
+            count = len(is_null) if isinstance(rows, slice) else len(rows)
+            targets.append(
+                TargetReport(target_path, address, kind, count, shape, outside, start, stop)
+            )
+        return HolderReport(
+            path=path,
+            attribute=attribute,
+            kind=references.kind,
+            shape=list(references.shape),
+            count=references.size,
+            null=int(is_null.sum()),
+            dangling=sum(t.count for t in targets if t.kind == "dangling"),
+            selections=selections,
+            targets=sorted(targets, key=lambda t: -t.count),  # stable: first come first
+        )
 
 
 def _element_holders(
-    dataset: StoredObject, where: str, layout: DatasetLayout
-) -> Iterator[Found]:
+    dataset: StoredObject, path: str, layout: DatasetLayout, datatype: Datatype
+) -> Iterator[Holder]:
     """Yield the references within the elements of a dataset, by member."""
     known = set()
-    for member in reference_members(layout.elements) if layout.elements else ():
+    for member in reference_members(datatype):
         known.add(member.path)
         slices = tuple((0, n, 1) for n in layout.shape)
         stored = StoredReferences(
-            dataset, where, member.kind, slices, member.path, member.offset
+            dataset, path, member.kind, slices, member.path, member.offset
         )
         array = ReferenceArray(layout.shape, kind=member.kind, stored=stored)
-        yield f"{where}[{member.path!r}]", None, array
-    if layout.elements is None or not _has_inner_references(layout.elements):
+        yield f"{path}[{member.path!r}]", None, array
+    if not _has_inner_references(datatype):
         return
-    # Those in arrays and sequences are found by reading the elements.
-    start = (0,) * len(layout.shape)
-    within: dict[str, list[Reference]] = {}
-    for part in read_box_of_stored(dataset, start, layout.shape):
+    # References in arrays and sequences are found by reading the elements.
+    origin = (0,) * len(layout.shape)
+    inner: dict[str, list[Reference]] = {}
+    for part in read_box_of_stored(dataset, origin, layout.shape):
         values = decode_values(part.location, part.elements, part.raw, part.describe)
-        for path, references in collect_references(values).items():
-            if path not in known:
-                within.setdefault(path, []).extend(references)
-    for path, references in within.items():
-        label = f"{where}[{path!r}]" if path else where
+        for member_path, references in collect_references(values).items():
+            if member_path not in known:
+                inner.setdefault(member_path, []).extend(references)
+    for member_path, references in inner.items():
+        label = f"{path}[{member_path!r}]" if member_path else path
         yield label, None, _flat_array(references, label)
 
 
 def _has_inner_references(datatype: Datatype) -> bool:
-    """Tell whether references stand within arrays or sequences."""
+    """Tell whether arrays or sequences contain references."""
     if datatype.base is not None:
         return bool(reference_types(datatype))
     return any(_has_inner_references(field.datatype) for field in datatype.fields)
+
+
+def _attribute_references(
+    value: Any, location: FileLocation, label: str
+) -> Iterator[tuple[str, ReferenceArray]]:
+    """Yield the references of an attribute by member of its type."""
+    if isinstance(value, RawAttributeReferences):
+        yield "", attribute_references(value, location, label, DecodeOptions())
+    elif isinstance(value, RawAttributeValue):
+        values = decode_elements(value, location, label, DecodeOptions())
+        for part, references in collect_references(values).items():
+            yield part, _flat_array(references, label)
 
 
 def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
@@ -256,112 +328,7 @@ def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
     return as_reference_array(objects, label)
 
 
-def _attribute_holders(
-    report: FileReport, stored: StoredObject, where: str, item: Any
-) -> list[Found]:
-    location = stored.location
-    values, problems = read_attributes(item, stored)
-    report.dimension_scale_attributes += sum(
-        name in SCALE_ATTRIBUTES for name in (*values, *problems)
-    )
-    for name, error in problems.items():
-        if name not in SCALE_ATTRIBUTES:
-            label = f"{where}, attribute {name!r}"
-            report.problems.append(_problem(label, error, location))
-    found: list[Found] = []
-    for name, value in values.items():
-        if (
-            not isinstance(value, RawAttributeReferences | RawAttributeValue)
-            or name in SCALE_ATTRIBUTES
-        ):
-            continue
-        label = f"{where}, attribute {name!r}"
-        try:
-            for part, array in _attribute_references(value, location, label):
-                found.append((where, f"{name}.{part}" if part else name, array))
-        except _FAILURES as error:
-            report.problems.append(_problem(label, error, location))
-    return found
-
-
-def _attribute_references(
-    value: RawAttributeReferences | RawAttributeValue, location: FileLocation, label: str
-) -> Iterator[tuple[str, ReferenceArray]]:
-    """Yield the references of an attribute by member of its type."""
-    if isinstance(value, RawAttributeReferences):
-        yield "", attribute_references(value, location, label, DecodeOptions())
-        return
-    values = decode_elements(value, location, label, DecodeOptions())
-    for part, references in collect_references(values).items():
-        yield part, _flat_array(references, label)
-
-
-def _extent(item: Object) -> list[int] | None:
-    """Return the extent of a dataset, None for anything else."""
-    return list(item.shape or ()) if kind_of(item) == "dataset" else None
-
-
-def _describe(
-    references: ReferenceArray,
-    path: str,
-    attribute: str | None,
-    location: FileLocation,
-    known: Known,
-) -> HolderReport:
-    columns = references.columns
-    groups, null = split_targets(columns)
-    own = [target.address for target, _ in groups if target.location == location]
-    _look_up(location, own, known)
-    paths = object_paths(location, own)
-    regions: dict[str, Any] = {}
-    selections: dict[str, int] = {}
-    if columns.regions is not None and references.is_region:
-        regions = describe_regions(columns.regions, groups, len(columns))
-        regions["rank"] = columns.regions.rank
-        names, numbers = np.unique(regions["selection"][~null], return_counts=True)
-        selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
-    targets = []
-    for target, rows in groups:
-        if target.location == location:
-            where, (kind, shape) = paths.get(target.address), known[target.address]
-        else:
-            where, (kind, shape) = target.filename, _look_at(target)
-        start, stop, outside = _box(regions, np.arange(len(columns))[rows], shape)
-        targets.append(
-            TargetReport(
-                path=where,
-                address=target.address,
-                kind=kind,
-                count=len(null) if isinstance(rows, slice) else len(rows),
-                shape=shape,
-                outside=outside,
-                start=start,
-                stop=stop,
-            )
-        )
-    return HolderReport(
-        path=path,
-        attribute=attribute,
-        kind=references.kind,
-        shape=list(references.shape),
-        count=references.size,
-        null=int(null.sum()),
-        dangling=sum(t.count for t in targets if t.kind == "dangling"),
-        selections=selections,
-        targets=sorted(targets, key=lambda t: -t.count),  # first come first among equals
-    )
-
-
-def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None:
-    """Add the objects that the walk did not meet: unnamed ones, or outside its group."""
-    missing = [address for address in addresses if address not in known]
-    cache_h5py_references(missing)
-    for address in missing:
-        known[address] = _look_at(StoredObject(location, address))
-
-
-def _look_at(stored: StoredObject) -> tuple[str, list[int] | None]:
-    """Return the kind of an object, and the extent of a dataset."""
+def _kind_and_extent(stored: StoredObject) -> tuple[str, list[int] | None]:
     try:
         item = open_object(stored)
     except (DanglingReferenceError, ExternalFileError):
@@ -369,39 +336,35 @@ def _look_at(stored: StoredObject) -> tuple[str, list[int] | None]:
     return kind_of(item), _extent(item)
 
 
-def _box(
+def _extent(item: Object) -> list[int] | None:
+    """Return the extent of a dataset, None for other objects."""
+    return list(item.shape or ()) if kind_of(item) == "dataset" else None
+
+
+def _bounds(
     regions: dict[str, Any], rows: IntArray, shape: list[int] | None
 ) -> tuple[list[int] | None, list[int] | None, int]:
-    """Return the box around regions, and how many do not fit their target."""
+    """Return the bounding box of regions, and the number of those that do not fit."""
     if not regions:
         return None, None, 0
     ndim = regions["start"].shape[1] if shape is None else len(shape)
-    # Regions of another rank than their target have no place in it.
-    placed = regions["fits"] | (regions["rank"] == ndim)
+    # A region of another rank than its target has no position in it.
+    has_rank = regions["fits"] | (regions["rank"] == ndim)
     outside = 0 if shape is None else int((~regions["fits"][rows]).sum())
-    rows = rows[(regions["npoints"][rows] != 0) & placed[rows]]
+    rows = rows[(regions["npoints"][rows] != 0) & has_rank[rows]]
     if not len(rows) or not ndim:
         return None, None, outside
     start, stop = regions["start"][rows, :ndim], regions["stop"][rows, :ndim]
     return start.min(axis=0).tolist(), stop.max(axis=0).tolist(), outside
 
 
-def _problem(where: str, error: Exception, location: FileLocation) -> str:
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    line = (message.strip().splitlines() or [""])[0]
-    return f"{where}: {type(error).__name__}: {line.removeprefix(f'{location.filename}: ')}"
-
-
-# --- text --------------------------------------------------------------------------
-
-
 def report_json(report: FileReport) -> str:
-    """Return a report as JSON; odd bytes of names are escaped."""
+    """Return a report as JSON; undecodable bytes of names are escaped."""
     return json.dumps(asdict(report), indent=2)
 
 
 def report_lines(report: FileReport) -> Iterator[str]:
-    """Yield a report as lines of text; ``problems`` are left to the caller."""
+    """Yield a report as lines of text, without ``problems``."""
     below = "" if report.group == "/" else f" in {report.group}"
     yield printable(
         f"{os.path.basename(report.filename)}: {_nbytes(report.nbytes)}, "
@@ -435,9 +398,7 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
         name += f", attribute {holder.attribute!r}"
     shape = f", shape {tuple(holder.shape)}" if len(holder.shape) != 1 else ""
     parts = [f"{_number(holder.count, KIND_NOUNS[holder.kind])}{shape}"]
-    parts += [
-        f"{n} {what}" for n, what in ((holder.null, "null"), (holder.dangling, "dangling")) if n
-    ]
+    parts += [f"{n} {key}" for key in ("null", "dangling") if (n := getattr(holder, key))]
     yield f"{name}: {', '.join(parts)}"
     if holder.selections:
         yield "  selections: " + ", ".join(f"{n} {k}" for k, n in holder.selections.items())
@@ -464,15 +425,15 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
 
 
 def printable(line: str) -> str:
-    """Escape what a terminal would obey or could not encode: names come from the file."""
+    """Escape characters that a terminal would interpret or could not encode."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
         for c in line
     )
 
 
-def _number(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _nbytes(n: int) -> str:

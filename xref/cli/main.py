@@ -1,4 +1,4 @@
-"""The ``xref`` command: arguments and printing over `xref.cli.info` and `xref.cli.demo`.
+"""The ``xref`` command: parses arguments, and prints the output of info and demo.
 
 Exit codes: 0 when all went well, 1 when something could not be read (said on
 standard error), 2 for wrong arguments.
@@ -43,8 +43,8 @@ def _run(options: argparse.Namespace) -> int:
         code = int(options.run(options))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe went away (`xref info FILE | head`). Python would
-        # complain once more when it flushes standard output at its end.
+        # The reader of the pipe has ended (`xref info FILE | head`). Without this, Python
+        # would report a second error when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 def _run_in_child(options: argparse.Namespace) -> int:
     """Run in a forked process, so that a crash of HDF5 on a damaged file becomes an error."""
     with warnings.catch_warnings():
-        # Python 3.12 warns where threads exist; here only BLAS may have made some.
+        # Python 3.12 warns if there are threads; here only those of BLAS may exist.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser(
         "info",
-        help="show what references a file holds and where they point",
-        description="Show what references a file holds and where they point. What they point "
-        "at is not read.",
+        help="show the references of a file and their targets",
+        description="Show the references of a file and their targets. Elements of targets are "
+        "not read.",
     )
     info.add_argument("file", metavar="FILE", help="a local HDF5 file")
     info.add_argument("--group", metavar="G", help="look at this group and those below only")
@@ -131,7 +131,7 @@ def _info(options: argparse.Namespace) -> int:
     else:
         for line in report_lines(report):
             print(line)
-    sys.stdout.flush()  # before what goes to standard error
+    sys.stdout.flush()  # before the problems on standard error
     for problem in report.problems:
         print(printable(f"xref: {problem}"), file=sys.stderr)
     return 1 if report.problems else 0
@@ -149,7 +149,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # at once: a progress bar writes between the lines
+    print(line, flush=True)  # flushed: a progress bar writes between the lines
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.engine.attributes import (
-        HIDDEN_ATTRIBUTES,
         attribute_references,
         plain_attributes,
         warn_unreadable,
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from xref.engine.axis_positions import ElementOrigin, index_keys
     from xref.engine.cf_variables import decode_dataset
     from xref.engine.decoding import (
-        CF_ATTRIBUTES,
         Decoders,
         Decoding,
         common_dtype,
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
         options_of,
         with_items,
     )
-    from xref.engine.dimensions import NO_VARIABLE, label
+    from xref.engine.dimensions import label
     from xref.engine.lazy_arrays import (
         Axis,
         DatasetArray,

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xref import references
-from xref.engine.decoding import FILL_ATTRIBUTES
 from xref.errors import UnreadableMemberWarning, XrefError
 from xref.objects import (
+    FILL_ATTRIBUTES,
+    HIDDEN_ATTRIBUTES,
     Object,
     RawAttributeReferences,
     RawAttributeValue,
@@ -26,17 +27,6 @@ from xref.objects import (
 )
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
-
-HIDDEN_ATTRIBUTES = {
-    "CLASS",
-    "NAME",
-    "DIMENSION_LIST",
-    "REFERENCE_LIST",
-    "_Netcdf4Dimid",
-    "_Netcdf4Coordinates",
-    "_NCProperties",
-    "_nc3_strict",
-}
 
 
 def warn_unreadable(where: str, error: Exception) -> None:

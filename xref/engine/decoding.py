@@ -21,7 +21,7 @@ import xarray as xr
 
 from xref.arrays import IntArray, dtype_token, exact_dtype, text_of
 from xref.hdf5 import element_dtype, item_dtype, unfold_subarray
-from xref.objects import StoredObject
+from xref.objects import FILL_ATTRIBUTES, StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -33,19 +33,6 @@ OPTION_DEFAULTS: dict[str, Any] = {
     "decode_timedelta": None,
 }
 """What xarray takes for variables that a mapping of options by name does not list."""
-
-FILL_ATTRIBUTES = ("_FillValue", "missing_value")
-
-CF_ATTRIBUTES = (
-    *FILL_ATTRIBUTES,
-    "scale_factor",
-    "add_offset",
-    "units",
-    "calendar",
-    "_Unsigned",
-    "dtype",
-)
-"""Attributes that say what stored numbers mean."""
 
 
 def option_of(options: DecodeOptions, option: str, name: Hashable | None) -> Any:

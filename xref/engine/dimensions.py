@@ -33,11 +33,6 @@ from xref.objects import StoredObject, cached_by_object
 from xref.references import DEFAULT_OPTIONS, ObjectReference
 from xref.storage import FileLocation
 
-NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
-
-NAME_CLASH = "_nc4_non_coord_"
-"""What netCDF-4 puts before the name of a variable that only shares a dimension's."""
-
 PHONY_DIMS = (None, "sort", "access")
 
 
@@ -76,7 +71,7 @@ class MemberDataset:
     @property
     def is_variable(self) -> bool:
         """False for a scale that only stands for its dimension."""
-        return not label(self.attributes, "NAME").startswith(NO_VARIABLE)
+        return not label(self.attributes, "NAME").startswith(objects.NO_VARIABLE)
 
     @property
     def is_unlimited(self) -> bool:
@@ -280,7 +275,7 @@ def _axis_scales_of_file(
 ) -> list[list[str | None]]:
     wanted = set(chain(*(m.scales for m in members))) - {0}
     names = _scale_names(members, location, above, wanted)
-    numbers = {m.name: _integers(m, "_Netcdf4Dimid") for m in members if m.is_scale}
+    numbers = {m.name: _integers(m, objects.DIMENSION_ID) for m in members if m.is_scale}
     of_number = {found[0]: name for name, found in numbers.items() if found}
     scales: list[list[str | None]] = []
     for member in members:
@@ -289,7 +284,7 @@ def _axis_scales_of_file(
         own += [None] * (ndim - len(own))
         if member.is_scale:
             # A coordinate variable of several dimensions names them by number.
-            coordinates = _integers(member, "_Netcdf4Coordinates")
+            coordinates = _integers(member, objects.COORDINATE_IDS)
             if len(coordinates) == ndim and ndim:
                 own = [of_number.get(n) for n in coordinates]
             elif ndim == 1 and not any(member.scales):
@@ -399,7 +394,9 @@ def _unlimited_lengths(
             length = _unlimited_length(scale)
         elif not member_scale.is_unlimited:
             continue
-        elif _n_references(member_scale.attributes.get("REFERENCE_LIST")) == attached[name]:
+        elif (
+            _n_references(member_scale.attributes.get(objects.REFERENCE_LIST)) == attached[name]
+        ):
             length = lengths[name]  # all that lie along it are here
         else:
             length = _unlimited_length(scale)
@@ -422,9 +419,9 @@ def _unlimited_length(scale: StoredObject) -> int | None:
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
     length = int(dataset.shape[0])
-    if not objects.has_attribute(dataset, "REFERENCE_LIST"):
+    if not objects.has_attribute(dataset, objects.REFERENCE_LIST):
         return length
-    listed = objects.read_attribute(dataset, "REFERENCE_LIST", scale)
+    listed = objects.read_attribute(dataset, objects.REFERENCE_LIST, scale)
     for address, number in _attached(listed, scale.location):
         length = max(length, _axis_length(StoredObject(scale.location, address), number))
     return length

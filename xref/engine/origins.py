@@ -39,9 +39,9 @@ COMPARED_NBYTES = 1 << 28
 def held(reference: ObjectReference) -> ObjectReference:
     """Return a reference that keeps its file open, from one that was remembered."""
     location = reference.location
-    if location is None or not location.is_key:
+    if location is None or location.holds_file:
         return reference
-    return replace(reference, location=replace(location, is_key=False, held=[]))
+    return replace(reference, location=replace(location, holds_file=True, handles=[]))
 
 
 def find_object(array: xr.DataArray) -> ObjectReference:

@@ -17,7 +17,6 @@ import xarray as xr
 from xref import hdf5, objects, references
 from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
 from xref.engine.dimensions import (
-    NAME_CLASH,
     MemberDataset,
     PhonyNames,
     count_dimensions,
@@ -121,7 +120,7 @@ def open_members(
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
     for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
-        name = member.name.replace(NAME_CLASH, "")
+        name = member.name.replace(objects.NAME_CLASH, "")
         if not member.is_variable or name in dropped:
             continue
         try:
@@ -154,7 +153,7 @@ def list_datasets(
                 members.append(member)
             except _READ_ERRORS as error:
                 problem = error
-        if problem is not None and name.replace(NAME_CLASH, "") not in dropped:
+        if problem is not None and name.replace(objects.NAME_CLASH, "") not in dropped:
             warn_unreadable(f"{location.filename}: {full!r}", problem)
     return members
 
@@ -270,7 +269,9 @@ def build_variable(
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = dataset.filename
-    if dataset.location.source.named:  # else the name would keep a file's content in memory
+    if (
+        dataset.location.source.reopens_by_name
+    ):  # else the name would keep a file's content in memory
         opened = ObjectReference.to(dataset.without_open_file(), options)
         source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}

@@ -10,7 +10,6 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from xref.objects.attributes import (
-        SCALE_ATTRIBUTES,
         RawAttributeReferences,
         RawAttributeValue,
         has_attribute,
@@ -37,6 +36,19 @@ if TYPE_CHECKING:
         read_layout,
         reference_itemsize,
         used_filters,
+    )
+    from xref.objects.netcdf_names import (
+        CF_ATTRIBUTES,
+        COORDINATE_IDS,
+        DIMENSION_ID,
+        DIMENSION_LIST,
+        FILL_ATTRIBUTES,
+        HIDDEN_ATTRIBUTES,
+        NAME_CLASH,
+        NO_VARIABLE,
+        NO_VARIABLE_OF_LENGTH,
+        REFERENCE_LIST,
+        SCALE_ATTRIBUTES,
     )
     from xref.objects.objects import (
         REFERENCE_BATCH,

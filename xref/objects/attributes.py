@@ -30,12 +30,11 @@ from xref.objects.layouts import (
     reference_kinds,
     time_dtype,
 )
+from xref.objects.netcdf_names import DIMENSION_LIST, SCALE_ATTRIBUTES
 from xref.objects.objects import Object, text
 from xref.objects.parsing import byte_source, file_content, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import FileLocation
-
-SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +211,7 @@ def scale_addresses(
     found: list[list[int]] = []
     attached: list[h5py.Reference | None] = []
     for attributes, ndim in datasets:
-        value = attributes.get("DIMENSION_LIST")
+        value = attributes.get(DIMENSION_LIST)
         if isinstance(value, RawAttributeValue):
             found.append(_std_scales(value, ndim, location))
             attached += [None] * ndim

@@ -25,7 +25,6 @@ from xref.errors import (
     XrefError,
 )
 from xref.objects.attributes import (
-    SCALE_ATTRIBUTES,
     as_stored,
     read_attributes,
     scale_addresses,
@@ -38,6 +37,7 @@ from xref.objects.layouts import (
     stored_type,
     time_dtype,
 )
+from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject, cached_by_object
@@ -122,7 +122,7 @@ def _chunk_offsets_skip_userblock() -> bool:
 def chunk_index(stored: StoredObject) -> hdf5.ChunkIndex:
     """Return where each chunk of a dataset lies."""
     location, layout = stored.location, stored.layout
-    columns = None if location.source.live else _read_index(stored, layout)
+    columns = None if location.source.open_for_writing else _read_index(stored, layout)
     if columns is None:
         columns = _iterate_index(stored, layout)
     return hdf5.build_chunk_index(
@@ -135,7 +135,7 @@ def stored_nbytes(stored: StoredObject) -> int:
     layout = stored.layout
     if layout.chunks is None:
         return layout.stored_nbytes
-    if stored.location.source.live:
+    if stored.location.source.open_for_writing:
         return int(open_dataset(stored).id.get_storage_size())
     return int(chunk_index(stored).nbytes.sum())
 

@@ -157,7 +157,7 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     hdf5.check_extent(shape, chunks, stored)
     within = f"type {dtype}: references within elements"
     why_not_direct = facts.why_not_direct if elements is None else within
-    storage_problem = "file: open for writing" if location.source.live else ""
+    storage_problem = "file: open for writing" if location.source.open_for_writing else ""
     pipeline = pipeline_of(properties)
     if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
         pipeline = _stored_pipeline(stored, pipeline)

@@ -52,6 +52,6 @@ def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> hd
     Nothing is known of a file that is open for writing, as HDF5 alone knows its content,
     nor of a file that cannot be opened.
     """
-    if location.source.live or isinstance(location.source, UnreachableFile):
+    if location.source.open_for_writing or isinstance(location.source, UnreachableFile):
         return hdf5.unknown_datasets(len(address))
     return hdf5.read_datasets(file_content(location), address)

@@ -211,8 +211,8 @@ def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
 
 def _start(location: FileLocation) -> tuple[FileLocation, _Walk]:
     """Return the walk of a file, and a location that keeps it open as long as one walks."""
-    location = replace(location, is_key=False, held=[])
-    if location.source.live:
+    location = replace(location, holds_file=True, handles=[])
+    if location.source.open_for_writing:
         return location, _walk_of_live(location, location.source.known_identity())
     return location, _walk_of(location)
 

@@ -54,7 +54,7 @@ def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | No
     # Where NumPy's type says what the elements are, parameters are compared with it.
     plain = not layout.dtype.hasobject and layout.dtype.itemsize == layout.stored_itemsize
     checked = layout if plain else layout.stored
-    if not dataset.location.source.live:
+    if not dataset.location.source.open_for_writing:
         with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
             index = objects.chunk_index(dataset)  # HDF5 does not check it
             return ChunkLoader(
@@ -101,7 +101,7 @@ def check_packed(dataset: StoredObject) -> None:
     to write a part of them. Once for each file is enough.
     """
     if dataset.layout.pipeline.packers and dataset.layout.chunks:
-        if dataset.location.source.live:
+        if dataset.location.source.open_for_writing:
             _check_all(dataset)
         else:
             _check_all_once(dataset)

@@ -107,7 +107,7 @@ def check_sources(dataset: StoredObject, start: tuple[int, ...], shape: tuple[in
     """
     first = tuple(zip(start, shape, strict=True))
     level = {dataset: first}
-    files = {dataset.location.key}
+    files = {dataset.location.file_id}
     for _ in range(MAX_DEPTH):
         below: dict[StoredObject, tuple[tuple[int, int], ...]] = {}
         for virtual, box in level.items():
@@ -118,7 +118,7 @@ def check_sources(dataset: StoredObject, start: tuple[int, ...], shape: tuple[in
                 if source is None:
                     _check_not_elsewhere(home, mapping.filename, where)
                     continue
-                files.add(source.location.key)
+                files.add(source.location.file_id)
                 layout = source.layout
                 mapping.fit(extent, layout.shape, where)
                 check_packed(source)

@@ -520,8 +520,8 @@ def _compare(left: Any, right: Any) -> Any:
         for x in (left, right)
     )
     null = (a.address == 0) & (b.address == 0)
-    keys = {f.key: i for i, f in enumerate((*a.files, *b.files))}
-    numbers = [np.array([keys[f.key] for f in x.files] or [0]) for x in (a, b)]
+    keys = {f.file_id: i for i, f in enumerate((*a.files, *b.files))}
+    numbers = [np.array([keys[f.file_id] for f in x.files] or [0]) for x in (a, b)]
     same = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
     if a.regions is not None or b.regions is not None:
         same &= a.region_table().same_rows(b.region_table())

@@ -124,7 +124,7 @@ class ObjectReference:
         return StoredObject(self.location, self.address)
 
     def _file_key(self) -> tuple[int | str, ...] | None:
-        return self.location.key if self.location else None
+        return self.location.file_id if self.location else None
 
     @property
     def filename(self) -> str | None:
@@ -211,7 +211,7 @@ class SourceName(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         location = self.object.location
-        if location is None or not location.source.named:
+        if location is None or not location.source.reopens_by_name:
             return str, (str(self),)  # content does not travel along with its name
         return SourceName.of, (self.object, str(self), self.path)
 

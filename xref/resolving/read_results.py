@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from xref import objects
 from xref.arrays import IntArray, convert, ragged_ranges, row_offsets, row_strides
-from xref.engine import CF_ATTRIBUTES, Decoders, Decoding
+from xref.engine import Decoders, Decoding
 from xref.errors import (
     DanglingReferenceError,
     ResultTooLargeError,
@@ -269,7 +269,9 @@ def _split_small(
     for file in np.unique(found.file).tolist():
         targets = np.flatnonzero(found.file == file)
         location = references.files[file]
-        picked, many = select_small_datasets(location, found.address[targets], CF_ATTRIBUTES)
+        picked, many = select_small_datasets(
+            location, found.address[targets], objects.CF_ATTRIBUTES
+        )
         if many is None:
             continue
         own = targets[picked]

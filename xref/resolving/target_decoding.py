@@ -17,7 +17,7 @@ import numpy.typing as npt
 from xref import engine
 from xref.arrays import IntArray
 from xref.hdf5 import DatasetLayout
-from xref.objects import StoredObject, object_paths, type_and_fill
+from xref.objects import CF_ATTRIBUTES, StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
 from xref.resolving.read_results import BoundReferences
@@ -140,7 +140,7 @@ class _DecodingFinder:
         Of its layout only type and fill value matter, which other datasets may share.
         """
         name = self._name(dataset)
-        telling = {k: v for k, v in attributes.items() if k in engine.CF_ATTRIBUTES}
+        telling = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
         options = engine.options_of(self._options, name)
         sample = None
         if _may_be_times(layout, telling, options):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xref import objects
-from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
+from xref.engine import label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
 from xref.objects import StoredObject
 from xref.references import DecodeOptions
@@ -107,12 +107,12 @@ def _target_dimensions(
         except XrefError as error:
             # The axis keeps its name, as in a group that is opened; values it has none.
             warn_unreadable(f"{scale}: scale of axis {axis}", error)
-            scale_label = NO_VARIABLE
+            scale_label = objects.NO_VARIABLE
         name = _name(scale) or scale_label
         if not name or name in dims:
             continue
         dims[axis] = name
-        if not scale_label.startswith(NO_VARIABLE):
+        if not scale_label.startswith(objects.NO_VARIABLE):
             scales[name] = address
     return tuple(dims), scales
 

@@ -11,21 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray
-from xref.errors import (
-    FileChangedError,
-    FileReadError,
-    XrefError,
-)
+from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.storage.location import FileLocation
-from xref.storage.open_files import (
-    ATTEMPTS,
-    check_unchanged,
-    hold_handles,
-    is_same_version,
-)
-from xref.storage.sources import (
-    ByteHandle,
-)
+from xref.storage.open_files import ATTEMPTS, check_unchanged, handles_of, is_same_version
+from xref.storage.sources import ByteHandle
 
 if TYPE_CHECKING:
     from xref.storage.remote import FetchingRanges, RemoteBytes
@@ -45,9 +34,9 @@ class FileBytes:
         FileReadError
             If the read fails or the file ends first.
         FileChangedError
-            If the file is another than the one located.
+            If the file is not the located version.
         """
-        self._of_one_version(lambda held: self._read(held, offset, buffer))
+        self._read_one_version(lambda held: self._read(held, offset, buffer))
 
     def _read(self, held: ByteHandle, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -63,15 +52,15 @@ class FileBytes:
                 ) from error
             if n == 0:
                 raise FileReadError(
-                    f"{self.location.filename}: {len(buffer)} bytes wanted at {offset:#x}, the "
-                    f"file ended after {done}"
+                    f"{self.location.filename}: {len(buffer)} bytes requested at {offset:#x}, "
+                    f"the file ended after {done}"
                 )
             done += n
 
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read many ranges, each to its place ``at`` in ``buffer``; see `read_into`."""
+        """Read many ranges to their offsets ``at`` in ``buffer``; see `read_into`."""
 
         def read(held: ByteHandle) -> None:
             if self.remote:
@@ -81,11 +70,11 @@ class FileBytes:
             for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
                 self._read(held, o, view[a : a + n])
 
-        self._of_one_version(read)
+        self._read_one_version(read)
 
     @property
     def remote(self) -> bool:
-        """Whether reading takes requests to a server."""
+        """Whether reading sends requests to a server."""
         return self.location.source.remote
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> FetchingRanges:
@@ -100,22 +89,22 @@ class FileBytes:
 
         def begin(held: ByteHandle) -> None:
             if not self.remote:
-                raise TypeError(f"{self.location.filename} is read without requests")
+                raise TypeError(f"{self.location.filename} is not a remote file")
             found.append(cast("RemoteBytes", held).fetch(offset, nbytes))
 
-        self._of_one_version(begin)
+        self._read_one_version(begin)
         return found[-1]
 
-    def _of_one_version(self, read: Callable[[ByteHandle], None]) -> None:
-        """Read from a handle that is of the version that was located, before and after."""
-        handles = hold_handles(self.location)
+    def _read_one_version(self, read: Callable[[ByteHandle], None]) -> None:
+        """Read from a handle that has the located version before and after the read."""
+        handles = handles_of(self.location)
         for _ in range(ATTEMPTS):
             held = handles.bytes.get()
             if is_same_version(self.location, held.identity()):
                 read(held)
                 if is_same_version(self.location, held.identity()):
                     return
-            # Written to in place, or the handle is older than the location.
+            # The file was written to in place, or the handle is older than the location.
             check_unchanged(self.location)
             handles.bytes.drop()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
@@ -123,14 +112,15 @@ class FileBytes:
 
 @contextmanager
 def raise_transport_errors(location: FileLocation) -> Iterator[None]:
-    """Raise what a server did not answer in the block, where it would pass as damage.
+    """Raise the error of a failed request instead of an error that it caused in the block.
 
-    A member that cannot be read is left out of a dataset: not because a network failed.
+    Damaged members are left out of a dataset, but members must not be left out because the
+    network failed.
     """
     if not location.source.remote:
         yield
         return
-    held = cast("RemoteBytes", hold_handles(location).bytes.get())
+    held = cast("RemoteBytes", handles_of(location).bytes.get())
     held.take_problem()
     try:
         yield

@@ -1,8 +1,8 @@
-"""Copies that fsspec keeps of remote files: read as files of this machine.
+"""Local copies of remote files, which fsspec downloads.
 
-In: a URL like ``simplecache::http://...``. Out: `KeptCopy`, a source. The copy is what is
-read, so its content is its version: processes with copies of different versions do not mix
-them, and a copy that is older than what the server has is still read whole.
+In: a URL like ``simplecache::http://...``. Out: `CachedCopy`, a source. Only the copy is
+read, so a digest of its content is its version: processes with different copies do not mix
+their data, and a copy stays readable after the file on the server has changed.
 """
 
 from __future__ import annotations
@@ -26,32 +26,22 @@ from xref.storage.sources import (
 
 WHOLE_COPY = re.compile(r"^(simplecache|filecache)::")
 PART_COPY = re.compile(r"^(blockcache|cached)::")
-"""Caches of parts of files would mix versions: these are read past them."""
+"""A cache of parts of files could mix versions, so these prefixes are removed."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeptCopy(FileSource):
-    """A file of which fsspec keeps a copy.
+class CachedCopy(FileSource):
+    """A remote file of which fsspec keeps a local copy."""
 
-    Attributes
-    ----------
-    name : str
-        The URL.
-    storage_options : tuple of (str, object)
-        For the file systems.
-    hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`.
-    """
-
-    name: str
-    storage_options: Options = field(default=(), repr=False)  # keys among them
-    hdf5_options: Options = ()
+    name: str  # the URL
+    storage_options: Options = field(default=(), repr=False)  # may hold access keys
+    hdf5_options: Options = ()  # keywords of `h5py.File`
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts
 
     def _copy(self) -> LocalFile:
-        """Return the copy, which is made where this process has none."""
+        """Return the local copy; download it if this process has none."""
         key = self, os.getpid()
         path = _paths.get(key)
         if path is None or not os.path.exists(path):
@@ -76,18 +66,18 @@ class KeptCopy(FileSource):
         return _CopyHandle(self, self._copy().open_bytes())
 
 
-_paths: dict[tuple[KeptCopy, int], str] = {}
-"""Where the copies of this process are."""
+_paths: dict[tuple[CachedCopy, int], str] = {}
+"""Paths of the copies that this process uses."""
 
 
 def forget_copies() -> None:
-    """Ask fsspec again where copies are, or to make them."""
+    """Forget the paths of copies; later reads ask fsspec again."""
     _paths.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class _CopyHandle:
-    source: KeptCopy
+    source: CachedCopy
     held: ByteHandle
 
     def identity(self) -> Identity:
@@ -99,7 +89,7 @@ class _CopyHandle:
 
 @lru_cache(maxsize=1024)
 def _digest(path: str, copy: Identity) -> str:
-    """Return a digest of a file of this machine, worked out once for each version."""
-    del copy  # a part of the key
+    """Return a digest of a local file, computed once for each version."""
+    del copy  # only a part of the cache's key
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,11 +1,10 @@
-"""What is open: kept for the next read, closed again to make room.
+"""Open files are kept for the next read, and dropped to make room for others.
 
-In: a function that opens something. Out: what it returned, opened once and shared by
-all threads of the process. Dropping something does not close it under a reader: it
-closes when the last one lets go of it.
+In: a function that opens a file. Out: the open file, shared by all threads of the process.
+Dropping does not close it for its readers: it is closed with its last reference.
 
-No lock is held while something is dropped: that may happen in the middle of anything,
-since the garbage collector does it too.
+No lock is held while a file is dropped: the garbage collector may drop files at any
+instruction.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from xref.storage.spared_garbage import collect_spared, is_transport_thread
 T = TypeVar("T")
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE)
-"""What the system says when a process, or all of them, have too many files open."""
+"""Errors if a process, or the system, has too many files open."""
 
 
 class LRUPool:
-    """Room for a number of open things; those that were used last stay.
+    """Keeps the files that were used last open.
 
     Parameters
     ----------
     limit : callable
-        Returns how many there is room for; one at least.
+        Returns the number of files; at least one is kept.
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
@@ -47,7 +46,7 @@ class LRUPool:
         return len(self._kept)
 
     def touch(self, kept: Reopenable[Any]) -> None:
-        """Note that something was used just now."""
+        """Mark a file as used now."""
         try:
             self._kept.move_to_end(id(kept))
         except KeyError:
@@ -57,11 +56,11 @@ class LRUPool:
                 self._drop_oldest()
 
     def forget(self, kept: Reopenable[Any]) -> None:
-        """Take something out that is not open any more."""
+        """Remove a file that is not open any more."""
         self._kept.pop(id(kept), None)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all files."""
         while self._kept:
             self._drop_oldest()
 
@@ -74,34 +73,34 @@ class LRUPool:
 
 
 class Reopenable(Generic[T]):
-    """Something that is opened when it is asked for, and kept while there is room.
+    """A file that is opened when it is needed, and stays open while its pool has room.
 
     Parameters
     ----------
     open_it : callable
-        Opens it.
-    room : Room
-        Where it takes one place.
+        Opens the file.
+    pool : LRUPool
+        Counts the file among its open files.
     name : str
-        For messages.
+        Names the file in errors.
     """
 
-    def __init__(self, open_it: Callable[[], T], room: LRUPool, name: str) -> None:
+    def __init__(self, open_it: Callable[[], T], pool: LRUPool, name: str) -> None:
         self._open_it = open_it
-        self._room = room
+        self._pool = pool
         self._name = name
         self._value: T | None = None
         self._opening = threading.Lock()  # two threads do not open it twice
 
     def get(self) -> T:
-        """Return what is open, or open it.
+        """Return the open file; open it if it is not.
 
         Raises
         ------
         FileReadError
-            If the system has no descriptor left, though all that is kept was dropped.
+            If the system has no descriptor left, even after all pools were cleared.
         """
-        _left.clear()
+        _unclosed.clear()
         collect_spared()
         value = self._value
         if value is None:
@@ -109,7 +108,7 @@ class Reopenable(Generic[T]):
                 value = self._value
                 if value is None:
                     value = self._value = self._open()
-        self._room.touch(self)
+        self._pool.touch(self)
         return value
 
     def _open(self) -> T:
@@ -119,7 +118,7 @@ class Reopenable(Generic[T]):
             if error.errno not in EXHAUSTED:
                 raise
         drop_all()
-        gc.collect()  # files in circles of references
+        gc.collect()  # files in reference cycles
         try:
             return self._open_it()
         except OSError as error:
@@ -128,17 +127,17 @@ class Reopenable(Generic[T]):
             raise _exhausted(self._name, error) from error
 
     def drop(self) -> None:
-        """Let go of what is open; it closes when its last user does."""
-        self._room.forget(self)
+        """Drop the open file; it is closed with its last reference."""
+        self._pool.forget(self)
         value, self._value = self._value, None
         if value is not None and is_transport_thread():
-            _left.append(value)
+            _unclosed.append(value)
 
 
-_left: deque[Any] = deque()
-"""What threads let go of that carry requests: closed by the next one that opens anything.
+_unclosed: deque[Any] = deque()
+"""Files that transport threads dropped: the next thread that opens a file closes them.
 
-A file waits for HDF5's lock to close, whose holder may wait for an answer to a request.
+Closing a file takes HDF5's lock, whose holder may be waiting for the transport thread.
 """
 
 
@@ -147,33 +146,31 @@ def _kept_by_xarray() -> int:
 
 
 FILES = LRUPool(lambda: 7 * _kept_by_xarray() // 32)
-"""Files open in h5py: 28 while xarray's limit is at its default of 128, so that these, the
-descriptors and what eight threads are about to open or to let go of stay below 64.
-Opening one again takes a quarter of a millisecond, a tenth of what else a file costs
-(benchmarks/manyfiles.py)."""
+"""Files open in h5py: 28 at xarray's default limit of 128. So these, the descriptors, and the
+files that eight threads are opening or dropping stay below 64. Opening a file again takes a
+quarter of a millisecond, a tenth of the other costs of a file (benchmarks/manyfiles.py)."""
 
 DESCRIPTORS = LRUPool(lambda: 3 * _kept_by_xarray() // 32)
 """Files open for positional reads: 12, since they open ten times as fast."""
 
-
-SERVED = LRUPool(lambda: _kept_by_xarray() // 2)
-"""Remote files: they hold no descriptor, but blocks of metadata."""
+REMOTE_FILES = LRUPool(lambda: _kept_by_xarray() // 2)
+"""Remote files: they hold blocks of metadata, and no descriptor."""
 
 
 def drop_all() -> None:
-    """Let go of everything that is kept in this process."""
-    for room in (FILES, DESCRIPTORS, SERVED):
-        room.clear()
-    _left.clear()
+    """Drop all files that the pools of this process keep open."""
+    for pool in (FILES, DESCRIPTORS, REMOTE_FILES):
+        pool.clear()
+    _unclosed.clear()
 
 
 def check_descriptors(n: int, name: str) -> None:
-    """See that so many more files can be opened; what is kept makes room for them.
+    """Make sure that n more files can be opened; drop files to make room for them.
 
     Raises
     ------
     FileReadError
-        If they cannot; ``name`` is what needs them.
+        If they cannot. ``name`` is the file that needs them.
     """
     problem = _missing(n)
     if problem is not None:
@@ -185,7 +182,7 @@ def check_descriptors(n: int, name: str) -> None:
 
 
 def _missing(n: int) -> OSError | None:
-    """Return the error that opening some more files ends with."""
+    """Return the error of opening n more files, if there is one."""
     taken: list[int] = []
     try:
         for _ in range(n):

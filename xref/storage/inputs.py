@@ -1,7 +1,6 @@
-"""What users open, as a source: a path, a URL, memory, a file object, h5py's objects.
+"""The source of a path, a URL, bytes, a file object or an open h5py object.
 
-In: the first argument of `xarray.open_dataset`. Out: a `FileSource` and the group in it
-that is meant.
+In: the first argument of `xarray.open_dataset`. Out: a `FileSource` and a group in it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from xref.storage.sources import (
 )
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""What an HDF5 file begins with, behind its user block."""
+"""First bytes of an HDF5 file, after its user block."""
 
 URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 
@@ -36,7 +35,7 @@ def find_source(
     storage_options: Mapping[str, Any] | None = None,
     open_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[FileSource, str]:
-    """Return the source of what a user opens, and the group in it that is meant.
+    """Return the source of a file, and the path of the group to open.
 
     Parameters
     ----------
@@ -46,14 +45,14 @@ h5py.File or h5py.Group
     hdf5_options : mapping, optional
         Keywords for `h5py.File`.
     storage_options, open_kwargs : mapping, optional
-        For the file system of a URL, and for opening a file of it.
+        Options of the file system of a URL, and of opening a file in it.
 
     Raises
     ------
     ValueError
         If memory or a file object holds no HDF5 file.
     TypeError
-        If ``file`` is nothing that can be read.
+        If ``file`` has another type.
     """
     options = as_options(hdf5_options)
     if isinstance(file, h5py.Group):
@@ -65,28 +64,28 @@ h5py.File or h5py.Group
         _check_signature(source)
         return source, "/"
     if isinstance(file, str) and URL.match(file):
-        from xref.storage.fsspec_cache import PART_COPY, WHOLE_COPY, KeptCopy
+        from xref.storage.fsspec_cache import PART_COPY, WHOLE_COPY, CachedCopy
         from xref.storage.remote import RemoteFile
 
         storage = as_options(storage_options)
         if WHOLE_COPY.match(file):
-            return KeptCopy(file, storage, options), "/"
+            return CachedCopy(file, storage, options), "/"
         kwargs = as_options(open_kwargs)
         url = PART_COPY.sub("", file)
         if url != file:
-            # Of options by protocol, those of what is left; all others were the cache's.
-            left = {part.partition("://")[0] for part in url.split("::")}
-            kept = {k: v for k, v in (storage_options or {}).items() if k in left}
+            # Keep the options of the remaining protocols; others belonged to the cache.
+            protocols = {part.partition("://")[0] for part in url.split("::")}
+            kept = {k: v for k, v in (storage_options or {}).items() if k in protocols}
             storage = as_options(kept)
         return RemoteFile(url, storage, kwargs, options), "/"
     if isinstance(file, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(os.fspath(file)))
         return LocalFile(path, options), "/"
     if hasattr(file, "open") and hasattr(file, "fs"):
-        file = file.open()  # fsspec's OpenFile; what it opens closes with its last user
+        file = file.open()  # fsspec's OpenFile; the file closes with its last reference
     if hasattr(file, "read") and hasattr(file, "seek"):
         if isinstance(file.read(0), str):
-            raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is no binary file")
+            raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is not a binary file")
         path_of_file = _path_of(file)
         source = (
             LocalFile(path_of_file, options)
@@ -102,11 +101,10 @@ h5py.File or h5py.Group
 
 
 def _opens_again(file: h5py.File, source: FileSource) -> bool:
-    """Tell whether a file that is open in h5py can be read by its path as well.
+    """Tell whether a file that is open in h5py can also be opened by its path.
 
-    A writer's may hold what is not in the file yet; HDF5 refuses to open one file with
-    different options, such as locking, at the same time; and a path may lead to another
-    file by now.
+    It cannot if it is open for writing (data may not be in the file yet), if it is open with
+    other options, such as locking (HDF5 refuses that), or if the path leads to another file.
     """
     if file.driver != "sec2" or file.id.get_intent():
         return False
@@ -118,27 +116,27 @@ def _opens_again(file: h5py.File, source: FileSource) -> bool:
 
 
 def _path_of(file: Any) -> str | None:
-    """Return the path of a plain open file of this machine, to read it in parallel."""
+    """Return the path of an open local file, so that it can be read in parallel."""
     name = getattr(file, "name", None)
     if type(file) is not io.BufferedReader or not isinstance(name, str):
         return None
     try:
-        same = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+        is_same = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
     except (OSError, ValueError):
         return None
-    return os.path.abspath(name) if same else None
+    return os.path.abspath(name) if is_same else None
 
 
 def _check_signature(source: FileSource) -> None:
-    """Look for HDF5's signature where it may stand: at 0, 512, 1024 and so on."""
+    """Search for HDF5's signature at byte 0, 512, 1024, 2048 and so on."""
     nbytes = source.identity()[2]
-    handle, found = source.open_bytes(), bytearray(len(SIGNATURE))
+    handle, candidate = source.open_bytes(), bytearray(len(SIGNATURE))
     first, offset = b"", 0
-    while offset + len(found) <= nbytes:
-        handle.read(offset, memoryview(found))
-        if found == SIGNATURE:
+    while offset + len(candidate) <= nbytes:
+        handle.read(offset, memoryview(candidate))
+        if candidate == SIGNATURE:
             return
-        first, offset = first or bytes(found), max(2 * offset, 512)
+        first, offset = first or bytes(candidate), max(2 * offset, 512)
     raise ValueError(
         f"{first!r} is not the signature of a valid netCDF4 file, or other HDF5 file: "
         f"{source.name}"

@@ -1,7 +1,7 @@
-"""The place of a file and its version, as a value that travels in graphs.
+"""A file and its version, as a value that can be in Dask graphs.
 
-In: what opens the file, and its identity. Out: a `FileLocation`, and caches by it.
-Nothing that h5py made is put into a location; each process opens the file again
+In: a source and its identity. Out: a `FileLocation`, and caches with a location in the key.
+A location holds no object of h5py; each process opens the file again
 (`xref.storage.open_files`).
 """
 
@@ -12,10 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from xref.storage.sources import (
-    FileSource,
-    Identity,
-)
+from xref.storage.sources import FileSource, Identity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,30 +20,18 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class FileLocation:
-    """Where a file is, which version of it, and what it may point at.
+    """One version of a file, and the policy for files to which it refers.
 
-    Attributes
-    ----------
-    source : FileSource
-        What opens it.
-    identity : tuple
-        Two values that no other file has, bytes, version: device, inode, bytes and the
-        times (ns) of last write and last change of a local file.
-    external : {"same-dir", "all", "none"}
-        Which other files its links and virtual sources may name.
-
-    Notes
-    -----
-    The file stays open in this process as long as a location of it lives, so that
-    dropping all variables of a file closes it. A key of a cache is no such location.
+    The file stays open in this process as long as a location lives that holds it, so it is
+    closed when all its variables are deleted. A location in a cache does not hold it.
     """
 
     source: FileSource
-    identity: Identity
-    external: str = "same-dir"
-    is_key: bool = field(default=False, repr=False, compare=False)
-    # The handles of `xref.storage.open_files` that stay open with this location.
-    held: list[Any] = field(default_factory=list, repr=False, compare=False)
+    identity: Identity  # of a local file: device, inode, bytes, (times of write and change)
+    external: str = "same-dir"  # or "all" or "none": files to which its links may refer
+    holds_file: bool = field(default=True, repr=False, compare=False)
+    # The `xref.storage.open_files` handles that this location holds open; at most one.
+    handles: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def filename(self) -> str:
@@ -54,13 +39,13 @@ class FileLocation:
         return self.source.name
 
     @property
-    def key(self) -> tuple[Any, Any]:
-        """What tells the file from others: it may be reached by several paths."""
+    def file_id(self) -> tuple[Any, Any]:
+        """Identifies the file, which may be reached by several paths."""
         return self.identity[:2]
 
     @property
     def token(self) -> tuple[Hashable, ...]:
-        """What equal locations share; unlike a location, it holds no file or content."""
+        """A value that equal locations share; unlike a location, it holds no open file."""
         return self.source.token, self.identity, self.external
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,12 +56,12 @@ class FileLocation:
 
 
 def without_open_file(location: FileLocation) -> FileLocation:
-    """Return an equal location that keeps no file open, to remember a place by."""
-    return location if location.is_key else replace(location, is_key=True, held=[])
+    """Return an equal location that does not hold the file open, for caches."""
+    return replace(location, holds_file=False, handles=[]) if location.holds_file else location
 
 
-class _Key:
-    """A location among the arguments of a cache, let go of once the call is over."""
+class _CacheKey:
+    """A location as an argument of a cached function; it is dropped after the call."""
 
     __slots__ = ("location", "token")
 
@@ -88,7 +73,7 @@ class _Key:
         return hash(self.token)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.token == other.token
+        return isinstance(other, _CacheKey) and self.token == other.token
 
 
 def cached_by_location(
@@ -96,19 +81,19 @@ def cached_by_location(
 ) -> Callable[
     [Callable[Concatenate[FileLocation, P], R]], Callable[Concatenate[FileLocation, P], R]
 ]:
-    """Cache a function of a location and more, without keeping the file or its content."""
+    """Cache a function whose first argument is a location, without holding the file open."""
 
     def decorate(
         function: Callable[Concatenate[FileLocation, P], R],
     ) -> Callable[Concatenate[FileLocation, P], R]:
-        def of_key(key: _Key, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        def call_with_key(key: _CacheKey, /, *args: P.args, **kwargs: P.kwargs) -> R:
             return function(cast(FileLocation, key.location), *args, **kwargs)
 
-        cached: Any = lru_cache(maxsize=maxsize)(of_key)
+        cached: Any = lru_cache(maxsize=maxsize)(call_with_key)
 
         @wraps(function)
         def call(location: FileLocation, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            key = _Key(without_open_file(location))
+            key = _CacheKey(without_open_file(location))
             try:
                 result: R = cached(key, *args, **kwargs)
             finally:

@@ -1,8 +1,8 @@
-"""Files open in this process: which version is open, and for how long.
+"""Files open in this process: their versions, and how long they stay open.
 
-In: a `FileLocation`. Out: open `h5py.File` objects for immediate use. Nothing that h5py
-made is put into a graph. Handles are kept while there is room for them
-(`xref.storage.handle_pools`), so any call here is safe from any thread.
+In: a `FileLocation`. Out: open `h5py.File` objects for immediate use; none is put into a
+graph. Handles stay open while their pool has room (`xref.storage.handle_pools`). All
+functions may be called from any thread.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from typing import Any
 import h5py
 from h5py import h5f
 
-from xref.errors import (
-    FileChangedError,
-    FileReadError,
-    XrefError,
-)
+from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.storage.handle_pools import (
     DESCRIPTORS,
     EXHAUSTED,
     FILES,
-    SERVED,
+    REMOTE_FILES,
     Reopenable,
     drop_all,
 )
@@ -46,12 +42,12 @@ EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
 
 ATTEMPTS = 8
-"""How often a handle is replaced that is of another version than the path."""
+"""How often a handle of another version than the located one is replaced."""
 
 
 _WRITER_HINT = (
     'wait until it is closed, or pass driver_kwds={"swmr": True} where the writer is in '
-    "HDF5's mode for one writer and many readers"
+    "HDF5's mode for one writer and several readers (SWMR)"
 )
 
 
@@ -67,7 +63,7 @@ def locate_file(
     FileNotFoundError
         If there is no such file.
     FileReadError
-        If it is no regular file: a device, a pipe or a folder.
+        If it is not a regular file, but a device, a pipe or a folder.
     ValueError
         If ``external`` is not one of its three values.
     """
@@ -78,22 +74,22 @@ def locate_file(
 def locate_source(source: FileSource, external: str = "same-dir") -> FileLocation:
     """Return the location of a source as it is now; see `locate_file`.
 
-    What a writer in this process has not written yet is flushed; the file is then read
-    through HDF5 alone.
+    If this process has the file open for writing, the writer's data are flushed, and only
+    HDF5 reads the file.
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
-    if source.live and isinstance(source, OpenFile):
+    if source.open_for_writing and isinstance(source, OpenFile):
         source.file.flush()
     location = FileLocation(source, source.identity(), external)
-    if source.live or not isinstance(source, LocalFile):
+    if source.open_for_writing or not isinstance(source, LocalFile):
         return location
     opened = _open_version(location)
     if not opened.is_written:
         return location
-    # HDF5 shares one state of a file among all in this process who opened it.
+    # All handles of a file in one process share one state in HDF5.
     opened.file.flush()
-    written = replace(source, shared=True)
+    written = replace(source, shared_with_writer=True)
     return FileLocation(written, written.identity(), external)
 
 
@@ -103,12 +99,14 @@ def check_unchanged(location: FileLocation) -> None:
     Raises
     ------
     ExternalFileError, DanglingReferenceError
-        If it never was: the file that a reference names is not allowed, or not there.
+        If a reference names the file, and it does not exist or is not allowed.
     """
     try:
         now = location.source.known_identity()
     except FileNotFoundError as error:
-        raise FileChangedError(f"{location.filename} is gone since it was opened") from error
+        raise FileChangedError(
+            f"{location.filename} was deleted since it was opened"
+        ) from error
     if not is_same_version(location, now):
         raise FileChangedError(
             f"{location.filename} has changed since it was opened: its identity (of a local "
@@ -119,47 +117,47 @@ def check_unchanged(location: FileLocation) -> None:
 
 def is_same_version(location: FileLocation, identity: Identity) -> bool:
     """Tell whether an identity is that of the located version."""
-    # Not by device: machines that share a file system may number its devices each in its
-    # own way.
-    if location.source.live:
+    # The device is not compared: machines that share a file system may number its devices
+    # differently.
+    if location.source.open_for_writing:
         return bool(location.identity[1] == identity[1])
     return location.identity[1:] == identity[1:]
 
 
 @dataclass(slots=True)
 class CheckedGroups:
-    """What has been checked of the groups of one open file."""
+    """Checked groups of one open file."""
 
     addresses: set[int] = field(default_factory=set)
-    """Object headers of the groups that passed."""
+    """Addresses of the object headers of valid groups."""
 
     segments: dict[int, int] = field(default_factory=dict)
-    """Heaps by data segment, which HDF5 must not meet twice under one address."""
+    """Local heaps by the address of their data segment, which must be unique for HDF5."""
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """A file open in h5py, and which version of it.
+    """A file open in h5py, and its version.
 
-    It is dropped and not closed, unless it is of an earlier version: h5py's ``File.close``
-    would pull the file from under other threads.
+    It is dropped but not closed, since h5py's ``File.close`` would also close it for other
+    threads. Files of an earlier version are closed.
     """
 
     identity: Identity
     file: h5py.File
-    is_written: bool  # by someone in this process, too
+    is_written: bool  # this process also has it open for writing
 
 
 _opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
 
 
 def _close_earlier(identity: Identity) -> None:
-    """Close what is open of earlier versions of a file, whoever holds it.
+    """Close all handles of earlier versions of a file in this process.
 
-    HDF5 has one state of a file as long as anyone in the process has it open, so a new
-    handle would go on with the metadata of an earlier version. What reads that is told so.
+    All handles of a file share one state in HDF5, so a new handle would use cached metadata
+    of the earlier version. Readers of the earlier version get an error.
     """
-    # Not `values`, which fails while other threads open files.
+    # `values` fails while other threads open files.
     for reference in _opened.valuerefs():
         file = reference()
         if file is None:
@@ -170,9 +168,9 @@ def _close_earlier(identity: Identity) -> None:
 
 
 def _open_hdf5(source: FileSource) -> _OpenFile:
-    """Open a file, and see that it stays the same meanwhile."""
+    """Open a file; raise an error if it changes meanwhile."""
     identity = source.known_identity()
-    if isinstance(source, LocalFile) and not source.live:
+    if isinstance(source, LocalFile) and not source.open_for_writing:
         _close_earlier(identity)
     try:
         file = source.open_hdf5()
@@ -184,11 +182,11 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
         writer = isinstance(error, BlockingIOError) or "already open" in str(error)
         hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
         raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
-    if not source.live and source.known_identity() != identity:
+    if not source.open_for_writing and source.known_identity() != identity:
         raise FileChangedError(f"{source.name} changed while it was opened; open it again")
     file._xref_checks = CheckedGroups()
     file._xref_identity = (
-        identity if isinstance(source, LocalFile) and not source.live else None
+        identity if isinstance(source, LocalFile) and not source.open_for_writing else None
     )
     _opened[id(file)] = file
     written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
@@ -196,9 +194,9 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
 
 
 class _Handles:
-    """Handles of one source in this process, shared by all locations of it.
+    """Handles of one source in this process, shared by all its locations.
 
-    What they hold is dropped when the last location lets go of them.
+    The open files are dropped with the last location.
     """
 
     def __init__(self, source: FileSource, pid: int) -> None:
@@ -206,8 +204,8 @@ class _Handles:
         self.hdf5: Reopenable[_OpenFile] = Reopenable(
             partial(_open_hdf5, source), FILES, source.name
         )
-        room = SERVED if source.remote else DESCRIPTORS
-        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, room, source.name)
+        pool = REMOTE_FILES if source.remote else DESCRIPTORS
+        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, pool, source.name)
 
     def drop(self) -> None:
         self.hdf5.drop()
@@ -225,25 +223,25 @@ _handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
 _handles_lock = threading.Lock()
 
 
-def hold_handles(location: FileLocation) -> _Handles:
-    """Return the handles of a file, held open by ``location`` unless it is a key."""
+def handles_of(location: FileLocation) -> _Handles:
+    """Return the handles of a file; ``location`` holds them open unless it is a key."""
     pid = os.getpid()
-    if location.held and location.held[0].pid == pid:
-        held: _Handles = location.held[0]
+    if location.handles and location.handles[0].pid == pid:
+        held: _Handles = location.handles[0]
         return held
     with _handles_lock:
         handles = _handles.get((location.source, pid))
         if handles is None:
             handles = _handles[location.source, pid] = _Handles(location.source, pid)
-    if not location.is_key:
-        location.held[:] = [handles]
+    if location.holds_file:
+        location.handles[:] = [handles]
     return handles
 
 
 def open_file(location: FileLocation) -> h5py.File:
     """Return the open file, checked to be the version that was located."""
     opened = _open_version(location)
-    if opened.is_written and not location.source.live:
+    if opened.is_written and not location.source.open_for_writing:
         raise FileChangedError(
             f"{location.filename} has been opened for writing in this process since it was "
             "opened for reading; open it again, or close the writer"
@@ -252,24 +250,24 @@ def open_file(location: FileLocation) -> h5py.File:
 
 
 def _open_version(location: FileLocation) -> _OpenFile:
-    """Open the version that was located.
+    """Return a handle of the located version.
 
-    A handle of an earlier version is let go: HDF5 would go on using what it has read.
+    A handle of an earlier version is dropped: HDF5 would use its cached metadata.
     """
-    handles = hold_handles(location)
+    handles = handles_of(location)
     for _ in range(ATTEMPTS):
         check_unchanged(location)
         opened = handles.hdf5.get()
         if is_same_version(location, opened.identity):
             return opened
         handles.hdf5.drop()
-        del opened  # HDF5 opens a file once as long as anyone has it open
-    raise FileChangedError(f"{location.filename} changes all the time; open it again")
+        del opened  # else HDF5 would open the same state again
+    raise FileChangedError(f"{location.filename} changes again and again; open it later")
 
 
 def close_file(location: FileLocation) -> None:
     """Close this process's handles of a file; a later read opens it again."""
-    hold_handles(location).drop()
+    handles_of(location).drop()
 
 
 def close_files() -> None:

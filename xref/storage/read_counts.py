@@ -1,6 +1,6 @@
-"""Counts of what is read: positional reads, bytes, chunks, requests to servers.
+"""Counts of positional reads, bytes, chunks and requests to servers.
 
-In: amounts, from wherever something is read. Out: `ReadCounts` for whoever counts.
+In: amounts, from the functions that read. Out: `ReadCounts` of a `count_reads` block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ReadCounts:
-    """What was read since counting began, in this process."""
+    """Reads of this process since counting began."""
 
     requests: int = 0
     nbytes: int = 0
@@ -44,9 +44,9 @@ def count_reads() -> Iterator[ReadCounts]:
     ReadCounts
         ``requests`` (positional reads of data), ``nbytes`` (asked for by them),
         ``chunks_read``, ``chunks_decoded`` and ``chunks_missing`` (never written,
-        filled with the fill value). Of files behind URLs also ``remote_requests``
-        (for data, for metadata and for the version of the file, those that were tried
-        again included), ``remote_nbytes`` (that came) and ``remote_retries``.
+        filled with the fill value). For files behind URLs also ``remote_requests`` (for
+        data, for metadata and for the version of the file, including retries),
+        ``remote_nbytes`` (received) and ``remote_retries``.
     """
     counts = ReadCounts()
     _counting.append(counts)
@@ -58,6 +58,6 @@ def count_reads() -> Iterator[ReadCounts]:
 
 
 def count(**amounts: int) -> None:
-    """Add to all counts that are going on."""
+    """Add to the counts of all active `count_reads` blocks."""
     for counts in _counting:
         counts.add(**amounts)

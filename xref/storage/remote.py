@@ -1,9 +1,9 @@
-"""Files behind URLs: one version of each, its metadata in blocks, data range by range.
+"""Files behind URLs: one version of each file, metadata in blocks, data in ranges.
 
-In: a URL. Out: `RemoteFile`, a source that travels in graphs, and `RemoteBytes`, what is
-open of it in one process: positional reads for HDF5 and for the decoders of metadata go
-through a cache of blocks, whose first ones are on their way as soon as the URL is looked
-at; ranges of data come all at once.
+In: a URL. Out: `RemoteFile`, a source that can be in Dask graphs, and `RemoteBytes`, the
+open file of one process. Positional reads of HDF5 and of the decoders of metadata go through
+a cache of blocks; the first blocks are requested when the version is read. Ranges of data
+are requested all at once.
 """
 
 from __future__ import annotations
@@ -31,43 +31,36 @@ from xref.storage.sources import (
     Identity,
     Options,
     import_fsspec,
-    open_cursor,
+    open_view,
 )
 from xref.storage.transport import RangeReader, RemotePath, Version, wait_for
 
 HEAD_NBYTES = 1 << 18
-"""What is read of a file before anybody asks (benchmarks/remote.py)."""
+"""Bytes at the begin of a file that are read in advance (benchmarks/remote.py)."""
 
 BLOCK_NBYTES = 1 << 14
-"""Blocks of metadata that are kept."""
+"""Size of the cached blocks of metadata."""
 
 AHEAD_NBYTES = 1 << 17
-"""What one read of metadata takes along, where nothing of it is there."""
+"""Bytes that a read of metadata requests if its first block is not cached."""
 
 KEPT_NBYTES = 16 << 20
-"""Blocks that are kept of one file."""
+"""Upper bound on the cached blocks of one file."""
 
 REQUEST_NBYTES = 4 << 20
-"""Longer ranges come with several requests at once."""
+"""Longer ranges are requested in parts, all at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile(FileSource):
     """A file behind a URL that fsspec opens.
 
-    Attributes
-    ----------
-    name : str
-        The URL.
-    storage_options, open_kwargs : tuple of (str, object)
-        For the file system and for opening a file of it. With ``open_kwargs`` HDF5 reads
-        through a file that fsspec opens so.
-    hdf5_options : tuple of (str, object)
-        Keywords for `h5py.File`; with a ``driver`` HDF5 itself opens the URL.
+    With ``open_kwargs`` HDF5 reads through a file object of fsspec; with a ``driver`` among
+    the ``hdf5_options`` (keywords of `h5py.File`) HDF5 itself opens the URL.
     """
 
-    name: str
-    storage_options: Options = field(default=(), repr=False)  # keys among them
+    name: str  # the URL
+    storage_options: Options = field(default=(), repr=False)  # may hold access keys
     open_kwargs: Options = ()
     hdf5_options: Options = ()
 
@@ -76,17 +69,17 @@ class RemoteFile(FileSource):
 
     @property
     def remote(self) -> bool:
-        """Whether reading takes requests to a server: it does."""
+        """Whether reading sends requests to a server: it does."""
         return True
 
     def identity(self) -> Identity:
-        """Ask for the bytes and what the server tells of the version."""
-        return self._look().identity()
+        """Ask the server for size and version."""
+        return self._check_version().identity()
 
     def known_identity(self) -> Identity:
-        """Return the identity of what is open, where each answer to its reads is checked.
+        """Return the identity of the open file, if the version of each answer is checked.
 
-        What HDF5 reads through a file of fsspec or a driver of its own is not.
+        It is not if HDF5 reads through a file object of fsspec or a driver of its own.
         """
         if self.open_kwargs or "driver" in dict(self.hdf5_options):
             return self.identity()
@@ -94,37 +87,35 @@ class RemoteFile(FileSource):
         return self.identity() if opened is None or opened.changed else opened.identity()
 
     def open_hdf5(self) -> h5py.File:
-        """Open the URL; with ``open_kwargs`` as xarray does for its other engine of HDF5."""
+        """Open the URL; with ``open_kwargs`` as xarray does for its engine "h5netcdf"."""
         options = dict(self.hdf5_options)
         if "driver" in options:
             return h5py.File(self.name, "r", **options)
         if not self.open_kwargs:
             opened = self.open_bytes()
-            file = open_cursor(opened, self.hdf5_options)
+            file = open_view(opened, self.hdf5_options)
             opened.follow_pages(file)
             return file
         from xarray.backends import h5netcdf_
 
-        # Tests of xarray look here for what becomes of ``open_kwargs``.
+        # Tests of xarray replace this function to check ``open_kwargs``.
         open_remote: Any = vars(h5netcdf_)["_open_remote_file"]
         import_fsspec(self.name)
         kwargs = dict(self.open_kwargs)
         kwargs.setdefault("cache_type", "blockcache")
         if kwargs["cache_type"] == "blockcache":
             kwargs.setdefault("block_size", 4 << 20)
-        of_storage = dict(self.storage_options)
-        found = open_remote(
-            self.name, mode="rb", storage_options=of_storage, open_kwargs=kwargs
-        )
-        return FileObject(found, options=self.hdf5_options).open_hdf5()
+        options = dict(self.storage_options)
+        file = open_remote(self.name, mode="rb", storage_options=options, open_kwargs=kwargs)
+        return FileObject(file, options=self.hdf5_options).open_hdf5()
 
     def open_bytes(self) -> RemoteBytes:
-        """Return what is open of the latest version that was looked at."""
+        """Return the open file of the version that was read last."""
         opened = _opened.get((self, os.getpid()))
-        return self._look() if opened is None or opened.changed else opened
+        return self._check_version() if opened is None or opened.changed else opened
 
-    def _look(self) -> RemoteBytes:
-        """Ask for the version, and begin to read the head of one that is not open yet."""
+    def _check_version(self) -> RemoteBytes:
+        """Ask for the version; if it is not open, open it and request its first blocks."""
         filesystem, path = import_fsspec(self.name).core.url_to_fs(
             self.name, **dict(self.storage_options)
         )
@@ -135,58 +126,58 @@ class RemoteFile(FileSource):
             if opened is None or opened.changed or opened.version != version:
                 opened = RemoteBytes(remote, version)
                 _opened[self, os.getpid()] = opened
-            _looked_at.append(opened)
+            _recently_checked.append(opened)
         return opened
 
 
 _opened: weakref.WeakValueDictionary[tuple[RemoteFile, int], RemoteBytes] = (
     weakref.WeakValueDictionary()
 )
-_looked_at: deque[RemoteBytes] = deque(maxlen=4)
-"""Those that were looked at last, open until somebody holds them."""
+_recently_checked: deque[RemoteBytes] = deque(maxlen=4)
+"""The last few, which stay open until a location holds them."""
 
 _opening = threading.Lock()
 
 
 def forget_remote_files() -> None:
-    """Let go of files that were looked at, and that nobody holds."""
-    _looked_at.clear()
+    """Drop files that were opened recently, and that no location holds."""
+    _recently_checked.clear()
 
 
 class RemoteBytes:
-    """One version of a remote file, as one process has it open.
+    """One version of a remote file, open in one process.
 
     Parameters
     ----------
     remote : RemotePath
     version : Version
-        All that is read is of this version.
+        Version of all data that are read.
     """
 
     def __init__(self, remote: RemotePath, version: Version) -> None:
         self.remote, self.version = remote, version
         self.changed = False
-        """Whether an answer was of another version."""
+        """Whether an answer had another version."""
         self._problems: dict[int, FileReadError | FileChangedError] = {}
         self._reader = RangeReader(remote, version)
         self._ahead = AHEAD_NBYTES
-        # Each operation on it is atomic. A lock would be taken under HDF5's, and elsewhere
-        # where garbage is collected, which takes HDF5's.
+        # Each operation on it is atomic. A lock could cause a deadlock: reads take it under
+        # HDF5's lock, and a garbage collection under it could take HDF5's lock.
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         head = min(HEAD_NBYTES, version.nbytes)
         self._head = deque([self._reader.begin([(0, head)])] if head else [])
 
     def take_problem(self) -> FileReadError | FileChangedError | None:
-        """Return the last request of this thread that failed in the end, once."""
+        """Return the error of the last failed request of this thread, once."""
         return self._problems.pop(threading.get_ident(), None)
 
     def identity(self) -> Identity:
-        """Return the identity of the version that is open."""
+        """Return the identity of the open version."""
         version = self.version
         return "url", self.remote.url, version.nbytes, f"{version.key} {version.value}".strip()
 
     def follow_pages(self, file: h5py.File) -> None:
-        """Read metadata by the pages that the file was written in, if it was.
+        """Read metadata page by page, if the file was written in pages.
 
         Source: HDF5 File Format Specification 4.0, "File Space Info Message".
         """
@@ -197,7 +188,7 @@ class RemoteBytes:
             self._ahead = min(max(page, AHEAD_NBYTES), REQUEST_NBYTES)
 
     def read(self, offset: int, buffer: memoryview) -> int:
-        """Read metadata into ``buffer`` from byte ``offset`` on, up to the file's end."""
+        """Read metadata into ``buffer`` from byte ``offset`` on, up to the end of the file."""
         n = min(len(buffer), self.version.nbytes - offset)
         if n <= 0:
             return 0
@@ -205,41 +196,41 @@ class RemoteBytes:
             held = self.fetch(np.array([offset]), np.array([n])).result()
         else:
             first, stop = offset // BLOCK_NBYTES, -(-(offset + n) // BLOCK_NBYTES)
-            held = self._take_blocks(range(first, stop), self._ahead // BLOCK_NBYTES)
+            held = self._read_blocks(range(first, stop), self._ahead // BLOCK_NBYTES)
         held.read_into(offset, buffer[:n])
         return n
 
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read many ranges of metadata, each to its place in ``buffer``.
+        """Read many ranges of metadata.
 
         Parameters
         ----------
         offset, nbytes : numpy.ndarray
-            Shape ``(n,)``.
+            Ranges of the file, shape ``(n,)``.
         buffer : numpy.ndarray
             1-D.
         at : numpy.ndarray
-            Shape ``(n,)``, bytes.
+            Offset in ``buffer`` of each range, shape ``(n,)``.
 
         Raises
         ------
         FileReadError
             If a range reaches past the end of the file.
         """
-        some = np.flatnonzero(nbytes)
-        offset, nbytes, at = offset[some], nbytes[some], at[some]
+        not_empty = np.flatnonzero(nbytes)
+        offset, nbytes, at = offset[not_empty], nbytes[not_empty], at[not_empty]
         self._check_inside(offset, nbytes)
         first = offset // BLOCK_NBYTES
         counts = -(-(offset + nbytes) // BLOCK_NBYTES) - first
-        held = self._take_blocks(np.unique(ragged_ranges(first, counts)).tolist())
+        held = self._read_blocks(np.unique(ragged_ranges(first, counts)).tolist())
         view = buffer.data
         for o, n, a in zip(offset.tolist(), nbytes.tolist(), at.tolist(), strict=True):
             held.read_into(o, view[a : a + n])
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> FetchingRanges:
-        """Begin to read ranges of data, close ones with one request.
+        """Begin to read ranges of data; ranges close to each other share a request.
 
         Raises
         ------
@@ -248,96 +239,95 @@ class RemoteBytes:
         """
         self._check_inside(offset, nbytes)
         ranges = coalesce(offset, nbytes, get_option("remote_gap"))
-        held, missing = [], []
-        for piece in split(ranges, REQUEST_NBYTES):
-            data = self._find(*piece)
+        cached, missing = [], []
+        for start, stop in split(ranges, REQUEST_NBYTES):
+            data = self._cached_range(start, stop)
             if data is None:
-                missing.append(piece)
+                missing.append((start, stop))
             else:
-                held.append((piece[0], data))
-        return FetchingRanges(self, held, missing, self._reader.begin(missing))
+                cached.append((start, data))
+        return FetchingRanges(self, cached, missing, self._reader.begin(missing))
 
-    def wait(self, begun: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
-        """Wait for ranges that were begun, at most so many seconds if HDF5 may wait too."""
+    def wait(self, pending: Future[list[bytes]], seconds: float | None = None) -> list[bytes]:
+        """Wait for requested ranges; with a time limit if HDF5's lock may be held."""
         try:
-            return wait_for(begun, seconds)
+            return wait_for(pending, seconds)
         except TimeoutError:
-            own: FileReadError | FileChangedError = FileReadError(
+            failure: FileReadError | FileChangedError = FileReadError(
                 f"{self.remote.url}: metadata did not come within {seconds:g} s"
             )
         except (FileReadError, FileChangedError) as error:
             self.changed = self.changed or isinstance(error, FileChangedError)
-            # The thread that answers holds this one too: it must not get hold of the frames
-            # here, which may have objects of h5py.
+            # The transport thread holds this error, too. It must not hold the frames of this
+            # thread, which may contain objects of h5py.
             error.__traceback__ = None
-            own = type(error)(str(error))
-        self._problems[threading.get_ident()] = type(own)(str(own))
-        raise own
+            failure = type(error)(str(error))
+        self._problems[threading.get_ident()] = type(failure)(str(failure))
+        raise failure
 
-    def _find(self, start: int, stop: int) -> bytes | None:
-        """Return a range if all blocks of it are kept."""
+    def _cached_range(self, start: int, stop: int) -> bytes | None:
+        """Return the bytes of a range if all its blocks are cached."""
         first = start // BLOCK_NBYTES
         numbers = range(first, -(-stop // BLOCK_NBYTES))
-        found = self._find_blocks(numbers)
-        if len(found) < len(numbers):
+        blocks = self._cached_blocks(numbers)
+        if len(blocks) < len(numbers):
             return None
         base = first * BLOCK_NBYTES
-        return b"".join(found[k] for k in numbers)[start - base : stop - base]
+        return b"".join(blocks[k] for k in numbers)[start - base : stop - base]
 
-    def _take_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
-        """Return blocks, in ascending order; read those that are not kept, and some more.
+    def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
+        """Return blocks, given in ascending order; read the missing ones.
 
         Parameters
         ----------
         numbers : sequence of int
         ahead : int
-            Blocks that are read from the first missing one on, if there is one.
+            Number of blocks to read from the first missing block on.
         """
-        self._take_head()
+        self._cache_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)
-        found = self._find_blocks(numbers)
-        missing = [k for k in numbers if k not in found]
+        blocks = self._cached_blocks(numbers)
+        missing = [k for k in numbers if k not in blocks]
         if missing and ahead:
-            until = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
-            more = range(missing[0], until)
-            kept = self._find_blocks(more)
-            missing = [k for k in more if k not in kept]
+            stop = min(max(missing[0] + ahead, missing[-1] + 1), n_blocks)
+            cached = self._cached_blocks(range(missing[0], stop))
+            missing = [k for k in range(missing[0], stop) if k not in cached]
         if missing:
             start = BLOCK_NBYTES * np.array(missing, dtype=np.int64)
             nbytes = np.minimum(start + BLOCK_NBYTES, self.version.nbytes) - start
             ranges = split(coalesce(start, nbytes, get_option("remote_gap")), REQUEST_NBYTES)
-            data = self.wait(self._reader.begin(ranges), _patience(len(ranges)))
-            came = CachedRanges([a for a, _ in ranges], data)
+            data = self.wait(self._reader.begin(ranges), _metadata_timeout(len(ranges)))
+            received = CachedRanges([a for a, _ in ranges], data)
             for k, a, n in zip(missing, start.tolist(), nbytes.tolist(), strict=True):
                 block = bytearray(n)
-                came.read_into(a, memoryview(block))
-                found[k] = bytes(block)
-            self._keep({k: found[k] for k in missing})
-        held = sorted(found)
-        return CachedRanges([BLOCK_NBYTES * k for k in held], [found[k] for k in held])
+                received.read_into(a, memoryview(block))
+                blocks[k] = bytes(block)
+            self._cache({k: blocks[k] for k in missing})
+        order = sorted(blocks)
+        return CachedRanges([BLOCK_NBYTES * k for k in order], [blocks[k] for k in order])
 
-    def _take_head(self) -> None:
-        """Keep the blocks of the file's head, once it is there."""
+    def _cache_head(self) -> None:
+        """Wait for the first bytes of the file, and cache their blocks."""
         try:
             head = self._head.pop()
         except IndexError:
             return
-        (data,) = self.wait(head, _patience(1))
+        (data,) = self.wait(head, _metadata_timeout(1))
         edges = range(0, len(data), BLOCK_NBYTES)
-        self._keep({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
+        self._cache({k: data[a : a + BLOCK_NBYTES] for k, a in enumerate(edges)})
 
-    def _find_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
-        """Return those of some blocks that are kept."""
-        found = {}
+    def _cached_blocks(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        """Return the cached blocks among those with the given numbers."""
+        blocks = {}
         for number in numbers:
             block = self._blocks.get(number)
             if block is not None:
-                found[number] = block
-                with suppress(KeyError):  # another thread may have let go of it
+                blocks[number] = block
+                with suppress(KeyError):  # another thread may have removed it
                     self._blocks.move_to_end(number)
-        return found
+        return blocks
 
-    def _keep(self, blocks: Mapping[int, bytes]) -> None:
+    def _cache(self, blocks: Mapping[int, bytes]) -> None:
         for number, block in blocks.items():
             self._blocks[number] = block
         while len(self._blocks) > KEPT_NBYTES // BLOCK_NBYTES:
@@ -349,15 +339,15 @@ class RemoteBytes:
         if len(outside):
             k = int(outside[0])
             raise FileReadError(
-                f"{self.remote.url}: {int(nbytes[k])} bytes wanted at {int(offset[k]):#x}, the "
-                f"file has {self.version.nbytes}"
+                f"{self.remote.url}: {int(nbytes[k])} bytes requested at {int(offset[k]):#x}, "
+                f"the file has {self.version.nbytes}"
             )
 
 
-def _patience(n_requests: int) -> float:
-    """Return the seconds that requests for metadata take at most.
+def _metadata_timeout(n_requests: int) -> float:
+    """Return a time limit (s) for requests of metadata.
 
-    HDF5's lock is held meanwhile, which a server in this process may be waiting for.
+    HDF5's lock is held meanwhile, and a server in this process may be waiting for it.
     """
     attempts = 2 + get_option("remote_retries")
     rounds = 1 + n_requests / get_option("remote_requests")
@@ -366,19 +356,19 @@ def _patience(n_requests: int) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FetchingRanges:
-    """Ranges of data that are being read, and those that were there (a `PendingRanges`)."""
+    """Ranges of data, cached ones and those still being read (a `PendingRanges`)."""
 
-    of: RemoteBytes
-    held: list[tuple[int, bytes]]
+    file: RemoteBytes
+    cached: list[tuple[int, bytes]]  # offset and bytes
     missing: list[Range]
-    begun: Future[list[bytes]]
+    pending: Future[list[bytes]]
 
     def result(self) -> CachedRanges:
-        """Wait for them."""
-        came = zip((start for start, _ in self.missing), self.of.wait(self.begun), strict=True)
-        parts = sorted([*self.held, *came])
+        """Wait for all ranges."""
+        starts = [start for start, _ in self.missing]
+        parts = sorted([*self.cached, *zip(starts, self.file.wait(self.pending), strict=True)])
         return CachedRanges([start for start, _ in parts], [data for _, data in parts])
 
     def cancel(self) -> None:
-        """Give them up."""
-        self.begun.cancel()
+        """Cancel the requests."""
+        self.pending.cancel()

@@ -1,8 +1,8 @@
-"""Where the bytes of a file come from: a path, memory, a file object, h5py.
+"""Sources of the bytes of a file: a path, memory, a file object, an open h5py file.
 
-In: what a user opens. Out: a frozen `FileSource`, which opens it with h5py, gives its
-bytes by position, and tells one version of it from another. Sources travel in graphs;
-those whose content lives in one process only say so when they are pickled.
+In: a file of one of these kinds. Out: a frozen `FileSource`, which opens it with h5py, reads
+its bytes by position, and distinguishes its versions. Sources can be in Dask graphs; pickling
+a source that only exists in one process raises an error.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from h5py._objects import phil
 from xref.errors import DanglingReferenceError, ExternalFileError, FileReadError
 
 Identity: TypeAlias = tuple[Any, Any, int, Any]
-"""What a file is (two values that no other file has), its bytes, its version."""
+"""Two values that identify the file, its size in bytes, and its version."""
 
 
 class ByteHandle(Protocol):
-    """Something open to read bytes from, from any thread."""
+    """An open file, for positional reads from any thread."""
 
     def identity(self) -> Identity:
-        """Return the identity of what is open."""
+        """Return the identity of the open file."""
 
     def read(self, offset: int, buffer: memoryview) -> int:
-        """Read into ``buffer`` from byte ``offset`` on; return how many bytes came."""
+        """Read into ``buffer`` from byte ``offset`` on; return the number of bytes read."""
 
 
 class FileSource:
-    """A file that can be opened again and again; the base of those in this module."""
+    """A file that can be opened repeatedly; base class of the sources."""
 
     __slots__ = ()
 
     @property
     def token(self) -> Hashable:
-        """What equal sources share; it holds no file or content."""
+        """A value that equal sources share; it holds no open file and no content."""
         return self
 
     if TYPE_CHECKING:  # else the property would be the default of a field of that name
@@ -55,22 +55,22 @@ class FileSource:
 
     @property
     def folder(self) -> str | None:
-        """Folder that the names of external files count from; None without one."""
+        """Folder to which names of external files are relative; None if there is none."""
         return None
 
     @property
-    def live(self) -> bool:
-        """Whether a writer may change the file: data are then read through HDF5 alone."""
+    def open_for_writing(self) -> bool:
+        """Whether a writer may change the file; then only HDF5 reads data."""
         return False
 
     @property
     def remote(self) -> bool:
-        """Whether reading takes requests to a server."""
+        """Whether reading sends requests to a server."""
         return False
 
     @property
-    def named(self) -> bool:
-        """Whether its name is enough to open it again, here or elsewhere."""
+    def reopens_by_name(self) -> bool:
+        """Whether the name is enough to open the file again, also in other processes."""
         return self.remote
 
     def identity(self) -> Identity:
@@ -78,9 +78,9 @@ class FileSource:
         raise NotImplementedError
 
     def known_identity(self) -> Identity:
-        """Return the identity of what is open here, where its reads find a change.
+        """Return the identity of the open file if each of its reads would notice a change.
 
-        Of other files the identity as it is now.
+        Otherwise return the identity of the file as it is now.
         """
         return self.identity()
 
@@ -96,11 +96,8 @@ class FileSource:
 Options: TypeAlias = tuple[tuple[str, Any], ...]
 
 
-# --- local files -------------------------------------------------------------------
-
-
 class _Descriptor:
-    """A file descriptor that closes when the last reader lets go of it."""
+    """A file descriptor that is closed with its last reference."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -116,33 +113,24 @@ class _Descriptor:
 
 
 def _identity(status: os.stat_result) -> Identity:
-    # The time of the last change cannot be set back, as that of the last write can.
+    # Programs can set the time of the last write back, but not that of the last change.
     version = status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, version
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile(FileSource):
-    """A file of this machine, by absolute path.
-
-    Attributes
-    ----------
-    name : str
-    options : tuple of (str, object)
-        Keywords for `h5py.File`.
-    shared : bool
-        Whether someone in this process has it open for writing.
-    """
+    """A local file, by absolute path."""
 
     name: str
-    options: Options = ()
-    shared: bool = False
+    options: Options = ()  # keywords of `h5py.File`
+    shared_with_writer: bool = False  # this process also has it open for writing
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LocalFile, (self.name, self.options)  # another process does not share it
+        return LocalFile, (self.name, self.options)  # not shared with other processes
 
     @property
     def folder(self) -> str | None:
@@ -150,13 +138,13 @@ class LocalFile(FileSource):
         return os.path.dirname(os.path.realpath(self.name))
 
     @property
-    def live(self) -> bool:
-        """Whether it was opened with ``swmr``, or is shared with a writer."""
-        return self.shared or bool(dict(self.options).get("swmr", False))
+    def open_for_writing(self) -> bool:
+        """Whether it was opened with ``swmr``, or is also open for writing."""
+        return self.shared_with_writer or bool(dict(self.options).get("swmr", False))
 
     @property
-    def named(self) -> bool:
-        """Whether its name is enough to open it again: it is."""
+    def reopens_by_name(self) -> bool:
+        """Whether the name is enough to open the file again: it is."""
         return True
 
     def identity(self) -> Identity:
@@ -175,9 +163,6 @@ class LocalFile(FileSource):
         return _Descriptor(os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
 
 
-# --- memory ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _BytesHandle:
     of: Identity
@@ -194,7 +179,7 @@ class _BytesHandle:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFile(FileSource):
-    """The content of a file, in memory; it travels with its pickles."""
+    """The content of a file, in memory; it is part of its pickles."""
 
     content: bytes = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -210,23 +195,20 @@ class MemoryFile(FileSource):
         return "memory", self.token, len(self.content), 0
 
     def open_hdf5(self) -> h5py.File:
-        """Open the content, which is not copied."""
-        return open_cursor(self.open_bytes(), self.options)
+        """Open the content without a copy."""
+        return open_view(self.open_bytes(), self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the content."""
         return _BytesHandle(self.identity(), self.content)
 
 
-# --- file objects ------------------------------------------------------------------
-
-
 class SeekableView(io.RawIOBase):
-    """A position of its own in what is read by position."""
+    """A seekable file object over positional reads, through which h5py reads."""
 
     def __init__(self, file: ByteHandle) -> None:
         self._file = file
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -238,41 +220,46 @@ class SeekableView(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Set the position."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.identity()[2]}
-        self._at = base[whence] + offset
-        return self._at
+        base = {
+            os.SEEK_SET: 0,
+            os.SEEK_CUR: self._position,
+            os.SEEK_END: self._file.identity()[2],
+        }
+        self._position = base[whence] + offset
+        return self._position
 
     def tell(self) -> int:
         """Return the position."""
-        return self._at
+        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
         """Read at the position, and move on.
 
-        The buffer is filled unless the file ends: HDF5 takes what is missing for zeros.
+        The buffer is filled unless the file ends: HDF5 would take missing bytes for zeros.
         """
         view, done = memoryview(buffer).cast("B"), 0
         while done < len(view):
-            n = self._file.read(self._at + done, view[done:])
+            n = self._file.read(self._position + done, view[done:])
             if n == 0:
                 break
             done += n
-        if done < len(view) and self._at + done < self._file.identity()[2]:
+        if done < len(view) and self._position + done < self._file.identity()[2]:
             raise FileReadError(
-                f"{len(view)} bytes wanted at {self._at:#x}, {done} came from the file object"
+                f"{len(view)} bytes requested at {self._position:#x}, the file object returned "
+                f"{done}"
             )
-        self._at += done
+        self._position += done
         return done
 
 
-_CURSOR = f"<{__name__}.{SeekableView.__qualname__} object".encode()
-"""What h5py calls the files that it reads through a `SeekableView`."""
+_VIEW_NAME = f"<{__name__}.{SeekableView.__qualname__} object".encode()
+"""Start of the names that h5py gives to files read through a `SeekableView`."""
 
 
-def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
-    """Open what is read by position with h5py.
+def open_view(file: ByteHandle, options: Options) -> h5py.File:
+    """Open a file with h5py through positional reads.
 
-    Errors let go of h5py's properties of the file, which must not live until Python ends.
+    Frames of errors are cleared: HDF5's property lists must not live until Python ends.
     """
     try:
         return h5py.File(SeekableView(file), "r", **dict(options))
@@ -282,22 +269,22 @@ def open_cursor(file: ByteHandle, options: Options) -> h5py.File:
 
 
 @atexit.register
-def _close_cursors() -> None:
-    """Close what HDF5 reads through Python: it would go on after Python has ended.
+def _close_views() -> None:
+    """Close all files that HDF5 reads through Python, before Python ends.
 
-    Whoever still holds such a file, or an error from reading it.
+    Variables, or errors from reading, may still hold such files.
     """
     for number in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
-        if number.valid and number.name.startswith(_CURSOR):
+        if number.valid and number.name.startswith(_VIEW_NAME):
             h5py.File(number).close()
 
 
 @dataclass(frozen=True, slots=True)
 class FileObject(FileSource):
-    """A binary file object that someone else opened, and will close.
+    """A binary file object that the user opened, and will close.
 
-    A seek and its read stay together under h5py's lock. HDF5 and positional reads share the
-    object, and HDF5 reads under that lock: with another one, each could wait for the other.
+    Seek and read are one step under h5py's lock. HDF5 and positional reads share the object,
+    and HDF5 reads under that lock, so a second lock could cause a deadlock.
     """
 
     file: Any = field(repr=False, compare=False)
@@ -318,8 +305,8 @@ class FileObject(FileSource):
             return "object", self.token, int(self.file.seek(0, os.SEEK_END)), 0
 
     def open_hdf5(self) -> h5py.File:
-        """Open the object through a position of its own."""
-        return open_cursor(self, self.options)
+        """Open the object through a `SeekableView`."""
+        return open_view(self, self.options)
 
     def open_bytes(self) -> ByteHandle:
         """Return the source itself."""
@@ -337,19 +324,16 @@ class FileObject(FileSource):
         return FileObject, (self.file, self.token, self.options)
 
 
-# --- open HDF5 files ---------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class OpenFile(FileSource):
-    """A file that is open in h5py already; it can be read in this process only."""
+    """A file that the user opened with h5py; only this process can read it."""
 
     file: h5py.File = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def name(self) -> str:
-        """What h5py calls the file."""
+        """The name of the file in h5py."""
         return str(self.file.filename)
 
     @property
@@ -359,12 +343,12 @@ class OpenFile(FileSource):
         return os.path.dirname(os.path.realpath(self.name)) if is_local else None
 
     @property
-    def live(self) -> bool:
+    def open_for_writing(self) -> bool:
         """Whether it is open for writing."""
         return bool(self.file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ))
 
     def identity(self) -> Identity:
-        """Return device and inode of a local file, else an identity of its own."""
+        """Return the identity of a local file, else one of this object."""
         if not self.file:
             raise FileReadError(f"{self.token}: the h5py file was closed by its owner")
         if self.file.driver == "sec2":
@@ -376,19 +360,19 @@ class OpenFile(FileSource):
         return self.file
 
     def open_bytes(self) -> ByteHandle:
-        """Open the local file, or take an image of what is elsewhere."""
-        if self.live:
+        """Open the local file, or copy the bytes of another driver's file into memory."""
+        if self.open_for_writing:
             self.file.flush()
         if self.file.driver == "sec2":
             return _Descriptor(self._descriptor())
-        # An image leaves the user block out.
+        # A file image does not contain the user block.
         block = bytes(self.file.userblock_size)
         return _BytesHandle(self.identity(), block + self.file.id.get_file_image())
 
     def _descriptor(self) -> int:
-        """Open the file anew: a duplicate would keep the lock of its owner.
+        """Open the file again, since a duplicate descriptor would keep its owner's lock.
 
-        The path may lead to another file by now; then only a duplicate reads this one.
+        If the path leads to another file by now, only a duplicate can read this file.
         """
         theirs = self.file.id.get_vfd_handle()
         try:
@@ -407,44 +391,22 @@ class OpenFile(FileSource):
         )
 
 
-# --- files that are not there ------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class UnreachableFile(FileSource):
-    """A file that a reference names, and that is not there or may not be opened.
-
-    Attributes
-    ----------
-    name : str
-    problem : str
-        What is said when something asks for it.
-    refused : bool
-        Whether the option ``external`` does not allow it.
-    """
+    """A file named by a reference, which does not exist or may not be opened."""
 
     name: str
-    problem: str
-    refused: bool
+    problem: str  # message of the error when the file is used
+    refused: bool  # forbidden by the option ``external``
 
     def _fail(self) -> NoReturn:
         raise (ExternalFileError if self.refused else DanglingReferenceError)(self.problem)
 
-    def identity(self) -> Identity:
-        """Raise what is wrong with the file."""
-        self._fail()
-
-    def open_hdf5(self) -> h5py.File:
-        """Raise what is wrong with the file."""
-        self._fail()
-
-    def open_bytes(self) -> ByteHandle:
-        """Raise what is wrong with the file."""
-        self._fail()
+    identity = open_hdf5 = open_bytes = _fail
 
 
 def import_fsspec(url: str) -> Any:
-    """Import fsspec, or say how to install it."""
+    """Import fsspec, or raise an error that says how to install it."""
     try:
         import fsspec
     except ImportError as error:
@@ -455,5 +417,5 @@ def import_fsspec(url: str) -> Any:
 
 
 def as_options(options: Mapping[str, Any] | None) -> Options:
-    """Return keywords as a tuple, in order."""
+    """Return keywords as a sorted tuple."""
     return tuple(sorted((options or {}).items()))

@@ -1,8 +1,8 @@
-"""Garbage collections that do not run on the threads that carry requests.
+"""Garbage collections are skipped on threads that carry requests, and made up for later.
 
-Another thread may hold HDF5's lock while it waits for a request. A collection on the thread
-of that request could need the same lock, and both would wait for ever. So these threads
-leave collections out, and other threads make up for them.
+Another thread may hold HDF5's lock while it waits for a request. A garbage collection on the
+thread of that request could need the same lock: a deadlock. So these threads skip
+collections, and other threads run them later.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ _this_thread = _Thread()
 
 
 def is_transport_thread() -> bool:
-    """Tell whether this thread carries requests, for which others may wait.
+    """Tell whether this thread carries requests.
 
-    Who waits may hold HDF5's lock: nothing that needs it may be let go of here.
+    A thread that waits for a request may hold HDF5's lock, so a transport thread must not
+    drop an object that needs the lock.
     """
     return _this_thread.carries
 
 
 def enter_transport() -> None:
-    """Note that this thread carries requests, or answers them."""
+    """Mark this thread as one that carries requests."""
     _this_thread.carries = True
     if _spare_garbage not in gc.callbacks:
         gc.callbacks.append(_spare_garbage)
 
 
 def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
-    """Let a collection of garbage that begins on a thread of requests find none.
+    """Hide all objects from a garbage collection that begins on a transport thread.
 
-    Objects of h5py among it would wait for HDF5's lock. All objects count as old
-    afterwards, which Python looks through seldom: `collect_spared` makes up for it. What
-    was frozen before is not afterwards.
+    Objects of h5py among the garbage would wait for HDF5's lock. All objects are in the
+    oldest generation afterwards, which Python collects seldom, so `collect_spared` collects
+    them. Objects that were frozen before are not frozen afterwards.
     """
     if is_transport_thread():
         if phase == "start":
@@ -51,15 +52,15 @@ def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
 
 
 _spared: deque[int] = deque()
-"""An entry for each collection that found nothing because of its thread."""
+"""Generation of each skipped collection."""
 
 
 SPARED_MOST = 32
-"""Collections of young objects, of some 700 each, that are left out at most."""
+"""Upper bound on skipped collections, each of about 700 young objects."""
 
 
 def collect_spared() -> None:
-    """Collect the garbage that was spared, where it is much; on any other thread."""
+    """Run the skipped collections once there are many; never on a transport thread."""
     if len(_spared) >= SPARED_MOST and not is_transport_thread():
         _spared.clear()
         gc.collect()

@@ -1,18 +1,18 @@
-"""Ranges of a remote file: asked for at once, tried again, checked answer by answer.
+"""Ranges of a remote file: requested concurrently, checked, and requested again on failure.
 
-In: a file system of fsspec, a path, the version that is wanted, byte ranges. Out: their
-bytes, all of that version, or an error that names URL and range.
+In: a file system of fsspec, a path, the required version, byte ranges. Out: the bytes, all of
+that version, or an error with URL and range.
 
-Requests run on fsspec's event loop. File systems without coroutines are asked one range
-after the other on a thread. What a server says is not trusted:
+Requests run on fsspec's event loop. File systems without coroutines read one range after the
+other on a thread. Answers of a server are checked:
 
-- an answer has exactly the bytes asked for, or it is asked for again;
-- over HTTP each answer names range, size and version of the file, which are looked at
-  before its bytes are taken, and no more bytes are taken than were asked for;
-- where answers do not name the version, it is asked for again after they all came.
+- an answer that does not have exactly the requested bytes is requested again;
+- over HTTP, range, size and version in the header of an answer are checked before its bytes
+  are read, and no more bytes are read than requested;
+- if answers do not contain the version, it is requested after all of them.
 
-What failed is tried again by one range of the file after the other, so that a slow or busy
-server answers one of them in time.
+Failed requests of one file are repeated one after the other, so that a slow or busy server
+answers each in time.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ VERSION_KEYS = (
     "modified",
     "created",
 )
-"""What file systems call that which changes with a file, the most telling first."""
+"""Keys of fsspec's file information that identify a version, the most reliable first."""
 
 FIRST_WAIT = 0.1
-"""Seconds before a request is tried again; twice as long before each further time."""
+"""Seconds before the first retry of a request, doubled before each further one."""
 
 LONGEST_WAIT = 60.0
-"""Seconds that a server may ask to wait before a request is tried again."""
+"""Upper bound on the seconds that a server may ask to wait before a retry."""
 
 _FINAL_PROBLEMS = (
     IsADirectoryError,
@@ -63,50 +63,50 @@ _FINAL_PROBLEMS = (
     TypeError,
     ValueError,
 )
-"""What file systems say that trying again does not cure."""
+"""Errors of file systems that a retry does not cure."""
 
 _FINAL = (asyncio.CancelledError, FileChangedError, FileNotFoundError, *_FINAL_PROBLEMS)
-"""What ends the attempts."""
+"""Errors after which a request is not repeated."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Size and version of a remote file, as its file system tells them."""
+    """Size and version of a remote file, from its file system."""
 
     nbytes: int
-    key: str  # of `VERSION_KEYS`; empty where there is none
+    key: str  # one of `VERSION_KEYS`; empty if there is none
     value: str
 
 
 def read_version(url: str, info: Mapping[str, Any]) -> Version:
-    """Return what a file system's ``info`` tells of the version of a file.
+    """Return size and version of a file from a file system's ``info``.
 
     Raises
     ------
     FileReadError
-        If it does not tell the size.
+        If it has no size.
     """
     if info.get("size") is None:
         raise FileReadError(
-            f"{url}: the server does not tell the size of the file, so that parts of it "
-            f"cannot be read; open a local copy: simplecache::{url}"
+            f"{url}: the server does not report the size of the file, so parts of it cannot "
+            f"be read; open a local copy: simplecache::{url}"
         )
     key = next((k for k in VERSION_KEYS if info.get(k) not in (None, "")), "")
     return Version(int(info["size"]), key, str(info[key]) if key else "")
 
 
-class _Answer(FileReadError):
-    """An answer that is no data: whether and when to try again."""
+class _BadAnswer(FileReadError):
+    """An answer without the data; it says whether and when to retry."""
 
-    def __init__(self, said: str, final: bool = False, wait: float = 0) -> None:
-        super().__init__(said)
+    def __init__(self, reason: str, final: bool = False, wait: float = 0) -> None:
+        super().__init__(reason)
         self.final, self.wait = final, wait
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-"""Of each file system, which fsspec shares among all paths of a host."""
+"""A lock for each file system, which fsspec shares among all paths of a host."""
 
 _locks_lock = threading.Lock()
 
@@ -127,25 +127,25 @@ class RemotePath:
         if getattr(filesystem, "asynchronous", False):
             raise ValueError(f"{url}: open it without asynchronous=True in storage_options")
         self.url, self.filesystem, self.path = url, filesystem, path
-        inner = getattr(filesystem, "fs", filesystem)  # of a file system around another
+        inner = getattr(filesystem, "fs", filesystem)  # of a wrapper around a file system
         self._is_async = bool(filesystem.async_impl and inner.async_impl)
         self._loop = filesystem.loop if self._is_async else get_loop()
         protocols = filesystem.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)
         self._is_http = self._is_async and "http" in names
         with _locks_lock:
-            self._one_by_one = _locks.setdefault(filesystem, threading.Lock())
-        self._again = asyncio.Lock()
-        self._at_once = 0, asyncio.Semaphore()
+            self._serial = _locks.setdefault(filesystem, threading.Lock())
+        self._retrying = asyncio.Lock()
+        self._limit = 0, asyncio.Semaphore()
 
     def ask(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
-        """Begin a coroutine on the event loop of the file system."""
+        """Start a coroutine on the event loop of the file system."""
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is self._loop:
-            raise RuntimeError(f"{self.url} was asked for in the event loop that would read it")
+            raise RuntimeError(f"{self.url} was requested in the event loop that would read it")
 
         async def run() -> T:
             enter_transport()
@@ -161,14 +161,14 @@ class RemotePath:
         FileNotFoundError
             If there is no such file.
         FileReadError
-            If there is no answer that tells its size.
+            If no answer has its size.
         """
         return wait_for(self.ask(self.ask_version))
 
     async def ask_version(self) -> Version:
         """Ask for the version; see `version`."""
-        found = await self.try_again(self._ask_info, f"{self.url}: its size and version")
-        return read_version(self.url, found)
+        info = await self.retry(self._ask_info, f"{self.url}: its size and version")
+        return read_version(self.url, info)
 
     async def _ask_info(self) -> Mapping[str, Any]:
         count(remote_requests=1)
@@ -179,13 +179,13 @@ class RemotePath:
         try:
             info: Mapping[str, Any] = await filesystem._info(self.path)
         except FileNotFoundError as error:
-            # fsspec's HTTP client says so of every problem.
+            # fsspec's HTTP client raises this error for every problem.
             cause = error.__cause__
             status = getattr(cause, "status", None)
             if cause is None or status in _GONE:
                 raise
-            said = f"{type(cause).__name__}: {cause}"
-            raise _Answer(said, final=status is not None and _is_final(status)) from cause
+            reason = f"{type(cause).__name__}: {cause}"
+            raise _BadAnswer(reason, final=status is not None and _is_final(status)) from cause
         return info
 
     def _info_of_now(self) -> Mapping[str, Any]:
@@ -194,40 +194,40 @@ class RemotePath:
         return info
 
     async def _on_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a file system without coroutines, which may not be called twice at a time."""
+        """Call a file system without coroutines, in one thread at a time."""
 
         def call() -> T:
             enter_transport()
-            with self._one_by_one:
+            with self._serial:
                 return function(*args, **kwargs)
 
         return await asyncio.to_thread(call)
 
     async def ask_range(self, start: int, stop: int, version: Version) -> tuple[bytes, bool]:
-        """Ask for one range, once.
+        """Request one range, once.
 
         Returns
         -------
         data : bytes
         is_named : bool
-            Whether the answer named the version, and it is the one given.
+            Whether the answer contained the version; then it was the required one.
         """
         count(remote_requests=1)
         if self._is_http:
             return await self._ask_http(start, stop, version)
         if self._is_async:
-            found = await self.filesystem._cat_file(self.path, start=start, end=stop)
+            answer = await self.filesystem._cat_file(self.path, start=start, end=stop)
         else:
-            found = await self._on_thread(
+            answer = await self._on_thread(
                 self.filesystem.cat_file, self.path, start=start, end=stop
             )
-        data = bytes(found)
+        data = bytes(answer)
         count(remote_nbytes=len(data))
         _check_length(data, stop - start)
         return data, False
 
     async def _ask_http(self, start: int, stop: int, version: Version) -> tuple[bytes, bool]:
-        """Ask for a range over HTTP, in the session of fsspec's client.
+        """Request a range over HTTP, in the session of fsspec's client.
 
         Source: RFC 9110, "Range Requests".
         """
@@ -254,82 +254,82 @@ class RemotePath:
         _check_length(data, stop - start)
         return bytes(data), is_named
 
-    def at_once(self) -> asyncio.Semaphore:
-        """Return what bounds the requests that are under way."""
+    def concurrency_limit(self) -> asyncio.Semaphore:
+        """Return the semaphore that limits concurrent requests."""
         limit = get_option("remote_requests")
-        if self._at_once[0] != limit:
-            self._at_once = limit, asyncio.Semaphore(limit)
-        return self._at_once[1]
+        if self._limit[0] != limit:
+            self._limit = limit, asyncio.Semaphore(limit)
+        return self._limit[1]
 
-    async def try_again(self, function: Callable[[], Awaitable[T]], what: str) -> T:
-        """Await something until it comes, a few times.
+    async def retry(self, function: Callable[[], Awaitable[T]], label: str) -> T:
+        """Await a request; repeat it a few times if it fails.
 
         Parameters
         ----------
         function : callable
-            Begins one attempt.
-        what : str
-            Names what is asked for in the error.
+            Starts one attempt.
+        label : str
+            Names the requested data in the error.
 
         Raises
         ------
         FileReadError
             If the last attempt failed too.
         """
-        # What runs on a thread cannot be given up.
+        # A call on a thread cannot be cancelled.
         seconds = get_option("remote_timeout") if self._is_async else None
-        found = await _attempt(function, seconds)
-        if not isinstance(found, BaseException):
-            return found
+        outcome = await _attempt(function, seconds)
+        if not isinstance(outcome, BaseException):
+            return outcome
         attempts, wait = 1, FIRST_WAIT
-        async with self._again:
-            while attempts <= get_option("remote_retries") and not _is_last(found):
+        async with self._retrying:
+            while attempts <= get_option("remote_retries") and not _ends_attempts(outcome):
                 count(remote_retries=1)
-                asked = found.wait if isinstance(found, _Answer) else 0
-                await asyncio.sleep(max(wait * random.uniform(1, 1.5), asked))
+                server_wait = outcome.wait if isinstance(outcome, _BadAnswer) else 0
+                await asyncio.sleep(max(wait * random.uniform(1, 1.5), server_wait))
                 attempts, wait = attempts + 1, 2 * wait
-                found = await _attempt(function, seconds)
-                if not isinstance(found, BaseException):
-                    return found
-        if isinstance(found, _FINAL):
-            raise found
-        said = str(found) or type(found).__name__
-        if isinstance(found, TimeoutError):
-            said = f"no answer within {get_option('remote_timeout')} s"
+                outcome = await _attempt(function, seconds)
+                if not isinstance(outcome, BaseException):
+                    return outcome
+        if isinstance(outcome, _FINAL):
+            raise outcome
+        reason = str(outcome) or type(outcome).__name__
+        if isinstance(outcome, TimeoutError):
+            reason = f"no answer within {get_option('remote_timeout')} s"
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-        raise FileReadError(f"{what} could not be read in {tries}: {said}") from found
+        raise FileReadError(f"{label} could not be read in {tries}: {reason}") from outcome
 
 
 async def _attempt(
     function: Callable[[], Awaitable[T]], seconds: float | None
 ) -> T | BaseException:
-    async def attempt() -> T:  # begins nothing if it is cancelled before
+    async def attempt() -> T:  # sends nothing if it was cancelled before
         return await asyncio.wait_for(function(), seconds)
 
-    (found,) = await asyncio.gather(attempt(), return_exceptions=True)
-    return found
+    (outcome,) = await asyncio.gather(attempt(), return_exceptions=True)
+    return outcome
 
 
-def _is_last(error: BaseException) -> bool:
-    return isinstance(error, _FINAL) or (isinstance(error, _Answer) and error.final)
+def _ends_attempts(error: BaseException) -> bool:
+    return isinstance(error, _FINAL) or (isinstance(error, _BadAnswer) and error.final)
 
 
 _GONE = (404, 410)
 
 
 def _is_final(status: int) -> bool:
-    """Tell whether a status of HTTP stays the same however often one asks."""
+    """Tell whether a status of HTTP says that a retry is useless."""
     return 400 <= status < 500 and status not in (408, 425, 429)
 
 
 def _check_length(data: bytes | bytearray, wanted: int) -> None:
     if len(data) != wanted:
         more = "more" if len(data) > wanted else len(data)
-        raise FileReadError(f"{wanted} bytes were asked for, {more} came")
+        raise FileReadError(f"{wanted} bytes were requested, {more} were received")
 
 
 def _check_answer(url: str, answer: Any, wanted: Range, version: Version) -> bool:
-    """Look at the head of an answer; tell whether it names the version.
+    """Check the header of an answer; tell whether it contains the version.
 
     Source: RFC 9110, "206 Partial Content", "Content-Range" and "Retry-After".
     """
@@ -337,41 +337,41 @@ def _check_answer(url: str, answer: Any, wanted: Range, version: Version) -> boo
     if status in _GONE:
         raise FileNotFoundError(url)
     if status >= 400:
-        asked = headers.get("Retry-After", "")
-        wait = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0
-        raise _Answer(f"status {status} {answer.reason}", _is_final(status), wait)
-    told = headers.get(version.key, "") if version.key else ""
-    if told and _plain_tag(told) != _plain_tag(version.value):
-        raise changed(url, version, f"{version.key} {told}")
+        seconds = headers.get("Retry-After", "")
+        wait = min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else 0
+        raise _BadAnswer(f"status {status} {answer.reason}", _is_final(status), wait)
+    named = headers.get(version.key, "") if version.key else ""
+    if named and _plain_tag(named) != _plain_tag(version.value):
+        raise changed(url, version, f"{version.key} {named}")
     if status == 200:
-        raise _Answer(
+        raise _BadAnswer(
             "the server sent the whole file instead of a part of it; open a local copy: "
             f"simplecache::{url}"
         )
     if status != 206:
-        raise _Answer(f"status {status} {answer.reason}")
+        raise _BadAnswer(f"status {status} {answer.reason}")
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise _Answer(f"the bytes came encoded: {headers['Content-Encoding']}")
+        raise _BadAnswer(f"the bytes are encoded: {headers['Content-Encoding']}")
     content_range = headers.get("Content-Range", "")
-    found = _CONTENT_RANGE.fullmatch(content_range.strip())
-    if found is None:
-        raise _Answer(f"the answer does not name its range: {content_range!r}")
-    first, last, size = found.groups()
+    match = _CONTENT_RANGE.fullmatch(content_range.strip())
+    if match is None:
+        raise _BadAnswer(f"the answer does not contain its range: {content_range!r}")
+    first, last, size = match.groups()
     if size not in ("*", str(version.nbytes)):
         raise changed(url, version, f"of {size} bytes")
     if (int(first), int(last) + 1) != wanted:
-        raise _Answer(f"the answer is of another range: {content_range}")
-    # Where nothing but the size tells versions apart, the range has told it.
-    return bool(told) if version.key else size != "*"
+        raise _BadAnswer(f"the answer has another range: {content_range}")
+    # If only the size distinguishes versions, it is part of the range.
+    return bool(named) if version.key else size != "*"
 
 
 def _plain_tag(tag: str) -> str:
-    """Return a tag without the mark of a weak one, which some answers have."""
+    """Return a tag without the prefix of a weak tag, which some answers add."""
     return tag.removeprefix("W/")
 
 
 def changed(url: str, version: Version, now: object) -> FileChangedError:
-    """Return the error that says that a file is of another version."""
+    """Return the error for a file of another version."""
     return FileChangedError(
         f"{url} has changed since it was opened: it was {version} and is {now}; open it again"
     )
@@ -385,7 +385,7 @@ class RangeReader:
     version: Version
 
     def begin(self, ranges: Sequence[Range]) -> Future[list[bytes]]:
-        """Begin to read ranges.
+        """Request ranges.
 
         Parameters
         ----------
@@ -395,39 +395,40 @@ class RangeReader:
         Returns
         -------
         concurrent.futures.Future
-            Of one bytes object a range; `wait_for` waits for it. Its errors are
-            `FileChangedError` where the file is of another version or gone, and
-            `FileReadError` where a range could not be read in as many attempts as the
-            option ``remote_retries`` allows.
+            For `wait_for`: one bytes object a range. Its errors are `FileChangedError` if
+            the file has another version or was deleted, and `FileReadError` if a range could
+            not be read in as many attempts as the option ``remote_retries`` allows.
         """
         return self.remote.ask(lambda: self._read(ranges))
 
     async def _read(self, ranges: Sequence[Range]) -> list[bytes]:
         tasks = [asyncio.ensure_future(self._read_range(a, b)) for a, b in ranges]
         try:
-            found = await asyncio.gather(*tasks)
+            answers = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        if not all(is_named for _, is_named in found):
+        if not all(is_named for _, is_named in answers):
             await self._check_version()
-        return [data for data, _ in found]
+        return [data for data, _ in answers]
 
     async def _read_range(self, start: int, stop: int) -> tuple[bytes, bool]:
-        """Read one range; tell whether its answer named the version."""
+        """Read one range; tell whether its answer contained the version."""
         try:
-            async with self.remote.at_once():
-                return await self.remote.try_again(
+            async with self.remote.concurrency_limit():
+                return await self.remote.retry(
                     lambda: self.remote.ask_range(start, stop, self.version),
                     f"{self.remote.url}: bytes {start} to {stop}",
                 )
         except FileNotFoundError as error:
-            raise FileChangedError(f"{self.remote.url} is gone since it was opened") from error
+            raise FileChangedError(
+                f"{self.remote.url} was deleted since it was opened"
+            ) from error
         except FileChangedError:
             raise
         except FileReadError:
-            # What cannot be read may be cut off, or be another file by now.
-            with suppress(FileReadError):  # the error of the range says more
+            # The file may have been truncated or replaced.
+            with suppress(FileReadError):  # the error of the range is more precise
                 await self._check_version()
             raise
         except _FINAL_PROBLEMS as error:
@@ -440,7 +441,9 @@ class RangeReader:
         try:
             now = await self.remote.ask_version()
         except FileNotFoundError as error:
-            raise FileChangedError(f"{self.remote.url} is gone since it was opened") from error
+            raise FileChangedError(
+                f"{self.remote.url} was deleted since it was opened"
+            ) from error
         if (now.nbytes, now.key, _plain_tag(now.value)) != (
             self.version.nbytes,
             self.version.key,
@@ -450,12 +453,12 @@ class RangeReader:
 
 
 def wait_for(future: Future[T], seconds: float | None = None) -> T:
-    """Wait for what was begun; an interrupted wait ends it.
+    """Wait for a request; cancel it if the wait is interrupted.
 
     Raises
     ------
     TimeoutError
-        If it takes longer than so many seconds, if they are given.
+        If it takes longer than ``seconds``.
     """
     try:
         return future.result(seconds)

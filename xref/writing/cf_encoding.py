@@ -1,7 +1,7 @@
-"""Variables of a Dataset as they are stored: by the CF conventions, as xarray writes them.
+"""Variables of a Dataset in the form in which xarray stores them (CF conventions).
 
-In: a Dataset and what the user says of its variables. Out: variables of plain numbers and
-text, references, compounds and sequences, each in memory or cut into dask's blocks.
+In: a Dataset and the encodings that the user gives. Out: variables of numbers, text,
+references, compounds and sequences; each is in memory, or is cut into Dask blocks.
 """
 
 from __future__ import annotations
@@ -19,39 +19,27 @@ from xref.engine import ReferenceVariable
 from xref.errors import UnsupportedError
 from xref.hdf5 import item_dtype
 from xref.references import Reference, ReferenceArray
-from xref.writing.memory_layout import Form, Text, find_form
+from xref.writing.memory_layout import MemoryType, StringType, choose_memory_type
 from xref.writing.storage_options import check_encoding
 
 LAZY_NBYTES = 8 << 20
-"""Variables of more bytes are not read, or compressed, at once."""
+"""Larger variables are read, or compressed, block by block."""
 
 BLOCK_NBYTES = 16 << 20
-"""Bytes of their blocks, at most."""
+"""Upper bound on the bytes of such a block."""
 
 
 @dataclass(slots=True)
 class EncodedDataset:
-    """The variables of one group, ready to be written.
-
-    Attributes
-    ----------
-    variables : dict of str to xarray.Variable
-    attributes : dict
-        Of the group.
-    sizes : dict of str to int
-        Dimensions.
-    unlimited : set of str
-    forms : dict of str to Form
-        Of variables whose dtype alone does not tell.
-    given : dict of str to frozenset
-        What the user says of which variable.
-    """
+    """The variables of one group, ready to be written."""
 
     variables: dict[str, xr.Variable]
-    attributes: dict[Any, Any]
-    sizes: dict[str, int]
-    unlimited: set[str]
-    forms: dict[str, Form] = field(default_factory=dict)
+    attributes: dict[Any, Any]  # of the group
+    sizes: dict[str, int]  # of the dimensions
+    unlimited: set[str]  # dimensions that can grow
+    # Types of variables whose dtype does not determine them.
+    memory_types: dict[str, MemoryType] = field(default_factory=dict)
+    # Keys of the encoding that the user gives for each variable.
     given: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def is_scale(self, name: str) -> bool:
@@ -68,7 +56,7 @@ def encode_dataset(
     Raises
     ------
     ValueError
-        If the encoding of a variable says what cannot be, or of one that is not there.
+        If an encoding is given for an unknown variable, or has unknown keys or values.
     """
     for name, encoding in encodings.items():
         if name not in dataset.variables:
@@ -80,51 +68,41 @@ def encode_dataset(
     prepared = {
         name: _prepare(variable, encodings.get(name)) for name, variable in variables.items()
     }
-    apart = {name for name, variable in prepared.items() if _has_no_conventions(variable)}
-    ordinary = {k: _stand_in(v) if k in apart else v for k, v in prepared.items()}
-    encoded, attributes = xr.conventions.cf_encoder(ordinary, attributes)
-    sizes = dataset.sizes
-    encoded = {
-        # xarray has dropped the dtype of bytes from the encoding.
-        k: v if k in apart else _as_stored(v, k, sizes, prepared[k].encoding.get("dtype"))
-        for k, v in encoded.items()
-    }
-    found = {}
+    # xarray's encoder only handles names and attributes of these variables.
+    stored_as_is = {k for k, variable in prepared.items() if _is_stored_as_is(variable)}
+    inputs = {k: _placeholder(v) if k in stored_as_is else v for k, v in prepared.items()}
+    encoded, attributes = xr.conventions.cf_encoder(inputs, attributes)
+    complete = {}
     for name, variable in encoded.items():
-        kept = prepared[name]
-        if name in apart:
-            new = kept.copy(deep=False)
+        before = prepared[name]
+        if name in stored_as_is:
+            new = before.copy(deep=False)
             new.attrs = variable.attrs
         else:
-            new = variable
-        new.encoding = {**kept.encoding, **new.encoding}
-        found[str(name)] = new
+            # xarray has dropped the dtype of bytes from the encoding.
+            new = _as_stored(variable, name, dataset.sizes, before.encoding.get("dtype"))
+        new.encoding = {**before.encoding, **new.encoding}
+        complete[str(name)] = new
     unlimited = {str(d) for d in dataset.encoding.get("unlimited_dims", ())}
+    sizes = {str(k): n for k, n in dataset.sizes.items()}
     return EncodedDataset(
-        variables=found,
+        variables=complete,
         attributes=dict(attributes),
-        sizes={str(k): v for k, v in dataset.sizes.items()}
-        | {str(d): n for v in found.values() for d, n in v.sizes.items()},
-        unlimited=unlimited & set(map(str, dataset.sizes)),
-        forms=_forms(found),
+        sizes=sizes | {str(d): n for v in complete.values() for d, n in v.sizes.items()},
+        unlimited=unlimited & set(sizes),
+        memory_types=_memory_types(complete),
         given={str(k): frozenset(v) for k, v in encodings.items()},
     )
 
 
 def encode_stored(name: str, variable: xr.Variable) -> EncodedDataset:
-    """Encode a variable whose values are as they are stored, along no dimensions."""
-    prepared: dict[Hashable, xr.Variable] = {name: _prepare(variable, None)}
-    return EncodedDataset(
-        variables={name: prepared[name]},
-        attributes={},
-        sizes={},
-        unlimited=set(),
-        forms=_forms({name: prepared[name]}),
-    )
+    """Encode a variable without conversions and without dimensions."""
+    variables = {name: _prepare(variable, None)}
+    return EncodedDataset(variables, {}, {}, set(), _memory_types(variables))
 
 
 def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Variable:
-    """Return a variable in memory or in blocks, with the encoding that counts."""
+    """Return a variable in memory or in blocks, with the encoding given, else its own."""
     source = variable.encoding.get("source")
     new = variable.copy(deep=False)
     if encoding is not None:
@@ -137,28 +115,25 @@ def _prepare(variable: xr.Variable, encoding: Mapping[str, Any] | None) -> xr.Va
     if isinstance(data, ReferenceArray):
         return new
     if hasattr(data, "dask"):
-        # Objects without a type of h5py must be seen: references, text or sequences. So
-        # must text that is ASCII only if all of it is.
-        is_seen = (
+        # The values decide the HDF5 type of objects that h5py's metadata does not describe
+        # (references, text, sequences), and of text, which may be ASCII.
+        needs_values = (
             data.dtype.kind == "O"
-            or (data.dtype.hasobject and not _is_told(data.dtype))
-            or _was_ascii(new)
+            or (data.dtype.hasobject and not _is_fully_typed(data.dtype))
+            or _opened_as_ascii(new)
         )
-        return new.copy(data=data.compute()) if is_seen else new
+        return new.copy(data=data.compute()) if needs_values else new
     in_memory = isinstance(data, np.ndarray)
     is_large = new.dtype.kind not in "OV" and new.nbytes > LAZY_NBYTES and new.ndim > 0
-    # What is in memory is compressed in parallel, too.
-    if is_large and (not in_memory or _is_compressed(new.encoding)):
+    # Large arrays in memory become blocks, too, if they are compressed: in parallel.
+    is_compressed = bool(new.encoding.get("zlib") or new.encoding.get("compression"))
+    if is_large and (is_compressed or not in_memory):
         return new.chunk(dict(zip(new.dims, _block_shape(new), strict=True)))
     return new if in_memory else new.copy(data=new.values)
 
 
-def _is_compressed(encoding: Mapping[str, Any]) -> bool:
-    return bool(encoding.get("zlib") or encoding.get("compression"))
-
-
 def _block_shape(variable: xr.Variable) -> tuple[int, ...]:
-    """Return blocks of whole chunks of a variable that is read lazily."""
+    """Return the shape of blocks of whole chunks, for a variable that is read lazily."""
     sizes = variable.encoding.get("chunksizes")
     if sizes is None or len(sizes) != variable.ndim:
         sizes = (1,) * variable.ndim
@@ -173,13 +148,13 @@ def _block_shape(variable: xr.Variable) -> tuple[int, ...]:
 
 
 def align_blocks(data: Any, chunks: tuple[int, ...] | None) -> Any:
-    """Cut a dask array so that no chunk of a dataset is written in parts.
+    """Rechunk a Dask array so that each chunk of the dataset lies within one block.
 
     Parameters
     ----------
     data : dask.array.Array
     chunks : tuple of int or None
-        Of the dataset.
+        Chunk shape of the dataset.
     """
     if chunks is None:
         return data
@@ -187,26 +162,26 @@ def align_blocks(data: Any, chunks: tuple[int, ...] | None) -> Any:
     if all(all(b % c == 0 for b in blocks[:-1]) for blocks, c, _ in sides):
         return data
     sides = zip(data.chunks, chunks, data.shape, strict=True)
-    wanted = tuple(min(max(round(b[0] / c), 1) * c, max(n, 1)) for b, c, n in sides)
-    return data.rechunk(wanted)
+    aligned = tuple(min(max(round(b[0] / c), 1) * c, max(n, 1)) for b, c, n in sides)
+    return data.rechunk(aligned)
 
 
-def _has_no_conventions(variable: xr.Variable) -> bool:
-    """Tell whether values are stored as they are: references, compounds, bytes, sequences.
+def _is_stored_as_is(variable: xr.Variable) -> bool:
+    """Tell whether no CF convention applies: references, compounds, bytes, sequences.
 
-    So are truth values that were HDF5's own, which netCDF has not.
+    Booleans that HDF5 stores as an enumeration count, too; netCDF has no such type.
     """
     if isinstance(variable, ReferenceVariable) or isinstance(variable._data, ReferenceArray):
         return True
     if variable.dtype.kind == "V":
         return True
     if variable.dtype == np.bool_:
-        # Of netCDF it is the text "bool", of HDF5 a type.
+        # netCDF marks them by the text "bool"; a dtype is an HDF5 type.
         return isinstance(variable.encoding.get("dtype"), np.dtype)
     if variable.dtype.kind != "O":
         return False
-    kept: Any = variable.dtype.metadata or {}
-    if isinstance(kept.get("vlen"), np.dtype):
+    metadata: Any = variable.dtype.metadata or {}
+    if isinstance(metadata.get("vlen"), np.dtype):
         return True
     return any(
         isinstance(v, bytes | list | np.ndarray | Reference) for v in variable.values.flat
@@ -214,84 +189,83 @@ def _has_no_conventions(variable: xr.Variable) -> bool:
 
 
 def _as_stored(
-    variable: xr.Variable, name: Hashable, sizes: Mapping[Hashable, int], wanted: Any
+    variable: xr.Variable, name: Hashable, sizes: Mapping[Hashable, int], dtype: Any
 ) -> xr.Variable:
-    """Make text or numbers of objects, and single bytes along a last axis of bytes.
+    """Convert objects to text or numbers, and bytes to single bytes along a last axis.
 
-    So does xarray: netCDF has single bytes only. Bytes of a fixed length stay what they are
-    if their encoding has such a dtype, as that of a dataset of HDF5 has.
+    xarray does the same, since netCDF has single bytes only. Bytes of a fixed length stay if
+    ``dtype``, from the encoding, has a fixed length, as that of an HDF5 dataset has.
 
     Raises
     ------
     UnsupportedError
-        If objects are of several types, or of none that is stored.
+        If objects are of several types, or of a type that cannot be stored.
     """
     try:
         variable = ensure_dtype_not_object(variable, name=name)
     except ValueError as error:
         raise UnsupportedError(f"variable {name!r}: {error}") from error
-    dtype, encoding = variable.dtype, dict(variable.encoding)
-    last = encoding.pop("char_dim_name", None)
+    encoding = dict(variable.encoding)
+    char_dim = encoding.pop("char_dim_name", None)
     is_fixed = (
-        isinstance(wanted, np.dtype)
-        and wanted.kind == "S"
-        and (wanted.itemsize > 1 or wanted == dtype)
+        isinstance(dtype, np.dtype)
+        and dtype.kind == "S"
+        and (dtype.itemsize > 1 or dtype == variable.dtype)
     )
-    if dtype.kind != "S" or (is_fixed and not last):
+    if variable.dtype.kind != "S" or (is_fixed and not char_dim):
         return variable
-    plain = variable.copy(deep=False)
-    plain.encoding = encoding
+    without_name = variable.copy(deep=False)
+    without_name.encoding = encoding
     coder: Any = CharacterArrayCoder()
-    found: xr.Variable = coder.encode(plain, name)
-    n = found.shape[-1]
-    if last is None or last in variable.dims or sizes.get(last, n) != n:
-        return found
-    return xr.Variable((*found.dims[:-1], last), found.data, found.attrs, found.encoding)
+    chars: xr.Variable = coder.encode(without_name, name)
+    n = chars.shape[-1]
+    if char_dim is None or char_dim in variable.dims or sizes.get(char_dim, n) != n:
+        return chars
+    return xr.Variable((*chars.dims[:-1], char_dim), chars.data, chars.attrs, chars.encoding)
 
 
-def _stand_in(variable: xr.Variable) -> xr.Variable:
-    """Return a variable of numbers, for what xarray does with names and attributes."""
+def _placeholder(variable: xr.Variable) -> xr.Variable:
+    """Return a variable of numbers with the same dimensions and attributes."""
     numbers = np.broadcast_to(np.int8(0), variable.shape)
     return xr.Variable(variable.dims, numbers, dict(variable.attrs))
 
 
-def _forms(variables: Mapping[str, xr.Variable]) -> dict[str, Form]:
-    """Return the form of variables that a type of h5py in the encoding tells."""
-    found: dict[str, Form] = {}
+def _memory_types(variables: Mapping[str, xr.Variable]) -> dict[str, MemoryType]:
+    """Return the types of variables whose encoding holds a dtype with a type of h5py."""
+    memory_types: dict[str, MemoryType] = {}
     for name, variable in variables.items():
-        wanted = variable.encoding.get("dtype")
-        if not isinstance(wanted, np.dtype):
+        dtype = variable.encoding.get("dtype")
+        if not isinstance(dtype, np.dtype):
             continue
-        if _was_ascii(variable):
+        if _opened_as_ascii(variable):
             if _is_ascii(variable):
-                found[name] = Text("ascii")
+                memory_types[name] = StringType("ascii")
             continue
         if variable.dtype.kind not in "OV":
-            # Dask keeps no metadata, scalars no byte order.
-            is_enum = "enum" in (wanted.metadata or {}) and wanted == variable.dtype
-            is_swapped = wanted != variable.dtype and wanted.newbyteorder() == variable.dtype
+            # Dask drops the metadata of a dtype, and NumPy scalars drop the byte order, so
+            # both are restored from the encoding.
+            is_enum = "enum" in (dtype.metadata or {}) and dtype == variable.dtype
+            is_swapped = dtype != variable.dtype and dtype.newbyteorder() == variable.dtype
             if is_enum or is_swapped:
-                found[name] = find_form(np.zeros(0, dtype=wanted), name)
+                memory_types[name] = choose_memory_type(np.zeros(0, dtype=dtype), name)
             continue
-        base = item_dtype(wanted)[0]
-        if base.metadata or base.names:
-            values = np.zeros(0, dtype=base)
-            if _is_told(base):
-                found[name] = find_form(values, name)
-    return found
+        base = item_dtype(dtype)[0]
+        if (base.metadata or base.names) and _is_fully_typed(base):
+            memory_types[name] = choose_memory_type(np.zeros(0, dtype=base), name)
+    return memory_types
 
 
-def _was_ascii(variable: xr.Variable) -> bool:
+def _opened_as_ascii(variable: xr.Variable) -> bool:
     """Tell whether a variable was ASCII text when it was opened; see `keep_charset`."""
     dtype = variable.encoding.get("dtype")
     if not isinstance(dtype, np.dtype):
         return False
-    kept: Any = dtype.metadata or {}
-    return bool(kept.get("charset") == "ascii")
+    metadata: Any = dtype.metadata or {}
+    return bool(metadata.get("charset") == "ascii")
 
 
 def _is_ascii(variable: xr.Variable) -> bool:
-    """Tell whether text in memory is ASCII, besides bytes that are of no character set."""
+    """Tell whether text in memory is ASCII; bytes that were not decodable are allowed."""
     values = variable._data
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "OU":
         return False
@@ -305,10 +279,30 @@ def _is_ascii(variable: xr.Variable) -> bool:
     return True
 
 
-def _is_told(dtype: np.dtype[Any]) -> bool:
-    """Tell whether a dtype says all of its objects."""
+def attribute_array(value: Any, label: str) -> Any:
+    """Return the value of an attribute as an array."""
+    if isinstance(value, ReferenceArray):
+        return value
+    if isinstance(value, Reference):
+        return ReferenceArray.from_references(value)
+    if isinstance(value, str | bytes):
+        return np.array(value, dtype=object)
+    has_none = isinstance(value, list | tuple) and any(v is None for v in value)
+    if value is None or has_none or isinstance(value, Mapping):
+        raise TypeError(f"{label} is {value!r}: HDF5 has no type for it")
+    if isinstance(value, list | tuple) and any(
+        isinstance(v, str | bytes | Reference | np.ndarray) for v in value
+    ):
+        array = np.empty(len(value), dtype=object)
+        array[:] = list(value)
+        return array
+    return np.asarray(value)
+
+
+def _is_fully_typed(dtype: np.dtype[Any]) -> bool:
+    """Tell whether h5py's metadata describe all objects of a dtype."""
     if dtype.subdtype is not None:
-        return _is_told(dtype.subdtype[0])
+        return _is_fully_typed(dtype.subdtype[0])
     if dtype.names is not None:
-        return all(_is_told(dtype[name]) for name in dtype.names)
+        return all(_is_fully_typed(dtype[name]) for name in dtype.names)
     return dtype.kind != "O" or "vlen" in (dtype.metadata or {})

@@ -1,12 +1,12 @@
-"""Blocks of arrays into datasets of a file that several threads or processes write.
+"""Dask blocks into datasets of a file that several threads or processes write.
 
-In: a block, and the place of its dataset. Out: nothing; the elements are in the file.
+In: a block, and its place in a dataset. Out: nothing; the elements are in the file.
 
-Chunks that a block has whole are compressed here, outside HDF5's lock, and handed to HDF5
-as they are stored; all else goes through HDF5, which compresses under its lock. The file
-is opened for each block, under a lock that other processes see too: where a scheduler
-puts a task does not matter, and nothing that h5py made is in a graph. A block is written
-when HDF5 has closed the file without an error of the operating system.
+Chunks that lie completely within a block are compressed here, outside HDF5's lock, and
+written as they are stored. HDF5 writes all other elements, and compresses them under its
+lock. The file is opened for each block, under a lock between processes, so the scheduler may
+run a task anywhere, and no object of h5py is in a graph. A block is written when HDF5 has
+closed the file without an error of the operating system.
 """
 
 from __future__ import annotations
@@ -31,36 +31,24 @@ from xref.references import ReferenceArray
 from xref.writing.checked_file import CheckedFile
 from xref.writing.datasets import write_elements
 from xref.writing.drafts import Draft
-from xref.writing.memory_layout import ElementEncoder, Form, Plain, RawBytes
+from xref.writing.memory_layout import ElementEncoder, MemoryType, NumPyType, RawBytes
 from xref.writing.uninterrupted import uninterrupted
 
 DEFLATE = 1
+"""Number of HDF5's gzip filter."""
 
 _threads = threading.Lock()
 
 
 @contextmanager
 def open_to_write(draft: Draft) -> Iterator[h5py.File]:
-    """Open a file for writing, one thread of one process at a time.
-
-    Parameters
-    ----------
-    draft : Draft
-        The file.
-    """
+    """Open the file of a draft for writing, one thread of one process at a time."""
     with _threads, draft.open() as stored, open_stored(stored) as file:
         yield file
 
 
 def open_stored(stored: CheckedFile, *, is_new: bool = False) -> h5py.File:
-    """Let HDF5 open a file that it writes through Python.
-
-    Parameters
-    ----------
-    stored : CheckedFile
-    is_new : bool
-        Whether there is nothing in it.
-    """
+    """Let HDF5 open a file that it reads and writes through Python."""
     access = h5p.create(h5p.FILE_ACCESS)
     try:
         access.set_fileobj_driver(h5fd.fileobj_driver, stored)
@@ -77,22 +65,23 @@ def open_stored(stored: CheckedFile, *, is_new: bool = False) -> h5py.File:
         creation.set_obj_track_times(False)
         return h5py.File(h5f.create(name, h5f.ACC_TRUNC, fapl=access, fcpl=creation))
     finally:
-        # Exceptions keep it alive, perhaps until Python has ended: HDF5 would call Python then.
+        # An exception could keep the property list alive until Python has ended; HDF5 would
+        # then call Python.
         access.close()
 
 
 def no_references(references: ReferenceArray, kind: str) -> RawBytes:
-    """Refuse references among values that are written by blocks."""
-    raise TypeError("references are written before blocks are")
+    """Refuse references, which cannot be in blocks."""
+    raise TypeError("references are written before the blocks of Dask arrays")
 
 
 @dataclass(frozen=True, slots=True)
 class BlockTarget:
     """A dataset that `dask.array.store` writes to."""
 
-    draft: Draft  # of the file
-    name: str  # of the dataset
-    form: Form
+    draft: Draft
+    name: str  # path of the dataset
+    memory_type: MemoryType
     shape: tuple[int, ...]
     chunks: tuple[int, ...] | None
     pipeline: FilterPipeline
@@ -110,29 +99,29 @@ class BlockTarget:
 
     def _write_elements(self, box: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
         """Let HDF5 write a block."""
-        memory = ElementEncoder(no_references)
+        encoder = ElementEncoder(no_references)
         with open_to_write(self.draft) as file:
-            write_elements(self._dataset(file), self.form, memory, values, box)
+            write_elements(self._dataset(file), self.memory_type, encoder, values, box)
 
     def _dataset(self, file: h5py.File) -> h5py.Dataset:
-        """Return the dataset, which another program may have changed.
+        """Return the dataset.
 
         Raises
         ------
         FileChangedError
-            If it has.
+            If another program has removed, replaced or resized it.
         """
-        found = file.get(self.name)
-        if not isinstance(found, h5py.Dataset) or found.shape != self.shape:
+        dataset = file.get(self.name)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != self.shape:
             raise FileChangedError(
                 f"{self.draft.filename}: {self.name!r} was changed by another program before "
                 "all of its blocks were written"
             )
-        return found
+        return dataset
 
     def _is_direct(self, box: tuple[slice, ...]) -> bool:
-        """Tell whether a block has whole chunks, whose filters are known here."""
-        if self.chunks is None or not isinstance(self.form, Plain) or not self.shape:
+        """Tell whether a block consists of whole chunks, with filters of this module."""
+        if self.chunks is None or not isinstance(self.memory_type, NumPyType) or not self.shape:
             return False
         if [f.id for f in self.pipeline.filters] not in ([DEFLATE], [SHUFFLE, DEFLATE]):
             return False
@@ -149,31 +138,31 @@ class BlockTarget:
         ]
         encoded = []
         for corner in itertools.product(*starts):
-            place = tuple(
-                slice(at - s.start, at - s.start + c)
-                for at, s, c in zip(corner, box, self.chunks or (), strict=True)
+            slices = tuple(
+                slice(a - s.start, a - s.start + c)
+                for a, s, c in zip(corner, box, self.chunks or (), strict=True)
             )
-            encoded.append((corner, self._encode(values[place])))
+            encoded.append((corner, self._encode(values[slices])))
         uninterrupted(self._store_chunks, encoded)
 
     def _store_chunks(self, encoded: list[tuple[tuple[int, ...], bytes]]) -> None:
-        """Store chunks that are encoded."""
+        """Write encoded chunks to the file."""
         with open_to_write(self.draft) as file:
             dataset = self._dataset(file)
             for corner, data in encoded:
                 dataset.id.write_direct_chunk(corner, data)
 
     def _encode(self, part: npt.NDArray[Any]) -> bytes:
-        """Return a chunk as it is stored; past the extent it has the fill value."""
-        if not isinstance(self.form, Plain):
-            raise TypeError(f"chunks of {self.form} are encoded by HDF5")
-        chunks = self.chunks or ()
-        whole = np.ascontiguousarray(part, dtype=self.form.dtype)
+        """Return the stored bytes of a chunk; elements outside the extent are fill values."""
+        if not isinstance(self.memory_type, NumPyType):
+            raise TypeError(f"chunks of {self.memory_type} are encoded by HDF5")
+        chunks, dtype = self.chunks or (), self.memory_type.dtype
+        whole = np.ascontiguousarray(part, dtype=dtype)
         if part.shape != chunks:
-            whole = np.full(chunks, self.fill_value, dtype=self.form.dtype)
+            whole = np.full(chunks, self.fill_value, dtype=dtype)
             whole[tuple(slice(n) for n in part.shape)] = part
         raw = whole.reshape(-1).view(np.uint8)
-        *before, deflate = self.pipeline.filters
-        if before and self.form.itemsize > 1:
-            raw = np.ascontiguousarray(raw.reshape(-1, self.form.itemsize).T).reshape(-1)
+        *shuffle, deflate = self.pipeline.filters
+        if shuffle and dtype.itemsize > 1:
+            raw = np.ascontiguousarray(raw.reshape(-1, dtype.itemsize).T).reshape(-1)
         return zlib.compress(raw.data, deflate.options[0])

@@ -1,6 +1,6 @@
-"""Dimensions of a file: its dimension scales, and what netCDF-4 says with them.
+"""Dimension scales of a file, and the numbers that netCDF-4 gives them.
 
-In: an open HDF5 file. Out: the scales of a group, and numbers that none has yet.
+In: an open HDF5 file. Out: the scales of a group, and the next free number.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import h5py
 import numpy as np
 from h5py import h5ds
 
+from xref.objects import DIMENSION_ID, NO_VARIABLE
 from xref.writing.datasets import address_of
-
-NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable.%10d"
-"""Name of a scale without values, with its length."""
 
 
 @dataclass(slots=True)
@@ -25,39 +23,40 @@ class Scale:
     dataset: h5py.Dataset
     address: int
     size: int
-    existed: bool
+    existed: bool  # before the file was opened for writing
+    # Address and axis of each dataset along a new scale.
     attached: list[tuple[int, int]] = field(default_factory=list)
 
 
 Scales: TypeAlias = dict[str, Scale]
-"""By dimension."""
+"""Scales by dimension name."""
 
 
 def next_dimension(file: h5py.File) -> int:
-    """Return a number that no dimension of a file has: netCDF tells them by it."""
+    """Return the next free number: netCDF identifies dimensions by numbers."""
     numbers = [-1]
 
-    def look(name: str, item: Any) -> None:
+    def add_number(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id):
-            known = item.attrs.get("_Netcdf4Dimid")
-            numbers.append(int(known) if isinstance(known, np.int32) else -1)
+            number = item.attrs.get(DIMENSION_ID)
+            numbers.append(int(number) if isinstance(number, np.int32) else -1)
 
-    file.visititems(look)
+    file.visititems(add_number)
     return max(*numbers, len(numbers) - 2) + 1
 
 
 def has_any_size(scale: h5py.Dataset) -> bool:
-    """Tell whether a dimension has no variable, and grows with what lies along it."""
+    """Tell whether a dimension has no variable, and grows with the datasets along it."""
     name = scale.attrs.get("NAME", b"")
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return text.startswith(NO_VARIABLE.split("%")[0]) and scale.maxshape == (None,)
+    return text.startswith(NO_VARIABLE) and scale.maxshape == (None,)
 
 
 def existing_scales(group: h5py.Group) -> dict[str, Scale]:
-    """Return the dimension scales that a group has."""
-    found = {}
+    """Return the dimension scales of a group."""
+    scales = {}
     for name, item in group.items():
         is_scale = isinstance(item, h5py.Dataset) and h5ds.is_scale(item.id)
         if is_scale and not item.is_virtual and item.ndim == 1:
-            found[name] = Scale(item, address_of(item), item.shape[0], True)
-    return found
+            scales[name] = Scale(item, address_of(item), item.shape[0], True)
+    return scales

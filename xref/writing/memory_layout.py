@@ -1,12 +1,12 @@
-"""Values as HDF5 takes them from memory: bytes, with pointers where the length varies.
+"""Elements as HDF5 takes them from memory: bytes, with pointers if the length varies.
 
-In: NumPy arrays of any type that the engine gives: numbers, text, sequences, references,
+In: NumPy arrays of any type that the engine returns: numbers, text, sequences, references,
 compounds and arrays of them. Out: the HDF5 type, and the bytes of the elements.
 
-h5py makes one Python object after the other into such bytes, and none of sequences of
-region references. Here each member of a compound and each level of nesting is one array:
-texts lie in one buffer, the values of all sequences in another. The bytes are good as
-long as the `ElementEncoder` that made them lives.
+h5py converts one Python object after the other, and cannot convert sequences of region
+references. Here each member of a compound and each level of nesting is one array: all texts
+lie in one buffer, the values of all sequences in another. The bytes are valid as long as
+the `ElementEncoder` that returned them lives.
 """
 
 from __future__ import annotations
@@ -26,199 +26,186 @@ from xref.references import AttributeReference, ObjectReference, ReferenceArray,
 
 RawBytes: TypeAlias = npt.NDArray[np.uint8]
 
-_SEQUENCE = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
-"""HDF5's ``hvl_t``."""
+HVL_T = np.dtype([("length", np.uintp), ("pointer", np.uintp)])
+"""HDF5's C type ``hvl_t``, a sequence of variable length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """Elements whose bytes are those of a NumPy dtype."""
-
-    dtype: np.dtype[Any]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return self.dtype.itemsize
+class _ElementType:
+    __slots__ = ()
 
     def type_id(self) -> h5t.TypeID:
         """Return the HDF5 type."""
-        return h5t.py_create(self.dtype, logical=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text of variable length; in memory a pointer."""
-
-    charset: str  # "ascii" or "utf-8"
-
-    itemsize = np.dtype(np.uintp).itemsize
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        found = h5t.C_S1.copy()
-        found.set_size(h5t.VARIABLE)
-        found.set_cset(h5t.CSET_UTF8 if self.charset == "utf-8" else h5t.CSET_ASCII)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Pointers:
-    """References to objects or to regions."""
-
-    kind: str  # "object" or "region"
+        match self:
+            case NumPyType(dtype=dtype):
+                return h5t.py_create(dtype, logical=True)
+            case StringType(charset=charset):
+                type_id = h5t.C_S1.copy()
+                type_id.set_size(h5t.VARIABLE)
+                type_id.set_cset(h5t.CSET_UTF8 if charset == "utf-8" else h5t.CSET_ASCII)
+                return type_id
+            case ReferenceType(kind=kind):
+                return h5t.STD_REF_DSETREG if kind == "region" else h5t.STD_REF_OBJ
+            case VlenType(base=base):
+                return h5t.vlen_create(base.type_id())
+            case ArrayType(base=base, shape=shape):
+                return h5t.array_create(base.type_id(), shape)
+            case CompoundType(members=members):
+                type_id = h5t.create(h5t.COMPOUND, sum(part.itemsize for _, part in members))
+                offset = 0
+                for name, part in members:
+                    type_id.insert(
+                        name.encode("utf-8", "surrogateescape"), offset, part.type_id()
+                    )
+                    offset += part.itemsize
+                return type_id
+        raise TypeError(f"{self!r} is not a memory type")
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element in memory."""
         return int(self.type_id().get_size())
 
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.STD_REF_DSETREG if self.kind == "region" else h5t.STD_REF_OBJ
+
+@dataclass(frozen=True, slots=True)
+class NumPyType(_ElementType):
+    """Elements whose bytes are those of a NumPy dtype."""
+
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """Sequences of variable length; in memory a length and a pointer."""
+class StringType(_ElementType):
+    """Text of variable length; in memory a ``char *``."""
 
-    base: Form
-
-    itemsize = _SEQUENCE.itemsize
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.vlen_create(self.base.type_id())
+    charset: str  # "ascii" or "utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Compound:
-    """Members one after the other."""
+class ReferenceType(_ElementType):
+    """References to objects or to regions."""
 
-    members: tuple[tuple[str, Form], ...]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return sum(form.itemsize for _, form in self.members)
-
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        found, offset = h5t.create(h5t.COMPOUND, self.itemsize), 0
-        for name, form in self.members:
-            found.insert(name.encode("utf-8", "surrogateescape"), offset, form.type_id())
-            offset += form.itemsize
-        return found
+    kind: str  # "object" or "region"
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
+class VlenType(_ElementType):
+    """Sequences of variable length; in memory an ``hvl_t``."""
+
+    base: MemoryType
+
+
+@dataclass(frozen=True, slots=True)
+class CompoundType(_ElementType):
+    """Members without gaps between them."""
+
+    members: tuple[tuple[str, MemoryType], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType(_ElementType):
     """Arrays of one shape."""
 
-    base: Form
+    base: MemoryType
     shape: tuple[int, ...]
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in memory."""
-        return self.base.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
-    def type_id(self) -> h5t.TypeID:
-        """Return the HDF5 type."""
-        return h5t.array_create(self.base.type_id(), self.shape)
+MemoryType: TypeAlias = (
+    NumPyType | StringType | ReferenceType | VlenType | CompoundType | ArrayType
+)
 
 
-Form: TypeAlias = Plain | Text | Pointers | Sequence | Compound | Array
-
-
-def holds_references(form: Form) -> bool:
-    """Tell whether elements are references, or hold some."""
-    match form:
-        case Pointers():
+def holds_references(memory_type: MemoryType) -> bool:
+    """Tell whether elements are references or contain references."""
+    match memory_type:
+        case ReferenceType():
             return True
-        case Sequence(base=base) | Array(base=base):
+        case VlenType(base=base) | ArrayType(base=base):
             return holds_references(base)
-        case Compound(members=members):
+        case CompoundType(members=members):
             return any(holds_references(member) for _, member in members)
     return False
 
 
-def find_form(values: npt.NDArray[Any] | ReferenceArray, where: str) -> Form:
-    """Say how values are stored.
+def choose_memory_type(values: npt.NDArray[Any] | ReferenceArray, label: str) -> MemoryType:
+    """Return the type with which values are stored.
 
     Parameters
     ----------
     values : numpy.ndarray or ReferenceArray
-        Objects without a type of h5py must be of one kind: text, bytes, references,
-        arrays. Where there are none, they are taken for text.
-    where : str
-        Begins errors: the variable or attribute.
+        Objects without a type of h5py must all be text, bytes, references or arrays. If there
+        are none, the type is text.
+    label : str
+        Names the variable or attribute in errors.
 
     Raises
     ------
     UnsupportedError
-        If HDF5 has no type for them.
+        If HDF5 has no type for the values.
     """
     if isinstance(values, ReferenceArray):
-        return Pointers("region" if values.is_region else "object")
-    return _form(values.dtype, values, where)
+        return ReferenceType("region" if values.is_region else "object")
+    return _memory_type(values.dtype, values, label)
 
 
-def _form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
+def _memory_type(dtype: np.dtype[Any], values: npt.NDArray[Any], label: str) -> MemoryType:
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return Array(_form(base, values, where), shape)
+        return ArrayType(_memory_type(base, values, label), shape)
     if dtype.names is not None and dtype.hasobject:
-        members = [(name, _form(dtype[name], values[name], where)) for name in dtype.names]
-        return Compound(tuple(members))
+        members = [
+            (name, _memory_type(dtype[name], values[name], label)) for name in dtype.names
+        ]
+        return CompoundType(tuple(members))
     if dtype.kind == "O":
-        return _object_form(dtype, values, where)
+        return _object_memory_type(dtype, values, label)
     if dtype.kind in "UT":
-        return Text("utf-8")
+        return StringType("utf-8")
     if dtype.kind in "mM":
         dtype = h5py.opaque_dtype(dtype)
-    form = Plain(dtype)
+    memory_type = NumPyType(dtype)
     try:
-        form.type_id()
+        memory_type.type_id()
     except (TypeError, ValueError) as error:
-        raise UnsupportedError(f"{where}: HDF5 has no type for {dtype}: {error}") from error
-    return form
+        raise UnsupportedError(f"{label}: HDF5 has no type for {dtype}: {error}") from error
+    return memory_type
 
 
-def _object_form(dtype: np.dtype[Any], values: npt.NDArray[Any], where: str) -> Form:
-    """Say how objects are stored: by their type of h5py, or else by what they are."""
-    kept: Any = dtype.metadata or {}
-    base = kept.get("vlen")
+def _object_memory_type(
+    dtype: np.dtype[Any], values: npt.NDArray[Any], label: str
+) -> MemoryType:
+    """Choose a type from h5py's metadata, or else from the classes of the objects."""
+    metadata: Any = dtype.metadata or {}
+    base = metadata.get("vlen")
     if isinstance(base, np.dtype):
-        return _sequence_form(base, _join(values), where)
+        return _vlen_type(base, _concatenate(values), label)
     if base is not None:
-        return Text("utf-8" if base is str else "ascii")
-    found = {_object_kind(value) for value in values.flat} - {None}
-    match sorted(map(str, found)):
+        return StringType("utf-8" if base is str else "ascii")
+    kinds = {_object_kind(value) for value in values.flat} - {None}
+    match sorted(map(str, kinds)):
         case [] | ["text"] | ["bytes", "text"]:
-            return Text("utf-8")
+            return StringType("utf-8")
         case ["bytes"]:
-            return Text("ascii")
+            return StringType("ascii")
         case ["object"]:
-            return Pointers("object")
+            return ReferenceType("object")
         case ["region"] | ["object", "region"]:
-            return Pointers("region")
+            return ReferenceType("region")
         case ["array"]:
-            joined = _join(values)
-            return _sequence_form(joined.dtype, joined, where)
-    kinds = sorted({type(value).__name__ for value in values.flat})
+            joined = _concatenate(values)
+            return _vlen_type(joined.dtype, joined, label)
+    classes = sorted({type(value).__name__ for value in values.flat})
     raise UnsupportedError(
-        f"{where}: HDF5 has no type for objects of {', '.join(kinds)}; text, bytes, "
-        "references and arrays can be stored, of one kind"
+        f"{label}: HDF5 has no type for objects of {', '.join(classes)}; text, bytes, "
+        "references and arrays can be stored, but only one kind of them"
     )
 
 
-def _sequence_form(dtype: np.dtype[Any], joined: npt.NDArray[Any], where: str) -> Sequence:
-    """Say how sequences are stored whose values, end to end, are given."""
-    form = _form(dtype, joined, where)
+def _vlen_type(dtype: np.dtype[Any], joined: npt.NDArray[Any], label: str) -> VlenType:
+    """Choose the type of sequences whose concatenated values are given."""
+    memory_type = _memory_type(dtype, joined, label)
     if dtype.subdtype is None and joined.ndim > 1:
-        form = Array(form, joined.shape[1:])
-    return Sequence(form)
+        memory_type = ArrayType(memory_type, joined.shape[1:])
+    return VlenType(memory_type)
 
 
 def _object_kind(value: Any) -> str | None:
@@ -234,80 +221,77 @@ def _object_kind(value: Any) -> str | None:
         case RegionReference():
             return "region"
         case AttributeReference():
-            return "object"  # which has no attributes: whoever makes them anew says so
+            return "object"  # ReferenceTranslator makes it null, or refuses it
         case np.ndarray() | list():
             return "array"
     return "unknown"
 
 
-def _join(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the elements of all sequences, end to end."""
+def _concatenate(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the elements of all sequences in one array."""
     parts = [np.asarray(value) for value in values.flat if value is not None]
-    full = [part for part in parts if part.size] or parts
-    if not full:
+    parts = [part for part in parts if part.size] or parts
+    if not parts:
         return np.zeros(0)
-    return np.concatenate([part.reshape(-1, *part.shape[1:]) for part in full])
+    return np.concatenate([part.reshape(-1, *part.shape[1:]) for part in parts])
 
 
 ReferenceBytes: TypeAlias = Callable[[ReferenceArray, str], RawBytes]
-"""Gives the bytes of references, ``(n, 8)``, or of a kind "region" ``(n, 12)``."""
+"""Returns the bytes of references: ``(n, 8)`` of kind "object", ``(n, 12)`` of "region"."""
 
 
 class ElementEncoder:
-    """Makes the bytes of elements, and keeps what they point at.
+    """Converts elements to bytes, and keeps the buffers at which they point.
 
     Parameters
     ----------
     references : callable
-        Gives the bytes of references, by the kind that they are stored as.
+        Returns the bytes of references, given the kind with which they are stored.
     """
 
     def __init__(self, references: ReferenceBytes) -> None:
         self._references = references
-        self._kept: list[npt.NDArray[Any]] = []
+        self._buffers: list[npt.NDArray[Any]] = []
 
-    def encode(self, form: Form, values: Any) -> npt.NDArray[np.void]:
-        """Return the elements of an array in memory, in its shape without those of items.
+    def encode(self, memory_type: MemoryType, values: Any) -> npt.NDArray[np.void]:
+        """Return the bytes of an array's elements; axes of an `ArrayType` become bytes, too.
 
         Parameters
         ----------
-        form : Form
-            From `find_form`.
+        memory_type : MemoryType
+            From `choose_memory_type`.
         values : numpy.ndarray or ReferenceArray
         """
-        ndim = values.ndim - (len(form.shape) if isinstance(form, Array) else 0)
-        shape = values.shape[:ndim]
-        flat = values.reshape((int(np.prod(shape, dtype=np.int64)), *values.shape[ndim:]))
-        raw = np.ascontiguousarray(self._bytes(form, flat))
-        self._kept.append(raw)
-        return raw.view(f"V{form.itemsize}").reshape(shape)
+        inner = len(memory_type.shape) if isinstance(memory_type, ArrayType) else 0
+        shape = values.shape[: values.ndim - inner]
+        flat = values.reshape(
+            (int(np.prod(shape, dtype=np.int64)), *values.shape[values.ndim - inner :])
+        )
+        raw = np.ascontiguousarray(self._bytes(memory_type, flat))
+        self._buffers.append(raw)
+        return raw.view(f"V{memory_type.itemsize}").reshape(shape)
 
-    def _bytes(self, form: Form, values: Any) -> RawBytes:
+    def _bytes(self, memory_type: MemoryType, values: Any) -> RawBytes:
         """Return the bytes of n elements, ``(n, itemsize)``."""
         n = len(values)
-        match form:
-            case Plain(dtype=dtype):
-                same = np.ascontiguousarray(values, dtype=dtype).reshape(n)
-                return _bytes_of(same)
-            case Text():
+        match memory_type:
+            case NumPyType(dtype=dtype):
+                return _bytes_of(np.ascontiguousarray(values, dtype=dtype).reshape(n))
+            case StringType():
                 return self._texts(values)
-            case Pointers(kind=kind):
-                return self._pointers(values, kind)
-            case Sequence(base=base):
+            case ReferenceType(kind=kind):
+                if not isinstance(values, ReferenceArray):
+                    values = ReferenceArray.from_references(values, keep_kinds=True)
+                return self._references(values, kind)
+            case VlenType(base=base):
                 return self._sequences(values, base)
-            case Compound(members=members):
+            case CompoundType(members=members):
                 parts = [self._bytes(part, values[name]) for name, part in members]
                 return np.concatenate(parts, axis=1)
-            case Array(base=base, shape=shape):
-                each = int(np.prod(shape, dtype=np.int64))
-                flat = values.reshape((n * each, *values.shape[1 + len(shape) :]))
-                return self._bytes(base, flat).reshape(n, form.itemsize)
-
-    def _pointers(self, values: Any, kind: str) -> RawBytes:
-        array = values
-        if not isinstance(array, ReferenceArray):
-            array = ReferenceArray.from_references(values, keep_kinds=True)
-        return self._references(array, kind)
+            case ArrayType(base=base, shape=shape):
+                n_items = int(np.prod(shape, dtype=np.int64))
+                flat = values.reshape((n * n_items, *values.shape[1 + len(shape) :]))
+                return self._bytes(base, flat).reshape(n, memory_type.itemsize)
 
     def _texts(self, values: npt.NDArray[Any]) -> RawBytes:
         encoded = [_encode(value) for value in values.tolist()]
@@ -321,23 +305,23 @@ class ElementEncoder:
         lengths = np.array([len(text) + 1 for text in encoded], dtype=np.int64)
         return self._point(np.frombuffer(data, dtype=np.uint8), row_offsets(lengths)[:-1])
 
-    def _sequences(self, values: npt.NDArray[Any], base: Form) -> RawBytes:
-        joined = _join(values)
+    def _sequences(self, values: npt.NDArray[Any], base: MemoryType) -> RawBytes:
+        joined = _concatenate(values)
         lengths = [0 if value is None else len(value) for value in values.tolist()]
         length = np.array(lengths, dtype=np.int64)
-        if isinstance(base, Plain):
+        if isinstance(base, NumPyType):
             joined = joined.astype(base.dtype, copy=False)
         elements = np.ascontiguousarray(self._bytes(base, joined)).reshape(-1)
-        out = np.zeros(len(values), dtype=_SEQUENCE)
+        out = np.zeros(len(values), dtype=HVL_T)
         out["length"] = length
-        begin = row_offsets(length)[:-1] * base.itemsize
-        out["pointer"] = self._point(elements, begin).view(np.uintp)[:, 0]
+        offset = row_offsets(length)[:-1] * base.itemsize
+        out["pointer"] = self._point(elements, offset).view(np.uintp)[:, 0]
         return _bytes_of(out)
 
-    def _point(self, data: npt.NDArray[np.uint8], begin: IntArray) -> RawBytes:
-        """Return pointers to places of a buffer, which is kept."""
-        self._kept.append(data)
-        pointers = data.ctypes.data + begin.astype(np.uintp)
+    def _point(self, buffer: npt.NDArray[np.uint8], offset: IntArray) -> RawBytes:
+        """Return pointers to byte offsets of a buffer, and keep the buffer."""
+        self._buffers.append(buffer)
+        pointers = buffer.ctypes.data + offset.astype(np.uintp)
         return _bytes_of(pointers.astype(np.uintp))
 
 
@@ -348,7 +332,7 @@ def _bytes_of(values: npt.NDArray[Any]) -> RawBytes:
 
 
 def _encode(value: Any) -> bytes:
-    """Return the bytes of one text; none for a missing one."""
+    """Return the bytes of one text; a missing text is empty."""
     if value is None:
         return b""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
-"""How a variable is stored: chunks and filters from its encoding.
+"""Chunks and filters of a variable, from its encoding.
 
-In: shape, dask chunks and the encoding of a variable, in the words of netCDF-4 or h5py.
-Out: `Storage`.
+In: shape, Dask chunks and encoding of a variable, with the keys of netCDF-4 or h5py. Out:
+`Storage`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 from h5py import h5z
 
+from xref.objects import CF_ATTRIBUTES
 from xref.writing.datasets import Storage
-from xref.writing.memory_layout import Form
+from xref.writing.memory_layout import MemoryType
 
 STORAGE_KEYS = frozenset(
     {
@@ -31,39 +32,28 @@ STORAGE_KEYS = frozenset(
     }
 )
 
-CF_KEYS = frozenset(
-    {
-        "dtype",
-        "_FillValue",
-        "missing_value",
-        "scale_factor",
-        "add_offset",
-        "units",
-        "calendar",
-        "_Unsigned",
-        "coordinates",
-        "grid_mapping",
-    }
-)
+CF_KEYS = frozenset({*CF_ATTRIBUTES, "coordinates", "grid_mapping"})
 
 LARGEST_CHUNK = 1 << 28
-"""Bytes of a chunk that is taken over from another file; HDF5 allows 4 GiB."""
+"""Upper bound on the bytes of a chunk shape from another file; HDF5 allows 4 GiB."""
 
 CHUNK_NBYTES = 1 << 20
-"""Bytes of a chunk where nobody says how large it should be."""
+"""Upper bound on the bytes of a chunk whose shape nobody gives."""
 
 _PLUGINS = {"zstd": 32015, "bzip2": 307, "blosc": 32001, "lz4": 32004}
+"""Numbers of registered HDF5 filters."""
 
 _LEVEL = 4
+"""Compression level of gzip if none is given, as in netCDF-4."""
 
 
 def check_encoding(encoding: Mapping[str, Any], name: Hashable) -> None:
-    """Refuse words that mean nothing here.
+    """Refuse unknown keys.
 
     Raises
     ------
     ValueError
-        If there are any.
+        If the encoding has any.
     """
     unknown = sorted(map(str, set(encoding) - STORAGE_KEYS - CF_KEYS))
     if unknown:
@@ -73,150 +63,159 @@ def check_encoding(encoding: Mapping[str, Any], name: Hashable) -> None:
 
 def choose_storage(
     shape: tuple[int, ...],
-    form: Form,
+    memory_type: MemoryType,
     encoding: Mapping[str, Any],
     *,
     given: Iterable[str] = (),
     unlimited: Sequence[bool] = (),
     blocks: tuple[tuple[int, ...], ...] | None = None,
     fill_value: Any = None,
-    what: str = "",
+    label: str = "",
 ) -> Storage:
     """Choose chunks and filters.
 
     Parameters
     ----------
     shape : tuple of int
-    form : Form
-        Of the elements.
+    memory_type : MemoryType
+        Type of the elements.
     encoding : dict
-        What the user says, over what the file says that the variable comes from.
+        Keys that the user gives, and keys of the file from which the variable comes.
     given : iterable of str
-        Keys that the user says; the others give way where they do not fit.
+        Keys that the user gives. Other keys are ignored if they do not fit.
     unlimited : sequence of bool
-        By axis.
+        One for each axis.
     blocks : tuple of tuple of int, optional
-        Dask's chunks.
+        Chunks of the Dask array.
     fill_value : scalar, optional
-    what : str
-        Names the variable in messages.
+    label : str
+        Names the variable in errors.
 
     Raises
     ------
     ValueError
-        If the user wants what cannot be.
+        If a key that the user gives does not fit.
     """
     given = set(given)
-    limitless = tuple(unlimited) or (False,) * len(shape)
+    is_unlimited = tuple(unlimited) or (False,) * len(shape)
     if not shape:
         return Storage(options={}, fill_value=fill_value)
-    options = _filters(encoding, given, what)
-    if form.itemsize == 1:
+    options = _filters(encoding, given, label)
+    if memory_type.itemsize == 1:
         options.pop("shuffle", None)
-    chunks = _given_chunks(shape, limitless, encoding, given, form.itemsize, what)
-    contiguous = bool(encoding.get("contiguous")) and not (options or any(limitless))
+    chunks = _given_chunks(shape, is_unlimited, encoding, given, memory_type.itemsize, label)
+    needs_chunks = bool(options) or any(is_unlimited)
+    contiguous = bool(encoding.get("contiguous")) and not needs_chunks
     if "contiguous" in given and encoding["contiguous"] and not contiguous:
-        raise ValueError(f"{what}: contiguous storage has no filters and no unlimited axes")
-    if chunks is None and not contiguous and (options or any(limitless) or blocks is not None):
+        raise ValueError(
+            f"{label}: contiguous storage cannot have filters or unlimited dimensions"
+        )
+    if chunks is None and not contiguous:
         if blocks is not None and max(map(len, blocks), default=1) > 1:
             chunks = tuple(max(*b, 1) for b in blocks)
-        elif options or any(limitless):
+        elif needs_chunks:
             chunks = tuple(max(n, 1) for n in shape)
         if chunks is not None:
-            chunks = shrink(chunks, form.itemsize, CHUNK_NBYTES)
-    if chunks is None and (options or any(limitless)):
-        chunks = shrink(tuple(max(n, 1) for n in shape), form.itemsize, CHUNK_NBYTES)
-    if chunks is not None and 0 in shape and not any(limitless):
-        chunks, options = None, {}  # nothing to store
-    guessed = any(n == 0 and not u for n, u in zip(shape, limitless, strict=True))
-    maxshape = None
-    if any(limitless):
-        maxshape = tuple(None if u else n for n, u in zip(shape, limitless, strict=True))
+            chunks = shrink(chunks, memory_type.itemsize, CHUNK_NBYTES)
+    if chunks is not None and 0 in shape and not any(is_unlimited):
+        chunks, options = None, {}  # no elements
+    # h5py refuses a chunk shape for an axis without elements, but can choose one.
+    is_chosen_by_h5py = any(n == 0 and not u for n, u in zip(shape, is_unlimited, strict=True))
+    maxshape = tuple(None if u else n for n, u in zip(shape, is_unlimited, strict=True))
     return Storage(
-        # h5py takes no chunk that is longer than an axis of no elements, but makes one.
-        chunks=True if chunks is not None and guessed else chunks,
-        maxshape=maxshape,
+        chunks=True if chunks is not None and is_chosen_by_h5py else chunks,
+        maxshape=maxshape if any(is_unlimited) else None,
         options=options if chunks is not None else {},
         fill_value=fill_value,
     )
 
 
-def check_stored(
-    dataset: h5py.Dataset,
-    form: Form,
-    encoding: Mapping[str, Any],
-    given: Iterable[str],
-    what: str,
-) -> None:
-    """Refuse an encoding that a dataset does not have, which cannot be changed any more.
-
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-        In the file.
-    form : Form
-        Of its elements.
-    encoding : dict
-    given : iterable of str
-        Keys that the user says.
-    what : str
-        Names the variable in messages.
+def fitting_dataset(
+    found: Any, memory_type: MemoryType, shape: tuple[int, ...], label: str
+) -> h5py.Dataset:
+    """Return an existing dataset, if values of a type and shape can be written to it.
 
     Raises
     ------
     ValueError
-        If it has another one.
+        If they cannot, or the elements of the dataset are in other files.
+    """
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(
+            f"{label} is a group in the file, so a variable cannot be written there"
+        )
+    if found.external:
+        raise ValueError(
+            f"{label} has its elements in other files, which to_hdf5 does not write"
+        )
+    sizes = zip(shape, found.shape or (), found.maxshape or (), strict=False)
+    fits = len(shape) == found.ndim and all(
+        new == old or (new > old and limit is None) for new, old, limit in sizes
+    )
+    if not fits or not found.id.get_type().equal(memory_type.type_id()):
+        raise ValueError(
+            f"{label} is there already, with shape {found.shape} and type {found.dtype}; the "
+            f"new values have the shape {shape}, or another type. Choose another name, or "
+            "delete the old dataset (references to it will then dangle)"
+        )
+    return found
+
+
+def check_stored(
+    dataset: h5py.Dataset,
+    memory_type: MemoryType,
+    encoding: Mapping[str, Any],
+    given: Iterable[str],
+    label: str,
+) -> None:
+    """Refuse an encoding that differs from the storage of an existing dataset.
+
+    Only the keys that the user gives are compared (see `choose_storage`).
+
+    Raises
+    ------
+    ValueError
+        If it differs: HDF5 cannot change the storage of a dataset.
     """
     given = set(given) & STORAGE_KEYS
     if not given:
         return
-    wanted = _filters(encoding, given, what)
-    if form.itemsize == 1:
-        wanted.pop("shuffle", None)
-    has: dict[str, tuple[Any, Any]] = {}
+    new = _filters(encoding, given, label)
+    compression, level = _compression(dataset)
+    pairs: dict[str, tuple[Any, Any]] = {}
     if given & {"zlib", "compression"}:
-        has["compression"] = (wanted.get("compression"), _compression(dataset))
-    if given & {"complevel", "compression_opts"} and "compression" in wanted:
-        has["compression_opts"] = (wanted.get("compression_opts"), _level_of(dataset))
+        pairs["compression"] = (new.get("compression"), compression)
+    if given & {"complevel", "compression_opts"} and "compression" in new:
+        pairs["compression_opts"] = (new.get("compression_opts"), level)
     for key in ("shuffle", "fletcher32"):
-        if key in given and not (key == "shuffle" and form.itemsize == 1):
-            has[key] = (bool(encoding[key]), getattr(dataset, key))
+        if key in given and not (key == "shuffle" and memory_type.itemsize == 1):
+            pairs[key] = (bool(encoding[key]), getattr(dataset, key))
     if encoding.get("chunksizes") is not None and "chunksizes" in given:
-        has["chunksizes"] = (tuple(map(int, encoding["chunksizes"])), dataset.chunks)
+        pairs["chunksizes"] = (tuple(map(int, encoding["chunksizes"])), dataset.chunks)
     if "contiguous" in given:
-        has["contiguous"] = (bool(encoding["contiguous"]), dataset.chunks is None)
-    for key, (new, old) in has.items():
-        if new != old:
+        pairs["contiguous"] = (bool(encoding["contiguous"]), dataset.chunks is None)
+    for key, (wanted, stored) in pairs.items():
+        if wanted != stored:
             raise ValueError(
-                f"{what} is there already, with {key}={old!r}, which cannot be made {new!r}; "
-                "leave it out of its encoding, or write under another name"
+                f"{label} is there already, with {key}={stored!r}, which cannot be made "
+                f"{wanted!r}; leave it out of its encoding, or choose another name"
             )
 
 
-def _compression(dataset: h5py.Dataset) -> Any:
-    """Return the filter of a dataset that compresses, as `_filters` names it."""
+def _compression(dataset: h5py.Dataset) -> tuple[Any, Any]:
+    """Return the compression filter of a dataset and its options, as `_filters` does."""
     if dataset.compression is not None:
-        return dataset.compression
+        return dataset.compression, dataset.compression_opts
     properties = dataset.id.get_create_plist()
-    known = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
-    numbers = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
-    return next((number for number in numbers if number not in known), None)
-
-
-def _level_of(dataset: h5py.Dataset) -> Any:
-    if dataset.compression is not None:
-        return dataset.compression_opts
-    properties, wanted = dataset.id.get_create_plist(), _compression(dataset)
-    values = [
-        values
-        for number, _, values, _ in map(properties.get_filter, range(properties.get_nfilters()))
-        if number == wanted
-    ]
-    return tuple(values[0]) if values else None
+    for k in range(properties.get_nfilters()):
+        number, _, values, _ = properties.get_filter(k)
+        if number not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32):
+            return number, tuple(values)
+    return None, None
 
 
 def shrink(chunks: tuple[int, ...], itemsize: int, nbytes: int) -> tuple[int, ...]:
-    """Halve the longest axis until a chunk is small enough; of three equal ones the first.
+    """Halve the longest axis, or the first of several, until a chunk is small enough.
 
     Examples
     --------
@@ -236,9 +235,9 @@ def _given_chunks(
     encoding: Mapping[str, Any],
     given: set[str],
     itemsize: int,
-    what: str,
+    label: str,
 ) -> tuple[int, ...] | None:
-    """Return the chunk shape of an encoding; None where there is none, or it does not fit."""
+    """Return the chunk shape of an encoding; None if it has none, or it does not fit."""
     sizes = encoding.get("chunksizes")
     if sizes is None:
         return None
@@ -248,22 +247,22 @@ def _given_chunks(
         for c, n, u in zip(sizes, shape, unlimited, strict=False)
     )
     if fits and "chunksizes" not in given and math.prod(sizes) * itemsize > LARGEST_CHUNK:
-        return None  # a file may say so and have nothing in them
+        return None  # the dataset of the other file may be empty
     if fits:
         return sizes
     if "chunksizes" in given:
-        raise ValueError(f"{what}: chunks of shape {sizes} do not fit into the shape {shape}")
+        raise ValueError(f"{label}: chunks of shape {sizes} do not fit into the shape {shape}")
     return None
 
 
-def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[str, Any]:
+def _filters(encoding: Mapping[str, Any], given: set[str], label: str) -> dict[str, Any]:
     """Return filters as keywords of `h5py.Group.create_dataset`."""
     options: dict[str, Any] = {}
     name, level = encoding.get("compression"), encoding.get("complevel")
     level = encoding.get("compression_opts", level)
     if name is None and encoding.get("zlib"):
         name = "gzip"
-    if isinstance(name, int) and 0 <= name <= 9:  # h5py's short form
+    if isinstance(name, int) and 0 <= name <= 9:  # h5py: compression=4 means gzip, level 4
         name, level = "gzip", name
     if name in ("zlib", "gzip"):
         options |= {
@@ -273,7 +272,7 @@ def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[st
     elif name == "lzf":
         options["compression"] = "lzf"
     elif name is not None:
-        options |= _other_filter(name, level, "compression" in given, what)
+        options |= _other_filter(name, level, "compression" in given, label)
     if encoding.get("shuffle") and (options or "shuffle" in given):
         options["shuffle"] = True
     if encoding.get("fletcher32"):
@@ -281,27 +280,27 @@ def _filters(encoding: Mapping[str, Any], given: set[str], what: str) -> dict[st
     return options
 
 
-def _other_filter(name: Any, level: Any, wanted: bool, what: str) -> dict[str, Any]:
-    """Return a filter that HDF5 may not have here; gzip where nobody insists."""
+def _other_filter(name: Any, level: Any, is_required: bool, label: str) -> dict[str, Any]:
+    """Return a filter that HDF5 may lack here; gzip if it lacks it and none is required."""
     number = _PLUGINS.get(str(name).split("_")[0], name)
-    known = {"szip": h5z.FILTER_SZIP}.get(number, number)
-    available = False
-    if isinstance(known, int | np.integer):
-        flags = h5z.get_filter_info(known) if h5z.filter_avail(known) else 0
-        available = bool(flags & h5z.FILTER_CONFIG_ENCODE_ENABLED)
-    if available:
-        found: dict[str, Any] = {"compression": number}
+    filter_id = {"szip": h5z.FILTER_SZIP}.get(number, number)
+    is_available = False
+    if isinstance(filter_id, int | np.integer):
+        flags = h5z.get_filter_info(filter_id) if h5z.filter_avail(filter_id) else 0
+        is_available = bool(flags & h5z.FILTER_CONFIG_ENCODE_ENABLED)
+    if is_available:
+        options: dict[str, Any] = {"compression": number}
         if level is not None:
-            found["compression_opts"] = (level,) if np.isscalar(level) else tuple(level)
-        return found
-    if wanted:
+            options["compression_opts"] = (level,) if np.isscalar(level) else tuple(level)
+        return options
+    if is_required:
         raise ValueError(
-            f"{what}: HDF5 has no filter {name!r} here; pip install 'xref[codecs]' and import "
-            "hdf5plugin brings more"
+            f"{label}: HDF5 has no filter {name!r} here; for more filters pip install "
+            "'xref[codecs]' and import hdf5plugin"
         )
     warnings.warn(
-        f"{what} was compressed with {name!r}, which HDF5 has not here; it is written with "
-        "gzip",
+        f"{label} was compressed with the filter {name!r}, which HDF5 does not have here; it "
+        "is written with gzip",
         UserWarning,
         stacklevel=2,
     )

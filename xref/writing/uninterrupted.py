@@ -1,12 +1,12 @@
-"""Calls that Ctrl-C does not break off.
+"""Calls that Ctrl-C does not interrupt.
 
 In: a function. Out: its result, or its exception.
 
 Python runs signal handlers in the main thread, between any two instructions: also in
-functions that HDF5 calls back, and in the middle of `finally` and `with`. HDF5 cannot take up
-again what an exception broke off there, and what was opened is perhaps never closed. So the
-function runs in a thread of its own, and the main thread waits for it. What may be broken off
-(the user's computations) the function hands to the main thread: `interruptible`.
+functions that HDF5 calls, and within `finally` and `with`. If an exception leaves such a
+function, HDF5 cannot continue its work, and a file may never be closed. So the function runs
+in another thread, and the main thread waits for it. Calls that may be interrupted (the user's
+computations) are handed back to the main thread by `interruptible`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ T = TypeVar("T")
 def uninterrupted(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function; an interrupt is raised after the function has returned.
 
-    It ends early where it calls `interruptible` or `check_interrupt`: they raise the
-    interrupt in the function.
+    If the function calls `interruptible` or `check_interrupt`, these raise the interrupt
+    in it, so that it ends early.
 
     Parameters
     ----------
     function : callable
     *arguments
-        Of the function.
+        Arguments of the function.
     """
     if threading.current_thread() is not threading.main_thread():
-        return function(*arguments)  # no signal handler runs here
+        return function(*arguments)  # signal handlers run in the main thread only
     call = _Call(function, arguments)
     thread = threading.Thread(target=call.run, name="xref-uninterrupted")
     interrupt: BaseException | None = None
@@ -61,61 +61,63 @@ def uninterrupted(function: Callable[..., T], *arguments: Any) -> T:
         if failure is not None:
             raise failure
     finally:
-        interrupt = failure = call.interrupted = None  # no circle of frame and exception
-    found: T = call.found
-    return found
+        interrupt = failure = call.interrupted = (
+            None  # no reference cycle of frame and exception
+        )
+    result: T = call.result
+    return result
 
 
 def interruptible(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in the thread that waits in `uninterrupted`; an interrupt ends it.
+    """Call a function in the thread that waits in `uninterrupted`, where Ctrl-C ends it.
 
-    Elsewhere it is an ordinary call.
+    Outside of `uninterrupted` it is an ordinary call.
     """
-    call: _Call | None = getattr(_of_thread, "call", None)
+    call: _Call | None = getattr(_this_thread, "call", None)
     if call is None:
         return function(*arguments)
-    found: T = call.ask(_Request(function, arguments))
-    return found
+    result: T = call.ask(_Request(function, arguments))
+    return result
 
 
 def find_interrupt() -> BaseException | None:
-    """Return the interrupt of the call that this thread makes, if there was one."""
-    call: _Call | None = getattr(_of_thread, "call", None)
+    """Return the interrupt that came during the `uninterrupted` call of this thread."""
+    call: _Call | None = getattr(_this_thread, "call", None)
     return None if call is None else call.interrupted
 
 
 def check_interrupt() -> None:
-    """Raise the interrupt of the call that this thread makes, if there was one."""
+    """Raise the interrupt that came during the `uninterrupted` call of this thread."""
     interrupt = find_interrupt()
     if interrupt is not None:
         raise interrupt
 
 
-_of_thread = threading.local()
-"""``call``: the `_Call` that a thread was made for."""
+_this_thread = threading.local()
+"""``call``: the `_Call` for which a thread was started."""
 
 
 class _Request:
-    """A call that a thread waits for.
+    """A call for whose result another thread waits.
 
-    The waiting ends with one release of a lock, which no signal handler can break into.
+    One release of a lock ends the wait: no signal handler can run in the middle of it.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._function, self._arguments = function, arguments
         self._begun = False
-        self._found: Any = None
+        self._result: Any = None
         self._error: BaseException | None = None
         self._waiting = threading.Lock()
         self._waiting.acquire()
 
     def make(self) -> None:
-        """Make the call once, and let the other thread go on."""
+        """Make the call once, and let the other thread continue."""
         if self._begun:
             return
         self._begun = True
         try:
-            self._found = self._function(*self._arguments)
+            self._result = self._function(*self._arguments)
         except RuntimeError as error:
             # An interrupt in threading.Condition may end as "release unlocked lock".
             interrupt = error.__context__
@@ -125,7 +127,7 @@ class _Request:
         self._end()
 
     def refuse(self, error: BaseException) -> None:
-        """Let the other thread go on with an error, if it still waits."""
+        """Let the other thread continue with an error, if it still waits."""
         if self._waiting.locked():
             self._error = error
             self._end()
@@ -135,23 +137,23 @@ class _Request:
             self._waiting.release()
 
     def result(self) -> Any:
-        """Wait; return what the function returned, or raise its error."""
+        """Wait for the result of the function; return it, or raise its error."""
         self._waiting.acquire()
-        error, self._error = self._error, None  # no circle of frame and exception
+        error, self._error = self._error, None  # no reference cycle of frame and exception
         if error is not None:
             raise error
-        return self._found
+        return self._result
 
 
 class _Call:
-    """A call that is made in another thread, or is given up before it begins.
+    """A call in another thread, or one that was cancelled before it began.
 
     Attributes
     ----------
-    found : object
-        What the function returned.
+    result : object
+        Result of the function.
     interrupted : BaseException or None
-        What was raised in the thread that waits.
+        Interrupt in the thread that waits.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -160,52 +162,48 @@ class _Call:
         self._gate = threading.Lock()
         self._begun = self._over = False
         self._request: _Request | None = None
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wake_up: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self.found: Any = None
+        self.result: Any = None
         self.interrupted: BaseException | None = None
 
-    # --- in the other thread -----------------------------------------------------------
-
     def run(self) -> None:
-        """Make the call, unless it was given up."""
+        """Make the call, unless it was cancelled."""
         with self._gate:
             if self._over:
                 return
             self._begun = True
-        _of_thread.call = self
+        _this_thread.call = self
         try:
-            self.found = self._context.run(self._function, *self._arguments)
+            self.result = self._context.run(self._function, *self._arguments)
         except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
             self._error = error
         finally:
             self._over = True
-            self._news.put(None)
+            self._wake_up.put(None)
 
     def ask(self, request: _Request) -> Any:
-        """Have a call made by the thread that waits."""
+        """Let the waiting thread make a call; return its result."""
         self._request = request
         if self.interrupted is not None:
             raise self.interrupted
-        self._news.put(None)
+        self._wake_up.put(None)
         try:
             return request.result()
         finally:
             self._request = None
 
-    # --- in the thread that waits ------------------------------------------------------
-
     def serve(self) -> bool:
-        """Make the calls that are asked for until all is over; return True."""
+        """Make the requested calls until the function has returned; return True."""
         while not self._over:
             request = self._request
             if request is not None and self.interrupted is None:
                 request.make()
-            self._news.get()
+            self._wake_up.get()
         return True
 
     def interrupt(self, error: BaseException) -> None:
-        """Let the other thread end early; if it has not begun, it never will."""
+        """Let the other thread end early; cancel the call if it has not begun."""
         self.interrupted = error
         request = self._request
         if request is not None:
@@ -214,6 +212,6 @@ class _Call:
             self._over = self._over or not self._begun
 
     def take_error(self) -> BaseException | None:
-        """Return the error of the function, and forget it: frames would keep it alive."""
+        """Return the error of the function once; its frames would keep other objects alive."""
         error, self._error = self._error, None
         return error

@@ -1,8 +1,8 @@
-"""A Dataset or a tree of them into an HDF5 file that is whole, or not there.
+"""A Dataset or a DataTree into an HDF5 file that is written completely or not at all.
 
-In: what xarray holds, references included. Out: a file that h5py, netCDF-4 and this
-engine read. A new file, and the changes of an old one, are written under a hidden name in
-the same folder; the file has its name, or its changes, when all of it is on disk
+In: xarray objects, references included. Out: a file that h5py, netCDF-4 and this engine
+read. A new file, or the changes of an old one, are written under a hidden name in the same
+folder. The file gets its name, or its changes, when all of it is on disk
 (`xref.writing.drafts`). HDF5 writes through `xref.writing.checked_file`.
 """
 
@@ -12,28 +12,24 @@ import functools
 import os
 import posixpath
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import dask.array as da
 import xarray as xr
 from dask.delayed import delayed
 
-from xref.engine import HIDDEN_ATTRIBUTES, source_locations
+from xref.engine import source_locations
 from xref.errors import FileWriteError, UnsupportedError
+from xref.objects import HIDDEN_ATTRIBUTES
 from xref.references import ReferenceArray
 from xref.storage import URL, LocalFile
+from xref.writing.append_lock import appending
 from xref.writing.cf_encoding import encode_dataset
 from xref.writing.checked_file import CheckedFile
 from xref.writing.dask_blocks import BlockTarget, open_stored
-from xref.writing.drafts import (
-    AppendDraft,
-    Draft,
-    EachBlock,
-    NewDraft,
-    appending,
-    first_failure,
-    naming,
-)
+from xref.writing.drafts import AppendDraft, Draft, EachBlock, NewDraft, first_failure
+from xref.writing.hidden_files import naming
 from xref.writing.translate_references import ON_MISSING, ReferenceTranslator
 from xref.writing.tree import TreeWriter
 from xref.writing.uninterrupted import check_interrupt, interruptible, uninterrupted
@@ -58,149 +54,138 @@ def to_hdf5(
 ) -> Any:
     """Write a Dataset or a DataTree to an HDF5 file, references included.
 
-    References to what is written are made anew for the new file; those into a file that
-    is appended to stay. Dask arrays are written block by block.
+    References to objects that are written are translated for the new file. References into
+    the file that is appended to stay as they are. Dask arrays are written block by block.
 
     Parameters
     ----------
     data : xarray.Dataset, xarray.DataTree or xarray.DataArray
     path : str or os.PathLike
-        Of a local file.
+        Path of a local file.
     group : str
-        Where in the file.
+        Path of the group to write.
     mode : {"w", "a"}
-        "w" makes a new file: it appears whole, in the place of an earlier one, or not at
-        all. "a" adds to a file, in place; variables that are there must have the same
-        shape and type, and get new values. What comes from that file itself is read into
-        memory first. If something fails, the file has the bytes that it had.
+        "w" creates a new file. It appears when it is complete, and then replaces an earlier
+        file. "a" changes an existing file in place. A variable that exists in it must have
+        the same shape and type; its values are replaced. Variables that come from that file
+        itself are first read into memory. After an error the file has its old bytes.
     encoding : dict, optional
-        By variable, of a tree by path of the group and then by variable: what
+        By variable, for a tree by path of the group and then by variable: the keys that
         `xarray.Dataset.to_netcdf` takes with ``engine="h5netcdf"``, such as ``zlib``,
-        ``complevel``, ``shuffle``, ``chunksizes``, ``dtype``, ``_FillValue``. Of
-        reference variables, too. Storage that a variable of the file does not have is an
-        error.
+        ``complevel``, ``shuffle``, ``chunksizes``, ``dtype``, ``_FillValue``. Reference
+        variables take them, too. An encoding that differs from the storage of an existing
+        variable is an error.
     unlimited_dims : hashable or iterable of hashable, optional
-        Dimensions that can grow; by default those that ``data.encoding`` names.
+        Dimensions that can grow; by default those in ``data.encoding``.
     on_missing : {"raise", "null", "copy"}
-        What becomes of references whose target is not written: an error, null, or a
-        reference to a copy of the target, which gets its old path or one in ``/#refs#``.
-        Named datatypes are always copied.
+        How to write references whose target is not written: raise an error, write null, or
+        write a reference to a copy of the target. The copy gets the path of the target, or
+        one in ``/#refs#``. Named datatypes are always copied.
     compute : bool
-        False returns what writes the blocks of dask arrays, and finishes the file.
+        False returns a `dask.delayed.Delayed` that writes the blocks of Dask arrays, and
+        then finishes the file.
 
     Returns
     -------
     dask.delayed.Delayed or None
-        With ``compute=False``.
+        A Delayed with ``compute=False``.
 
     Raises
     ------
     DanglingReferenceError
-        If a target is not among what is written, with ``on_missing="raise"``.
+        If a target is not among the objects to write, with ``on_missing="raise"``.
     FileWriteError
-        If the operating system did not write: no room, a limit, a disk that fails. It is
+        If the operating system could not write: no space, a quota, a disk that fails. It is
         an `OSError`.
     FileChangedError
-        If another program has changed the file that is appended to.
+        If another program has changed the file during an append.
     BlockingIOError
-        If another program has it open, or appends to it, for a long time.
+        If another program has the file open, or appends to it, for a long time.
     UnsupportedError
         If HDF5 has no type for the values of a variable or attribute.
     ValueError
-        If an option or encoding is none that there is, or something else is in the file
-        where a variable should be.
+        If an option or an encoding is not known, or if the file has something else at the
+        path of a variable.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it can be one of {MODES}")
     if on_missing not in ON_MISSING:
         raise ValueError(f"on_missing is {on_missing!r}; it can be one of {ON_MISSING}")
-    filename = _local_file(path)
-    nodes = _nodes(data, group, unlimited_dims)
-    encodings = _encodings(data, group, encoding)
-    targets = ReferenceTranslator(on_missing)
-    write = _write_new if mode == "w" else _write_or_append
-    return uninterrupted(write, nodes, encodings, targets, filename, compute)
+    job = _Job(
+        filename=_local_file(path),
+        nodes=_nodes(data, group, unlimited_dims),
+        encodings=_encodings(data, group, encoding),
+        translator=ReferenceTranslator(on_missing),
+        compute=compute,
+    )
+    return uninterrupted(_write_new if mode == "w" else _write_or_append, job)
 
 
-def _write_or_append(
-    nodes: Mapping[str, xr.Dataset],
-    encodings: Encodings,
-    targets: ReferenceTranslator,
-    filename: str,
-    compute: bool,
-) -> Any:
-    """Change a file, or write it if there is none."""
-    with appending(filename):
-        if not os.path.exists(filename):
-            return _write_new(nodes, encodings, targets, filename, compute, replaces=False)
-        return _append(nodes, encodings, targets, filename, compute)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """The checked arguments of one call of `to_hdf5`."""
+
+    nodes: dict[str, xr.Dataset]  # by path of the group
+    encodings: Encodings
+    translator: ReferenceTranslator
+    filename: str
+    compute: bool
 
 
-def _write_new(
-    nodes: Mapping[str, xr.Dataset],
-    encodings: Encodings,
-    targets: ReferenceTranslator,
-    filename: str,
-    compute: bool,
-    *,
-    replaces: bool = True,
-) -> Any:
-    """Write a new file, which replaces one that is there, or is the first."""
-    draft = NewDraft.of(filename, replaces=replaces)
+def _write_or_append(job: _Job) -> Any:
+    """Append to a file; write a new one if it does not exist."""
+    with appending(job.filename):
+        if not os.path.exists(job.filename):
+            return _write_new(job, replaces=False)
+        return _append(job)
+
+
+def _write_new(job: _Job, *, replaces: bool = True) -> Any:
+    """Write a new file; it may replace an existing one."""
+    draft = NewDraft.of(job.filename, replaces=replaces)
     try:
         draft.create()
-        blocks = _write_structure(nodes, encodings, targets, draft, draft)
-        if blocks and not compute:
-            return interruptible(_later, blocks, draft)
+        blocks = _write_structure(job, draft, draft)
+        if blocks and not job.compute:
+            return interruptible(_delayed_blocks, blocks, draft)
         _write_blocks(blocks, draft)
         check_interrupt()
         draft.publish()
     except BaseException:
         draft.remove()
         raise
-    return None if compute else _later(blocks, draft)
+    return None if job.compute else _delayed_blocks(blocks, draft)
 
 
-def _append(
-    nodes: Mapping[str, xr.Dataset],
-    encodings: Encodings,
-    targets: ReferenceTranslator,
-    filename: str,
-    compute: bool,
-) -> Any:
-    """Change a file that is there, in place, once all changes are known."""
-    draft = AppendDraft.of(filename)
-    for_blocks = draft if compute else EachBlock(filename)
+def _append(job: _Job) -> Any:
+    """Change an existing file in place, once all changes are known."""
+    draft = AppendDraft.of(job.filename)
+    block_draft = draft if job.compute else EachBlock(job.filename)
     try:
         with draft.unchanged():
-            targets.own_file = LocalFile(filename).identity()
-            nodes = interruptible(_read_nodes, nodes, targets.own_file[:2])
+            before = job.translator.appended_file = LocalFile(job.filename).identity()
+            nodes = interruptible(_read_nodes, job.nodes, before[:2])
             draft.create()
-            blocks = _write_structure(nodes, encodings, targets, draft, for_blocks)
-            if compute:
+            blocks = _write_structure(replace(job, nodes=nodes), draft, block_draft)
+            if job.compute:
                 _write_blocks(blocks, draft)
         check_interrupt()
         draft.publish()
     finally:
         draft.remove()
-    return None if compute else interruptible(_later, blocks, for_blocks)
+    return None if job.compute else interruptible(_delayed_blocks, blocks, block_draft)
 
 
-def _write_structure(
-    nodes: Mapping[str, xr.Dataset],
-    encodings: Encodings,
-    targets: ReferenceTranslator,
-    draft: NewDraft | AppendDraft,
-    for_blocks: Draft,
-) -> Blocks:
-    """Write all but the blocks of dask arrays; return these, and where they go."""
+def _write_structure(job: _Job, draft: NewDraft | AppendDraft, block_draft: Draft) -> Blocks:
+    """Write everything but the blocks of Dask arrays; return the blocks and their targets."""
     is_new = isinstance(draft, NewDraft)
     with draft.open() as stored, _open_file(stored, is_new=is_new) as file:
-        writer = TreeWriter(file, stored, targets, for_blocks, is_new=is_new)
-        for at, node in nodes.items():
-            # which may compute
-            encoded = interruptible(encode_dataset, node, encodings.get(at, {}))
-            writer.add(at, node, encoded)
+        writer = TreeWriter(file, stored, job.translator, block_draft, is_new=is_new)
+        for group, node in job.nodes.items():
+            encoding = job.encodings.get(group, {})
+            # Interruptible: it may compute Dask arrays.
+            encoded = interruptible(encode_dataset, node, encoding)
+            writer.add(group, node, encoded)
             stored.check()
         writer.finish()
         stored.check()
@@ -220,11 +205,11 @@ def _open_file(stored: CheckedFile, *, is_new: bool) -> Any:
 
 
 def _write_blocks(blocks: Blocks, draft: Draft) -> None:
-    """Write the blocks of dask arrays; raise the error of the one that failed first."""
+    """Write the blocks of Dask arrays; raise the error of the first block that failed."""
     if not blocks:
         return
-    arrays, places = zip(*blocks, strict=True)
-    store = functools.partial(da.store, list(arrays), list(places), lock=False)
+    arrays, targets = zip(*blocks, strict=True)
+    store = functools.partial(da.store, list(arrays), list(targets), lock=False)
     try:
         interruptible(store)
     except FileWriteError as error:
@@ -234,27 +219,25 @@ def _write_blocks(blocks: Blocks, draft: Draft) -> None:
         raise first from error
 
 
-def _later(blocks: Blocks, draft: Draft) -> Any:
-    """Return what writes the blocks of dask arrays, and publishes the file."""
+def _delayed_blocks(blocks: Blocks, draft: Draft) -> Any:
+    """Return a Delayed that writes the blocks of Dask arrays, and publishes the file."""
     if not blocks:
         return delayed(_nothing)()
-    arrays, places = zip(*blocks, strict=True)
-    stored = da.store(list(arrays), list(places), lock=False, compute=False)
+    arrays, targets = zip(*blocks, strict=True)
+    stored = da.store(list(arrays), list(targets), lock=False, compute=False)
     return delayed(_publish, pure=False)(stored, draft)
 
 
 def _local_file(path: str | os.PathLike[str]) -> str:
-    """Return the file that a path leads to, which need not be there."""
+    """Return the absolute filename of a path; the file may not exist yet."""
     if URL.match(os.fspath(path)):
-        raise UnsupportedError(
-            f"{path} is a URL; write a local file, and copy it to where it shall be"
-        )
+        raise UnsupportedError(f"{path} is a URL; write a local file, then copy it there")
     filename = os.path.realpath(os.path.expanduser(os.fspath(path)))
     if os.path.exists(filename) and not os.path.isfile(filename):
-        raise FileExistsError(f"{filename} is there, and is no regular file")
+        raise FileExistsError(f"{filename} exists, and is not a regular file")
     folder = os.path.dirname(filename)
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder}, the folder of what is written, is not there")
+        raise FileNotFoundError(f"{folder}, the folder of the new file, does not exist")
     return filename
 
 
@@ -265,39 +248,37 @@ def _publish(stored: Any, draft: Draft) -> None:
 
 
 def _nothing() -> None:
-    """Do nothing: all is written."""
+    """Do nothing: everything is written."""
 
 
 def _nodes(data: Any, group: str, unlimited: Any) -> dict[str, xr.Dataset]:
-    """Return Datasets by the path of their group, those above first."""
+    """Return Datasets by the path of their group, parents first."""
     if isinstance(data, xr.DataArray):
         data = data.to_dataset(name="__values__" if data.name is None else data.name)
     if isinstance(data, xr.Dataset):
-        found = {_join(group, ""): data.copy(deep=False)}
+        nodes = {_join(group, ""): data.copy(deep=False)}
     elif isinstance(data, xr.DataTree):
-        found = {
-            _join(group, node.path.removeprefix(data.path)): node.to_dataset(
-                inherit=node is data
-            )
-            for node in data.subtree
+        nodes = {
+            _join(group, n.path.removeprefix(data.path)): n.to_dataset(inherit=n is data)
+            for n in data.subtree
         }
     else:
-        raise TypeError(f"{type(data).__name__} is no Dataset, DataTree or DataArray")
-    given = _given_dimensions(unlimited)
-    unknown = given - {dim for node in found.values() for dim in node.sizes}
+        raise TypeError(f"{type(data).__name__} is not a Dataset, DataTree or DataArray")
+    dims = _dimension_set(unlimited)
+    unknown = dims - {dim for node in nodes.values() for dim in node.sizes}
     if unknown:
         raise ValueError(
             f"unlimited_dims has {sorted(map(str, unknown))}, which no variable has"
         )
-    for at, node in found.items():
-        _check_names(node, at)
+    for path, node in nodes.items():
+        _check_names(node, path)
         if unlimited is not None:
-            node.encoding = {**node.encoding, "unlimited_dims": given}
-    return found
+            node.encoding = {**node.encoding, "unlimited_dims": dims}
+    return nodes
 
 
-def _given_dimensions(unlimited: Any) -> set[Hashable]:
-    """Return dimensions as xarray takes them: one or several, or None."""
+def _dimension_set(unlimited: Any) -> set[Hashable]:
+    """Return dimensions as a set; xarray takes one name, several names, or None."""
     if unlimited is None:
         return set()
     if isinstance(unlimited, str) or not isinstance(unlimited, Iterable):
@@ -319,58 +300,61 @@ def _encodings(data: Any, group: str, encoding: Mapping[Any, Any] | None) -> Enc
     unknown = [path for path in encoding if str(path).strip("/") not in known]
     if unknown:
         raise ValueError(f"encodings are given for {unknown}; the tree has {sorted(known)}")
-    return {_join(group, str(path)): of for path, of in encoding.items()}
+    return {_join(group, str(path)): by_name for path, by_name in encoding.items()}
 
 
-def _read_nodes(nodes: Mapping[str, xr.Dataset], key: Any) -> dict[str, xr.Dataset]:
-    """Read what comes from a file that is about to change."""
-    return {at: _read_from(node, key) for at, node in nodes.items()}
+def _read_nodes(nodes: Mapping[str, xr.Dataset], file_id: Any) -> dict[str, xr.Dataset]:
+    """Read all variables that come from a file that is about to change."""
+    return {path: _read_variables(node, file_id) for path, node in nodes.items()}
 
 
-def _read_from(dataset: xr.Dataset, key: Any) -> xr.Dataset:
-    """Read the variables that come from a file that is about to change."""
-    found = {}
+def _read_variables(dataset: xr.Dataset, file_id: Any) -> xr.Dataset:
+    """Read the variables of a Dataset that come from one file."""
+    in_memory = {}
     for name, variable in dataset.variables.items():
         data = variable._data
         if isinstance(data, ReferenceArray):
-            _ = data.columns  # decoded once, and kept
-        elif any(location.key == key for location in source_locations(data)):
-            found[name] = variable.compute()
-    return dataset.assign(found) if found else dataset
+            _ = data.columns  # decodes the references; the array caches them
+        elif any(location.file_id == file_id for location in source_locations(data)):
+            in_memory[name] = variable.compute()
+    return dataset.assign(in_memory) if in_memory else dataset
 
 
 def _check_names(dataset: xr.Dataset, path: str) -> None:
-    """Refuse names that HDF5 or netCDF-4 takes for something else.
+    """Refuse names that HDF5 or netCDF-4 would misread.
 
     Raises
     ------
     TypeError, ValueError
     """
-    where = f"group {path!r}"
-    for what, names in (("variable", dataset.variables), ("dimension", dataset.sizes)):
+    label = f"group {path!r}"
+    for kind, names in (("variable", dataset.variables), ("dimension", dataset.sizes)):
         for name in names:
             if not isinstance(name, str):
-                raise TypeError(f"{what} {name!r} of {where} is no text; rename it")
+                raise TypeError(f"{kind} {name!r} of {label} is not a str; rename it")
             if name in ("", ".") or "/" in name:
-                raise ValueError(f"{what} {name!r} of {where} has no name for HDF5; rename it")
-    holders = {where: dataset.attrs} | {
-        f"variable {name!r} of {where}": v.attrs for name, v in dataset.variables.items()
+                raise ValueError(
+                    f"{kind} {name!r} of {label} is not a valid HDF5 name; rename it"
+                )
+    owners = {label: dataset.attrs} | {
+        f"variable {name!r} of {label}": v.attrs for name, v in dataset.variables.items()
     }
-    for holder, attributes in holders.items():
+    for owner, attributes in owners.items():
         for name in attributes:
             if not isinstance(name, str):
-                raise TypeError(f"attribute {name!r} of {holder} is no text; rename it")
+                raise TypeError(f"attribute {name!r} of {owner} is not a str; rename it")
             if not name or name in HIDDEN_ATTRIBUTES:
                 raise ValueError(
-                    f"attribute {name!r} of {holder} has another meaning; rename it"
+                    f"attribute {name!r} of {owner} is one of HDF5 or netCDF-4; rename it"
                 )
     for name, index in dataset.xindexes.items():
         if isinstance(index, xr.indexes.PandasMultiIndex):
             raise NotImplementedError(
-                f"{name!r} of {where} is a level of a MultiIndex; write "
+                f"{name!r} of {label} is a level of a MultiIndex; write "
                 f"dataset.reset_index({index.dim!r})"
             )
     for name, variable in dataset.variables.items():
-        shape = variable.shape
-        if any(n != n for n in shape):
-            raise ValueError(f"variable {name!r} of {where} has blocks of unknown size {shape}")
+        if any(n != n for n in variable.shape):
+            raise ValueError(
+                f"variable {name!r} of {label} has blocks of unknown size {variable.shape}"
+            )
