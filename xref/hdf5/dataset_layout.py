@@ -242,7 +242,7 @@ _FILL_DEFINED = 0x20  # flag of a fill value message of version 3
 def compact_data(
     messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
 ) -> bytes | None:
-    """Return the raw data that a compact dataset keeps in its object header.
+    """Return the raw data in the object header of a compact dataset, None of other datasets.
 
     Parameters
     ----------
@@ -250,11 +250,6 @@ def compact_data(
         Messages of the dataset's object header.
     where : str
         Label that begins each error: the file and the dataset.
-
-    Returns
-    -------
-    bytes or None
-        None if the layout is not compact, or there is no layout message.
 
     Raises
     ------
@@ -296,7 +291,7 @@ def compact_data(
 def fill_data(
     messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
 ) -> bytes | None:
-    """Return the fill value of a dataset as stored.
+    """Return the fill value of a dataset as stored, None if the user gave none.
 
     Parameters
     ----------
@@ -304,11 +299,6 @@ def fill_data(
         Messages of the dataset's object header.
     where : str
         Label that begins each error: the file and the dataset.
-
-    Returns
-    -------
-    bytes or None
-        None if the user gave no fill value.
 
     Raises
     ------

@@ -112,12 +112,7 @@ class FractalHeap:
         # number of rows in the root 2, address of the root block O, current number of rows in
         # the root 2, checksum 4. Filters make the header longer, so that they are refused
         # before the checksum is checked.
-        head = source.take(address, nbytes, "fractal heap")
-        if head[:5] != b"FRHP\0":
-            source.fail(
-                f"no fractal heap is at {address:#x}: the bytes there begin with "
-                f"{head[:5]!r}, not with b'FRHP\\x00'"
-            )
+        head = source.take_signed(address, nbytes, b"FRHP\0", "fractal heap")
         self._id_nbytes, filters_nbytes, self._flags, self._max_managed = struct.unpack_from(
             "<HHBI", head, 5
         )
@@ -272,12 +267,7 @@ class FractalHeap:
             whole = block_nbytes <= MAX_CHECKED_NBYTES
             take = block_nbytes if whole else head_nbytes
             self._budget.spend(take)
-            data = source.take(address, take, "direct heap block")
-            if data[:5] != b"FHDB\0":
-                source.fail(
-                    f"no direct heap block is at {address:#x}: the bytes there begin with "
-                    f"{data[:5]!r}, not with b'FHDB\\x00'"
-                )
+            data = source.take_signed(address, take, b"FHDB\0", "direct heap block")
             self._n_checked += take
             if whole and checked and self._n_checked <= MAX_CHECKED_BLOCKS_NBYTES:
                 # The checksum lies before the data, and was computed with zeros in its place.

@@ -88,13 +88,18 @@ class MetadataReader:
 
         ``nbytes`` and the returned bytes include the checksum.
         """
+        data = self.take_signed(address, nbytes, signature, what)
+        self.verify(data, address, what)
+        return data
+
+    def take_signed(self, address: int, nbytes: int, signature: bytes, what: str) -> bytes:
+        """Read a structure that begins with a signature, without checking a checksum."""
         data = self.take(address, nbytes, what)
         if not data.startswith(signature):
             self.fail(
                 f"no {what} is at {address:#x}: the bytes there begin with "
                 f"{data[: len(signature)]!r}, not with {signature!r}"
             )
-        self.verify(data, address, what)
         return data
 
     def verify(self, data: bytes, address: int, what: str) -> None:

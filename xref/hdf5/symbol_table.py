@@ -191,12 +191,8 @@ def _check_heap(source: MetadataReader, address: int, segments: dict[int, int]) 
     # Signature "HEAP" 4, version 1, reserved 3, size of the data segment L, offset of the
     # first free block L, address of the data segment O.
     used = 8 + 2 * size + source.offset_size
-    prefix = source.take(address, -(-used // HEAP_ALIGNMENT) * HEAP_ALIGNMENT, "local heap")
-    if prefix[:5] != b"HEAP\0":
-        source.fail(
-            f"no local heap is at {address:#x}: the bytes there begin with {prefix[:5]!r}, "
-            "not with b'HEAP\\x00'"
-        )
+    padded = -(-used // HEAP_ALIGNMENT) * HEAP_ALIGNMENT
+    prefix = source.take_signed(address, padded, b"HEAP\0", "local heap")
     nbytes = integer(prefix, 8, size)
     free = integer(prefix, 8 + size, size)
     segment = integer(prefix, 8 + 2 * size, source.offset_size)
