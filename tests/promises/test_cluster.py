@@ -28,7 +28,7 @@ from dask.utils import key_split
 from strategies import write_references
 
 import xref
-from xref.resolving import shuffle as exchange
+from xref.resolving import shuffle
 from xref.storage import read_counts as counting
 
 distributed = pytest.importorskip("distributed")
@@ -119,8 +119,8 @@ def rois(path: Path) -> Iterator[xr.DataArray]:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lots and groups as small as those of large data are large."""
-    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 12)
-    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 10)
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", IMAGE.nbytes // 12)
+    monkeypatch.setattr(shuffle, "GROUP_NBYTES", PATCHES.nbytes // 10)
 
 
 def in_blocks(rois: xr.DataArray, blocks: int) -> Any:
@@ -165,7 +165,7 @@ def test_workers_send_each_other_no_more_than_the_result(
         if n_workers > 2:
             client = stack.enter_context(running_cluster(n_workers))
         for blocks, group_nbytes in ((12, 1 << 24), (100, 1 << 24), (24, PATCHES.nbytes // 12)):
-            monkeypatch.setattr(exchange, "GROUP_NBYTES", group_nbytes)
+            monkeypatch.setattr(shuffle, "GROUP_NBYTES", group_nbytes)
             before = sum(client.run(received_nbytes).values())
             kept = client.persist(in_blocks(rois, blocks))
             distributed.wait(kept)
