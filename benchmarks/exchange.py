@@ -57,13 +57,16 @@ def timed_with(name, value, sums):
 def sweep_batches(references, reps):
     """Return a row for each size of batches."""
     present = shuffle.BATCH_NBYTES
-    rows = {n: {"BATCH_NBYTES": f"{n // MIB} MiB" + " (now)" * (n == present)} for n in BATCH_SIZES}
+    rows = {
+        n: {"BATCH_NBYTES": f"{n // MIB} MiB" + " (now)" * (n == present)} for n in BATCH_SIZES
+    }
     for blocks in BLOCKS:
         laps = []
         for _ in range(reps):
             # Plans are remembered with the array, so each lap has one of its own.
             found = {
-                n: timed_with("BATCH_NBYTES", n, sums_in_blocks(references, blocks)) for n in BATCH_SIZES
+                n: timed_with("BATCH_NBYTES", n, sums_in_blocks(references, blocks))
+                for n in BATCH_SIZES
             }
             laps.append({n: seconds / found[present] for n, seconds in found.items()})
         for n in BATCH_SIZES:

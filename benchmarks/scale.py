@@ -32,7 +32,7 @@ from common import add_data_argument, describe_machine, median, table_lines, tim
 from dask.utils import key_split
 
 from xref.resolving import shuffle
-from xref.resolving.graph import ReadLayer
+from xref.resolving.dask_graph import ReadLayer
 from xref.storage.read_counts import count_reads
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
@@ -170,7 +170,7 @@ def clusters_rows(path, reps, threads_seconds):
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
-            client.run(__import__, "xref.resolving.graph")
+            client.run(__import__, "xref.resolving.dask_graph")
             run_once(client, path, COUNTS[0])
             for n in COUNTS:
                 runs = [run_once(client, path, n) for _ in range(reps)]

@@ -72,7 +72,7 @@ def running_cluster(n_workers: int, **options: Any) -> Iterator[Any]:
         **options,
     )
     with cluster, distributed.Client(cluster) as client:
-        client.run(__import__, "xref.resolving.graph")
+        client.run(__import__, "xref.resolving.dask_graph")
         yield client
 
 

@@ -18,7 +18,7 @@ from dask.callbacks import Callback
 from strategies import write_references
 
 import xref
-from xref.resolving import graph
+from xref.resolving import dask_graph as graph
 from xref.resolving import shuffle
 from xref.storage.read_counts import count_reads
 
@@ -274,7 +274,9 @@ def optimized(data: Any) -> dict[Any, Any]:
     return dict(best.__dask_graph__())
 
 
-def test_each_block_and_each_batch_of_chunks_is_a_task(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_block_and_each_batch_of_chunks_is_a_task(
+    ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shuffle, "BATCH_NBYTES", SIDE * SIDE * 2 // 16)
     dim = ds["image_rois"].dims[0]
     data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
@@ -288,7 +290,9 @@ def test_each_block_and_each_batch_of_chunks_is_a_task(ds: xr.Dataset, monkeypat
 
 @pytest.mark.parametrize("name", ["image", "plain", "packed"])
 @pytest.mark.parametrize("size", [1, 33, 400])
-def test_every_layout_and_decoding_is_read_in_blocks(ds: xr.Dataset, name: str, size: int) -> None:
+def test_every_layout_and_decoding_is_read_in_blocks(
+    ds: xr.Dataset, name: str, size: int
+) -> None:
     rois = ds[f"{name}_rois"]
     expected = rois.h5ref.resolve(chunks=None)
     blocks = rois.h5ref.resolve(chunks={rois.dims[0]: size})

@@ -16,7 +16,7 @@ import xarray as xr
 
 from xref import hdf5, objects, references
 from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
-from xref.engine.dimensions import (
+from xref.engine.dimension_names import (
     NAME_CLASH,
     MemberDataset,
     PhonyNames,

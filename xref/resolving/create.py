@@ -23,11 +23,6 @@ from xref.selections import All, Selection, SelectionTable, box_table, table_fro
 REGION_DIM = "region"
 
 
-def object_reference(array: xr.DataArray) -> ObjectReference:
-    """Return a reference to the dataset of a variable; see `xref.resolving.accessor`."""
-    return engine.find_object(array)
-
-
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
     """Return a reference to a group, or to what is at a path from there."""
     location, address = engine.location_of(dataset)

@@ -23,7 +23,7 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,6 @@ import dask.config
 import dask.local
 import dask.threaded
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.array.core import finalize, getter, normalize_chunks
@@ -76,7 +75,7 @@ def check_chunks(chunks: Any, dims: Sequence[Hashable]) -> None:
         unknown = [d for d in chunks if d not in dims]
         if unknown:
             raise ValueError(
-                f"chunks names dimensions {unknown}; the dimensions are {[str(d) for d in dims]}"
+                f"chunks names dimensions {unknown}; there are {[str(d) for d in dims]}"
             )
         for chunk in chunks.values():
             if isinstance(chunk, int):
