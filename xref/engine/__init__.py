@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         options_of,
         with_items,
     )
-    from xref.engine.dimension_names import NO_VARIABLE, label
+    from xref.engine.dimension_names import NO_VARIABLE, free_name, label, numbered_names
     from xref.engine.lazy_arrays import (
         Axis,
         DatasetArray,
