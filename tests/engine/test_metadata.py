@@ -14,9 +14,8 @@ import pytest
 import xarray as xr
 from samples import open_h5
 
-from xref import ObjectReference, UnreadableMemberWarning
+from xref import ObjectReference, UnreadableMemberWarning, hdf5
 from xref.cli.info import inspect_file
-from xref.objects import attributes as h5attributes
 from xref.storage.open_files import locate_file
 
 
@@ -242,10 +241,8 @@ def test_attributes_that_hold_references_are_read_together(
         for i in range(20):
             file["data"].attrs[f"a{i}"] = value
     calls = []
-    read = h5attributes.read_raw_attributes
-    monkeypatch.setattr(
-        h5attributes, "read_raw_attributes", lambda *a: calls.append(a) or read(*a)
-    )
+    read = hdf5.read_raw_attributes
+    monkeypatch.setattr(hdf5, "read_raw_attributes", lambda *a: calls.append(a) or read(*a))
     with open_h5(path) as ds:
         assert ds["data"].attrs["a19"]["of"].path == "/data"
     assert len(calls) == 1

@@ -134,7 +134,11 @@ def test_masks_are_points_in_c_order(field: xr.DataArray) -> None:
         (SelectionError, "box 1", lambda t: t.regions([[0, 0, 0], [3, 8, 0]], (1, 3, 2))),
         (SelectionError, "box 0", lambda t: t.regions([[0, 0, 0]], (1, 0, 2))),
         (ValueError, "must have 3 numbers", lambda t: t.regions([[0, 0]], (1, 1, 1))),
-        (TypeError, "counted in elements", lambda t: t.regions([[0.5, 0, 0]], (1, 1, 1))),
+        (
+            TypeError,
+            "must be integers, in elements",
+            lambda t: t.regions([[0.5, 0, 0]], (1, 1, 1)),
+        ),
         (KeyError, "'time_start'", lambda t: t.regions({"row": [1]}, (1, 1, 1))),
         (TypeError, "start and shape", lambda t: t.regions([[0, 0, 0]])),
     ],

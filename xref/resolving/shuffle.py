@@ -55,7 +55,7 @@ copied to each of them. So there are at least eight.
 """
 
 MIN_REREAD_RATIO = 1.1
-"""A shuffle is made only if blocks that read alone read each chunk more often than this."""
+"""A shuffle pays off only if blocks that read alone read a chunk more often than this."""
 
 COPIED_PER_DECODED = 2
 """Bytes that are copied in the time in which one byte is decoded (benchmarks/exchange.py)."""
@@ -479,8 +479,7 @@ def assemble_group(shuffle: Shuffle, number: int, pieces: list[Values]) -> list[
 
 def assemble_block(shuffle: Shuffle, number: int, pieces: list[Values]) -> Values:
     """Make the only block of a group."""
-    (block,) = assemble_group(shuffle, number, pieces)
-    return block
+    return assemble_group(shuffle, number, pieces)[0]
 
 
 def assemble(
