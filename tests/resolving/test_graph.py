@@ -1,4 +1,4 @@
-"""Graphs: what is read for which blocks, counted, and equal to reading without dask."""
+"""Dask graphs: the chunks read for Dask blocks are counted; values equal those without Dask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATCHES = np.stack([IMAGE[y : y + BOX, x : x + BOX] for y, x in CORNERS])
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image and 400 boxes in it, in no order."""
+    """Write an image and references to 400 boxes of it, in random order."""
     return write(tmp_path_factory.mktemp("graph") / "image.h5", IMAGE)
 
 
@@ -83,7 +83,7 @@ def ds(path: Path) -> Iterator[xr.Dataset]:
 
 
 def through_blocks(array: xr.DataArray) -> np.ndarray:
-    """Compute what is no whole array to dask, so that its blocks are read."""
+    """Compute a derived array, so that Dask reads the blocks and not the whole array."""
     data = array.data.map_blocks(np.array, dtype=array.dtype)
     return np.asarray(data.compute(scheduler="synchronous"))
 
@@ -179,7 +179,7 @@ def test_the_cost_of_blocks_that_cannot_be_read_together_is_computed_once(
 
 @contextmanager
 def pickle_anew(array: Any) -> Iterator[Any]:
-    """Pickle an array again, without what an earlier pickle found out."""
+    """Pickle an array again, without the cost that an earlier pickle estimated."""
     layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
     known = layer.cost, layer._is_estimated
     layer.cost, layer._is_estimated = None, False
