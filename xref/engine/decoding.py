@@ -412,7 +412,7 @@ class Decoders:
         return all(kind.is_plain for kind in self.kinds)
 
 
-def common_dtype(kinds: Iterable[Decoding], what: str) -> np.dtype[Any]:
+def common_dtype(kinds: Iterable[Decoding], label: str) -> np.dtype[Any]:
     """Return the dtype of elements that holds the decoded values of all targets exactly.
 
     Raises
@@ -432,7 +432,7 @@ def common_dtype(kinds: Iterable[Decoding], what: str) -> np.dtype[Any]:
     if dtype is None:
         names = dict.fromkeys(str(np.dtype((k.dtype, k.item_shape))) for k in kinds)
         raise ValueError(
-            f"{what} points at datasets of types {', '.join(names)}, which no one type holds "
+            f"{label} points at datasets of types {', '.join(names)}, which no one type holds "
             "exactly; pass dtype= to choose one, use .h5ref.map(), which handles each by "
             "itself, or select references of one target"
         )

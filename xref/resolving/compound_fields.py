@@ -136,18 +136,18 @@ def _member(values: npt.NDArray[Any], name: str, variable: Any) -> npt.NDArray[A
     raise KeyError(f"{variable!r} has no member {name!r}; it has {', '.join(names) or 'none'}")
 
 
-def as_reference_array(values: npt.NDArray[Any], what: str) -> ReferenceArray:
+def as_reference_array(values: npt.NDArray[Any], label: str) -> ReferenceArray:
     """Return decoded objects as references; raise TypeError if there are other objects."""
     kinds = {type(value) for value in values.flat}
     other = kinds - {*REFERENCES, type(None)}
     if np.ndarray in other:
         raise TypeError(
-            f"{what} holds sequences, each an array of its own: take one of them from .values "
+            f"{label} holds sequences, each an array of its own: take one of them from .values "
             "and make it xref.ReferenceArray.from_references(...)"
         )
     if other:
         names = ", ".join(sorted(kind.__name__ for kind in other))
-        raise TypeError(f"{what} holds values of type {names}, no references")
+        raise TypeError(f"{label} holds values of type {names}, no references")
     # Only references of HDF5 1.12 can be of several kinds in one array.
     return ReferenceArray.from_references(values, keep_kinds=len(kinds & {*REFERENCES}) > 1)
 

@@ -156,8 +156,8 @@ def make_regions(
     origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
-    what, end = ("size", shape) if stop is None else ("stop", stop)
-    begin, size, dims, coords = _aligned_boxes(array, start, end, what, dim)
+    role, end = ("size", shape) if stop is None else ("stop", stop)
+    begin, size, dims, coords = _aligned_boxes(array, start, end, role, dim)
     flat_begin, flat_size = begin.reshape(-1, array.ndim), size.reshape(-1, array.ndim)
     _check_boxes(array, flat_begin, flat_size)
     table = _stored_boxes(origin, flat_begin, flat_size, array)
@@ -174,7 +174,7 @@ def make_regions(
 
 
 def _aligned_boxes(
-    array: xr.DataArray, start: Any, end: Any, what: str, dim: Hashable
+    array: xr.DataArray, start: Any, end: Any, role: str, dim: Hashable
 ) -> tuple[IntArray, IntArray, tuple[Hashable, ...], dict[Hashable, Any]]:
     """Return first element and size of each box, ``(..., ndim)``, with dims and coords.
 
@@ -182,88 +182,88 @@ def _aligned_boxes(
     """
     begin = _box_columns(array, start, "start", (dim,))
     last = _box_columns(
-        array, end, what, begin.dims[:-1] or (dim,), bare_names=end is not start
+        array, end, role, begin.dims[:-1] or (dim,), bare_names=end is not start
     )
     try:
         last, begin = xr.align(last, begin, join="exact", copy=False)
     except ValueError as error:
         raise ValueError(
-            f"the start and the {what} of boxes in {array.name!r} do not have the same labels "
+            f"the start and the {role} of boxes in {array.name!r} do not have the same labels "
             f"or length: {error}"
         ) from error
     extra = set(last.dims) - set(begin.dims)
     if extra:
         raise ValueError(
-            f"the {what} of boxes in {array.name!r} lies along {sorted(map(str, extra))}, and "
+            f"the {role} of boxes in {array.name!r} lies along {sorted(map(str, extra))}, and "
             f"the start along {begin.dims[:-1]}"
         )
     last = last.broadcast_like(begin).transpose(*begin.dims)
-    size = last.values - begin.values if what == "stop" else last.values
+    size = last.values - begin.values if role == "stop" else last.values
     return begin.values, size, begin.dims[:-1], dict(begin.coords)
 
 
 def _box_columns(
     array: xr.DataArray,
     given: Any,
-    what: str,
+    role: str,
     dims: tuple[Hashable, ...],
     *,
     bare_names: bool = True,
 ) -> xr.DataArray:
-    """Return one argument of `make_regions` as numbers; the last axis is that of the variable.
+    """Return numbers of each box; the last axis has one number for each dimension.
 
     Parameters
     ----------
     array : xarray.DataArray
     given : array_like, xarray.DataArray, xarray.Dataset, pandas.DataFrame or dict
-    what : str
-        Name of the argument, one of `COLUMNS`.
+    role : str
+        Meaning of the numbers, one of `COLUMNS`.
     dims : tuple of hashable
         Dimensions of the boxes, if ``given`` does not name them.
     bare_names : bool
-        Whether names of dimensions alone, without ``what``, are names of columns.
+        Whether names of dimensions alone, without ``role``, are names of columns.
     """
     if hasattr(given, "to_xarray") and hasattr(given, "columns"):  # a pandas DataFrame
         given = _dataset_of(given, dims[0])
     elif hasattr(given, "to_xarray") and hasattr(given, "to_frame"):  # a pandas Series
-        given = _row_or_column(given, array, what, dims[0])
+        given = _row_or_column(given, array, role, dims[0])
     valid = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
     if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
         unknown = [name for name in given if str(name) not in valid]
         if unknown:
-            raise KeyError(_exbare_names(array, what, unknown))
+            raise KeyError(_explain_names(array, role, unknown))
         columns = {k: np.asarray(v) for k, v in given.items()}
         given = xr.Dataset({k: (_box_dims(v.ndim, dims), v) for k, v in columns.items()})
     if isinstance(given, xr.Dataset):
-        return _by_column(array, given, what, bare_names)
+        return _by_column(array, given, role, bare_names)
     if isinstance(given, xr.DataArray):
         if given.ndim == 0 or given.shape[-1] != array.ndim:
-            raise ValueError(_explain_shape(array, what, given.shape))
+            raise ValueError(_explain_shape(array, role, given.shape))
         last = given.dims[-1]
         names = given[last].values.tolist() if last in given.coords else []
         if any(isinstance(name, str) for name in names):
             if set(names) != set(map(str, array.dims)):
-                raise ValueError(f"{_explain_shape(array, what, given.shape)}; it has {names}")
+                raise ValueError(f"{_explain_shape(array, role, given.shape)}; it has {names}")
             given = given.sel({last: [str(d) for d in array.dims]})
-        numbers: xr.DataArray = given.copy(data=_whole_numbers(given.values, what))
+        numbers: xr.DataArray = given.copy(data=_whole_numbers(given.values, role))
         along_axis = [k for k, v in given.coords.items() if last in v.dims]
         return numbers.drop_vars(along_axis).rename({last: BOX_AXIS_DIM})
     values = np.asarray(given)
     if values.size == 0 and values.ndim == 1:
         values = np.zeros((0, array.ndim), dtype=np.int64)
-    values = _whole_numbers(values, what)
+    values = _whole_numbers(values, role)
     if values.ndim == 0:
         values = np.broadcast_to(values, (array.ndim,))
-    elif array.ndim == 1 and values.ndim == 1 and (what == "start" or len(values) != 1):
+    elif array.ndim == 1 and values.ndim == 1 and (role == "start" or len(values) != 1):
         values = values[:, None]  # one number for each box
     if values.shape[-1] != array.ndim:
-        raise ValueError(_explain_shape(array, what, values.shape))
+        raise ValueError(_explain_shape(array, role, values.shape))
     return xr.DataArray(values, dims=(*_box_dims(values.ndim - 1, dims), BOX_AXIS_DIM))
 
 
-def _explain_shape(array: xr.DataArray, what: str, shape: tuple[int, ...]) -> str:
+def _explain_shape(array: xr.DataArray, role: str, shape: tuple[int, ...]) -> str:
     return (
-        f"the {what} of boxes in {array.name!r} has the shape {shape}; its last axis must have "
+        f"the {role} of boxes in {array.name!r} has the shape {shape}; its last axis must have "
         f"{array.ndim} numbers, one for each of {array.dims}"
     )
 
@@ -283,60 +283,60 @@ def _dataset_of(table: Any, dim: Hashable) -> xr.Dataset:
     return xr.Dataset({k: (name, table[k].to_numpy()) for k in table.columns}, coords)
 
 
-def _row_or_column(series: Any, array: xr.DataArray, what: str, dim: Hashable) -> Any:
+def _row_or_column(series: Any, array: xr.DataArray, role: str, dim: Hashable) -> Any:
     """Return a pandas Series as a dict (one box) or a Dataset (many boxes of one axis)."""
     names = series.index.tolist()
     if all(isinstance(name, str) for name in names) and set(names) & {
-        text for d in array.dims for text in (str(d), f"{d}_{what}")
+        text for d in array.dims for text in (str(d), f"{d}_{role}")
     }:
         return {name: series[name] for name in names}
     if array.ndim != 1:
-        raise ValueError(_explain_shape(array, what, series.shape))
+        raise ValueError(_explain_shape(array, role, series.shape))
     return _dataset_of(series.to_frame(array.dims[0]), dim)
 
 
 def _by_column(
-    array: xr.DataArray, table: xr.Dataset, what: str, bare_names: bool
+    array: xr.DataArray, table: xr.Dataset, role: str, bare_names: bool
 ) -> xr.DataArray:
     """Return columns named ``y_start`` or ``y``; a dimension without a column is whole."""
-    valid = {f"{d}_{what}" for d in array.dims}
-    unknown = [n for n in table if str(n).endswith(f"_{what}") and str(n) not in valid]
+    valid = {f"{d}_{role}" for d in array.dims}
+    unknown = [n for n in table if str(n).endswith(f"_{role}") and str(n) not in valid]
     if unknown:
-        raise KeyError(_exbare_names(array, what, unknown))
+        raise KeyError(_explain_names(array, role, unknown))
     exact: dict[Hashable, Hashable] = {
-        d: f"{d}_{what}" for d in array.dims if f"{d}_{what}" in table.variables
+        d: f"{d}_{role}" for d in array.dims if f"{d}_{role}" in table.variables
     }
     names = dict(exact)
-    if bare_names and (what == "start" or not exact):
+    if bare_names and (role == "start" or not exact):
         names = {d: d for d in array.dims if d in table.variables and d not in exact} | exact
     if not names:
-        raise KeyError(_exbare_names(array, what, list(table.variables)))
-    columns = [xr.DataArray(0 if what == "start" else n) for n in array.shape]
+        raise KeyError(_explain_names(array, role, list(table.variables)))
+    columns = [xr.DataArray(0 if role == "start" else n) for n in array.shape]
     for axis, dim in enumerate(array.dims):
         if dim in names:
             column = table[names[dim]]
-            columns[axis] = xr.DataArray(_whole_numbers(column.values, what), dims=column.dims)
+            columns[axis] = xr.DataArray(_whole_numbers(column.values, role), dims=column.dims)
     numbers = xr.concat(xr.broadcast(*columns), BOX_AXIS_DIM).transpose(..., BOX_AXIS_DIM)
     coords = table.coords.to_dataset()
     unrelated = [k for k, v in coords.coords.items() if set(v.dims) - set(numbers.dims)]
     return numbers.assign_coords(coords.drop_vars(unrelated).coords)
 
 
-def _exbare_names(array: xr.DataArray, what: str, found: Sequence[Any]) -> str:
-    wanted = ", ".join(repr(f"{d}_{what}") for d in array.dims)
+def _explain_names(array: xr.DataArray, role: str, found: Sequence[Any]) -> str:
+    wanted = ", ".join(repr(f"{d}_{role}") for d in array.dims)
     return (
-        f"{found}: no column for the {what} of boxes in {array.name!r}; columns are named "
+        f"{found}: no column for the {role} of boxes in {array.name!r}; columns are named "
         f"{wanted}, or like the dimensions"
     )
 
 
-def _whole_numbers(values: Any, what: str) -> IntArray:
+def _whole_numbers(values: Any, role: str) -> IntArray:
     numbers = np.asarray(values)
     if numbers.dtype.kind == "f" and (numbers == np.floor(numbers)).all():
         numbers = numbers.astype(np.int64)
     if numbers.dtype.kind not in "iu":
         raise TypeError(
-            f"the {what} of boxes must be integers, in elements; {numbers.dtype} was given"
+            f"the {role} of boxes must be integers, in elements; {numbers.dtype} was given"
         )
     return numbers.astype(np.int64)
 
