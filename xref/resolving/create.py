@@ -245,13 +245,13 @@ def _box_columns(
             if set(names) != set(map(str, array.dims)):
                 raise ValueError(f"{_explain_shape(array, role, given.shape)}; it has {names}")
             given = given.sel({last: [str(d) for d in array.dims]})
-        numbers: xr.DataArray = given.copy(data=_whole_numbers(given.values, role))
+        numbers: xr.DataArray = given.copy(data=_as_integers(given.values, role))
         along_axis = [k for k, v in given.coords.items() if last in v.dims]
         return numbers.drop_vars(along_axis).rename({last: BOX_AXIS_DIM})
     values = np.asarray(given)
     if values.size == 0 and values.ndim == 1:
         values = np.zeros((0, array.ndim), dtype=np.int64)
-    values = _whole_numbers(values, role)
+    values = _as_integers(values, role)
     if values.ndim == 0:
         values = np.broadcast_to(values, (array.ndim,))
     elif array.ndim == 1 and values.ndim == 1 and (role == "start" or len(values) != 1):
@@ -315,7 +315,7 @@ def _by_column(
     for axis, dim in enumerate(array.dims):
         if dim in names:
             column = table[names[dim]]
-            columns[axis] = xr.DataArray(_whole_numbers(column.values, role), dims=column.dims)
+            columns[axis] = xr.DataArray(_as_integers(column.values, role), dims=column.dims)
     numbers = xr.concat(xr.broadcast(*columns), BOX_AXIS_DIM).transpose(..., BOX_AXIS_DIM)
     coords = table.coords.to_dataset()
     unrelated = [k for k, v in coords.coords.items() if set(v.dims) - set(numbers.dims)]
@@ -330,7 +330,7 @@ def _explain_names(array: xr.DataArray, role: str, found: Sequence[Any]) -> str:
     )
 
 
-def _whole_numbers(values: Any, role: str) -> IntArray:
+def _as_integers(values: Any, role: str) -> IntArray:
     numbers = np.asarray(values)
     if numbers.dtype.kind == "f" and (numbers == np.floor(numbers)).all():
         numbers = numbers.astype(np.int64)
