@@ -29,8 +29,9 @@ from xref.errors import (
     XrefError,
 )
 from xref.hdf5 import DatasetLayout, item_dtype
+from xref.objects import StoredObject, cached_by_object
 from xref.references import DEFAULT_OPTIONS, ObjectReference
-from xref.storage import FileLocation, cached_by_location
+from xref.storage import FileLocation
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 
@@ -46,8 +47,7 @@ class MemberDataset:
 
     name: str
     path: str
-    location: FileLocation
-    address: int
+    stored: StoredObject
     layout: DatasetLayout
     attributes: dict[str, Any]
     problems: dict[str, Exception]
@@ -199,7 +199,7 @@ def _name_axes(
         if name is not None and (name in dims or sizes.get(name, size) != size):
             if name not in dims:
                 warnings.warn(
-                    f"{member.location.filename}: {member.path}: dimension {name!r} has "
+                    f"{member.stored.location.filename}: {member.path}: dimension {name!r} has "
                     f"{sizes[name]} elements elsewhere and {size} here; this axis gets another "
                     "name",
                     UnreadableMemberWarning,
@@ -222,8 +222,8 @@ def _name_axes(
 
 def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
     """Return the address of the scale of each axis of each member, 0 if it has none."""
-    for home in dict.fromkeys(m.location for m in members):
-        part = [m for m in members if m.location == home]
+    for home in dict.fromkeys(m.stored.location for m in members):
+        part = [m for m in members if m.stored.location == home]
         axes = [(m.attributes, len(m.layout.shape)) for m in part]
         for member, scales in zip(part, objects.scale_addresses(axes, home), strict=True):
             member.scales = scales
@@ -237,8 +237,8 @@ def _axis_scales(
     _scale_addresses(members)
     scales: dict[int, list[str | None]] = {}
     # Addresses and dimension numbers are valid within one file.
-    for home in dict.fromkeys(m.location for m in members):
-        part = [m for m in members if m.location == home]
+    for home in dict.fromkeys(m.stored.location for m in members):
+        part = [m for m in members if m.stored.location == home]
         parent = posixpath.dirname(path) if home == location and path != "/" else None
         names = _axis_scales_of_file(part, home, parent)
         scales |= dict(zip(map(id, part), names, strict=True))
@@ -278,7 +278,7 @@ def _scale_names(
     members: list[MemberDataset], location: FileLocation, parent: str | None, scales: set[int]
 ) -> dict[int, str]:
     """Return the link name of each scale: from this group, else from the nearest parent."""
-    names = {m.address: m.name for m in members}
+    names = {m.stored.address: m.name for m in members}
     missing = scales - set(names)
     while missing and parent is not None:
         links = objects.link_addresses(objects.open_group(location, parent))
@@ -304,11 +304,12 @@ def _name_after_dimensions(
     """
     scope = _parent_scope(location, path, phony)
     for member, axes in zip(members, names, strict=True):
-        if axes == [None] and member.location == location and member.name in scope:
-            lengths = (_dimension_length(location, a) for a in scope[member.name])
+        if axes == [None] and member.stored.location == location and member.name in scope:
+            lengths = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
             length = next((n for n in lengths if n is not None), None)
             axes[0] = member.name if length == member.shape[0] else None
-    scales = {m.name: (m.address,) for m in members if m.is_scale and m.location == location}
+    here = (m for m in members if m.is_scale and m.stored.location == location)
+    scales = {m.name: (m.stored.address,) for m in here}
     phony.scopes[path] = scope | scales if scales else scope
 
 
@@ -329,46 +330,46 @@ def _parent_scope(location: FileLocation, path: str, phony: PhonyNames) -> Scope
     return phony.scopes[parent]
 
 
-def _dimension_length(location: FileLocation, address: int) -> int | None:
+def _dimension_length(scale: StoredObject) -> int | None:
     """Return the length of a scale; None if the object is not a scale."""
     try:
-        facts = objects.dataset_facts(location, address)
+        facts = scale.metadata
     except (XrefError, OSError):
         return None  # not a dataset, or one that cannot be read
     if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
         return None
-    return _unlimited_length(location, address) or facts.layout.shape[0]
+    return _unlimited_length(scale) or facts.layout.shape[0]
 
 
 def _unlimited_lengths(
     members: list[MemberDataset], names: list[list[str | None]]
 ) -> dict[str, int]:
     """Return the length of each unlimited dimension of the members."""
-    by_address = {(m.location, m.address): m for m in members}
+    by_object = {m.stored: m for m in members}
     lengths: dict[str, int] = {}
     attached: Counter[str] = Counter()
-    scales: dict[str, tuple[FileLocation, int]] = {}
+    scales: dict[str, StoredObject] = {}
     for member, axes in zip(members, names, strict=True):
         if member.is_unlimited:
-            scales[member.name] = member.location, member.address
+            scales[member.name] = member.stored
             lengths[member.name] = max(lengths.get(member.name, 0), member.shape[0])
         for name, address, size in zip(axes, member.scales, member.shape, strict=False):
             if name is None or not address:
                 continue
             attached[name] += 1
             lengths[name] = max(lengths.get(name, 0), size)
-            scales.setdefault(name, (member.location, address))
+            scales.setdefault(name, StoredObject(member.stored.location, address))
     unlimited = {}
-    for name, (location, address) in scales.items():
-        member_scale = by_address.get((location, address))
+    for name, scale in scales.items():
+        member_scale = by_object.get(scale)
         if member_scale is None:
-            length = _unlimited_length(location, address)
+            length = _unlimited_length(scale)
         elif not member_scale.is_unlimited:
             continue
         elif _n_references(member_scale.attributes.get("REFERENCE_LIST")) == attached[name]:
             length = lengths[name]  # all datasets along it are members of this group
         else:
-            length = _unlimited_length(location, address)
+            length = _unlimited_length(scale)
         if length is not None:
             unlimited[name] = max(length, lengths[name])
     return unlimited
@@ -380,19 +381,19 @@ def _n_references(listed: Any) -> int:
     return int(listed.size) if isinstance(listed, np.ndarray) else 0
 
 
-@cached_by_location(maxsize=4096)
-def _unlimited_length(location: FileLocation, address: int) -> int | None:
+@cached_by_object(maxsize=4096)
+def _unlimited_length(scale: StoredObject) -> int | None:
     """Return the length of the longest dataset along an unlimited scale, else None."""
     # The layout is not needed: even a scale of a type that cannot be read has a length.
-    dataset = objects.open_dataset(location, address)
+    dataset = objects.open_dataset(scale)
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
     length = int(dataset.shape[0])
     if not objects.has_attribute(dataset, "REFERENCE_LIST"):
         return length
-    listed = objects.read_attribute(dataset, "REFERENCE_LIST", location, address)
-    for attached, axis in _attached_axes(listed, location):
-        length = max(length, _axis_length(location, attached, axis))
+    listed = objects.read_attribute(dataset, "REFERENCE_LIST", scale)
+    for address, axis in _attached_axes(listed, scale.location):
+        length = max(length, _axis_length(StoredObject(scale.location, address), axis))
     return length
 
 
@@ -414,10 +415,10 @@ def _attached_axes(listed: Any, location: FileLocation) -> Iterator[tuple[int, i
     yield from zip(addresses, axes, strict=True)
 
 
-def _axis_length(location: FileLocation, address: int, axis: int) -> int:
+def _axis_length(dataset: StoredObject, axis: int) -> int:
     """Return the length of one axis of a dataset, 0 if there is no such axis."""
     try:
-        shape = objects.open_dataset(location, address).shape
+        shape = objects.open_dataset(dataset).shape
     except (DanglingReferenceError, WrongTargetError):
         return 0  # the list of a scale may name deleted datasets
     return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0

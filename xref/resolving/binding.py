@@ -19,6 +19,7 @@ import numpy.typing as npt
 from xref.arrays import is_same_value
 from xref.engine import Decoders
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
+from xref.objects import StoredObject
 from xref.references import ReferenceArray
 from xref.resolving.read_results import BoundReferences, bind_references
 from xref.resolving.target_decoding import Place, find_decoders
@@ -93,15 +94,14 @@ def bind(
                 "references; resolve it by itself, element by element (.h5ref.items())"
             )
     # Attributes and names are those of the first target: in the order of references.
-    looks = [(t.first_row, t.location, t.address, t.facts) for t in bound.single]
+    looks = [(t.first_row, t.dataset, t.facts) for t in bound.single]
     for many in bound.small:
         for k, facts in many.alike:
             row = int(many.rows[np.searchsorted(many.which, k)])
-            looks.append((row, many.location, int(many.address[k]), facts))
+            looks.append((row, StoredObject(many.location, int(many.address[k])), facts))
     looks.sort(key=lambda look: look[0])
     targets = tuple(
-        open_target(location, address, facts, references.options)
-        for _, location, address, facts in looks
+        open_target(dataset, facts, references.options) for _, dataset, facts in looks
     )
     what = f"the reference variable {name!r}" if name is not None else "the references"
     decoders, used = find_decoders(bound, targets, references.options)
@@ -126,7 +126,7 @@ def _common_attributes(
         {
             name: value
             for name, value in t.attributes.items()
-            if name not in used[t.location.token, t.address]
+            if name not in used[t.dataset.token]
         }
         for t in targets
     ]
@@ -142,7 +142,7 @@ def warn_of_units(resolved: BoundVariable) -> None:
     found: dict[str, TargetMetadata] = {}
     for target in resolved.targets:
         units = target.attributes.get("units")
-        used = decoders.of(target.location, target.address).used
+        used = decoders.of(target.dataset).used
         if isinstance(units, str) and "units" not in used:
             found.setdefault(units, target)
     if len(found) > 1:

@@ -23,7 +23,7 @@ from xref.arrays import IntArray
 from xref.engine import DatasetArray
 from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
 from xref.hdf5 import Datatype
-from xref.objects import dataset_layout, kind_of, object_kind, open_member
+from xref.objects import StoredObject, kind_of, object_kind, open_member
 from xref.references import (
     AttributeReference,
     ObjectReference,
@@ -36,7 +36,6 @@ from xref.references import (
 )
 from xref.resolving.targets import group_path
 from xref.selections import SelectionKind, SelectionTable, box_table, empty_table, in_order
-from xref.storage import FileLocation
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 
@@ -96,18 +95,12 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
     unread = _unread_box(array)
     if unread is not None:
         lazy, slices = unread
-        layout = dataset_layout(lazy.location, lazy.address)
+        layout = lazy.dataset.layout
         members = reference_members(layout.elements) if layout.elements else iter(())
         for member in members:
             if member.path == name:
                 stored = StoredReferences(
-                    lazy.location,
-                    lazy.address,
-                    None,
-                    member.kind,
-                    slices,
-                    member.path,
-                    member.offset,
+                    lazy.dataset, None, member.kind, slices, member.path, member.offset
                 )
                 references = ReferenceArray(
                     stored.shape, kind=stored.kind, stored=stored, options=lazy.options
@@ -232,11 +225,11 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     address = np.where(null, np.uint64(0), columns.address).astype(np.uint64)
     file, files = np.array(columns.file), dict.fromkeys(columns.files)
     valid = ReferenceColumns(files=columns.files, file=file, address=address, regions=None)
-    for target_location, target, target_rows in split_targets(valid)[0]:
+    for target, target_rows in split_targets(valid)[0]:
         rows = np.arange(len(null))[target_rows]
         label = references.describe(int(rows[0]))
-        location, dataset = _series_data(target_location, target, label)
-        shape = dataset_layout(location, dataset).shape
+        dataset = _series_data(target, label)
+        shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
         empty = count[rows] == 0
         tables += [
@@ -244,9 +237,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
             empty_table(int(empty.sum()), 0, SelectionKind.NONE),
         ]
         order += [rows[~empty], rows[empty]]
-        address[rows] = dataset
-        files.setdefault(location)
-        file[rows] = list(files).index(location)
+        address[rows] = dataset.address
+        files.setdefault(dataset.location)
+        file[rows] = list(files).index(dataset.location)
     regions = in_order(tables, order)
     columns = ReferenceColumns(files=tuple(files), file=file, address=address, regions=regions)
     options = references.options
@@ -269,23 +262,23 @@ def _whole_numbers(values: npt.NDArray[Any]) -> IntArray:
     return values.astype(np.int64)
 
 
-def _series_data(location: FileLocation, address: int, label: str) -> tuple[FileLocation, int]:
-    """Return file and address of the dataset for a target: itself, or ``data`` of a group."""
-    kind = object_kind(location, address)
+def _series_data(target: StoredObject, label: str) -> StoredObject:
+    """Return the dataset of a target: the target itself, or ``data`` of a group."""
+    kind, address = object_kind(target), target.address
     if kind == "dataset":
-        return location, address
+        return target
     if kind == "dangling":
         raise DanglingReferenceError(f"{label} is dangling: there is no object at {address:#x}")
     if kind == "group":
-        path = posixpath.join(group_path(location, address), SERIES_DATA)
+        path = posixpath.join(group_path(target), SERIES_DATA)
         try:
-            found = open_member(location, path)
+            found = open_member(target.location, path)
         except FileNotFoundError:
             kind = f"group without {SERIES_DATA!r}"
         else:
             kind = f"group whose {SERIES_DATA!r} is a {kind_of(found.item)}"
             if kind_of(found.item) == "dataset":
-                return found.location, found.address
+                return found.stored
     raise WrongTargetError(
         f"{label} points at a {kind}; a dataset is needed, or a group with one named "
         f"{SERIES_DATA!r}"

@@ -16,7 +16,7 @@ import xarray as xr
 from xref import engine
 from xref.arrays import IntArray
 from xref.errors import SelectionError
-from xref.objects import dataset_layout, open_member
+from xref.objects import open_member
 from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
 from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
 
@@ -27,18 +27,19 @@ COLUMNS = ("start", "size", "stop")
 
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
     """Return a reference to the group of a Dataset, or to the object at a path."""
-    location, address = engine.location_of(dataset)
-    group = ObjectReference(location, address)
+    stored = engine.group_of(dataset)
+    group = ObjectReference.to(stored)
     if path in ("", "."):
         return group
     parent = group.path
     if parent is None and not path.startswith("/"):
         raise ValueError("the group has no path; give a path that begins with '/'")
     try:
-        found = open_member(location, path if path.startswith("/") else f"{parent}/{path}")
+        full = path if path.startswith("/") else f"{parent}/{path}"
+        found = open_member(stored.location, full)
     except OSError as error:
-        raise KeyError(f"{location.filename} has nothing at {path!r}: {error}") from error
-    return ObjectReference(found.location, found.address)
+        raise KeyError(f"{stored.filename} has nothing at {path!r}: {error}") from error
+    return ObjectReference.to(found.stored)
 
 
 def region_reference(
@@ -136,9 +137,9 @@ def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> N
 
     The engine pads variables along unlimited dimensions.
     """
-    if target.location is None or isinstance(selection, All):
+    if target.stored is None or isinstance(selection, All):
         return
-    shape = dataset_layout(target.location, target.address).shape
+    shape = target.stored.layout.shape
     table_from_selections([selection]).fit(shape, lambda _: f"the region of {name!r}")
 
 

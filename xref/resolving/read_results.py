@@ -25,6 +25,7 @@ from xref.errors import (
     WrongTargetError,
 )
 from xref.hdf5 import DatasetLayout, items
+from xref.objects import StoredObject
 from xref.options import get_option
 from xref.reading import SmallDatasets, plan_parts, plan_read, read_plan, select_small_datasets
 from xref.references import (
@@ -37,7 +38,6 @@ from xref.references import (
     tile_loader,
 )
 from xref.selections import SelectionKind, SelectionTable, empty_table
-from xref.storage import FileLocation
 
 MIN_BULK_TARGETS = 8
 """Fewer targets are looked at one by one: with four both ways take as long, with eight
@@ -51,8 +51,7 @@ LARGE_RESULT_RATIO = 1000
 class BoundDataset:
     """The references that point at one dataset, fitted to its extent."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     facts: objects.DatasetMetadata
     rows: npt.NDArray[np.intp] | slice
     regions: SelectionTable
@@ -64,7 +63,7 @@ class BoundDataset:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return _described(self.location, self.address)
+        return self.dataset.where
 
     @property
     def layout(self) -> DatasetLayout:
@@ -98,12 +97,12 @@ class BoundReferences:
         return len(self.single) + sum(len(many) for many in self.small)
 
     @property
-    def first_target(self) -> tuple[FileLocation, int] | None:
-        """File and address of one target, to name it in messages."""
+    def first_target(self) -> StoredObject | None:
+        """One target, to name it in messages."""
         if self.single:
-            return self.single[0].location, self.single[0].address
+            return self.single[0].dataset
         for many in self.small:
-            return many.location, int(many.address[many.which[0]])
+            return StoredObject(many.location, int(many.address[many.which[0]]))
         return None
 
     @property
@@ -170,11 +169,10 @@ def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
         rows = many.rows[cuts[k] : cuts[k + 1]]
         if not len(rows):
             continue
-        facts = objects.dataset_facts(many.location, address)
+        dataset = StoredObject(many.location, address)
+        facts = dataset.metadata
         regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
-        yield BoundDataset(
-            location=many.location, address=address, facts=facts, rows=rows, regions=regions
-        )
+        yield BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions)
 
 
 def bind_references(
@@ -201,17 +199,17 @@ def bind_references(
     n = len(references)
     small, groups, null = _split_small(references)
     targets = []
-    for k, (location, address, rows) in enumerate(groups):
+    for k, (dataset, rows) in enumerate(groups):
         if k % objects.REFERENCE_BATCH == 0:
             objects.cache_h5py_references(
-                [a for _, a, _ in groups[k : k + objects.REFERENCE_BATCH]]
+                [t.address for t, _ in groups[k : k + objects.REFERENCE_BATCH]]
             )
 
         def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = dataset.metadata
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
                 f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
@@ -219,28 +217,13 @@ def bind_references(
             ) from error
         extent = facts.layout.shape
         count = n if isinstance(rows, slice) else len(rows)
-        if references.regions is None:
-            targets.append(
-                BoundDataset(
-                    location=location,
-                    address=address,
-                    facts=facts,
-                    rows=rows,
-                    regions=(
-                        _whole(extent)
-                        if count == 1
-                        else empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
-                    ),
-                )
-            )
-            continue
-        regions = references.regions.take(rows)
-        fitted = regions.fit(extent, name_row)
-        targets.append(
-            BoundDataset(
-                location=location, address=address, facts=facts, rows=rows, regions=fitted
-            )
-        )
+        if references.regions is not None:
+            fitted = references.regions.take(rows).fit(extent, name_row)
+        elif count == 1:
+            fitted = _whole(extent)
+        else:
+            fitted = empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
+        targets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=fitted))
     ranks = [len(t.layout.shape) for t in targets] + [many.shape.shape[1] for many in small]
     widest = max(ranks, default=1) or 1
     ndim = np.zeros(n, dtype=np.int64)
@@ -273,7 +256,7 @@ def _split_small(
     -------
     small : list of SmallDatasets
         One a file.
-    targets : list of (location, address, rows)
+    targets : list of (object, rows)
     null : numpy.ndarray
         Shape ``(n,)``.
     """
@@ -311,7 +294,7 @@ def check_size(
     nbytes = n_elements * dtype.itemsize
     if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
         return
-    stored = sum(objects.stored_nbytes(t.location, t.address) for t in bound.single)
+    stored = sum(objects.stored_nbytes(t.dataset) for t in bound.single)
     stored += sum(many.stored_nbytes for many in bound.small)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
@@ -390,23 +373,17 @@ def read_results(
         read_into(part, raw, begins, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
         decoded = decoding(items(raw))
-        target = part.first_target
-        items(values)[...] = convert(
-            decoded, items(values).dtype, partial(_described, *target) if target else str
-        )
+        where = part.first_target.where if part.first_target else ""
+        items(values)[...] = convert(decoded, items(values).dtype, partial(str, where))
         _place_values(values, bound.shape[rows], out, dst[rows], cell)
-
-
-def _described(location: FileLocation, address: int) -> str:
-    return f"{location.filename}: dataset at {address:#x}"
 
 
 def decoding_rows(bound: BoundReferences, decoders: Decoders) -> IntArray:
     """Return the row of ``decoders.kinds`` for each reference, -1 for null ones."""
     which = np.full(len(bound.ndim), -1, dtype=np.int64)
     for t in bound.single:
-        own = decoders.which_of(t.location, np.array([t.address], dtype=np.uint64))
-        which[t.rows] = own[0]
+        own = np.array([t.dataset.address], dtype=np.uint64)
+        which[t.rows] = decoders.which_of(t.dataset.location, own)[0]
     for many in bound.small:
         which[many.rows] = decoders.which_of(many.location, many.address)[many.which]
     which[bound.null] = -1
@@ -489,9 +466,7 @@ def _read_target(
     layout = target.layout
     parts = plan_parts(target.regions, dst, row_strides(cells))
     if len(parts):
-        loader = tile_loader(
-            target.location, target.address, layout, options=DecodeOptions(reader=reader)
-        )
+        loader = tile_loader(target.dataset, layout, options=DecodeOptions(reader=reader))
         plan = plan_read(parts, layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
         read_plan(plan, loader, out)
 

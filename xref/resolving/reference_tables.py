@@ -16,7 +16,7 @@ import xarray as xr
 from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
-from xref.objects import open_member
+from xref.objects import StoredObject, open_member
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.selections import KIND_NAMES, UNLIMITED, SelectionKind, SelectionTable, empty_table
 from xref.storage import FileLocation, find_source, locate_source
@@ -79,9 +79,9 @@ def from_table(
         )
         location = locate_source(source)
         in_file = pointing & (names == name)
-        for row, found, target in _open_targets(location, columns, in_file, filename):
-            file[row] = files.setdefault(found.token, (len(files), found))[0]
-            address[row] = target
+        for row, target in _open_targets(location, columns, in_file, filename):
+            number, _ = files.setdefault(target.location.token, (len(files), target.location))
+            file[row], address[row] = number, target.address
     regions = _regions(columns) if "selection" in table else None
     attribute, attribute_names = _attributes(columns) if "attribute" in table else (None, ())
     references = ReferenceColumns(
@@ -178,8 +178,8 @@ def _integers(values: npt.NDArray[Any], name: str, least: int = -1) -> IntArray:
 
 def _open_targets(
     location: FileLocation, columns: TableColumns, rows: npt.NDArray[np.bool_], moved: Any
-) -> Iterator[tuple[npt.NDArray[np.intp], FileLocation, int]]:
-    """Yield the rows, the file and the address of each target.
+) -> Iterator[tuple[npt.NDArray[np.intp], StoredObject]]:
+    """Yield the rows of each target, and the target.
 
     Targets are opened by path; targets without a path have the address in the table.
     """
@@ -196,7 +196,7 @@ def _open_targets(
                 f"{location.filename} has nothing at {path!r}, which {len(positions)} "
                 f"references of the table point at: {error}"
             ) from error
-        yield pointing[positions], found.location, found.address
+        yield pointing[positions], found.stored
     unnamed = pointing[paths == ""]
     if not len(unnamed):
         return
@@ -207,7 +207,7 @@ def _open_targets(
         )
     address = columns.addresses()
     for target, positions in _group_equal(address[unnamed]):
-        yield unnamed[positions], location, target
+        yield unnamed[positions], StoredObject(location, target)
 
 
 def _group_equal(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:

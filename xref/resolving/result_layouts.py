@@ -19,7 +19,7 @@ from xref import engine
 from xref.arrays import IntArray, dtype_with, is_same_value
 from xref.errors import SelectionError
 from xref.hdf5 import item_dtype
-from xref.objects import dataset_layout
+from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
@@ -450,7 +450,8 @@ def _target_coords(
         part_dims = inner if scattered else tuple(inner[axis] for axis in axes)
         label = part_dims[0] if not scattered and part_dims and dims == (name,) else name
         shared = all(
-            t.location == first.location and t.coords.get(name) == (address, dims)
+            t.dataset.location == first.dataset.location
+            and t.coords.get(name) == (address, dims)
             for t in targets
         )
         if not shared or label in own or label in resolved.dims:
@@ -465,8 +466,8 @@ def _fits_axes(
     resolved: BoundVariable, name: str, address: int, dims: tuple[str | None, ...]
 ) -> bool:
     """Tell whether a coordinate has the extent of the axes that it belongs to."""
-    location = resolved.targets[0].location
-    layout = dataset_layout(location, address)
+    location = resolved.targets[0].dataset.location
+    layout = StoredObject(location, address).layout
     for target, bound in zip(resolved.targets, resolved.bound.targets, strict=True):
         extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
         if layout.shape != extent:
@@ -487,7 +488,7 @@ def _coordinate(
 ) -> xr.Variable:
     """Return one coordinate, once if all references select it alike, else for each."""
     bound, options = resolved.bound, resolved.references.options
-    location = resolved.targets[0].location
+    location = resolved.targets[0].dataset.location
     shadows, rows = [], []
     for target, part in zip(resolved.targets, bound.targets, strict=True):
         shadows.append(project(part.regions, [target.dims.index(dim) for dim in dims]))

@@ -417,10 +417,10 @@ def read_batch(shuffle: Shuffle, number: int) -> list[Values]:
     out = []
     for k, partition in plan.batches[number]:
         target, boxes = plan.targets[k]
-        check_unchanged(target.location)
+        check_unchanged(target.dataset.location)
         layout = target.layout
         values = np.empty(boxes.size(partition), dtype=layout.dtype)
-        loader = tile_loader(target.location, target.address, layout, options=options)
+        loader = tile_loader(target.dataset, layout, options=options)
         itemsize = max(layout.dtype.itemsize, 1)
         parts = boxes.share_parts(partition)
         read_plan = reading.plan_read(parts, layout.shape, layout.chunks, itemsize)
@@ -433,7 +433,7 @@ def _decode_elements(values: Values, flat: BlockReads, target: BoundDataset) -> 
     """Decode elements of one target by its own attributes, into the type of the blocks."""
     if flat.decoders is None:
         return values.astype(flat.dtype, copy=False)
-    decoding = flat.decoders.of(target.location, target.address)
+    decoding = flat.decoders.of(target.dataset)
     if decoding.is_plain and values.dtype == flat.dtype:
         return values
     out = np.empty(len(values), dtype=flat.dtype)

@@ -21,7 +21,7 @@ from xref.errors import (
     UnsupportedError,
     WrongTargetError,
 )
-from xref.objects import dataset_layout, object_kinds, object_paths
+from xref.objects import StoredObject, object_kinds, object_paths
 from xref.references import (
     ReferenceArray,
     ReferenceColumns,
@@ -31,7 +31,6 @@ from xref.references import (
     split_targets,
 )
 from xref.selections import KIND_NAMES, SelectionKind, SelectionTable, in_order
-from xref.storage import FileLocation
 
 AXIS_DIM, ITEM_DIM = "axis", "item"
 
@@ -145,7 +144,9 @@ def _describe_attributes(
     _, first, inverse = np.unique(stacked, axis=1, return_index=True, return_inverse=True)
     names = columns.attribute_names()
     kinds = [
-        attribute_kind(columns.files[int(columns.file[i])], int(columns.address[i]), names[i])
+        attribute_kind(
+            StoredObject(columns.files[int(columns.file[i])], int(columns.address[i])), names[i]
+        )
         for i in rows[first].tolist()
     ]
     kind[rows] = np.array(kinds, dtype=object)[inverse.reshape(-1)]
@@ -166,9 +167,9 @@ def describe_regions(
     npoints = np.zeros(n, dtype=np.int64)
     fits = np.zeros(n, dtype=bool)
     width = start.shape[1]
-    for location, address, rows in groups:
+    for target, rows in groups:
         part = regions.take(rows)
-        extent = _extent(location, address)
+        extent = _extent(target)
         if extent is not None:
             if len(extent) > width:
                 start, stop = (_widen(c, len(extent), 0) for c in (start, stop))
@@ -197,10 +198,10 @@ def describe_regions(
     }
 
 
-def _extent(location: FileLocation, address: int) -> tuple[int, ...] | None:
+def _extent(target: StoredObject) -> tuple[int, ...] | None:
     """Return the shape of a target, None if it is not a dataset that can be opened."""
     try:
-        return dataset_layout(location, address).shape
+        return target.layout.shape
     except (DanglingReferenceError, ExternalFileError, UnsupportedError, WrongTargetError):
         return None
 

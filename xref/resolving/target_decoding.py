@@ -17,15 +17,15 @@ import numpy.typing as npt
 from xref import engine
 from xref.arrays import IntArray
 from xref.hdf5 import DatasetLayout
-from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
+from xref.objects import StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
 from xref.resolving.read_results import BoundReferences
 from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
 
-Place: TypeAlias = tuple[Hashable, int]
-"""Token of a file, and the address of a target in it."""
+Place: TypeAlias = tuple[Hashable, ...]
+"""Token of a target."""
 
 
 def find_decoders(
@@ -40,7 +40,7 @@ def find_decoders(
         Names of the attributes that decoding uses up, for each of ``targets``.
     """
     finder = _DecodingFinder(options)
-    by_place = {(t.location.token, t.address): t for t in targets}
+    by_place = {t.dataset.token: t for t in targets}
     files: dict[Hashable, tuple[int, FileLocation]] = {}
     file, address, which = [], [], []
     used: dict[Place, Set[str]] = {}
@@ -52,11 +52,11 @@ def find_decoders(
         which.append(kinds)
 
     for t in bound.single:
-        place = t.location.token, t.address
+        place = t.dataset.token
         target = by_place[place]
-        kind = finder.find(t.location, t.address, t.layout, target.attributes)
+        kind = finder.find(t.dataset, t.layout, target.attributes)
         used[place] = finder.kinds[kind].used
-        add(t.location, np.array([t.address], dtype=np.uint64), np.array([kind]))
+        add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([kind]))
     for many in bound.small:
         witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
         # Of each type, values of the attributes, and name that options are given by.
@@ -67,11 +67,11 @@ def find_decoders(
         for row in first.tolist():
             layout = many.kinds[int(many.kind[row])].layout
             attributes = witnesses[int(many.like[row])].attributes
-            kinds.append(finder.find(many.location, int(many.address[row]), layout, attributes))
+            dataset = StoredObject(many.location, int(many.address[row]))
+            kinds.append(finder.find(dataset, layout, attributes))
         for witness, (row, _) in zip(witnesses, many.alike, strict=True):
             kind = kinds[int(of[row])]
-            place = many.location.token, witness.address
-            used[place] = finder.kinds[kind].used
+            used[witness.dataset.token] = finder.kinds[kind].used
         add(many.location, many.address, np.array(kinds)[of])
     if not file:
         return engine.Decoders(()), used
@@ -114,11 +114,11 @@ class _DecodingFinder:
         self._known: dict[Hashable, int] = {}
         self._rows: dict[Hashable, int] = {}
 
-    def _name(self, location: FileLocation, address: int) -> Hashable | None:
+    def _name(self, dataset: StoredObject) -> Hashable | None:
         """Return the name of a target if some option is given for a variable of that name."""
         if not self._names:
             return None
-        path = object_path(location, address)
+        path = dataset.path
         name = posixpath.basename(path) if path is not None else None
         return name if name in self._names else None
 
@@ -133,27 +133,23 @@ class _DecodingFinder:
         return np.array([numbers.get(name, 0) for name in names])
 
     def find(
-        self,
-        location: FileLocation,
-        address: int,
-        layout: DatasetLayout,
-        attributes: Mapping[str, Any],
+        self, dataset: StoredObject, layout: DatasetLayout, attributes: Mapping[str, Any]
     ) -> int:
         """Return the row of the decoding of a target among ``kinds``.
 
         Of its layout only type and fill value matter, which other datasets may share.
         """
-        name = self._name(location, address)
+        name = self._name(dataset)
         telling = {k: v for k, v in attributes.items() if k in engine.CF_ATTRIBUTES}
         options = engine.options_of(self._options, name)
         sample = None
         if _may_be_times(layout, telling, options):
             # Each target's own: dates of some fit the type that those of others do not.
-            sample = _first_and_last(location, address, options)
+            sample = _first_and_last(dataset, options)
         told = None if sample is None else sample.tobytes()
         key = engine.decoding_key(layout.dtype, telling, layout.fill_value), name, told
         if key not in self._known:
-            missing = _stored_fill(location, address, layout, options)
+            missing = _stored_fill(dataset, layout, options)
             decoding = engine.make_decoding(layout.dtype, telling, options, missing, sample)
             same = decoding.key, repr(decoding.missing)
             row = self._rows.setdefault(same, len(self.kinds))
@@ -174,25 +170,21 @@ def _has_dates(attributes: Mapping[str, Any]) -> bool:
     return "since" in str(attributes.get("units", ""))
 
 
-def _first_and_last(
-    location: FileLocation, address: int, options: DecodeOptions
-) -> npt.NDArray[Any] | None:
+def _first_and_last(dataset: StoredObject, options: DecodeOptions) -> npt.NDArray[Any] | None:
     """Read the values of a dataset that xarray looks at to choose the type of dates."""
-    layout = dataset_layout(location, address)
+    layout = dataset.layout
     if 0 in layout.shape:
         return None
-    array = engine.DatasetArray(location, address, layout, options)
+    array = engine.DatasetArray(dataset, layout, options)
     ends = [tuple(0 for _ in layout.shape), tuple(n - 1 for n in layout.shape)]
     return np.stack([np.asarray(array.read(end)) for end in ends])
 
 
-def _stored_fill(
-    location: FileLocation, address: int, layout: DatasetLayout, options: DecodeOptions
-) -> Any:
+def _stored_fill(dataset: StoredObject, layout: DatasetLayout, options: DecodeOptions) -> Any:
     """Return the value of elements of a dataset that were never written."""
     if layout.dtype.kind != "V" or not layout.dtype.hasobject:
         return layout.fill_value
-    datatype, stored = type_and_fill(location, address)
+    datatype, stored = type_and_fill(dataset)
     raw = np.frombuffer(stored, dtype=np.uint8).reshape(1, -1)
-    where = f"{location.filename}: fill value of the dataset at {address:#x}"
-    return decode_values(location, datatype, raw, lambda _: where, options)[0]
+    where = f"{dataset.filename}: fill value of the dataset at {dataset.address:#x}"
+    return decode_values(dataset.location, datatype, raw, lambda _: where, options)[0]

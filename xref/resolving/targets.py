@@ -14,6 +14,7 @@ from typing import Any
 from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
+from xref.objects import StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -27,15 +28,14 @@ class TargetMetadata:
     its ``coordinates`` attribute.
     """
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     dims: tuple[str | None, ...]
     attributes: dict[str, Any]
     coords: dict[str, tuple[int, tuple[str | None, ...]]]
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return f"{self.location.filename}: {objects.object_label(self.location, self.address)}"
+        return str(self.dataset)
 
     @property
     def name(self) -> str | None:
@@ -44,11 +44,11 @@ class TargetMetadata:
         It is looked up when it is asked for: the first time, the links of the file are
         walked (`xref.objects.paths`).
         """
-        return _name(self.location, self.address)
+        return _name(self.dataset)
 
 
-def _name(location: FileLocation, address: int) -> str | None:
-    path = objects.object_path(location, address)
+def _name(stored: StoredObject) -> str | None:
+    path = stored.path
     return posixpath.basename(path) if path is not None else None
 
 
@@ -57,61 +57,63 @@ def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
 
     The links of each file are walked once, and each name is looked up in few steps.
     """
+    datasets = [target.dataset for target in targets]
     found: dict[FileLocation, dict[int, str]] = {}
-    for target in targets:
-        found.setdefault(target.location, {})[target.address] = ""
+    for dataset in datasets:
+        found.setdefault(dataset.location, {})[dataset.address] = ""
     paths = {location: objects.object_paths(location, of) for location, of in found.items()}
-    names = (paths[target.location].get(target.address) for target in targets)
+    names = (paths[d.location].get(d.address) for d in datasets)
     return [posixpath.basename(path) if path is not None else None for path in names]
 
 
 def open_target(
-    location: FileLocation, address: int, facts: objects.DatasetMetadata, options: DecodeOptions
+    dataset: StoredObject, facts: objects.DatasetMetadata, options: DecodeOptions
 ) -> TargetMetadata:
     """Look at one dataset: its name, dimensions, attributes and coordinates."""
-    where = f"{location.filename}: dataset at {address:#x}"
-    dims, scales = _target_dimensions(location, address, facts)
-    attributes = plain_attributes(facts.attributes, facts.problems, location, where, options)
+    dims, scales = _target_dimensions(dataset, facts)
+    attributes = plain_attributes(
+        facts.attributes, facts.problems, dataset.location, dataset.where, options
+    )
     coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
     for dim, scale in scales.items():
-        if scale != address:
+        if scale != dataset.address:
             coords[dim] = (scale, (dim,))
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
-        path = objects.object_path(location, address)
+        path = dataset.path
         if path is not None:
             coords |= _named_coordinates(
-                location, path, attributes["coordinates"].split(), dims
+                dataset.location, path, attributes["coordinates"].split(), dims
             )
-    return TargetMetadata(location, address, dims, attributes, coords)
+    return TargetMetadata(dataset, dims, attributes, coords)
 
 
 def _target_dimensions(
-    location: FileLocation, address: int, facts: objects.DatasetMetadata
+    dataset: StoredObject, facts: objects.DatasetMetadata
 ) -> tuple[tuple[str | None, ...], dict[str, int]]:
     """Return the axis names of a dataset, and the scales among them that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
         is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
-        own_name = _name(location, address) if is_scale and ndim == 1 else None
+        own_name = _name(dataset) if is_scale and ndim == 1 else None
         return (own_name,) * ndim, {}
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
-    for axis, scale in enumerate(facts.scales):
-        if not scale:
+    for axis, address in enumerate(facts.scales):
+        if not address:
             continue
+        scale = StoredObject(dataset.location, address)
         try:
-            scale_label = label(objects.dataset_facts(location, scale).attributes, "NAME")
+            scale_label = label(scale.metadata.attributes, "NAME")
         except XrefError as error:
             # The axis keeps its name, as in a group that is opened; values it has none.
-            where = f"{location.filename}: {objects.object_label(location, scale)}"
-            warn_unreadable(f"{where}: scale of axis {axis}", error)
+            warn_unreadable(f"{scale}: scale of axis {axis}", error)
             scale_label = NO_VARIABLE
-        name = _name(location, scale) or scale_label
+        name = _name(scale) or scale_label
         if not name or name in dims:
             continue
         dims[axis] = name
         if not scale_label.startswith(NO_VARIABLE):
-            scales[name] = scale
+            scales[name] = address
     return tuple(dims), scales
 
 
@@ -124,30 +126,30 @@ def _named_coordinates(
     for name in names:
         if name not in members or name in dims:
             continue
-        address = members[name]
+        member = StoredObject(location, members[name])
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = member.metadata
         except XrefError as error:
             warn_unreadable(f"{location.filename}: coordinate {name!r} of {path!r}", error)
             continue
-        axes, _ = _target_dimensions(location, address, facts)
+        axes, _ = _target_dimensions(member, facts)
         if all(axis in dims and axis is not None for axis in axes):
-            found[name] = (address, axes)
+            found[name] = (member.address, axes)
     return found
 
 
-def group_path(location: FileLocation, address: int) -> str:
-    """Return the canonical path of the group at an address, to open it as a Dataset.
+def group_path(group: StoredObject) -> str:
+    """Return the canonical path of a group, to open it as a Dataset.
 
     Raises
     ------
     UnsupportedError
         If no link leads to it.
     """
-    path = objects.object_path(location, address)
+    path = group.path
     if path is None:
         raise UnsupportedError(
-            f"{location.filename}: the group at {address:#x} has no name; open its members by "
-            "their own references"
+            f"{group.filename}: the group at {group.address:#x} has no name; open its "
+            "members by their own references"
         )
     return path
