@@ -38,28 +38,28 @@ HIDDEN_ATTRIBUTES = {
 }
 
 
-def warn_unreadable(where: str, error: Exception) -> None:
+def warn_unreadable(label: str, error: Exception) -> None:
     """Warn that a member or attribute was left out, and why."""
     warnings.warn(
-        f"{where} was left out: {type(error).__name__}: {error}",
+        f"{label} was left out: {type(error).__name__}: {error}",
         UnreadableMemberWarning,
         stacklevel=2,
     )
 
 
 def attribute_values(
-    item: Object, stored: StoredObject, where: str, options: DecodeOptions
+    item: Object, stored: StoredObject, label: str, options: DecodeOptions
 ) -> dict[str, Any]:
     """Read the attributes of an object as plain values; warn of those that cannot be read."""
     values, problems = read_attributes(item, stored)
-    return plain_attributes(values, problems, stored.location, where, options)
+    return plain_attributes(values, problems, stored.location, label, options)
 
 
 def plain_attributes(
     raw: dict[str, Any],
     problems: dict[str, Exception],
     location: FileLocation,
-    where: str,
+    label: str,
     options: DecodeOptions,
 ) -> dict[str, Any]:
     """Convert raw attribute values to plain values; warn of those that cannot be converted.
@@ -69,26 +69,26 @@ def plain_attributes(
     values = {}
     for name, problem in problems.items():
         if name not in HIDDEN_ATTRIBUTES:
-            warn_unreadable(f"{where}: attribute {name!r}", problem)
+            warn_unreadable(f"{label}: attribute {name!r}", problem)
     for name, value in raw.items():
         if name in HIDDEN_ATTRIBUTES:
             continue
-        what = f"{where}: attribute {name!r}"
+        attribute_label = f"{label}: attribute {name!r}"
         try:
-            values[name] = _plain(name, value, location, what, options)
+            values[name] = _plain(name, value, location, attribute_label, options)
         except (XrefError, ValueError, TypeError, IndexError) as error:
-            warn_unreadable(what, error)
+            warn_unreadable(attribute_label, error)
     return values
 
 
 def _plain(
-    name: str, value: Any, location: FileLocation, where: str, options: DecodeOptions
+    name: str, value: Any, location: FileLocation, label: str, options: DecodeOptions
 ) -> Any:
     if isinstance(value, RawAttributeReferences):
-        array = attribute_references(value, location, where, options)
+        array = attribute_references(value, location, label, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, RawAttributeValue):
-        value = references.decode_elements(value, location, where, options)[()]
+        value = references.decode_elements(value, location, label, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
     if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
@@ -97,7 +97,7 @@ def _plain(
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            warnings.warn(f"{where}: {error}, returning bytes undecoded", UnicodeWarning, 2)
+            warnings.warn(f"{label}: {error}, returning bytes undecoded", UnicodeWarning, 2)
             return bytes(value)
     # A copy: raw values are cached, and the user may change an array in .attrs.
     return value.copy() if isinstance(value, np.ndarray) else value
@@ -113,11 +113,11 @@ def _is_text(value: npt.NDArray[Any]) -> bool:
 
 
 def attribute_references(
-    value: RawAttributeReferences, location: FileLocation, where: str, options: DecodeOptions
+    value: RawAttributeReferences, location: FileLocation, label: str, options: DecodeOptions
 ) -> references.ReferenceArray:
     """Decode the references of an attribute."""
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = references.decode_references(location, raw, value.kind, lambda _: where)
+    columns = references.decode_references(location, raw, value.kind, lambda _: label)
     return references.ReferenceArray(
         value.shape, kind=value.kind, columns=columns, options=options
     )

@@ -232,11 +232,11 @@ class DatasetArray(LazyArray):
         """
         datatype, stored = type_and_fill(self.dataset)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
-        where = (
+        label = (
             f"{self.dataset.filename}: fill value of the dataset at {self.dataset.address:#x}"
         )
         fill = references.decode_values(
-            self.dataset.location, datatype, raw, lambda _: where, self.options
+            self.dataset.location, datatype, raw, lambda _: label, self.options
         )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.

@@ -110,8 +110,8 @@ def open_members(
         Unlimited dimensions whose scales are in the group.
     """
     group = group or objects.open_group(location, path)
-    where = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.stored, where, options)
+    label = f"{location.filename}: {path}"
+    attributes = attribute_values(group.item, group.stored, label, options)
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
@@ -179,8 +179,8 @@ def _build_variable(
     options: DecodeOptions,
 ) -> xr.Variable:
     location, layout = member.stored.location, member.layout
-    where = f"{location.filename}: {member.path!r}"
-    attributes = plain_attributes(member.attributes, member.problems, location, where, options)
+    label = f"{location.filename}: {member.path!r}"
+    attributes = plain_attributes(member.attributes, member.problems, location, label, options)
     variable = build_variable(
         member.stored, layout, dims, attributes, options, shape, member.own_path
     )
