@@ -1,4 +1,4 @@
-"""Raw attributes: every attribute that h5py reads has the same type, shape and bytes."""
+"""Raw attributes have the type, shape and bytes of the attributes that h5py reads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from images import LIBHDF5, LIBVERS, Image, describe, read_image, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, RawAttribute, read_raw_attributes
-from xref.hdf5.datatype import reference_kinds
-from xref.hdf5.fractal_heap import read_records
-from xref.hdf5.metadata_reader import lookup3
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.checksums import lookup3
+from xref.hdf5.datatype import reference_types
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 SECONDS = 5  # that decoding damaged bytes may take; a thousand times what it does
@@ -85,7 +85,7 @@ VALUES = DTYPES.flatmap(
     track_order=st.booleans(),
     n_compact=st.integers(0, 8),
 )
-def test_every_attribute_is_what_h5py_reads(
+def test_attributes_equal_those_that_h5py_reads(
     attributes: dict[str, Any],
     libver: str,
     sizes: tuple[int, int],
@@ -135,7 +135,7 @@ def test_names_keep_bytes_that_are_not_utf8() -> None:
     assert list(attributes_of(write_image(fill))) == ["caf\udce9"]
 
 
-def test_committed_types_are_followed() -> None:
+def test_attributes_of_a_committed_type_are_read() -> None:
     def fill(file: h5py.File) -> None:
         file["type"] = np.dtype([("a", "<i2"), ("b", ">f8", (2,))])
         file["type"].attrs["own"] = 1
@@ -150,7 +150,7 @@ def test_committed_types_are_followed() -> None:
         )
 
 
-def test_object_references_are_addresses() -> None:
+def test_attributes_hold_object_references_as_addresses() -> None:
     def fill(file: h5py.File) -> None:
         file.create_group("a")
         file.create_group("b")
@@ -161,7 +161,7 @@ def test_object_references_are_addresses() -> None:
     assert targets == [image.addresses["a"], image.addresses["b"]]
 
 
-def test_references_have_the_size_of_offsets() -> None:
+def test_object_references_in_attributes_have_the_size_of_offsets() -> None:
     # One each: of several, libhdf5 2.0 writes all but the first wrong in such a file.
     def fill(file: h5py.File) -> None:
         data = file.create_dataset("data", data=np.arange(4))
@@ -179,7 +179,7 @@ def test_references_have_the_size_of_offsets() -> None:
 
 @pytest.mark.parametrize("track_order", [False, True])
 @pytest.mark.parametrize("n", [9, 50, 700, 6000])
-def test_many_attributes_are_found(n: int, track_order: bool) -> None:
+def test_many_dense_attributes_are_read(n: int, track_order: bool) -> None:
     def fill(file: h5py.File) -> None:
         group = file.create_group("group", track_order=track_order)
         for i in range(n):
@@ -193,8 +193,8 @@ def test_many_attributes_are_found(n: int, track_order: bool) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4), (4, 8), (8, 4)])
-def test_large_attributes_are_found(sizes: tuple[int, int]) -> None:
-    # Beyond 4096 bytes the heap keeps an object by itself, found by a B-tree.
+def test_large_attributes_are_read(sizes: tuple[int, int]) -> None:
+    # Objects of more than 4096 bytes are huge: a B-tree tells where they lie.
     def fill(file: h5py.File) -> None:
         for i in range(60):
             file.attrs[f"a{i}"] = np.arange(i * 3000)
@@ -203,7 +203,7 @@ def test_large_attributes_are_found(sizes: tuple[int, int]) -> None:
     assert check_image(image) == 60
 
 
-def test_heaps_of_several_levels_are_walked() -> None:
+def test_attributes_in_nested_indirect_blocks_are_read() -> None:
     # 3 MB of managed objects need indirect blocks inside the root's.
     def fill(file: h5py.File) -> None:
         for i in range(900):
@@ -215,7 +215,7 @@ def test_heaps_of_several_levels_are_walked() -> None:
     assert [int(values_of(found[f"a{i:03d}"])[479]) for i in range(900)] == list(range(900))
 
 
-def test_deleted_attributes_are_gone() -> None:
+def test_deleted_attributes_are_not_read() -> None:
     def fill(file: h5py.File) -> None:
         for i in range(40):
             file.attrs[f"a{i}"] = i
@@ -227,7 +227,7 @@ def test_deleted_attributes_are_gone() -> None:
 
 
 @pytest.mark.parametrize("n_compact", [0, 40])
-def test_messages_in_the_shared_heap_are_found(n_compact: int) -> None:
+def test_attributes_in_the_heap_of_shared_messages_are_read(n_compact: int) -> None:
     kinds = 1 << 1 | 1 << 3 | 1 << 12  # dataspaces, datatypes, attributes
 
     def prepare(properties: Any) -> None:
@@ -250,7 +250,7 @@ def test_messages_in_the_shared_heap_are_found(n_compact: int) -> None:
 # --- files of other writers --------------------------------------------------------------
 
 
-def test_attributes_of_the_corpus_are_what_h5py_reads(corpus: Path) -> None:
+def test_attributes_of_the_corpus_equal_those_that_h5py_reads(corpus: Path) -> None:
     manifest = json.loads((corpus / "MANIFEST.json").read_text())
     n_checked = sum(
         check_image(read_image(corpus / row["file"]))
@@ -260,13 +260,13 @@ def test_attributes_of_the_corpus_are_what_h5py_reads(corpus: Path) -> None:
     assert n_checked > 6000
 
 
-def test_references_of_hdf5_112_are_told_apart(corpus: Path) -> None:
+def test_std_references_in_attributes_have_their_own_type(corpus: Path) -> None:
     image = read_image(corpus / "hdf5" / "test_ds_le_new_ref.h5")
     found = {
-        a.datatype.kind
+        a.datatype.type_class
         for address in image.addresses.values()
         for a in read_raw_attributes(image.source(), address)
-        if reference_kinds(a.datatype) == {"std"}
+        if reference_types(a.datatype) == {"std"}
     }
     assert found == {"vlen", "compound"}
 
@@ -335,7 +335,7 @@ USED = {name: used_bytes(image) for name, image in SAMPLES.items()}
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(name=st.sampled_from(sorted(SAMPLES)), repaired=st.booleans(), draw=st.data())
-def test_damaged_bytes_are_refused_or_decoded(
+def test_damaged_attributes_raise_xref_errors_or_decode(
     name: str, repaired: bool, draw: st.DataObject
 ) -> None:
     image, data = SAMPLES[name], bytearray(SAMPLES[name].data)
@@ -360,8 +360,8 @@ def test_damaged_bytes_are_refused_or_decoded(
 
 
 @pytest.mark.parametrize("name", ["dense", "indirect"])
-def test_every_checksum_is_verified(name: str) -> None:
-    # But for the objects that lie by themselves, which have no checksum.
+def test_a_wrong_checksum_of_dense_storage_raises(name: str) -> None:
+    # Huge objects, which lie outside of blocks, have no checksum.
     image = SAMPLES[name]
     expected = repr(read_raw_attributes(image.source(), image.addresses["/"]))
     data_of_huge = np.arange(1000).tobytes()
@@ -376,12 +376,12 @@ def test_every_checksum_is_verified(name: str) -> None:
             found = repr(read_raw_attributes(image.source(bytes(data)), image.addresses["/"]))
         except XrefError:
             n_noticed += 1
-        else:  # of the 34 bytes in which a header's prefix is looked for, not all are it
+        else:  # a prefix may be shorter than the 34 bytes that are read for it
             assert found == expected, f"the flip of byte {at} was not noticed"
     assert n_noticed > 290
 
 
-def test_a_damaged_attribute_leaves_the_others() -> None:
+def test_a_damaged_attribute_does_not_hide_the_others() -> None:
     def fill(file: h5py.File) -> None:
         for name in "abc":
             file.attrs[name] = np.arange(3, dtype="<i4")
@@ -404,7 +404,7 @@ def test_a_damaged_attribute_leaves_the_others() -> None:
     assert str(raised.value) == str(error)
 
 
-def test_data_shorter_than_its_shape_is_refused() -> None:
+def test_attribute_data_shorter_than_its_shape_raises() -> None:
     def fill(file: h5py.File) -> None:
         file.attrs["a"] = np.arange(3, dtype="<i4")
 
@@ -419,7 +419,7 @@ def test_data_shorter_than_its_shape_is_refused() -> None:
         read_raw_attributes(source, image.addresses["/"])
 
 
-def test_records_that_share_an_object_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_records_with_one_heap_id_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     # A few bytes a record must not become a large attribute each.
     image = SAMPLES["indirect"]
     largest = struct.pack("<B5sH", 0, *largest_object(image))

@@ -1,4 +1,4 @@
-"""Attributes that differ between many datasets: what all share is found by few looks."""
+"""Attributes of many datasets: common values are found by opening few datasets."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ VALUES: tuple[Any, ...] = (
     ),
     libver=st.sampled_from(LIBVERS),
 )
-def test_what_all_share_is_what_they_share_one_by_one(
+def test_common_attributes_equal_those_found_one_by_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     attributes: list[dict[str, Any]],
@@ -117,7 +117,7 @@ def test_what_all_share_is_what_they_share_one_by_one(
 
 @pytest.mark.parametrize("libver", LIBVERS)
 @pytest.mark.parametrize("form", [str, np.bytes_])
-def test_few_datasets_are_looked_at_where_text_differs(
+def test_few_datasets_are_opened_where_strings_differ(
     path: Path, opened_objects: list[int], form: Callable[[str], Any], libver: str
 ) -> None:
     attributes = [
@@ -132,7 +132,7 @@ def test_few_datasets_are_looked_at_where_text_differs(
         assert dict(values.attrs) == {"b": "cell"}
 
 
-def test_equal_text_in_other_places_of_the_heap_is_equal(path: Path) -> None:
+def test_equal_strings_with_different_heap_ids_are_equal_values(path: Path) -> None:
     write(path, [{"units": "metre", "long_name": "x" * 40} for _ in range(N)])
     table = table_of(path)
     assert (table.attributes == 0).all()
@@ -140,7 +140,7 @@ def test_equal_text_in_other_places_of_the_heap_is_equal(path: Path) -> None:
     assert table.names == {0: ("units", "long_name")}
 
 
-def test_values_beyond_a_number_are_not_told_apart(
+def test_values_beyond_max_values_are_other_values(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(path, [{"k": np.int32(i)} for i in range(MAX_VALUES + 3)])
@@ -149,7 +149,7 @@ def test_values_beyond_a_number_are_not_told_apart(
     assert dict(check(path, monkeypatch).attrs) == {}
 
 
-def test_text_that_is_equal_but_for_what_follows_its_end_is_common(
+def test_strings_with_different_padding_are_a_common_attribute(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(path, [{} for _ in range(MAX_VALUES + 3)])
@@ -164,7 +164,7 @@ def test_text_that_is_equal_but_for_what_follows_its_end_is_common(
     assert dict(check(path, monkeypatch).attrs) == {"name": "ab"}
 
 
-def test_units_as_text_of_variable_length_are_those_of_each_target(
+def test_variable_length_units_are_those_of_each_target(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(path, [{"units": f"days since {2000 + i}-01-01"} for i in range(N)])
@@ -174,7 +174,7 @@ def test_units_as_text_of_variable_length_are_those_of_each_target(
 
 @pytest.mark.filterwarnings("ignore::xref.errors.UnreadableMemberWarning")
 @pytest.mark.filterwarnings("ignore::UnicodeWarning")
-def test_damaged_heaps_give_what_they_give_one_by_one(
+def test_damaged_heaps_give_the_same_attributes_in_bulk_and_one_by_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(path, [{"a": f"t{i % 3}", "b": "bb"} for i in range(8)])
@@ -191,7 +191,7 @@ def test_damaged_heaps_give_what_they_give_one_by_one(
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_values_said_to_be_equal_are_equal_in_damaged_headers(path: Path, libver: str) -> None:
+def test_equal_values_are_equal_in_damaged_headers_too(path: Path, libver: str) -> None:
     write(path, [{"b": np.bytes_("bb"), "k": i % 2} for i in range(8)], libver)
     content = path.read_bytes()
     with h5py.File(path) as file:
@@ -219,12 +219,12 @@ def test_values_said_to_be_equal_are_equal_in_damaged_headers(path: Path, libver
     assert n_compared > 80
 
 
-def test_long_attributes_are_their_own(path: Path) -> None:
+def test_long_attributes_are_not_compared(path: Path) -> None:
     write(path, [{"k": np.zeros(200) + i} for i in range(3)])
     assert (table_of(path).attributes == OWN_ATTRIBUTES).all()
 
 
-def test_rows_are_compared_up_to_a_number_of_distinct_ones() -> None:
+def test_first_equal_row_gives_up_after_most_different_rows() -> None:
     key = np.array([[3], [1], [3], [2], [1], [2]], dtype=np.uint8)
     assert first_equal_row(key, 2).tolist() == [0, 1, 0, -1, 1, -1]
     assert first_equal_row(key).tolist() == [0, 1, 0, 3, 1, 3]

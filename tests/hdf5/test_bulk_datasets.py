@@ -1,4 +1,4 @@
-"""Many small datasets behind references: as each is alone, and as h5py reads it."""
+"""Many small datasets behind references give the values that each gives alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from strategies import write_references
 import xref.objects.objects
 import xref.resolving.read_results
 from xref.errors import XrefError
-from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
-from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
+from xref.hdf5.bulk_attributes import MAX_GROUPS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
+from xref.hdf5.bulk_datasets import DatasetTable
+from xref.hdf5.layout_message import OTHER_INDEX
 from xref.objects import StoredObject
 from xref.objects.parsing import dataset_table
 from xref.storage.open_files import close_files, locate_file
@@ -152,7 +153,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("maxshape", [(None,), (None, 4), (None, None)])
-def test_indices_of_chunks_that_are_read_alone_are_marked(path: Path, maxshape: Any) -> None:
+def test_chunk_indices_without_a_bulk_reader_are_other_index(path: Path, maxshape: Any) -> None:
     """NumPy before 2.5 wrapped -1 among unsigned bytes of messages to 255; 2.5 raises."""
     with h5py.File(path, "w", libver="latest") as file:
         shape = tuple(4 for _ in maxshape)
@@ -172,7 +173,7 @@ def check_table(path: Path) -> DatasetTable:
     table = dataset_table(location, address)
     for i in np.flatnonzero(table.known).tolist():
         layout = StoredObject(location, int(address[i])).layout
-        first = StoredObject(location, int(address[table.kind[i]])).metadata
+        first = StoredObject(location, int(address[table.first_alike[i]])).metadata
         assert tuple(table.shape[i, : table.ndim[i]].tolist()) == layout.shape
         assert (table.shape[i, table.ndim[i] :] == 1).all()
         if layout.chunks is None:
@@ -208,7 +209,7 @@ def check_table(path: Path) -> DatasetTable:
     libver=st.sampled_from(LIBVERS),
     block=st.sampled_from([0, 512]),
 )
-def test_tables_say_what_each_dataset_says(
+def test_dataset_tables_equal_the_layout_of_each_dataset(
     tmp_path: Path, rows: list[tuple[Any, ...]], libver: str, block: int
 ) -> None:
     path = tmp_path / f"{next(NUMBERS)}.h5"
@@ -220,7 +221,7 @@ def test_tables_say_what_each_dataset_says(
 @given(
     data=st.data(), libver=st.sampled_from(LIBVERS), layout=st.sampled_from(["ragged", "pad"])
 )
-def test_values_are_those_of_each_reference_alone(
+def test_stacked_values_equal_those_of_each_reference(
     tmp_path: Path,
     alone: Callable[[bool], None],
     data: st.DataObject,
@@ -268,7 +269,9 @@ def test_stacks_of_every_type_and_storage_equal_h5py(
     np.testing.assert_array_equal(many.values, expected)
 
 
-def test_attributes_that_all_agree_on_stay(path: Path, alone: Callable[[bool], None]) -> None:
+def test_attributes_that_all_datasets_share_are_kept(
+    path: Path, alone: Callable[[bool], None]
+) -> None:
     both = {"units": np.bytes_("m"), "k": np.int32(1)}
     rows = [((3,), "f8", "contiguous", both | {"n": i % 3}) for i in range(9)]
     write_specs(path, rows, "earliest")
@@ -283,7 +286,7 @@ def test_attributes_that_all_agree_on_stay(path: Path, alone: Callable[[bool], N
 
 
 @pytest.mark.parametrize("n_factors", [2, MAX_VALUES, MAX_VALUES + 3])
-def test_packings_that_differ_are_decoded_each_by_its_own_attributes(
+def test_different_packings_are_decoded_by_the_attributes_of_each_dataset(
     path: Path, alone: Callable[[bool], None], n_factors: int
 ) -> None:
     factors = [1.0 + i % n_factors for i in range(3 * MAX_VALUES)]
@@ -301,7 +304,7 @@ def test_packings_that_differ_are_decoded_each_by_its_own_attributes(
         np.testing.assert_array_equal(ds["refs"].h5ref.map(np.sum), found.sum(found.dims[1]))
 
 
-def test_scales_keep_their_names(make: Callable[..., Path]) -> None:
+def test_dimension_scales_keep_their_names(make: Callable[..., Path]) -> None:
     def fill(file: h5py.File) -> None:
         made = []
         for i in range(10):
@@ -317,7 +320,7 @@ def test_scales_keep_their_names(make: Callable[..., Path]) -> None:
         np.testing.assert_array_equal(values["x0"], np.arange(4.0))
 
 
-def test_null_and_repeated_references(make: Callable[..., Path]) -> None:
+def test_null_and_repeated_references_are_stacked(make: Callable[..., Path]) -> None:
     def fill(file: h5py.File) -> None:
         made = [file.create_dataset(f"c/{i}", data=np.full(3, i)).ref for i in range(20)]
         cells = [made[(7 * i) % 20] if i % 4 else None for i in range(60)]
@@ -338,7 +341,7 @@ def many_cells(file: h5py.File, n: int = 3000) -> None:
     write_references(file, "refs", [d.ref for d in made], dtype=h5py.ref_dtype)
 
 
-def test_h5py_opens_one_dataset_of_a_kind(
+def test_h5py_opens_one_dataset_of_each_group_of_alike_datasets(
     make: Callable[..., Path], opened_objects: list[int]
 ) -> None:
     path = make(many_cells)
@@ -354,7 +357,7 @@ def test_h5py_opens_one_dataset_of_a_kind(
     np.testing.assert_array_equal(ragged["refs"].values, values)
 
 
-def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
+def test_datasets_beyond_max_groups_are_opened_alone(
     make: Callable[..., Path], alone: Callable[[bool], None]
 ) -> None:
     def fill(file: h5py.File) -> None:
@@ -363,7 +366,7 @@ def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
 
     path = make(fill)
     table = dataset_table(locate_file(path), addresses_of(path))
-    assert table.known.sum() == MAX_KINDS
+    assert table.known.sum() == MAX_GROUPS
     with xr.open_dataset(path, engine="h5ref") as ds:
         assert (ds["refs"].h5ref.table()["kind"] == "dataset").all()
         values = ds["refs"].h5ref.resolve("ragged")["refs"]
@@ -371,7 +374,9 @@ def test_cells_of_many_kinds_are_looked_at_alone_beyond_a_number(
     assert values.values.tolist() == [b"x" * (i + 1) for i in range(90)]
 
 
-def test_references_to_other_things_are_named(make: Callable[..., Path]) -> None:
+def test_a_reference_to_a_group_among_datasets_raises_with_its_number(
+    make: Callable[..., Path],
+) -> None:
     def fill(file: h5py.File) -> None:
         made = [file.create_dataset(f"c{i}", data=float(i)).ref for i in range(30)]
         made[20] = file.create_group("g").ref
@@ -395,7 +400,7 @@ def test_files_open_for_writing_are_read_by_hdf5(path: Path) -> None:
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_damaged_headers_give_what_they_give_alone(
+def test_damaged_headers_give_the_same_in_bulk_and_alone(
     make: Callable[..., Path], alone: Callable[[bool], None], libver: str
 ) -> None:
     path = make(lambda file: many_cells(file, 12), libver=libver)

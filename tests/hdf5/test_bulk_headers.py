@@ -1,4 +1,4 @@
-"""Headers of many objects give the messages that each gives alone."""
+"""Headers of many objects give the messages that each header gives alone."""
 
 from __future__ import annotations
 
@@ -7,34 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
 
 from xref.errors import XrefError
-from xref.hdf5.bulk_headers import (
-    MAX_BLOCK_NBYTES,
-    PADDING_NBYTES,
-    HeaderMessages,
-    checksums,
-    read_headers,
-)
-from xref.hdf5.metadata_reader import lookup3
+from xref.hdf5.bulk_headers import MAX_BLOCK_NBYTES, HeaderMessages, read_headers
 from xref.hdf5.object_header import CONTINUATION_MESSAGE, walk_messages
 from xref.objects.parsing import byte_source, file_format
 from xref.storage.file_bytes import FileBytes
 from xref.storage.open_files import locate_file
 
 LIBVERS = ("earliest", "v108", "latest")
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200)), min_size=1, max_size=20))
-def test_checksums_of_many_ranges_are_those_of_each(ranges: list[tuple[int, int]]) -> None:
-    data = np.random.default_rng(1).integers(0, 256, 500 + PADDING_NBYTES, dtype=np.uint8)
-    position, nbytes = np.array(ranges, dtype=np.int64).T
-    found = checksums(data, position, nbytes)
-    assert found.tolist() == [lookup3(data[p : p + n].tobytes()) for p, n in ranges]
 
 
 def variety(file: h5py.File) -> None:
@@ -66,14 +49,7 @@ def addresses_of(path: Path) -> np.ndarray:
 def read_many(path: Path, address: np.ndarray) -> HeaderMessages:
     location = locate_file(path)
     form = file_format(location)
-    return read_headers(
-        FileBytes(location),
-        address,
-        base_address=form.base_address,
-        file_nbytes=form.file_nbytes,
-        offset_size=form.offset_size,
-        length_size=form.length_size,
-    )
+    return read_headers(FileBytes(location), address, form)
 
 
 def messages_of(found: HeaderMessages, number: int, content: bytes) -> list[Any]:
@@ -83,14 +59,14 @@ def messages_of(found: HeaderMessages, number: int, content: bytes) -> list[Any]
         at, n = int(found.position[row]), int(found.nbytes[row])
         body = found.data[at : at + n].tobytes()
         assert content[int(found.offset[row]) :][:n] == body
-        if found.kind[row] != CONTINUATION_MESSAGE:
-            out.append((int(found.kind[row]), int(found.flags[row]), body))
+        if found.message_type[row] != CONTINUATION_MESSAGE:
+            out.append((int(found.message_type[row]), int(found.flags[row]), body))
     return out
 
 
 @pytest.mark.parametrize("options", [{}, {"userblock_size": 512}])
 @pytest.mark.parametrize("libver", LIBVERS)
-def test_messages_are_those_of_each_header(
+def test_bulk_messages_equal_those_of_each_header(
     make: Callable[..., Path], libver: str, options: dict[str, int]
 ) -> None:
     path = make(variety, libver=libver, **options)
@@ -120,7 +96,7 @@ def test_no_addresses_give_no_messages(make: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_damaged_headers_are_marked_or_read_as_alone(
+def test_damaged_headers_are_marked_or_equal_the_scalar_reader(
     make: Callable[..., Path], libver: str
 ) -> None:
     path = make(variety, libver=libver)
@@ -143,11 +119,13 @@ def test_damaged_headers_are_marked_or_read_as_alone(
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_blocks_that_name_each_other_end(make: Callable[..., Path], libver: str) -> None:
+def test_headers_that_continue_in_a_loop_are_marked(
+    make: Callable[..., Path], libver: str
+) -> None:
     path = make(variety, libver=libver)
     address = addresses_of(path)
     found = read_many(path, address)
-    rows = np.flatnonzero(found.kind == CONTINUATION_MESSAGE)
+    rows = np.flatnonzero(found.message_type == CONTINUATION_MESSAGE)
     assert len(rows)
     content = bytearray(path.read_bytes())
     for row in rows.tolist():  # back to the header's own first block

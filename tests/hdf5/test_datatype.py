@@ -1,4 +1,4 @@
-"""Datatypes and dataspaces: what is decoded is what h5py says about the same bytes."""
+"""Datatypes and dataspaces decode as h5py decodes the same bytes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ from hypothesis import given, settings
 from images import LIBVERS, describe, describe_h5py, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.datatype import (
-    MAX_DEPTH,
-    Dataspace,
-    Datatype,
-    decode_dataspace,
-    decode_datatype,
-    reference_kinds,
-)
+from xref.hdf5.dataspace import Dataspace, decode_dataspace
+from xref.hdf5.datatype import MAX_DEPTH, Datatype, decode_datatype, reference_types
 from xref.hdf5.object_header import DATASPACE_MESSAGE, DATATYPE_MESSAGE, read_messages
 
 # --- types drawn through h5py ------------------------------------------------------------
@@ -155,12 +149,12 @@ def nodes(datatype: Datatype) -> list[Datatype]:
 
 @settings(max_examples=3 * settings.default.max_examples)
 @given(TYPES)
-def test_a_type_is_what_h5py_says(type_id: h5t.TypeID) -> None:
+def test_datatypes_equal_those_that_h5py_decodes(type_id: h5t.TypeID) -> None:
     assert describe(decode_datatype(message_of(type_id), "f.h5")) == describe_h5py(type_id)
 
 
 @given(TYPES, st.sampled_from(sorted(LIBVERS)))
-def test_a_committed_type_of_any_version_is_what_h5py_says(
+def test_committed_datatypes_of_every_version_equal_h5py(
     type_id: h5t.TypeID, libver: str
 ) -> None:
     if libver in ("v108", "v110", "v112") and "complex" in str(describe_h5py(type_id)):
@@ -177,18 +171,18 @@ def test_a_committed_type_of_any_version_is_what_h5py_says(
     datatype = decode_datatype(message.body, "f.h5")
     assert describe(datatype) == stored[0]
     for each in nodes(datatype):
-        if each.kind == "vlen":
+        if each.type_class == "vlen":
             assert each.itemsize == 16  # in the file: length, collection, index
         if each.dtype is not None:
             assert each.dtype.itemsize == each.itemsize
 
 
 @given(TYPES)
-def test_reference_kinds_are_found_at_any_depth(type_id: h5t.TypeID) -> None:
+def test_reference_types_finds_references_at_any_depth(type_id: h5t.TypeID) -> None:
     text = str(describe_h5py(type_id))
     expected = {kind for kind in ("object", "region") if f"('{kind}',)" in text}
     # A tag may read like a kind, but is of bytes.
-    assert reference_kinds(decode_datatype(message_of(type_id), "f.h5")) == expected
+    assert reference_types(decode_datatype(message_of(type_id), "f.h5")) == expected
 
 
 # --- dtypes ------------------------------------------------------------------------------
@@ -206,7 +200,7 @@ def test_reference_kinds_are_found_at_any_depth(type_id: h5t.TypeID) -> None:
     ],
     ids=str,
 )
-def test_a_numpy_dtype_comes_back(dtype: Any) -> None:
+def test_numpy_dtypes_survive_encoding_and_decoding(dtype: Any) -> None:
     dtype = np.dtype(dtype)
     message = message_of(h5t.py_create(dtype))
     assert decode_datatype(message, "f.h5").dtype == dtype
@@ -228,7 +222,7 @@ def test_types_that_numpy_lacks_have_no_dtype() -> None:
         assert decode_datatype(message_of(compound), "f.h5").dtype is None
 
 
-def test_times_are_integers_of_their_size() -> None:
+def test_times_decode_as_integers_of_their_size() -> None:
     for type_id, dtype in ((h5t.UNIX_D32LE, "<i4"), (h5t.UNIX_D64BE, ">i8")):
         assert decode_datatype(message_of(type_id), "f.h5").dtype == dtype
 
@@ -251,13 +245,13 @@ def test_complex_numbers_of_hdf5_2_have_a_dtype(nbits: int, order: str) -> None:
     assert datatype.base.dtype == np.dtype(f"{code}f{nbits // 8}")
 
 
-def test_booleans_are_an_enum() -> None:
+def test_booleans_decode_as_an_enum() -> None:
     datatype = decode_datatype(message_of(h5t.py_create(np.dtype(bool), logical=True)), "f.h5")
-    assert (datatype.kind, datatype.dtype) == ("enum", np.dtype("i1"))
+    assert (datatype.type_class, datatype.dtype) == ("enum", np.dtype("i1"))
     assert datatype.members == (("FALSE", 0), ("TRUE", 1))
 
 
-def test_arrays_of_the_first_version_are_members_with_dimensions() -> None:
+def test_version_1_members_with_dimensions_decode_as_arrays() -> None:
     # HDF5 1.2 had no array type; a member of a compound could have dimensions.
     member = b"a\0\0\0\0\0\0\0" + struct.pack("<IB11x4I", 4, 2, 3, 2, 0, 0)
     integer = struct.pack("<B3xIHH", 0x10, 2, 0, 16)
@@ -270,7 +264,7 @@ def test_arrays_of_the_first_version_are_members_with_dimensions() -> None:
     )
 
 
-def test_new_references_are_std() -> None:
+def test_references_since_hdf5_112_decode_as_std() -> None:
     for kind in (2, 3, 4):
         datatype = decode_datatype(bytes([0x47, 0x10 | kind, 0, 0, 18, 0, 0, 0]), "f.h5")
         assert (datatype.reference, datatype.itemsize) == ("std", 18)
@@ -312,7 +306,7 @@ INT32 = head(0, 8, 4) + struct.pack("<HH", 0, 32)
         (head(11, 0, 8, 5) + INT32, "complex numbers of 8 bytes over a integer"),
     ],
 )
-def test_a_contradiction_is_named(body: bytes, message: str) -> None:
+def test_a_contradictory_datatype_raises_with_the_fault(body: bytes, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message) as raised:
         decode_datatype(body, "f.h5: '/a'")
     assert str(raised.value).startswith("f.h5: '/a': ")
@@ -328,13 +322,17 @@ def test_a_contradiction_is_named(body: bytes, message: str) -> None:
         (head(8, 0, 3) + head(0, 0, 3) + struct.pack("<HH", 0, 24), "an enum over"),
     ],
 )
-def test_what_is_unknown_is_unsupported(body: bytes, message: str) -> None:
+def test_unknown_classes_and_versions_raise_unsupported_error(
+    body: bytes, message: str
+) -> None:
     with pytest.raises(UnsupportedError, match=message):
         decode_datatype(body, "f.h5")
 
 
 @given(TYPES, st.data())
-def test_damaged_types_are_refused_or_decoded(type_id: h5t.TypeID, draw: st.DataObject) -> None:
+def test_damaged_datatypes_raise_xref_errors_or_decode(
+    type_id: h5t.TypeID, draw: st.DataObject
+) -> None:
     body = bytearray(message_of(type_id))
     places = st.tuples(st.integers(0, len(body) - 1), st.integers(0, 255))
     for at, value in draw.draw(st.lists(places, min_size=1, max_size=4)):
@@ -351,7 +349,7 @@ def test_damaged_types_are_refused_or_decoded(type_id: h5t.TypeID, draw: st.Data
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused_or_decoded(body: bytes) -> None:
+def test_random_datatype_bytes_raise_xref_errors_or_decode(body: bytes) -> None:
     with contextlib.suppress(XrefError):
         decode_datatype(body, "f.h5")
     with contextlib.suppress(XrefError):
@@ -366,7 +364,7 @@ EXTENTS = st.lists(
 
 
 @given(EXTENTS, st.sampled_from(sorted(LIBVERS)), st.booleans())
-def test_a_dataspace_is_what_h5py_wrote(
+def test_dataspaces_equal_those_that_h5py_wrote(
     extents: list[tuple[int, int | None]], libver: str, bounded: bool
 ) -> None:
     shape = tuple(n for n, _ in extents)
@@ -422,6 +420,6 @@ def test_scalar_null_and_empty_dataspaces_differ() -> None:
         (bytes([2, 1, 1, 1]) + struct.pack("<QQ", 3, 2), "is larger than the largest"),
     ],
 )
-def test_a_damaged_dataspace_is_named(body: bytes, message: str) -> None:
+def test_a_damaged_dataspace_raises_with_the_fault(body: bytes, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message):
         decode_dataspace(body, 8, "f.h5")

@@ -1,4 +1,4 @@
-"""Fractal heaps and version 2 B-trees: what heap IDs name, and damage of every part."""
+"""Fractal heaps and version 2 B-trees: objects by heap ID, and damage to every part."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from images import write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.attribute import NAME_INDEX, read_raw_attributes
-from xref.hdf5.fractal_heap import HUGE_INDIRECT, FractalHeap, read_records
-from xref.hdf5.metadata_reader import MetadataReader, lookup3
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.checksums import lookup3
+from xref.hdf5.fractal_heap import HUGE_INDIRECT, FractalHeap
+from xref.hdf5.metadata_reader import MetadataReader
 from xref.hdf5.object_header import ATTRIBUTE_INFO_MESSAGE, read_messages
 
 
@@ -64,7 +66,7 @@ def huge_tree() -> int:
     return int.from_bytes(IMAGE.data[HEAP + 22 : HEAP + 30], "little")
 
 
-def test_tiny_objects_are_in_their_id() -> None:
+def test_tiny_objects_are_read_from_their_heap_id() -> None:
     heap = FractalHeap(IMAGE.source(), HEAP)
     assert heap.get(bytes([0x22]) + b"abcdefg") == b"abc"
 
@@ -83,14 +85,14 @@ def test_tiny_objects_are_in_their_id() -> None:
         (b"\0\0\0\0\0\x7f\1\0", "past its last row"),
     ],
 )
-def test_heap_ids_that_name_nothing_are_refused(heap_id: bytes, message: str) -> None:
+def test_heap_ids_without_an_object_raise(heap_id: bytes, message: str) -> None:
     heap = FractalHeap(IMAGE.source(), HEAP)
     with pytest.raises(CorruptFileError, match=message):
         heap.get(heap_id)
 
 
 @given(st.binary(min_size=8, max_size=8))
-def test_any_heap_id_is_refused_or_found(heap_id: bytes) -> None:
+def test_random_heap_ids_raise_xref_errors_or_give_an_object(heap_id: bytes) -> None:
     heap = FractalHeap(IMAGE.source(), HEAP)
     try:
         data = heap.get(heap_id)
@@ -123,7 +125,7 @@ def change_heap_header(at: int, value: bytes) -> MetadataReader:
         (140, b"\0\0", CorruptFileError, "no direct heap block is at"),
     ],
 )
-def test_a_damaged_heap_is_named(
+def test_a_damaged_heap_raises_with_the_fault(
     at: int, value: bytes, error: type[XrefError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -141,7 +143,7 @@ def test_a_damaged_heap_is_named(
         (26, b"\1", "records, its header says 1"),
     ],
 )
-def test_a_damaged_tree_is_named(at: int, value: bytes, message: str) -> None:
+def test_a_damaged_btree_raises_with_the_fault(at: int, value: bytes, message: str) -> None:
     data, begin = bytearray(IMAGE.data), TREE
     data[begin + at : begin + at + len(value)] = value
     data[begin + 34 : begin + 38] = struct.pack("<I", lookup3(bytes(data[begin : begin + 34])))

@@ -1,4 +1,4 @@
-"""Object headers: messages of every version, blocks that continue, damage."""
+"""Object headers: messages of every version, continuation blocks, shared messages, damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from hypothesis import given
 from images import LIBVERS, Image, write_image
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, lookup3
+from xref.hdf5.checksums import lookup3
+from xref.hdf5.dataset_layout import compact_data
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader
 from xref.hdf5.object_header import (
     ATTRIBUTE_MESSAGE,
     DATASPACE_MESSAGE,
@@ -24,14 +26,15 @@ from xref.hdf5.object_header import (
     SHARED,
     Message,
     SharedMessages,
-    compact_data,
     read_messages,
     walk_messages,
 )
 
 
 def kinds_of(image: Image, path: str) -> list[int]:
-    return [message.kind for message in read_messages(image.source(), image.addresses[path])]
+    return [
+        message.message_type for message in read_messages(image.source(), image.addresses[path])
+    ]
 
 
 def source_of(data: bytes, sizes: tuple[int, int] = (8, 8)) -> MetadataReader:
@@ -67,7 +70,7 @@ def message_v1(kind: int, body: bytes, flags: int = 0) -> bytes:
 @pytest.mark.parametrize("libver", sorted(LIBVERS))
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4)])
 @pytest.mark.parametrize("track_order", [False, True])
-def test_messages_of_a_dataset_are_found(
+def test_header_messages_of_a_dataset_are_read(
     libver: str, sizes: tuple[int, int], track_order: bool
 ) -> None:
     def fill(file: h5py.File) -> None:
@@ -80,7 +83,7 @@ def test_messages_of_a_dataset_are_found(
 
 
 @pytest.mark.parametrize("libver", sorted(LIBVERS))
-def test_headers_that_continue_are_followed(libver: str) -> None:
+def test_continuation_blocks_are_read(libver: str) -> None:
     def fill(file: h5py.File) -> None:
         for i in range(7):
             file.attrs[f"a{i}"] = np.arange(10 * i)
@@ -92,23 +95,23 @@ def test_headers_that_continue_are_followed(libver: str) -> None:
         assert b"OCHK" in image.data
 
 
-def test_only_the_kinds_asked_for_come_back() -> None:
+def test_read_messages_returns_the_requested_types() -> None:
     image = write_image(lambda file: file.create_dataset("data", data=np.arange(5)))
     source, address = image.source(), image.addresses["data"]
     (only,) = read_messages(source, address, {DATATYPE_MESSAGE})
-    assert only.kind == DATATYPE_MESSAGE
+    assert only.message_type == DATATYPE_MESSAGE
     assert only in read_messages(source, address)
 
 
 @pytest.mark.parametrize("libver", sorted(LIBVERS))
-def test_a_committed_type_takes_the_place_of_the_message(libver: str) -> None:
+def test_a_committed_datatype_replaces_the_shared_message(libver: str) -> None:
     def fill(file: h5py.File) -> None:
         file["type"] = np.dtype([("a", "<i2"), ("b", ">f8")])
         file.create_dataset("data", 3, dtype=file["type"])
 
     image = write_image(fill, libver=libver)
     stored = list(walk_messages(image.source(), image.addresses["data"]))
-    assert [m.flags & SHARED for m in stored if m.kind == DATATYPE_MESSAGE] == [SHARED]
+    assert [m.flags & SHARED for m in stored if m.message_type == DATATYPE_MESSAGE] == [SHARED]
     (shared,) = read_messages(image.source(), image.addresses["data"], {DATATYPE_MESSAGE})
     (own,) = read_messages(image.source(), image.addresses["type"], {DATATYPE_MESSAGE})
     assert shared.body == own.body
@@ -123,7 +126,7 @@ def test_a_committed_type_takes_the_place_of_the_message(libver: str) -> None:
         bytes([3, 2]) + struct.pack("<Q", 64),
     ],
 )
-def test_every_version_of_a_shared_message_is_followed(body: bytes) -> None:
+def test_shared_messages_of_every_version_are_resolved(body: bytes) -> None:
     data = bytes(64) + header_v1(message_v1(DATATYPE_MESSAGE, b"the type"))
     assert SharedMessages(source_of(data)).resolve(DATATYPE_MESSAGE, body) == b"the type"
 
@@ -131,7 +134,7 @@ def test_every_version_of_a_shared_message_is_followed(body: bytes) -> None:
 # --- checks ------------------------------------------------------------------------------
 
 
-def test_every_flip_in_a_header_of_version_2_is_noticed() -> None:
+def test_every_flipped_bit_in_a_version_2_header_raises() -> None:
     header = header_v2(message_v2(DATATYPE_MESSAGE, b"abcd"), message_v2(1, b"efgh"))
     assert len(list(walk_messages(source_of(header), 0))) == 2
     for i in range(8 * len(header)):
@@ -141,7 +144,7 @@ def test_every_flip_in_a_header_of_version_2_is_noticed() -> None:
             list(walk_messages(source_of(bytes(damaged)), 0))
 
 
-def test_a_flip_in_a_continued_block_is_noticed() -> None:
+def test_a_flipped_bit_in_a_continuation_block_raises() -> None:
     block = with_checksum(b"OCHK" + message_v2(DATATYPE_MESSAGE, b"abcd"))
     continuation = message_v2(0x10, struct.pack("<QQ", 128, len(block)))
     data = header_v2(continuation).ljust(128, b"\0") + block
@@ -154,7 +157,7 @@ def test_a_flip_in_a_continued_block_is_noticed() -> None:
     assert message.body == b"abce"
 
 
-def test_checksums_end_after_many_blocks() -> None:
+def test_checksums_are_not_checked_after_many_blocks() -> None:
     # Each block has less than the limit; only the second takes all beyond it.
     filler = [message_v2(0, bytes(60000)) for _ in range(12)]
     block = with_checksum(b"OCHK" + b"".join(filler))
@@ -166,7 +169,7 @@ def test_checksums_end_after_many_blocks() -> None:
     assert len(messages) == 24
 
 
-def test_checksums_of_very_large_blocks_are_left() -> None:
+def test_checksums_of_very_large_blocks_are_not_checked() -> None:
     many = [message_v2(0, bytes(60000)) for _ in range(MAX_CHECKED_NBYTES // 60000 + 1)]
     damaged = header_v2(*many)[:-1] + b"!"
     assert len(list(walk_messages(source_of(damaged), 0))) == len(many)
@@ -181,7 +184,10 @@ def test_checksums_of_very_large_blocks_are_left() -> None:
         (b"OHDR\2\x33" + bytes(10), "reaches past the end of the file"),
         (header_v1(message_v1(1, bytes(8)))[:-1], "reaches past the end of the file"),
         (header_v1(struct.pack("<HHB3x", 1, 16, 0) + bytes(8)), "has 16 bytes, and 8 are left"),
-        (header_v1(message_v1(0x10, struct.pack("<QQ", 16, 24))), "where no block or one"),
+        (
+            header_v1(message_v1(0x10, struct.pack("<QQ", 16, 24))),
+            "the block is empty, or the header has it already",
+        ),
         (header_v1(message_v1(0x10, struct.pack("<Q", 16))), "has 8 of 16 bytes"),
         (
             header_v2(message_v2(0x10, struct.pack("<QQ", 0, 12))),
@@ -193,7 +199,7 @@ def test_checksums_of_very_large_blocks_are_left() -> None:
         ),
     ],
 )
-def test_a_damaged_header_is_named(data: bytes, message: str) -> None:
+def test_a_damaged_header_raises_with_the_fault(data: bytes, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message) as raised:
         list(walk_messages(source_of(data), 0))
     assert str(raised.value).startswith("f.h5: ")
@@ -211,14 +217,16 @@ def test_a_damaged_header_is_named(data: bytes, message: str) -> None:
         (bytes([3, 1]) + bytes(8), "no superblock is at the base address"),
     ],
 )
-def test_a_shared_message_that_leads_nowhere_is_named(body: bytes, message: str) -> None:
+def test_a_shared_message_without_a_target_raises_with_the_fault(
+    body: bytes, message: str
+) -> None:
     # The header at 64 has a message of the type, which is shared itself.
     data = bytes(64) + header_v2(message_v2(DATATYPE_MESSAGE, body, SHARED)) + bytes(64)
     with pytest.raises(CorruptFileError, match=message):
         read_messages(source_of(data), 64)
 
 
-def test_shared_messages_that_overlap_are_refused() -> None:
+def test_overlapping_shared_messages_raise() -> None:
     # The block of each header reaches to the end of the file.
     message = message_v1(DATATYPE_MESSAGE, b"the type")
     data = b"".join(
@@ -231,13 +239,13 @@ def test_shared_messages_that_overlap_are_refused() -> None:
         [shared.resolve(DATATYPE_MESSAGE, body) for body in bodies]
 
 
-def test_unknown_sizes_are_refused() -> None:
+def test_unknown_sizes_of_offsets_and_lengths_raise() -> None:
     for sizes in [(3, 8), (8, 16), (0, 8)]:
         with pytest.raises(CorruptFileError, match=f"offsets of {sizes[0]} bytes"):
             source_of(b"", sizes)
 
 
-def test_a_short_read_is_refused() -> None:
+def test_a_short_read_raises() -> None:
     source = MetadataReader(lambda address, nbytes: bytes(nbytes - 1), 8, 8, 100, "f.h5")
     with pytest.raises(CorruptFileError, match="gave 33"):
         list(walk_messages(source, 0))
@@ -257,7 +265,7 @@ SAMPLES = {libver: sample(libver) for libver in ("earliest", "latest")}
 
 
 @given(st.sampled_from(sorted(SAMPLES)), st.booleans(), st.data())
-def test_damaged_headers_are_refused_or_read(
+def test_damaged_headers_raise_xref_errors_or_are_read(
     libver: str, verify: bool, draw: st.DataObject
 ) -> None:
     image = SAMPLES[libver]
@@ -275,7 +283,7 @@ def test_damaged_headers_are_refused_or_read(
 
 
 @given(st.binary(min_size=1, max_size=300), st.sampled_from([b"", b"OHDR\2", b"\1\0\1\0"]))
-def test_random_bytes_are_refused_or_read(data: bytes, start: bytes) -> None:
+def test_random_header_bytes_raise_xref_errors_or_are_read(data: bytes, start: bytes) -> None:
     data = start + data
     try:
         messages = list(walk_messages(source_of(data), 0, verify=False))
@@ -300,7 +308,7 @@ def fill_compact(values: Any, layout: int) -> Callable[[h5py.File], None]:
 
 @pytest.mark.parametrize("libver", sorted(LIBVERS))
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4), (0,)])
-def test_compact_data_is_what_was_written(libver: str, shape: tuple[int, ...]) -> None:
+def test_compact_data_equals_the_written_data(libver: str, shape: tuple[int, ...]) -> None:
     values = np.arange(5, 5 + np.prod(shape, dtype=int), dtype=">i4").reshape(shape)
     image = write_image(fill_compact(values, h5d.COMPACT), libver=libver)
     messages = read_messages(image.source(), image.addresses["data"])
@@ -315,7 +323,7 @@ def test_other_layouts_have_no_compact_data(libver: str) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_compact_data_of_the_first_versions_is_found(version: int) -> None:
+def test_compact_data_of_layout_versions_1_and_2_is_found(version: int) -> None:
     dims = struct.pack("<3I", 2, 3, 4)
     body = bytes([version, 3, 0]) + bytes(5) + dims + struct.pack("<I", 4) + b"data" + bytes(4)
     assert compact_data([Message(LAYOUT_MESSAGE, 0, body)]) == b"data"
@@ -332,7 +340,9 @@ def test_compact_data_of_the_first_versions_is_found(version: int) -> None:
         (b"\6\0\0", UnsupportedError, "version 6"),
     ],
 )
-def test_a_damaged_layout_is_named(body: bytes, error: type[XrefError], message: str) -> None:
+def test_a_damaged_layout_message_raises_with_the_fault(
+    body: bytes, error: type[XrefError], message: str
+) -> None:
     with pytest.raises(error, match=message) as raised:
         compact_data([Message(LAYOUT_MESSAGE, 0, body)], "f.h5: '/a'")
     assert str(raised.value).startswith("f.h5: '/a': ")

@@ -1,7 +1,7 @@
-"""Old-style groups: valid ones pass the check, and what passes it can be listed.
+"""Old-style groups: valid groups pass the check, and libhdf5 can list groups that pass.
 
-This module is also the program that lists damaged files, each in a fork of its own:
-run with file names as arguments, it prints how each one ended.
+This module is also a program that lists damaged files, each in a process of its own: with
+file names as arguments it prints how each process ended.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from forks import PATIENCE, in_fork
 from h5py import h5f, h5g, h5l, h5o, h5p
 
 from xref.errors import CorruptFileError, FileReadError, XrefError
+from xref.hdf5.metadata_reader import MetadataReader
 from xref.hdf5.symbol_table import check_group
 
 UNDEFINED = (1 << 64) - 1
@@ -48,15 +49,8 @@ def check(
     segments: dict[int, int] | None = None,
     sizes: tuple[int, int] = (8, 8),
 ) -> None:
-    check_group(
-        source,
-        address,
-        offset_size=sizes[0],
-        length_size=sizes[1],
-        file_nbytes=len(source.data),
-        where="f.h5: group '/a'",
-        segments=segments,
-    )
+    reader = MetadataReader(source, *sizes, len(source.data), "f.h5: group '/a'")
+    check_group(reader, address, segments)
 
 
 def root_address(file: h5py.File) -> int:
@@ -183,7 +177,7 @@ def write_sizes(filename: Path, offset_size: int, length_size: int) -> h5py.File
     ],
     ids=str,
 )
-def test_written_files_pass(
+def test_written_groups_pass_the_check(
     tmp_path: Path, options: dict[str, Any], n_heaps: int | None
 ) -> None:
     with h5py.File(tmp_path / "f.h5", "w", **options) as file:
@@ -196,7 +190,7 @@ def test_written_files_pass(
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 8), (8, 4), (8, 8)])
-def test_every_size_of_offsets_and_lengths_passes(
+def test_groups_of_every_size_of_offsets_and_lengths_pass(
     tmp_path: Path, sizes: tuple[int, int]
 ) -> None:
     with write_sizes(tmp_path / "f.h5", *sizes) as file:
@@ -206,7 +200,7 @@ def test_every_size_of_offsets_and_lengths_passes(
     assert counts["heaps"] == 48
 
 
-def test_groups_pass_after_members_come_and_go(tmp_path: Path) -> None:
+def test_groups_pass_after_members_are_added_and_deleted(tmp_path: Path) -> None:
     # Removal merges nodes, leaves free blocks in the heap and shrinks its segment.
     rng = random.Random(7)
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
@@ -258,7 +252,7 @@ def test_many_members_take_few_reads(tmp_path: Path) -> None:
     assert sum(nbytes for _, nbytes in source.reads) < 4 * len(source.data)
 
 
-def test_corpus_passes(corpus: Path) -> None:
+def test_groups_of_the_corpus_pass_the_check(corpus: Path) -> None:
     rows = json.loads((corpus / "MANIFEST.json").read_text())["files"]
     counts: Counter[str] = Counter()
     for row in rows:
@@ -378,7 +372,7 @@ DAMAGES: dict[str, tuple[Callable[[Old], list[tuple[int, str, Any]]], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found(old: Old, damage: str) -> None:
+def test_damaged_symbol_tables_raise_with_the_fault(old: Old, damage: str) -> None:
     edits, message = DAMAGES[damage]
     source = old.edited(*edits(old))
     with pytest.raises(CorruptFileError, match=message) as raised:
@@ -387,7 +381,7 @@ def test_damage_is_found(old: Old, damage: str) -> None:
     assert len(source.reads) < 30
 
 
-def test_continuation_in_a_loop_is_found(old: Old) -> None:
+def test_a_header_that_continues_in_a_loop_raises(old: Old) -> None:
     at = old.message("attributes", 0x10)
     check(Bytes(old.data), old.address["attributes"])
     for address in (old.address["attributes"] + 16, UNDEFINED):
@@ -395,7 +389,7 @@ def test_continuation_in_a_loop_is_found(old: Old) -> None:
             check(old.edited((at, "Q", address)), old.address["attributes"])
 
 
-def test_many_links_to_one_long_name_are_found(old: Old) -> None:
+def test_many_links_to_one_long_name_raise(old: Old) -> None:
     # 21 names of half a segment: listing such a group would multiply its size.
     edits = [(old.segment + 8 + i, "B", 65) for i in range(old.segment_nbytes - 16)]
     edits.append((old.heap + 16, "Q", 1))
@@ -408,7 +402,7 @@ def test_many_links_to_one_long_name_are_found(old: Old) -> None:
         check(old.edited(*edits), old.address["a"])
 
 
-def test_two_heaps_with_one_segment_are_found(old: Old) -> None:
+def test_two_heaps_with_one_segment_raise(old: Old) -> None:
     # libhdf5 2.0 gives the second heap no bytes and follows a null pointer: the cause
     # of the crash in cve-2024-32609.h5. Each group alone has no fault.
     _, heap = old.table("b")
@@ -424,7 +418,7 @@ def test_two_heaps_with_one_segment_are_found(old: Old) -> None:
         check(source, old.address["b"], segments)
 
 
-def test_the_known_crash_is_refused(corpus: Path) -> None:
+def test_the_file_that_crashes_libhdf5_raises(corpus: Path) -> None:
     source = Bytes((corpus / "cve_hdf5" / "cve-2024-32609.h5").read_bytes())
     outer, inner = 1576, 2552  # headers of /int and /int/uint
     segments: dict[int, int] = {}
@@ -433,21 +427,14 @@ def test_the_known_crash_is_refused(corpus: Path) -> None:
         check(source, inner, segments)
 
 
-def test_a_failed_read_is_no_verdict_about_the_file(old: Old) -> None:
+def test_a_failed_read_raises_file_read_error(old: Old) -> None:
     source = Bytes(old.data)
 
     def fails(address: int, nbytes: int) -> bytes:
         raise FileReadError("the disk is gone")
 
     with pytest.raises(FileReadError, match="the disk is gone"):
-        check_group(
-            fails,
-            old.address["a"],
-            offset_size=8,
-            length_size=8,
-            file_nbytes=len(source.data),
-            where="f.h5",
-        )
+        check_group(MetadataReader(fails, 8, 8, len(source.data), "f.h5"), old.address["a"])
 
 
 # --- random damage -----------------------------------------------------------------------
@@ -490,7 +477,7 @@ def damaged(rng: random.Random, data: bytes, places: list[tuple[int, int]]) -> b
     return bytes(changed)
 
 
-def test_random_damage_passes_or_raises_on_purpose(old: Old) -> None:
+def test_random_damage_passes_or_raises_corrupt_file_error(old: Old) -> None:
     rng = random.Random(1)
     headers = [(address, 120) for address in old.address.values()]
     places = structures(old.data) + 20 * headers
@@ -506,7 +493,7 @@ def test_random_damage_passes_or_raises_on_purpose(old: Old) -> None:
     assert n_raised > 300
 
 
-def test_what_passes_can_be_listed(tmp_path: Path) -> None:
+def test_groups_that_pass_can_be_listed_by_libhdf5(tmp_path: Path) -> None:
     rng = random.Random(2)
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
         fill(file, n_members=5)
@@ -526,7 +513,7 @@ def test_what_passes_can_be_listed(tmp_path: Path) -> None:
     assert sum(answer.get("refused", 0) for answer in answers) > 20
 
 
-def test_files_known_for_crashes_can_be_listed(corpus: Path) -> None:
+def test_groups_that_pass_in_files_known_for_crashes_can_be_listed(corpus: Path) -> None:
     files = sorted((corpus / "cve_hdf5").iterdir())
     answers = list_in_child(files)
     died = {path.name: a["died"] for path, a in zip(files, answers, strict=True) if "died" in a}

@@ -146,7 +146,7 @@ def tasks_on_cluster(data: Any) -> dict[Any, Any]:
 def test_workers_decode_each_chunk_once_between_them(
     client: Any, tmp_path: Path, blocks: int, reduced: bool
 ) -> None:
-    # A file of its own: workers may have lots of what was computed before.
+    # A separate file: workers may still have batches of an earlier computation.
     with xr.open_dataset(write(tmp_path / "image.h5"), engine="h5ref") as ds:
         patches = in_blocks(ds["rois"], blocks)
         wanted, expected = patches, PATCHES

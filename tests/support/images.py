@@ -184,7 +184,7 @@ def describe_h5py(type_id: h5t.TypeID) -> tuple[Any, ...]:
 
 def describe(datatype: Datatype) -> tuple[Any, ...]:
     """Say what was decoded; sizes only where memory and file agree on them."""
-    kind = "vlen string" if datatype.is_string else datatype.kind
+    kind = "vlen string" if datatype.is_string else datatype.type_class
     plain = has_plain_bytes(datatype)
     details: tuple[Any, ...] = ()
     inside = [f.datatype for f in datatype.fields]
@@ -211,4 +211,6 @@ def has_plain_bytes(datatype: Datatype) -> bool:
     inside = [f.datatype for f in datatype.fields] + [datatype.base] * (
         datatype.base is not None
     )
-    return datatype.kind not in ("vlen", "reference") and all(map(has_plain_bytes, inside))
+    return datatype.type_class not in ("vlen", "reference") and all(
+        map(has_plain_bytes, inside)
+    )

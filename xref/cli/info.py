@@ -22,7 +22,7 @@ import numpy as np
 from xref.arrays import IntArray
 from xref.engine import attribute_references, build_variable
 from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
-from xref.hdf5 import DatasetLayout, Datatype, reference_kinds
+from xref.hdf5 import DatasetLayout, Datatype, reference_types
 from xref.objects import (
     SCALE_ATTRIBUTES,
     LinkedObject,
@@ -246,7 +246,7 @@ def _element_holders(
 def _has_inner_references(datatype: Datatype) -> bool:
     """Tell whether references stand within arrays or sequences."""
     if datatype.base is not None:
-        return bool(reference_kinds(datatype))
+        return bool(reference_types(datatype))
     return any(_has_inner_references(field.datatype) for field in datatype.fields)
 
 

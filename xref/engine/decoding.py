@@ -20,7 +20,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.arrays import IntArray, dtype_token, exact_dtype, text_of
-from xref.hdf5 import element_dtype, item_dtype, items
+from xref.hdf5 import element_dtype, item_dtype, unfold_subarray
 from xref.objects import StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
@@ -289,7 +289,7 @@ def _missing(decoding: Decoding, attributes: Mapping[str, Any], fill_value: Any)
     # The fill value of an array type is an array with one value for each item.
     stored = np.empty((), dtype=decoding.raw_dtype)
     stored[()] = fill_value
-    return decoding(items(stored)[None])[0]
+    return decoding(unfold_subarray(stored)[None])[0]
 
 
 def _fits(value: Any, dtype: np.dtype[Any]) -> bool:

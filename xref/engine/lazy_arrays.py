@@ -22,7 +22,7 @@ from xarray.core import indexing
 
 from xref import reading, references, selections
 from xref.arrays import canvas_strides
-from xref.hdf5 import DatasetLayout, item_dtype, items
+from xref.hdf5 import DatasetLayout, item_dtype, unfold_subarray
 from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
 from xref.storage import check_unchanged
@@ -220,7 +220,7 @@ class DatasetArray(LazyArray):
         else:
             layout = self.dataset.layout
             if layout.fill_value is not None:
-                out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
+                out[...] = unfold_subarray(np.full((), layout.fill_value, dtype=self.raw_dtype))
         out[stored_box] = values
         return _drop_integers(out, key[:split])
 
@@ -273,7 +273,7 @@ class DatasetArray(LazyArray):
             reading.read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
-        values = items(out.reshape(shape))
+        values = unfold_subarray(out.reshape(shape))
         for axis, (_, order) in enumerate(axes):
             if order is not None:
                 values = values[(slice(None),) * axis + (order,)]

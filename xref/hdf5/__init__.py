@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xref.hdf5.attribute import read_raw_attributes
     from xref.hdf5.box_decoding import decode_boxes
     from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
-    from xref.hdf5.bulk_datasets import CHUNKED, DatasetTable, read_datasets, unknown_datasets
+    from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
     from xref.hdf5.bulk_headers import FIRST_NBYTES, read_headers
     from xref.hdf5.bulk_heaps import (
         HeapCollections,
@@ -29,19 +29,17 @@ if TYPE_CHECKING:
         DatasetLayout,
         build_chunk_index,
         check_extent,
+        compact_data,
         element_dtype,
+        fill_data,
         item_dtype,
-        items,
+        unfold_subarray,
     )
-    from xref.hdf5.datatype import (
-        MAX_RANK,
-        Datatype,
-        decode_datatype,
-        reference_kinds,
-        value_dtype,
-    )
+    from xref.hdf5.dataspace import MAX_RANK
+    from xref.hdf5.datatype import Datatype, decode_datatype, reference_types, value_dtype
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
-    from xref.hdf5.links import LINK_KINDS, is_group, read_hard_links
+    from xref.hdf5.layout_message import CHUNKED
+    from xref.hdf5.links import LINK_TYPES, is_group, read_hard_links
     from xref.hdf5.metadata_reader import MetadataReader
     from xref.hdf5.object_header import (
         DATATYPE_MESSAGE,
@@ -50,8 +48,6 @@ if TYPE_CHECKING:
         LAYOUT_MESSAGE,
         OLD_FILL_MESSAGE,
         Message,
-        compact_data,
-        fill_data,
         filter_options,
         indexed_storage_k,
         read_messages,

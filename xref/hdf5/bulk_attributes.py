@@ -1,14 +1,14 @@
-"""Attributes of many objects: which are alike, and which of them have equal values.
+"""Attributes of many objects: which objects have the same ones, and which values are equal.
 
 In: `HeaderMessages`. Out: `AttributeColumns`.
 
-1. Each attribute message is cut into its head (name, type, extent) and its data.
-2. Objects whose heads are equal, in one order, are a set.
-3. Within a set, data are compared attribute by attribute; text of variable length by what
-   the global heap holds, as each copy of it has a place of its own there.
+1. Each attribute message is cut into its head (name, datatype, dataspace) and its data.
+2. Objects whose heads are equal, in the same order, form a set.
+3. Within a set, the data are compared attribute by attribute. Strings of variable length are
+   compared by their characters in the global heap, since each copy has its own heap ID.
 
-Equal data of equal heads are equal values. Values of different data may be equal too, as
-text is with other bytes behind its end: who uses the columns has to look at them.
+Equal data of equal heads are equal values. Different data may be equal values too, such as
+strings with other bytes behind their end: the caller has to read those values.
 
 Source: HDF5 File Format Specification 4.0, "The Attribute Message" and "Global Heap".
 """
@@ -16,35 +16,39 @@ Source: HDF5 File Format Specification 4.0, "The Attribute Message" and "Global 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.errors import XrefError
-from xref.hdf5.bulk_headers import ByteArray, HeaderMessages, integers
+from xref.hdf5.attribute import split_message
+from xref.hdf5.bulk_headers import HeaderMessages
 from xref.hdf5.bulk_heaps import read_sequences
-from xref.hdf5.datatype import Datatype, decode_dataspace, decode_datatype
+from xref.hdf5.dataspace import decode_dataspace
+from xref.hdf5.datatype import Datatype, decode_datatype
 from xref.hdf5.object_header import ATTRIBUTE_MESSAGE
+from xref.hdf5.packed import ByteArray, integers, message_bytes
 from xref.hdf5.superblock import FileContent
 
-MAX_KINDS = 64
-"""Distinct kinds of datasets, or heads of attributes, or sets of those, of one batch;
-rarer ones are not known."""
+MAX_GROUPS = 64
+"""Most groups of datasets, of heads, or of sets of heads in one batch; objects of further
+groups count as different from all others."""
 
 MAX_VALUES = 8
-"""Distinct values of one attribute that are told apart."""
+"""Most values of one attribute that are told apart."""
 
 MAX_KEY_NBYTES = 1024
-"""Longest messages and values that are compared; of longer ones nothing is known."""
+"""Longest messages and values that are compared."""
 
 NO_ATTRIBUTES, OWN_ATTRIBUTES = -1, -2
-"""Instead of a row: an object without attributes; one whose attributes are its own."""
+"""Instead of a row: the object has no attributes; it is in no set with other objects."""
 
 OTHER_VALUE = -1
+"""Instead of a row: the value is not known to equal any other."""
 
-_PLAIN = ("integer", "float", "string")
+_COMPARED_BY_BYTES = ("integer", "float", "string")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,15 +62,27 @@ class AttributeColumns:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What all messages with one head say."""
+    """What all messages with one head have in common."""
 
     name: str
     datatype: Datatype
     nbytes: int  # of the data
 
 
-# None where data are no values but point to them, or are not understood.
+# By the row of a message. None if its data cannot be compared by bytes (they are addresses,
+# or the head is not understood): then the whole message counts as head.
 _Heads: TypeAlias = dict[int, _Head | None]
+
+
+class _AttributeMessages(NamedTuple):
+    """The attribute messages of some objects, object after object, in stored order."""
+
+    data: ByteArray
+    position: IntArray  # (m,)
+    nbytes: IntArray  # (m,)
+    head: IntArray  # (m,), first message with an equal head; -1 beyond `MAX_GROUPS`
+    head_nbytes: IntArray  # (m,)
+    heads: _Heads
 
 
 def group_attributes(
@@ -81,51 +97,60 @@ def group_attributes(
     found : HeaderMessages
         Of n objects.
     objects : numpy.ndarray
-        The objects to compare; the columns count these.
+        The objects to compare; rows of the result count these.
     n : int
         Number of all objects.
     """
     same = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
-    place = np.full(n, -1, dtype=np.int64)
-    place[objects] = np.arange(len(objects))
-    rows = np.flatnonzero((found.kind == ATTRIBUTE_MESSAGE) & (place[found.object] >= 0))
+    ordinal_of = np.full(n, -1, dtype=np.int64)
+    ordinal_of[objects] = np.arange(len(objects))
+    is_compared = (found.message_type == ATTRIBUTE_MESSAGE) & (ordinal_of[found.object] >= 0)
+    rows = np.flatnonzero(is_compared)
     if not len(rows):
         return AttributeColumns(
             same=same, value=np.zeros((len(objects), 1), np.int64), names={}
         )
-    of = place[found.object[rows]]
-    # Messages are in stored order, of one object among those of the others.
-    order = np.argsort(of, kind="stable")
-    rows, of = rows[order], of[order]
-    at, nbytes = found.position[rows], found.nbytes[rows]
-    head, head_nbytes, heads = _split_heads(file, found.data, at, nbytes)
-    begins = np.flatnonzero(np.diff(of, prepend=-1))
-    ordinal = np.arange(len(of)) - np.repeat(begins, np.diff(begins, append=len(of)))
-    widest = int(ordinal.max()) + 1
-    # Messages of each object, in their order; beyond them -1.
-    message = np.full((len(objects), widest), -1, dtype=np.int64)
-    message[of, ordinal] = np.arange(len(of))
+    owner = ordinal_of[found.object[rows]]
+    # `found` has the messages of each object in stored order, but mixed with other objects.
+    order = np.argsort(owner, kind="stable")
+    rows, owner = rows[order], owner[order]
+    position, nbytes = found.position[rows], found.nbytes[rows]
+    head, head_nbytes, heads = _split_heads(file, found.data, position, nbytes)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    axis = np.arange(len(owner)) - np.repeat(starts, np.diff(starts, append=len(owner)))
+    # Row of each object's messages in their order; -1 behind the last one.
+    message = np.full((len(objects), int(axis.max()) + 1), -1, dtype=np.int64)
+    message[owner, axis] = np.arange(len(owner))
     sets = np.where(message >= 0, head[message], -1)
-    some = of[begins]
-    first = first_equal_row(sets[some].view(np.uint8).reshape(len(some), -1))
-    same[some] = np.where(first < 0, OWN_ATTRIBUTES, some[first])
-    same[of[(head < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
-    value = np.full((len(objects), widest), OTHER_VALUE, dtype=np.int64)
+    with_any = owner[starts]
+    first = first_equal_row(sets[with_any].view(np.uint8).reshape(len(with_any), -1))
+    same[with_any] = np.where(first < 0, OWN_ATTRIBUTES, with_any[first])
+    same[owner[(head < 0) | (nbytes > MAX_KEY_NBYTES)]] = OWN_ATTRIBUTES
+    messages = _AttributeMessages(found.data, position, nbytes, head, head_nbytes, heads)
+    return _compare_values(file, messages, message, same)
+
+
+def _compare_values(
+    file: FileContent, messages: _AttributeMessages, message: IntArray, same: IntArray
+) -> AttributeColumns:
+    """Compare the values of each set of objects; objects may leave their set in ``same``."""
+    value = np.full(message.shape, OTHER_VALUE, dtype=np.int64)
     names = {}
-    for number in np.unique(same[same >= 0]).tolist():
-        members = np.flatnonzero(same == number)
-        count = int((message[number] >= 0).sum())
-        of_set = [heads[int(h)] for h in sets[number, :count]]
-        names[number] = tuple("" if known is None else known.name for known in of_set)
-        for axis, known in enumerate(of_set):
-            own = message[members, axis]
-            if known is None:
+    for first in np.unique(same[same >= 0]).tolist():
+        members = np.flatnonzero(same == first)
+        own_heads = messages.head[message[first][message[first] >= 0]].tolist()
+        heads = [messages.heads[row] for row in own_heads]
+        names[first] = tuple("" if head is None else head.name for head in heads)
+        for axis, head in enumerate(heads):
+            rows = message[members, axis]
+            if head is None:
                 value[members, axis] = members[0]  # all of the message is the head
                 continue
-            begin, room = at[own] + head_nbytes[own], nbytes[own] - head_nbytes[own]
+            data_at = messages.position[rows] + messages.head_nbytes[rows]
+            room = messages.nbytes[rows] - messages.head_nbytes[rows]
             key = None
-            if (room >= known.nbytes).all():
-                key = _data_key(file, found.data, begin, known)
+            if (room >= head.nbytes).all():
+                key = _data_key(file, messages.data, data_at, head)
             if key is None:
                 same[members] = OWN_ATTRIBUTES
                 break
@@ -135,78 +160,86 @@ def group_attributes(
 
 
 def _split_heads(
-    file: FileContent, data: ByteArray, at: IntArray, nbytes: IntArray
+    file: FileContent, data: ByteArray, position: IntArray, nbytes: IntArray
 ) -> tuple[IntArray, IntArray, _Heads]:
-    """Return the number and bytes of the head of each message, and what each head says.
+    """Return the first message with an equal head, bytes of the head, and decoded heads.
 
-    Messages of equal heads have one number, a row of one of them; -1 beyond `MAX_KINDS`.
+    The number of a message is -1 beyond `MAX_GROUPS` different heads.
     """
-    version = data[at].astype(np.int64)
-    begin = np.where(version == 3, 9, 8)
-    head_nbytes = begin.copy()
-    for place in (2, 4, 6):
-        size = integers(data, at + place, 2)
+    # Version 1, flags 1 (reserved in version 1), sizes of name, datatype and dataspace 2
+    # each, in version 3 the name's character set 1; then these three. Version 1 pads each
+    # to a multiple of eight bytes.
+    version = data[position].astype(np.int64)
+    head_nbytes = np.where(version == 3, 9, 8)
+    for size_at in (2, 4, 6):
+        size = integers(data, position + size_at, 2)
         head_nbytes += np.where(version == 1, -(-size // 8) * 8, size)
-    good = (version >= 1) & (version <= 3) & (data[at + 1] == 0)
+    # Flags tell that datatype or dataspace are shared messages, which are not looked up.
+    good = (version >= 1) & (version <= 3) & (data[position + 1] == 0)
     good &= (head_nbytes <= nbytes) & (head_nbytes <= MAX_KEY_NBYTES)
     head_nbytes = np.where(good, head_nbytes, np.minimum(nbytes, MAX_KEY_NBYTES))
-    head = first_equal_row(_message_key(data, at, head_nbytes, good))
+    head = first_equal_row(_message_key(data, position, head_nbytes, good))
     heads: _Heads = {}
     for row in np.unique(head[head >= 0]).tolist():
-        body = data[at[row] : at[row] + head_nbytes[row]].tobytes()
+        body = data[position[row] : position[row] + head_nbytes[row]].tobytes()
         heads[row] = _decode_head(file, body) if good[row] else None
         if heads[row] is None:
             good[head == row] = False
+    # Where heads are None, whole messages are compared instead.
     whole = np.flatnonzero(~good & (head >= 0))
     head_nbytes[whole] = np.minimum(nbytes[whole], MAX_KEY_NBYTES)
-    equal = first_equal_row(_message_key(data, at[whole], head_nbytes[whole], good[whole]))
+    key = _message_key(data, position[whole], head_nbytes[whole], good[whole])
+    equal = first_equal_row(key)
     head[whole] = np.where(equal >= 0, whole[equal], -1)
     heads |= dict.fromkeys(np.unique(head[whole]).tolist())
     return head, head_nbytes, heads
 
 
-def _message_key(data: ByteArray, at: IntArray, nbytes: IntArray, flag: BoolArray) -> ByteArray:
+def _message_key(
+    data: ByteArray, position: IntArray, nbytes: IntArray, flag: BoolArray
+) -> ByteArray:
+    """Return rows that are equal where the bytes, their number and the flag are."""
     length = nbytes.astype("<u4").view(np.uint8).reshape(-1, 4)
-    key = message_bytes(data, at, nbytes)
+    key = message_bytes(data, position, nbytes)
     return np.concatenate([length, flag.view(np.uint8)[:, None], key], axis=1)
 
 
 def _decode_head(file: FileContent, body: bytes) -> _Head | None:
-    """Decode a head; None where data are not to be compared by themselves."""
-    version, sizes = body[0], [int.from_bytes(body[i : i + 2], "little") for i in (2, 4, 6)]
-    at, pieces = 9 if version == 3 else 8, []
-    for size in sizes:
-        pieces.append(body[at : at + size])
-        at += -(-size // 8) * 8 if version == 1 else size
-    form = file.form
+    """Decode a head; None if its data cannot be compared by bytes."""
     try:
-        datatype = decode_datatype(pieces[1], file.filename)
-        space = decode_dataspace(pieces[2], form.length_size, file.filename)
+        message = split_message(body, file.filename)
+        datatype = decode_datatype(message.datatype, file.filename)
+        space = decode_dataspace(message.dataspace, file.form.length_size, file.filename)
     except XrefError:
-        return None  # h5py is asked, which says what is wrong
-    if datatype.kind not in _PLAIN and not (datatype.kind == "vlen" and datatype.is_string):
+        return None  # the caller reads the attribute alone, which words the error
+    is_text = datatype.type_class == "vlen" and datatype.is_string
+    if datatype.type_class not in _COMPARED_BY_BYTES and not is_text:
         return None
-    name = pieces[0].split(b"\0")[0].decode("utf-8", "surrogateescape")
-    return _Head(name, datatype, space.size * datatype.itemsize)
+    return _Head(message.name, datatype, space.size * datatype.itemsize)
 
 
 def _data_key(
-    file: FileContent, data: ByteArray, begin: IntArray, head: _Head
+    file: FileContent, data: ByteArray, position: IntArray, head: _Head
 ) -> ByteArray | None:
-    """Return bytes that are equal where the data of a head are; None where not known."""
+    """Return one key per message; equal keys mean equal values.
+
+    None if values are too long, or if values cannot be read from the global heap.
+    """
     if head.nbytes > MAX_KEY_NBYTES:
         return None
-    raw = message_bytes(data, begin, np.full(len(begin), head.nbytes))
-    if head.datatype.kind != "vlen" or not head.nbytes:
+    raw = message_bytes(data, position, np.full(len(position), head.nbytes))
+    if head.datatype.type_class != "vlen" or not head.nbytes:
         return raw
+    # An element: length 4, address of the heap collection O, index of the object 4.
     elements = raw.reshape(-1, head.datatype.itemsize)
     try:
         texts = read_sequences(file, elements, 1, lambda _: file.filename)
     except XrefError:
-        return None  # the one that is damaged is found by looking at each
+        return None  # the caller reads each attribute alone and finds the damaged one
     width = int(texts.length.max(initial=0))
     if (4 + width) * (len(elements) // len(raw)) > MAX_KEY_NBYTES:
         return None
+    # The key replaces address and index by the characters.
     key = np.zeros((len(elements), 4 + width), dtype=np.uint8)
     key[:, :4] = elements[:, :4]
     row = np.repeat(np.arange(len(elements)), texts.length)
@@ -215,18 +248,9 @@ def _data_key(
     return key.reshape(len(raw), -1)
 
 
-def message_bytes(data: ByteArray, position: IntArray, nbytes: IntArray) -> ByteArray:
-    """Return the bytes of messages as rows, zeros behind them."""
-    width = int(nbytes.max(initial=0))
-    windows = np.ndarray((len(data) - width + 1, width), np.uint8, data, 0, (1, 1))
-    out: ByteArray = windows[position]
-    if (nbytes != width).any():
-        out[np.arange(width) >= nbytes[:, None]] = 0
-    return out
-
-
-def first_equal_row(key: ByteArray, most: int = MAX_KINDS) -> IntArray:
-    """Return the first row equal to each row; -1 beyond so many distinct ones."""
+def first_equal_row(key: ByteArray, most: int = MAX_GROUPS) -> IntArray:
+    """Return the first row equal to each row; -1 beyond ``most`` different rows."""
+    # Eight bytes are compared at once.
     words = np.zeros((len(key), -(-key.shape[1] // 8)), dtype=np.uint64)
     words.view(np.uint8)[:, : key.shape[1]] = key
     out = np.full(len(key), -1, dtype=np.int64)

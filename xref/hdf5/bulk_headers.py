@@ -2,15 +2,14 @@
 
 In: addresses of object headers. Out: `HeaderMessages`, one row a message.
 
-1. The first bytes of all headers are read, close ones together.
-2. Prefixes are decoded as columns; they tell where the messages of each begin and end.
-3. All headers are walked in step: one step decodes the next message of each.
-4. Blocks that messages say the header continues in are read together, and walked as
-   step 3 says; so on for those that they name.
+1. Read the first bytes of all headers; headers that lie close share a read.
+2. Decode the prefixes as columns. They tell where the messages of each header begin and end.
+3. Walk all headers in step: each step decodes one message of every header.
+4. Read the blocks that continuation messages name, walk them as in step 3, and so on.
 
-What is decoded here is what libhdf5 usually writes. An object that asks for more (long
-or many blocks), or contradicts the format in any way, is marked: `xref.hdf5.object_header` or
-libhdf5 are to look at it alone, and say what is wrong with it.
+This module decodes the headers that libhdf5 usually writes. A header is marked if it has
+long blocks, many blocks or a contradiction to the format; the caller then reads that object
+alone (`xref.hdf5.object_header` or libhdf5), which also words the error.
 
 Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
 Prefix", "Level 2A2 - Version 2 Data Object Header Prefix" and "The Object Header
@@ -20,16 +19,23 @@ Continuation Message".
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import BoolArray, ByteSource, IntArray, read_scattered
-from xref.hdf5.object_header import CONTINUATION_MESSAGE, SHARED
-
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
-WordArray: TypeAlias = npt.NDArray[np.uint32]
+from xref.arrays import BoolArray, ByteSource, IntArray
+from xref.hdf5.checksums import sum_blocks
+from xref.hdf5.object_header import (
+    CONTINUATION_MESSAGE,
+    OHDR_FLAGS,
+    OHDR_ORDERED,
+    OHDR_PHASES,
+    OHDR_TIMES,
+    SHARED,
+)
+from xref.hdf5.packed import ByteArray, integers, read_blocks
+from xref.hdf5.superblock import FileFormat
 
 FIRST_NBYTES = 512
 """Bytes of each header that are read at first. Headers of datasets without attributes
@@ -42,14 +48,8 @@ MAX_MESSAGES = 64
 """Most messages of one block that are decoded here."""
 
 MAX_CONTINUATION_ROUNDS = 4
-"""How many times blocks that headers continue in are read, one named by the other."""
+"""Longest chain of continuation blocks that is followed here."""
 
-PADDING_NBYTES = 1024
-"""Zeros behind all bytes, so that they may be looked at before lengths are checked."""
-
-HASH_SEED = 0xDEADBEEF
-_OHDR_FLAGS = 0x3F
-_OHDR_ORDERED, _OHDR_PHASES, _OHDR_TIMES = 0x04, 0x10, 0x20
 _PREFIX_V1_NBYTES = 16
 _CHECKSUM_NBYTES = 4
 _CONTINUED = b"OCHK"
@@ -59,114 +59,44 @@ _CONTINUED = b"OCHK"
 class HeaderMessages:
     """The messages of n object headers, in no particular order of the objects.
 
-    Messages of marked objects may be missing or make no sense.
+    Messages of marked objects may be missing or wrong.
     """
 
-    data: ByteArray  # bytes of all blocks, and some zeros
-    marked: BoolArray  # (n,), objects to look at alone
-    object: IntArray  # (m,), which object each message is of
-    kind: IntArray  # (m,), message type number
+    data: ByteArray  # bytes of all blocks, and padding
+    marked: BoolArray  # (n,), objects that must be read alone
+    object: IntArray  # (m,), row of the object that has the message
+    message_type: IntArray  # (m,)
     flags: ByteArray  # (m,)
-    position: IntArray  # (m,), where in `data` the body begins
+    position: IntArray  # (m,), of the body in `data`
     nbytes: IntArray  # (m,), of the body
-    offset: IntArray  # (m,), byte of the file that the body begins at
+    offset: IntArray  # (m,), of the body in the file
+
+
+_MESSAGE_COLUMNS = ("object", "message_type", "flags", "position", "nbytes", "offset")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Blocks:
-    """Blocks of messages: where they lie in the file, and what is in them."""
+    """Blocks of messages in a buffer."""
 
-    object: IntArray  # (b,)
-    offset: IntArray  # (b,), byte of the file that `position` stands for
-    position: IntArray  # (b,), in the bytes read: of the prefix or signature
-    start: IntArray  # (b,), in the bytes read: of the first message
-    stop: IntArray  # (b,), behind the last one
+    object: IntArray  # (b,), row of the object
+    offset: IntArray  # (b,), byte of the file that lies at `position`
+    position: IntArray  # (b,), of the prefix or signature
+    start: IntArray  # (b,), position of the first message
+    stop: IntArray  # (b,), position behind the last message
     version: IntArray  # (b,), of the header
     head_nbytes: IntArray  # (b,), of the head of each message
 
     def take(self, rows: npt.NDArray[Any]) -> _Blocks:
         return _Blocks(**{name: getattr(self, name)[rows] for name in self.__slots__})
 
-
-def integers(data: ByteArray, position: IntArray, nbytes: int) -> IntArray:
-    """Return the little-endian unsigned integers at positions of padded bytes.
-
-    Of eight bytes, values past the largest signed integer come out negative.
-    """
-    words = np.ndarray((len(data) - nbytes + 1,), f"<u{nbytes}", data, 0, (1,))
-    found: IntArray = words[position].astype(np.int64)
-    return found
+    @property
+    def start_offset(self) -> IntArray:
+        """Byte of the file at which the first message begins."""
+        return self.offset + self.start - self.position
 
 
-def undefined(values: IntArray, offset_size: int) -> BoolArray:
-    """Tell which addresses mean that there is none: all bits set."""
-    none = -1 if offset_size == 8 else (1 << 8 * offset_size) - 1
-    result: BoolArray = values == none
-    return result
-
-
-def checksums(data: ByteArray, position: IntArray, nbytes: IntArray) -> WordArray:
-    """Return the checksum of HDF5's metadata for many ranges of padded bytes.
-
-    As `xref.hdf5.metadata_reader.lookup3` does for one; none of them is empty.
-    """
-    order = np.argsort(-nbytes, kind="stable")
-    position, nbytes = position[order], nbytes[order]
-    words = np.ndarray((len(data) - 3,), "<u4", data, 0, (1,))
-    a = (HASH_SEED + nbytes).astype(np.uint32)
-    b, c = a.copy(), a.copy()
-    # In the order of falling lengths, those that go on are the first ones.
-    n_full = (nbytes - 1) // 12
-    n_going = len(n_full) - np.searchsorted(n_full[::-1], np.arange(1, n_full.max() + 1))
-    at = position.copy()
-    for n in n_going.tolist():
-        p = at[:n]
-        x, y, z = a[:n], b[:n], c[:n]
-        x += words[p]
-        y += words[p + 4]
-        z += words[p + 8]
-        _mix(x, y, z)
-        p += 12
-    left = nbytes - 12 * n_full
-    for i, sums in enumerate((a, b, c)):
-        keep = np.clip(left - 4 * i, 0, 4)
-        mask = ((np.uint64(1) << (8 * keep).astype(np.uint64)) - np.uint64(1)).astype(np.uint32)
-        sums += words[at + 4 * i] & mask
-    _finish(a, b, c)
-    out = np.empty(len(order), dtype=np.uint32)
-    out[order] = c
-    return out
-
-
-def _rotate(x: WordArray, n: int) -> WordArray:
-    result: WordArray = (x << np.uint32(n)) | (x >> np.uint32(32 - n))
-    return result
-
-
-def _mix(a: WordArray, b: WordArray, c: WordArray) -> None:
-    for n in (4, 6, 8, 16, 19, 4):
-        a -= c
-        a ^= _rotate(c, n)
-        c += b
-        a, b, c = b, c, a
-
-
-def _finish(a: WordArray, b: WordArray, c: WordArray) -> None:
-    for n in (14, 11, 25, 16, 4, 14, 24):
-        c ^= b
-        c -= _rotate(b, n)
-        a, b, c = b, c, a
-
-
-def read_headers(
-    source: ByteSource,
-    address: IntArray,
-    *,
-    base_address: int,
-    file_nbytes: int,
-    offset_size: int,
-    length_size: int,
-) -> HeaderMessages:
+def read_headers(source: ByteSource, address: IntArray, form: FileFormat) -> HeaderMessages:
     """Read the object headers at addresses and split them into messages.
 
     Parameters
@@ -175,68 +105,75 @@ def read_headers(
         The file.
     address : numpy.ndarray
         Shape ``(n,)``, int64, from the base address; 0 and below are marked.
-    base_address, file_nbytes : int
-        Bytes.
-    offset_size, length_size : {2, 4, 8}
-        Sizes of offsets and of lengths from the superblock, in bytes.
+    form : FileFormat
+        Sizes of the file and of its fields.
     """
-    n = len(address)
-    end = file_nbytes - base_address
+    end = form.file_nbytes - form.base_address
     marked = (address <= 0) | (address > end - _PREFIX_V1_NBYTES)
-    good = np.flatnonzero(~marked)
-    offset = base_address + address[good]
-    nbytes = np.minimum(FIRST_NBYTES, file_nbytes - offset)
+    objects = np.flatnonzero(~marked)
+    offset = form.base_address + address[objects]
+    nbytes = np.minimum(FIRST_NBYTES, form.file_nbytes - offset)
     data, position = read_blocks(source, offset, nbytes)
-    blocks, fits, n_stated = _parse_prefixes(data, position, nbytes, offset, good, marked)
-    found = [_walk(data, blocks.take(fits), marked)]
-    found.append(_walk(*_read_again(source, blocks.take(~fits), file_nbytes, marked), marked))
-    head_nbytes, version = np.zeros((2, n), dtype=np.int64)
-    head_nbytes[blocks.object], version[blocks.object] = blocks.head_nbytes, blocks.version
-    named = [np.stack([blocks.object, blocks.offset + blocks.start - blocks.position])]
-    fresh = found[:]
-    for number in range(MAX_CONTINUATION_ROUNDS + 1):
-        nexts = [_continuations(part, offset_size, length_size, marked) for part in fresh]
-        of, to, length = np.concatenate(nexts, axis=1)
-        if number == MAX_CONTINUATION_ROUNDS:
-            marked[of] = True
-        new = version[of] == 2
-        bad = (to <= 0) | (to > end) | (length > MAX_BLOCK_NBYTES) | (length > end - to)
-        bad |= length < np.where(new, len(_CONTINUED) + _CHECKSUM_NBYTES + 1, 1)
-        marked[of[bad]] = True
-        go = ~marked[of]
-        of, to, length, new = of[go], to[go], length[go], new[go]
-        if not len(of):
-            break
-        data, position = read_blocks(source, base_address + to, length)
-        signed = integers(data, position, 4) == int.from_bytes(_CONTINUED, "little")
-        marked[of[new & ~signed]] = True
-        start = position + np.where(new, len(_CONTINUED), 0)
-        blocks = _Blocks(
-            object=of,
-            offset=base_address + to,
-            position=position,
-            start=start,
-            stop=position + length - np.where(new, _CHECKSUM_NBYTES, 0),
-            version=version[of],
-            head_nbytes=head_nbytes[of],
-        )
-        named.append(np.stack([of, base_address + to + start - position]))
-        fresh = [_walk(data, blocks, marked)]
-        found += fresh
-    if len(named) > 1:
-        _mark_repeated(np.concatenate(named, axis=1), marked)
-    every = _joined([part for part in found if len(part.object)] or found[:1])
+    first, is_read, n_stated = _parse_prefixes(data, position, nbytes, offset, objects, marked)
+    parts = [_walk(data, first.take(is_read), marked)]
+    long_blocks = _read_again(source, first.take(~is_read), form.file_nbytes, marked)
+    parts.append(_walk(*long_blocks, marked))
+    parts += _walk_continuations(source, parts, first, form, marked)
+    messages = _concat([part for part in parts if len(part.object)] or parts[:1])
     # Version 1 states how many messages there are; version 2 does not (-1 here).
-    stated = np.full(n, -1, dtype=np.int64)
-    stated[good] = n_stated
-    marked |= (stated >= 0) & (stated != np.bincount(every.object, minlength=n))
-    return every
+    stated = np.full(len(address), -1, dtype=np.int64)
+    stated[objects] = n_stated
+    marked |= (stated >= 0) & (stated != np.bincount(messages.object, minlength=len(address)))
+    return messages
+
+
+def _parse_prefixes(
+    data: ByteArray,
+    position: IntArray,
+    nbytes: IntArray,
+    offset: IntArray,
+    objects: IntArray,
+    marked: BoolArray,
+) -> tuple[_Blocks, BoolArray, IntArray]:
+    """Return first blocks, whether each was read whole, and numbers of messages stated."""
+    first = integers(data, position, 4)
+    is_v2 = first == int.from_bytes(b"OHDR", "little")
+    # Version 2: signature "OHDR" 4, version 1, flags 1, four times of 4 bytes each (if flag
+    # bit 5), max. compact and min. dense attributes 2 + 2 (if bit 4), size of chunk #0 in
+    # 1, 2, 4 or 8 bytes (bits 0 and 1), messages, checksum 4.
+    flags = data[position + 5].astype(np.int64)
+    size_at = 6 + np.where(flags & OHDR_TIMES, 16, 0) + np.where(flags & OHDR_PHASES, 4, 0)
+    width = 1 << (flags & 3)
+    size_v2 = integers(data, position + size_at, 8)
+    bits = np.where(width == 8, 63, 8 * width)
+    size_v2 = np.where((width == 8) & (size_v2 < 0), MAX_BLOCK_NBYTES + 1, size_v2)
+    size_v2 &= (1 << bits.astype(np.int64)) - 1
+    bad_v2 = (data[position + 4] != 2) | (flags & ~OHDR_FLAGS != 0)
+    # Version 1: version 1, reserved 1, number of messages 2, reference count 4, bytes of
+    # the messages 4, padding 4.
+    version, n_messages = first & 0xFFFF, first >> 16
+    bad_v1 = (version != 1) | (n_messages == 0) | (integers(data, position + 4, 4) == 0)
+    size = np.where(is_v2, size_v2, integers(data, position + 8, 4))
+    bad = np.where(is_v2, bad_v2, bad_v1) | (size > MAX_BLOCK_NBYTES)
+    marked[objects[bad]] = True
+    start = position + np.where(is_v2, size_at + width, _PREFIX_V1_NBYTES)
+    blocks = _Blocks(
+        object=objects,
+        offset=offset,
+        position=position,
+        start=start,
+        stop=start + np.where(bad, 0, size),
+        version=np.where(is_v2, 2, 1),
+        head_nbytes=np.where(is_v2, np.where(flags & OHDR_ORDERED, 6, 4), 8),
+    )
+    end = blocks.stop + np.where(is_v2, _CHECKSUM_NBYTES, 0)
+    return blocks, (end <= position + nbytes) | bad, np.where(is_v2, -1, n_messages)
 
 
 def _read_again(
     source: ByteSource, blocks: _Blocks, file_nbytes: int, marked: BoolArray
 ) -> tuple[ByteArray, _Blocks]:
-    """Read first blocks that are longer than what was read, as a whole."""
+    """Read first blocks that are longer than `FIRST_NBYTES` as a whole."""
     nbytes = blocks.stop - blocks.position + np.where(blocks.version == 2, _CHECKSUM_NBYTES, 0)
     bad = (nbytes > MAX_BLOCK_NBYTES) | (nbytes > file_nbytes - blocks.offset)
     marked[blocks.object[bad]] = True
@@ -248,144 +185,133 @@ def _read_again(
     )
 
 
-def _continuations(
-    part: HeaderMessages, offset_size: int, length_size: int, marked: BoolArray
-) -> IntArray:
-    """Return object, address and length of the blocks that messages name."""
-    rows = np.flatnonzero(part.kind == CONTINUATION_MESSAGE)
-    of, at = part.object[rows], part.position[rows]
-    bad = (part.nbytes[rows] < offset_size + length_size) | (part.flags[rows] & SHARED != 0)
-    marked[of[bad]] = True
-    to = integers(part.data, at, offset_size)
-    return np.stack([of, to, integers(part.data, at + offset_size, length_size)])
-
-
-def _mark_repeated(named: IntArray, marked: BoolArray) -> None:
-    """Mark objects that have one block twice."""
-    of, place = named
-    order = np.lexsort((place, of))
-    of, place = of[order], place[order]
-    marked[of[1:][(of[1:] == of[:-1]) & (place[1:] == place[:-1])]] = True
-
-
-def _joined(parts: list[HeaderMessages]) -> HeaderMessages:
-    """Put messages of several readings together, and the bytes that they are in."""
-    if len(parts) == 1:
-        return parts[0]
-    before = np.cumsum([0, *(len(part.data) for part in parts[:-1])]).tolist()
-    return HeaderMessages(
-        data=np.concatenate([part.data for part in parts]),
-        marked=parts[0].marked,
-        object=np.concatenate([part.object for part in parts]),
-        kind=np.concatenate([part.kind for part in parts]),
-        flags=np.concatenate([part.flags for part in parts]),
-        position=np.concatenate([p.position + b for p, b in zip(parts, before, strict=True)]),
-        nbytes=np.concatenate([part.nbytes for part in parts]),
-        offset=np.concatenate([part.offset for part in parts]),
-    )
-
-
-def read_blocks(
-    source: ByteSource, offset: IntArray, nbytes: IntArray
-) -> tuple[ByteArray, IntArray]:
-    """Return the bytes of blocks, and where each begins in them."""
-    ends = np.cumsum(nbytes)
-    total = int(ends[-1]) if len(ends) else 0
-    data = np.empty(total + PADDING_NBYTES, dtype=np.uint8)
-    data[total:] = 0
-    position = ends - nbytes
-    read_scattered(source, offset, nbytes, data, position)
-    return data, position
-
-
-def _parse_prefixes(
-    data: ByteArray,
-    position: IntArray,
-    nbytes: IntArray,
-    offset: IntArray,
-    number: IntArray,
+def _walk_continuations(
+    source: ByteSource,
+    parts: list[HeaderMessages],
+    first: _Blocks,
+    form: FileFormat,
     marked: BoolArray,
-) -> tuple[_Blocks, BoolArray, IntArray]:
-    """Return the first block of each header, whether it was read, and messages stated."""
-    first = integers(data, position, 4)
-    new = first == int.from_bytes(b"OHDR", "little")
-    flags = data[position + 5].astype(np.int64)
-    at = 6 + np.where(flags & _OHDR_TIMES, 16, 0) + np.where(flags & _OHDR_PHASES, 4, 0)
-    width = 1 << (flags & 3)
-    size_new = integers(data, position + at, 8)
-    bits = np.where(width == 8, 63, 8 * width)
-    size_new = np.where((width == 8) & (size_new < 0), MAX_BLOCK_NBYTES + 1, size_new)
-    size_new &= (1 << bits.astype(np.int64)) - 1
-    n_stated = np.where(new, -1, first >> 16)
-    old_bad = (
-        (first & 0xFFFF != 1) | (first >> 16 == 0) | (integers(data, position + 4, 4) == 0)
-    )
-    new_bad = (data[position + 4] != 2) | (flags & ~_OHDR_FLAGS != 0)
-    bad = np.where(new, new_bad, old_bad)
-    size = np.where(new, size_new, integers(data, position + 8, 4))
-    bad |= size > MAX_BLOCK_NBYTES
-    marked[number[bad]] = True
-    start = position + np.where(new, at + width, _PREFIX_V1_NBYTES)
-    blocks = _Blocks(
-        object=number,
-        offset=offset,
-        position=position,
-        start=start,
-        stop=start + np.where(bad, 0, size),
-        version=np.where(new, 2, 1),
-        head_nbytes=np.where(new, np.where(flags & _OHDR_ORDERED, 6, 4), 8),
-    )
-    end = blocks.stop + np.where(new, _CHECKSUM_NBYTES, 0)
-    fits = end <= position + nbytes
-    return blocks, fits | bad, n_stated
+) -> list[HeaderMessages]:
+    """Follow the continuation messages of the first blocks, round by round."""
+    head_nbytes, version = np.zeros((2, len(marked)), dtype=np.int64)
+    head_nbytes[first.object], version[first.object] = first.head_nbytes, first.version
+    # Object and first byte of each block: the same pair twice is a loop.
+    visited = [np.stack([first.object, first.start_offset])]
+    end = form.file_nbytes - form.base_address
+    found = []
+    for number in range(MAX_CONTINUATION_ROUNDS + 1):
+        named = [_parse_continuations(part, form, marked) for part in parts]
+        objects, address, nbytes = np.concatenate(named, axis=1)
+        if number == MAX_CONTINUATION_ROUNDS:
+            marked[objects] = True
+        # Version 2: signature "OCHK" 4, messages, checksum 4. Version 1: messages only.
+        is_v2 = version[objects] == 2
+        bad = (address <= 0) | (address > end)
+        bad |= (nbytes > MAX_BLOCK_NBYTES) | (nbytes > end - address)
+        bad |= nbytes < np.where(is_v2, len(_CONTINUED) + _CHECKSUM_NBYTES + 1, 1)
+        marked[objects[bad]] = True
+        rows = np.flatnonzero(~marked[objects])
+        if not len(rows):
+            break
+        objects, nbytes, is_v2 = objects[rows], nbytes[rows], is_v2[rows]
+        offset = form.base_address + address[rows]
+        data, position = read_blocks(source, offset, nbytes)
+        signed = integers(data, position, 4) == int.from_bytes(_CONTINUED, "little")
+        marked[objects[is_v2 & ~signed]] = True
+        blocks = _Blocks(
+            object=objects,
+            offset=offset,
+            position=position,
+            start=position + np.where(is_v2, len(_CONTINUED), 0),
+            stop=position + nbytes - np.where(is_v2, _CHECKSUM_NBYTES, 0),
+            version=version[objects],
+            head_nbytes=head_nbytes[objects],
+        )
+        visited.append(np.stack([objects, blocks.start_offset]))
+        parts = [_walk(data, blocks, marked)]
+        found += parts
+    if found:
+        _mark_repeated(np.concatenate(visited, axis=1), marked)
+    return found
+
+
+def _parse_continuations(part: HeaderMessages, form: FileFormat, marked: BoolArray) -> IntArray:
+    """Return object, address and bytes of each block that a message names."""
+    rows = np.flatnonzero(part.message_type == CONTINUATION_MESSAGE)
+    objects, position = part.object[rows], part.position[rows]
+    # The body: address of the block O, its bytes L.
+    bad = part.nbytes[rows] < form.offset_size + form.length_size
+    marked[objects[bad | (part.flags[rows] & SHARED != 0)]] = True
+    address = integers(part.data, position, form.offset_size)
+    nbytes = integers(part.data, position + form.offset_size, form.length_size)
+    return np.stack([objects, address, nbytes])
+
+
+def _mark_repeated(visited: IntArray, marked: BoolArray) -> None:
+    """Mark objects that have one block twice."""
+    objects, offset = visited
+    order = np.lexsort((offset, objects))
+    objects, offset = objects[order], offset[order]
+    marked[objects[1:][(objects[1:] == objects[:-1]) & (offset[1:] == offset[:-1])]] = True
 
 
 def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages:
-    """Split blocks of bytes that were read into messages."""
+    """Check the checksums of blocks and split them into messages."""
     blocks = blocks.take(~marked[blocks.object])
-    new = np.flatnonzero(blocks.version == 2)
-    if len(new):
-        summed = blocks.take(new)
-        found = checksums(data, summed.position, summed.stop - summed.position)
+    is_v2 = np.flatnonzero(blocks.version == 2)
+    if len(is_v2):
+        # The checksum behind the messages covers the prefix or signature too.
+        summed = blocks.take(is_v2)
+        found = sum_blocks(data, summed.position, summed.stop - summed.position)
         marked[summed.object[found != integers(data, summed.stop, 4)]] = True
         blocks = blocks.take(~marked[blocks.object])
     columns: list[tuple[npt.NDArray[Any], ...]] = []
-    at, stop, head, of = blocks.start, blocks.stop, blocks.head_nbytes, blocks.object
-    old, shift = blocks.version == 1, blocks.offset - blocks.position
-    every_old = bool(old.all())
+    at, stop, head, objects = blocks.start, blocks.stop, blocks.head_nbytes, blocks.object
+    is_v1, shift = blocks.version == 1, blocks.offset - blocks.position
+    only_v1 = bool(is_v1.all())
     for _ in range(MAX_MESSAGES):
-        live = at + head <= stop
-        if not live.all():
-            at, stop, head, of = at[live], stop[live], head[live], of[live]
-            old, shift = old[live], shift[live]
+        # Behind the last message of version 2 a gap may follow that holds no whole head.
+        has_more = at + head <= stop
+        if not has_more.all():
+            at, stop, head, objects = (
+                at[has_more],
+                stop[has_more],
+                head[has_more],
+                objects[has_more],
+            )
+            is_v1, shift = is_v1[has_more], shift[has_more]
         if not len(at):
             break
+        # Head of a message. Version 1: type 2, size 2, flags 1, reserved 3. Version 2:
+        # type 1, size 2, flags 1, creation order 2 (if flag bit 2 of the header).
         word = integers(data, at, 4)
-        kind, size, flags = word & 0xFFFF, word >> 16, data[at + 4]
-        if not every_old:
-            kind = np.where(old, kind, word & 0xFF)
-            size = np.where(old, size, word >> 8 & 0xFFFF)
-            flags = np.where(old, flags, data[at + 3])
+        message_type, size, flags = word & 0xFFFF, word >> 16, data[at + 4]
+        if not only_v1:
+            message_type = np.where(is_v1, message_type, word & 0xFF)
+            size = np.where(is_v1, size, word >> 8 & 0xFFFF)
+            flags = np.where(is_v1, flags, data[at + 3])
         body = at + head
-        bad = (size > stop - body) | (old & (size % 8 != 0))
+        bad = (size > stop - body) | (is_v1 & (size % 8 != 0))
         if bad.any():
-            marked[of[bad]] = True
+            marked[objects[bad]] = True
             size = np.where(bad, stop - body, size)
-        columns.append((of, kind, flags, body, size, body + shift))
+        columns.append((objects, message_type, flags, body, size, body + shift))
         at = body + size
     else:
-        marked[of[at + head <= stop]] = True
-    joined = [np.concatenate(c) for c in zip(*columns, strict=True)]
-    if not joined:
-        joined = [np.zeros(0, dtype=np.int64) for _ in range(6)]
-    of, kind, flags, body, size, place = joined
-    return HeaderMessages(
-        data=data,
-        marked=marked,
-        object=of,
-        kind=kind,
-        flags=flags.astype(np.uint8),
-        position=body,
-        nbytes=size,
-        offset=place,
-    )
+        marked[objects[at + head <= stop]] = True
+    joined: Any = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    joined = joined or np.zeros((len(_MESSAGE_COLUMNS), 0), dtype=np.int64)
+    messages = dict(zip(_MESSAGE_COLUMNS, joined, strict=True))
+    messages["flags"] = messages["flags"].astype(np.uint8)
+    return HeaderMessages(data=data, marked=marked, **messages)
+
+
+def _concat(parts: list[HeaderMessages]) -> HeaderMessages:
+    """Concatenate messages of several reads, and the buffers that hold them."""
+    if len(parts) == 1:
+        return parts[0]
+    before = np.cumsum([0, *(len(part.data) for part in parts[:-1])]).tolist()
+    parts = [replace(p, position=p.position + b) for p, b in zip(parts, before, strict=True)]
+    names = ("data", *_MESSAGE_COLUMNS)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return HeaderMessages(marked=parts[0].marked, **columns)

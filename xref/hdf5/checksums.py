@@ -1,122 +1,150 @@
-"""Checksums of a few dozen blocks at once.
+"""Checksums of HDF5's metadata: lookup3 of Bob Jenkins.
 
-In: ranges of bytes. Out: the checksum of HDF5's metadata of each.
+In: bytes, or many ranges of them. Out: the 32-bit checksum of each.
 
-Each step of the sum needs the one before, so that one block is summed word by word. Many
-blocks go side by side, each with 64 bits of its own in one large integer of Python, of
-which it uses 32: Python's operations on such integers cost little more than on small ones
-until there are hundreds of blocks, and NumPy's cost less then (`xref.hdf5.bulk_headers`).
+1. imagecodecs (extra ``codecs``) computes checksums where it is installed.
+2. Otherwise few blocks are summed in Python, many side by side in NumPy: each step of the
+   checksum needs the step before, so that only different blocks can go together.
+
+Source: HDF5 File Format Specification 4.0, "Level 2A2 - Version 2 Data Object Header
+Prefix", which names the algorithm.
 """
 
 from __future__ import annotations
 
+import struct
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 
 from xref.arrays import IntArray
-from xref.hdf5.bulk_headers import HASH_SEED, ByteArray, checksums
-from xref.hdf5.metadata_reader import lookup3
+from xref.hdf5.packed import ByteArray
 
-MANY_BLOCKS = 384
-"""As many blocks or more are summed by NumPy (benchmarks/chunkindex.py)."""
+WordArray: TypeAlias = npt.NDArray[np.uint32]
 
-_LANE_NBYTES = 8
-_STEP_NBYTES = 12
+IMPORT_NBYTES = 1 << 16
+"""Bytes to sum from which importing imagecodecs (8 ms) is faster than summing in Python."""
+
+MIN_NUMPY_BLOCKS = 16
+"""Blocks of one length from which NumPy is faster than Python (benchmarks/chunkindex.py)."""
+
+_INITIAL = 0xDEADBEEF  # H5_checksum_lookup3 adds the number of bytes and ``initval``, 0 here
 _WORD = 0xFFFFFFFF
+_STEP_NBYTES = 12  # three words, one each for a, b and c
 
-
-PADDED_NBYTES = 1 << 20
-"""Bytes that blocks of different lengths may take, made as long as the longest."""
+# Bits by which mix() and final() of lookup3.c rotate, in the order of their lines.
+_MIX = (4, 6, 8, 16, 19, 4)
+_FINAL = (14, 11, 25, 16, 4, 14, 24)
+# The same for NumPy: shifts to the left and to the right that make one rotation.
+_MIX_SHIFTS = [(np.uint32(n), np.uint32(32 - n)) for n in _MIX]
+_FINAL_SHIFTS = [(np.uint32(n), np.uint32(32 - n)) for n in _FINAL]
 
 
 def sum_blocks(data: ByteArray, position: IntArray, nbytes: IntArray) -> IntArray:
-    """Return the checksums of ranges of padded bytes, none of which is empty."""
-    padded = len(position) * int(nbytes.max(initial=0))
-    if len(position) >= MANY_BLOCKS or padded > 4 * int(nbytes.sum()) + PADDED_NBYTES:
-        return checksums(data, position, nbytes).astype(np.int64)
-    if len(position) == 1:
-        begin, length = int(position[0]), int(nbytes[0])
-        return np.array([lookup3(data[begin : begin + length].tobytes())])
-    return _sum_few(data, position, nbytes)
+    """Return the checksum of each range of padded bytes; no range may be empty."""
+    total = int(nbytes.sum())
+    compiled = _find_compiled(total)
+    # NumPy takes as many steps as the longest block needs, Python those of all blocks.
+    if compiled is None and total >= MIN_NUMPY_BLOCKS * int(nbytes.max(initial=0)):
+        return _sum_in_numpy(data, position, nbytes).astype(np.int64)
+    lookup, raw = compiled or _sum_in_python, memoryview(data)
+    ranges = zip(position.tolist(), (position + nbytes).tolist(), strict=True)
+    return np.array([lookup(raw[start:stop]) for start, stop in ranges], dtype=np.int64)
 
 
-def _sum_few(data: ByteArray, position: IntArray, nbytes: IntArray) -> IntArray:
-    """Return checksums of blocks in order of length, so that the first end first."""
-    order = np.argsort(nbytes, kind="stable")
-    lengths = nbytes[order]
-    n, n_steps = len(order), (lengths - 1) // _STEP_NBYTES
-    rows = np.zeros((n, (int(n_steps[-1]) + 1) * _STEP_NBYTES), dtype=np.uint8)
-    for row, begin, length in zip(
-        rows, position[order].tolist(), lengths.tolist(), strict=True
-    ):
-        row[:length] = data[begin : begin + length]
-    words = np.ascontiguousarray(rows.view("<u4").T).astype("<u8")
-    a = b = c = _as_one((HASH_SEED + lengths) & _WORD)
-    found = np.empty(n, dtype=np.int64)
-    done = step = 0
-    while done < n:
-        last = int(n_steps[done])
-        going = _Lanes(n - done)
-        mix = words[3 * step : 3 * last, done:].tobytes()
-        a, b, c = going.mix(a, b, c, mix)
-        ends = int(np.searchsorted(n_steps, last, "right"))
-        x, y, z = (_as_one(words[3 * last + i, done:ends]) for i in range(3))
-        ending = _Lanes(ends - done)
-        sums = ending.finish(
-            (a & ending.mask) + x & ending.mask,
-            (b & ending.mask) + y & ending.mask,
-            (c & ending.mask) + z & ending.mask,
-        )
-        raw = sums.to_bytes(_LANE_NBYTES * (ends - done), "little")
-        found[order[done:ends]] = np.frombuffer(raw, "<i8")
-        shift = 8 * _LANE_NBYTES * (ends - done)
-        a, b, c = a >> shift, b >> shift, c >> shift
-        done, step = ends, last
-    return found
+def lookup3(data: bytes) -> int:
+    """Return the checksum of bytes.
+
+    Examples
+    --------
+    >>> hex(lookup3(b"Four score and seven years ago"))
+    '0x17770551'
+    """
+    return (_find_compiled(len(data)) or _sum_in_python)(data)
 
 
-def _as_one(values: IntArray) -> int:
-    """Return one integer with 64 bits for each value."""
-    return int.from_bytes(values.astype("<u8").tobytes(), "little")
+def _find_compiled(nbytes: int) -> Callable[[Any], int] | None:
+    """Return the function of imagecodecs, None if it is missing or not worth the import."""
+    return _load_compiled() if nbytes >= IMPORT_NBYTES or "imagecodecs" in sys.modules else None
 
 
-class _Lanes:
-    """Steps of the sum of n blocks side by side."""
+@lru_cache(maxsize=1)
+def _load_compiled() -> Callable[[Any], int] | None:
+    try:
+        import imagecodecs
+    except ImportError:
+        return None
+    codec = getattr(imagecodecs, "H5CHECKSUM", None)  # a build may lack it
+    return imagecodecs.h5checksum_lookup3 if getattr(codec, "available", False) else None
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        ones = _as_one(np.ones(n, dtype=np.int64))
-        self.mask = ones * _WORD
-        self.borrow = ones << 32  # what a difference may take from the unused bits
 
-    def mix(self, a: int, b: int, c: int, words: bytes) -> tuple[int, int, int]:
-        """Mix in three words of each block, again and again."""
-        m, borrow, width = self.mask, self.borrow, _LANE_NBYTES * self.n
-        for at in range(0, len(words), 3 * width):
-            x, y, z = (
-                int.from_bytes(words[i : i + width], "little")
-                for i in range(at, at + 3 * width, width)
-            )
-            a, b, c = a + x & m, b + y & m, c + z & m
-            a = (a | borrow) - c & m ^ (c << 4 | c >> 28) & m
-            c = c + b & m
-            b = (b | borrow) - a & m ^ (a << 6 | a >> 26) & m
-            a = a + c & m
-            c = (c | borrow) - b & m ^ (b << 8 | b >> 24) & m
-            b = b + a & m
-            a = (a | borrow) - c & m ^ (c << 16 | c >> 16) & m
-            c = c + b & m
-            b = (b | borrow) - a & m ^ (a << 19 | a >> 13) & m
-            a = a + c & m
-            c = (c | borrow) - b & m ^ (b << 4 | b >> 28) & m
-            b = b + a & m
-        return a, b, c
+def _sum_in_python(data: bytes | memoryview) -> int:
+    a = b = c = (_INITIAL + len(data)) & _WORD
+    if not data:
+        return c
+    # The last one to twelve bytes are mixed by final(); zeros fill them up. Only values
+    # that are shifted right must be cut to 32 bits, so that the others stay wider.
+    n_words = -(-len(data) // _STEP_NBYTES) * 3
+    padded = bytes(data).ljust(4 * n_words, b"\0")
+    words: tuple[int, ...] = struct.unpack(f"<{n_words}I", padded)
+    each = iter(words[:-3])
+    for x, y, z in zip(each, each, each, strict=True):
+        a, b, c = a + x, b + y, c + z & _WORD
+        a = (a - c ^ (c << 4 | c >> 28)) & _WORD
+        c += b
+        b = (b - a ^ (a << 6 | a >> 26)) & _WORD
+        a += c
+        c = (c - b ^ (b << 8 | b >> 24)) & _WORD
+        b += a
+        a = (a - c ^ (c << 16 | c >> 16)) & _WORD
+        c += b
+        b = (b - a ^ (a << 19 | a >> 13)) & _WORD
+        a += c
+        c = (c - b ^ (b << 4 | b >> 28)) & _WORD
+        b += a
+    a, b, c = a + words[-3] & _WORD, b + words[-2] & _WORD, c + words[-1] & _WORD
+    for n in _FINAL:
+        c = (c ^ b) - (b << n | b >> 32 - n) & _WORD
+        a, b, c = b, c, a
+    # Seven turns by one place leave the last result in the middle.
+    return b
 
-    def finish(self, a: int, b: int, c: int) -> int:
-        """Return the sums of blocks whose last words have been added."""
-        m, borrow = self.mask, self.borrow
-        for n in (14, 11, 25, 16, 4, 14, 24):
-            turned = (b << n | b >> 32 - n) & m
-            c = (c ^ b | borrow) - turned & m
-            a, b, c = b, c, a
-        # Seven turns by one place leave the last result in the middle.
-        return b
+
+def _sum_in_numpy(data: ByteArray, position: IntArray, nbytes: IntArray) -> WordArray:
+    """Return the checksums of blocks that advance side by side, one step at a time."""
+    # By falling length, the blocks that still have full steps are always the first ones.
+    order = np.argsort(-nbytes, kind="stable")
+    start, nbytes = position[order], nbytes[order]
+    n_steps = (nbytes - 1) // _STEP_NBYTES
+    n_active = len(order) - np.searchsorted(n_steps[::-1], np.arange(1, n_steps.max() + 1))
+    steps = np.ndarray((len(data) - _STEP_NBYTES + 1,), f"V{_STEP_NBYTES}", data, 0, (1,))
+    a = (_INITIAL + nbytes).astype(np.uint32)
+    b, c, shifted = a.copy(), a.copy(), np.empty_like(a)
+    for n in n_active.tolist():
+        words = steps[start[:n]].view("<u4").reshape(n, 3)
+        x, y, z, part = a[:n], b[:n], c[:n], shifted[:n]
+        x += words[:, 0]
+        y += words[:, 1]
+        z += words[:, 2]
+        for left, right in _MIX_SHIFTS:
+            x -= z
+            x ^= np.left_shift(z, left, out=part)
+            x ^= np.right_shift(z, right, out=part)
+            z += y
+            x, y, z = y, z, x
+        start[:n] += _STEP_NBYTES
+    # The one to twelve bytes left of each block, with zeros in place of bytes behind it.
+    left_over = steps[start].view(np.uint8).reshape(-1, _STEP_NBYTES)
+    left_over[np.arange(_STEP_NBYTES) >= (nbytes - _STEP_NBYTES * n_steps)[:, None]] = 0
+    a, b, c = (np.stack([a, b, c]) + left_over.view("<u4").T).astype(np.uint32)
+    for left, right in _FINAL_SHIFTS:
+        c ^= b
+        c -= (b << left) | (b >> right)
+        a, b, c = b, c, a
+    out = np.empty(len(order), dtype=np.uint32)
+    out[order] = b
+    return out

@@ -1,13 +1,16 @@
 """Where the elements of one dataset lie in its file.
 
-In: numbers from the file's metadata. Out: frozen values that plans and readers
-use; nothing here opens a file.
+In: numbers and messages of the file's metadata. Out: frozen values that plans and readers
+use. Nothing here opens a file.
+
+Source: HDF5 File Format Specification 4.0, "The Data Layout Message", "The Data Storage -
+Fill Value (Old) Message" and "The Data Storage - Fill Value Message".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +21,11 @@ from xref.arrays import FrozenColumns, IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5.datatype import Datatype
 from xref.hdf5.filters import FilterPipeline
+from xref.hdf5.metadata_reader import integer
+from xref.hdf5.object_header import FILL_MESSAGE, LAYOUT_MESSAGE, OLD_FILL_MESSAGE
 
 UNDEFINED_ADDRESS = 2**64 - 1
-"""HDF5's address of what has none, such as a chunk that was never written."""
+"""HDF5's undefined address: no bytes are allocated, as for a chunk that was never written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,8 +41,8 @@ class ChunkIndex(FrozenColumns):
         """Return the row of each chunk number, -1 where the chunk was never written."""
         if not len(self.number):
             return np.full(len(number), -1)
-        at = np.minimum(np.searchsorted(self.number, number), len(self.number) - 1)
-        return np.where(self.number[at] == number, at, -1)
+        row = np.minimum(np.searchsorted(self.number, number), len(self.number) - 1)
+        return np.where(self.number[row] == number, row, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,34 +54,34 @@ class DatasetLayout:
     shape : tuple of int
         Current extent, elements.
     dtype : numpy.dtype
-        Of the values as they come out, byte order as stored.
+        Type of decoded values, in the byte order of the file.
     chunks : tuple of int or None
-        Chunk shape, elements; None when the dataset is not chunked.
+        Chunk shape, elements; None if the dataset is not chunked.
     offset : int or None
-        First byte in the file of contiguous data; None when there are none yet.
+        First byte in the file of contiguous data; None if nothing was written yet.
     pipeline : FilterPipeline
         Filters of chunked data.
     fill_value : object
         Value of elements that were never written.
     stored_nbytes : int
-        Bytes that the file holds for the data; 0 where they are chunked, as the index of
-        chunks tells it (`xref.objects.datasets.stored_nbytes`).
+        Bytes that the file holds for the data; 0 for chunked data, whose chunk index tells
+        it (`xref.objects.datasets.stored_nbytes`).
     stored_itemsize : int
         Bytes of one element as stored.
     maxshape : tuple of (int or None)
         Largest extent; None along an axis without a limit.
     reference_kind : str
-        "object", "region" or "std" for datasets of references, else empty.
+        "object", "region" or "std" for datasets of references, otherwise empty.
     elements : Datatype or None
-        Type of elements that hold references among other things.
-    stored_fill : bytes
-        Of references and of such elements: the fill value as stored; empty for zeros.
-    indirect : str
-        Why the data have to be read through h5py; empty when they need not.
-    stored_indirect : str
-        Why not even the bytes of elements can be read directly.
+        Type of elements that hold references inside a compound, array or sequence.
+    why_not_direct : str
+        Why the data must be read through h5py; empty if xref can read them.
+    why_not_raw : str
+        Why even undecoded elements must be read through h5py; empty if xref can read them.
     virtual : bool
-        Whether the elements are those of other datasets.
+        Whether the elements lie in other datasets.
+    stored_fill : bytes
+        Fill value as stored, of references and of elements that hold them; empty for zeros.
     """
 
     shape: tuple[int, ...]
@@ -97,7 +102,7 @@ class DatasetLayout:
 
     @property
     def stored(self) -> DatasetLayout:
-        """The same dataset with its elements as they are stored."""
+        """The same dataset with undecoded elements, as opaque values."""
         return replace(
             self,
             dtype=np.dtype(f"V{self.stored_itemsize}"),
@@ -107,20 +112,21 @@ class DatasetLayout:
         )
 
     def stored_elements(self, n: int) -> npt.NDArray[np.void]:
-        """Return n elements as they are stored where nothing was written."""
+        """Return n undecoded elements with the fill value."""
         fill = self.stored_fill or bytes(self.stored_itemsize)
         return np.full(n, np.void(fill), dtype=f"V{self.stored_itemsize}")
 
     @property
     def text(self) -> str:
-        """Character set of text of variable length, "utf-8" or "ascii"; else empty."""
+        """Character set of variable-length strings, "utf-8" or "ascii"; otherwise empty."""
         metadata: Mapping[str, Any] = self.dtype.metadata or {}
-        kind = metadata.get("vlen")
-        return "utf-8" if kind is str else "ascii" if kind is bytes else ""
+        # h5py marks such dtypes with the type of the strings.
+        string_type = metadata.get("vlen")
+        return "utf-8" if string_type is str else "ascii" if string_type is bytes else ""
 
     @property
     def cell(self) -> tuple[int, ...]:
-        """Chunk shape; the whole extent where data are not chunked."""
+        """Chunk shape; the extent, at least 1 along each axis, if data are not chunked."""
         return self.chunks or tuple(max(n, 1) for n in self.shape)
 
     @property
@@ -129,34 +135,34 @@ class DatasetLayout:
         return tuple(-(-n // c) for n, c in zip(self.shape, self.cell, strict=True))
 
 
-_ITEMS = "xref:items"
+_SUBARRAY = "xref:items"
 
 
 def element_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Wrap an HDF5 array type so that one element of the dataset is one item.
 
-    NumPy unfolds a subarray dtype into more axes, which plans cannot place; a
-    structured dtype of one field has the same bytes and stays whole. `items`
-    unfolds it when all is read.
+    NumPy turns a subarray dtype into more axes, which plans cannot place. A structured
+    dtype of one field has the same bytes and adds no axes; `unfold_subarray` turns it
+    into axes after reading.
     """
-    return np.dtype([(_ITEMS, dtype)]) if dtype.subdtype else dtype
+    return np.dtype([(_SUBARRAY, dtype)]) if dtype.subdtype else dtype
 
 
-def items(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Unfold values of an HDF5 array type into more axes; others pass as they are."""
-    return values[_ITEMS] if values.dtype.names == (_ITEMS,) else values
+def unfold_subarray(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Turn values of an HDF5 array type into more axes; return other values unchanged."""
+    return values[_SUBARRAY] if values.dtype.names == (_SUBARRAY,) else values
 
 
 def item_dtype(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Return base dtype and added axes of what `items` gives for a dtype."""
-    if dtype.names == (_ITEMS,):
-        base = dtype[_ITEMS]
+    """Return the dtype and the added axes that `unfold_subarray` gives for a dtype."""
+    if dtype.names == (_SUBARRAY,):
+        base = dtype[_SUBARRAY]
         return base.base, base.shape
     return dtype, ()
 
 
 def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: object) -> None:
-    """Refuse extents whose elements or chunks cannot be numbered in 62 bits."""
+    """Raise if elements cannot be numbered in 62 bits, or chunks have an impossible shape."""
     if math.prod(shape) >= 2**62:
         raise UnsupportedError(f"{where} has {math.prod(shape)} elements, too many to number")
     if chunks is not None and (len(chunks) != len(shape) or min(chunks, default=1) < 1):
@@ -164,7 +170,7 @@ def check_extent(shape: tuple[int, ...], chunks: tuple[int, ...] | None, where: 
 
 
 def build_chunk_index(
-    cell: IntArray,
+    grid_index: IntArray,
     address: npt.NDArray[np.uint64],
     nbytes: npt.NDArray[np.uint64],
     filter_mask: npt.NDArray[np.uint32],
@@ -177,33 +183,34 @@ def build_chunk_index(
 
     Parameters
     ----------
-    cell : numpy.ndarray
-        Shape ``(n, ndim)``: place of each chunk in the grid.
+    grid_index : numpy.ndarray
+        Shape ``(n, ndim)``: index of each chunk in the grid of chunks.
     address, nbytes : numpy.ndarray
         Shape ``(n,)``: byte in the file and bytes as stored.
     filter_mask : numpy.ndarray
-        Shape ``(n,)``.
+        Shape ``(n,)``: bit i is set if filter i was skipped.
     layout : DatasetLayout
-        Of the dataset.
+        Layout of the dataset.
     file_nbytes : int
         Size of the file.
     where : object
-        Names the dataset in errors, as text; it is asked for only there.
+        Label of the dataset in errors; it is turned into text only when one is raised.
 
     Raises
     ------
     CorruptFileError
-        If a chunk lies off the grid or outside the file, or stands twice.
+        If a chunk lies off the grid or outside the file, or two chunks have one place.
     """
     grid = np.array(layout.grid)
-    # Chunks past the extent stay in the file when a dataset shrinks: not an error.
-    inside = (cell < grid).all(axis=1)
-    if (cell < 0).any():
+    # When a dataset shrinks, libhdf5 may leave chunks past the extent in the file.
+    inside = (grid_index < grid).all(axis=1)
+    if (grid_index < 0).any():
         raise CorruptFileError(f"{where} has a chunk that is not on its grid")
-    # A missing chunk may be listed with an undefined address.
+    # A chunk that was never written may be listed with the undefined address.
     inside &= address != np.uint64(UNDEFINED_ADDRESS)
-    cell, address, nbytes = cell[inside], address[inside], nbytes[inside]
-    filter_mask = filter_mask[inside]
+    grid_index, filter_mask = grid_index[inside], filter_mask[inside]
+    address, nbytes = address[inside], nbytes[inside]
+    # Floats, because the sum of damaged numbers may exceed 64 bits.
     end = address.astype(float) + nbytes.astype(float)
     if (end > file_nbytes).any():
         row = int(np.argmax(end))
@@ -213,7 +220,7 @@ def build_chunk_index(
         )
     weight = np.ones(len(grid), dtype=np.int64)
     weight[:-1] = np.cumprod(grid[:0:-1])[::-1]
-    number = (cell * weight).sum(axis=1)
+    number = (grid_index * weight).sum(axis=1)
     order = np.argsort(number, kind="stable")
     number = number[order]
     if (number[1:] == number[:-1]).any():
@@ -224,3 +231,115 @@ def build_chunk_index(
         nbytes=nbytes[order].astype(np.int64),
         filter_mask=filter_mask[order],
     )
+
+
+_COMPACT = 0  # layout class
+
+
+_FILL_DEFINED = 0x20  # flag of a fill value message of version 3
+
+
+def compact_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the raw data that a compact dataset keeps in its object header.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Label that begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None if the layout is not compact, or there is no layout message.
+
+    Raises
+    ------
+    CorruptFileError
+        If the layout message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+    """
+    for message_type, _, body in messages:
+        if message_type != LAYOUT_MESSAGE:
+            continue
+        if len(body) < 3:
+            raise CorruptFileError(f"{where}: a layout message has {len(body)} bytes")
+        version = body[0]
+        if not 1 <= version <= 5:
+            raise UnsupportedError(f"{where}: a layout message has version {version}")
+        # Versions 1 and 2: version 1, dimensionality 1, layout class 1, reserved 5, dimension
+        # sizes 4 each, size of the data 4, data. Since version 3: version 1, layout class 1,
+        # size of the data 2, data.
+        if version < 3:
+            if body[2] != _COMPACT:
+                return None
+            size_at, size = 8 + 4 * body[1], 4
+        else:
+            if body[1] != _COMPACT:
+                return None
+            size_at, size = 2, 2
+        nbytes = integer(body, size_at, size)
+        data = body[size_at + size : size_at + size + nbytes]
+        if len(body) < size_at + size or len(data) != nbytes:
+            raise CorruptFileError(
+                f"{where}: a compact layout message of {len(body)} bytes has {nbytes} bytes "
+                "of data"
+            )
+        return data
+    return None
+
+
+def fill_data(
+    messages: Iterable[tuple[int, int, bytes]], where: str = "object header"
+) -> bytes | None:
+    """Return the fill value of a dataset as stored.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Messages of the dataset's object header.
+    where : str
+        Label that begins each error: the file and the dataset.
+
+    Returns
+    -------
+    bytes or None
+        None if the user gave no fill value.
+
+    Raises
+    ------
+    CorruptFileError
+        If the message contradicts the format.
+    UnsupportedError
+        If its version is unknown.
+    """
+    bodies = dict.fromkeys((FILL_MESSAGE, OLD_FILL_MESSAGE), b"")
+    bodies |= {m_type: body for m_type, _, body in messages if m_type in bodies}
+    # Old message: size 4, value. Versions 1 and 2: version 1, space allocation time 1, fill
+    # value write time 1, "fill value defined" 1, size 4, value (in version 2 only if defined).
+    # Version 3: version 1, flags 1 (bit 5: size and value follow), size 4, value.
+    body = bodies[FILL_MESSAGE]
+    if not body:
+        body, at = bodies[OLD_FILL_MESSAGE], 0
+        if not body:
+            return None
+    elif body[0] == 3:
+        if len(body) < 2 or not body[1] & _FILL_DEFINED:
+            return None
+        at = 2
+    elif body[0] in (1, 2):
+        if body[0] == 2 and not body[3:4] > b"\0":
+            return None
+        at = 4
+    else:
+        raise UnsupportedError(f"{where}: a fill value message has version {body[0]}")
+    nbytes = integer(body, at, 4)
+    if len(body) < at + 4 + nbytes:
+        raise CorruptFileError(
+            f"{where}: a fill value message of {len(body)} bytes has a value of {nbytes} bytes"
+        )
+    return body[at + 4 : at + 4 + nbytes] or None

@@ -1,14 +1,14 @@
-"""Datatype and dataspace messages, decoded from bytes.
+"""Datatype messages, decoded from bytes.
 
 In: the body of a message. Out: a tree of `Datatype` values, with the NumPy dtype of
-the stored bytes where NumPy has one, or a `Dataspace`.
+the stored bytes where NumPy has one.
 
-A datatype nests: members of compounds, the base types of arrays, sequences, enums and
-complex numbers are datatypes that stand inside it. Each says where it ends, so
-decoding goes once over the bytes, in a recursion of limited depth.
+A datatype nests: members of compounds, and the base types of arrays, sequences, enums and
+complex numbers are datatypes that lie inside it. Each decoder returns where its type ends,
+so that decoding goes once over the bytes, in a recursion of limited depth.
 
-Source: HDF5 File Format Specification 4.0, "The Datatype Message" and "The Dataspace
-Message". Complex numbers (class 11, version 5) are of HDF5 2.0 and not in that text.
+Source: HDF5 File Format Specification 4.0, "The Datatype Message". Complex numbers (class 11,
+version 5) came with HDF5 2.0 and are not in that text.
 """
 
 from __future__ import annotations
@@ -25,45 +25,47 @@ from typing import Any, NoReturn
 import numpy as np
 
 from xref.errors import CorruptFileError, UnsupportedError
+from xref.hdf5.dataspace import MAX_RANK
 from xref.hdf5.metadata_reader import integer, integer_nbytes
 
 MAX_DEPTH = 64
-"""Types inside types that are followed; files in use nest less than ten."""
+"""Deepest nesting that is decoded; files in use nest less than ten types."""
 
-MAX_RANK = 32
-"""Dimensions that HDF5 allows."""
 
 MAX_DTYPE_NBYTES = 2**31 - 1
-"""Bytes of one element that NumPy can describe."""
+"""Largest element that NumPy can describe."""
 
 CACHED_NBYTES = 256
-"""Bytes of a message up to which its type is kept for the next one that is equal:
-attributes of a file have few types."""
+"""Longest message whose type is cached: the attributes of a file have few different types."""
 
 _HEAD_NBYTES = 8
 _VERSIONS = 5
-_PADDINGS = ("null-terminated", "null-padded", "space-padded")
-_CHARSETS = ("ascii", "utf-8")
-_REFERENCES = ("object", "region", "std", "std", "std")
 _REFERENCE_ENCODING = 1
 
-# The fields of a floating point type that is one of IEEE: bits of sign, exponent and
-# mantissa, each by position and width, and the bias.
+# Values of class bit fields, as names.
+_PADDINGS = ("null-terminated", "null-padded", "space-padded")
+_CHARSETS = ("ascii", "utf-8")
+# Object and region references, then the three kinds since HDF5 1.12: object, region, attribute.
+_REFERENCES = ("object", "region", "std", "std", "std")
+
+# IEEE formats by their bytes: sign location, exponent location, exponent size, mantissa
+# location, mantissa size (all in bits), exponent bias.
 _IEEE = {
     2: (15, 10, 5, 0, 10, 15),
     4: (31, 23, 8, 0, 23, 127),
     8: (63, 52, 11, 0, 52, 1023),
 }
-_IMPLIED_BIT = 2
+_IMPLIED_BIT = 2  # mantissa normalization: the most significant bit is not stored
+_BIG_ENDIAN, _SIGNED, _VAX_ENDIAN = 0x01, 0x08, 0x40
 
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
     """A datatype as it is stored, and the types inside it."""
 
-    kind: str  # the class: "integer", "float", "time", "string", "bitfield", "opaque", ...
+    type_class: str  # "integer", "float", "time", "string", "bitfield", "opaque", ...
     itemsize: int  # bytes of one element as stored
-    dtype: np.dtype[Any] | None  # of the stored bytes; None where NumPy has none
+    dtype: np.dtype[Any] | None  # of the stored bytes; None if NumPy has no such type
     fields: tuple[Field, ...] = ()  # of a compound, in stored order
     base: Datatype | None = None  # of vlen, array, enum, complex
     shape: tuple[int, ...] = ()  # of an array
@@ -84,20 +86,6 @@ class Field:
     datatype: Datatype
 
 
-@dataclass(frozen=True, slots=True)
-class Dataspace:
-    """The extent of a dataset or attribute."""
-
-    shape: tuple[int, ...]  # elements; () when scalar or null
-    maxshape: tuple[int | None, ...]  # elements; None where unlimited
-    is_null: bool  # no elements at all
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return 0 if self.is_null else math.prod(self.shape)
-
-
 def decode_datatype(body: bytes, where: str) -> Datatype:
     """Decode a datatype message.
 
@@ -106,12 +94,12 @@ def decode_datatype(body: bytes, where: str) -> Datatype:
     body : bytes
         Body of the message; bytes after the type are padding.
     where : str
-        Begins each error: the file, and the object or attribute.
+        Label that begins each error: the file, and the object or attribute.
 
     Returns
     -------
     Datatype
-        The type with all types inside it.
+        The type, with the types inside it.
 
     Raises
     ------
@@ -119,10 +107,6 @@ def decode_datatype(body: bytes, where: str) -> Datatype:
         If the bytes contradict the format.
     UnsupportedError
         If the class or the version is unknown, or types nest deeper than `MAX_DEPTH`.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Datatype Message".
 
     Examples
     --------
@@ -136,34 +120,32 @@ def decode_datatype(body: bytes, where: str) -> Datatype:
 
 
 def _decode(body: bytes) -> Datatype:
-    return _Decoder(body).decode(0, 0)[0]
+    return _DatatypeDecoder(body).decode(0, 0)[0]
 
 
 _decode_cached = lru_cache(maxsize=1024)(_decode)
 
 
-def reference_kinds(datatype: Datatype) -> set[str]:
-    """Return which references a type holds, at any depth.
+def reference_types(datatype: Datatype) -> set[str]:
+    """Return the reference types that a type holds, at any depth.
 
     Examples
     --------
-    >>> reference_kinds(decode_datatype(bytes([0x17, 1, 0, 0, 12, 0, 0, 0]), "f.h5"))
+    >>> reference_types(decode_datatype(bytes([0x17, 1, 0, 0, 12, 0, 0, 0]), "f.h5"))
     {'region'}
     """
-    found, inside = set(), [datatype]
-    for each in inside:  # grows while it is walked
-        inside += [field.datatype for field in each.fields]
+    types = [datatype]
+    for each in types:  # grows while it is walked
+        types += [field.datatype for field in each.fields]
         if each.base is not None:
-            inside.append(each.base)
-        if each.reference:
-            found.add(each.reference)
-    return found
+            types.append(each.base)
+    return {each.reference for each in types} - {""}
 
 
 def value_dtype(datatype: Datatype) -> np.dtype[Any]:
     """Return the NumPy dtype of decoded elements.
 
-    References, sequences and text of variable length are objects.
+    References, sequences and strings of variable length are objects.
 
     Raises
     ------
@@ -171,44 +153,45 @@ def value_dtype(datatype: Datatype) -> np.dtype[Any]:
         If NumPy has no such type.
     """
     try:
-        found = _value_dtype(datatype)
-    except ValueError as error:  # of NumPy: too many axes, too large, two names alike
+        dtype = _value_dtype(datatype)
+    except ValueError as error:  # of NumPy: too many axes, too large, two equal names
         raise UnsupportedError(f"NumPy has no such type: {error}") from error
-    if found is None:
+    if dtype is None:
         raise UnsupportedError(
-            f"NumPy has no type for elements of class {datatype.kind!r}, "
+            f"NumPy has no type for elements of class {datatype.type_class!r}, "
             f"{datatype.itemsize} bytes"
         )
-    return found
+    return dtype
 
 
 def _value_dtype(datatype: Datatype) -> np.dtype[Any] | None:
     match datatype:
-        case Datatype(kind="reference" | "vlen"):
+        case Datatype(type_class="reference" | "vlen"):
             return np.dtype(object)
-        case Datatype(kind="array", base=Datatype() as base):
+        case Datatype(type_class="array", base=Datatype() as base):
             return np.dtype((value_dtype(base), datatype.shape))
-        case Datatype(kind="compound", fields=fields):
+        case Datatype(type_class="compound", fields=fields):
             return _complex_dtype(fields) or _members_dtype(fields)
-        case Datatype(kind="enum", members=members, dtype=np.dtype() as dtype):
+        case Datatype(type_class="enum", members=members, dtype=np.dtype() as dtype):
+            # h5py writes booleans as such an enum, and reads other enums with this metadata.
             if dict(members) == {"FALSE": 0, "TRUE": 1} and dtype.itemsize == 1:
                 return np.dtype(bool)
-            kept: Any = {"enum": dict(members)}
-            return np.dtype(dtype, metadata=kept)
-        case Datatype(kind="opaque", tag=tag) if _MOMENT.fullmatch(tag):
+            metadata: Any = {"enum": dict(members)}
+            return np.dtype(dtype, metadata=metadata)
+        case Datatype(type_class="opaque", tag=tag) if _NUMPY_TIME.fullmatch(tag):
             return np.dtype(tag.removeprefix("NUMPY:"))
         case Datatype(dtype=dtype):
             return dtype
 
 
-_MOMENT = re.compile(r"NUMPY:[<>]?[mM]8\[(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
-"""Tag with which h5py writes times of NumPy."""
+_NUMPY_TIME = re.compile(r"NUMPY:[<>]?[mM]8\[(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
+"""Tag with which h5py writes datetime64 and timedelta64 as opaque types."""
 
 
 def _complex_dtype(fields: tuple[Field, ...]) -> np.dtype[Any] | None:
     """Return the dtype of complex numbers as h5py writes them, None for other compounds."""
-    kinds = {field.datatype for field in fields}
-    if [field.name for field in fields] != ["r", "i"] or len(kinds) > 1:
+    types = {field.datatype for field in fields}
+    if [field.name for field in fields] != ["r", "i"] or len(types) > 1:
         return None
     dtype = fields[0].datatype.dtype
     if dtype is None or dtype.kind != "f" or dtype.itemsize not in (4, 8):
@@ -223,61 +206,8 @@ def _members_dtype(fields: tuple[Field, ...]) -> np.dtype[Any]:
     return np.dtype([(f.name, value_dtype(f.datatype)) for f in fields])
 
 
-def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
-    """Decode a dataspace message.
-
-    Parameters
-    ----------
-    body : bytes
-        Body of the message.
-    length_size : {2, 4, 8}
-        Size of lengths from the superblock, in bytes.
-    where : str
-        Begins each error: the file, and the object or attribute.
-
-    Raises
-    ------
-    CorruptFileError
-        If the bytes contradict the format.
-
-    Notes
-    -----
-    HDF5 File Format Specification 4.0, "The Dataspace Message".
-
-    Examples
-    --------
-    >>> decode_dataspace(bytes([2, 1, 0, 1, 3, 0]), 2, "f.h5")
-    Dataspace(shape=(3,), maxshape=(3,), is_null=False)
-    """
-    version, rank, flags, kind = body[:4] if len(body) >= 4 else (0, 0, 0, 0)
-    if version == 1:
-        at, kind = 8, int(rank > 0)
-    elif version == 2 and kind <= 2:
-        at = 4
-    else:
-        raise CorruptFileError(
-            f"{where}: a dataspace message begins with {bytes(body[:4])!r}, which is no known "
-            "version and type"
-        )
-    has_max = flags & 1
-    end = at + rank * length_size * (2 if has_max else 1)
-    if rank > MAX_RANK or (kind != 1 and rank) or end > len(body):
-        raise CorruptFileError(
-            f"{where}: a dataspace message of type {kind} and {len(body)} bytes has {rank} "
-            "dimensions"
-        )
-    if not rank:
-        return Dataspace((), (), kind == 2)
-    sizes = [integer(body, i, length_size) for i in range(at, end, length_size)]
-    unlimited = (1 << 8 * length_size) - 1
-    shape, most = tuple(sizes[:rank]), sizes[-rank:]
-    if any(n > m for n, m in zip(shape, most, strict=True)):
-        raise CorruptFileError(f"{where}: the shape {shape} is larger than the largest {most}")
-    return Dataspace(shape, tuple(None if m == unlimited else m for m in most), False)
-
-
-class _Decoder:
-    """Decodes one datatype message; each method returns a type and where it ends."""
+class _DatatypeDecoder:
+    """Decodes one datatype message. Methods `decode...` return a type and where it ends."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -297,16 +227,18 @@ class _Decoder:
     def decode(self, at: int, depth: int) -> tuple[Datatype, int]:
         if depth > MAX_DEPTH:
             raise UnsupportedError(f"the datatype nests deeper than {MAX_DEPTH} types")
+        # Class (bits 0 to 3) and version (bits 4 to 7) 1, class bit field 3, size 4, then the
+        # properties of the class.
         first, flags_low, flags_high, size = self.unpack("<BBHI", at)
-        version, kind, flags = first >> 4, first & 0xF, flags_low | flags_high << 8
-        if not 1 <= version <= _VERSIONS or kind >= len(_CLASSES):
-            raise UnsupportedError(f"the datatype has class {kind} of version {version}")
+        version, type_class, flags = first >> 4, first & 0xF, flags_low | flags_high << 8
+        if not 1 <= version <= _VERSIONS or type_class >= len(_CLASSES):
+            raise UnsupportedError(f"the datatype has class {type_class} of version {version}")
         if not size:
             self.fail("elements of 0 bytes")
-        return _CLASSES[kind](self, version, flags, size, at + _HEAD_NBYTES, depth)
+        return _CLASSES[type_class](self, version, flags, size, at + _HEAD_NBYTES, depth)
 
     def name(self, at: int, padded: bool) -> tuple[str, int]:
-        """Return a null-terminated name and where it ends, padded to eight bytes."""
+        """Return a null-terminated name and where it ends; padding fills eight bytes."""
         end = self._body.find(0, at)
         if end < 0:
             self.fail("a name without an end")
@@ -314,12 +246,12 @@ class _Decoder:
         name = self._body[at:end].decode("utf-8", "surrogateescape")
         return name, at + (-(-nbytes // 8) * 8 if padded else nbytes)
 
-    # --- types without others inside -----------------------------------------------------
+    # Classes without other types inside.
 
     def decode_integer(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        code = "i" if flags & 8 else "u"
+        code = "i" if flags & _SIGNED else "u"
         return Datatype("integer", size, self.bits(flags, size, at, code)), at + 4
 
     def decode_bitfield(
@@ -328,45 +260,49 @@ class _Decoder:
         return Datatype("bitfield", size, self.bits(flags, size, at, "u")), at + 4
 
     def bits(self, flags: int, size: int, at: int, code: str) -> np.dtype[Any] | None:
-        """Return the dtype of integers whose bits are all in use."""
+        """Return the dtype of integers; None unless all bits are in use."""
+        # Properties: bit offset 2, bit precision 2.
         offset, precision = self.unpack("<HH", at)
         if not precision or offset + precision > 8 * size:
             self.fail(f"{precision} bits at bit {offset} of {size} bytes")
         if size not in (1, 2, 4, 8) or precision != 8 * size:
             return None
-        return np.dtype(f"{'>' if flags & 1 else '<'}{code}{size}")
+        return np.dtype(f"{'>' if flags & _BIG_ENDIAN else '<'}{code}{size}")
 
     def decode_float(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Properties: bit offset 2, bit precision 2, exponent location 1, exponent size 1,
+        # mantissa location 1, mantissa size 1, exponent bias 4. Bits 8 to 15 of the bit field
+        # are the sign location, bits 4 and 5 the mantissa normalization.
         offset, precision, *layout, bias = self.unpack("<HH4BI", at)
         if not precision or offset + precision > 8 * size:
             self.fail(f"{precision} bits at bit {offset} of {size} bytes")
         dtype = None
-        found = (flags >> 8 & 0xFF, *layout, bias)
-        is_vax = flags & 0x40
-        is_ieee = _IEEE.get(size) == found and flags >> 4 & 3 == _IMPLIED_BIT
-        if is_ieee and precision == 8 * size and not is_vax:
-            dtype = np.dtype(f"{'>' if flags & 1 else '<'}f{size}")
+        float_format = (flags >> 8 & 0xFF, *layout, bias)
+        is_ieee = _IEEE.get(size) == float_format and flags >> 4 & 3 == _IMPLIED_BIT
+        if is_ieee and precision == 8 * size and not flags & _VAX_ENDIAN:
+            dtype = np.dtype(f"{'>' if flags & _BIG_ENDIAN else '<'}f{size}")
         return Datatype("float", size, dtype), at + 12
 
     def decode_time(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        (precision,) = self.unpack("<H", at)
+        (precision,) = self.unpack("<H", at)  # property: bit precision 2
         dtype = None
         if size in (4, 8) and precision == 8 * size:
-            dtype = np.dtype(f"{'>' if flags & 1 else '<'}i{size}")
+            dtype = np.dtype(f"{'>' if flags & _BIG_ENDIAN else '<'}i{size}")
         return Datatype("time", size, dtype), at + 2
 
     def decode_string(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        padding, charset = self.text(flags & 0xF, flags >> 4 & 0xF)
+        # No properties; the bit field tells padding (bits 0 to 3) and character set (4 to 7).
+        padding, charset = self.string_form(flags & 0xF, flags >> 4 & 0xF)
         dtype = np.dtype(f"S{size}") if size <= MAX_DTYPE_NBYTES else None
         return Datatype("string", size, dtype, padding=padding, charset=charset), at
 
-    def text(self, padding: int, charset: int) -> tuple[str, str]:
+    def string_form(self, padding: int, charset: int) -> tuple[str, str]:
         if padding >= len(_PADDINGS) or charset >= len(_CHARSETS):
             self.fail(f"strings of padding {padding} and character set {charset}")
         return _PADDINGS[padding], _CHARSETS[charset]
@@ -374,6 +310,7 @@ class _Decoder:
     def decode_opaque(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Property: the tag, as long as the low byte of the bit field says.
         end = at + (flags & 0xFF)
         if end > len(self._body):
             self.fail(f"a tag of {flags & 0xFF} bytes, and {len(self._body) - at} are left")
@@ -384,19 +321,24 @@ class _Decoder:
     def decode_reference(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        kind, encoding = flags & 0xF, flags >> 4 & 0xF
-        if kind >= len(_REFERENCES):
-            self.fail(f"references of type {kind}")
-        reference = _REFERENCES[kind]
+        # No properties; the bit field tells type (bits 0 to 3) and, since version 4, the
+        # version of the encoding (bits 4 to 7).
+        number, encoding = flags & 0xF, flags >> 4 & 0xF
+        if number >= len(_REFERENCES):
+            self.fail(f"references of type {number}")
+        reference = _REFERENCES[number]
         if reference == "std" and encoding != _REFERENCE_ENCODING:
             raise UnsupportedError(f"the datatype has references of encoding {encoding}")
         return Datatype("reference", size, None, reference=reference), at
 
-    # --- types with others inside --------------------------------------------------------
+    # Classes with other types inside.
 
     def decode_compound(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Members, as many as the low bits of the bit field say. Each: name (padded to eight
+        # bytes before version 3), byte offset (4; since version 3 as wide as the size needs),
+        # in version 1 dimensions (see `member_dims`), datatype.
         n, offset_nbytes = flags & 0xFFFF, integer_nbytes(size)
         if not n:
             self.fail("a compound without members")
@@ -420,14 +362,15 @@ class _Decoder:
                     f"compound of {size}"
                 )
             fields.append(Field(name, offset, datatype))
-        in_order = sorted(fields, key=lambda field: field.offset)
-        for before, after in pairwise(in_order):
+        by_offset = sorted(fields, key=lambda field: field.offset)
+        for before, after in pairwise(by_offset):
             if before.offset + before.datatype.itemsize > after.offset:
                 self.fail(f"overlapping members {before.name!r} and {after.name!r}")
         return Datatype("compound", size, _record_dtype(fields, size), tuple(fields)), at
 
     def member_dims(self, at: int) -> tuple[int, ...]:
-        """Return the dimensions that a member of version 1 has without an array type."""
+        """Return the dimensions of a member of version 1, which has no array types."""
+        # Dimensionality 1, reserved 3, permutation 4, reserved 4, four dimension sizes 4 each.
         rank, *dims = self.unpack("<B11x4I", at)
         if rank > len(dims):
             self.fail(f"a member of {rank} dimensions")
@@ -436,10 +379,11 @@ class _Decoder:
     def decode_enum(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Base type; names of all members (padded to eight bytes before version 3); values.
         n = flags & 0xFFFF
         base, at = self.decode(at, depth + 1)
-        if base.kind != "integer" or base.itemsize != size:
-            self.fail(f"an enum of {size} bytes over a {base.kind} of {base.itemsize}")
+        if base.type_class != "integer" or base.itemsize != size:
+            self.fail(f"an enum of {size} bytes over a {base.type_class} of {base.itemsize}")
         if base.dtype is None:
             raise UnsupportedError(
                 "the datatype has an enum over an integer that is not of 1, "
@@ -459,13 +403,15 @@ class _Decoder:
     def decode_vlen(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        kind = flags & 0xF
-        if kind > 1:
-            self.fail(f"sequences of type {kind}")
+        # Base type. The bit field tells type (bits 0 to 3: sequence or string), and of strings
+        # padding (4 to 7) and character set (8 to 11).
+        number = flags & 0xF
+        if number > 1:
+            self.fail(f"sequences of type {number}")
         base, end = self.decode(at, depth + 1)
-        if not kind:
+        if not number:
             return Datatype("vlen", size, None, base=base), end
-        padding, charset = self.text(flags >> 4 & 0xF, flags >> 8 & 0xF)
+        padding, charset = self.string_form(flags >> 4 & 0xF, flags >> 8 & 0xF)
         return Datatype(
             "vlen", size, None, base=base, is_string=True, padding=padding, charset=charset
         ), end
@@ -473,12 +419,14 @@ class _Decoder:
     def decode_array(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Dimensionality 1, in version 2 reserved 3, dimension sizes 4 each, in version 2
+        # permutation indices 4 each (never used), base type.
         (rank,) = self.unpack("<B", at)
         at += 1 if version > 2 else 4
         if not 0 < rank <= MAX_RANK:
             self.fail(f"an array of {rank} dimensions")
         dims = self.unpack(f"<{rank}I", at)
-        at += 4 * rank * (1 if version > 2 else 2)  # permutations follow, never used
+        at += 4 * rank * (1 if version > 2 else 2)
         base, at = self.decode(at, depth + 1)
         datatype = self.array_of(base, dims)
         if datatype.itemsize != size:
@@ -497,9 +445,12 @@ class _Decoder:
     def decode_complex(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
+        # Base type: a real and an imaginary part of it make one element.
         base, at = self.decode(at, depth + 1)
-        if base.kind != "float" or 2 * base.itemsize != size:
-            self.fail(f"complex numbers of {size} bytes over a {base.kind} of {base.itemsize}")
+        if base.type_class != "float" or 2 * base.itemsize != size:
+            self.fail(
+                f"complex numbers of {size} bytes over a {base.type_class} of {base.itemsize}"
+            )
         dtype = None
         if base.dtype is not None and base.itemsize in (4, 8):
             dtype = np.dtype(f"c{size}").newbyteorder(base.dtype.byteorder)
@@ -507,7 +458,7 @@ class _Decoder:
 
 
 def _record_dtype(fields: list[Field], size: int) -> np.dtype[Any] | None:
-    """Return the dtype of a compound of types that have one and names that differ."""
+    """Return the dtype of a compound; None if a member has none or two names are equal."""
     formats = [field.datatype.dtype for field in fields]
     names = [field.name for field in fields]
     # Not "None in formats": to NumPy the dtype float64 equals None.
@@ -518,19 +469,19 @@ def _record_dtype(fields: list[Field], size: int) -> np.dtype[Any] | None:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
-_Decode = Callable[[_Decoder, int, int, int, int, int], tuple[Datatype, int]]
+_DecodeClass = Callable[[_DatatypeDecoder, int, int, int, int, int], tuple[Datatype, int]]
 
-_CLASSES: tuple[_Decode, ...] = (
-    _Decoder.decode_integer,
-    _Decoder.decode_float,
-    _Decoder.decode_time,
-    _Decoder.decode_string,
-    _Decoder.decode_bitfield,
-    _Decoder.decode_opaque,
-    _Decoder.decode_compound,
-    _Decoder.decode_reference,
-    _Decoder.decode_enum,
-    _Decoder.decode_vlen,
-    _Decoder.decode_array,
-    _Decoder.decode_complex,
+_CLASSES: tuple[_DecodeClass, ...] = (
+    _DatatypeDecoder.decode_integer,
+    _DatatypeDecoder.decode_float,
+    _DatatypeDecoder.decode_time,
+    _DatatypeDecoder.decode_string,
+    _DatatypeDecoder.decode_bitfield,
+    _DatatypeDecoder.decode_opaque,
+    _DatatypeDecoder.decode_compound,
+    _DatatypeDecoder.decode_reference,
+    _DatatypeDecoder.decode_enum,
+    _DatatypeDecoder.decode_vlen,
+    _DatatypeDecoder.decode_array,
+    _DatatypeDecoder.decode_complex,
 )

@@ -1,12 +1,11 @@
 """The hard links of a group, from bytes.
 
-In: the messages of an object header. Out: name and address of each hard link, or None
-where the object is no group.
+In: the messages of an object header. Out: name and address of each hard link.
 
-1. A Link Info message makes a group of the new style. Few links are Link messages of the
-   header; many are dense: a B-tree of the names, whose records give heap IDs, and a
-   fractal heap of the Link messages.
-2. A Symbol Table message makes a group of the old style, which `xref.hdf5.symbol_table` reads.
+1. A group of the new style has a Link Info message. Its compact links are Link messages of
+   the header. Its dense links are Link messages in a fractal heap; the records of a B-tree
+   of the names hold their heap IDs.
+2. A group of the old style has a Symbol Table message; `xref.hdf5.symbol_table` reads it.
 
 Soft and external links are left out: they name a path, not an object.
 
@@ -19,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xref.hdf5.fractal_heap import FractalHeap, ReadBudget, read_records
-from xref.hdf5.metadata_reader import MetadataReader, integer
+from xref.hdf5.btree2 import read_records
+from xref.hdf5.fractal_heap import FractalHeap
+from xref.hdf5.metadata_reader import MetadataReader, ReadBudget, integer
 from xref.hdf5.object_header import (
     LINK_INFO_MESSAGE,
     LINK_MESSAGE,
@@ -30,25 +30,26 @@ from xref.hdf5.object_header import (
 )
 from xref.hdf5.symbol_table import read_symbol_table
 
-LINK_KINDS = (LINK_INFO_MESSAGE, LINK_MESSAGE, SYMBOL_TABLE_MESSAGE)
-"""Types of the messages that `read_hard_links` looks at."""
+LINK_TYPES = (LINK_INFO_MESSAGE, LINK_MESSAGE, SYMBOL_TABLE_MESSAGE)
+"""Types of the messages from which `read_hard_links` reads."""
 
 NAME_INDEX = 5
-"""Type of the B-tree that has the names of dense links."""
+"""Type of the B-tree with the names of dense links."""
 
-_HASH_NBYTES = 4  # hash of the name, at the begin of a record
-_HEAP_ID_NBYTES = 7  # libhdf5 writes no other
-_INDEXED_ORDER = 0x03  # flags of the Link Info message: order is tracked, and indexed
-_TRACKED_ORDER = 0x01
-_NAME_WIDTH = 0x03  # flags of the Link message: log2 of the bytes of the name's length
-_HAS_ORDER, _HAS_TYPE, _HAS_CHARSET = 0x04, 0x08, 0x10
+# A record of that B-tree: hash of the name 4, heap ID 7.
+_HASH_NBYTES, _HEAP_ID_NBYTES = 4, 7
+# Flags of the Link Info message: creation order is tracked (bit 0), and indexed (bit 1).
+_TRACKED_ORDER, _INFO_FLAGS = 0x01, 0x03
+# Flags of the Link message: log2 of the bytes of the name's length (bits 0 and 1), creation
+# order (bit 2), link type (bit 3) and character set (bit 4) are present.
+_NAME_WIDTH, _HAS_ORDER, _HAS_TYPE, _HAS_CHARSET = 0x03, 0x04, 0x08, 0x10
 _LINK_FLAGS = 0x1F
-_HARD = 0
+_HARD = 0  # link type
 
 
 def is_group(messages: Iterable[Message]) -> bool:
-    """Tell whether an object header is that of a group."""
-    return any(kind in (LINK_INFO_MESSAGE, SYMBOL_TABLE_MESSAGE) for kind, _, _ in messages)
+    """Return whether the messages are those of a group."""
+    return any(m.message_type in (LINK_INFO_MESSAGE, SYMBOL_TABLE_MESSAGE) for m in messages)
 
 
 def read_hard_links(
@@ -58,10 +59,10 @@ def read_hard_links(
 
     Parameters
     ----------
-    source : Source
+    source : MetadataReader
         The file.
     messages : iterable of Message
-        Those of the group's object header whose type is one of `LINK_KINDS`.
+        Messages of the group's object header whose type is one of `LINK_TYPES`.
     address : int
         Address of the object header, for errors.
 
@@ -78,19 +79,21 @@ def read_hard_links(
     UnsupportedError
         If links lie in a heap with filters.
     """
-    found = dict[int, list[bytes]]()
-    for kind, flags, body in messages:
+    by_type = dict[int, list[bytes]]()
+    for message_type, flags, body in messages:
         if flags & SHARED:
-            source.fail(f"a message of type {kind:#06x} of the group at {address:#x} is shared")
-        found.setdefault(kind, []).append(body)
-    if LINK_INFO_MESSAGE in found:
-        bodies = _read_dense(source, found[LINK_INFO_MESSAGE][0], address)
+            source.fail(
+                f"a message of type {message_type:#06x} of the group at {address:#x} is shared"
+            )
+        by_type.setdefault(message_type, []).append(body)
+    if LINK_INFO_MESSAGE in by_type:
+        bodies = _read_dense(source, by_type[LINK_INFO_MESSAGE][0], address)
         if bodies is None:
-            bodies = found.get(LINK_MESSAGE, [])
+            bodies = by_type.get(LINK_MESSAGE, [])
         links = [_parse_link(source, body, address) for body in bodies]
     else:
         links = list[tuple[bytes, int | None]]()
-        for body in found[SYMBOL_TABLE_MESSAGE]:
+        for body in by_type[SYMBOL_TABLE_MESSAGE]:
             links += read_symbol_table(source, body, address)
     names = {name for name, _ in links}
     if len(names) != len(links):
@@ -103,24 +106,24 @@ def read_hard_links(
 
 
 def _read_dense(source: MetadataReader, info: bytes, address: int) -> list[bytes] | None:
-    """Return the bodies of the Link messages in dense storage; None where it is compact."""
+    """Return the bodies of the Link messages of dense storage; None if links are compact."""
     size = source.offset_size
-    # Version, flags, largest creation index (8 bytes, if tracked), address of the fractal
-    # heap, address of the B-tree of names, address of that of creation order (if indexed).
+    # Version 1, flags 1, maximum creation index 8 (if tracked), address of the fractal heap
+    # O, address of the B-tree of names O, that of creation order O (if indexed).
     flags = info[1] if len(info) > 1 else 0
-    at = 2 + (8 if flags & _TRACKED_ORDER else 0)
-    if len(info) < at + 2 * size or info[0] or flags & ~_INDEXED_ORDER:
+    start = 2 + (8 if flags & _TRACKED_ORDER else 0)
+    if len(info) < start + 2 * size or info[0] or flags & ~_INFO_FLAGS:
         source.fail(
             f"the link info message of the group at {address:#x} ({len(info)} bytes) begins "
             f"with {info[:2]!r}"
         )
-    heap_address, tree = integer(info, at, size), integer(info, at + size, size)
+    heap_address, tree = integer(info, start, size), integer(info, start + size, size)
     if heap_address == source.undefined:
         return None
     heap = FractalHeap(source, heap_address)
     records = read_records(source, tree, NAME_INDEX, _HASH_NBYTES + _HEAP_ID_NBYTES)
-    # In the order of the heap's space, so that links of one block come together: the place
-    # follows the first byte of a heap ID. The records are in the order of hashes.
+    # Records come in the order of hashes. In the order of their place in the heap, links of
+    # one block come together. A heap ID of a managed object: type 1, place 4, length 2.
     place = slice(_HASH_NBYTES + 1, _HASH_NBYTES + 5)
     records.sort(key=lambda record: int.from_bytes(record[place], "little"))
     budget = ReadBudget(source, f"links in the fractal heap at {heap_address:#x}")
@@ -133,27 +136,28 @@ def _read_dense(source: MetadataReader, info: bytes, address: int) -> list[bytes
 
 
 def _parse_link(source: MetadataReader, body: bytes, address: int) -> tuple[bytes, int | None]:
-    """Return the name of a link, and the object that a hard one leads to."""
-    # Version, flags; type (1 byte), creation order (8), character set (1), each if flags
-    # say so; length of the name, name; of a hard link the address of the object header.
+    """Return the name of a link, and the address to which a hard link leads."""
+    # Version 1, flags 1, link type 1, creation order 8, character set 1 (these three if the
+    # flags say so), length of the name 1 to 8, name, link information: for a hard link the
+    # address of the object header O.
     flags = body[1] if len(body) > 1 else 0
     if body[:1] != b"\x01" or flags & ~_LINK_FLAGS:
         source.fail(f"a link message of the group at {address:#x} begins with {body[:2]!r}")
-    at, kind = 2, _HARD
+    at, link_type = 2, _HARD
     if flags & _HAS_TYPE:
-        kind, at = integer(body, at, 1), at + 1
+        link_type, at = integer(body, at, 1), at + 1
     at += (8 if flags & _HAS_ORDER else 0) + (1 if flags & _HAS_CHARSET else 0)
     width = 1 << (flags & _NAME_WIDTH)
     length = integer(body, at, width)
     begin, end = at + width, at + width + length
     size = source.offset_size
-    if end + (size if kind == _HARD else 0) > len(body):
+    if end + (size if link_type == _HARD else 0) > len(body):
         source.fail(
             f"a link message of the group at {address:#x} has {len(body)} bytes and a name of "
             f"{length}"
         )
     name = body[begin:end]
-    if kind != _HARD:
+    if link_type != _HARD:
         return name, None
     target = integer(body, end, size)
     if not 0 < target < source.file_nbytes:

@@ -1,53 +1,52 @@
-"""Pieces of a file's metadata: read inside the file only, and checked by checksum.
+"""Pieces of a file's metadata: inside the file, with the right signature and checksum.
 
-In: a callable that reads bytes, and the sizes of the superblock. Out: bytes that lie
-inside the file and have the length asked for. The modules that parse object headers,
-heaps and B-trees share this.
+In: a callable that reads bytes, and the sizes in the superblock. Out: bytes that lie inside
+the file and have the length asked for. The decoders of object headers, heaps and B-trees
+read through this module.
 
-Source: HDF5 File Format Specification 4.0, "Disk Format: Level 2A2 - Version 2 Data
-Object Header Prefix" (which names the checksum, lookup3 of Bob Jenkins).
+Source: HDF5 File Format Specification 4.0. Structures since version 2 begin with a signature
+of four bytes and end with a checksum over all bytes before it.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 from xref.errors import CorruptFileError
+from xref.hdf5.checksums import lookup3
 
 Read: TypeAlias = Callable[[int, int], bytes]
 
 MAX_CHECKED_NBYTES = 1 << 20
-"""Bytes of one structure whose checksum is worked out; Python takes 0.1 s for them.
-Object headers and heap blocks that libhdf5 writes have a few KiB."""
+"""Largest structure whose checksum is computed; Python takes 0.1 s for it. Object headers
+and heap blocks that libhdf5 writes have a few KiB."""
 
 _SIZES = (2, 4, 8)
-_WORD = 0xFFFFFFFF
-_HASH_SEED = 0xDEADBEEF
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataReader:
-    """Bytes of the file, and what errors say about where they are.
+    """Reads bytes of the file, and words the errors about them.
 
     Parameters
     ----------
     read : callable
         ``read(address, nbytes)`` returns bytes, ``address`` counted from the base
-        address; it raises `xref.errors.FileReadError` when it cannot.
+        address. Raises `xref.errors.FileReadError` if it cannot read them.
     offset_size, length_size : {2, 4, 8}
         Sizes of offsets and of lengths from the superblock, in bytes.
     file_nbytes : int
         Bytes from the base address to the end of the file.
     where : object
-        Begins each error, as text: the file and the object. It is asked for only there.
+        Label that begins each error: the file and the object. It is turned into text
+        only when an error is raised.
 
     Raises
     ------
     CorruptFileError
-        If a size is unknown.
+        If a size is not 2, 4 or 8.
     """
 
     read: Read
@@ -65,15 +64,15 @@ class MetadataReader:
 
     @property
     def undefined(self) -> int:
-        """The address that means none: all bits set."""
+        """HDF5's undefined address: all bits set."""
         return int((1 << 8 * self.offset_size) - 1)
 
     def fail(self, found: str) -> NoReturn:
-        """Raise a `CorruptFileError` that begins with the place."""
+        """Raise a `CorruptFileError` that begins with the label."""
         raise CorruptFileError(f"{self.where}: {found}")
 
     def take(self, address: int, nbytes: int, what: str) -> bytes:
-        """Return bytes that must lie inside the file."""
+        """Read bytes, all of which must lie inside the file; ``what`` names them in errors."""
         if not 0 <= address <= self.file_nbytes - nbytes:
             self.fail(
                 f"the {what} at {address:#x} ({nbytes} bytes) reaches past the end of the "
@@ -85,9 +84,9 @@ class MetadataReader:
         return data
 
     def take_checked(self, address: int, nbytes: int, signature: bytes, what: str) -> bytes:
-        """Return bytes that begin with a signature and end in their checksum.
+        """Read a structure that begins with a signature and ends with its checksum.
 
-        The checksum, which ``nbytes`` includes, is returned with the bytes.
+        ``nbytes`` and the returned bytes include the checksum.
         """
         data = self.take(address, nbytes, what)
         if not data.startswith(signature):
@@ -116,7 +115,7 @@ def integer(data: bytes, position: int, size: int) -> int:
 
 
 def integer_nbytes(limit: int) -> int:
-    """Return the bytes of a field that HDF5 makes as wide as its largest value needs.
+    """Return the bytes that libhdf5 uses for a field whose largest value is ``limit``.
 
     Examples
     --------
@@ -126,41 +125,26 @@ def integer_nbytes(limit: int) -> int:
     return max(limit.bit_length() - 1, 0) // 8 + 1
 
 
-def lookup3(data: bytes) -> int:
-    """Return the checksum of HDF5's metadata.
+class ReadBudget:
+    """Limits how many bytes are read of structures that must not overlap.
 
-    Examples
-    --------
-    >>> hex(lookup3(b"Four score and seven years ago"))
-    '0x17770551'
+    Parameters
+    ----------
+    source : MetadataReader
+        The file, whose size is the limit.
+    what : str
+        Names the structures in the error.
+    times : int
+        How often each byte may be read.
     """
-    a = b = c = (_HASH_SEED + len(data)) & _WORD
-    if not data:
-        return c
-    # The last one to twelve bytes are mixed in otherwise; zeros fill them up. Only what
-    # is shifted right must have 32 bits, so sums stay as wide as they come.
-    n_words = -(-len(data) // 12) * 3
-    words: tuple[int, ...] = struct.unpack(f"<{n_words}I", data.ljust(4 * n_words, b"\0"))
-    each = iter(words[:-3])
-    for x, y, z in zip(each, each, each, strict=True):
-        a, b, c = a + x, b + y, c + z & _WORD
-        a = (a - c ^ (c << 4 | c >> 28)) & _WORD
-        c += b
-        b = (b - a ^ (a << 6 | a >> 26)) & _WORD
-        a += c
-        c = (c - b ^ (b << 8 | b >> 24)) & _WORD
-        b += a
-        a = (a - c ^ (c << 16 | c >> 16)) & _WORD
-        c += b
-        b = (b - a ^ (a << 19 | a >> 13)) & _WORD
-        a += c
-        c = (c - b ^ (b << 4 | b >> 28)) & _WORD
-        b += a
-    a, b, c = a + words[-3] & _WORD, b + words[-2] & _WORD, c + words[-1] & _WORD
-    c = (c ^ b) - (b << 14 | b >> 18) & _WORD
-    a = (a ^ c) - (c << 11 | c >> 21) & _WORD
-    b = (b ^ a) - (a << 25 | a >> 7) & _WORD
-    c = (c ^ b) - (b << 16 | b >> 16) & _WORD
-    a = (a ^ c) - (c << 4 | c >> 28) & _WORD
-    b = (b ^ a) - (a << 14 | a >> 18) & _WORD
-    return (c ^ b) - (b << 24 | b >> 8) & _WORD
+
+    def __init__(self, source: MetadataReader, what: str, times: int = 1) -> None:
+        self._source = source
+        self._what = what
+        self._left = times * source.file_nbytes
+
+    def spend(self, nbytes: int) -> None:
+        """Count bytes that are read; fail when they exceed the limit."""
+        self._left -= nbytes
+        if self._left < 0:
+            self._source.fail(f"the {self._what} has more bytes than the file: parts overlap")

@@ -1,6 +1,9 @@
-"""What decoders need to know of a file: the sizes in its superblock, its bytes and its name.
+"""The sizes in a file's superblock, and a file as the decoders of many objects see it.
 
-In: nothing; `xref.objects.parsing` makes these values of an open file.
+`xref.objects.parsing` makes these values from an open file.
+
+Source: HDF5 File Format Specification 4.0, "Disk Format: Level 0A - Format Signature and
+Superblock".
 """
 
 from __future__ import annotations
@@ -14,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """Numbers from a file's superblock, in bytes."""
+    """Sizes of a file and of its fields, in bytes."""
 
-    offset_size: int
-    length_size: int
-    base_address: int
+    offset_size: int  # of addresses ("O" in the specification)
+    length_size: int  # of lengths ("L")
+    base_address: int  # byte of the file from which addresses count
     file_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A file as the decoders of many objects see it."""
+    """Bytes, sizes and name of a file."""
 
     source: RangeSource
     form: FileFormat

@@ -1,12 +1,12 @@
-"""Mappings of virtual datasets: which element of which source an element is.
+"""Mappings of virtual datasets: from which element of which source an element comes.
 
-In: selections of a virtual dataset and of its sources, as numbers. Out: for elements
-of the virtual dataset, the file and dataset they come from and where they stand
-there. Nothing here opens a file.
+In: selections of a virtual dataset and of its sources, as numbers. Out: file, dataset and
+coordinates of the source element for each element of the virtual dataset. Nothing here
+opens a file.
 
 Source: HDF5 File Format Specification 4.0, "Virtual Storage Layout" in the data
 layout message and "Global Heap Block for Virtual Datasets". The n-th element of the
-virtual selection is the n-th of the source's, both counted in C order.
+virtual selection is the n-th element of the source selection, both counted in C order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Axis:
     start, stride, block : int
         First index, distance between blocks, indices in a block.
     n : int or None
-        Indices of all blocks together; None when they go on without end.
+        Number of indices in all blocks; None if the blocks are unlimited.
     """
 
     start: int
@@ -42,21 +42,22 @@ class Axis:
     n: int | None
 
     def clip(self, extent: int) -> Axis:
-        """End an axis without end at the extent of its dataset."""
+        """Return the axis; if it is unlimited, end it at the extent of its dataset."""
         if self.n is not None:
             return self
+        # Whole blocks with the gaps behind them, and the part of a block at the end.
         whole, rest = divmod(max(extent - self.start, 0), self.stride)
         return replace(self, n=whole * self.block + min(rest, self.block))
 
     @property
     def stop(self) -> int | None:
-        """One past the last index; None when there is none."""
+        """One past the last index; None if the axis is unlimited."""
         if not self.n:
             return None if self.n is None else self.start
         return self.index(self.n - 1) + 1
 
     def index(self, ordinal: int) -> int:
-        """Return the index that has an ordinal."""
+        """Return the index with an ordinal: its place among all indices of the axis."""
         return self.start + ordinal // self.block * self.stride + ordinal % self.block
 
     def block_numbers(self, index: IntArray) -> IntArray:
@@ -64,7 +65,7 @@ class Axis:
         return np.maximum((index - self.start) // self.stride, -1)
 
     def ordinals(self, index: IntArray) -> IntArray:
-        """Return the ordinal of each index, -1 for those between the blocks."""
+        """Return the ordinal of each index; -1 outside the blocks."""
         block, within = np.divmod(index - self.start, self.stride)
         ordinal = block * self.block + within
         inside = (block >= 0) & (within < self.block)
@@ -73,12 +74,12 @@ class Axis:
         return np.where(inside, ordinal, -1)
 
     def indices(self, ordinal: IntArray) -> IntArray:
-        """Return the index that has each ordinal."""
+        """Return the index with each ordinal."""
         block, within = np.divmod(ordinal, self.block)
         return self.start + block * self.stride + within
 
 
-_UNLIMITED = 2**64 - 1
+_UNLIMITED = 2**64 - 1  # H5S_UNLIMITED, as stored
 
 
 def virtual_axis(start: int, stride: int, count: int, block: int, where: object) -> Axis:
@@ -92,6 +93,7 @@ def virtual_axis(start: int, stride: int, count: int, block: int, where: object)
     n: int | None = count * block
     if _UNLIMITED in (count, block):
         n = None
+        # One block without end has the same elements as blocks of one element without end.
         if block == _UNLIMITED:
             stride = block = 1
     if stride < 1 or block < 1 or stride < block != n or max(start, stride, n or 0) >= 2**62:
@@ -103,18 +105,19 @@ def virtual_axis(start: int, stride: int, count: int, block: int, where: object)
 
 @dataclass(frozen=True, slots=True)
 class RegularHyperslab:
-    """A regular hyperslab: the outer product of its axes."""
+    """A regular hyperslab: all combinations of the indices of its axes."""
 
     axes: tuple[Axis, ...]
 
     @property
-    def endless(self) -> int | None:
-        """The axis without end; None if all of them end."""
+    def unlimited_axis(self) -> int | None:
+        """Number of the unlimited axis; None if all axes end. HDF5 allows at most one."""
         return next((i for i, axis in enumerate(self.axes) if axis.n is None), None)
 
-    def ending(self, ended: Axis) -> RegularHyperslab:
-        """Return the selection with another axis in place of the one without end."""
-        return RegularHyperslab(tuple(ended if axis.n is None else axis for axis in self.axes))
+    def with_limit(self, limited: Axis) -> RegularHyperslab:
+        """Return the selection with ``limited`` in place of its unlimited axis."""
+        axes = (limited if axis.n is None else axis for axis in self.axes)
+        return RegularHyperslab(tuple(axes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,7 +129,7 @@ class ElementRuns(FrozenColumns):
 
     @property
     def bounds(self) -> tuple[IntArray, IntArray]:
-        """Start and stop of the box around all runs."""
+        """Start and stop of the smallest box around all runs."""
         stop = self.start.max(axis=0) + 1
         stop[-1] = (self.start[:, -1] + self.length).max()
         return self.start.min(axis=0), stop
@@ -134,7 +137,7 @@ class ElementRuns(FrozenColumns):
 
 @dataclass(frozen=True, slots=True)
 class AllElements:
-    """All elements that the dataset has at the time."""
+    """All elements that the dataset has when it is read."""
 
 
 MappedSelection: TypeAlias = RegularHyperslab | ElementRuns | AllElements
@@ -142,16 +145,16 @@ MappedSelection: TypeAlias = RegularHyperslab | ElementRuns | AllElements
 
 @dataclass(frozen=True, slots=True)
 class VirtualMapping:
-    """A part of a virtual dataset and where its elements come from.
+    """A part of a virtual dataset and the source of its elements.
 
     Attributes
     ----------
     filename : str
-        Of the source, "." for the file of the virtual dataset.
+        File of the source; "." is the file of the virtual dataset.
     dataset : str
-        The source's path in its file. Where the virtual selection has no end and
-        the source's has one, ``%b`` in either name stands for the ordinal of a block.
-    virtual, source : Outer, Runs or Whole
+        Path of the source in its file. If the virtual selection is unlimited and the
+        source selection is not, ``%b`` in either name stands for the number of a block.
+    virtual, source : RegularHyperslab, ElementRuns or AllElements
         The elements in both datasets.
     """
 
@@ -161,7 +164,7 @@ class VirtualMapping:
     source: MappedSelection
 
     def bounds(self, extent: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Return the box around the virtual selection: start and stop along each axis."""
+        """Return start and stop, along each axis, of the box around the virtual selection."""
         low, high = [0] * len(extent), list(extent)
         match self.virtual:
             case RegularHyperslab(axes):
@@ -174,7 +177,7 @@ class VirtualMapping:
         return low, high
 
     def blocks(self, coords: IntArray) -> Iterator[tuple[VirtualMapping, npt.NDArray[np.intp]]]:
-        """Yield a mapping for each source that elements come from, and their rows.
+        """Yield a mapping for each source of the elements, and the rows of its elements.
 
         Parameters
         ----------
@@ -185,42 +188,43 @@ class VirtualMapping:
         if numbered is None:
             yield self._of_block(0), np.arange(len(coords))
             return
-        at, axis = numbered
-        number = axis.block_numbers(coords[:, at])
+        dim, axis = numbered
+        number = axis.block_numbers(coords[:, dim])
         order = np.argsort(number, kind="stable")
+        # Elements before the first block (-1) have no source.
         order = order[np.searchsorted(number[order], 0) :]
         cuts = np.flatnonzero(np.diff(number[order])) + 1
         for rows in np.split(order, cuts) if len(order) else []:
             yield self._of_block(int(number[rows[0]])), rows
 
     def of_ranges(self, ranges: Sequence[range]) -> Iterator[VirtualMapping]:
-        """Yield a mapping for each source that a box of elements may come from."""
+        """Yield a mapping for each source that may have elements of a box."""
         numbered = self._numbered_axis
         if numbered is None:
             yield self._of_block(0)
             return
-        at, axis = numbered
-        low, high = axis.block_numbers(np.array([ranges[at][0], ranges[at][-1]])).tolist()
+        dim, axis = numbered
+        low, high = axis.block_numbers(np.array([ranges[dim][0], ranges[dim][-1]])).tolist()
         for number in range(max(low, 0), high + 1):
             yield self._of_block(number)
 
     @property
     def _numbered_axis(self) -> tuple[int, Axis] | None:
-        """The axis along which each block has a source of its own; None without one."""
+        """The axis along which each block has a source of its own, and its number; or None."""
         match self.virtual, self.source:
             case RegularHyperslab(axes), source if (
-                not isinstance(source, RegularHyperslab) or source.endless is None
+                not isinstance(source, RegularHyperslab) or source.unlimited_axis is None
             ):
                 return next(((i, axis) for i, axis in enumerate(axes) if axis.n is None), None)
         return None
 
     def _of_block(self, number: int) -> VirtualMapping:
-        """Return the mapping of one block, or of all, with the names of its source."""
+        """Return the mapping of one block, or of all blocks if they have one source."""
         virtual, numbered = self.virtual, self._numbered_axis
         if numbered is not None and isinstance(virtual, RegularHyperslab):
             _, axis = numbered
             first = axis.start + number * axis.stride
-            virtual = virtual.ending(Axis(first, axis.stride, axis.block, axis.block))
+            virtual = virtual.with_limit(Axis(first, axis.stride, axis.block, axis.block))
         return VirtualMapping(
             _numbered_name(self.filename, number),
             _numbered_name(self.dataset, number),
@@ -231,22 +235,22 @@ class VirtualMapping:
     def fit(
         self, extent: Sequence[int], source_extent: Sequence[int], where: str
     ) -> VirtualMapping:
-        """Return the mapping with an end, checked against the datasets it is between.
+        """Return the mapping without unlimited axes, after checks against both datasets.
 
         Parameters
         ----------
         extent, source_extent : sequence of int
             Current shapes of the virtual dataset and of the source.
         where : str
-            Names the source in errors.
+                Label of the source in errors.
 
         Raises
         ------
         CorruptFileError
             If the two selections do not match.
         SelectionError
-            If the source lacks elements that are mapped, as when it has shrunk.
-            HDF5 2.0 gives them whatever lies in its memory.
+            If the source lacks mapped elements, because it has shrunk. HDF5 2.0 returns
+            uninitialized memory for them.
         """
         virtual, source = self.virtual, self.source
         ndim = _rank(source, len(source_extent))
@@ -256,11 +260,12 @@ class VirtualMapping:
                 f"of {ndim} axes"
             )
         if isinstance(source, RegularHyperslab):
-            at = source.endless
+            dim = source.unlimited_axis
             clipped = zip(source.axes, source_extent, strict=True)
             source = RegularHyperslab(tuple(axis.clip(n) for axis, n in clipped))
-            if at is not None and isinstance(virtual, RegularHyperslab):
-                n = source.axes[at].n
+            # The virtual selection is unlimited too: it ends with the elements of the source.
+            if dim is not None and isinstance(virtual, RegularHyperslab):
+                n = source.axes[dim].n
                 virtual = RegularHyperslab(
                     tuple(replace(a, n=n) if a.n is None else a for a in virtual.axes)
                 )
@@ -280,7 +285,7 @@ class VirtualMapping:
     def source_coords(
         self, coords: IntArray, extent: Sequence[int], source_extent: Sequence[int]
     ) -> tuple[npt.NDArray[np.intp], IntArray]:
-        """Find elements of the virtual dataset in the source of a mapping that fits.
+        """Return where the elements of the virtual dataset lie in the source, after `fit`.
 
         Parameters
         ----------
@@ -292,9 +297,9 @@ class VirtualMapping:
         Returns
         -------
         rows : numpy.ndarray
-            Those of the n elements that the source has.
+            Rows of the elements that the source has.
         coords : numpy.ndarray
-            Shape ``(len(rows), source_ndim)``: their places in the source.
+            Shape ``(len(rows), source_ndim)``: elements of the source.
         """
         if not _size(self.virtual, extent):
             return np.zeros(0, np.intp), np.zeros((0, len(source_extent)), np.int64)
@@ -307,8 +312,8 @@ def _numbered_name(name: str, number: int) -> str:
     return re.sub("%(b|%)", lambda m: str(number) if m[1] == "b" else "%", name)
 
 
-def _rank(picked: MappedSelection, otherwise: int) -> int:
-    match picked:
+def _rank(selection: MappedSelection, otherwise: int) -> int:
+    match selection:
         case RegularHyperslab(axes):
             return len(axes)
         case ElementRuns(start=start):
@@ -317,8 +322,8 @@ def _rank(picked: MappedSelection, otherwise: int) -> int:
             return otherwise
 
 
-def _size(picked: MappedSelection, extent: Sequence[int]) -> int:
-    match picked:
+def _size(selection: MappedSelection, extent: Sequence[int]) -> int:
+    match selection:
         case RegularHyperslab(axes):
             return math.prod(axis.n or 0 for axis in axes)
         case ElementRuns(length=length):
@@ -327,20 +332,20 @@ def _size(picked: MappedSelection, extent: Sequence[int]) -> int:
             return math.prod(extent)
 
 
-def _stops(picked: MappedSelection, extent: Sequence[int]) -> Sequence[int]:
-    match picked:
+def _stops(selection: MappedSelection, extent: Sequence[int]) -> Sequence[int]:
+    match selection:
         case RegularHyperslab(axes):
             return [axis.stop or 0 for axis in axes]
         case ElementRuns():
-            stops: list[int] = picked.bounds[1].tolist()
+            stops: list[int] = selection.bounds[1].tolist()
             return stops
         case AllElements():
             return extent
 
 
-def _ordinals(picked: MappedSelection, coords: IntArray, extent: Sequence[int]) -> IntArray:
-    """Return the place of each element in the order of a selection, -1 outside."""
-    match picked:
+def _ordinals(selection: MappedSelection, coords: IntArray, extent: Sequence[int]) -> IntArray:
+    """Return the ordinal of each element in the order of a selection; -1 outside."""
+    match selection:
         case RegularHyperslab(axes):
             ordinal = np.zeros(len(coords), dtype=np.int64)
             inside = np.ones(len(coords), dtype=bool)
@@ -351,25 +356,26 @@ def _ordinals(picked: MappedSelection, coords: IntArray, extent: Sequence[int]) 
                 ordinal += part * weight
             return np.where(inside, ordinal, -1)
         case ElementRuns():
-            return _run_ordinals(picked, coords)
+            return _run_ordinals(selection, coords)
         case AllElements():
             return coords @ np.array(canvas_strides(extent), dtype=np.int64)
 
 
 def _run_ordinals(runs: ElementRuns, coords: IntArray) -> IntArray:
     low, high = runs.bounds
+    # Coordinates as one number within the box around the runs, in C order.
     within = ((coords >= low) & (coords < high)).all(axis=1)
     weights = np.array(canvas_strides((high - low).tolist()), dtype=np.int64)
-    begin, place = (runs.start - low) @ weights, (coords - low) @ weights
-    run = np.maximum(np.searchsorted(begin, place, side="right") - 1, 0)
-    offset = place - begin[run]
-    within &= (offset >= 0) & (offset < runs.length[run])
-    return np.where(within, row_offsets(runs.length)[run] + offset, -1)
+    run_start, number = (runs.start - low) @ weights, (coords - low) @ weights
+    run = np.maximum(np.searchsorted(run_start, number, side="right") - 1, 0)
+    in_run = number - run_start[run]
+    within &= (in_run >= 0) & (in_run < runs.length[run])
+    return np.where(within, row_offsets(runs.length)[run] + in_run, -1)
 
 
-def _coords(picked: MappedSelection, ordinal: IntArray, extent: Sequence[int]) -> IntArray:
-    """Return the elements that have ordinals in a selection."""
-    match picked:
+def _coords(selection: MappedSelection, ordinal: IntArray, extent: Sequence[int]) -> IntArray:
+    """Return the coordinates of the elements with given ordinals in a selection."""
+    match selection:
         case RegularHyperslab(axes):
             sizes = tuple(axis.n or 0 for axis in axes)
             parts = np.unravel_index(ordinal, sizes) if sizes else ()

@@ -362,7 +362,7 @@ def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, None where h5py cannot tell."""
     value = np.zeros(1, dtype=dtype)
     if has_fill_value(properties):
-        if dtype.hasobject or hdf5.items(value) is not value:
+        if dtype.hasobject or hdf5.unfold_subarray(value) is not value:
             return None
         try:
             properties.get_fill_value(value)

@@ -197,10 +197,10 @@ def object_kinds(
     """
     table = dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
-    firsts = np.unique(table.kind[table.known])
+    firsts = np.unique(table.first_alike[table.known])
     for first in firsts.tolist():
         if object_kind(StoredObject(location, int(address[first]))) == "dataset":
-            out[table.known & (table.kind == first)] = "dataset"
+            out[table.known & (table.first_alike == first)] = "dataset"
     for begin in range(0, len(address), REFERENCE_BATCH):
         part = out[begin : begin + REFERENCE_BATCH]
         rest = np.flatnonzero(part == "")
@@ -323,15 +323,7 @@ def _check_group(member: LinkedObject, path: str) -> None:
     if address in checks.addresses:
         return
     source = byte_source(location, f"{location.filename}: {path!r}")
-    check_group(
-        source.read,
-        address,
-        offset_size=source.offset_size,
-        length_size=source.length_size,
-        file_nbytes=source.file_nbytes,
-        where=str(source.where),
-        segments=checks.segments,
-    )
+    check_group(source, address, segments=checks.segments)
     checks.addresses.add(address)
 
 

@@ -298,16 +298,15 @@ def _find_groups(
         headers = hdf5.read_headers(
             FileBytes(location),
             np.array(part, dtype=np.uint64).astype(np.int64),
-            base_address=form.base_address,
-            file_nbytes=form.file_nbytes,
-            offset_size=form.offset_size,
-            length_size=form.length_size,
+            form,
         )
         messages = defaultdict[int, list[hdf5.Message]](list)
-        for row in np.flatnonzero(np.isin(headers.kind, hdf5.LINK_KINDS)).tolist():
+        for row in np.flatnonzero(np.isin(headers.message_type, hdf5.LINK_TYPES)).tolist():
             at, nbytes = int(headers.position[row]), int(headers.nbytes[row])
             body = headers.data[at : at + nbytes].tobytes()
-            message = hdf5.Message(int(headers.kind[row]), int(headers.flags[row]), body)
+            message = hdf5.Message(
+                int(headers.message_type[row]), int(headers.flags[row]), body
+            )
             messages[int(headers.object[row])].append(message)
         # Headers in a form of their own, and damaged ones, are looked at one by one.
         for number in np.flatnonzero(headers.marked).tolist():
@@ -324,7 +323,9 @@ def _find_groups(
 def _link_messages(source: hdf5.MetadataReader, address: int) -> list[hdf5.Message]:
     """Return the messages of one object header that tell of links; none if it is damaged."""
     try:
-        return [m for m in hdf5.walk_messages(source, address) if m.kind in hdf5.LINK_KINDS]
+        return [
+            m for m in hdf5.walk_messages(source, address) if m.message_type in hdf5.LINK_TYPES
+        ]
     except CorruptFileError:
         return []
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from xref.errors import UnsupportedError
-from xref.hdf5 import DatasetLayout, items
+from xref.hdf5 import DatasetLayout, unfold_subarray
 from xref.objects import StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
@@ -62,7 +62,7 @@ class BoxReader:
             self._read_virtual(start, window)
         else:
             dataset = open_dataset(self.dataset)
-            items(window)[...] = read_values(dataset, start, window.shape)
+            unfold_subarray(window)[...] = read_values(dataset, start, window.shape)
         check_unchanged(self.dataset.location)
 
     def _read_virtual(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
@@ -78,7 +78,7 @@ class BoxReader:
         with _virtual:
             check_descriptors(sources + 1, name)
             dataset = open_dataset(self.dataset)
-            items(window)[...] = read_values(dataset, start, shape)
+            unfold_subarray(window)[...] = read_values(dataset, start, shape)
             check_descriptors(1, name)  # while HDF5 still has the sources open
             del dataset
 

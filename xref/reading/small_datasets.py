@@ -138,8 +138,8 @@ def select_small_datasets(
     table = dataset_table(location, address)
     good = table.known & (table.nbytes <= SMALL_NBYTES)
     kinds: dict[int, DatasetMetadata] = {}
-    for k in np.unique(table.kind[good]).tolist():
-        own = good & (table.kind == k)
+    for k in np.unique(table.first_alike[good]).tolist():
+        own = good & (table.first_alike == k)
         facts = _facts_or_none(location, int(address[k]))
         if facts is None or not _is_plain(facts.layout):
             good &= ~own
@@ -187,7 +187,7 @@ def select_small_datasets(
     order = np.array(sorted(looked))
     alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in order.tolist())
     numbers = {k: i for i, k in enumerate(kinds)}
-    used = np.unique(part.kind)
+    used = np.unique(part.first_alike)
     number = np.array([numbers[k] for k in used.tolist()])
     return picked, SmallDatasets(
         location=location,
@@ -198,7 +198,7 @@ def select_small_datasets(
         nbytes=part.nbytes,
         chunk_shape=part.chunks,
         chunks=chunks.take(picked),
-        kind=number[np.searchsorted(used, part.kind)],
+        kind=number[np.searchsorted(used, part.first_alike)],
         kinds=tuple(kinds.values()),
         alike=tuple(alike),
         like=np.searchsorted(order, like[picked]),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.hdf5 import DatasetLayout, items
+from xref.hdf5 import DatasetLayout, unfold_subarray
 from xref.objects import StoredObject
 from xref.reading import BoxLoader, TileLoader, value_loader
 from xref.references.reference import DecodeOptions
@@ -62,6 +62,6 @@ class ElementReader:
             values = decode_values(
                 part.location, part.elements, part.raw, part.describe, self.options
             )
-            rows = items(flat)
+            rows = unfold_subarray(flat)
             rows[part.rows] = values
         window[...] = flat.reshape(shape)

@@ -91,25 +91,27 @@ class _Decode:
 
     def values(self, datatype: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         match datatype:
-            case Datatype(kind="reference", reference=kind):
+            case Datatype(type_class="reference", reference=kind):
                 return self.references(kind, raw, describe)
-            case Datatype(kind="vlen", is_string=True):
+            case Datatype(type_class="vlen", is_string=True):
                 return self.texts(raw, describe)
-            case Datatype(kind="vlen", base=Datatype() as base):
+            case Datatype(type_class="vlen", base=Datatype() as base):
                 return self.sequences(base, raw, describe)
-            case Datatype(kind="array", base=Datatype() as base, shape=shape):
+            case Datatype(type_class="array", base=Datatype() as base, shape=shape):
                 return self.arrays(base, shape, raw, describe)
-            case Datatype(kind="compound"):
+            case Datatype(type_class="compound"):
                 return self.compounds(datatype, raw, describe)
-            case Datatype(kind="string", padding=padding):
+            case Datatype(type_class="string", padding=padding):
                 return self.fixed_texts(padding, raw)
             case Datatype(dtype=np.dtype() as dtype):
                 plain = np.ascontiguousarray(raw).view(dtype).reshape(len(raw))
                 wanted = value_dtype(datatype)
-                if datatype.kind == "opaque":
+                if datatype.type_class == "opaque":
                     return plain.view(wanted)
                 return plain.astype(wanted, copy=False)
-        raise UnsupportedError(f"{describe(0)} is of a type without NumPy's: {datatype.kind!r}")
+        raise UnsupportedError(
+            f"{describe(0)} is of a type without NumPy's: {datatype.type_class!r}"
+        )
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         # In files of short addresses sequences leave room behind each reference.

@@ -58,7 +58,7 @@ def reference_members(
     """Yield the references of a compound type, at any depth of compounds."""
     for field in datatype.fields:
         name = f"{path}.{field.name}" if path else field.name
-        if field.datatype.kind == "reference":
+        if field.datatype.type_class == "reference":
             yield ReferenceMember(name, offset + field.offset, field.datatype.reference)
         yield from reference_members(field.datatype, name, offset + field.offset)
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from xref.arrays import IntArray, exact_values, ragged_ranges, row_offsets, row_strides
 from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer, with_items
-from xref.hdf5 import item_dtype, items
+from xref.hdf5 import item_dtype, unfold_subarray
 from xref.reading import Parts, plan_parts
 from xref.references import ReferenceArray
 from xref.resolving.read_results import (
@@ -287,7 +287,7 @@ class StackArray(ReferenceResults):
         bound: BoundReferences,
     ) -> npt.NDArray[Any]:
         """Shape what was read for references of ``shape``; fill what has no data."""
-        values = items(flat.reshape(shape + cell))
+        values = unfold_subarray(flat.reshape(shape + cell))
         if self.decode is not None:
             values = self.decode(values)
         if self.fill is not None:
@@ -464,10 +464,10 @@ class RaggedArray(ReferenceResults):
             return picks
         picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
         if not picked:
-            values = items(np.empty(0, dtype=self.raw_dtype))
+            values = unfold_subarray(np.empty(0, dtype=self.raw_dtype))
         else:
             low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
-            values = items(self._read_samples(low, high))
+            values = unfold_subarray(self._read_samples(low, high))
             values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
         return index_outer(values, int(isinstance(k, slice)), key[1:])
 
@@ -492,7 +492,7 @@ class RaggedArray(ReferenceResults):
             reads=tuple(_planned(bound, rows, offsets[rows] + shift)),
             decoders=self.decoders,
             reader=self.references.options.reader,
-            finish=lambda _, flat: items(flat),
+            finish=lambda _, flat: unfold_subarray(flat),
         )
 
     def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:
@@ -610,7 +610,9 @@ class RegionResults(ReferenceResults):
                 yield with_items(*form), bound.only(rows), rows
 
     def _finish(self, flat: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        values = items(flat) if self.decode is None else self.decode(items(flat))
+        values = (
+            unfold_subarray(flat) if self.decode is None else self.decode(unfold_subarray(flat))
+        )
         return np.asarray(self.function(values, bound))
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:

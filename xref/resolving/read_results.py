@@ -24,7 +24,7 @@ from xref.errors import (
     ResultTooLargeError,
     WrongTargetError,
 )
-from xref.hdf5 import DatasetLayout, items
+from xref.hdf5 import DatasetLayout, unfold_subarray
 from xref.objects import StoredObject
 from xref.options import get_option
 from xref.reading import SmallDatasets, plan_parts, plan_read, read_plan, select_small_datasets
@@ -372,9 +372,11 @@ def read_results(
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
         read_into(part, raw, begins, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
-        decoded = decoding(items(raw))
+        decoded = decoding(unfold_subarray(raw))
         where = part.first_target.where if part.first_target else ""
-        items(values)[...] = convert(decoded, items(values).dtype, partial(str, where))
+        unfold_subarray(values)[...] = convert(
+            decoded, unfold_subarray(values).dtype, partial(str, where)
+        )
         _place_values(values, bound.shape[rows], out, dst[rows], cell)
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from xref.arrays import results_dtype
 from xref.engine import Decoding, lazily_indexed
-from xref.hdf5 import items
+from xref.hdf5 import unfold_subarray
 from xref.references import ReferenceArray
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
@@ -155,7 +155,7 @@ def _repeated(element: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[
 def _sample_of(decoding: Decoding) -> npt.NDArray[Any]:
     """Return one decoded element: 1 if elements are numbers, else a missing value."""
     one = np.zeros(1, dtype=decoding.raw_dtype)
-    values = items(one)
+    values = unfold_subarray(one)
     if values.dtype.kind in "biufc":
         values[...] = 1
     elif values.dtype.hasobject:

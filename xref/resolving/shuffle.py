@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from xref import reading
 from xref.arrays import convert
-from xref.hdf5 import items
+from xref.hdf5 import unfold_subarray
 from xref.references import DecodeOptions, tile_loader
 from xref.resolving.lazy_results import BlockReads, ReferenceResults, Spans
 from xref.resolving.read_results import BoundDataset
@@ -437,7 +437,9 @@ def _decode_elements(values: Values, flat: BlockReads, target: BoundDataset) -> 
     if decoding.is_plain and values.dtype == flat.dtype:
         return values
     out = np.empty(len(values), dtype=flat.dtype)
-    items(out)[...] = convert(decoding(items(values)), items(out).dtype, target.describe)
+    unfold_subarray(out)[...] = convert(
+        decoding(unfold_subarray(values)), unfold_subarray(out).dtype, target.describe
+    )
     return out
 
 

@@ -20,9 +20,9 @@ import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
 import xref.resolving.read_results
 from xref.errors import XrefError
-from xref.hdf5.bulk_attributes import MAX_KINDS
-from xref.hdf5.bulk_datasets import CHUNKED
+from xref.hdf5.bulk_attributes import MAX_GROUPS
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
+from xref.hdf5.layout_message import CHUNKED
 from xref.objects import StoredObject
 from xref.objects.datasets import chunk_index
 from xref.objects.parsing import dataset_table, file_content
@@ -298,12 +298,12 @@ def test_structured_and_edge_chunks_of_three_axes(path: Path) -> None:
 def test_chunks_of_many_sizes_are_of_one_kind(
     path: Path, libver: str, filters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [spec_of((n,), (n,), filters=filters) for n in range(1, MAX_KINDS + 20)]
+    rows = [spec_of((n,), (n,), filters=filters) for n in range(1, MAX_GROUPS + 20)]
     write(path, rows, libver)
     location, address, found = read(path)
     assert found.known.all()
     assert len(address) == len(rows)
-    assert (dataset_table(location, address).kind == 0).all()
+    assert (dataset_table(location, address).first_alike == 0).all()
     with h5py.File(path) as file:
         expected = np.concatenate([file[r][()] for r in file["refs"][...]])
     np.testing.assert_array_equal(values_of(path, False, monkeypatch), expected)

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import struct
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from hypothesis import HealthCheck, given, settings
 
 import xref.hdf5.chunk_index.nodes
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.bulk_headers import PADDING_NBYTES
-from xref.hdf5.checksums import sum_blocks
+from xref.hdf5.checksums import lookup3
 from xref.hdf5.dataset_layout import ChunkIndex
-from xref.hdf5.metadata_reader import lookup3
 from xref.objects import StoredObject
 from xref.objects import datasets as h5data
 from xref.objects.datasets import chunk_index, dataset_facts, stored_nbytes
@@ -568,36 +565,3 @@ def test_bytes_stored_are_those_that_hdf5_tells(path: Path, filters: dict[str, A
         n: stored_nbytes(StoredObject(location, a)) for n, a in addresses.items()
     } == expected
     assert StoredObject(location, addresses["d"]).layout.stored_nbytes == 0
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    many=st.booleans(),
-    seed=st.integers(0, 9),
-)
-def test_sums_of_many_blocks_are_those_of_each(
-    lengths: list[int], many: bool, seed: int
-) -> None:
-    nbytes = np.array(lengths * (30 if many else 1))
-    position = np.cumsum(nbytes) - nbytes
-    data = np.frombuffer(
-        np.random.default_rng(seed).bytes(int(nbytes.sum())) + bytes(PADDING_NBYTES), np.uint8
-    )
-    found = sum_blocks(data, position, nbytes).tolist()
-    pairs = zip(position.tolist(), nbytes.tolist(), strict=True)
-    assert found == [lookup3(data[at : at + n].tobytes()) for at, n in pairs]
-
-
-def test_sums_of_one_long_block_among_short_ones_take_little_memory() -> None:
-    nbytes = np.append(np.full(300, 10), 1 << 20)
-    position = np.cumsum(nbytes) - nbytes
-    data = np.zeros(int(nbytes.sum()) + PADDING_NBYTES, dtype=np.uint8)
-    tracemalloc.start()
-    try:
-        found = sum_blocks(data, position, nbytes)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert found[-1] == lookup3(bytes(1 << 20))
-    assert (found[:-1] == lookup3(bytes(10))).all()
-    assert peak < 64 << 20

@@ -25,10 +25,10 @@ import numpy.typing as npt
 
 from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
-from xref.hdf5.bulk_headers import ByteArray, integers, undefined
 from xref.hdf5.chunk_index.btrees import MASK_NBYTES, ListedChunks, joined, spans, with_address
 from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
 from xref.hdf5.metadata_reader import integer
+from xref.hdf5.packed import ByteArray, integers, undefined
 
 _MAX_BITS = 62
 """Elements of one array are numbered below two to this power; libhdf5 uses 32."""

@@ -22,10 +22,10 @@ import numpy as np
 
 from xref.arrays import BoolArray, IntArray
 from xref.errors import UnsupportedError
-from xref.hdf5.bulk_headers import integers, undefined
+from xref.hdf5.btree2 import child_pointer_sizes
 from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
-from xref.hdf5.fractal_heap import child_pointer_sizes
 from xref.hdf5.metadata_reader import integer
+from xref.hdf5.packed import integers, undefined
 
 PLAIN_CHUNKS, FILTERED_CHUNKS = 10, 11
 """Types of version 2 B-trees."""

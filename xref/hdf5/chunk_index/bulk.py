@@ -25,15 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import BoolArray, IntArray, RangeSource, ragged_ranges, row_offsets
-from xref.hdf5.bulk_datasets import (
-    BATCH,
-    FIXED_ARRAY,
-    IMPLICIT,
-    SINGLE_CHUNK,
-    V1_BTREE,
-    DatasetTable,
-)
-from xref.hdf5.bulk_headers import ByteArray, checksums, integers, read_blocks, undefined
+from xref.hdf5.bulk_datasets import BATCH, DatasetTable
+from xref.hdf5.checksums import sum_blocks
+from xref.hdf5.layout_message import FIXED_ARRAY, IMPLICIT, SINGLE_CHUNK, V1_BTREE
+from xref.hdf5.packed import ByteArray, integers, read_blocks, undefined
 from xref.hdf5.superblock import FileContent, FileFormat
 
 MAX_CHUNKS = 64
@@ -333,5 +328,5 @@ def _are_signed(data: ByteArray, at: IntArray, nbytes: IntArray, begin: int) -> 
     good: BoolArray = integers(data, at, 8) & (1 << 40) - 1 == begin
     if len(at):
         covered = nbytes - _CHECKSUM_NBYTES
-        good &= checksums(data, at, covered) == integers(data, at + covered, 4)
+        good &= sum_blocks(data, at, covered) == integers(data, at + covered, 4)
     return good

@@ -18,7 +18,11 @@ from itertools import pairwise
 import numpy as np
 
 from xref.errors import UnsupportedError
-from xref.hdf5.bulk_datasets import (
+from xref.hdf5.chunk_index.arrays import TOO_LONG, Grid, read_extensible_array, read_fixed_array
+from xref.hdf5.chunk_index.btrees import ListedChunks, joined, read_v1_tree, read_v2_tree
+from xref.hdf5.chunk_index.nodes import NodeReader
+from xref.hdf5.dataset_layout import DatasetLayout
+from xref.hdf5.layout_message import (
     CHUNKED,
     EXTENSIBLE_ARRAY,
     FIXED_ARRAY,
@@ -29,10 +33,6 @@ from xref.hdf5.bulk_datasets import (
     V1_BTREE,
     V2_BTREE,
 )
-from xref.hdf5.chunk_index.arrays import TOO_LONG, Grid, read_extensible_array, read_fixed_array
-from xref.hdf5.chunk_index.btrees import ListedChunks, joined, read_v1_tree, read_v2_tree
-from xref.hdf5.chunk_index.nodes import NodeReader
-from xref.hdf5.dataset_layout import DatasetLayout
 from xref.hdf5.metadata_reader import MetadataReader, integer
 
 NO_FILTER = 2**32 - 1

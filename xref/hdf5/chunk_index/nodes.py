@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from xref.arrays import IntArray, RangeSource
-from xref.hdf5.bulk_headers import PADDING_NBYTES, ByteArray, integers
 from xref.hdf5.checksums import sum_blocks
-from xref.hdf5.fractal_heap import ReadBudget
-from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader
+from xref.hdf5.metadata_reader import MAX_CHECKED_NBYTES, MetadataReader, ReadBudget
+from xref.hdf5.packed import ByteArray, integers, padded_buffer
 
 LOT_NBYTES = 16 << 20
 """Bytes of nodes that are in memory at once, unless one node has more
@@ -112,10 +111,7 @@ class NodeReader:
     def _read_lot(
         self, rows: slice, address: IntArray, nbytes: IntArray, ends: IntArray
     ) -> NodeBatch:
-        total = int(ends[-1])
-        data = np.empty(total + PADDING_NBYTES, dtype=np.uint8)
-        data[total:] = 0
-        position = ends - nbytes
+        data, position = padded_buffer(int(ends[-1])), ends - nbytes
         order = np.argsort(address, kind="stable")
         offset = self._base_address + address[order]
         self._file.read_ranges(offset, nbytes[order], data, position[order])
