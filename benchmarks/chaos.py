@@ -203,7 +203,7 @@ def run_damaged(arguments: argparse.Namespace, folder: Path) -> None:
     bad = N_FILES // 2
     damage(paths[bad])
     with cluster(arguments, folder) as client:
-        client.run(__import__, "xref.resolving.graph")
+        client.run(__import__, "xref.resolving.dask_graph")
         before = client.run(os.getpid)
         begin = time.monotonic()
         futures = client.map(sum_file, paths)

@@ -98,7 +98,7 @@ def main():
         LocalCluster(WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        client.run(__import__, "xref.resolving.graph")
+        client.run(__import__, "xref.resolving.dask_graph")
         for what in WHAT:
             rows = list(contest(client, folder / "w1.h5", what, options.blocks, options.reps))
             print_table(rows)

@@ -2,7 +2,7 @@
 
 The sums of W1's regions are computed in Dask blocks of references in random order.
 
-LOT_NBYTES
+BATCH_NBYTES
     Least number of decoded bytes in one batch of chunks: time relative to the present
     value, with 10 and with 50 blocks.
 COPIED_PER_DECODED
@@ -24,11 +24,11 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, print_table, timed, warm
 
 import xref
-from xref.resolving import shuffle as exchange
+from xref.resolving import shuffle
 from xref.storage.read_counts import count_reads
 
 MIB = 1 << 20
-LOTS = (4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB)
+BATCH_SIZES = (4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB)
 BLOCKS = (10, 50)
 TIMES = (1, 4, 16, 32, 64)
 CORNER = 2048
@@ -44,29 +44,32 @@ def sums_in_blocks(references, blocks):
 
 def timed_with(name, value, sums):
     """Return the lap of a computation while a constant of `xref.resolving.shuffle` is set."""
-    before = getattr(exchange, name)
-    setattr(exchange, name, value)
+    before = getattr(shuffle, name)
+    setattr(shuffle, name, value)
     try:
         with timed() as lap:
             sums.compute()
     finally:
-        setattr(exchange, name, before)
+        setattr(shuffle, name, before)
     return lap.wall
 
 
-def sweep_lots(references, reps):
+def sweep_batches(references, reps):
     """Return a row for each size of batches."""
-    present = exchange.LOT_NBYTES
-    rows = {n: {"LOT_NBYTES": f"{n // MIB} MiB" + " (now)" * (n == present)} for n in LOTS}
+    present = shuffle.BATCH_NBYTES
+    rows = {
+        n: {"BATCH_NBYTES": f"{n // MIB} MiB" + " (now)" * (n == present)} for n in BATCH_SIZES
+    }
     for blocks in BLOCKS:
         laps = []
         for _ in range(reps):
             # Plans are remembered with the array, so each lap has one of its own.
             found = {
-                n: timed_with("LOT_NBYTES", n, sums_in_blocks(references, blocks)) for n in LOTS
+                n: timed_with("BATCH_NBYTES", n, sums_in_blocks(references, blocks))
+                for n in BATCH_SIZES
             }
             laps.append({n: seconds / found[present] for n, seconds in found.items()})
-        for n in LOTS:
+        for n in BATCH_SIZES:
             rows[n][f"{blocks} blocks"] = f"{median([lap[n] for lap in laps]):.2f}"
     return list(rows.values())
 
@@ -115,7 +118,7 @@ def main():
         dask.config.set(scheduler="threads", num_workers=arguments.threads),
         xr.open_dataset(path, engine="h5ref") as dataset,
     ):
-        print_table(sweep_lots(dataset["rois"], arguments.reps))
+        print_table(sweep_batches(dataset["rois"], arguments.reps))
         print_table(compare_copies(dataset["rois"], arguments.reps))
 
 

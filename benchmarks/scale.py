@@ -31,8 +31,8 @@ import xarray as xr
 from common import add_data_argument, describe_machine, median, table_lines, timed, warm
 from dask.utils import key_split
 
-from xref.resolving import shuffle as exchange
-from xref.resolving.graph import ReadLayer
+from xref.resolving import shuffle
+from xref.resolving.dask_graph import ReadLayer
 from xref.storage.read_counts import count_reads
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
@@ -71,25 +71,25 @@ def measure_stages(path, n):
         layer = next(x for x in data.dask.layers.values() if isinstance(x, ReadLayer))
         blocks = [layer._spans(key) for key in layer]
         with timed() as lap:
-            toll = exchange.estimate_cost(layer.array, blocks)
+            cost = shuffle.estimate_cost(layer.array, blocks)
         laps["count"] = lap.cpu
-        made = exchange.Shuffle(
+        made = shuffle.Shuffle(
             layer.array,
             blocks,
             None,
             layer.dtype,
             f"{path}{n}",
-            toll.divide(),
+            cost.layout(),
         )
         with timed() as lap:
             plan = made.require_plan()
         laps["plan"] = lap.cpu
         with timed() as lap, count_reads() as counts:
-            lots = [exchange.split_batch(made, i) for i in range(len(plan.lots))]
+            batches = [shuffle.split_batch(made, i) for i in range(len(plan.batches))]
         laps["read"] = lap.cpu
         with timed() as lap:
-            for group in range(len(made.groups)):
-                exchange.assemble_group(made, group, [lot[group] for lot in lots])
+            for group in range(len(made.block_groups)):
+                shuffle.assemble_group(made, group, [batch[group] for batch in batches])
         laps["put together"] = lap.cpu
         table = columns.regions
         held = sum(getattr(table, name).nbytes for name in table.__dataclass_fields__)
@@ -170,7 +170,7 @@ def clusters_rows(path, reps, threads_seconds):
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
-            client.run(__import__, "xref.resolving.graph")
+            client.run(__import__, "xref.resolving.dask_graph")
             run_once(client, path, COUNTS[0])
             for n in COUNTS:
                 runs = [run_once(client, path, n) for _ in range(reps)]
@@ -227,7 +227,7 @@ def with_threads(path, reps):
 
 def groups_rows(path, reps):
     """Return the time for each size of groups, on two workers."""
-    present, laps = exchange.GROUP_NBYTES, []
+    present, laps = shuffle.GROUP_NBYTES, []
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=60
@@ -239,9 +239,9 @@ def groups_rows(path, reps):
             lap = {}
             for nbytes in GROUPS:
                 # The scheduler, in this process, makes the tasks.
-                exchange.GROUP_NBYTES = nbytes
+                shuffle.GROUP_NBYTES = nbytes
                 lap[nbytes] = run_once(client, path, COUNTS[-1])
-            exchange.GROUP_NBYTES = present
+            shuffle.GROUP_NBYTES = present
             laps.append(lap)
     return [
         {

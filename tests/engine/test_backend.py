@@ -1,4 +1,4 @@
-"""Opening: the engine, its arguments, groups and what is left out."""
+"""Opening: the engine, its arguments, groups, and members that are left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samples import DATA, add_regions, nested, open_h5, scaled
 from xref import ReferenceArray, UnreadableMemberWarning
 
 
-def test_the_engine_is_listed_and_never_guesses(make: Callable[..., Path]) -> None:
+def test_the_engine_is_listed_and_guesses_no_file(make: Callable[..., Path]) -> None:
     engine = xr.backends.list_engines()["h5ref"]
     assert "HDF5" in engine.description
     path = make(lambda f: f.create_dataset("x", data=1))
@@ -26,7 +26,9 @@ def test_the_engine_is_listed_and_never_guesses(make: Callable[..., Path]) -> No
     assert engine.guess_can_open(str(path)) is False
 
 
-def test_arguments_are_checked(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_invalid_arguments_of_open_dataset_raise(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
     path = make(lambda f: f.create_dataset("x", data=1))
     with pytest.raises(ValueError, match="reader"):
         open_h5(path, reader="quick")
@@ -81,7 +83,7 @@ def test_group_attributes_and_odd_names_are_kept(make: Callable[..., Path]) -> N
 
 
 @pytest.mark.parametrize("group", ["nowhere", "a/nowhere", "top", "top/x"])
-def test_a_missing_group_is_an_error_that_names_it(
+def test_a_missing_group_raises_an_error_with_its_name(
     make: Callable[..., Path], group: str
 ) -> None:
     with pytest.raises(OSError, match=rf"file\.h5.*{group.split('/')[-1]}"):
@@ -101,11 +103,11 @@ def test_datatrees_open(make: Callable[..., Path]) -> None:
         ds.close()
 
 
-# --- which variables ------------------------------------------------------------------
+# --- variables --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunks", [None, {}, "auto", -1, {"phony_dim_0": 2}])
-def test_chunks_of_open_dataset_cut_data_and_leave_references(
+def test_chunks_of_open_dataset_divide_data_but_not_references(
     make: Callable[..., Path], chunks: Any
 ) -> None:
     with open_h5(
@@ -124,7 +126,7 @@ def unreadable(file: h5py.File) -> None:
     add_regions(file, "refs", (3,))
     file["null"] = h5py.Empty("f4")
     opaque = h5py.h5t.create(h5py.h5t.OPAQUE, 3)
-    # h5py lacks a type for times; alone they are read as integers.
+    # h5py has no type for times; outside of compounds they are read as integers.
     time_type = h5py.h5t.create(h5py.h5t.COMPOUND, 4)
     time_type.insert(b"when", 0, h5py.h5t.UNIX_D32LE)
     space = h5py.h5s.create_simple((2,))
@@ -134,7 +136,7 @@ def unreadable(file: h5py.File) -> None:
     file["soft_data"] = h5py.SoftLink("/data")
 
 
-def test_variables_that_are_dropped_are_not_looked_at(make: Callable[..., Path]) -> None:
+def test_dropped_variables_are_not_read(make: Callable[..., Path]) -> None:
     path = make(scaled)
     with open_h5(path, drop_variables=["refs", "square"]) as ds:
         assert set(ds.variables) == {"y", "x", "data", "plain"}

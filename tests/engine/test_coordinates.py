@@ -1,4 +1,4 @@
-"""Coordinates of targets come along with what is resolved from them."""
+"""Resolved references have the coordinates of their targets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_coordinates_equal_for_all_references_stay_one_dimensional(rois_ds: xr.D
     assert rows.attrs["long_name"] == "some data"
 
 
-def test_coordinates_that_differ_get_the_dimension_of_the_references(
+def test_different_coordinates_get_the_dimension_of_the_references(
     rois_ds: xr.Dataset,
 ) -> None:
     rois = rois_ds["data_rois"].h5ref.resolve()
@@ -61,7 +61,7 @@ def test_a_single_region_has_one_dimensional_coordinates(rois_ds: xr.Dataset) ->
     assert same["y"].dims == ("y",)
 
 
-def test_own_coordinates_of_the_references_stay(rois_ds: xr.Dataset) -> None:
+def test_coordinates_of_the_reference_variable_stay(rois_ds: xr.Dataset) -> None:
     rois = rois_ds["data_rois"].rename({rois_ds["data_rois"].dims[0]: "roi"})
     rois = rois.assign_coords(roi=list("abcdef"), size=("roi", np.arange(6)))
     resolved = rois.h5ref.resolve()
@@ -82,7 +82,7 @@ def test_a_coordinate_shorter_than_its_axis_is_left_out(tmp_path: Path) -> None:
         assert ds["r"].h5ref.resolve().values.tolist() == [[6, 7]]
 
 
-def test_coordinates_come_along_beside_nulls_and_from_several_targets(tmp_path: Path) -> None:
+def test_coordinates_of_several_targets_are_kept_with_null_references(tmp_path: Path) -> None:
     path = tmp_path / "coords.h5"
     data = {"a": np.arange(40, dtype="i4").reshape(4, 10), "b": np.arange(40.0).reshape(4, 10)}
     regions = {
@@ -107,7 +107,7 @@ def test_coordinates_come_along_beside_nulls_and_from_several_targets(tmp_path: 
         assert along["x_1"].values.tolist() == [[102, 103], [105, 106]]
 
 
-def test_a_scalar_coordinate_comes_along_with_any_selection(tmp_path: Path) -> None:
+def test_a_scalar_coordinate_is_kept_with_any_selection(tmp_path: Path) -> None:
     path = tmp_path / "station.h5"
     image = np.arange(40).reshape(4, 10)
     regions = {"r": [("img", np.s_[:, [1, 5, 9]]), ("img", np.s_[:, 2:5])]}

@@ -1,4 +1,4 @@
-"""Selections that leave the extent of their dataset, grow with it, or dwarf memory."""
+"""Selections beyond the extent of their dataset, growing with it, or larger than memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import xref
 from xref import SelectionError
 
 
-def test_a_region_of_a_dataset_that_shrank_is_named(
+def test_a_region_beyond_a_shrunk_dataset_is_named_in_the_error(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     values = np.arange(2000).reshape(40, 50)
@@ -77,7 +77,9 @@ def test_points_beyond_a_dataset_shrunk_by_one_row_are_an_error(
         open_refs(path).values[0].resolve()
 
 
-def test_all_grows_with_the_dataset(path: Path, open_refs: Callable[..., xr.DataArray]) -> None:
+def test_a_region_of_all_elements_grows_with_the_dataset(
+    path: Path, open_refs: Callable[..., xr.DataArray]
+) -> None:
     values = np.arange(6).reshape(2, 3)
     write_regions(path, {"t": values}, {"refs": [("t", everything)]}, maxshape=(None, 3))
     with xr.open_dataset(path, engine="h5ref") as dataset:
@@ -90,7 +92,7 @@ def test_all_grows_with_the_dataset(path: Path, open_refs: Callable[..., xr.Data
     np.testing.assert_array_equal(reference.resolve(), np.arange(12).reshape(4, 3))
 
 
-def test_points_far_apart_do_not_allocate_what_lies_between(
+def test_distant_points_do_not_allocate_the_elements_between_them(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     side = 2**17
@@ -133,7 +135,7 @@ def test_corners_of_a_huge_dataset_are_a_small_outer_product(
     assert peak < 64 << 20
 
 
-def test_a_result_out_of_proportion_is_refused_before_it_is_made(
+def test_a_too_large_result_is_refused_before_it_is_allocated(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     side = 2**17

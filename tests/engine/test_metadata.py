@@ -1,4 +1,4 @@
-"""Attributes and types that are odd, damaged or not read: told, and never in the way."""
+"""Unusual, damaged or unreadable attributes and types: a warning, and the rest is read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 import xarray as xr
 from samples import open_h5
 
-from xref import ObjectReference, UnreadableMemberWarning
+from xref import ObjectReference, UnreadableMemberWarning, hdf5
 from xref.cli.info import inspect_file
-from xref.objects import attributes as h5attributes
 from xref.storage.open_files import locate_file
 
 
@@ -36,7 +35,7 @@ from xref.storage.open_files import locate_file
         ("CLASS", [1, 2]),
     ],
 )
-def test_odd_dimension_attributes_leave_phony_names(
+def test_invalid_dimension_attributes_give_phony_names(
     tmp_path: Path, name: str, value: Any
 ) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
@@ -68,13 +67,13 @@ def test_odd_dimension_attributes_leave_phony_names(
 
 
 def damage_text(path: Path) -> None:
-    """Let the heap of the file's attributes of variable length lose its signature."""
+    """Overwrite the signature of the global heap of attributes of variable length."""
     data = path.read_bytes()
     assert data.count(b"GCOL") == 1
     path.write_bytes(data.replace(b"GCOL", b"XXXX"))
 
 
-def test_resolving_warns_of_attributes_that_cannot_be_read(tmp_path: Path) -> None:
+def test_resolving_warns_of_unreadable_attributes(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
         file["group/data"] = np.arange(3)
         file["group/data"].attrs["scale_factor"] = "text of variable length"
@@ -91,7 +90,7 @@ def test_resolving_warns_of_attributes_that_cannot_be_read(tmp_path: Path) -> No
     ("name", "member", "path"),
     [("trefer_obj.h5", "Dataset3", "/Group1/Dataset1"), ("trefer_grp.h5", "dset", "/group")],
 )
-def test_targets_that_hold_references_of_hdf5_112_are_references(
+def test_targets_of_hdf5_1_12_references_resolve_to_references(
     corpus: Path, name: str, member: str, path: str
 ) -> None:
     filename = corpus / "hdf5" / name
@@ -113,7 +112,7 @@ WITHIN = {
 
 
 def leaves(value: Any) -> list[Any]:
-    """Everything in nested elements that is neither a compound nor a sequence."""
+    """Yield the values in nested compounds and sequences."""
     if isinstance(value, np.void):
         return [leaf for name in value.dtype.names for leaf in leaves(value[name])]
     if isinstance(value, np.ndarray):
@@ -148,10 +147,10 @@ def test_references_within_elements_are_picklable_elements(tmp_path: Path, withi
     np.testing.assert_array_equal(found[0].resolve(), np.arange(3))
 
 
-# --- what `xref info` tells -------------------------------------------------------------
+# --- output of `xref info` --------------------------------------------------------------
 
 
-def test_info_tells_of_attributes_that_cannot_be_read(tmp_path: Path) -> None:
+def test_info_reports_unreadable_attributes(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w", libver="earliest") as file:
         file.attrs["text"] = "of variable length"
     damage_text(tmp_path / "f.h5")
@@ -160,7 +159,7 @@ def test_info_tells_of_attributes_that_cannot_be_read(tmp_path: Path) -> None:
     assert report.problems[0].startswith("/, attribute 'text': ")
 
 
-def test_info_goes_on_past_a_damaged_group(tmp_path: Path) -> None:
+def test_info_continues_after_a_damaged_group(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", libver="earliest") as file:
         file["data"] = np.arange(3)
@@ -176,7 +175,7 @@ def test_info_goes_on_past_a_damaged_group(tmp_path: Path) -> None:
     assert report.problems[0].startswith("/bad: CorruptFileError")
 
 
-def test_info_counts_regions_of_another_rank_as_outside(tmp_path: Path) -> None:
+def test_info_counts_regions_of_a_wrong_rank_as_outside(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         flat = file.create_dataset("flat", data=np.arange(12))
         refs = file.create_dataset("refs", (2,), dtype=h5py.regionref_dtype)
@@ -193,7 +192,7 @@ def test_info_counts_regions_of_another_rank_as_outside(tmp_path: Path) -> None:
     assert (target.path, target.outside, target.start, target.stop) == ("/data", 2, None, None)
 
 
-def test_many_targets_are_made_ready_together(
+def test_metadata_of_many_targets_are_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
@@ -215,7 +214,7 @@ def test_many_targets_are_made_ready_together(
     assert len(images) == 1
 
 
-def test_text_out_of_proportion_is_not_read_when_a_file_opens(tmp_path: Path) -> None:
+def test_long_text_is_not_read_when_a_file_opens(tmp_path: Path) -> None:
     path = tmp_path / "text.h5"
     with h5py.File(path, "w") as file:
         texts = file.create_dataset("texts", (3000,), dtype=h5py.string_dtype())
@@ -232,7 +231,7 @@ def test_text_out_of_proportion_is_not_read_when_a_file_opens(tmp_path: Path) ->
         assert len(ds["texts"][2999].item()) == 1 << 16
 
 
-def test_attributes_that_hold_references_are_read_together(
+def test_attributes_with_references_are_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "attributes.h5"
@@ -242,10 +241,8 @@ def test_attributes_that_hold_references_are_read_together(
         for i in range(20):
             file["data"].attrs[f"a{i}"] = value
     calls = []
-    read = h5attributes.hdf5.read_raw_attributes
-    monkeypatch.setattr(
-        h5attributes.hdf5, "read_raw_attributes", lambda *a: calls.append(a) or read(*a)
-    )
+    read = hdf5.read_raw_attributes
+    monkeypatch.setattr(hdf5, "read_raw_attributes", lambda *a: calls.append(a) or read(*a))
     with open_h5(path) as ds:
         assert ds["data"].attrs["a19"]["of"].path == "/data"
     assert len(calls) == 1

@@ -49,7 +49,7 @@ def compound(dtype: np.dtype, *values: Any) -> Any:
 
 Value = Callable[[h5py.File, int], Any]
 
-# Type of each kind of variable, and its value for a number.
+# Dtype of each kind of variable, and the value made from a number.
 KINDS: dict[str, tuple[Any, Value]] = {
     "text": (h5py.string_dtype(), lambda f, k: "ü" * k),
     "ascii": (h5py.string_dtype("ascii"), lambda f, k: "a" * k),
@@ -136,7 +136,7 @@ def write(
 
 
 def plain(value: Any) -> Any:
-    """Return nested lists that compare equal where the values and their types do."""
+    """Return nested lists that are equal if the values and their types are equal."""
     if isinstance(value, xref.RegionReference | xref.ObjectReference):
         bounds = value.bounds if isinstance(value, xref.RegionReference) and value else None
         return (value.path, bounds) if value else "null"
@@ -145,7 +145,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.names:
         return [(name, plain(value[name])) for name in value.dtype.names]
     if isinstance(value, np.ndarray):
-        # Dask gives one text the width of its own; pickling numbers may swap their bytes.
+        # Dask gives a single text its own width; pickling numbers may swap their bytes.
         dtype = "U" if value.dtype.kind == "U" else str(value.dtype.newbyteorder("="))
         return (dtype, value.shape, [plain(v) for v in value.ravel().tolist()])
     if isinstance(value, float) and np.isnan(value):
@@ -156,7 +156,7 @@ def plain(value: Any) -> Any:
 
 
 def described(ds: xr.Dataset) -> dict[Any, Any]:
-    """Return all that a Dataset says, as values that compare."""
+    """Return all values and metadata of a Dataset in a form that can be compared."""
     return {
         name: (
             v.dims,
@@ -247,7 +247,7 @@ if importlib.util.find_spec("zarr"):
 
 
 def outcome(operation: Operation, a: xr.Dataset, b: xr.Dataset, folder: Path) -> Any:
-    """Return what an operation gives, or the type of its error."""
+    """Return the result of an operation, or the type of its error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of types that Zarr 3 has no specification for
@@ -269,7 +269,7 @@ def compare(operation: str, paths: list[Path], chunks: Any, cache: bool | None) 
     try:
         found = outcome(OPERATIONS[operation], *opened, folder)
         if isinstance(found, type) and chunks is not None:
-            # What Dask cannot do with such values, it cannot do with loaded ones either.
+            # Dask does not support these operations for loaded values either.
             loaded = [ds.chunk() for ds in loaded]
         assert found == outcome(OPERATIONS[operation], *loaded, folder)
     finally:
@@ -313,7 +313,7 @@ def test_operations_give_the_same_on_lazy_and_on_loaded_datasets(
 
 @pytest.fixture(scope="module")
 def granules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with two files for each kind of objects."""
+    """Return a folder with two files for each object dtype."""
     folder = tmp_path_factory.mktemp("granules")
     for kind in OBJECTS:
         for i in range(2):
@@ -326,7 +326,7 @@ def granules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "operation", ["concat", "combine_by_coords", "reindex", "where", "merge"]
 )
-def test_every_kind_of_objects_joins_and_reindexes(
+def test_variables_of_every_object_dtype_join_and_reindex(
     granules: Path, operation: str, kind: str
 ) -> None:
     paths = [granules / f"{kind} {i}.h5" for i in range(2)]
@@ -340,7 +340,7 @@ def test_every_kind_of_objects_joins_and_reindexes(
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
 @pytest.mark.parametrize("cache", [None, True, False])
-def test_lazy_data_tell_the_dtype_of_their_values(
+def test_lazy_data_have_the_dtype_of_their_values(
     tmp_path: Path, chunks: Any, cache: bool | None
 ) -> None:
     path = write(tmp_path / "f.h5", dict.fromkeys(KINDS, ("t",)), attribute=True)
@@ -353,7 +353,7 @@ def test_lazy_data_tell_the_dtype_of_their_values(
             )
 
 
-def test_chunks_are_those_that_were_asked_for(tmp_path: Path) -> None:
+def test_variables_of_objects_have_the_requested_chunks(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         for name, dtype in {"hits": h5py.vlen_dtype("i4"), "pair": PAIR}.items():
@@ -378,7 +378,7 @@ def test_chunks_are_those_that_were_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunks", [None, {}, "auto"], ids=str)
-def test_a_dimension_may_be_labelled_by_text_or_sequences(tmp_path: Path, chunks: Any) -> None:
+def test_text_and_sequences_may_be_labels_of_a_dimension(tmp_path: Path, chunks: Any) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         for name in ("utf-8", "ascii"):
@@ -427,7 +427,7 @@ def test_other_processes_read_objects_as_this_one_does(
         assert described(found) == described(lazy)
 
 
-# --- what is beyond the end of a dataset ------------------------------------------------------
+# --- elements beyond the end of a dataset -----------------------------------------------------
 
 
 def contents(ds: xr.Dataset) -> dict[Any, Any]:
@@ -436,7 +436,7 @@ def contents(ds: xr.Dataset) -> dict[Any, Any]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_beyond_their_end_datasets_are_as_if_they_had_grown(
+def test_elements_beyond_the_end_equal_those_of_a_resized_dataset(
     tmp_path: Path, data: st.DataObject
 ) -> None:
     dims = st.sampled_from([("t",), ("t", "x"), ("x", "t")])
@@ -471,7 +471,7 @@ def test_beyond_their_end_datasets_are_as_if_they_had_grown(
 @pytest.mark.parametrize("chunks", [None, {}, {"t": 1}], ids=str)
 @pytest.mark.parametrize("charset", ["utf-8", "ascii"])
 @pytest.mark.parametrize("options", [{}, {"decode_vlen_strings": False}], ids=str)
-def test_the_fill_value_of_a_dataset_stands_beyond_its_end(
+def test_elements_beyond_the_end_have_the_fill_value(
     make: Callable[..., Path], chunks: Any, charset: str, options: dict[str, Any]
 ) -> None:
     def fill(file: h5py.File) -> None:
@@ -507,7 +507,7 @@ def test_the_fill_value_of_a_dataset_stands_beyond_its_end(
 
 @pytest.mark.parametrize("reader", ["auto", "direct", "h5py"])
 @pytest.mark.parametrize("chunks", [None, (3,)], ids=str)
-def test_a_fill_value_that_is_never_written_is_none(
+def test_elements_beyond_the_end_equal_h5py_if_fill_values_are_never_written(
     make: Callable[..., Path], chunks: tuple[int, ...] | None, reader: str
 ) -> None:
     def fill(file: h5py.File) -> None:
@@ -527,7 +527,7 @@ def test_a_fill_value_that_is_never_written_is_none(
         assert ds["refs"].h5ref.resolve().values.tolist() == [[0, 0, 0]]
 
 
-def test_sequences_beyond_the_end_are_not_shared(tmp_path: Path) -> None:
+def test_sequences_beyond_the_end_are_separate_arrays(tmp_path: Path) -> None:
     with open_h5(write(tmp_path / "f.h5", {"sequence": ("t",)}, {"sequence": 1})) as ds:
         one, other = ds["sequence"].values[1:]
         assert one.dtype == other.dtype == np.dtype("i4")
@@ -535,7 +535,7 @@ def test_sequences_beyond_the_end_are_not_shared(tmp_path: Path) -> None:
         assert one is not other
 
 
-def test_text_of_netcdf4_is_filled_up_with_empty_text(tmp_path: Path) -> None:
+def test_text_of_netcdf4_is_padded_with_empty_text(tmp_path: Path) -> None:
     netcdf4 = pytest.importorskip("netCDF4")
     with netcdf4.Dataset(tmp_path / "f.nc", "w") as file:
         file.createDimension("time", None)
@@ -591,7 +591,7 @@ def test_virtual_references_beyond_the_end_are_null(tmp_path: Path) -> None:
         assert [r.path for r in ds["refs"].values[:2]] == ["/t", "/t"]
 
 
-def test_no_region_is_made_of_what_is_beyond_the_end(tmp_path: Path) -> None:
+def test_regions_beyond_the_end_are_refused(tmp_path: Path) -> None:
     kinds = ["number", "object", "text", "sequence", "pair"]
     path = write(tmp_path / "f.h5", dict.fromkeys(kinds, ("t",)), dict.fromkeys(kinds, 1))
     with open_h5(path) as ds:
@@ -606,7 +606,7 @@ def test_no_region_is_made_of_what_is_beyond_the_end(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["read", "lazy"])
 def text_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether text is read when a file is opened, as small variables are."""
+    """Tell whether text is read when a file is opened, as for small variables."""
     if request.param == "lazy":
         monkeypatch.setattr(variables, "TEXT_ELEMENTS", 0)
     return str(request.param)
@@ -650,7 +650,7 @@ def test_text_of_either_charset_follows_the_conventions(
             assert back["masked"].isnull().values.tolist() == [False, True, False]
 
 
-def test_text_that_is_ascii_no_more_is_written_as_utf8(make: Callable[..., Path]) -> None:
+def test_ascii_text_with_new_characters_is_written_as_utf8(make: Callable[..., Path]) -> None:
     def fill(file: h5py.File) -> None:
         file.create_dataset("s", data=["ab", "c"], dtype=h5py.string_dtype("ascii"))
         file.create_dataset("odd", data=[b"\xff", b"c"], dtype=h5py.string_dtype("ascii"))

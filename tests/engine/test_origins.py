@@ -1,4 +1,4 @@
-"""What is referred to is what is shown, or nothing is: variables changed in every way."""
+"""A reference to a changed variable selects exactly its elements, or raises an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUBE = np.random.default_rng(0).permutation(4 * 10 * 6).reshape(4, 10, 6).astype
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write variables with labels, without any, and of other types."""
+    """Write variables with labels, without labels, and of other types."""
     path = tmp_path_factory.mktemp("origins") / "file.h5"
     field = xr.Dataset(
         {"cube": (("time", "lat", "lon"), CUBE)},
@@ -92,14 +92,16 @@ CASES = [
     for name in ("cube", "square", "names", "lat", "rois")
     for kind in ("lazy", "in memory", "dask")
     for change in CHANGES
-    # References are no blocks, and have no order.
+    # References are not divided into Dask blocks, and cannot be sorted.
     if (name, kind) != ("rois", "dask") and (name, change) != ("rois", "sorted")
 ]
 
 
 @pytest.mark.sampled(53)
 @pytest.mark.parametrize(("name", "kind", "change"), CASES)
-def test_what_is_shown_or_nothing(path: Path, name: str, kind: str, change: str) -> None:
+def test_a_changed_variable_refers_to_its_elements_or_raises(
+    path: Path, name: str, kind: str, change: str
+) -> None:
     with open_h5(path) as ds:
         changed = CHANGES[change](KINDS[kind](ds[name]))
         try:
@@ -127,7 +129,7 @@ def test_every_variable_has_a_reference(path: Path, kind: str, name: str) -> Non
             assert changed.h5ref.reference() == expected
 
 
-def test_values_that_were_read_do_not_take_the_reference_away(path: Path) -> None:
+def test_a_variable_in_memory_keeps_its_reference(path: Path) -> None:
     with open_h5(path) as ds:
         assert ds["square"].values.sum()
         assert ds["square"].h5ref.region_reference(1).bounds == ((1, 0), (2, 4))
@@ -137,7 +139,9 @@ def test_values_that_were_read_do_not_take_the_reference_away(path: Path) -> Non
             changed.h5ref.region_reference()
 
 
-def test_two_files_of_the_same_labels_are_not_taken_for_one(path: Path, tmp_path: Path) -> None:
+def test_files_with_equal_labels_are_distinguished_by_values(
+    path: Path, tmp_path: Path
+) -> None:
     with open_h5(path) as ds:
         xref.to_hdf5(ds[["cube"]] + 1, tmp_path / "other.h5")
         with open_h5(tmp_path / "other.h5") as other:
@@ -147,7 +151,7 @@ def test_two_files_of_the_same_labels_are_not_taken_for_one(path: Path, tmp_path
                     mixed.h5ref.region_reference()
 
 
-def test_masks_go_by_label(path: Path) -> None:
+def test_masks_are_aligned_by_label(path: Path) -> None:
     with open_h5(path) as ds:
         cube, mask = ds["cube"], ds["lat"] > 45
         over = (cube.copy() > 50)[:, ::-1, :]
@@ -165,7 +169,7 @@ def test_masks_go_by_label(path: Path) -> None:
 
 
 @given(data=st.data())
-def test_an_index_counts_in_what_is_shown(path: Path, data: st.DataObject) -> None:
+def test_an_index_counts_within_the_selected_elements(path: Path, data: st.DataObject) -> None:
     with open_h5(path) as ds:
         kind = data.draw(st.sampled_from(("lazy", "dask", "dask, cut again")))
         part = KINDS[kind](ds["cube"])
@@ -178,7 +182,7 @@ def test_an_index_counts_in_what_is_shown(path: Path, data: st.DataObject) -> No
         assert flat(region.resolve().values) == [part.copy().values[key]]
 
 
-def test_a_transposed_variable_counts_boxes_in_its_own_axes(path: Path) -> None:
+def test_boxes_of_a_transposed_variable_count_along_its_axes(path: Path) -> None:
     with open_h5(path) as ds:
         turned, values = ds["square"].T, np.arange(16).reshape(4, 4).T
         boxes = turned.h5ref.regions([[0, 1], [2, 0]], (2, 3))
@@ -196,8 +200,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return path
 
 
-def test_datasets_larger_than_memory_are_referred_to(large: Path) -> None:
-    """Positions are not listed where a rule tells them."""
+def test_datasets_larger_than_memory_have_references(large: Path) -> None:
+    """Regular positions are ranges, which are never expanded into arrays."""
     with open_h5(large, chunks={}) as ds:
         line, cube = ds["line"].h5ref, ds["cube"].T.h5ref
         assert line.reference().path == "/line"
@@ -211,7 +215,9 @@ def test_datasets_larger_than_memory_are_referred_to(large: Path) -> None:
 
 
 @pytest.mark.parametrize("chunks", [None, {}])
-def test_what_where_has_left_is_referred_to(path: Path, chunks: Any) -> None:
+def test_a_region_of_a_result_of_where_has_the_elements_it_kept(
+    path: Path, chunks: Any
+) -> None:
     with open_h5(path, chunks=chunks) as ds:
         left = ds["cube"].where(ds["cube"] > 100)
         region = left.h5ref.region_reference()

@@ -24,7 +24,7 @@ NUMBERS = np.arange(math.prod(SHAPE)).reshape(SHAPE)
 
 
 def objects(make: Callable[[int], Any]) -> np.ndarray:
-    """An object array of what ``make`` gives for each number."""
+    """Return an object array of ``make(number)`` for each number."""
     out = np.empty(SHAPE, dtype=object)
     for index, number in np.ndenumerate(NUMBERS):
         out[index] = make(int(number))
@@ -40,7 +40,7 @@ def fixed_text(nbytes: int, padding: int, encoding: int = h5t.CSET_ASCII) -> h5t
 
 
 def custom_float(nbytes: int, exponent: int, bias: int) -> h5t.TypeID:
-    """An IEEE-like float whose exponent has ``exponent`` bits."""
+    """Return an IEEE-like float type whose exponent has ``exponent`` bits."""
     datatype = h5t.IEEE_F32LE.copy()
     mantissa = 8 * nbytes - 1 - exponent
     datatype.set_fields(8 * nbytes - 1, mantissa, exponent, 0, mantissa)
@@ -76,7 +76,7 @@ def nested() -> np.ndarray:
 
 TEXT = np.array([f"{n}".encode() for n in range(12)], "S5").reshape(SHAPE)
 
-# What h5py writes by its dtype.
+# Types that h5py can write from a dtype.
 DTYPES: dict[str, tuple[Any, np.ndarray]] = {
     "text": (h5py.string_dtype(), objects(lambda n: "ä" * n)),
     "ascii text": (h5py.string_dtype("ascii"), objects(lambda n: f"{n}")),
@@ -112,7 +112,7 @@ DTYPES: dict[str, tuple[Any, np.ndarray]] = {
     ),
 }
 
-# What takes a type of HDF5 to write; the last is the type in memory.
+# Types that need an HDF5 type to be written; the last item is the type in memory.
 LOW_LEVEL: dict[str, tuple[h5t.TypeID, np.ndarray, h5t.TypeID | None]] = {
     "terminated": (fixed_text(5, h5t.STR_NULLTERM), TEXT, None),
     "null-padded": (fixed_text(5, h5t.STR_NULLPAD), TEXT, None),
@@ -166,7 +166,7 @@ STORAGE = {"contiguous": contiguous, "compact": compact, "compressed": compresse
 
 
 def write(path: Path, name: str, storage: str) -> np.ndarray:
-    """Write ``data``; return what h5py reads."""
+    """Write ``data``; return the values that h5py reads."""
     properties = h5p.create(h5p.DATASET_CREATE)
     STORAGE[storage](properties)
     memory = None
@@ -190,7 +190,7 @@ def write(path: Path, name: str, storage: str) -> np.ndarray:
 
 
 def plain(value: Any) -> Any:
-    """Nested lists that compare equal where the values do; text as it is in the file."""
+    """Return nested lists that are equal if the values are; text as the bytes in the file."""
     match value:
         case str():
             return value.encode("utf-8", "surrogateescape")
@@ -216,13 +216,15 @@ KEYS: list[tuple[Any, ...]] = [
 @pytest.mark.sampled(11)
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("name", [*DTYPES, *LOW_LEVEL])
-def test_values_are_those_of_h5py(tmp_path: Path, name: str, storage: str) -> None:
+def test_values_of_every_type_equal_those_of_h5py(
+    tmp_path: Path, name: str, storage: str
+) -> None:
     expected = write(tmp_path / "f.h5", name, storage)
     with open_h5(tmp_path / "f.h5", decode_cf=False) as ds:
         data = ds["data"]
         assert data.shape == expected.shape
         if name.endswith("text") and name != "compound with text" and "seq" not in name:
-            # xarray makes NumPy text of it.
+            # xarray converts it to NumPy text.
             assert data.dtype.kind == "U"
         else:
             assert data.dtype.newbyteorder("=") == expected.dtype.newbyteorder("=")
@@ -277,7 +279,7 @@ def test_times_are_the_integers_that_are_stored(
         np.testing.assert_array_equal(ds.attrs["when"], stored[0, :2])
 
 
-def test_types_that_h5py_lacks_are_left_out_and_named(tmp_path: Path) -> None:
+def test_variables_of_types_that_h5py_lacks_are_left_out_with_a_warning(tmp_path: Path) -> None:
     within = h5t.create(h5t.COMPOUND, 4)
     within.insert(b"when", 0, h5t.UNIX_D32LE)
     with h5py.File(tmp_path / "f.h5", "w") as file:
@@ -328,7 +330,7 @@ def test_enum_keeps_its_names(tmp_path: Path) -> None:
             assert h5py.check_enum_dtype(dtype) == {"RED": 0, "GREEN": 1, "BLUE": 300}
 
 
-def test_committed_types_are_those_of_their_datasets(tmp_path: Path) -> None:
+def test_datasets_have_the_dtype_of_their_committed_type(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["types/pair"] = PAIR
         file["colour"] = ENUM
@@ -392,7 +394,7 @@ def test_datasets_without_a_dataspace_hold_no_element(tmp_path: Path, dtype: Any
 
 # --- attributes -------------------------------------------------------------------------
 
-# As h5py reads them, but for text: always str, and one of it is no array.
+# Values as h5py reads them, except that text is always str, and a single text no array.
 ATTRIBUTES: dict[str, tuple[Any, Any, Any]] = {
     "text": ("ä", None, "ä"),
     "one text": (["ä"], h5py.string_dtype(), "ä"),

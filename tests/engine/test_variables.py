@@ -18,7 +18,7 @@ from xref import ReferenceArray
 from xref.errors import UnreadableMemberWarning, UnsupportedError
 
 
-def test_dimensions_come_from_scales_and_else_are_phony(make: Callable[..., Path]) -> None:
+def test_dimensions_without_scales_are_phony(make: Callable[..., Path]) -> None:
     path = make(scaled)
     with open_h5(path) as ds:
         assert ds["data"].dims == ("y", "x")
@@ -122,7 +122,7 @@ def test_reference_datasets_of_any_shape_and_storage_open(
     options = dict(options)
     if "chunks" in options:
         options["chunks"] = (2,) * len(shape)
-        # Only axes that can grow take chunks longer than they are.
+        # Only axes that can grow may have chunks longer than the axis.
         options["maxshape"] = tuple(n if n >= 2 else None for n in shape)
     elif "maxshape" in options:
         options["maxshape"] = (None,) * len(shape)
@@ -225,7 +225,7 @@ def test_ordinary_variables_equal_those_of_h5py(
                     variable.load()
                 continue
             item = file[storage][name]
-            # xarray makes NumPy text of what is read when the file is opened.
+            # xarray converts text that is read when the file is opened to NumPy text.
             whole = item.asstr()[...].astype(str) if name == "text" else item[...]
             for label, key in KEYS.items():
                 expected = whole

@@ -28,7 +28,7 @@ from dask.utils import key_split
 from strategies import write_references
 
 import xref
-from xref.resolving import shuffle as exchange
+from xref.resolving import shuffle
 from xref.storage import read_counts as counting
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def running_cluster(n_workers: int, **options: Any) -> Iterator[Any]:
         **options,
     )
     with cluster, distributed.Client(cluster) as client:
-        client.run(__import__, "xref.resolving.graph")
+        client.run(__import__, "xref.resolving.dask_graph")
         yield client
 
 
@@ -120,9 +120,9 @@ def rois(path: Path) -> Iterator[xr.DataArray]:
 
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make batches of chunks so small that this file has as many tasks as a large one."""
-    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 12)
-    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 10)
+    """Lots and groups as small as those of large data are large."""
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", IMAGE.nbytes // 12)
+    monkeypatch.setattr(shuffle, "GROUP_NBYTES", PATCHES.nbytes // 10)
 
 
 def in_blocks(rois: xr.DataArray, blocks: int) -> Any:
@@ -148,7 +148,7 @@ def tasks_on_cluster(data: Any) -> dict[Any, Any]:
 def test_workers_together_decode_each_chunk_once(
     client: Any, tmp_path: Path, blocks: int, reduced: bool
 ) -> None:
-    # A new file: workers may cache batches of chunks of files that were computed before.
+    # A separate file: workers may still have batches of an earlier computation.
     with xr.open_dataset(write(tmp_path / "image.h5"), engine="h5ref") as ds:
         patches = in_blocks(ds["rois"], blocks)
         wanted, expected = patches, PATCHES
@@ -167,7 +167,7 @@ def test_workers_transfer_at_most_the_bytes_of_the_result(
         if n_workers > 2:
             client = stack.enter_context(running_cluster(n_workers))
         for blocks, group_nbytes in ((12, 1 << 24), (100, 1 << 24), (24, PATCHES.nbytes // 12)):
-            monkeypatch.setattr(exchange, "GROUP_NBYTES", group_nbytes)
+            monkeypatch.setattr(shuffle, "GROUP_NBYTES", group_nbytes)
             before = sum(client.run(received_nbytes).values())
             kept = client.persist(in_blocks(rois, blocks))
             distributed.wait(kept)

@@ -1,4 +1,4 @@
-"""``.h5ref``: one item after the other, and what is listed of a dataset."""
+"""``.h5ref``: items one after the other, and the summary of a Dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xarray as xr
 from rois import DATA, regions_of
 
 
-def test_items_resolve_one_by_one(rois_path: Path, rois_ds: xr.Dataset) -> None:
+def test_items_resolve_references_one_by_one(rois_path: Path, rois_ds: xr.Dataset) -> None:
     for name in ("data_rois", "data_points", "data_nulls", "data_ragged"):
         items = list(rois_ds[name].h5ref.items())
         assert [index for index, _ in items] == list(range(rois_ds[name].size))

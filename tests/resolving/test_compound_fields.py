@@ -76,7 +76,7 @@ def test_a_member_is_a_reference_variable(
             check(found.values, [part_of(values[i], name) for i in chosen.flat])
 
 
-def test_a_member_is_read_when_it_is_used_and_no_more_of_it(path: Path) -> None:
+def test_a_member_is_read_lazily_and_without_the_other_members(path: Path) -> None:
     form = compound(n=number("i8"), of=reference("object"))
     with h5py.File(path, "w") as file:
         file["data"] = [1]
@@ -96,7 +96,7 @@ def test_a_member_is_read_when_it_is_used_and_no_more_of_it(path: Path) -> None:
         assert reads.chunks_read == 1
 
 
-def test_members_resolve_and_are_tabled(path: Path) -> None:
+def test_members_resolve_and_have_a_table(path: Path) -> None:
     form, make = FORMS["all three"]
     with h5py.File(path, "w") as file:
         values = written(file, form, make)
@@ -197,7 +197,7 @@ def test_members_that_are_no_references_raise(
             ds["plain"].h5ref.field("n")
 
 
-def test_other_variables_say_what_to_do(path: Path) -> None:
+def test_errors_of_other_variables_say_what_to_do(path: Path) -> None:
     with h5py.File(path, "w") as file:
         form = sequence(reference("object"))
         written(file, form, lambda _: [Ref("/data"), Ref("/group")], (2,))
@@ -217,7 +217,7 @@ def test_other_variables_say_what_to_do(path: Path) -> None:
         assert ds["held"].values[0][0].resolve().shape == (20, 30)
 
 
-def test_arrays_of_references_resolve_as_they_are(path: Path) -> None:
+def test_arrays_of_references_resolve_without_field(path: Path) -> None:
     with h5py.File(path, "w") as file:
         written(file, array(reference("region"), 2), lambda k: [box(k), box(k + 1)], (3,))
     for chunks in (None, {}):
@@ -271,7 +271,9 @@ def expected_rows() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("chunks", [None, {}])
 @pytest.mark.parametrize("of", ["object", "std"])
-def test_start_count_and_reference_are_regions(path: Path, of: str, chunks: Any) -> None:
+def test_compounds_of_start_count_and_reference_are_regions(
+    path: Path, of: str, chunks: Any
+) -> None:
     form = compound(idx_start=number("u2"), count=number("<i8"), timeseries=reference(of))
     write_series(path, ROWS, form)
     with open_h5(path, chunks=chunks) as ds:
@@ -290,7 +292,7 @@ def test_start_count_and_reference_are_regions(path: Path, of: str, chunks: Any)
         assert table["kind"].values.tolist() == ["dataset"] * 4
 
 
-def test_rows_of_any_count_are_ragged_or_padded(path: Path) -> None:
+def test_compounds_of_different_counts_are_ragged_or_padded(path: Path) -> None:
     write_series(
         path, [(1, 2, "/apart"), (0, 0, "/apart"), (-1, -1, "/apart"), (4, 1, "/apart")]
     )
@@ -311,14 +313,14 @@ def test_rows_of_any_count_are_ragged_or_padded(path: Path) -> None:
         np.testing.assert_array_equal(held.h5ref.count(on_null="fill"), [2, 0, 0, 1])
 
 
-def test_a_null_reference_stands_for_no_region(path: Path) -> None:
+def test_a_compound_with_a_null_reference_has_no_region(path: Path) -> None:
     write_series(path, [(0, 2, None), (1, 2, "/apart")])
     with open_h5(path) as ds:
         found = ds["held"].h5ref.resolve(on_null="drop")
         np.testing.assert_array_equal(found, [[1.0, 2.0]])
 
 
-def test_all_null_compounds_and_none_at_all(path: Path) -> None:
+def test_null_compounds_and_no_compounds_have_tables(path: Path) -> None:
     write_series(path, [(-1, -1, None)] * 2)
     with open_h5(path) as ds:
         assert ds["held"].h5ref.table()["kind"].values.tolist() == ["null"] * 2
@@ -339,7 +341,7 @@ def test_all_null_compounds_and_none_at_all(path: Path) -> None:
         ((0, 1, "/gone"), LookupError, "dangling"),
     ],
 )
-def test_rows_that_stand_for_nothing_raise(
+def test_compounds_of_invalid_regions_raise(
     path: Path, row: Any, error: type[Exception], says: str
 ) -> None:
     write_series(path, [(0, 3, "/two"), row])

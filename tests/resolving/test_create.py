@@ -1,4 +1,4 @@
-"""References that are made from variables: whole, by index, by label, from tables."""
+"""References made from whole variables, by index, by label, and from tables of boxes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def field(path: Path, request: pytest.FixtureRequest) -> Iterator[xr.DataArray]:
 
 
 def assert_region(region: Any, expected: Any) -> None:
-    """Compare what a region resolves to, flat; its integers are axes of length 1."""
+    """Compare the resolved region, flat; an integer index gives an axis of length 1."""
     assert isinstance(region, xref.RegionReference)
     np.testing.assert_array_equal(region.resolve().values.ravel(), np.ravel(expected))
     assert pickle.loads(pickle.dumps(region)) == region
@@ -67,7 +67,9 @@ SELECTIONS: dict[str, Any] = {
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_what_was_selected_is_referred_to(field: xr.DataArray, name: str) -> None:
+def test_a_region_of_a_selection_has_the_selected_elements(
+    field: xr.DataArray, name: str
+) -> None:
     chosen = SELECTIONS[name](field)
     assert_region(chosen.h5ref.region_reference(), chosen.values)
 
@@ -101,7 +103,7 @@ def test_labels_select_as_in_xarray(field: xr.DataArray, labels: dict[str, Any])
     assert_region(region, expected.values)
 
 
-def test_an_index_is_counted_in_what_is_shown(path: Path) -> None:
+def test_an_index_of_a_selection_counts_within_it(path: Path) -> None:
     with open_h5(path) as ds:
         part = ds["t"].isel(time=2, lat=slice(3, None))
         assert_region(part.h5ref.region_reference(np.s_[1:3, -2:]), VALUES[2, 4:6, -2:])
@@ -137,19 +139,23 @@ def test_masks_are_points_in_c_order(field: xr.DataArray) -> None:
         (SelectionError, "box 1", lambda t: t.regions([[0, 0, 0], [3, 8, 0]], (1, 3, 2))),
         (SelectionError, "box 0", lambda t: t.regions([[0, 0, 0]], (1, 0, 2))),
         (ValueError, "must have 3 numbers", lambda t: t.regions([[0, 0]], (1, 1, 1))),
-        (TypeError, "counted in elements", lambda t: t.regions([[0.5, 0, 0]], (1, 1, 1))),
+        (
+            TypeError,
+            "must be integers, in elements",
+            lambda t: t.regions([[0.5, 0, 0]], (1, 1, 1)),
+        ),
         (KeyError, "'time_start'", lambda t: t.regions({"row": [1]}, (1, 1, 1))),
         (TypeError, "start and shape", lambda t: t.regions([[0, 0, 0]])),
     ],
 )
-def test_what_cannot_be_is_said_so(
+def test_invalid_indices_and_boxes_raise(
     field: xr.DataArray, error: type[Exception], message: str, make: Any
 ) -> None:
     with pytest.raises(error, match=message):
         make(field.h5ref)
 
 
-def test_variables_of_no_file_say_what_to_do(field: xr.DataArray) -> None:
+def test_variables_without_a_file_raise_errors_that_name_to_hdf5(field: xr.DataArray) -> None:
     for computed in (field + 1, xr.DataArray([1, 2], dims="x", name="x")):
         with pytest.raises(TypeError, match="to_hdf5"):
             computed.h5ref.reference()
@@ -163,7 +169,7 @@ def test_references_resolve_to_the_variable(field: xr.DataArray) -> None:
     assert found.dims == field.dims
 
 
-def test_what_is_only_shown_has_no_reference(tmp_path: Path) -> None:
+def test_elements_that_are_not_stored_have_no_reference(tmp_path: Path) -> None:
     path = tmp_path / "grown.h5"
     with h5py.File(path, "w") as file:
         time = file.create_dataset("time", data=np.arange(5), maxshape=(None,), chunks=(5,))
@@ -231,7 +237,7 @@ def test_boxes_from_datasets_dicts_and_grids(field: xr.DataArray) -> None:
     assert one.item().bounds == ((0, 2, 0), (TIME, 6, LON))
 
 
-def test_boxes_of_a_part_are_boxes_of_the_whole(path: Path) -> None:
+def test_boxes_of_a_slice_are_boxes_of_its_dataset(path: Path) -> None:
     with open_h5(path) as ds:
         part = ds["t"].isel(time=2, lat=slice(3, None))
         boxes = part.h5ref.regions([[0, 0], [4, 6]], (3, 4))
@@ -264,7 +270,7 @@ def test_references_to_groups_and_by_path(tmp_path: Path) -> None:
                 ds.h5ref.reference(missing)
 
 
-def test_what_cannot_be_opened_by_name_does_not_travel_with_it(path: Path) -> None:
+def test_loaded_variables_of_files_without_a_name_have_no_reference(path: Path) -> None:
     content = path.read_bytes()
     ds = xr.open_dataset(io.BytesIO(content), engine="h5ref", chunks={})
     assert ds["t"].h5ref.reference() == ds.h5ref.reference("t")
@@ -276,7 +282,7 @@ def test_what_cannot_be_opened_by_name_does_not_travel_with_it(path: Path) -> No
     assert loaded.h5ref.reference().kind == "group"
 
 
-def test_boxes_are_paired_by_label(field: xr.DataArray) -> None:
+def test_start_and_shape_of_boxes_are_aligned_by_label(field: xr.DataArray) -> None:
     start = xr.Dataset({"lat": ("row", [0, 5]), "lon": ("column", [0, 5])})
     size = xr.Dataset({"lat": ("column", [1, 2]), "lon": ("row", [3, 4])})
     boxes = field.h5ref.regions(start, size)
@@ -295,7 +301,7 @@ def test_boxes_are_paired_by_label(field: xr.DataArray) -> None:
         field.h5ref.regions({"lat_start": [1], "lon_strat": [2]}, (1, 1, 1))
 
 
-def test_boxes_along_one_axis_are_a_list(path: Path) -> None:
+def test_boxes_of_a_1d_variable_may_be_lists(path: Path) -> None:
     with open_h5(path) as ds:
         line = ds["n"].h5ref
         assert line.regions([3], 1).shape == (1,)
@@ -309,7 +315,7 @@ def test_boxes_along_one_axis_are_a_list(path: Path) -> None:
         assert line.regions([0], 1).name == "n_regions"
 
 
-def test_a_table_may_have_an_index_of_levels(field: xr.DataArray) -> None:
+def test_a_table_of_boxes_may_have_a_multiindex(field: xr.DataArray) -> None:
     index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["kind", "number"])
     table = pd.DataFrame({"lat": [0, 7], "lon": [0, 15]}, index=index)
     boxes = field.h5ref.regions(table, (TIME, 3, 5))
@@ -357,7 +363,7 @@ def test_a_row_of_a_table_is_one_box(field: xr.DataArray) -> None:
         field.h5ref.regions(named.assign_coords(axis=["a", "b", "c"]), (1, 2, 4))
 
 
-def test_a_column_is_many_boxes_of_one_axis(path: Path) -> None:
+def test_a_series_is_many_boxes_of_a_1d_variable(path: Path) -> None:
     with open_h5(path) as ds:
         column = pd.Series([0, 2], index=["p", "q"])
         boxes = ds["n"].h5ref.regions(column, 2)

@@ -1,4 +1,4 @@
-"""Graphs: what is read for which blocks, counted, and equal to reading without dask."""
+"""Dask graphs: the chunks read for Dask blocks are counted; values equal those without Dask."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dask.callbacks import Callback
 from strategies import write_references
 
 import xref
-from xref.resolving import graph
-from xref.resolving import shuffle as exchange
+from xref.resolving import dask_graph as graph
+from xref.resolving import shuffle
 from xref.storage.read_counts import count_reads
 
 SIDE, CHUNK, BOX, N = 256, 32, 12, 400
@@ -31,7 +31,7 @@ PATCHES = np.stack([IMAGE[y : y + BOX, x : x + BOX] for y, x in CORNERS])
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image and 400 boxes in it, in no order."""
+    """Write an image and references to 400 boxes of it, in random order."""
     return write(tmp_path_factory.mktemp("graph") / "image.h5", IMAGE)
 
 
@@ -84,7 +84,7 @@ def ds(path: Path) -> Iterator[xr.Dataset]:
 
 
 def through_blocks(array: xr.DataArray) -> np.ndarray:
-    """Compute what is no whole array to dask, so that its blocks are read."""
+    """Compute a derived array, so that Dask reads the blocks and not the whole array."""
     data = array.data.map_blocks(np.array, dtype=array.dtype)
     return np.asarray(data.compute(scheduler="synchronous"))
 
@@ -101,7 +101,7 @@ N_CHUNKS = (SIDE // CHUNK) ** 2
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize("size", [1, 7, 40, 200])
-def test_blocks_in_no_order_read_each_chunk_once(
+def test_blocks_of_references_in_random_order_read_each_chunk_once(
     ds: xr.Dataset, size: int, scheduler: str
 ) -> None:
     dim = ds["image_rois"].dims[0]
@@ -113,7 +113,7 @@ def test_blocks_in_no_order_read_each_chunk_once(
 
 
 @pytest.mark.slow
-def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
+def test_blocks_without_common_chunks_are_read_one_by_one(ds: xr.Dataset) -> None:
     row = CORNERS[:, 0] // CHUNK
     picked = np.concatenate([np.flatnonzero(row == k)[:10] for k in (0, 2)])
     part = ds["image_rois"][picked]
@@ -123,19 +123,19 @@ def test_blocks_that_share_no_chunk_are_read_one_by_one(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(through_blocks(patches), PATCHES[picked])
 
 
-def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
+def test_the_cost_of_some_blocks_is_estimated_from_that_of_all(ds: xr.Dataset) -> None:
     rois = ds["image_rois"]
     array = rois.h5ref.resolve(chunks={rois.dims[0]: 20}).data
     layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
     spans = [layer._spans(key) for key in layer]
-    whole = exchange.estimate_cost(layer.array, spans)
+    whole = shuffle.estimate_cost(layer.array, spans)
     assert whole is not None
     assert whole.distinct == IMAGE.nbytes
     assert whole.copied == PATCHES.nbytes
     assert whole.scaled_to(whole.blocks).visited == whole.visited
     assert whole.scaled_to(whole.blocks).distinct == pytest.approx(whole.distinct, rel=0.02)
     for n in (1, 2, 5, 10):
-        estimated, found = whole.scaled_to(n), exchange.estimate_cost(layer.array, spans[:n])
+        estimated, found = whole.scaled_to(n), shuffle.estimate_cost(layer.array, spans[:n])
         assert found is not None
         assert estimated.distinct == pytest.approx(found.distinct, rel=0.15)
         assert estimated.visited == pytest.approx(found.visited, rel=0.15)
@@ -143,7 +143,7 @@ def test_the_toll_of_some_blocks_is_estimated(ds: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> None:
+def test_a_pickled_array_knows_the_cost_of_its_blocks_without_its_files(tmp_path: Path) -> None:
     gone = write(tmp_path / "gone.h5", IMAGE)
     with xr.open_dataset(gone, engine="h5ref") as ds:
         array = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 20}).data
@@ -151,14 +151,14 @@ def test_what_was_pickled_knows_its_toll_without_its_files(tmp_path: Path) -> No
         gone.rename(tmp_path / "moved.h5")
         with dask.config.set(scheduler="processes"):
             assert any("xref-chunks" in str(key) for key in optimized(sent + 0))
-        # Without a toll each block is read by itself, and says what is wrong.
+        # Without a cost each block is read by itself, and reports the changed file.
         with pickle_anew(array) as unknown, dask.config.set(scheduler="processes"):
             assert not any("xref-chunks" in str(key) for key in optimized(unknown + 0))
         with pytest.raises(xref.FileChangedError):
             (sent + 0).compute()
 
 
-def test_that_blocks_cannot_be_read_together_is_found_once(
+def test_the_cost_of_blocks_that_cannot_be_read_together_is_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "cells.h5"
@@ -169,7 +169,7 @@ def test_that_blocks_cannot_be_read_together_is_found_once(
 
     def find(*args: Any) -> Any:
         calls.append(args)
-        return exchange.estimate_cost(*args)
+        return shuffle.estimate_cost(*args)
 
     monkeypatch.setattr(graph, "estimate_cost", find)
     with (
@@ -183,25 +183,25 @@ def test_that_blocks_cannot_be_read_together_is_found_once(
 
 @contextmanager
 def pickle_anew(array: Any) -> Iterator[Any]:
-    """Pickle an array again, without what an earlier pickle found out."""
+    """Pickle an array again, without the cost that an earlier pickle estimated."""
     layer = next(x for x in array.dask.layers.values() if isinstance(x, graph.ReadLayer))
-    known = layer.toll, layer._is_counted
-    layer.toll, layer._is_counted = None, False
+    known = layer.cost, layer._is_estimated
+    layer.cost, layer._is_estimated = None, False
     try:
         yield pickle.loads(pickle.dumps(array))
     finally:
-        layer.toll, layer._is_counted = known
+        layer.cost, layer._is_estimated = known
 
 
 @pytest.mark.sampled(29)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "gap", "nulls"])
 @pytest.mark.parametrize("most", [PATCHES.nbytes // 3, PATCHES.nbytes])
-def test_tasks_between_processes_give_the_same(
+def test_tasks_between_processes_give_the_same_values(
     ds: xr.Dataset, name: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "TOGETHER_NBYTES", most)
-    monkeypatch.setattr(exchange, "LOT_NBYTES", IMAGE.nbytes // 5)
-    monkeypatch.setattr(exchange, "GROUP_NBYTES", PATCHES.nbytes // 9)
+    monkeypatch.setattr(graph, "SHUFFLE_NBYTES", most)
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", IMAGE.nbytes // 5)
+    monkeypatch.setattr(shuffle, "GROUP_NBYTES", PATCHES.nbytes // 9)
     rois = ds[name]
     whole = rois.h5ref.resolve(chunks=None, on_null="fill")
     arrays = [
@@ -230,10 +230,10 @@ KINDS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_elements_of_every_kind_come_in_blocks(
+def test_elements_of_every_dtype_are_shuffled_in_blocks(
     tmp_path: Path, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "LOT_NBYTES", 1 << 12)
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", 1 << 12)
     values = np.zeros(IMAGE.shape, dtype=dtype)
     for name in dtype.names or (...,):
         values[name] = IMAGE % 200
@@ -266,13 +266,13 @@ def block_of(values: np.ndarray, data: Any, index: tuple[int, ...]) -> np.ndarra
     ]
 
 
-def test_blocks_pack_into_few_bytes() -> None:
+def test_spans_of_blocks_pack_into_few_bytes() -> None:
     one = [((0, 3),), ((3, 6),), ((6, 7),)]
-    assert exchange._unpack_spans(exchange._pack_spans(one), 1) == tuple(one)
+    assert shuffle._unpack_spans(shuffle._pack_spans(one), 1) == tuple(one)
     many = [((10 * i, 10 * i + 10), (5, 7), (0, 2)) for i in range(10_000)]
-    packed = exchange._pack_spans(many)
+    packed = shuffle._pack_spans(many)
     assert len(packed) < 2_000
-    assert exchange._unpack_spans(packed, 3) == tuple(many)
+    assert shuffle._unpack_spans(packed, 3) == tuple(many)
 
 
 def optimized(data: Any) -> dict[Any, Any]:
@@ -280,8 +280,10 @@ def optimized(data: Any) -> dict[Any, Any]:
     return dict(best.__dask_graph__())
 
 
-def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "LOT_NBYTES", SIDE * SIDE * 2 // 16)
+def test_each_block_and_each_batch_of_chunks_is_a_task(
+    ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", SIDE * SIDE * 2 // 16)
     dim = ds["image_rois"].dims[0]
     data = ds["image_rois"].h5ref.resolve(chunks={dim: 50}).data
     with dask.config.set(scheduler="processes"):
@@ -295,7 +297,9 @@ def test_tasks_are_blocks_and_lots(ds: xr.Dataset, monkeypatch: pytest.MonkeyPat
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["image", "plain", "packed"])
 @pytest.mark.parametrize("size", [1, 33, 400])
-def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
+def test_every_layout_and_decoding_is_read_in_blocks(
+    ds: xr.Dataset, name: str, size: int
+) -> None:
     rois = ds[f"{name}_rois"]
     expected = rois.h5ref.resolve(chunks=None)
     blocks = rois.h5ref.resolve(chunks={rois.dims[0]: size})
@@ -306,11 +310,11 @@ def test_layouts_and_decoding(ds: xr.Dataset, name: str, size: int) -> None:
 
 @pytest.mark.sampled(17)
 @pytest.mark.parametrize("name", ["grid", "both", "points", "steps", "nulls", "image_rois"])
-@pytest.mark.parametrize("lot", [1, 1 << 14, 1 << 30])
-def test_all_kinds_in_blocks_along_every_axis(
-    ds: xr.Dataset, name: str, lot: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_nbytes", [1, 1 << 14, 1 << 30])
+def test_blocks_along_every_axis_have_the_values_of_any_selection_kind(
+    ds: xr.Dataset, name: str, batch_nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "LOT_NBYTES", lot)
+    monkeypatch.setattr(shuffle, "BATCH_NBYTES", batch_nbytes)
     rois = ds[name]
     expected = rois.h5ref.resolve(chunks=None, on_null="fill")
     for sizes in ((19, 5), (50,), (400, 20)):
@@ -323,7 +327,7 @@ def test_all_kinds_in_blocks_along_every_axis(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 30, -1, {"sample": 17}])
-def test_ragged_and_padded_blocks(ds: xr.Dataset, size: Any) -> None:
+def test_ragged_and_padded_results_are_read_in_blocks(ds: xr.Dataset, size: Any) -> None:
     rois = ds["ragged"]
     for layout in ("ragged", "pad"):
         if layout == "pad" and isinstance(size, dict):
@@ -347,7 +351,7 @@ def test_statistics_in_blocks_read_each_chunk_once(ds: xr.Dataset, statistic: st
     assert chunks <= N_CHUNKS
 
 
-def test_functions_of_the_user_in_blocks(ds: xr.Dataset) -> None:
+def test_functions_of_the_user_read_each_chunk_once(ds: xr.Dataset) -> None:
     rois = ds["image_rois"]
     for function, expected in ((np.ptp, np.ptp), (np.median, np.median)):
         blocks = rois.h5ref.reduce(function, chunks={rois.dims[0]: 50})
@@ -356,10 +360,10 @@ def test_functions_of_the_user_in_blocks(ds: xr.Dataset) -> None:
         assert chunks == N_CHUNKS
 
 
-def test_blocks_wait_for_each_other_within_a_bound(
+def test_a_shuffle_holds_a_bounded_number_of_bytes(
     ds: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "TOGETHER_NBYTES", PATCHES.nbytes // 2)
+    monkeypatch.setattr(graph, "SHUFFLE_NBYTES", PATCHES.nbytes // 2)
     dim = ds["image_rois"].dims[0]
     patches = ds["image_rois"].h5ref.resolve(chunks={dim: 20})
     sums = patches.data.sum(axis=(1, 2))
@@ -368,7 +372,7 @@ def test_blocks_wait_for_each_other_within_a_bound(
     assert chunks <= 2 * N_CHUNKS
 
 
-def test_only_blocks_that_are_wanted_count(ds: xr.Dataset) -> None:
+def test_only_computed_blocks_are_read_together(ds: xr.Dataset) -> None:
     dim = ds["image_rois"].dims[0]
     patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
     (y, x), last = CORNERS[17] // CHUNK, (CORNERS[17] + BOX - 1) // CHUNK
@@ -382,7 +386,7 @@ def test_only_blocks_that_are_wanted_count(ds: xr.Dataset) -> None:
     assert chunks <= N_CHUNKS
 
 
-def test_one_of_a_lazy_stack_is_read_alone(ds: xr.Dataset) -> None:
+def test_an_index_of_one_block_narrows_its_read(ds: xr.Dataset) -> None:
     patches = ds["image_rois"].h5ref.resolve(chunks={})
     corner, last = CORNERS[5] // CHUNK, (CORNERS[5] + BOX - 1) // CHUNK
     result, chunks = counted(patches[5].compute)
@@ -392,16 +396,16 @@ def test_one_of_a_lazy_stack_is_read_alone(ds: xr.Dataset) -> None:
     assert (int(one), chunks) == (PATCHES[5, 2, 3], 1)
 
 
-def test_a_whole_array_is_one_task(ds: xr.Dataset) -> None:
+def test_a_whole_array_is_read_by_one_task(ds: xr.Dataset) -> None:
     dim = ds["image_rois"].dims[0]
     patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
     tasks: list[Any] = []
     with Callback(start=lambda found: tasks.extend(found)):
         result, chunks = counted(patches.compute)
-    assert len(tasks) <= 2  # the place of the references, and what reads
+    assert len(tasks) <= 2  # one holds the location of the references, one reads
     np.testing.assert_array_equal(result, PATCHES)
     assert chunks == N_CHUNKS
-    # What others need of the array too is read in blocks, for both.
+    # An array that other arrays need as well is read in blocks, for both of them.
     (whole, sums), chunks = counted(
         lambda: dask.compute(patches.data, patches.data.sum(axis=(1, 2)))
     )
@@ -410,7 +414,7 @@ def test_a_whole_array_is_one_task(ds: xr.Dataset) -> None:
     assert chunks <= 2 * N_CHUNKS
 
 
-def test_results_are_the_users_own(ds: xr.Dataset) -> None:
+def test_results_are_writable_and_shared_with_no_cache(ds: xr.Dataset) -> None:
     kept = ds["image_rois"].h5ref.resolve(chunks={}).persist()
     for _ in range(2):
         values = kept.compute().values
@@ -418,7 +422,7 @@ def test_results_are_the_users_own(ds: xr.Dataset) -> None:
         values[...] = 0
 
 
-def test_datasets_mix_resolved_and_derived_variables(ds: xr.Dataset) -> None:
+def test_a_dataset_of_resolved_and_derived_variables_computes(ds: xr.Dataset) -> None:
     patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
     means = patches.mean(patches.dims[1:])
     both = xr.Dataset({"patches": patches, "means": means}).compute()
@@ -428,7 +432,7 @@ def test_datasets_mix_resolved_and_derived_variables(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(doubled, PATCHES * np.uint16(3))
 
 
-def test_targets_without_elements_among_others(tmp_path: Path) -> None:
+def test_empty_targets_among_others_are_read_in_blocks(tmp_path: Path) -> None:
     path = tmp_path / "empty.h5"
     with h5py.File(path, "w") as file:
         empty = file.create_dataset("empty", (0, 0), ">i4")
@@ -443,7 +447,7 @@ def test_targets_without_elements_among_others(tmp_path: Path) -> None:
         assert values.values.tolist() == [0, 0]
 
 
-def test_regions_larger_than_chunks_read_each_once(tmp_path: Path) -> None:
+def test_regions_larger_than_chunks_read_each_chunk_once(tmp_path: Path) -> None:
     corners = np.stack(np.meshgrid(np.arange(0, 192, 16), np.arange(0, 192, 16)), axis=-1)
     corners = np.random.default_rng(0).permutation(corners.reshape(-1, 2))
     with h5py.File(tmp_path / "large.h5", "w") as file:
@@ -458,7 +462,7 @@ def test_regions_larger_than_chunks_read_each_once(tmp_path: Path) -> None:
     assert chunks == 15**2
 
 
-def test_blocks_along_the_axes_of_array_types(tmp_path: Path) -> None:
+def test_blocks_may_divide_the_axes_of_array_types(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(40, 40, 6)).astype("f4")
     with h5py.File(tmp_path / "items.h5", "w") as file:
         stored = file.create_dataset("image", (40, 40), dtype=("f4", (6,)), chunks=(8, 8))
@@ -475,7 +479,7 @@ def test_blocks_along_the_axes_of_array_types(tmp_path: Path) -> None:
             )
 
 
-def test_an_index_of_many_blocks_reads_what_it_selects(ds: xr.Dataset) -> None:
+def test_an_index_of_many_blocks_reads_only_the_selected_chunks(ds: xr.Dataset) -> None:
     patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
     with count_reads() as counts:
         np.testing.assert_array_equal(patches[::50, 0], PATCHES[::50, 0])
@@ -493,13 +497,13 @@ def test_threads_that_share_a_failing_read_all_fail(
     def fail(*_: Any) -> None:
         raise OSError("no such luck")
 
-    monkeypatch.setattr(exchange, "read_batch", fail)
+    monkeypatch.setattr(shuffle, "read_batch", fail)
     with pytest.raises(OSError, match="no such luck"):
         patches.data.sum(axis=(1, 2)).compute(scheduler="threads", num_workers=4)
 
 
 @pytest.mark.slow
-def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:
+def test_two_files_of_one_structure_keep_their_own_values(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{k}.h5", IMAGE + k) for k in range(2)]
     opened = [xr.open_dataset(path, engine="h5ref") for path in paths]
     for name in ("image_rois", "ragged"):
@@ -515,7 +519,7 @@ def test_two_files_of_one_structure_stay_apart(tmp_path: Path) -> None:
         dataset.close()
 
 
-def test_graphs_pickle_small(ds: xr.Dataset) -> None:
+def test_pickled_graphs_are_small(ds: xr.Dataset) -> None:
     dim = ds["image_rois"].dims[0]
     patches = ds["image_rois"].h5ref.resolve(chunks={dim: 10})
     data = pickle.loads(pickle.dumps(patches.data))
@@ -528,7 +532,7 @@ def test_graphs_pickle_small(ds: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_processes_read_each_chunk_for_all(
+def test_processes_read_each_chunk_once_for_all_blocks(
     path: Path, process_pool: ProcessPoolExecutor
 ) -> None:
     with xr.open_dataset(path, engine="h5ref") as ds:
@@ -540,7 +544,7 @@ def test_processes_read_each_chunk_for_all(
 
 
 @pytest.mark.slow
-def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
+def test_every_task_reports_a_changed_file(tmp_path: Path) -> None:
     changed = write(tmp_path / "changed.h5", IMAGE)
     with xr.open_dataset(changed, engine="h5ref") as ds:
         patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})
@@ -551,7 +555,7 @@ def test_a_changed_file_is_noticed_in_every_task(tmp_path: Path) -> None:
             sums.compute()
 
 
-def test_files_close_when_nothing_of_the_graph_is_left(tmp_path: Path) -> None:
+def test_files_close_when_the_graph_is_deleted(tmp_path: Path) -> None:
     closed = write(tmp_path / "closed.h5", IMAGE)
     ds = xr.open_dataset(closed, engine="h5ref")
     patches = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 50})

@@ -1,4 +1,4 @@
-"""Tables of references: stored in formats without references, and back."""
+"""Tables of references are stored in formats without references, and read back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def mixed(tmp_path: Path) -> Path:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("stored", ["memory", "netcdf", "zarr"])
 @pytest.mark.parametrize("name", ["rois", "boxes", "objects"])
-def test_a_table_becomes_references_again(
+def test_a_table_becomes_the_same_references(
     mixed: Path, tmp_path: Path, name: str, stored: str
 ) -> None:
     with open_h5(mixed) as ds:
@@ -85,7 +85,7 @@ def test_a_table_becomes_references_again(
             np.testing.assert_array_equal(back.h5ref.resolve(), ds[name].h5ref.resolve())
 
 
-def test_boxes_have_no_more_columns_than_they_need(mixed: Path) -> None:
+def test_a_table_of_boxes_has_only_the_columns_they_need(mixed: Path) -> None:
     with open_h5(mixed) as ds:
         assert not {"stride", "item_count", "rank"} & set(ds["boxes"].h5ref.table())
         found = ds["rois"].h5ref.table()
@@ -93,7 +93,7 @@ def test_boxes_have_no_more_columns_than_they_need(mixed: Path) -> None:
         assert found["item_start"].shape == (3 + 3, 2)  # points and blocks
 
 
-def test_paths_count_in_another_file(mixed: Path, tmp_path: Path) -> None:
+def test_paths_of_a_table_are_opened_in_another_file(mixed: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["first"] = 1  # addresses are others
@@ -108,7 +108,7 @@ def test_paths_count_in_another_file(mixed: Path, tmp_path: Path) -> None:
         xref.from_table(table, empty)
 
 
-def test_targets_without_a_path_are_known_by_address(tmp_path: Path) -> None:
+def test_targets_without_a_path_are_opened_by_address(tmp_path: Path) -> None:
     path = tmp_path / "unnamed.h5"
     with h5py.File(path, "w") as file:
         file["a"] = [1, 2, 3]
@@ -146,7 +146,7 @@ def short(table: xr.Dataset) -> xr.Dataset:
         ("start is past its end", lambda t: t.assign(item_stop=t.item_start)),
     ],
 )
-def test_columns_that_do_not_fit_are_refused(mixed: Path, message: str, change: Any) -> None:
+def test_inconsistent_columns_are_refused(mixed: Path, message: str, change: Any) -> None:
     with open_h5(mixed) as ds:
         table = change(ds["rois"].h5ref.table())
     with pytest.raises((CorruptFileError, KeyError), match=message):
@@ -154,7 +154,7 @@ def test_columns_that_do_not_fit_are_refused(mixed: Path, message: str, change: 
 
 
 @given(drawn=files())
-def test_drawn_references_come_back(
+def test_random_references_survive_a_round_trip_through_a_table(
     drawn: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("plain") / "file.h5"
@@ -164,7 +164,7 @@ def test_drawn_references_come_back(
         assert (back.data == ds["refs"].data).all()
 
 
-def test_rows_may_be_selected_and_turned(mixed: Path) -> None:
+def test_tables_may_be_selected_from_and_transposed(mixed: Path) -> None:
     with open_h5(mixed) as ds:
         rois = ds["rois"]
         table, (one, two) = rois.h5ref.table(), rois.dims
@@ -194,7 +194,7 @@ def test_dangling_references_stay_dangling(mixed: Path, tmp_path: Path) -> None:
             assert not xref.from_table(table, copy)[-1].item()
 
 
-def test_paths_through_links_lead_to_the_other_file(tmp_path: Path) -> None:
+def test_paths_through_external_links_open_the_other_file(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "real.h5", "w") as file:
         file["first"] = 1
         file["data"] = DATA
@@ -209,7 +209,7 @@ def test_paths_through_links_lead_to_the_other_file(tmp_path: Path) -> None:
     assert back[0].item().filename == str(tmp_path / "real.h5")
 
 
-def test_objects_without_a_path_are_not_looked_for_elsewhere(
+def test_objects_without_a_path_are_not_searched_in_another_file(
     mixed: Path, tmp_path: Path
 ) -> None:
     with open_h5(mixed) as ds:
@@ -221,8 +221,8 @@ def test_objects_without_a_path_are_not_looked_for_elsewhere(
         xref.from_table(table, tmp_path / "copy.h5")
 
 
-def test_references_that_are_made_stay_columns_in_xarray(mixed: Path) -> None:
-    """No values are cached, compared or cut into blocks as those of plain objects are."""
+def test_references_from_a_table_stay_columns_in_xarray(mixed: Path) -> None:
+    """xarray does not cache, compare or divide them as it does with arrays of objects."""
     with open_h5(mixed) as ds:
         made = [
             xref.from_table(ds["rois"].h5ref.table()),

@@ -1,4 +1,4 @@
-"""Tables of references: a row for each, of what can be told without reading a target."""
+"""Tables of references: one row for each reference, without reading target data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_references_along_a_dimension_named_axis_have_a_table(tmp_path: Path) ->
         assert r.h5ref.resolve("ragged")["row_size"].values.tolist() == [2, 4]
 
 
-def test_one_region_that_does_not_fit_leaves_the_rows_of_others(tmp_path: Path) -> None:
+def test_a_region_that_does_not_fit_keeps_the_rows_of_others(tmp_path: Path) -> None:
     path = tmp_path / "shrunk.h5"
     with h5py.File(path, "w") as file:
         d = file.create_dataset("d", data=np.arange(10), chunks=(2,), maxshape=(None,))
@@ -75,7 +75,7 @@ def test_one_region_that_does_not_fit_leaves_the_rows_of_others(tmp_path: Path) 
     assert table["stop"].values.tolist() == [[2], [10], [6]]
 
 
-def test_one_reference_to_a_dataset_whose_attributes_are_kept_in_order(tmp_path: Path) -> None:
+def test_a_reference_to_a_dataset_with_ordered_attributes_has_a_table(tmp_path: Path) -> None:
     path = tmp_path / "one.h5"
     with h5py.File(path, "w", libver="latest") as file:
         data = file.create_dataset("data", data=np.arange(4.0), track_order=True)

@@ -24,7 +24,7 @@ from strategies import write_references
 import xref
 from xref.errors import FileReadError
 from xref.resolving import lazy_results as results
-from xref.resolving import shuffle as exchange
+from xref.resolving import shuffle
 from xref.storage import open_files
 from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
 
@@ -322,13 +322,13 @@ def test_work_grows_linearly_with_the_number_of_files(
 ) -> None:
     patches = open_many(paths)["rois"].h5ref.resolve(chunks={"roi": N_ROIS})
     checks, plans = [], []
-    for module in (exchange, results):
+    for module in (shuffle, results):
         original = module.check_unchanged
         monkeypatch.setattr(
             module, "check_unchanged", lambda at, f=original: checks.append(at) or f(at)
         )
-    plan = exchange._plan_exchange
-    monkeypatch.setattr(exchange, "_plan_exchange", lambda *of: plans.append(1) or plan(*of))
+    plan = shuffle._plan_shuffle
+    monkeypatch.setattr(shuffle, "_plan_shuffle", lambda *of: plans.append(1) or plan(*of))
     np.testing.assert_array_equal(patches.data.sum(axis=0), read_files(paths).sum(axis=0))
     assert len(plans) == 1
     assert len(paths) <= len(checks) <= 4 * len(paths)

@@ -99,7 +99,7 @@ OWNERS: dict[str, dict[str, str]] = {
         "engine/lazy_arrays": "tokens",
         "engine/object_variables": "chunks of variables of objects",
         "writing/write_hdf5": "computes what is written",
-        "resolving/graph": "builds graphs",
+        "resolving/dask_graph": "builds graphs",
         "cli/demo": "shows a graph",
     },
     "xarray.core": {

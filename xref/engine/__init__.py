@@ -1,7 +1,7 @@
-"""The xarray backend ``engine="h5ref"``: groups into datasets of lazy variables.
+"""The xarray backend ``engine="h5ref"``: HDF5 groups as Datasets of lazy variables.
 
-In: what ``xarray.open_dataset`` was given. Out: datasets whose variables read when they are
-used, and the origin of each element in its file.
+In: the arguments of ``xarray.open_dataset``. Out: Datasets whose variables are read when their
+values are used, and the file, dataset and position that each element comes from.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         options_of,
         with_items,
     )
-    from xref.engine.dimensions import label
+    from xref.engine.dimension_names import free_name, label, numbered_names
     from xref.engine.lazy_arrays import (
         Axis,
         DatasetArray,

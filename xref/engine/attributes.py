@@ -1,8 +1,7 @@
-"""Attributes as xarray holds them: plain values that pickle.
+"""Attributes of HDF5 objects as attributes of xarray objects: plain values that pickle.
 
-In: what `xref.objects.datasets` read of an object's attributes. Out: numbers, text, arrays and
-references, in the forms that other readers of netCDF-4 give; a warning for each
-attribute that cannot be had.
+In: raw attribute values from `xref.objects`. Out: numbers, text, arrays and references, as
+other readers of netCDF-4 return them, and a warning for each attribute that cannot be read.
 """
 
 from __future__ import annotations
@@ -29,90 +28,86 @@ from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
 
-def warn_unreadable(where: str, error: Exception) -> None:
-    """Tell that something was left out."""
+def warn_unreadable(label: str, error: Exception) -> None:
+    """Warn that a member or attribute was left out, and why."""
     warnings.warn(
-        f"{where} was left out: {type(error).__name__}: {error}",
+        f"{label} was left out: {type(error).__name__}: {error}",
         UnreadableMemberWarning,
         stacklevel=2,
     )
 
 
 def attribute_values(
-    item: Object, stored: StoredObject, where: str, options: DecodeOptions
+    item: Object, stored: StoredObject, label: str, options: DecodeOptions
 ) -> dict[str, Any]:
-    """Return an object's attributes as plain, picklable values; warn of others."""
+    """Read the attributes of an object as plain values; warn of those that cannot be read."""
     values, problems = read_attributes(item, stored)
-    return plain_attributes(values, problems, stored.location, where, options)
+    return plain_attributes(values, problems, stored.location, label, options)
 
 
 def plain_attributes(
     raw: dict[str, Any],
     problems: dict[str, Exception],
     location: FileLocation,
-    where: str,
+    label: str,
     options: DecodeOptions,
 ) -> dict[str, Any]:
-    """Turn attribute values into plain, picklable ones; warn of others.
+    """Convert raw attribute values to plain values; warn of those that cannot be converted.
 
-    Those that only say how the file is organised are left out.
+    Attributes that only organise the file (`HIDDEN_ATTRIBUTES`) are left out.
     """
     values = {}
     for name, problem in problems.items():
         if name not in HIDDEN_ATTRIBUTES:
-            warn_unreadable(f"{where}: attribute {name!r}", problem)
+            warn_unreadable(f"{label}: attribute {name!r}", problem)
     for name, value in raw.items():
         if name in HIDDEN_ATTRIBUTES:
             continue
-        what = f"{where}: attribute {name!r}"
+        attribute_label = f"{label}: attribute {name!r}"
         try:
-            values[name] = _plain(name, value, location, what, options)
+            values[name] = _plain(name, value, location, attribute_label, options)
         except (XrefError, ValueError, TypeError, IndexError) as error:
-            warn_unreadable(what, error)
+            warn_unreadable(attribute_label, error)
     return values
 
 
 def _plain(
-    name: str, value: Any, location: FileLocation, where: str, options: DecodeOptions
+    name: str, value: Any, location: FileLocation, label: str, options: DecodeOptions
 ) -> Any:
     if isinstance(value, RawAttributeReferences):
-        array = attribute_references(value, location, where, options)
+        array = attribute_references(value, location, label, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, RawAttributeValue):
-        value = references.decode_elements(value, location, where, options)[()]
+        value = references.decode_elements(value, location, label, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
     if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
-        value = value[0]  # an array of one element is a number to netCDF
+        value = value[0]  # netCDF does not distinguish an array of one element from a number
     if isinstance(value, bytes) and name not in FILL_ATTRIBUTES:
-        return _decoded(value, where)
-    # What was read is kept for others: whoever changes an array in .attrs changes a copy.
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            warnings.warn(f"{label}: {error}, returning bytes undecoded", UnicodeWarning, 2)
+            return bytes(value)
+    # A copy: raw values are cached, and the user may change an array in .attrs.
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _is_text(value: npt.NDArray[Any]) -> bool:
-    """Tell whether objects or bytes are text; where there are none, the type tells."""
+    """Tell whether objects or bytes are text; for an empty array the dtype decides."""
     if value.size:
         return all(isinstance(v, str | bytes) for v in value.flat)
-    kept: Any = value.dtype.metadata or {}
-    # Bytes of a length beyond 1 are read as objects.
-    return value.dtype == "S1" or (value.dtype.kind == "O" and kept.get("vlen", str) is str)
-
-
-def _decoded(value: bytes, where: str) -> str | bytes:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        warnings.warn(f"{where}: {error}, returning bytes undecoded", UnicodeWarning, 2)
-        return bytes(value)
+    metadata: Any = value.dtype.metadata or {}
+    # Text of fixed length above 1 is read as objects.
+    return value.dtype == "S1" or (value.dtype.kind == "O" and metadata.get("vlen", str) is str)
 
 
 def attribute_references(
-    value: RawAttributeReferences, location: FileLocation, where: str, options: DecodeOptions
+    value: RawAttributeReferences, location: FileLocation, label: str, options: DecodeOptions
 ) -> references.ReferenceArray:
     """Decode the references of an attribute."""
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = references.decode_references(location, raw, value.kind, lambda _: where)
+    columns = references.decode_references(location, raw, value.kind, lambda _: label)
     return references.ReferenceArray(
         value.shape, kind=value.kind, columns=columns, options=options
     )

@@ -1,7 +1,7 @@
-"""Elements of a dataset by position, and selections of them.
+"""The positions of the elements of a variable in its dataset, and selections of them.
 
-In: the positions that a variable shows along each axis of its dataset, and an index. Out:
-other positions, and a value of `xref.selections.values`.
+In: the positions along each axis of the dataset, and an index of the variable. Out: the
+positions of the indexed elements, as numbers or as a selection of `xref.selections`.
 """
 
 from __future__ import annotations
@@ -21,69 +21,52 @@ from xref.errors import ResultTooLargeError, SelectionError
 from xref.references import ObjectReference
 
 MAX_BLOCKS = 1 << 22
-"""Blocks that one selection may consist of."""
+"""Upper bound on the blocks of one selection."""
 
 AxisIndex: TypeAlias = "int | range | IntArray"
-"""One position of an axis that is not shown, or those of one that is, ``(n,)``."""
+"""The positions along an axis, ``(n,)``; an int for an axis that the variable lacks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ElementOrigin:
-    """Where the elements of a variable are stored.
+    """The positions of the elements of a variable in its dataset."""
 
-    Attributes
-    ----------
-    object : ObjectReference
-        The dataset.
-    extent : tuple of int
-        Elements along each axis of the dataset, as a variable of all of it has them.
-    axes : tuple of (int, range or numpy.ndarray)
-        Along each axis of the dataset, the positions that are shown, or the one that is.
-    order : tuple of int
-        The axis of the dataset that each axis of the variable is.
-    points : numpy.ndarray or None
-        Where elements were selected one by one, ``(..., ndim)``: the position of each.
-    """
-
-    object: ObjectReference
-    extent: tuple[int, ...]
-    axes: tuple[AxisIndex, ...]
-    order: tuple[int, ...]
-    points: IntArray | None = None
+    object: ObjectReference  # the dataset
+    extent: tuple[int, ...]  # of a variable of the whole dataset, elements
+    axes: tuple[AxisIndex, ...]  # positions along each axis of the dataset
+    order: tuple[int, ...]  # the dataset axis of each axis of the variable
+    points: IntArray | None = None  # (..., ndim), of elements that were selected one by one
 
     @classmethod
     def whole(cls, reference: ObjectReference, extent: tuple[int, ...]) -> ElementOrigin:
-        """Return the origin of a variable that shows all of a dataset."""
+        """Return the origin of a variable of a whole dataset."""
         return cls(reference, extent, tuple(map(range, extent)), tuple(range(len(extent))))
 
     @property
     def ndim(self) -> int:
-        """Number of axes shown."""
+        """Number of axes of the variable."""
         return len(self.order) if self.points is None else self.points.ndim - 1
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Elements along each axis shown."""
+        """Shape of the variable."""
         if self.points is not None:
             return self.points.shape[:-1]
-        return tuple(len(_shown(self.axes[number])) for number in self.order)
+        return tuple(len(_positions(self.axes[number])) for number in self.order)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the dataset is shown, as it is stored."""
-        return (
-            self.points is None
-            and self.order == tuple(range(len(self.extent)))
-            and all(
-                np.array_equal(np.asarray(axis), np.arange(n))
-                if _is_array(axis)
-                else axis == range(n)
-                for axis, n in zip(self.axes, self.extent, strict=True)
-            )
+        """Whether the variable has all elements of the dataset, in the stored order."""
+        if self.points is not None or self.order != tuple(range(len(self.extent))):
+            return False
+        pairs = zip(self.axes, self.extent, strict=True)
+        return all(
+            np.array_equal(axis, np.arange(n)) if _is_array(axis) else axis == range(n)
+            for axis, n in pairs
         )
 
     def outer(self, keys: Sequence[Any]) -> ElementOrigin:
-        """Select along each axis shown by its own integer, slice or 1-D array."""
+        """Select along each axis of the variable by an integer, slice or 1-D array."""
         if self.points is not None:
             points = self.points
             for number in range(len(keys) - 1, -1, -1):
@@ -91,69 +74,63 @@ class ElementOrigin:
             return replace(self, points=points)
         axes, order = list(self.axes), []
         for number, key in zip(self.order, keys, strict=True):
-            axes[number] = picked = _pick(_shown(axes[number]), key)
-            if not isinstance(picked, int):
+            axes[number] = positions = _index_positions(_positions(axes[number]), key)
+            if not isinstance(positions, int):
                 order.append(number)
         return replace(self, axes=tuple(axes), order=tuple(order))
 
     def pointwise(self, keys: Sequence[Any], *, ordered: bool = False) -> ElementOrigin:
-        """Select element by element: arrays that are broadcast together, one an axis.
+        """Select element by element, by one array for each axis; arrays are broadcast.
 
-        With ``ordered`` the elements are points always, which have any order and number.
+        With ``ordered``, the result always has points, whose order and repetition are kept.
         """
         if self.points is not None:
             return replace(self, points=self.points[tuple(keys)])
         arrays = [np.asarray(key) for key in keys]
-        apart = None if ordered else _own_axes([key.shape for key in arrays])
-        if apart is not None:  # each axis by itself, in another order of axes
-            flat = [
-                a.reshape(-1) if to >= 0 else int(a.reshape(()))
-                for a, to in zip(arrays, apart, strict=True)
-            ]
-            chosen = self.outer(flat)
-            place = {
-                to: number for number, to in zip(self.order, apart, strict=True) if to >= 0
-            }
-            return replace(chosen, order=tuple(place[to] for to in sorted(place)))
+        new_axes = None if ordered else _separate_axes([key.shape for key in arrays])
+        if new_axes is not None:  # an outer product with transposed axes
+            outer = self.outer(
+                [
+                    a.reshape(-1) if axis >= 0 else int(a.reshape(()))
+                    for a, axis in zip(arrays, new_axes, strict=True)
+                ]
+            )
+            pairs = sorted(zip(new_axes, self.order, strict=True))
+            return replace(outer, order=tuple(number for axis, number in pairs if axis >= 0))
         arrays = list(np.broadcast_arrays(*arrays))
         columns = [np.broadcast_to(np.int64(0), arrays[0].shape)] * len(self.axes)
         for number, axis in enumerate(self.axes):
             if isinstance(axis, int):
                 columns[number] = np.broadcast_to(np.int64(axis), arrays[0].shape)
         for number, key in zip(self.order, arrays, strict=True):
-            columns[number] = np.asarray(_pick(_shown(self.axes[number]), key))
+            columns[number] = np.asarray(_index_positions(_positions(self.axes[number]), key))
         return replace(self, points=np.stack(columns, axis=-1))
 
     def without_last(self, n: int) -> ElementOrigin | None:
-        """Drop the last axes of the dataset; None unless they are shown whole, and last."""
+        """Drop the last n axes of the dataset; None unless they are whole, and last."""
         kept = len(self.axes) - n
+        last = range(kept, len(self.axes))
         whole = all(
-            self.axes[number] == range(self.extent[number])
-            for number in range(kept, len(self.axes))
-            if not _is_array(self.axes[number])
-        ) and not any(map(_is_array, self.axes[kept:]))
-        last = tuple(range(kept, len(self.axes)))
-        if self.points is not None or not whole or self.order[len(self.order) - n :] != last:
+            not _is_array(self.axes[number]) and self.axes[number] == range(self.extent[number])
+            for number in last
+        )
+        split = len(self.order) - n
+        if self.points is not None or not whole or self.order[split:] != tuple(last):
             return None
-        order = self.order[: len(self.order) - n]
-        return replace(self, extent=self.extent[:kept], axes=self.axes[:kept], order=order)
+        extent, axes = self.extent[:kept], self.axes[:kept]
+        return replace(self, extent=extent, axes=axes, order=self.order[:split])
 
     def selection(self) -> selections.Selection:
-        """Return what is shown as a selection of the dataset, whose axes it has.
+        """Return the elements as a selection of the dataset, with the axes of the dataset.
 
         Raises
         ------
         SelectionError
-            If the elements along an axis are not in the order of the dataset, which
-            regions cannot keep.
+            If the positions along an axis do not ascend: regions have the stored order.
         """
         if self.points is not None:
-            coords = self.points.reshape(-1, len(self.axes))
-            return (
-                selections.Points(coords.astype(np.int64))
-                if len(coords)
-                else selections.Empty()
-            )
+            coords = self.points.reshape(-1, len(self.axes)).astype(np.int64)
+            return selections.Points(coords) if len(coords) else selections.Empty()
         if not self.axes:
             return selections.All()
         axes = [_ascending(axis, number) for number, axis in enumerate(self.axes)]
@@ -177,14 +154,14 @@ def _is_array(axis: AxisIndex) -> bool:
     return not isinstance(axis, int | range)
 
 
-def _shown(axis: AxisIndex) -> range | IntArray:
+def _positions(axis: AxisIndex) -> range | IntArray:
     if isinstance(axis, int):
-        raise TypeError(f"position {axis} of an axis that is not shown")
+        raise TypeError(f"the variable has no axis for position {axis} of its dataset")
     return axis
 
 
-def _pick(axis: range | IntArray, key: Any) -> Any:
-    """Return the positions that an integer, a slice or an array picks from others."""
+def _index_positions(axis: range | IntArray, key: Any) -> Any:
+    """Index the positions along an axis by an integer, a slice or an array."""
     if isinstance(key, slice):
         return axis[key]
     wanted = np.asarray(key)
@@ -196,10 +173,10 @@ def _pick(axis: range | IntArray, key: Any) -> Any:
     return axis[wanted]
 
 
-def _own_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """Return the axis that each of several arrays runs along, -1 for none.
+def _separate_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
+    """Return the only axis of each of several arrays with more than one element, or -1.
 
-    None if one of them runs along several, or two along the same.
+    None if an array has several such axes, or if two arrays have the same.
     """
     ndim = max(map(len, shapes), default=0)
     if any(len(shape) != ndim for shape in shapes) or ndim > len(shapes):
@@ -208,12 +185,12 @@ def _own_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
     used = [axis for axes in along for axis in axes]
     if any(len(axes) > 1 for axes in along) or len(set(used)) != len(used):
         return None
-    free = iter(sorted(set(range(ndim)) - set(used)))  # of one element each
+    free = iter(sorted(set(range(ndim)) - set(used)))  # axes of one element
     return [axes[0] if axes else next(free, -1) for axes in along]
 
 
 def _ascending(axis: AxisIndex, number: int) -> range | IntArray:
-    """Return the positions along one axis, which must ascend."""
+    """Return the positions along axis ``number``; raise SelectionError unless they ascend."""
     if isinstance(axis, int):
         return range(axis, axis + 1)
     if isinstance(axis, range):
@@ -235,7 +212,7 @@ def _intervals(axis: range | IntArray) -> tuple[IntArray, IntArray]:
 
 
 def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:
-    """Return (start, stride, count, block) of runs that are alike, else None."""
+    """Return (start, stride, count, block) of positions in equal, regular runs, else None."""
     if isinstance(axis, range):
         if axis.step == 1:
             return axis.start, 1, 1, len(axis)
@@ -247,18 +224,15 @@ def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:
     return int(low[0]), int(gaps[0]) if len(gaps) else 1, len(low), int(sizes[0])
 
 
-# --- indices of a user -----------------------------------------------------------------
-
-
 def index_keys(array: xr.DataArray, keys: tuple[Any, ...]) -> npt.NDArray[Any] | list[Any]:
-    """Return a NumPy-style index as one key an axis, or as points ``(n, ndim)``.
+    """Return a NumPy-style index as one key for each axis, or as points ``(n, ndim)``.
 
-    Lists of several axes select their crossings, as in `xarray.DataArray.isel`.
+    Lists for several axes select the outer product, as in `xarray.DataArray.isel`.
 
     Raises
     ------
     IndexError
-        If it does not fit the array.
+        If the index does not fit the array.
     """
     if len(keys) == 1 and isinstance(keys[0], tuple):
         keys = keys[0]
@@ -271,13 +245,10 @@ def index_keys(array: xr.DataArray, keys: tuple[Any, ...]) -> npt.NDArray[Any] |
     n_given = sum(k is not Ellipsis for k in keys)
     if n_given > array.ndim or sum(k is Ellipsis for k in keys) > 1:
         raise IndexError(f"{n_given} indices for {array.ndim} dimensions of {array.name!r}")
-    fill = [slice(None)] * (array.ndim - n_given)
-    if any(k is Ellipsis for k in keys):
-        at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-        whole = [*keys[:at], *fill, *keys[at + 1 :]]
-    else:
-        whole = [*keys, *fill]
-    return [_axis_key(k, n, d) for k, n, d in zip(whole, array.shape, array.dims, strict=True)]
+    split = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
+    whole = [slice(None)] * (array.ndim - n_given)
+    full = [*keys[:split], *whole, *keys[split + 1 :]]
+    return [_axis_key(k, n, d) for k, n, d in zip(full, array.shape, array.dims, strict=True)]
 
 
 def _is_mask(key: Any) -> bool:
@@ -285,32 +256,31 @@ def _is_mask(key: Any) -> bool:
 
 
 def _aligned(mask: xr.DataArray, array: xr.DataArray) -> npt.NDArray[np.bool_]:
-    """Return a mask by the labels of an array, False where it has none, in its axes."""
+    """Reindex a mask to the labels and axes of ``array``; labels it lacks are False."""
     unknown = [dim for dim in mask.dims if dim not in array.dims]
     if unknown:
         raise IndexError(f"the mask lies along {unknown}; {array.name!r} has {array.dims}")
-    labels = {d: array.indexes[d] for d in mask.dims if d in array.indexes}
-    known = {d: index for d, index in labels.items() if d in mask.indexes}
-    mask = mask.reindex(known, fill_value=False)
+    both = [d for d in mask.dims if d in array.indexes and d in mask.indexes]
+    mask = mask.reindex({d: array.indexes[d] for d in both}, fill_value=False)
     for dim in mask.dims:
         if mask.sizes[dim] != array.sizes[dim]:
             raise IndexError(
-                f"a mask of {mask.sizes[dim]} elements along {dim!r}, of which {array.name!r} "
-                f"has {array.sizes[dim]}"
+                f"the mask has {mask.sizes[dim]} elements along {dim!r}, {array.name!r} has "
+                f"{array.sizes[dim]}"
             )
-    own = mask.transpose(*(d for d in array.dims if d in mask.dims)).values
-    beside = tuple(n if d in mask.dims else 1 for d, n in array.sizes.items())
-    return np.broadcast_to(own.astype(bool).reshape(beside), array.shape)
+    values = mask.transpose(*(d for d in array.dims if d in mask.dims)).values
+    shape = tuple(n if d in mask.dims else 1 for d, n in array.sizes.items())
+    return np.broadcast_to(values.astype(bool).reshape(shape), array.shape)
 
 
 def _axis_key(key: Any, n: int, dim: Any) -> Any:
-    """Return an integer as an axis of one element, lists and masks as positions."""
+    """Return the key of one axis: a slice, or the positions of an integer, list or mask."""
     if isinstance(key, slice):
         return key
     if isinstance(key, xr.DataArray):
         raise IndexError(
-            f"the index of {dim!r} is a DataArray; select with .isel or .sel and refer to what "
-            "was selected, or pass its values"
+            f"the index of {dim!r} is a DataArray; select with .isel or .sel and make a "
+            "reference to the result, or pass the values of the index"
         )
     values = np.asarray(key)
     if values.dtype == np.bool_:

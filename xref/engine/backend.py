@@ -13,7 +13,7 @@ from xarray.backends import BackendEntrypoint
 from xref import storage
 from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
-from xref.engine.dimensions import PHONY_DIMS, PhonyNames
+from xref.engine.dimension_names import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
 from xref.objects import LinkedObject, StoredObject, group_at, open_group, walk_groups
 from xref.references import DecodeOptions, ObjectReference, SourceName
@@ -24,31 +24,9 @@ FORMATS = (None, "NETCDF4", "NETCDF4_CLASSIC")
 
 
 class H5RefBackendEntrypoint(BackendEntrypoint):
-    """Opens any HDF5 file; references become variables that resolve."""
+    """Opens any HDF5 file; references become variables that can be resolved."""
 
     description: ClassVar[str] = "Open HDF5 files, their references included, with xref"
-    open_dataset_parameters: ClassVar[Any] = (
-        "filename_or_obj",
-        "drop_variables",
-        "mask_and_scale",
-        "decode_times",
-        "concat_characters",
-        "decode_coords",
-        "use_cftime",
-        "decode_timedelta",
-        "group",
-        "external",
-        "reader",
-        "format",
-        "lock",
-        "invalid_netcdf",
-        "phony_dims",
-        "decode_vlen_strings",
-        "driver",
-        "driver_kwds",
-        "storage_options",
-        "open_kwargs",
-    )
     supports_groups: ClassVar[bool] = True
 
     def open_dataset(
@@ -83,43 +61,41 @@ class H5RefBackendEntrypoint(BackendEntrypoint):
             A local path, a URL that fsspec opens, the content of a file, a binary
             file object, or an open `h5py.File` or `h5py.Group`.
         drop_variables : str or iterable of str, optional
-            Members to leave out.
+            Names of variables to leave out.
         mask_and_scale, decode_times, concat_characters, decode_coords, use_cftime, \
 decode_timedelta
-            As in `xarray.open_dataset`; they hold for what references resolve to as
-            well.
+            As in `xarray.open_dataset`. Resolved references are decoded the same way.
         group : str, optional
-            Path of the group; the root by default.
+            Path of the group; the root group by default.
         external : {"same-dir", "all", "none"}
-            Which other files this one may name, in external links and virtual
-            datasets: those in its own folder or below, any, or none. Raw data in
-            external files are read with "all" only.
+            Files that may be opened for external links and virtual datasets: files in the
+            folder of this file or below, all files, or no files. Raw data in external files
+            are read with "all" only.
         reader : {"auto", "direct", "h5py"}
-            "auto" reads chunks directly, outside HDF5's lock, wherever it can and
-            through h5py otherwise. The others force one.
+            "auto" reads chunks directly, outside the lock of HDF5, where that is supported,
+            and through h5py otherwise. "direct" and "h5py" force one of them.
         format : {"NETCDF4", "NETCDF4_CLASSIC"}, optional
-            Accepted for the sake of other engines' users: the file tells.
+            Ignored; other engines have this option.
         lock : lock, optional
-            Held while data are read; none is needed.
+            Held while data are read. No lock is needed.
         invalid_netcdf : bool, optional
-            Accepted for the sake of other engines' users: any HDF5 file opens.
+            Ignored, since any HDF5 file can be opened; other engines have this option.
         phony_dims : {None, "access", "sort"}
-            How axes without a dimension scale are numbered, in ``phony_dim_N``: from
-            0 in the group that is opened, by "access" after those of the groups that
-            it is in, by "sort" as netCDF counts: with all dimensions of the file.
+            How the names ``phony_dim_N`` of axes without a dimension scale are numbered. None:
+            from 0 in the opened group. "access": after the phony dimensions of its parent
+            groups. "sort": as netCDF does, counting all dimensions of the file.
         decode_vlen_strings : bool
-            False gives text of variable length as bytes.
+            False returns text of variable length as bytes.
         driver, driver_kwds
-            HDF5's file driver and more keywords for `h5py.File`, such as
-            ``rdcc_nbytes``, ``page_buf_size``, ``libver``, ``swmr``, ``locking``.
+            File driver of HDF5, and keywords of `h5py.File` such as ``rdcc_nbytes``,
+            ``page_buf_size``, ``libver``, ``swmr`` and ``locking``.
         storage_options, open_kwargs : dict, optional
-            For the file system of a URL, and for opening a file of it.
+            Options of the fsspec file system of a URL, and of its ``open`` method.
 
         Returns
         -------
         xarray.Dataset
-            Members that cannot be read are left out with an
-            `UnreadableMemberWarning`.
+            Variables that cannot be read are left out with an `UnreadableMemberWarning`.
         """
         location, top, options = _prepare(
             filename_or_obj,
@@ -159,21 +135,22 @@ decode_timedelta
         Returns
         -------
         dict of str to xarray.Dataset
-            By path, relative to ``group`` if it is given, whose own is "." then; a
-            group's before those below it.
+            Datasets by path, each group before its subgroups. If ``group`` is given, paths are
+            relative to it, and its own path is ".".
         """
         location, top, decoding = _prepare(filename_or_obj, group, **options)
-        found = {}
+        datasets = {}
         with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             groups = _list_groups(location, top)
             for path in _depth_first(groups, top):
-                # As other engines name them: relative to a group that was asked for.
+                # Other engines also name them relative to the ``group`` argument.
                 below = path.removeprefix(top.rstrip("/")).lstrip("/")
                 name = (below or ".") if group else f"/{below}"
                 home, member = groups[path].location, group_at(groups[path])
-                found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
-        return found
+                dataset = _open_group(home, path, decoding, drop_variables, phony, member)
+                datasets[name] = dataset
+        return datasets
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
         """Open a group and all groups below it as a tree; see `open_dataset`."""
@@ -184,7 +161,7 @@ decode_timedelta
         return tree
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return False: HDF5 files have other engines, this one is asked for by name."""
+        """Return False: other engines open HDF5 files; this engine must be named."""
         return False
 
 
@@ -203,7 +180,7 @@ def _prepare(
     lock: Any = None,
     **decoding: Any,
 ) -> tuple[storage.FileLocation, str, DecodeOptions]:
-    """Return where a file is, the path of the group that is meant, and how to decode."""
+    """Return the location of a file, the path of the group, and the options of decoding."""
     del invalid_netcdf  # any HDF5 file opens
     if reader not in READERS:
         raise ValueError(f"reader is {reader!r}; it can be one of {READERS}")
@@ -216,7 +193,7 @@ def _prepare(
         open_kwargs=open_kwargs,
     )
     path = posixpath.normpath(posixpath.join("/", base, (group or "").strip("/")))
-    # False is xarray's word for no lock.
+    # In xarray, lock=False means no lock.
     options = DecodeOptions(reader=reader, lock=lock or None, **decoding)
     return storage.locate_source(source, external), path, options
 
@@ -233,7 +210,7 @@ def _list_groups(location: storage.FileLocation, top: str) -> dict[str, StoredOb
 
 
 def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
-    """Sort paths so that each group is followed by all that is below it."""
+    """Sort paths so that each group is followed by all groups below it."""
     below: dict[str, list[str]] = {}
     for path in paths:
         below.setdefault(posixpath.dirname(path) if path != top else "", []).append(path)
@@ -245,7 +222,7 @@ def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
 
 
 def _phony_names(location: storage.FileLocation, path: str, mode: str | None) -> PhonyNames:
-    """Return names that go on from the groups that come before one."""
+    """Return the counter of phony dimensions, after the groups that precede the path."""
     if mode not in PHONY_DIMS:
         raise ValueError(f"phony_dims is {mode!r}; it can be one of {PHONY_DIMS}")
     phony = PhonyNames(mode)

@@ -1,7 +1,7 @@
-"""Variables decoded by the CF conventions, with xarray's own decoders.
+"""The Dataset of a group, decoded by the CF conventions with xarray's own decoders.
 
-In: the variables of a group as stored. Out: a dataset of decoded variables; reference
-variables, and compounds, stay as they are.
+In: the variables of a group as stored. Out: a Dataset of decoded variables. Reference variables
+and compounds are not decoded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def decode_dataset(
     options: DecodeOptions,
 ) -> xr.Dataset:
     """Decode ordinary variables by the CF conventions and add the reference variables."""
-    # xarray's decoders take compounds of another byte order for bytes.
+    # The decoders of xarray would decode compounds of another byte order as bytes.
     untouched = {
         k: v
         for k, v in variables.items()
         if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
     }
-    ordinary = {k: _stand_in(v) if k in untouched else v for k, v in variables.items()}
-    objects = {k for k, v in ordinary.items() if _has_no_conventions(v)}
+    ordinary = {k: _placeholder(v) if k in untouched else v for k, v in variables.items()}
+    objects = {k for k, v in ordinary.items() if _is_object_without_conventions(v)}
     values_only = objects | set(untouched)
-    # Text that stays lazy has missing values, as text that is read has.
+    # Lazy text has missing values, just as text in memory.
     lazy_text = {k for k in objects if (ordinary[k].dtype.metadata or {}).get("vlen") is str}
     with skip_object_reads():
         decoded, new_attributes, coord_names = xr.conventions.decode_cf_variables(
@@ -51,7 +51,7 @@ def decode_dataset(
             decode_timedelta=_except_for(values_only, options, "decode_timedelta", ordinary),
         )
     for name, new in decoded.items():
-        if "source" in variables[name].encoding:  # which decoders of text leave out
+        if "source" in variables[name].encoding:  # decoders of text drop it
             new.encoding.setdefault("source", variables[name].encoding["source"])
         new.encoding.pop("charset", None)
         if "charset" in variables[name].encoding:
@@ -64,14 +64,14 @@ def decode_dataset(
     for name, variable in merged.items():
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
-            # Numbers decoded to objects are cftime's dates, which xarray itself can size.
+            # Numbers decoded to objects are dates of cftime, whose size xarray knows.
             has_objects = variable.dtype.hasobject and variables[name].dtype.hasobject
             if has_objects and not isinstance(variable, ReferenceVariable):
                 variable = ObjectVariable.of(variable)
-            # xarray writes a variable without a name under one of its own.
-            known = None if name == _NO_NAME else name
-            (coords if is_coord else data)[known] = variable
-    # Indexes are left to xarray, which makes them if the user wants them.
+            # xarray writes a variable without a name under `_NO_NAME`.
+            own_name = None if name == _NO_NAME else name
+            (coords if is_coord else data)[own_name] = variable
+    # xarray makes the indexes later, if the user asks for them.
     dataset = xr.Dataset(data, xr.Coordinates(coords, indexes={}), new_attributes)
     dataset.encoding["unlimited_dims"] = set(unlimited)
     return dataset
@@ -80,27 +80,27 @@ def decode_dataset(
 _NO_NAME = "__values__"
 
 
-def _stand_in(variable: xr.Variable) -> xr.Variable:
-    """Return a variable of numbers, for what xarray does with names and attributes."""
+def _placeholder(variable: xr.Variable) -> xr.Variable:
+    """Return a placeholder of numbers, so that xarray decodes only names and attributes."""
     numbers = np.broadcast_to(np.int8(0), variable.shape)
     return xr.Variable(variable.dims, numbers, dict(variable.attrs))
 
 
 def _name_coordinates(variable: xr.Variable, decoded: xr.Variable) -> None:
-    """Move attributes that name coordinates to the encoding, as in a decoded variable."""
+    """Move attributes that name coordinates to the encoding, as in the decoded variable."""
     for name in variable.attrs.keys() - decoded.attrs.keys():
         variable.encoding[name] = variable.attrs.pop(name)
 
 
-def _has_no_conventions(variable: xr.Variable) -> bool:
-    """Tell whether values are objects that CF says nothing about, such as sequences."""
+def _is_object_without_conventions(variable: xr.Variable) -> bool:
+    """Tell whether values are objects without CF conventions, such as sequences."""
     return variable.dtype.kind == "O" and variable.encoding.get("dtype") is not str
 
 
 def _except_for(
     names: set[str], options: DecodeOptions, option: str, variables: Mapping[str, xr.Variable]
 ) -> Any:
-    """Switch a decoder off for some variables."""
+    """Return the value of an option that switches its decoder off for some variables."""
     if not names:
         return getattr(options, option)
     return {

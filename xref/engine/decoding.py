@@ -1,11 +1,11 @@
-"""Raw values of each target into decoded ones, and one type for the values of several.
+"""CF decoding of the values of each target, and the common dtype of several targets.
 
-In: the type, attributes and fill value of a dataset, and the options that it was opened
-with. Out: a `Decoding`, which applies the CF conventions as xarray does, and `Decoders`,
-which know the decoding of each target of some references.
+In: the dtype, attributes and fill value of a dataset, and the options with which its file was
+opened. Out: a `Decoding`, which applies the CF conventions as xarray does, and `Decoders`,
+which map each target of some references to its decoding.
 
-Each target is decoded by its own attributes, under its own name. Only where values are
-put into one array has one type to hold all of them.
+Each target is decoded by its own attributes, under its own name. A common dtype is needed only
+where the values of several targets are put into one array.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ OPTION_DEFAULTS: dict[str, Any] = {
     "use_cftime": None,
     "decode_timedelta": None,
 }
-"""What xarray takes for variables that a mapping of options by name does not list."""
+"""xarray's defaults, for variables that are not in a mapping of options by name."""
 
 
 def option_of(options: DecodeOptions, option: str, name: Hashable | None) -> Any:
-    """Return what an option says of one variable; it may be a mapping by name."""
+    """Return the value of an option for one variable; the option may be a mapping by name."""
     value = getattr(options, option)
     if isinstance(value, Mapping):
         return value.get(name, OPTION_DEFAULTS[option])
@@ -44,22 +44,22 @@ def option_of(options: DecodeOptions, option: str, name: Hashable | None) -> Any
 
 
 def options_by_name(options: DecodeOptions) -> frozenset[Hashable]:
-    """Return the names of variables that some option is given for."""
+    """Return the names of the variables in the options that are mappings by name."""
     given = (getattr(options, option) for option in OPTION_DEFAULTS)
     return frozenset().union(*(value for value in given if isinstance(value, Mapping)))
 
 
 def options_of(options: DecodeOptions, name: Hashable | None) -> DecodeOptions:
-    """Return the options of one variable, without mappings by name."""
+    """Return the options of one variable, in which no option is a mapping by name."""
     return replace(options, **{o: option_of(options, o, name) for o in OPTION_DEFAULTS})
 
 
 def decode_variable(
     variable: xr.Variable, options: DecodeOptions, *, is_text: bool = False
 ) -> xr.Variable:
-    """Apply the CF conventions to one variable, with options that are not by name.
+    """Apply the CF conventions to one variable; no option may be a mapping by name.
 
-    Compounds and sequences have no conventions. Text has fill values, but no dates.
+    There are no conventions for compounds and sequences. Text has fill values, but no dates.
     """
     kind = variable.dtype.kind
     if kind == "V" or (kind == "O" and not is_text):
@@ -78,76 +78,54 @@ def decode_variable(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decoding:
-    """How raw values of some targets become decoded ones.
+    """The decoding of the raw values of a dataset; datasets may share it."""
 
-    Attributes
-    ----------
-    raw_dtype : numpy.dtype
-        Of one element as it is read.
-    dtype : numpy.dtype
-        Of one decoded item.
-    item_shape : tuple of int
-        Axes that an HDF5 array type adds to each element.
-    attributes : dict
-        Those of `CF_ATTRIBUTES`.
-    used : frozenset of str
-        The attributes among them that decoding uses up, such as ``scale_factor``.
-    encoding : dict
-        What xarray keeps of them.
-    options : DecodeOptions
-        Without mappings by name.
-    missing : object
-        The decoded value that stands for a missing one.
-    key : hashable
-        Equal for decodings that differ in ``missing`` alone.
-    """
-
-    raw_dtype: np.dtype[Any]
-    dtype: np.dtype[Any]
-    item_shape: tuple[int, ...]
-    attributes: Mapping[str, Any]
-    used: frozenset[str]
-    encoding: Mapping[str, Any]
-    options: DecodeOptions
-    missing: Any
-    key: Hashable
+    raw_dtype: np.dtype[Any]  # of one element as read
+    dtype: np.dtype[Any]  # of one decoded item
+    item_shape: tuple[int, ...]  # axes that an HDF5 array type adds to each element
+    attributes: Mapping[str, Any]  # of `CF_ATTRIBUTES`
+    used: frozenset[str]  # attributes that decoding removes, such as ``scale_factor``
+    encoding: Mapping[str, Any]  # where xarray keeps the removed attributes
+    options: DecodeOptions  # no option is a mapping by name
+    missing: Any  # the decoded missing value
+    key: Hashable  # equal for decodings that differ in ``missing`` only
 
     @property
     def encodes_text(self) -> bool:
-        """Whether text is given as bytes."""
+        """Whether text is decoded to bytes."""
         return text_of(self.raw_dtype) and not self.options.decode_vlen_strings
 
     @property
     def is_text(self) -> bool:
-        """Whether values are text of fixed or of variable length."""
+        """Whether values are text of fixed or variable length."""
         return self.raw_dtype.kind == "S" or text_of(self.raw_dtype)
 
     @property
     def is_plain(self) -> bool:
-        """Whether decoded values are the raw ones, apart from their byte order."""
+        """Whether decoded values equal the raw values, apart from the byte order."""
         same = item_dtype(self.raw_dtype)[0].newbyteorder("=") == self.dtype
         return same and not self.used and not self.encodes_text
 
     @property
     def is_of_times(self) -> bool:
-        """Whether the type of decoded values depends on the values, as that of dates does."""
+        """Whether values are times: their decoded dtype depends on the values."""
         return "units" in self.used
 
     @property
     def flat_dtype(self) -> np.dtype[Any]:
-        """Type of one decoded element, all its items together."""
+        """Dtype of one decoded element with all its items."""
         return with_items(self.dtype, self.item_shape)
 
     def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Decode values of any shape, the items of array types unfolded.
+        """Decode values of any shape, with the items of array types as further axes.
 
         Raises
         ------
         ValueError
-            If there are dates that the type of the others cannot hold.
+            If the decoded dtype of dates in ``values`` is not `dtype`.
         """
         if self.is_plain:
-            return values.astype(self.dtype, copy=False)  # of this machine's byte order
+            return values.astype(self.dtype, copy=False)  # to the native byte order
         if self.encodes_text:
             values = _encode_texts(values)
         if not self.used:
@@ -173,7 +151,7 @@ def _encode_texts(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def with_items(dtype: np.dtype[Any], item_shape: tuple[int, ...]) -> np.dtype[Any]:
-    """Return the type of an element that holds items of a type along some axes."""
+    """Return the dtype of an element of items of a dtype, of shape ``item_shape``."""
     return element_dtype(np.dtype((dtype, item_shape))) if item_shape else dtype
 
 
@@ -184,29 +162,29 @@ def make_decoding(
     fill_value: Any,
     sample: npt.NDArray[Any] | None = None,
 ) -> Decoding:
-    """Find out what decoding does to values of one dataset.
+    """Return the decoding of one dataset.
 
     Parameters
     ----------
     raw_dtype : numpy.dtype
-        Of its elements.
+        Dtype of its elements.
     attributes : mapping
-        Those of `CF_ATTRIBUTES` that the dataset has.
+        Its attributes among `CF_ATTRIBUTES`.
     options : DecodeOptions
-        Without mappings by name (`options_of`).
+        From `options_of`: no option is a mapping by name.
     fill_value : object
-        Of the dataset: the raw value of elements that were never written.
+        The raw value of elements that were never written.
     sample : numpy.ndarray, optional
-        Some of its values. The type of dates depends on them.
+        Some raw values of dates, on which their decoded dtype depends.
     """
-    told = None if sample is None else sample.tobytes()
-    key = decoding_key(raw_dtype, attributes, fill_value), repr(options), told
+    sample_bytes = None if sample is None else sample.tobytes()
+    key = decoding_key(raw_dtype, attributes, fill_value), repr(options), sample_bytes
     return _make(_Arguments(key, (raw_dtype, attributes, options, fill_value, sample)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
-    """Arguments of a function, the same where their keys are."""
+    """Arguments of a cached function, compared by a key."""
 
     key: Hashable
     values: tuple[Any, ...] = field(compare=False)
@@ -225,21 +203,14 @@ def _make(arguments: _Arguments) -> Decoding:
     if decoded.dtype.kind == "O" != base.kind:
         dtype = np.dtype(object)
     if text_of(base):
-        # Of either character set: the type says what the values are, which writers trust.
-        kept: Any = {"vlen": str if options.decode_vlen_strings else bytes}
-        dtype = np.dtype(object, metadata=kept)
+        # For ASCII and UTF-8 alike: writers trust the metadata to tell the type of the values.
+        metadata: Any = {"vlen": str if options.decode_vlen_strings else bytes}
+        dtype = np.dtype(object, metadata=metadata)
     used = attributes.keys() - decoded.attrs.keys()
-    # Units of a length are no matter of decoding; those of times are, even of times that
-    # stay numbers.
-    telling = {k: v for k, v in attributes.items() if k in used or _is_of_times(k, v)}
-    telling = telling if used else {}
-    key = (
-        dtype_token(raw_dtype),
-        dtype_token(dtype),
-        str(decoded.dtype),
-        _token(telling),
-        repr(options),
-    )
+    # Units such as "m" do not affect decoding; units of times do, even if times stay numbers.
+    relevant = {k: v for k, v in attributes.items() if k in used or _is_of_times(k, v)}
+    dtypes = dtype_token(raw_dtype), dtype_token(dtype), str(decoded.dtype)
+    key = (*dtypes, _token(relevant if used else {}), repr(options))
     decoding = Decoding(
         raw_dtype=raw_dtype,
         dtype=dtype,
@@ -267,29 +238,29 @@ def _is_of_times(name: str, value: Any) -> bool:
 def decoding_key(
     raw_dtype: np.dtype[Any], attributes: Mapping[str, Any], fill_value: Any
 ) -> Hashable:
-    """Return what is the same for datasets that `make_decoding` tells the same of."""
+    """Return a value that is equal for datasets for which `make_decoding` gives the same."""
     return dtype_token(raw_dtype), _token(attributes), _token({"": fill_value})
 
 
 def _token(values: Mapping[str, Any]) -> Hashable:
     """Return a hashable value that is equal for equal values of equal types."""
-    found = []
+    tokens = []
     for name in sorted(values):
         value = values[name]
         content: Any = repr(value)
         if isinstance(value, np.ndarray | np.generic):
-            # The text of a long array leaves elements out.
-            told = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
-            content = (str(value.dtype), value.shape, told)
-        found.append((name, type(value).__name__, content))
-    return tuple(found)
+            # The repr of a long array omits elements.
+            data = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
+            content = (str(value.dtype), value.shape, data)
+        tokens.append((name, type(value).__name__, content))
+    return tuple(tokens)
 
 
 def _missing(decoding: Decoding, attributes: Mapping[str, Any], fill_value: Any) -> Any:
-    """Return what stands for a missing value: one of the kind of the others.
+    """Return the decoded missing value.
 
-    NaN or NaT; an empty sequence or text; of integers and the like the fill value that
-    the attributes name, else that of the dataset.
+    It is NaN or NaT, or an empty sequence or text. For integers and booleans it is the fill
+    value in the attributes, else the fill value of the dataset.
     """
     dtype = decoding.dtype
     if dtype.kind in "fcmMSUO":
@@ -302,14 +273,14 @@ def _missing(decoding: Decoding, attributes: Mapping[str, Any], fill_value: Any)
             return decoding(np.full(1, value, dtype=raw))[0]
     if fill_value is None:
         return np.zeros((), dtype=dtype)[()]
-    # Of an array type the fill value is an array, one value for each item.
+    # The fill value of an array type is an array with one value for each item.
     stored = np.empty((), dtype=decoding.raw_dtype)
     stored[()] = fill_value
     return decoding(unfold_subarray(stored)[None])[0]
 
 
 def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
-    """Tell whether a number is one of a type of integers or booleans."""
+    """Tell whether an integer or boolean dtype can hold a number exactly."""
     if not isinstance(value, int | float | np.number | np.bool_):
         return False
     if dtype.kind == "b":
@@ -319,7 +290,7 @@ def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
 
 
 def missing_of(dtype: np.dtype[Any]) -> Any:
-    """Return NaN, NaT, no text, or zeros, as the type has it; None among objects."""
+    """Return the missing value of a dtype: NaN, NaT, empty text, zeros; None for objects."""
     if dtype.kind == "O":
         return None
     if dtype.kind in "mM":
@@ -328,7 +299,7 @@ def missing_of(dtype: np.dtype[Any]) -> Any:
 
 
 def missing_object(decoding: Decoding) -> Any:
-    """Return an empty text, an empty sequence of the type of the others, or None."""
+    """Return the missing value of a dtype of objects: empty text, empty sequence, or None."""
     metadata: Mapping[str, Any] = decoding.raw_dtype.metadata or {}
     base = metadata.get("vlen")
     if decoding.raw_dtype.kind == "S":
@@ -341,16 +312,16 @@ def missing_object(decoding: Decoding) -> Any:
 
 
 class Decoders:
-    """How the values of each target of some references are decoded.
+    """The decoding of each target of some references.
 
     Parameters
     ----------
     kinds : sequence of Decoding
-        Those that there are.
+        The distinct decodings.
     files : sequence of FileLocation
     file, address, which : numpy.ndarray
-        Shape ``(t,)``: row of ``files``, address and row of ``kinds`` of each target.
-        Not looked at where all targets are of one kind.
+        Shape ``(t,)``: row of ``files``, address, and row of ``kinds`` of each target. Ignored
+        if there is only one decoding.
     """
 
     def __init__(
@@ -376,7 +347,7 @@ class Decoders:
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token
 
-        # What this returns is not looked into again, only printed.
+        # Dask hashes the repr of the returned value, without normalizing its items.
         kinds = [
             normalize_token((k.raw_dtype, dict(k.attributes), k.options, repr(k.missing)))
             for k in self.kinds
@@ -393,9 +364,9 @@ class Decoders:
         if len(self.kinds) < 2:
             return np.zeros(len(address), dtype=np.int64)
         row = self._rows[location.token]
-        own = slice(int(self.begin[row]), int(self.begin[row + 1]))
-        found: IntArray = self.which[own][np.searchsorted(self.address[own], address)]
-        return found
+        file = slice(int(self.begin[row]), int(self.begin[row + 1]))
+        rows: IntArray = self.which[file][np.searchsorted(self.address[file], address)]
+        return rows
 
     def of(self, target: StoredObject) -> Decoding:
         """Return the decoding of one target."""
@@ -404,7 +375,7 @@ class Decoders:
 
     @cached_property
     def forms(self) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]:
-        """The distinct types and item shapes of decoded values."""
+        """The distinct dtypes and item shapes of decoded values."""
         by_token = {
             (dtype_token(k.dtype), k.item_shape): (k.dtype, k.item_shape) for k in self.kinds
         }
@@ -412,14 +383,14 @@ class Decoders:
 
     @cached_property
     def form_of_kinds(self) -> IntArray:
-        """The row of `forms` that each kind has, shape ``(kinds,)``."""
+        """The row of `forms` of each decoding, shape ``(kinds,)``."""
         tokens = [(dtype_token(k.dtype), k.item_shape) for k in self.kinds]
         number = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
         return np.array([number[token] for token in tokens], dtype=np.int64)
 
     @property
     def single(self) -> Decoding | None:
-        """The decoding of all targets where it is the same but for missing values."""
+        """The decoding of all targets, if they differ at most in the missing value."""
         keys = {kind.key for kind in self.kinds}
         return self.kinds[0] if len(keys) == 1 else None
 
@@ -429,32 +400,28 @@ class Decoders:
         return all(kind.is_plain for kind in self.kinds)
 
 
-def common_dtype(kinds: Iterable[Decoding], what: str) -> np.dtype[Any]:
-    """Return the type of elements that holds the decoded values of all targets exactly.
+def common_dtype(kinds: Iterable[Decoding], label: str) -> np.dtype[Any]:
+    """Return the dtype of elements that holds the decoded values of all targets exactly.
 
     Raises
     ------
     ValueError
-        If there is none, such as for numbers and text.
+        If there is no such dtype, as for numbers and text.
     """
     kinds = list(kinds)
     if not kinds:
         return np.dtype(float)
     item_shapes = {kind.item_shape for kind in kinds}
-    found = None
+    dtype = None
     if len(item_shapes) == 1:
-        found = exact_dtype([kind.dtype for kind in kinds])
-        if found is None and all(kind.is_text for kind in kinds):
-            found = np.dtype(object)  # text of fixed length that has missing ones among it
-    if found is None:
-        names = dict.fromkeys(str(_described(kind)) for kind in kinds)
+        dtype = exact_dtype([kind.dtype for kind in kinds])
+        if dtype is None and all(kind.is_text for kind in kinds):
+            dtype = np.dtype(object)  # text of fixed length, with missing values
+    if dtype is None:
+        names = dict.fromkeys(str(np.dtype((k.dtype, k.item_shape))) for k in kinds)
         raise ValueError(
-            f"{what} points at datasets of types {', '.join(names)}, which no one type holds "
+            f"{label} points at datasets of types {', '.join(names)}, which no one type holds "
             "exactly; pass dtype= to choose one, use .h5ref.map(), which handles each by "
             "itself, or select references of one target"
         )
-    return with_items(found, item_shapes.pop())
-
-
-def _described(kind: Decoding) -> Any:
-    return np.dtype((kind.dtype, kind.item_shape)) if kind.item_shape else kind.dtype
+    return with_items(dtype, item_shapes.pop())

@@ -1,10 +1,8 @@
 """Lazy arrays for xarray: an index in, values out.
 
-In: a place in a file, an index from xarray or dask. Out: NumPy arrays. Each
-class pickles as the place and its numbers; what is needed to read is decoded
-where the index is applied, so a task of a graph stays small.
-
-xarray's indexing internals are imported here and in `xref.engine.backend` only.
+In: the location of a dataset, and an index from xarray or Dask. Out: NumPy arrays. Each class
+pickles as the location and a few numbers; the metadata needed to read are decoded where an
+index is applied. So the tasks of a Dask graph are small.
 """
 
 from __future__ import annotations
@@ -29,21 +27,21 @@ from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
 from xref.storage import check_unchanged
 
-_holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
+_skipping_objects: ContextVar[bool] = ContextVar("_skipping_objects", default=False)
 
 
 @contextmanager
 def skip_object_reads() -> Iterator[None]:
-    """Give None for objects while xarray decodes.
+    """Return None for objects while xarray decodes variables.
 
-    It reads one element of each object variable, to see whether they are dates, which
-    no HDF5 file holds.
+    xarray reads one element of each variable of objects to see whether the objects are dates.
+    Objects from HDF5 files never are.
     """
-    token = _holding_back.set(True)
+    token = _skipping_objects.set(True)
     try:
         yield
     finally:
-        _holding_back.reset(token)
+        _skipping_objects.reset(token)
 
 
 Axis = int | slice | npt.NDArray[Any]
@@ -55,24 +53,24 @@ def lazily_indexed(array: BackendArray) -> indexing.LazilyIndexedArray:
 
 
 def outer_indexed(variable: xr.Variable) -> indexing.ImplicitToExplicitIndexingAdapter:
-    """Wrap what xarray reads lazily as an array that slices and arrays index."""
+    """Wrap the lazy data of a variable as an array that slices and 1-D arrays index."""
     return indexing.ImplicitToExplicitIndexingAdapter(variable._data, indexing.OuterIndexer)
 
 
 def is_decoded(variable: xr.Variable, array: BackendArray) -> bool:
-    """Tell whether xarray does anything to the values of a lazy array."""
+    """Tell whether the data of a variable are a lazy array with a decoder around it."""
     data = variable._data
     return not (isinstance(data, indexing.LazilyIndexedArray) and data.array is array)
 
 
 Step = tuple[tuple[Any, ...], bool]
-"""Keys of one index, and whether each is for its own axis."""
+"""The keys of one index, and whether it is outer: each key selects along its own axis."""
 
 
 def indexed_dataset(data: Any) -> tuple[DatasetArray, list[Step]] | None:
-    """Return the dataset that the data of a lazy variable read, and how they were indexed.
+    """Return the dataset behind the data of a lazy variable, and the indices applied to it.
 
-    None where the values are in memory or in dask, or are no elements of one dataset.
+    None if the values are in memory or in Dask, or are not elements of one dataset.
     """
     steps: list[Step] = []
     while not isinstance(data, DatasetArray):
@@ -83,25 +81,23 @@ def indexed_dataset(data: Any) -> tuple[DatasetArray, list[Step]] | None:
         if data is None or isinstance(data, np.ndarray):
             return None
         if type(data).__name__ == "StackedBytesArray":
-            return None  # several elements make one text
+            return None  # several elements form one text
     return data, steps[::-1]
 
 
 def dask_source(data: Any) -> Any | None:
-    """Return what a dask array has all of, cut into blocks but not changed; None for others."""
+    """Return the lazy array that a Dask array only divides into blocks, or None."""
     sources = dask_sources(data)
     if len(sources) != 1:
         return None
     ((name, source),) = sources.items()
-    kept = {name, name.removeprefix("original-")}
-    layers = data.dask.layers
-    if any(layer not in kept and not layer.startswith("rechunk-") for layer in layers):
-        return None
-    return source
+    reads = {name, name.removeprefix("original-")}
+    others = set(data.dask.layers) - reads
+    return source if all(layer.startswith("rechunk-") for layer in others) else None
 
 
 def dask_sources(data: Any) -> dict[str, Any]:
-    """Return the lazy arrays that a dask array is computed from, by name of their layer."""
+    """Return the lazy arrays from which a Dask array is computed, by name of their layer."""
     layers = getattr(getattr(data, "dask", None), "layers", {})
     found = {}
     for name, layer in layers.items():
@@ -112,28 +108,26 @@ def dask_sources(data: Any) -> dict[str, Any]:
 
 
 def _axis_segments(key: Axis, extent: int) -> tuple[reading.Segments, Axis | None]:
-    """Return the elements of one axis in ascending order, and how to reorder them after."""
+    """Return the elements of one axis in ascending order, and the index that reorders them."""
     if isinstance(key, slice):
-        picked = range(extent)[key]
-        forward = picked if picked.step > 0 else picked[::-1]
-        after = None if picked.step > 0 else slice(None, None, -1)
-        return reading.regular_segments(forward.start, forward.step, len(forward)), after
+        elements = range(extent)[key]
+        forward = elements if elements.step > 0 else elements[::-1]
+        order = None if elements.step > 0 else slice(None, None, -1)
+        return reading.regular_segments(forward.start, forward.step, len(forward)), order
     wanted = np.atleast_1d(np.asarray(key))
     wanted = np.where(wanted < 0, wanted + extent, wanted)
     if ((wanted < 0) | (wanted >= extent)).any():
         raise IndexError(f"index {key!r} is out of bounds for an axis of {extent}")
-    ascending, back = np.unique(wanted, return_inverse=True)
-    low, high = selections.merge_intervals(ascending, ascending + 1)
-    return reading.interval_segments(low, high), None if np.array_equal(
-        ascending, wanted
-    ) else back
+    ascending, inverse = np.unique(wanted, return_inverse=True)
+    segments = reading.interval_segments(*selections.merge_intervals(ascending, ascending + 1))
+    return segments, None if np.array_equal(ascending, wanted) else inverse
 
 
 class LazyArray(BackendArray):
-    """Base of the lazy arrays: what an index of xarray selects comes from ``_read``.
+    """Base of the lazy arrays: subclasses implement ``_read``.
 
-    ``_read`` takes integers, slices and 1-D arrays, each for its own axis. The state
-    of an array is plain: it pickles, and names dask's tasks.
+    ``_read`` takes an integer, slice or 1-D array for each axis. The attributes of an array
+    can be pickled; the names of Dask tasks are made from them.
     """
 
     shape: tuple[int, ...]
@@ -159,21 +153,21 @@ class LazyArray(BackendArray):
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        # What a name begins with "_" for is at hand in this process only.
+        # Attributes whose names begin with "_" are caches of this process.
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token
 
-        # What this returns is not looked into again, only printed.
+        # Dask hashes the repr of the returned value, without normalizing its items.
         return normalize_token((type(self).__name__, sorted(self.__getstate__().items())))
 
 
 class DatasetArray(LazyArray):
-    """One dataset; reads what an index selects, each chunk once.
+    """The elements of one dataset; an index reads each chunk once.
 
-    ``shape`` may be longer than what is stored, along unlimited dimensions: the
-    dataset's fill value stands for the rest.
+    ``shape`` may exceed the extent of the dataset along unlimited dimensions. Elements beyond
+    the extent are the fill value of the dataset.
     """
 
     def __init__(
@@ -189,16 +183,16 @@ class DatasetArray(LazyArray):
         self.extent = layout.shape
         self.raw_dtype = layout.dtype
         if layout.text:
-            # Of either character set: h5py's type is that of the values, which writers trust.
-            kept: Any = {"vlen": bytes if self.encode_text else str}
-            self.raw_dtype = np.dtype(object, metadata=kept)
+            # For ASCII and UTF-8 alike: writers trust the metadata to tell the type of values.
+            metadata: Any = {"vlen": bytes if self.encode_text else str}
+            self.raw_dtype = np.dtype(object, metadata=metadata)
         self.dtype, item_shape = item_dtype(self.raw_dtype)
         self.shape = layout.shape + item_shape if shape is None else shape
 
     def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        if _holding_back.get() and self.dtype.hasobject:
-            nothing = np.broadcast_to(np.array(None, dtype=self.dtype), self.shape)
-            return index_outer(nothing, 0, key)
+        if _skipping_objects.get() and self.dtype.hasobject:
+            placeholder = np.broadcast_to(np.array(None, dtype=self.dtype), self.shape)
+            return index_outer(placeholder, 0, key)
         with self.options.lock or nullcontext():
             return self._read_padded(key) if self._is_padded() else self._read_stored(key)
 
@@ -206,7 +200,7 @@ class DatasetArray(LazyArray):
         return self.shape[: len(self.extent)] != self.extent
 
     def _read_padded(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        """Read what is stored of an index, and fill up the rest."""
+        """Read the stored elements of an index, and fill the others."""
         split = len(self.extent)
         sides = zip(self.shape[:split], key[:split], strict=True)
         positions = [np.atleast_1d(np.arange(n)[k]) for n, k in sides]
@@ -231,18 +225,18 @@ class DatasetArray(LazyArray):
         return _drop_integers(out, key[:split])
 
     def _fill_of_objects(self, n: int) -> npt.NDArray[Any]:
-        """Return the dataset's fill value n times, of elements with text, sequences, ...
+        """Return the fill value of a dataset of objects (text, sequences, ...) n times.
 
-        Each is decoded by itself: two elements must not share a sequence, which the
-        user may change.
+        Each is decoded separately: two elements must not share a sequence, which the user may
+        change.
         """
         datatype, stored = type_and_fill(self.dataset)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
-        where = (
+        label = (
             f"{self.dataset.filename}: fill value of the dataset at {self.dataset.address:#x}"
         )
         fill = references.decode_values(
-            self.dataset.location, datatype, raw, lambda _: where, self.options
+            self.dataset.location, datatype, raw, lambda _: label, self.options
         )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.
@@ -253,8 +247,8 @@ class DatasetArray(LazyArray):
     def _plan(
         axes: list[reading.Segments], shape: tuple[int, ...], layout: DatasetLayout
     ) -> reading.ReadPlan:
-        """Plan the outer product of elements along each axis."""
-        # One segment without steps along each axis is a box.
+        """Plan the read of the outer product of elements along each axis."""
+        # One segment of step 1 along each axis is a box.
         if layout.chunks and all(len(a.start) == 1 and a.step[0] == 1 for a in axes):
             start = [int(a.start[0]) for a in axes]
             plan = reading.plan_chunk(start, layout.shape, layout.chunks, shape)
@@ -288,7 +282,7 @@ class DatasetArray(LazyArray):
 
 
 def _drop_integers(values: npt.NDArray[Any], key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-    """Drop the axes that an integer selects."""
+    """Drop the axes whose key is an integer."""
     drop = tuple(i for i, k in enumerate(key) if isinstance(k, int | np.integer))
     return values.squeeze(drop) if drop else values
 
@@ -296,10 +290,10 @@ def _drop_integers(values: npt.NDArray[Any], key: tuple[Axis, ...]) -> npt.NDArr
 def index_outer(
     values: npt.NDArray[Any], first: int, key: tuple[Axis, ...]
 ) -> npt.NDArray[Any]:
-    """Index axes from ``first`` on, each by its own key."""
+    """Index the axes from ``first`` on, each by its own key."""
     if all(isinstance(k, slice) and k == slice(None) for k in key):
         return values
     for axis in range(len(key) - 1, -1, -1):
-        # The ellipsis keeps a 0-d result an array, of its own dtype.
+        # With the ellipsis, a 0-d result stays an array and keeps its dtype.
         values = values[(*(slice(None),) * (first + axis), key[axis], Ellipsis)]
     return values

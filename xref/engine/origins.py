@@ -1,11 +1,11 @@
-"""Which elements of its dataset a variable shows.
+"""The dataset and the positions that the elements of a variable come from.
 
-In: a variable or a Dataset of the engine, whole or selected from. Out: the object that it
-was opened from, and the positions of its elements.
+In: a variable or Dataset of the engine, or a selection from it. Out: the HDF5 object from which
+it was opened, and the position of each element.
 
-What is read lazily knows its positions, also where Dask has it as it was opened. Of what
-is in memory, or was changed in Dask, labels tell where it may come from, and its values
-whether it does.
+Lazy data know their positions, also inside a Dask array that only divides them into blocks. For
+data in memory, or changed in Dask, labels give possible positions; then the values there must
+equal the data.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from xref.objects import StoredObject, open_member
 from xref.references import ObjectReference, ReferenceArray, SourceName, opened_from
 from xref.storage import FileLocation
 
-PHONY = "phony_dim_"
-"""Begins names that axes are given in the order in which they are met."""
+PHONY_PREFIX = "phony_dim_"
+"""Prefix of the names of axes without a scale, which depend on the order of datasets."""
 
 COMPARED_NBYTES = 1 << 28
-"""Bytes of a variable in Dask that are read to see where they come from."""
+"""Upper bound on the bytes of a variable in Dask that are read to find their positions."""
 
 
-def held(reference: ObjectReference) -> ObjectReference:
-    """Return a reference that keeps its file open, from one that was remembered."""
+def _with_open_file(reference: ObjectReference) -> ObjectReference:
+    """Return a reference that keeps its file open, from one stored in an encoding."""
     location = reference.location
     if location is None or location.holds_file:
         return reference
@@ -45,12 +45,12 @@ def held(reference: ObjectReference) -> ObjectReference:
 
 
 def find_object(array: xr.DataArray) -> ObjectReference:
-    """Return the dataset that a variable was opened from.
+    """Return a reference to the dataset from which a variable was opened.
 
     Raises
     ------
     TypeError
-        If it was not, or was computed from others.
+        If the variable was not opened from a file, or was computed.
     """
     variable = array.variable
     data = variable._data
@@ -59,41 +59,41 @@ def find_object(array: xr.DataArray) -> ObjectReference:
     found = indexed_dataset(data) or indexed_dataset(dask_source(data))
     if found is not None:
         return ObjectReference.to(found[0].dataset, found[0].options)
-    remembered = opened_from(variable.encoding)
-    if remembered is None:
+    source = opened_from(variable.encoding)
+    if source is None:
         raise TypeError(
             f"{array.name!r} is no variable of a file opened with engine='h5ref', or was "
-            "computed from some; write it with xref.to_hdf5, open that file, and refer to "
-            "what is there"
+            "computed from such variables; write it with xref.to_hdf5, open the new file, and "
+            "make references to its variables"
         )
-    return held(remembered)
+    return _with_open_file(source)
 
 
 def find_origin(array: xr.DataArray) -> ElementOrigin:
-    """Find where the elements of a variable are stored.
+    """Return the positions of the elements of a variable in its dataset.
 
     Raises
     ------
     TypeError
-        If the variable is not one of a file, or it cannot be told which elements it has.
+        If the variable was not opened from a file, or if its elements cannot be found there.
     """
     target = find_object(array)
-    known = known_origin(array.variable, array.name)
-    if known is not None:
-        return known
-    found = labelled_origin(target, array)
-    if found is not None and _shows(array, found):
-        return found
+    origin = known_origin(array.variable, array.name)
+    if origin is not None:
+        return origin
+    origin = labelled_origin(target, array)
+    if origin is not None and _has_values_of(array, origin):
+        return origin
     raise TypeError(
         f"nothing tells which elements of {target.target_text()[3:]} {array.name!r} has: it "
-        "is in memory or in Dask, and its values or labels are others; select from the "
-        "variable as it was opened, or refer to regions of that by index or label: "
+        "is in memory or in Dask, and its values or labels differ from those of the dataset; "
+        "select from the variable as it was opened, or select from it by index or label: "
         ".h5ref.region_reference(lat=slice(40, 50))"
     )
 
 
 def known_origin(variable: xr.Variable, name: Any = None) -> ElementOrigin | None:
-    """Return the positions that a variable knows itself, None where it knows none."""
+    """Return the positions of lazy data; None for data in memory or changed in Dask."""
     data = variable._data
     if isinstance(data, ReferenceArray):
         return _stored_origin(data)
@@ -113,7 +113,7 @@ def known_origin(variable: xr.Variable, name: Any = None) -> ElementOrigin | Non
 
 
 def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
-    """Return where references are stored that are a box of one dataset."""
+    """Return the positions of references that are a box of one dataset, else None."""
     stored = data.stored
     if stored is None or stored.field:
         return None
@@ -132,14 +132,13 @@ def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
 
 
 def labelled_origin(target: ObjectReference, array: xr.DataArray) -> ElementOrigin | None:
-    """Return where the labels of an array are in a dataset.
+    """Return the positions of the labels of an array in a dataset.
 
-    An axis of another name, or of none in the file, is the one at its place. None where an
-    axis has other elements and no labels that tell which.
+    Axes are matched by name, or by order if a name differs or the file has none. None if the
+    lengths of an axis differ and it has no labels.
     """
-    whole = _whole(target)
-    has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
-    if has_names and set(array.dims) <= set(whole.dims):
+    whole = _open_whole(target)
+    if _has_names(whole) and set(array.dims) <= set(whole.dims):
         names = {dim: dim for dim in array.dims}
     elif array.ndim == whole.ndim:
         names = dict(zip(whole.dims, array.dims, strict=True))
@@ -147,47 +146,54 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> ElementOrig
         return None
     axes: list[AxisIndex] = []
     for dim, n in whole.sizes.items():
-        own = names.get(dim)
-        labels = _labels(array, dim if own is None else own)
+        array_dim = names.get(dim)
+        labels = _labels(array, dim if array_dim is None else array_dim)
         is_index = isinstance(array.variable, xr.IndexVariable) and whole.ndim == 1
-        if is_index:  # the labels are its own values
+        if is_index:  # the values of an index variable are its labels
             labels = array
-        index = whole.to_index() if is_index else None
-        if index is None and dim in whole.coords:
-            index = whole[dim].to_index()
+        index = whole.to_index() if is_index else _index(whole, dim)
         if labels is not None and index is not None and index.is_unique:
-            found = index.get_indexer(labels.values.reshape(-1))
-            if (found < 0).any():
+            positions = index.get_indexer(labels.values.reshape(-1))
+            if (positions < 0).any():
                 return None
-            axes.append(found.astype("int64") if own is not None else int(found[0]))
-        elif own is not None and array.sizes[own] == n:
+            is_axis = array_dim is not None
+            axes.append(positions.astype("int64") if is_axis else int(positions[0]))
+        elif array_dim is not None and array.sizes[array_dim] == n:
             if index is None and labels is not None and _n_stored(labels) not in (None, n):
-                # The dataset is shorter than this dimension: these may be other elements.
+                # The dataset is shorter than its dimension: the positions may be others.
                 return None
             axes.append(range(n))
         else:
             return None
-    place = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
-    order = tuple(place[dim] for dim in array.dims)
+    axis_of = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
+    order = tuple(axis_of[dim] for dim in array.dims)
     return ElementOrigin(target, whole.shape, tuple(axes), order)
+
+
+def _has_names(whole: xr.DataArray) -> bool:
+    return not any(str(dim).startswith(PHONY_PREFIX) for dim in whole.dims)
+
+
+def _index(whole: xr.DataArray, dim: Hashable) -> Any:
+    return whole[dim].to_index() if dim in whole.coords else None
 
 
 def _labels(array: xr.DataArray, dim: Hashable) -> xr.DataArray | None:
     if dim not in array.coords:
-        return None  # and not those that xarray makes up
+        return None  # array[dim] would be a default range
     labels: xr.DataArray = array.coords[dim]
     return labels
 
 
 def _n_stored(labels: xr.DataArray) -> int | None:
-    """Return how many labels the file has that they were opened from; None without one."""
+    """Return the number of labels in the dataset they come from; None if there is none."""
     found = opened_from(labels.encoding)
-    source = None if found is None else held(found).stored
+    source = None if found is None else _with_open_file(found).stored
     return None if source is None else math.prod(source.layout.shape)
 
 
-def _whole(target: ObjectReference) -> xr.DataArray:
-    """Open a dataset; of its coordinates, those that fit."""
+def _open_whole(target: ObjectReference) -> xr.DataArray:
+    """Open a dataset with the coordinates that fit, without warnings of others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadableMemberWarning)
         whole: xr.DataArray = target.resolve()
@@ -195,36 +201,35 @@ def _whole(target: ObjectReference) -> xr.DataArray:
 
 
 def is_in_place(target: ObjectReference, array: xr.DataArray) -> bool:
-    """Tell whether an array in memory or in Dask has all elements of a dataset in place.
+    """Tell whether an array in memory or in Dask has all elements of a dataset, in order.
 
-    The values may be others, but not the same in another order.
+    The values may be new, but not the stored values in another order.
     """
-    whole = _whole(target)
+    whole = _open_whole(target)
     if whole.dtype == np.dtype("S1") and whole.ndim == array.ndim + 1:
-        whole = whole.isel({whole.dims[-1]: 0}, drop=True)  # characters, now one text
+        whole = whole.isel({whole.dims[-1]: 0}, drop=True)  # characters that form one text
     if array.ndim != whole.ndim or target.stored is None:
         return False
     limits = target.stored.layout.maxshape
     sizes = zip(array.shape, whole.shape, limits, strict=False)
     if any(new != old and (new < old or limit is not None) for new, old, limit in sizes):
         return False
-    has_names = not any(str(dim).startswith(PHONY) for dim in whole.dims)
-    if has_names and set(array.dims) == set(whole.dims) and array.dims != whole.dims:
+    is_transposed = set(array.dims) == set(whole.dims) and array.dims != whole.dims
+    if is_transposed and _has_names(whole):
         return False
-    decided = True
-    for own, dim in zip(array.dims, whole.dims, strict=True):
-        labels = _labels(array, own)
-        index = whole[dim].to_index() if dim in whole.coords else None
+    have_labels = True
+    for array_dim, dim in zip(array.dims, whole.dims, strict=True):
+        labels, index = _labels(array, array_dim), _index(whole, dim)
         if labels is None or index is None or not index.is_unique:
-            decided = False
+            have_labels = False
             continue
-        found = index.get_indexer(labels.values.reshape(-1))
-        here = found[: len(index)]
-        if len(here) and (found >= 0).all() and (here != np.arange(len(here))).any():
+        positions = index.get_indexer(labels.values.reshape(-1))
+        first = positions[: len(index)]
+        if len(first) and (positions >= 0).all() and (first != np.arange(len(first))).any():
             return False  # the same labels in another order
-        decided &= bool((here == np.arange(len(index))).all())
+        have_labels &= bool((first == np.arange(len(index))).all())
     data: Any = array.variable._data
-    if decided or not isinstance(data, np.ndarray) or data.shape != whole.shape:
+    if have_labels or not isinstance(data, np.ndarray) or data.shape != whole.shape:
         return True
     return not _is_reordered(data, whole.values)
 
@@ -239,75 +244,74 @@ def _is_reordered(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None), equal_nan=nan)
 
 
-def _shows(array: xr.DataArray, origin: ElementOrigin) -> bool:
-    """Tell whether the elements at some positions are those of an array."""
-    shown = _elements(array, origin)
-    if shown is None:
+def _has_values_of(array: xr.DataArray, origin: ElementOrigin) -> bool:
+    """Tell whether the values of an array equal the stored values at some positions."""
+    elements = _elements(array, origin)
+    if elements is None:
         return False
     data: Any = array.variable._data
     if isinstance(data, ReferenceArray):
-        stored = shown._data
+        stored = elements._data
         same_shape = isinstance(stored, ReferenceArray) and stored.shape == data.shape
         return same_shape and bool(np.all(stored == data))
-    expected = xr.DataArray(shown.data, dims=array.dims)
+    expected = xr.DataArray(elements.data, dims=array.dims)
     return expected.equals(xr.DataArray(data, dims=array.dims))
 
 
 def _elements(array: xr.DataArray, origin: ElementOrigin) -> xr.Variable | None:
-    """Return the elements at some positions along the axes of an array, to compare them.
+    """Return the stored elements at some positions, along the axes of an array.
 
-    None if they are too many, or have other axes.
+    None if the elements are too many to compare, or have other axes.
     """
     data: Any = array.variable._data
-    if hasattr(data, "dask") and not data.nbytes <= COMPARED_NBYTES:  # it may be unknown
+    if hasattr(data, "dask") and not data.nbytes <= COMPARED_NBYTES:  # nbytes may be NaN
         return None
     keys = [
         axis if isinstance(axis, int) else slice_of(axis) if isinstance(axis, range) else axis
         for axis in origin.axes
     ]
-    shown = _whole(origin.object).variable[tuple(keys)]
-    if shown.ndim != array.ndim:
+    elements: xr.Variable = _open_whole(origin.object).variable[tuple(keys)]
+    if elements.ndim != array.ndim:
         return None
-    left = [number for number, axis in enumerate(origin.axes) if not isinstance(axis, int)]
-    turned: xr.Variable = shown.transpose(*(shown.dims[left.index(n)] for n in origin.order))
-    return turned
+    axes = [number for number, axis in enumerate(origin.axes) if not isinstance(axis, int)]
+    return elements.transpose(*(elements.dims[axes.index(n)] for n in origin.order))
 
 
 def find_masked(array: xr.DataArray) -> ElementOrigin | None:
-    """Find the elements of a result of `xarray.DataArray.where` that it left.
+    """Return the elements that `xarray.DataArray.where` has not replaced in its result.
 
-    xarray forgets what the values were computed from. A coordinate of the result knows its
-    file, and the variable of that name beside it may have the values.
+    The result does not know the variable it was computed from. But its coordinates know their
+    file: a dataset with the name of the result, in the group of a coordinate, is compared.
     """
     if opened_from(array.encoding) or known_origin(array.variable, array.name):
         return None
-    known = (coord.encoding.get("source") for coord in array.coords.values())
-    opened = next((s for s in known if isinstance(s, SourceName)), None)
-    source = None if opened is None else held(opened.object)
+    sources = (coord.encoding.get("source") for coord in array.coords.values())
+    opened = next((s for s in sources if isinstance(s, SourceName)), None)
+    source = None if opened is None else _with_open_file(opened.object)
     if opened is None or source is None or source.location is None or array.name is None:
         return None
-    folder = posixpath.dirname(opened.path or source.path or "")
+    group = posixpath.dirname(opened.path or source.path or "")
     try:
-        found = open_member(source.location, posixpath.join(folder, str(array.name)))
+        found = open_member(source.location, posixpath.join(group, str(array.name)))
     except OSError:
         return None
     target = ObjectReference.to(found.stored, source.options)
     if target.kind != "dataset":
         return None
     origin = labelled_origin(target, array)
-    shown = None if origin is None else _elements(array, origin)
-    if origin is None or shown is None:
+    elements = None if origin is None else _elements(array, origin)
+    if origin is None or elements is None:
         return None
     present = array.variable.notnull()
-    equal = xr.DataArray(shown.data, dims=array.dims) == xr.DataArray(array.variable)
+    equal = xr.DataArray(elements.data, dims=array.dims) == xr.DataArray(array.variable)
     if not bool((equal.variable | ~present).all()) or not bool(present.any()):
         return None
-    places = np.argwhere(present.values)
-    return origin.pointwise(list(places.T)) if array.ndim > 1 else origin.outer([places[:, 0]])
+    points = np.argwhere(present.values)
+    return origin.pointwise(list(points.T)) if array.ndim > 1 else origin.outer([points[:, 0]])
 
 
 def source_locations(data: Any) -> list[FileLocation]:
-    """Return the files that the values of lazy data, or of blocks of dask, come from."""
+    """Return the files from which lazy data, also inside a Dask array, are read."""
     found: list[FileLocation] = []
     for source in (data, *dask_sources(data).values()):
         while source is not None:
@@ -328,15 +332,15 @@ def slice_of(positions: range) -> slice:
 
 
 def group_of(dataset: xr.Dataset) -> StoredObject:
-    """Return the group that a Dataset was opened from.
+    """Return the group from which a Dataset was opened.
 
     Raises
     ------
     TypeError
-        If it was not.
+        If the Dataset was not opened from a group.
     """
-    remembered = opened_from(dataset.encoding)
-    group = None if remembered is None else held(remembered).stored
+    source = opened_from(dataset.encoding)
+    group = None if source is None else _with_open_file(source).stored
     if group is not None:
         return group
     raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")

@@ -1,8 +1,7 @@
-"""Members of a group into xarray variables.
+"""The datasets of a group as xarray variables.
 
-In: a group of an open file, or the address of a dataset. Out: variables with
-dimension names, plain attributes and lazy data; `ReferenceArray` data for
-datasets of references.
+In: a group of an open file, or the address of a dataset. Out: variables with dimension names,
+plain attributes and lazy data. The data of a dataset of references are a `ReferenceArray`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import xarray as xr
 
 from xref import hdf5, objects, references
 from xref.engine.attributes import attribute_values, plain_attributes, warn_unreadable
-from xref.engine.dimensions import (
+from xref.engine.dimension_names import (
     MemberDataset,
     PhonyNames,
     count_dimensions,
@@ -34,9 +33,8 @@ _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
 class ReferenceVariable(xr.Variable):
     """A variable of references.
 
-    Its data are immutable columns: xarray need not protect them from writes,
-    cache them, or cut them into dask chunks when a file is opened with
-    ``chunks=...`` (dask cannot size chunks of objects).
+    Its data are immutable columns. So xarray does not need to copy or cache them, and does not
+    divide them into Dask chunks when a file is opened with ``chunks=...``.
     """
 
     __slots__ = ()
@@ -57,11 +55,11 @@ class ReferenceVariable(xr.Variable):
         xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
     def to_base_variable(self) -> xr.Variable:
-        """Return the same kind of variable: xarray calls this for coordinates."""
+        """Return a `ReferenceVariable`; xarray calls this method for coordinates."""
         return self._replace()
 
     def chunk(self, chunks: Any = {}, *args: Any, **kwargs: Any) -> Any:  # noqa: B006
-        """Cut into dask chunks; "auto" makes one chunk, as sizes are not known."""
+        """Divide into Dask chunks; "auto" makes one chunk, as Dask cannot size objects."""
         if chunks == "auto":
             chunks = -1
         elif isinstance(chunks, dict):
@@ -72,9 +70,9 @@ class ReferenceVariable(xr.Variable):
 def reference_dataarray(
     variable: ReferenceVariable, coords: Mapping[Any, Any] | None = None, name: Any = None
 ) -> xr.DataArray:
-    """Return a DataArray of references; the constructor would make a plain variable."""
-    for_now = "<references>"  # a name that no dimension has
-    return xr.Dataset({for_now: variable}, coords)[for_now].rename(name)
+    """Return a DataArray of references; its constructor would convert the variable."""
+    temporary = "<references>"  # a name that no dimension has
+    return xr.Dataset({temporary: variable}, coords)[temporary].rename(name)
 
 
 def open_members(
@@ -85,59 +83,55 @@ def open_members(
     phony: PhonyNames | None = None,
     group: objects.LinkedObject | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
-    """Open the datasets of a group.
+    """Open the datasets of the group at a path.
 
     Parameters
     ----------
     location : FileLocation
-        The file.
     path : str
-        Of the group.
     options : DecodeOptions
-        Travel with references, for what they resolve to.
+        Also used later, to resolve the references.
     drop : iterable of str
-        Names of members to leave out. They still count for the names of dimensions.
+        Names of variables to leave out. Their axes still affect the names of dimensions.
     phony : PhonyNames, optional
-        Counts the names of axes without a scale; to be shared by the groups of a
-        tree, where a child must not use a name of its parent for another size.
-    group : Member, optional
-        The group, where it is at hand.
+        Shared by the groups of a tree: a subgroup must not use a name of its parent for
+        another size.
+    group : LinkedObject, optional
+        The group, if it is open already.
 
     Returns
     -------
     variables : dict of str to xarray.Variable
         Not yet decoded by the CF conventions.
     attributes : dict
-        The group's.
+        Attributes of the group.
     unlimited : frozenset of str
-        The group's own unlimited dimensions.
+        Unlimited dimensions whose scales are in the group.
     """
     group = group or objects.open_group(location, path)
-    where = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.stored, where, options)
+    label = f"{location.filename}: {path}"
+    attributes = attribute_values(group.item, group.stored, label, options)
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
-    for member, dims, shape in zip(members, dimensions.of, dimensions.shape, strict=True):
+    for member, dims, shape in zip(members, dimensions.names, dimensions.shape, strict=True):
         name = member.name.replace(objects.NAME_CLASH, "")
         if not member.is_variable or name in dropped:
             continue
         try:
-            variable = _build_variable(member, dims, shape, options)
+            variables[name] = _build_variable(member, dims, shape, options)
         except _READ_ERRORS as error:
             warn_unreadable(f"{location.filename}: {member.path!r}", error)
-            continue
-        variables[name] = variable
     return variables, attributes, dimensions.unlimited
 
 
 def list_datasets(
     location: FileLocation, path: str, group: objects.LinkedObject, drop: Iterable[str] = ()
 ) -> list[MemberDataset]:
-    """Look at the datasets of a group; warn of those that cannot be read.
+    """Read the metadata of the datasets of a group; warn of datasets that cannot be read.
 
-    Names in ``drop`` are not worth a warning.
+    There is no warning for names in ``drop``.
     """
     dropped = set(drop)
     members = []
@@ -161,7 +155,7 @@ def list_datasets(
 def count_phony(
     location: FileLocation, path: str, group: objects.LinkedObject, phony: PhonyNames
 ) -> None:
-    """Count the dimensions of a group whose variables are not opened."""
+    """Count the phony dimensions of a group whose variables are not opened."""
     count_dimensions(list_datasets(location, path, group), phony)
 
 
@@ -170,7 +164,7 @@ def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDa
     raw, problems = objects.read_attributes(member.item, member.stored)
     found = MemberDataset(name, path, member.stored, layout, raw, problems)
     if "enum" in (layout.dtype.metadata or ()):
-        # xarray writes an enumeration under the name of its type.
+        # xarray writes an enumeration with the name of its datatype.
         found.type_name = objects.type_name(
             member.stored.location, posixpath.dirname(path), member.item
         )
@@ -184,14 +178,14 @@ def _build_variable(
     options: DecodeOptions,
 ) -> xr.Variable:
     location, layout = member.stored.location, member.layout
-    where = f"{location.filename}: {member.path!r}"
-    attributes = plain_attributes(member.attributes, member.problems, location, where, options)
+    label = f"{location.filename}: {member.path!r}"
+    attributes = plain_attributes(member.attributes, member.problems, location, label, options)
     variable = build_variable(
         member.stored, layout, dims, attributes, options, shape, member.own_path
     )
     if member.type_name is not None:
-        kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
-        variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=kept)
+        metadata = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
+        variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=metadata)
     if variable.encoding.get("dtype") is str:
         variable = _loaded_text(variable, member, options)
         if layout.text == "ascii":
@@ -200,33 +194,30 @@ def _build_variable(
 
 
 def keep_charset(variable: xr.Variable, charset: str) -> None:
-    """Note in the encoding of text, which other writers of xarray ignore, how it is stored.
+    """Record the character set of decoded text in its encoding, for `xref.to_hdf5`.
 
-    Parameters
-    ----------
-    variable : xarray.Variable
-        Decoded by the conventions, which leave the dtype of text in the encoding.
-    charset : str
-        Of the dataset.
+    Decoding leaves the dtype of text in the encoding. Other writers ignore its metadata.
     """
     dtype = np.dtype(variable.encoding.get("dtype", variable.dtype))
-    kept: Any = dict(dtype.metadata or {}) | {"charset": charset}
-    variable.encoding["dtype"] = np.dtype(dtype, metadata=kept)
+    metadata: Any = dict(dtype.metadata or {}) | {"charset": charset}
+    variable.encoding["dtype"] = np.dtype(dtype, metadata=metadata)
 
 
 TEXT_ELEMENTS = 1 << 20
-"""Texts of one variable that are read when a file is opened; more stay lazy objects."""
+"""Upper bound on the texts of a variable that is read when its file is opened.
+
+Longer variables of text stay lazy objects.
+"""
 
 TEXT_NBYTES = 64 << 20
-"""Bytes of all texts of one variable that is read when a file is opened, and of what
-they take as NumPy text, all of one length."""
+"""Upper bound on the bytes of all texts of such a variable, and on its size as NumPy text."""
 
 
 def _loaded_text(
     variable: xr.Variable, member: MemberDataset, options: DecodeOptions
 ) -> xr.Variable:
-    """Read text: xarray makes NumPy text of it, whose length only the values tell."""
-    # Read directly, text would fail: it does so when it is asked for.
+    """Read text: xarray makes NumPy text of it, whose length depends on the values."""
+    # The direct reader does not read text: the error is raised when the text is used.
     if options.reader != "direct" and _is_short_text(variable.size, member):
         return variable.copy(data=variable.values)
     variable.encoding["dtype"] = variable.dtype
@@ -234,7 +225,7 @@ def _loaded_text(
 
 
 def _is_short_text(size: int, member: MemberDataset) -> bool:
-    """Tell from the lengths of texts whether they are few and short enough to read."""
+    """Tell whether texts are few and short enough to be read when their file is opened."""
     if size > TEXT_ELEMENTS:
         return False
     slices = tuple((0, n, 1) for n in member.layout.shape)
@@ -242,13 +233,13 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     try:
         stored = place.read_raw()
     except UnsupportedError:
-        # Storage that HDF5 alone reads: no text is longer than the file.
+        # Only HDF5 can read this storage; a text is at most as long as the file.
         return size * member.stored.location.identity[2] <= TEXT_NBYTES
     lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
     longest = int(lengths.max(initial=0))
     if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
         return False
-    # HDF5 never ends to search some damaged heaps, so they are walked here first.
+    # HDF5 searches some damaged heaps forever, so the heaps are checked here first.
     hdf5.read_sequences(objects.file_content(member.stored.location), stored, 1, place.describe)
     return True
 
@@ -264,8 +255,8 @@ def build_variable(
 ) -> xr.Variable:
     """Make the variable of one dataset.
 
-    ``shape`` may be longer than what is stored. ``path`` is the one that the dataset was
-    opened by, for messages; by default they have its canonical path.
+    ``shape`` may exceed the extent of the dataset. Error messages have ``path``, by which the
+    dataset was opened; its canonical path by default.
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = dataset.filename
@@ -304,7 +295,7 @@ _SZIP_NEAREST_NEIGHBOUR = 32
 def storage_encoding(
     layout: DatasetLayout, dims: tuple[str, ...], as_text: bool = True
 ) -> dict[str, Any]:
-    """Say how a dataset is stored, in the words of netCDF-4."""
+    """Return the encoding that describes the storage of a dataset, with netCDF-4's keys."""
     encoding: dict[str, Any] = {
         "dtype": str if as_text and layout.text else item_dtype(layout.dtype)[0],
         "contiguous": layout.chunks is None,
@@ -317,7 +308,7 @@ def storage_encoding(
 
 
 def _filter_encoding(pipeline: FilterPipeline) -> dict[str, Any]:
-    """Spell filters as netCDF-4 does, those that it does not have as h5py does."""
+    """Return filters with the keys of netCDF-4; other filters with those of h5py."""
     options = {f.id: f.options for f in pipeline.filters}
     encoding: dict[str, Any] = {name: i in options for i, name in _NETCDF_FILTERS.items()}
     encoding["shuffle"] = _SHUFFLE in options

@@ -1,52 +1,45 @@
-"""``.h5ref`` on variables and Datasets.
+"""The accessor ``.h5ref`` of variables and Datasets.
 
-In: what the engine opened. Out: the public methods, over `xref.resolving.resolve`,
-`xref.resolving.tables` and `xref.resolving.reductions`.
+In: a variable or Dataset that was opened with ``engine="h5ref"``. Out: the public methods.
+Their work is done in the other modules of `xref.resolving`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays import results_dtype
-from xref.engine import Decoding, ReferenceVariable, lazily_indexed, reference_dataarray
-from xref.hdf5 import unfold_subarray
+from xref.engine import ReferenceVariable, find_object, reference_dataarray
 from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
-from xref.resolving.binding import BoundVariable, bind, warn_of_units
 from xref.resolving.compound_fields import as_reference_array, field_references, nwb_regions
 from xref.resolving.create import (
     REGION_DIM,
     group_reference,
     make_regions,
-    object_reference,
     region_reference,
 )
-from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.resolving.lazy_results import RegionResults
-from xref.resolving.read_results import BoundReferences, decoding_rows
-from xref.resolving.reductions import PerRegion, Statistic
+from xref.resolving.region_functions import call_function, compute_statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
 from xref.resolving.target_attributes import target_attributes
 from xref.writing import to_hdf5
 
-SAMPLE_LENGTH = 64
-"""Longest axis of the ones that a function is called with to learn its dtype."""
-
 
 class ReferenceAccessor:
-    """What can be done with a reference variable.
+    """Methods of a reference variable.
 
-    Selecting first (``isel``, ``sel``, ``where`` with ``drop``) and resolving then
-    plans and reads only what was selected.
+    Select references first (``isel``, ``sel``, ``where`` with ``drop``) and resolve them then:
+    only the data of the selected references are planned and read.
+
+    Examples
+    --------
+    >>> ds = xr.open_dataset("rois.h5", engine="h5ref")  # doctest: +SKIP
+    >>> ds["rois"].h5ref.resolve()  # doctest: +SKIP
     """
 
     def __init__(self, array: xr.DataArray) -> None:
@@ -54,24 +47,24 @@ class ReferenceAccessor:
 
     @property
     def references(self) -> ReferenceArray:
-        """The references as columns.
+        """The references of the variable, as columns.
 
         Raises
         ------
         TypeError
-            If the variable holds none.
+            If the variable holds no references.
 
         Notes
         -----
-        Compounds of start, count and reference (as NWB's ``TimeSeriesReference``)
-        stand for regions along the first axis; both numbers negative for none.
+        Compounds of start, count and reference (such as ``TimeSeriesReference`` of NWB) stand
+        for regions along the first axis. If both numbers are negative, the reference is null.
         """
         array = self._array
         if array.dtype.names:
             return nwb_regions(array)
-        held = array.variable._data
-        if isinstance(held, ReferenceArray):
-            return held
+        data = array.variable._data
+        if isinstance(data, ReferenceArray):
+            return data
         if array.dtype != object or not array.size:
             raise TypeError(
                 f"{array.name!r} holds {array.dtype} values, no references; .h5ref is for "
@@ -89,51 +82,58 @@ class ReferenceAccessor:
         fill_value: Any = None,
         dtype: Any = None,
     ) -> Any:
-        """Read what all references select, as one lazy array.
+        """Resolve all references into one lazy array of the elements that they select.
 
         Parameters
         ----------
         layout : {"stack", "ragged", "pad"}
-            "stack": every selection has one shape; the variable's dimensions are
-            followed by the target's. "ragged": selections of any shapes along one
-            ``sample`` dimension, with ``row_size`` for each reference (CF
-            conventions 1.11, "Contiguous ragged array representation"). "pad": up
-            to the largest shape, with a fill value and a ``valid`` mask.
+            "stack": all selections have the same shape; the dimensions of the result are those
+            of the variable, then those of the targets. "ragged": selections of any shapes
+            follow each other along one ``sample`` dimension, with ``row_size`` elements for
+            each reference (CF conventions 1.11, "Contiguous ragged array representation").
+            "pad": each selection is padded to the largest shape with a fill value; a mask
+            ``valid`` marks the selected elements.
         chunks : "auto", int, dict or None
-            Dask blocks, each of whole regions: "auto" fills dask's chunk size, an
-            int counts references (along each dimension of the variable for "stack"
-            and "pad", in all for "ragged"), a dict says it by dimension. None gives
-            lazy arrays without dask.
+            Dask blocks, each of whole regions. "auto" fills Dask's chunk size. An int is a
+            number of references: along each dimension of the variable for "stack" and "pad",
+            in total for "ragged". A dict gives chunks by dimension. None gives lazy arrays
+            without Dask.
         coords : bool
-            Bring the target's coordinates along: 1-D where all references select
-            alike, else by reference. ``y_start`` and so on say where in its target
-            each region begins.
+            Add the coordinates of the targets: 1-D if all references select the same part,
+            else with the dimensions of the references. ``y_start`` is the first element of
+            each region along dimension ``y`` of its target.
         on_null : {"raise", "fill", "drop"}
-            What becomes of null references.
+            Null references raise an error, become fill values, or are dropped.
         fill_value : scalar, optional
-            For null references and padding. By default a missing value of the kind of the
-            others: NaN, NaT, empty text, an empty sequence; for integers the fill value of
-            each target (``_FillValue``, else that of the dataset).
+            Value of null references and of padding. The default depends on the type: NaN, NaT,
+            empty text, or an empty sequence; for integers the fill value of each target
+            (``_FillValue``, else the fill value of the dataset).
         dtype : dtype-like, optional
-            Type of the decoded values. By default the one that holds the values of all
-            targets exactly.
+            Type of the decoded values. The default type holds the values of all targets
+            exactly.
 
         Returns
         -------
         xarray.DataArray, xarray.Dataset or dict
-            A DataArray for "stack", a Dataset otherwise. References to groups give
-            a dict of lazily opened Datasets by element. References to attributes of
-            one shape and type give their values, read at once.
+            A DataArray for "stack", a Dataset for "ragged" and "pad". References to groups
+            give a dict from the index of each reference to a lazily opened Dataset.
+            References to attributes of one shape and type give the attribute values, which
+            are read at once.
 
         Raises
         ------
         ValueError
-            If the shapes found do not fit the layout, or if no one type holds the values
-            of all targets exactly and there is no ``dtype``.
+            If the shapes of the selections do not fit the layout, or if no single type holds
+            the values of all targets exactly and ``dtype`` is not given.
         NullReferenceError
             If a reference is null and ``on_null="raise"``.
         SelectionError
-            If a region does not fit its target's current extent.
+            If a region does not fit the current extent of its target.
+
+        Examples
+        --------
+        >>> patches = ds["rois"].h5ref.resolve(chunks={"roi": 100})  # doctest: +SKIP
+        >>> patches.mean(("y", "x")).compute()  # doctest: +SKIP
         """
         return resolve_references(
             self._array,
@@ -147,29 +147,34 @@ class ReferenceAccessor:
         )
 
     def reference(self) -> ObjectReference:
-        """Return a reference to the dataset of a variable.
+        """Return a reference to the dataset of the variable.
 
         Raises
         ------
         TypeError
-            If the variable is not one of an open file.
+            If the variable does not belong to an open file.
+
+        Examples
+        --------
+        >>> ds["image"].h5ref.reference()  # doctest: +SKIP
         """
-        return object_reference(self._array)
+        return find_object(self._array)
 
     def region_reference(self, *key: Any, points: Any = None, **labels: Any) -> RegionReference:
-        """Return a reference to some elements of a variable's dataset.
+        """Return a reference to elements of the dataset of the variable.
 
-        Without arguments these are the elements of the variable: selected by ``isel``,
-        ``sel`` or an index from one that was opened lazily, or all of them.
+        Without arguments, the reference selects the elements of the variable: all elements, or
+        those selected by ``isel``, ``sel`` or an index from a lazily opened variable.
 
         Parameters
         ----------
         *key : int, slice, sequence of int, or mask
-            For each dimension; an `Ellipsis` for those between. Or one tuple of them, as
-            `numpy.s_` makes it. Or one mask of the variable's shape, or a boolean
-            DataArray along some of its dimensions: the single elements where it is true.
-            Give the mask rather than ``array.where(mask)``, which forgets where its values
-            came from: they are looked for by its name, coordinates and values.
+            One for each dimension; an `Ellipsis` stands for whole dimensions. Or one tuple of
+            them, such as `numpy.s_` makes. Or one mask of the shape of the variable, or a
+            boolean DataArray along some of its dimensions, which selects the single elements
+            where it is true. Prefer the mask to ``array.where(mask)``: the result of ``where``
+            does not know the file of its values, so they are searched for by name,
+            coordinates and values.
         points : array_like of int, optional
             Shape ``(n, ndim)``: single elements in any order, also repeated.
         **labels
@@ -178,16 +183,23 @@ class ReferenceAccessor:
         Returns
         -------
         RegionReference
-            It resolves to the elements, integers as axes of length 1.
+            It resolves to the elements; an integer of ``key`` gives an axis of length 1.
 
         Raises
         ------
         TypeError
-            If the variable is not one of an open file, or its elements are forgotten.
+            If the variable does not belong to an open file, or if nothing tells which
+            elements of its dataset it has.
         IndexError, KeyError
             If an index or a label does not fit.
         SelectionError
-            If the elements have another order than in the dataset, or are not stored.
+            If the order of the elements differs from the order in the dataset, or if elements
+            are not stored.
+
+        Examples
+        --------
+        >>> ds["image"].h5ref.region_reference(slice(0, 8), slice(10, 18))  # doctest: +SKIP
+        >>> ds["field"].h5ref.region_reference(lat=slice(40, 50))  # doctest: +SKIP
         """
         return region_reference(self._array, key, points, labels)
 
@@ -199,34 +211,33 @@ class ReferenceAccessor:
         stop: Any = None,
         dim: Hashable = REGION_DIM,
     ) -> xr.DataArray:
-        """Return references to many boxes of a variable, which no file stores.
+        """Make references to many boxes of the variable.
 
-        They resolve like those that are read from a file, and `xref.to_hdf5` stores them.
+        They resolve like references that were read from a file; `xref.to_hdf5` stores them.
 
         Parameters
         ----------
         start : array_like, xarray.DataArray, pandas.DataFrame, xarray.Dataset or dict
-            First element of each box: integers of shape ``(..., ndim)``, or columns (of a
-            pandas Series, for one box, labels) named
-            ``y_start`` or ``y`` for a dimension ``y``. Dimensions without a column are
-            taken whole.
+            First element of each box: integers of shape ``(..., ndim)``, or columns named
+            ``y_start`` or ``y`` for a dimension ``y``. A pandas Series with these names as
+            labels gives one box. A box includes the whole of each dimension without a column.
         shape, stop : the same, or sequence of int
-            Elements along each axis (columns ``y_size`` or ``y``), or one past the last one
-            (columns ``y_stop`` or ``y``). One row holds for all boxes.
+            Number of elements along each axis (columns ``y_size`` or ``y``), or one past the
+            last element (columns ``y_stop`` or ``y``). One row is used for all boxes.
         dim : hashable
             Dimension of the boxes, if ``start`` does not name it.
 
         Returns
         -------
         xarray.DataArray
-            A reference variable along the dimensions and coordinates of ``start``.
+            A reference variable with the dimensions and coordinates of ``start``.
 
         Raises
         ------
         SelectionError
-            If a box is empty or not within the variable.
+            If a box is empty or reaches beyond the variable.
         TypeError
-            If the variable is not one of an open file.
+            If the variable does not belong to an open file.
 
         Examples
         --------
@@ -241,69 +252,85 @@ class ReferenceAccessor:
         Parameters
         ----------
         name : str
-            The member; dots lead into members that are compounds themselves.
+            Name of the member; a dot separates the names of nested compounds.
 
         Returns
         -------
         xarray.DataArray
-            A reference variable, not read yet where the compounds are not. The axes of
+            A reference variable. It stays lazy if the compounds were not read yet. The axes of
             a member that is an array come last, as ``name_0``, ``name_1`` ...
 
         Raises
         ------
         KeyError
-            If there is no such member.
+            If the compounds have no such member.
         TypeError
-            If it holds something else.
+            If the member holds no references.
+
+        Examples
+        --------
+        >>> ds["trials"].h5ref.field("timeseries").h5ref.resolve("ragged")  # doctest: +SKIP
         """
         array = self._array
         references = field_references(array, name)
-        short = name.rsplit(".", 1)[-1]
-        dims = array.dims + tuple(f"{short}_{i}" for i in range(references.ndim - array.ndim))
+        member = name.rsplit(".", 1)[-1]
+        dims = array.dims + tuple(f"{member}_{i}" for i in range(references.ndim - array.ndim))
         variable = ReferenceVariable(dims, references, array.attrs)
-        return reference_dataarray(variable, array.coords, short)
+        return reference_dataarray(variable, array.coords, member)
 
     def table(self) -> xr.Dataset:
-        """Describe the references without reading what they point at.
+        """Describe the references without reading the data of their targets.
 
         Returns
         -------
         xarray.Dataset
-            By reference: ``path`` (empty without a name), ``address``, ``kind`` and
-            ``filename`` of the target. For region references also ``selection``
-            (its kind), ``npoints``, ``start`` and ``stop`` (elements along each
-            axis, stop exclusive), ``ndim`` and ``shape`` of what resolving gives
-            (-1 past its axes), and ``fits``: whether the region lies within its
-            target as it is now. With references to attributes among them also
-            ``attribute``: its name, empty for other references.
+            For each reference ``path`` (empty if the target has no name), ``address``, ``kind``
+            and ``filename`` of the target. For region references also ``selection`` (the
+            selection kind), ``npoints``, ``start`` and ``stop`` (elements along each axis, stop
+            exclusive), ``ndim`` and ``shape`` of the resolved region (-1 beyond its axes), and
+            ``fits``: whether the region lies within the current extent of its target. If some
+            references point at attributes, also ``attribute``: the name of the attribute, empty
+            for other references.
+
+        Examples
+        --------
+        >>> ds["rois"].h5ref.table().to_dataframe()  # doctest: +SKIP
         """
         array = self._array
         return reference_table(self.references, array.dims, dict(array.coords))
 
     def target_attrs(self) -> xr.Dataset:
-        """Return the attributes of what each reference points at.
+        """Return the attributes of the target of each reference.
 
         Returns
         -------
         xarray.Dataset
-            A variable for each attribute that some target has, along the dimensions of the
-            references: numbers where all targets have it as a number of one type, else
-            objects, with None where a target has none and for null references. Attributes
-            are as stored, those of the packing included.
+            One variable for each attribute name, along the dimensions of the references. Its
+            values are numbers if the attribute of every target is a number of the same type,
+            else objects; None stands for a missing attribute and for a null reference. Values
+            are as stored and include the attributes of packing, such as ``scale_factor``.
 
         Raises
         ------
         DanglingReferenceError, WrongTargetError
-            If a reference points at nothing, or at no dataset.
+            If there is no object at the address of a reference, or no dataset.
+
+        Examples
+        --------
+        >>> ds["granules"].h5ref.target_attrs()["units"]  # doctest: +SKIP
         """
         array = self._array
         return target_attributes(self.references, array.dims, dict(array.coords))
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the index of each element and what it resolves to, lazily.
+        """Yield the index of each reference and the lazy object to which it resolves.
 
-        The index is an int for 1-D variables and a tuple otherwise. A null
-        reference gives None.
+        The index is an int for a 1-D variable, else a tuple. A null reference gives None.
+
+        Examples
+        --------
+        >>> for index, target in ds["cells"].h5ref.items():  # doctest: +SKIP
+        ...     print(index, target.shape)
         """
         references = self.references
         for row in range(references.size):
@@ -318,28 +345,35 @@ class ReferenceAccessor:
             )
 
     def count(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
-        """Count the elements of each region that are not missing."""
-        return self._statistic("count", chunks, on_null)
+        """Count the elements of each region that are not missing (NaN or NaT), lazily.
+
+        As in all statistics, ``chunks`` and ``on_null`` mean the same as in `resolve`.
+
+        Examples
+        --------
+        >>> ds["rois"].h5ref.count().compute()  # doctest: +SKIP
+        """
+        return compute_statistic(self._array, self.references, "count", chunks, on_null)
 
     def sum(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
-        """Sum up each region; missing values are skipped."""
-        return self._statistic("sum", chunks, on_null)
+        """Return the sum of each region; missing values are skipped."""
+        return compute_statistic(self._array, self.references, "sum", chunks, on_null)
 
     def mean(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
         """Return the mean of each region; missing values are skipped."""
-        return self._statistic("mean", chunks, on_null)
+        return compute_statistic(self._array, self.references, "mean", chunks, on_null)
 
     def min(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
         """Return the smallest value of each region; missing values are skipped."""
-        return self._statistic("min", chunks, on_null)
+        return compute_statistic(self._array, self.references, "min", chunks, on_null)
 
     def max(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
         """Return the largest value of each region; missing values are skipped."""
-        return self._statistic("max", chunks, on_null)
+        return compute_statistic(self._array, self.references, "max", chunks, on_null)
 
     def std(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
-        """Return the standard deviation of each region (ddof of 0), missing values skipped."""
-        return self._statistic("std", chunks, on_null)
+        """Return the standard deviation of each region (ddof=0); missing values are skipped."""
+        return compute_statistic(self._array, self.references, "std", chunks, on_null)
 
     def reduce(
         self,
@@ -350,20 +384,24 @@ class ReferenceAccessor:
         on_null: str = "raise",
         **kwargs: Any,
     ) -> xr.DataArray:
-        """Reduce each region to one value with a function.
+        """Reduce each region to one value with a function, lazily.
 
         Parameters
         ----------
         func : callable
-            ``func(values, *args, **kwargs)`` with a NumPy array of the region's
-            shape, decoded; returns one value. `numpy.median`, for example.
+            Called as ``func(values, *args, **kwargs)``, where ``values`` is a decoded NumPy
+            array of the shape of the region; returns one value.
         dtype : dtype-like, optional
-            Of the results; by default what ``func`` gives for ones.
+            Type of the results; by default the type that ``func`` returns for ones.
         chunks, on_null
-            As in `resolve`; null references give ``func`` an empty array with
-            ``on_null="fill"``.
+            As in `resolve`; with ``on_null="fill"`` the region of a null reference is empty.
+
+        Examples
+        --------
+        >>> ds["rois"].h5ref.reduce(np.median)  # doctest: +SKIP
         """
-        return self._call(func, args, kwargs, dtype, (), chunks, on_null)
+        call = func, args, kwargs
+        return call_function(self._array, self.references, call, dtype, {}, chunks, on_null)
 
     def map(
         self,
@@ -380,213 +418,46 @@ class ReferenceAccessor:
         Parameters
         ----------
         func : callable
-            ``func(values, *args, **kwargs)`` with a NumPy array of the region's
-            shape, decoded; returns an array of the shape in ``output_sizes``, or
-            any one object.
+            Called as ``func(values, *args, **kwargs)``, where ``values`` is a decoded NumPy
+            array of the shape of the region; returns an array of the shape in
+            ``output_sizes``, or one object.
         dtype : dtype-like, optional
-            Of the results; by default what ``func`` gives for ones.
+            Type of the results; by default the type that ``func`` returns for ones.
         output_sizes : dict of str to int, optional
             New dimensions of the result and their sizes.
         chunks, on_null
-            As in `resolve`; null references give ``func`` an empty array with
-            ``on_null="fill"``.
+            As in `resolve`; with ``on_null="fill"`` the region of a null reference is empty.
 
         Returns
         -------
         xarray.DataArray
-            The variable's dimensions, then those of ``output_sizes``.
+            Lazy results with the dimensions of the variable, then those of ``output_sizes``.
+
+        Raises
+        ------
+        ValueError
+            If ``func`` fails for ones and there is no ``dtype``, or if the variable already
+            has a dimension of ``output_sizes``.
+
+        Examples
+        --------
+        >>> quantiles = ds["rois"].h5ref.map(  # doctest: +SKIP
+        ...     np.quantile, [0.1, 0.9], output_sizes={"quantile": 2}
+        ... )
         """
-        sizes = tuple((output_sizes or {}).items())
-        return self._call(func, args, kwargs, dtype, sizes, chunks, on_null)
-
-    def _call(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        dtype: Any,
-        sizes: tuple[tuple[str, int], ...],
-        chunks: Any,
-        on_null: str,
-    ) -> xr.DataArray:
-        resolved, array = self._bind(on_null)
-        cell = tuple(n for _, n in sizes)
-        if dtype is None:
-            dtype = _infer_dtype(func, args, kwargs, resolved)
-        found = np.dtype(dtype)
-        if found.itemsize == 0:  # str and bytes without a length, in which NumPy cuts them
-            found = np.dtype(object)
-        function = PerRegion(func, args, kwargs, found, cell)
-        return _results(resolved, array, found, function, sizes, chunks, "map", {})
-
-    def _statistic(self, name: str, chunks: Any, on_null: str) -> xr.DataArray:
-        resolved, array = self._bind(on_null)
-        dtype = _statistic_dtype(name, resolved)
-        if name != "count":
-            warn_of_units(resolved)
-        keep = xr.get_options()["keep_attrs"]  # type: ignore[no-untyped-call]
-        attributes = resolved.attributes if keep is True else {}
-        statistic = Statistic(name)
-        return _results(resolved, array, dtype, statistic, (), chunks, name, attributes)
-
-    def _bind(self, on_null: str) -> tuple[BoundVariable, xr.DataArray]:
-        array = self._array
-        resolved, kept = bind(self.references, array.dims, on_null, array.name)
-        return resolved, array if kept is None else array[{array.dims[0]: kept}]
-
-
-def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
-    """Return the type of a statistic of the values of all targets.
-
-    Raises
-    ------
-    TypeError
-        If values of some target have no such statistic, or if those of several targets
-        have no common type.
-    """
-    any_empty = bool((resolved.bound.npoints == 0).any())
-    found = []
-    for dtype, item_shape in resolved.decoders.forms or [(np.dtype(float), ())]:
-        if item_shape:
-            raise TypeError(
-                f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
-            )
-        found.append(Statistic(name).result_dtype(dtype, any_empty))
-    common = results_dtype(found)
-    if common is None:
-        names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
-        raise TypeError(
-            f"{resolved.what} points at datasets of types {names}, whose {name} has no "
-            "common type; select references of one type"
-        )
-    return common
-
-
-def _infer_dtype(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    resolved: BoundVariable,
-) -> np.dtype[Any]:
-    """Call a function with ones of the shape of a region of each type, as dask does."""
-    bound, decoders = resolved.bound, resolved.decoders
-    which = decoding_rows(bound, decoders)
-    forms = np.where(which >= 0, decoders.form_of_kinds[which], -1) if len(which) else which
-    found: list[np.dtype[Any]] = []
-    for form in range(max(len(decoders.forms), 1)):
-        kind = next(
-            (
-                k
-                for k, f in zip(decoders.kinds, decoders.form_of_kinds, strict=True)
-                if f == form
-            ),
-            None,
-        )
-        rows = np.flatnonzero(forms == form)
-        row = int(rows[np.argmax(bound.npoints[rows] > 0)]) if len(rows) else None
-        shape = () if row is None else tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-        element = np.ones(1) if kind is None else _sample_of(kind)
-        values = _repeated(element, _sample_shape(shape))
-        try:
-            result = func(values, *args, **kwargs)
-        except Exception as error:
-            raise ValueError(
-                f"the dtype of {func!r} could not be found by calling it with ones of type "
-                f"{values.dtype} and shape {values.shape}: {type(error).__name__}: {error}; "
-                "pass dtype="
-            ) from error
-        is_object = isinstance(result, dict | list | str | bytes)
-        found.append(np.dtype(object) if is_object else np.asarray(result).dtype)
-    common = results_dtype(found)
-    # Text is as long as the sample's, and of several kinds none holds all: objects do.
-    return np.dtype(object) if common is None or common.kind in "SU" else common
-
-
-def _sample_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a shape of not many elements: large regions need not be made to learn a type."""
-    longest = SAMPLE_LENGTH
-    while math.prod(min(n, longest) for n in shape) > SAMPLE_LENGTH**2:
-        longest -= 1
-    return tuple(min(n, longest) for n in shape)
-
-
-def _repeated(element: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an array of some shape, of the one element of another."""
-    values = np.empty(shape + element.shape[1:], dtype=element.dtype)
-    if values.dtype.kind != "O":
-        values[...] = element[0]
-        return values
-    for index in np.ndindex(shape):
-        values[index] = element[0]  # a sequence is one value
-    return values
-
-
-def _sample_of(kind: Decoding) -> npt.NDArray[Any]:
-    """Return one decoded element, of the value 1 where it is a number."""
-    one = np.zeros(1, dtype=kind.raw_dtype)
-    values = unfold_subarray(one)
-    if values.dtype.kind in "biufc":
-        values[...] = 1
-    elif values.dtype.hasobject:
-        missing = np.empty((), dtype=values.dtype)
-        missing[()] = kind.missing
-        values[...] = missing
-    return kind(values)
-
-
-def _results(
-    resolved: BoundVariable,
-    array: xr.DataArray,
-    dtype: np.dtype[Any],
-    function: Callable[[Any, BoundReferences], Any],
-    sizes: tuple[tuple[str, int], ...],
-    chunks: Any,
-    what: str,
-    attributes: dict[str, Any],
-) -> xr.DataArray:
-    """Make the lazy array of one item a reference."""
-    cell = tuple(n for _, n in sizes)
-    data = RegionResults(
-        resolved.references, dtype, resolved.decoders, function, cell, bound=resolved.bound
-    )
-    taken = [name for name, _ in sizes if name in resolved.dims]
-    if taken:
-        raise ValueError(
-            f"output_sizes names {taken}, which {resolved.what} has already; choose others"
-        )
-    dims = (*resolved.dims, *(d for d, _ in sizes))
-    variable = xr.Variable(dims, lazily_indexed(data), attributes)
-    check_chunks(chunks, dims)
-    if chunks is not None:
-        wanted = {**_result_chunks(chunks, resolved), **{dim: -1 for dim, _ in sizes}}
-        variable = chunk_variable(variable, data, wanted, what)
-    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(dims)}
-    return xr.DataArray(variable, coords=own, name=array.name)
-
-
-def _result_chunks(chunks: Any, resolved: BoundVariable) -> dict[Any, Any]:
-    """Return chunks of references whose values fill dask's chunk size."""
-    if isinstance(chunks, dict):
-        return {**dict.fromkeys(resolved.dims, -1), **chunks}
-    if not resolved.dims:
-        return {}
-    if chunks != "auto":
-        return dict.fromkeys(resolved.dims, chunks)
-    shape = resolved.references.shape
-    nbytes = int(resolved.bound.npoints.sum()) * max(resolved.widest.itemsize, 1)
-    n_blocks = max(-(-nbytes // auto_chunk_nbytes()), 1)
-    return {**dict.fromkeys(resolved.dims, -1), resolved.dims[0]: max(shape[0] // n_blocks, 1)}
+        call, sizes = (func, args, kwargs), output_sizes or {}
+        return call_function(self._array, self.references, call, dtype, sizes, chunks, on_null)
 
 
 class DatasetAccessor:
-    """What can be done with a Dataset that holds reference variables."""
+    """Methods of a Dataset of an HDF5 file."""
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
     @property
     def references(self) -> dict[Any, str]:
-        """Reference variables by name, with their kind, shape and number."""
+        """Reference variables by name, with their kind and the sizes of their dimensions."""
         out = {}
         for name, variable in self._dataset.variables.items():
             data = variable._data
@@ -595,19 +466,23 @@ class DatasetAccessor:
         return out
 
     def reference(self, path: str = ".") -> ObjectReference:
-        """Return a reference to the group that the Dataset was opened from.
+        """Return a reference to the group of the Dataset, or to an object at a path.
 
         Parameters
         ----------
         path : str
-            From there, to any other object: a group, a dataset, a named datatype.
+            Path of a group, dataset or named datatype, relative to the group or absolute.
 
         Raises
         ------
         TypeError
-            If the Dataset is no group of an open file.
+            If the Dataset was not opened from a group of a file.
         KeyError
-            If there is nothing at the path.
+            If there is no object at the path.
+
+        Examples
+        --------
+        >>> ds.h5ref.reference("detector/image").resolve()  # doctest: +SKIP
         """
         return group_reference(self._dataset, path)
 

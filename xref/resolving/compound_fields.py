@@ -1,10 +1,10 @@
-"""References in compound types: members as reference variables, rows as regions.
+"""References in compound types: members as reference variables, compounds as regions.
 
-In: a variable of compounds. Out: the references of one member, as columns; or, where
-each compound is start, count and reference, the regions that it stands for.
+In: a variable of compounds. Out: the references of one member, as columns; or the regions of
+compounds of start, count and reference.
 
-The second is how NWB 2 stores a part of a time series (``TimeSeriesReference``): the
-reference is to a group, whose dataset ``data`` has the values along its first axis.
+NWB 2 stores a part of a time series as such a compound (``TimeSeriesReference``): the reference
+points at a group, whose dataset ``data`` has the values along its first axis.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from xref.hdf5 import Datatype
 from xref.objects import StoredObject, kind_of, object_kind, open_member
 from xref.references import (
     AttributeReference,
-    DecodeOptions,
     ObjectReference,
     Reference,
     ReferenceArray,
     ReferenceColumns,
     RegionReference,
     StoredReferences,
+    split_targets,
 )
 from xref.resolving.targets import group_path
-from xref.selections import SelectionKind, box_table, concat_at, empty_table
+from xref.selections import SelectionKind, SelectionTable, box_table, concat_at, empty_table
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 
 SERIES_DATA = "data"
-"""Dataset of a group that a compound of start, count and reference selects from."""
+"""Name of the dataset of a group from which compounds of start, count and reference select."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceMember:
-    """A member of a compound type that is a reference."""
+    """A reference among the members of a compound type."""
 
-    path: str  # with dots between levels
+    path: str  # names of nested members, separated by dots
     offset: int  # bytes from the start of the stored element
     kind: str  # "object", "region" or "std"
 
@@ -57,14 +57,14 @@ def reference_members(
 ) -> Iterator[ReferenceMember]:
     """Yield the references of a compound type, at any depth of compounds."""
     for field in datatype.fields:
-        where = f"{path}.{field.name}" if path else field.name
+        name = f"{path}.{field.name}" if path else field.name
         if field.datatype.type_class == "reference":
-            yield ReferenceMember(where, offset + field.offset, field.datatype.reference)
-        yield from reference_members(field.datatype, where, offset + field.offset)
+            yield ReferenceMember(name, offset + field.offset, field.datatype.reference)
+        yield from reference_members(field.datatype, name, offset + field.offset)
 
 
 def collect_references(values: npt.NDArray[Any], path: str = "") -> dict[str, list[Reference]]:
-    """Collect references among decoded values, by member; "" for those in no compound."""
+    """Collect the references in decoded values by member, "" outside of compounds."""
     found: dict[str, list[Reference]] = {}
     parts: list[tuple[str, Any]] = []
     if values.dtype.names:
@@ -75,41 +75,26 @@ def collect_references(values: npt.NDArray[Any], path: str = "") -> dict[str, li
                 found.setdefault(path, []).append(value)
             elif isinstance(value, np.ndarray):
                 parts.append((path, value))
-    for where, part in parts:
-        for name, references in collect_references(part, where).items():
+    for member, part in parts:
+        for name, references in collect_references(part, member).items():
             found.setdefault(name, []).extend(references)
     return found
 
 
 def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
-    """Return one member of a variable of compounds as references.
+    """Return the references in one member of a variable of compounds, lazily if possible.
 
-    Parameters
-    ----------
-    array : xarray.DataArray
-        Of a compound type.
-    name : str
-        The member; dots lead into members that are compounds themselves.
-
-    Raises
-    ------
-    KeyError
-        If there is no such member.
-    TypeError
-        If it holds something else.
-
-    Notes
-    -----
-    A member that is an array of references adds its axes behind those of the variable.
+    A member that is an array of references adds its axes after those of the variable. See
+    `xref.resolving.accessor.ReferenceAccessor.field`.
     """
     if array.dtype.names is None:
         raise TypeError(
             f"{array.name!r} holds {array.dtype} values, no compounds: there is no member "
             f"{name!r}"
         )
-    place = _find_place(array)
-    if place is not None:
-        lazy, slices = place
+    unread = _unread_box(array)
+    if unread is not None:
+        lazy, slices = unread
         layout = lazy.dataset.layout
         members = reference_members(layout.elements) if layout.elements else iter(())
         for member in members:
@@ -117,7 +102,12 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
                 stored = StoredReferences(
                     lazy.dataset, None, member.kind, slices, member.path, member.offset
                 )
-                return _narrowed(array, stored, lazy.options)
+                references = ReferenceArray(
+                    stored.shape, kind=stored.kind, stored=stored, options=lazy.options
+                )
+                # An integer in the index of the compounds drops its axis.
+                same = references.shape == array.shape
+                return references if same else references.reshape(array.shape)
     values = _member(array.values, name, array.name)
     if values.dtype != object:
         raise TypeError(
@@ -127,52 +117,38 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
     return as_reference_array(values, f"member {name!r} of {array.name!r}")
 
 
-def _member(values: npt.NDArray[Any], name: str, of: Any) -> npt.NDArray[Any]:
-    """Return one member of decoded compounds; names of members may have dots themselves."""
-    known = values.dtype.names or ()
-    if name in known:
-        found: npt.NDArray[Any] = values[name]
-        return found
-    for head in known:
-        if name.startswith(f"{head}.") and values.dtype[head].base.names:
-            return _member(values[head], name.removeprefix(f"{head}."), of)
-    raise KeyError(f"{of!r} has no member {name!r}; it has {', '.join(known) or 'none'}")
+def _member(values: npt.NDArray[Any], name: str, variable: Any) -> npt.NDArray[Any]:
+    """Return one member of decoded compounds; the name of a member may contain dots."""
+    names = values.dtype.names or ()
+    if name in names:
+        member: npt.NDArray[Any] = values[name]
+        return member
+    for outer in names:
+        if name.startswith(f"{outer}.") and values.dtype[outer].base.names:
+            return _member(values[outer], name.removeprefix(f"{outer}."), variable)
+    raise KeyError(f"{variable!r} has no member {name!r}; it has {', '.join(names) or 'none'}")
 
 
-def as_reference_array(values: npt.NDArray[Any], what: str) -> ReferenceArray:
-    """Return decoded objects as references.
-
-    Raises
-    ------
-    TypeError
-        If they are something else.
-    """
+def as_reference_array(values: npt.NDArray[Any], label: str) -> ReferenceArray:
+    """Return decoded objects as references; raise TypeError if there are other objects."""
     kinds = {type(value) for value in values.flat}
     other = kinds - {*REFERENCES, type(None)}
     if np.ndarray in other:
         raise TypeError(
-            f"{what} holds sequences, each an array of its own: take one of them from .values "
+            f"{label} holds sequences, each an array of its own: take one of them from .values "
             "and make it xref.ReferenceArray.from_references(...)"
         )
     if other:
         names = ", ".join(sorted(kind.__name__ for kind in other))
-        raise TypeError(f"{what} holds values of type {names}, no references")
-    # References of HDF5 1.12 are of several kinds; others all of one.
+        raise TypeError(f"{label} holds values of type {names}, no references")
+    # Only references of HDF5 1.12 can be of several kinds in one array.
     return ReferenceArray.from_references(values, keep_kinds=len(kinds & {*REFERENCES}) > 1)
 
 
-def _narrowed(
-    array: xr.DataArray, stored: StoredReferences, options: DecodeOptions
-) -> ReferenceArray:
-    references = ReferenceArray(stored.shape, kind=stored.kind, stored=stored, options=options)
-    # An integer in the index of the compounds drops its axis.
-    return references if references.shape == array.shape else references.reshape(array.shape)
-
-
-def _find_place(
+def _unread_box(
     array: xr.DataArray,
 ) -> tuple[DatasetArray, tuple[tuple[int, int, int], ...]] | None:
-    """Return the dataset behind a variable that was not read, and the box of it."""
+    """Return the dataset of a variable that was not read yet, and the box of its elements."""
     data: Any = array.variable._data
     key = None
     while not isinstance(data, DatasetArray):
@@ -199,11 +175,8 @@ def _find_place(
     return (data, tuple(slices)) if len(slices) == len(data.extent) else None
 
 
-# --- start, count, reference -------------------------------------------------------
-
-
 def selection_members(dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
-    """Return the members for start, count and reference; None if it is no such compound."""
+    """Return the names of the members for start, count and reference; None without them."""
     names = dtype.names or ()
     integers = [n for n in names if dtype[n].kind in "iu"]
     starts = [n for n in integers if "start" in n.lower()]
@@ -215,16 +188,16 @@ def selection_members(dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
 
 
 def nwb_regions(array: xr.DataArray) -> ReferenceArray:
-    """Return the regions that compounds of start, count and reference stand for.
+    """Return the regions of compounds of start, count and reference.
 
-    Negative integers stand for no region: a null reference.
+    Where both numbers are negative, the reference is null.
 
     Raises
     ------
     TypeError
-        If the variable holds no such compounds.
+        If the variable does not hold such compounds.
     WrongTargetError
-        If a reference is neither to a dataset nor to a group with one named ``data``.
+        If a target is neither a dataset nor a group with a dataset ``data``.
     SelectionError
         If a region reaches beyond its dataset.
     """
@@ -247,57 +220,55 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
             "gives them"
         )
     null = ((start < 0) & (count < 0)) | (columns.address == 0)
+    tables = [empty_table(int(null.sum()), 0, SelectionKind.NULL)]
+    order = [np.flatnonzero(null)]
     address = np.where(null, np.uint64(0), columns.address).astype(np.uint64)
     file, files = np.array(columns.file), dict.fromkeys(columns.files)
-    tables, order = (
-        [empty_table(int(null.sum()), 0, SelectionKind.NULL)],
-        [np.flatnonzero(null)],
-    )
-    live = np.flatnonzero(~null)
-    pairs = np.stack([columns.file[live].astype(np.uint64), columns.address[live]], axis=1)
-    targets, of = np.unique(pairs, axis=0, return_inverse=True)
-    by_target = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
-    for (number, target), picked in zip(targets.tolist(), by_target, strict=False):
-        rows = live[picked]
-        what = references.describe(int(rows[0]))
-        dataset = _series_data(StoredObject(columns.files[int(number)], int(target)), what)
+    valid = ReferenceColumns(files=columns.files, file=file, address=address, regions=None)
+    for target, target_rows in split_targets(valid)[0]:
+        rows = np.arange(len(null))[target_rows]
+        label = references.describe(int(rows[0]))
+        dataset = _series_data(target, label)
         shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
-        full = np.broadcast_to(np.array(shape, dtype=np.int64), (len(rows), len(shape))).copy()
-        begin = np.zeros_like(full)
-        begin[:, 0], full[:, 0] = start[rows], count[rows]
-        empty = full[:, 0] == 0
+        empty = count[rows] == 0
         tables += [
-            box_table(begin[~empty], full[~empty]),
+            _boxes_along_first_axis(start[rows[~empty]], count[rows[~empty]], shape),
             empty_table(int(empty.sum()), 0, SelectionKind.NONE),
         ]
         order += [rows[~empty], rows[empty]]
         address[rows] = dataset.address
         files.setdefault(dataset.location)
         file[rows] = list(files).index(dataset.location)
-    found = ReferenceColumns(
-        files=tuple(files),
-        file=file,
-        address=address,
-        regions=concat_at(tables, order),
-    )
-    return ReferenceArray(array.shape, kind="region", columns=found, options=references.options)
+    regions = concat_at(tables, order)
+    columns = ReferenceColumns(files=tuple(files), file=file, address=address, regions=regions)
+    options = references.options
+    return ReferenceArray(array.shape, kind="region", columns=columns, options=options)
+
+
+def _boxes_along_first_axis(
+    start: IntArray, count: IntArray, shape: tuple[int, ...]
+) -> SelectionTable:
+    size = np.tile(np.array(shape, dtype=np.int64), (len(start), 1))
+    begin = np.zeros_like(size)
+    begin[:, 0], size[:, 0] = start, count
+    return box_table(begin, size)
 
 
 def _whole_numbers(values: npt.NDArray[Any]) -> IntArray:
-    """Return integers as signed ones; those too large for that are large still."""
+    """Return integers as signed integers; larger ones become the largest signed integer."""
     if values.dtype.kind == "u":
         values = np.minimum(values.astype(np.uint64), np.uint64(np.iinfo(np.int64).max))
     return values.astype(np.int64)
 
 
-def _series_data(target: StoredObject, what: str) -> StoredObject:
-    """Return the dataset that a reference of a series leads to."""
+def _series_data(target: StoredObject, label: str) -> StoredObject:
+    """Return the dataset of a target: the target itself, or ``data`` of a group."""
     kind, address = object_kind(target), target.address
     if kind == "dataset":
         return target
     if kind == "dangling":
-        raise DanglingReferenceError(f"{what} is dangling: there is no object at {address:#x}")
+        raise DanglingReferenceError(f"{label} is dangling: there is no object at {address:#x}")
     if kind == "group":
         path = posixpath.join(group_path(target), SERIES_DATA)
         try:
@@ -309,7 +280,7 @@ def _series_data(target: StoredObject, what: str) -> StoredObject:
             if kind_of(found.item) == "dataset":
                 return found.stored
     raise WrongTargetError(
-        f"{what} points at a {kind}; a dataset is needed, or a group with one named "
+        f"{label} points at a {kind}; a dataset is needed, or a group with one named "
         f"{SERIES_DATA!r}"
     )
 
@@ -326,6 +297,6 @@ def _check_rows(
     if len(wrong):
         i = int(wrong[0])
         raise SelectionError(
-            f"{references.describe(int(rows[i]))} stands for {count[i]} elements from "
-            f"{start[i]} of a dataset of shape {shape}"
+            f"{references.describe(int(rows[i]))} selects {count[i]} elements from {start[i]} "
+            f"of a dataset of shape {shape}"
         )

@@ -1,6 +1,6 @@
-"""Tables of references back into references.
+"""Tables of references as reference variables again.
 
-In: what ``.h5ref.table()`` gave, perhaps from a Zarr store or a netCDF file since. Out: a
+In: a Dataset from ``.h5ref.table()``, perhaps stored in Zarr or netCDF meanwhile. Out: a
 reference variable.
 """
 
@@ -32,30 +32,35 @@ def from_table(
     Parameters
     ----------
     table : xarray.Dataset
-        From ``.h5ref.table()``, or read from where it was stored. Needed are ``path``, or
-        ``address`` where targets have no path, ``kind`` and ``filename``; of regions also
-        ``selection``, ``start``, ``stop`` and, if they are there, ``stride``, ``count``,
-        ``block``, ``item_first``, ``item_count``, ``item_start`` and ``item_stop``. Rows may
-        have been selected, and dimensions transposed, since.
+        From ``.h5ref.table()``. It needs the columns ``path`` (``address`` for targets without
+        a path), ``kind`` and ``filename``; for regions also ``selection``, ``start`` and
+        ``stop``. The columns ``stride``, ``count``, ``block``, ``item_first``, ``item_count``,
+        ``item_start`` and ``item_stop`` are used if the table has them. Selected rows and
+        transposed dimensions are allowed.
     filename : str, os.PathLike or URL, optional
-        The file that targets are in, if it is another one by now.
+        The file of the targets, if it is not the one that the table names.
     storage_options : dict, optional
-        For the file system of a URL.
+        Options of the fsspec file system of a URL.
 
     Returns
     -------
     xarray.DataArray
-        References by the paths of their targets. Dangling ones stay so; in another file
-        they are null.
+        References to the objects at the paths of the table. Dangling references stay dangling;
+        with another ``filename`` they are null.
 
     Raises
     ------
     DanglingReferenceError
-        If there is nothing at the path of a target.
+        If there is no object at the path of a target.
     CorruptFileError
         If the columns do not fit together.
+
+    Examples
+    --------
+    >>> table = xr.open_zarr("rois.zarr")  # doctest: +SKIP
+    >>> xref.from_table(table).h5ref.resolve()  # doctest: +SKIP
     """
-    columns = _Columns(table)
+    columns = TableColumns(table)
     kind = columns.texts("kind")
     unknown = sorted(set(kind.tolist()) - KINDS)
     if unknown:
@@ -63,7 +68,7 @@ def from_table(
     pointing = ~np.isin(kind, ["null", "dangling"])
     names = columns.texts("filename")
     if filename is not None:
-        names = np.full(len(kind), "", dtype=object)  # where dangling ones led is lost
+        names = np.full(len(kind), "", dtype=object)  # addresses are of no use in another file
     else:
         pointing |= kind == "dangling"
     files: dict[Any, tuple[int, FileLocation]] = {}
@@ -73,30 +78,31 @@ def from_table(
             name if filename is None else filename, storage_options=storage_options
         )
         location = locate_source(source)
-        own = pointing & (names == name)
-        for row, found in _find_targets(location, columns, own, filename):
-            number, _ = files.setdefault(found.location.token, (len(files), found.location))
-            file[row], address[row] = number, found.address
-    regions = _regions(columns, kind) if "selection" in table else None
+        in_file = pointing & (names == name)
+        for row, target in _open_targets(location, columns, in_file, filename):
+            number, _ = files.setdefault(target.location.token, (len(files), target.location))
+            file[row], address[row] = number, target.address
+    regions = _regions(columns) if "selection" in table else None
+    attribute, attribute_names = _attributes(columns) if "attribute" in table else (None, ())
     references = ReferenceColumns(
         files=tuple(location for _, location in files.values()),
         file=file,
         address=address,
         regions=regions,
+        attribute=attribute,
+        names=attribute_names,
     )
-    references = _with_attributes(references, columns)
-    noun = "object" if regions is None else "region"
-    if references.attribute is not None or (
-        regions is not None and (regions.kind == SelectionKind.OBJECT).any()
-    ):
-        noun = "std"
-    data = ReferenceArray(columns.shape, kind=noun, columns=references)
+    has_objects = regions is not None and (regions.kind == SelectionKind.OBJECT).any()
+    reference_type = "object" if regions is None else "region"
+    if attribute is not None or has_objects:
+        reference_type = "std"
+    data = ReferenceArray(columns.shape, kind=reference_type, columns=references)
     coords = {k: v for k, v in table.coords.items() if set(v.dims) <= set(columns.dims)}
     return reference_dataarray(ReferenceVariable(columns.dims, data), coords, "references")
 
 
-class _Columns:
-    """The columns of a table, a row for each reference in C order, checked."""
+class TableColumns:
+    """The columns of a table, checked, with a row for each reference in C order."""
 
     def __init__(self, table: xr.Dataset) -> None:
         self._table = table
@@ -114,7 +120,7 @@ class _Columns:
         return self._table[name]
 
     def _values(self, name: str, ndim: int) -> npt.NDArray[Any]:
-        """Return a column along the dimensions of the references, and others after them."""
+        """Return a column with ``ndim`` dimensions after those of the references."""
         column = self._column(name)
         if set(self.dims) - set(column.dims) or column.ndim != len(self.dims) + ndim:
             raise CorruptFileError(
@@ -125,74 +131,73 @@ class _Columns:
         return values.reshape(self.n, *values.shape[len(self.dims) :])
 
     def texts(self, name: str) -> npt.NDArray[np.object_]:
-        """Return one text a row."""
+        """Return a column of texts, shape ``(n,)``."""
         values = np.empty(self.n, dtype=object)
         values[:] = [str(value) for value in self._values(name, 0).tolist()]
         return values
 
     def numbers(self, name: str, ndim: int = 1) -> IntArray:
-        """Return integers, shape ``(n,)``, or ``(n, axes)`` with ``ndim`` of 1."""
+        """Return a column of integers, shape ``(n,)``, or ``(n, axes)`` if ``ndim`` is 1."""
         return _integers(self._values(name, ndim), name)
 
     def addresses(self) -> npt.NDArray[np.uint64]:
-        """Return unsigned addresses."""
+        """Return the addresses of the targets."""
         values = self._values("address", 0)
         if values.dtype.kind == "u":
             return values.astype(np.uint64)
         return _integers(values, "address", least=0).astype(np.uint64)
 
     def items(self, name: str) -> IntArray:
-        """Return the numbers of points or blocks, ``(items, axes)``."""
+        """Return a column of points or blocks, shape ``(items, axes)``."""
         column = self._column(name)
         (axis,) = set(self._column("start").dims) - set(self.dims)
         if column.ndim != 2 or axis not in column.dims:
             raise CorruptFileError(
-                f"column {name!r} of the table lies along {column.dims}, and not along items "
-                f"and {axis!r}"
+                f"column {name!r} of the table lies along {column.dims}; it must lie along "
+                f"items and {axis!r}"
             )
         return _integers(column.transpose(..., axis).values, name, least=0)
 
 
 LARGEST = 1 << 62
-"""Numbers of a table are less, so that sums of two are numbers."""
+"""Upper bound on the numbers in a table: the sum of two fits into 64 bits."""
 
 
 def _integers(values: npt.NDArray[Any], name: str, least: int = -1) -> IntArray:
-    """Return a column as integers; those that became floats elsewhere are integers still."""
+    """Return a column as integers; integers that were stored as floats are accepted."""
     exact = values.dtype.kind in "iu"
     if values.dtype.kind == "f":
         exact = bool((np.isfinite(values) & (values == np.floor(values))).all())
     if not exact or ((values < least) | (values >= LARGEST)).any():
         raise CorruptFileError(
-            f"column {name!r} of the table is of {values.dtype}, with numbers that are no "
+            f"column {name!r} of the table is of {values.dtype}, with values that are no "
             f"integers from {least} to 2**62"
         )
     return values.astype(np.int64)
 
 
-def _find_targets(
-    location: FileLocation, columns: _Columns, rows: npt.NDArray[np.bool_], moved: Any
+def _open_targets(
+    location: FileLocation, columns: TableColumns, rows: npt.NDArray[np.bool_], moved: Any
 ) -> Iterator[tuple[npt.NDArray[np.intp], StoredObject]]:
     """Yield the rows of each target, and the target.
 
-    Targets are found by path, or by the address that the table has.
+    Targets are opened by path; targets without a path have the address in the table.
     """
-    wanted = np.flatnonzero(rows)
-    dangling = columns.texts("kind")[wanted] == "dangling"
-    paths = np.where(dangling, "", columns.texts("path")[wanted])
-    for path, at in _groups(paths):
-        same = wanted[at]
+    pointing = np.flatnonzero(rows)
+    dangling = columns.texts("kind")[pointing] == "dangling"
+    paths = np.where(dangling, "", columns.texts("path")[pointing])
+    for path, positions in _group_equal(paths):
         if not path:
             continue
         try:
             found = open_member(location, path)
         except (KeyError, OSError) as error:
             raise DanglingReferenceError(
-                f"{location.filename} has nothing at {path!r}, which {len(same)} references of "
-                f"the table point at: {error}"
+                f"{location.filename} has nothing at {path!r}, which {len(positions)} "
+                f"references of the table point at: {error}"
             ) from error
-        yield same, found.stored
-    unnamed = wanted[paths == ""]
+        yield pointing[positions], found.stored
+    unnamed = pointing[paths == ""]
     if not len(unnamed):
         return
     if moved is not None:
@@ -201,12 +206,12 @@ def _find_targets(
             f"cannot be found in another file, {location.filename}"
         )
     address = columns.addresses()
-    for one, at in _groups(address[unnamed]):
-        yield unnamed[at], StoredObject(location, one)
+    for target, positions in _group_equal(address[unnamed]):
+        yield unnamed[positions], StoredObject(location, target)
 
 
-def _groups(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
-    """Yield each distinct value, and where it is."""
+def _group_equal(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
+    """Yield each distinct value and its positions."""
     number: dict[Any, int] = {}
     codes = np.array([number.setdefault(v, len(number)) for v in values.tolist()], dtype=int)
     order = np.argsort(codes, kind="stable")
@@ -214,23 +219,16 @@ def _groups(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp
     yield from zip(number, np.split(order, ends[:-1]), strict=False)
 
 
-def _with_attributes(references: ReferenceColumns, columns: _Columns) -> ReferenceColumns:
-    if "attribute" not in columns:
-        return references
+def _attributes(columns: TableColumns) -> tuple[IntArray, tuple[str, ...]]:
+    """Return the row of the attribute name of each reference (-1 for none), and the names."""
     texts = columns.texts("attribute").tolist()
     names = tuple(dict.fromkeys(t for t in texts if t))
     number = {name: i for i, name in enumerate(names)} | {"": -1}
-    return ReferenceColumns(
-        files=references.files,
-        file=references.file,
-        address=references.address,
-        regions=references.regions,
-        attribute=np.array([number[t] for t in texts], dtype=np.int64),
-        names=names,
-    )
+    return np.array([number[t] for t in texts], dtype=np.int64), names
 
 
-def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> SelectionTable:
+def _regions(columns: TableColumns) -> SelectionTable:
+    """Return the selections of the rows."""
     n = columns.n
     selection = columns.texts("selection")
     number = {str(name): i for i, name in enumerate(KIND_NAMES)}
@@ -246,39 +244,32 @@ def _regions(columns: _Columns, kind: npt.NDArray[np.object_]) -> SelectionTable
         stride, count, block = (columns.numbers(c) for c in ("stride", "count", "block"))
     rank = columns.numbers("rank", 0) if "rank" in columns else np.full(n, ndim)
     if any(c.shape != start.shape for c in (stop, stride, count, block)):
-        raise CorruptFileError("columns 'start', 'stop' ... of the table have other shapes")
+        raise CorruptFileError("columns 'start', 'stop' ... of the table differ in shape")
     if ((rank < 0) | (rank > ndim)).any():
         raise CorruptFileError(f"column 'rank' of the table is not from 0 to {ndim}")
-    _check_slabs(is_slab, rank, start, stride, count, block, "block" in columns)
     slab = is_slab[:, None] & (np.arange(ndim) < rank[:, None])
-    plain = empty_table(n, ndim).replace(
+    _check_slabs(slab, start, stride, count, block, "block" in columns)
+    with_rank = [SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS]
+    regions = empty_table(n, ndim).replace(
         kind=kinds,
-        rank=np.where(
-            np.isin(
-                kinds, [SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS]
-            ),
-            rank,
-            0,
-        ),
+        rank=np.where(np.isin(kinds, with_rank), rank, 0),
         start=np.where(slab, start, 0),
         stride=np.where(slab, stride, 1),
         count=np.where(slab, count, 1),
         block=np.where(slab, block, 1),
     )
-    return _with_lists(plain, columns) if "item_count" in columns else plain
+    return _with_lists(regions, columns) if "item_count" in columns else regions
 
 
 def _check_slabs(
-    rows: npt.NDArray[np.bool_],
-    rank: IntArray,
+    used: npt.NDArray[np.bool_],
     start: IntArray,
     stride: IntArray,
     count: IntArray,
     block: IntArray,
     has_steps: bool,
 ) -> None:
-    """Refuse numbers that are no hyperslab."""
-    used = rows[:, None] & (np.arange(start.shape[1]) < rank[:, None])
+    """Raise CorruptFileError unless the numbers in ``used`` places are hyperslabs."""
     endless = UNLIMITED if has_steps else 1  # a box has an end
     wrong = (start < 0) | (stride < 1)
     wrong |= ((count < 1) & (count != endless)) | ((block < 1) & (block != endless))
@@ -294,28 +285,26 @@ def _check_slabs(
         )
 
 
-def _with_lists(regions: SelectionTable, columns: _Columns) -> SelectionTable:
-    """Add the points and blocks of rows that have lists of them."""
-    n = len(regions)
-    is_points, is_blocks = (
-        regions.kind == SelectionKind.POINTS,
-        regions.kind == SelectionKind.BLOCKS,
-    )
+def _with_lists(regions: SelectionTable, columns: TableColumns) -> SelectionTable:
+    """Add the points and blocks (items) of the rows that have some."""
+    is_points = regions.kind == SelectionKind.POINTS
+    is_blocks = regions.kind == SelectionKind.BLOCKS
     begin, size = columns.numbers("item_first", 0), columns.numbers("item_count", 0)
     low, high = columns.items("item_start"), columns.items("item_stop")
     has_list = is_points | is_blocks
     size = np.where(has_list, size, 0)
     if low.shape != high.shape or low.shape[1] != regions.ndim:
-        raise CorruptFileError("the items of the table have other shapes than its columns")
+        raise CorruptFileError("the items of the table and its columns differ in shape")
     wrong = has_list & ((begin < 0) | (size < 0) | (begin > len(low) - size))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise CorruptFileError(
-            f"row {row} of the table has {size[row]} items from {begin[row]} on, of {len(low)}"
+            f"row {row} of the table has {size[row]} items from {begin[row]} on, and the table "
+            f"has {len(low)}"
         )
     if (high <= low).any():
         raise CorruptFileError("the table has an item whose start is past its end")
-    first = np.zeros(n, dtype=np.int64)
+    first = np.zeros(len(regions), dtype=np.int64)
     items = []
     for mask in (is_points, is_blocks):
         first[mask] = row_offsets(size[mask])[:-1]

@@ -1,17 +1,17 @@
-"""References into xarray objects.
+"""References resolved into xarray objects.
 
-In: a `ReferenceArray` or one reference. Out: lazy DataArrays and Datasets with
-the target's dimensions, coordinates, attributes and CF decoding.
+In: a `ReferenceArray` or one reference. Out: lazy DataArrays and Datasets with the dimensions,
+coordinates, attributes and CF decoding of the targets.
 
-The references are decoded and fitted to their targets once, here, to know the
-shapes; no target data are read. The lazy arrays that come out hold places and
-decode again where they are computed.
+The references are decoded and bound to their targets once, here, to find the shapes; no target
+data are read. The lazy arrays hold the location of the references, and decode the references
+again where values are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from itertools import count, islice
+from collections.abc import Container, Hashable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -61,31 +61,34 @@ def resolve_references(
     warn_of_units(resolved)
     if kept is not None:
         array = array[{array.dims[0]: kept}]
-    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
+    own_coords = _own_coords(array)
     if layout == "ragged":
-        return resolve_ragged(resolved, own, chunks, coords, dtype)
-    return resolve_cells(resolved, own, layout, chunks, coords, fill_value, dtype)
+        return resolve_ragged(resolved, own_coords, chunks, coords, dtype)
+    return resolve_cells(resolved, own_coords, layout, chunks, coords, fill_value, dtype)
+
+
+def _own_coords(array: xr.DataArray) -> dict[Hashable, xr.DataArray]:
+    return {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
 
 
 def _resolve_groups(
     references: ReferenceArray, on_null: str, chunks: Any
 ) -> dict[Any, Any] | None:
-    """Open references to groups as Datasets by index; None when they are to datasets."""
+    """Open references to groups as Datasets by index; None if they point at datasets."""
     columns = references.columns
-    live = np.flatnonzero(columns.address)
-    if not len(live):
+    not_null = np.flatnonzero(columns.address)
+    if not len(not_null) or references.element(int(not_null[0])).kind != "group":
         return None
-    first = references.element(int(live[0]))
-    if first.kind != "group":
-        return None
-    if len(live) < len(columns) and on_null != "drop":
+    if len(not_null) < len(columns) and on_null != "drop":
         row = int(np.flatnonzero(columns.address == 0)[0])
         raise NullReferenceError(
             f"{references.describe(row)} is null; resolve with on_null='drop'"
         )
-    out: dict[Any, Any] = {}
-    objects.cache_h5py_references(columns.address[live].tolist())
-    for row in live.tolist():
+    # "auto" is for stacked results; the variables of groups stay as they are stored.
+    chunks = None if chunks == "auto" else chunks
+    datasets: dict[Any, Any] = {}
+    objects.cache_h5py_references(columns.address[not_null].tolist())
+    for row in not_null.tolist():
         index = tuple(int(i) for i in np.unravel_index(row, references.shape))
         element = references.element(row)
         if element.kind != "group":
@@ -93,16 +96,14 @@ def _resolve_groups(
                 f"{references.describe(row)} points at a {element.kind}, others at groups; "
                 "resolve one by one with .h5ref.items()"
             )
-        # "auto" is for stacked results; variables of groups stay as they were stored.
-        wanted = None if chunks == "auto" else chunks
-        out[index[0] if len(index) == 1 else index] = element.resolve(chunks=wanted)
-    return out
+        datasets[index[0] if len(index) == 1 else index] = element.resolve(chunks=chunks)
+    return datasets
 
 
 def _resolve_attributes(
     array: xr.DataArray, references: ReferenceArray, layout: str, on_null: str
 ) -> xr.DataArray:
-    """Stack the values of attributes of one shape and type; they are read here."""
+    """Read and stack the values of attributes of one shape and type."""
     hint = "resolve one by one with .h5ref.items()"
     if layout != "stack":
         raise ValueError(f"layout={layout!r} is not for references to attributes; {hint}")
@@ -124,25 +125,24 @@ def _resolve_attributes(
             raise ValueError(
                 f"{references.describe(row)} is {element!r}, others point at attributes; {hint}"
             )
-        found = element.resolve()
-        if isinstance(found.variable.data, ReferenceArray):
+        value = element.resolve()
+        if isinstance(value.variable.data, ReferenceArray):
             raise ValueError(
                 f"{references.describe(row)} points at an attribute of references; {hint}"
             )
-        values.append(found)
-        if _cell_type(found) != _cell_type(values[0]):
+        values.append(value)
+        if _shape_and_kind(value) != _shape_and_kind(values[0]):
             raise ValueError(
-                f"{references.describe(row)} points at an attribute of {found.dtype} "
-                f"{found.shape}, others of {values[0].dtype} {values[0].shape}; {hint}"
+                f"{references.describe(row)} points at an attribute of {value.dtype} "
+                f"{value.shape}, others of {values[0].dtype} {values[0].shape}; {hint}"
             )
-    names = {found.name for found in values}
-    stacked = np.stack([found.values for found in values])
-    cell = values[0]
-    own = {k: v for k, v in array.coords.items() if set(v.dims) <= set(array.dims)}
+    names = {value.name for value in values}
+    first = values[0]
+    stacked = np.stack([value.values for value in values])
     return xr.DataArray(
-        stacked.reshape(references.shape + cell.shape),
-        dims=(*array.dims, *_numbered_dims(cell.ndim, array.dims)),
-        coords=own,
+        stacked.reshape(references.shape + first.shape),
+        dims=(*array.dims, *_numbered_dims(first.ndim, array.dims)),
+        coords=_own_coords(array),
         name=names.pop() if len(names) == 1 else array.name,
     )
 
@@ -157,28 +157,27 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, objects.RawAttributeReferences):
-        where = f"{location.filename}: attribute {reference.name!r}"
-        data = engine.attribute_references(value, location, where, reference.options)
+        label = f"{location.filename}: attribute {reference.name!r}"
+        data = engine.attribute_references(value, location, label, reference.options)
         variable = engine.ReferenceVariable(_numbered_dims(data.ndim), data)
         array = engine.reference_dataarray(variable, name=reference.name)
     else:
-        values = _attribute_array(value)
+        values = _attribute_values(value)
         array = xr.DataArray(values, dims=_numbered_dims(values.ndim), name=reference.name)
     return array if chunks is None else array.chunk(chunks)
 
 
-def _cell_type(value: xr.DataArray) -> tuple[Any, ...]:
-    """Return what must be the same of values that are stacked; lengths of text need not."""
+def _shape_and_kind(value: xr.DataArray) -> tuple[Any, ...]:
+    """Return what must be equal to stack values; texts may differ in length."""
     return value.shape, value.dtype if value.dtype.kind == "V" else value.dtype.kind
 
 
-def _numbered_dims(ndim: int, taken: Sequence[Hashable] = ()) -> tuple[str, ...]:
-    free = (f"dim_{i}" for i in count() if f"dim_{i}" not in taken)
-    return tuple(islice(free, ndim))
+def _numbered_dims(ndim: int, taken: Container[Hashable] = ()) -> tuple[str, ...]:
+    return tuple(islice(engine.numbered_names("dim_", taken), ndim))
 
 
-def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
-    """Return an attribute's value as an array, text decoded; of no element if it is null."""
+def _attribute_values(value: Any) -> np.ndarray[Any, Any]:
+    """Return the value of an attribute as an array with decoded text; empty if it is null."""
     if value is None:
         return np.empty(0)
     values = np.asarray(objects.text(value) if isinstance(value, bytes) else value)
@@ -192,7 +191,7 @@ def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
 
 
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
-    """Open what an object reference points at; see `ObjectReference.resolve`."""
+    """Open the target of an object reference; see `ObjectReference.resolve`."""
     stored, options = reference.stored, reference.options
     if stored is None:
         raise NullReferenceError("a null object reference points at nothing")
@@ -205,7 +204,8 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
         return item.dtype
     facts = stored.metadata
     target = open_target(stored, facts, options)
-    dims = _free_dims(target.dims)
+    free = engine.numbered_names("phony_dim_", target.dims)
+    dims = tuple(next(free) if dim is None else dim for dim in target.dims)
     if objects.dataset_kind(item):
         variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
         return xr.DataArray(variable, name=target.name)
@@ -216,13 +216,8 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
 
-def _free_dims(dims: tuple[str | None, ...]) -> tuple[str, ...]:
-    free = (f"phony_dim_{k}" for k in range(len(dims) * 2) if f"phony_dim_{k}" not in dims)
-    return tuple(d if d is not None else next(free) for d in dims)
-
-
 def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
-    """Return what a region reference selects; see `RegionReference.resolve`."""
+    """Return the elements of a region reference; see `RegionReference.resolve`."""
     stored = reference.object.stored
     if stored is None or not reference:
         raise NullReferenceError("a null region reference selects nothing")
@@ -236,11 +231,10 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
 def _resolve_reference_values(
     reference: RegionReference, array: ReferenceArray
 ) -> xr.DataArray:
-    """Select within a dataset that itself holds references."""
+    """Select elements of a dataset of references."""
     whole = resolve_object(reference.object)
     bound = bind_references(array.columns, array.describe)
     ndim, shape = int(bound.ndim[0]), bound.shape[0]
-    # The selection picks positions as it would pick values.
     positions = select_positions(bound)
     values = whole.variable.data.take_rows(positions.reshape(shape[:ndim]))
     dims = whole.dims if ndim == whole.ndim else (POINT_DIM,)
@@ -248,7 +242,7 @@ def _resolve_reference_values(
 
 
 def select_positions(bound: BoundReferences) -> IntArray:
-    """Return the flat C-order positions in its target that one reference selects."""
+    """Return the flat C-order positions of the elements of one region in its target."""
     (target,) = bound.targets
     extent = target.layout.shape
     out = np.empty(int(bound.npoints[0]), dtype=np.int64)
@@ -257,10 +251,10 @@ def select_positions(bound: BoundReferences) -> IntArray:
     )
     weights = np.array(canvas_strides(extent), dtype=np.int64)
     for i in range(len(parts)):
-        place, at = parts.start[i] @ weights, parts.dst[i]
+        source, result = parts.start[i] @ weights, parts.dst[i]
         for axis, n in enumerate(parts.shape[i].tolist()):
             steps = np.arange(n)
-            place = np.add.outer(place, steps * parts.step[i, axis] * weights[axis])
-            at = np.add.outer(at, steps * parts.dst_stride[i, axis])
-        out[np.asarray(at).reshape(-1)] = np.asarray(place).reshape(-1)
+            source = np.add.outer(source, steps * parts.step[i, axis] * weights[axis])
+            result = np.add.outer(result, steps * parts.dst_stride[i, axis])
+        out[np.asarray(result).reshape(-1)] = np.asarray(source).reshape(-1)
     return out

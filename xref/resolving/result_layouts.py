@@ -22,7 +22,7 @@ from xref.hdf5 import item_dtype
 from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
-from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
+from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.resolving.lazy_results import MissingValue, PaddingMask, RaggedArray, StackArray
 from xref.selections import concat_tables, empty_table, project
 

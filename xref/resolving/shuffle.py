@@ -1,14 +1,14 @@
-"""Many blocks of results read together: every chunk read once, for all of them.
+"""Many Dask blocks of results read together: every HDF5 chunk is read once for all of them.
 
-In: a lazy array of results and the blocks wanted of it. Out: what reads them, in two
-steps: `read_batch` reads a lot of chunks for all blocks, `assemble` makes one block
-of what the lots hold for it. `LocalShuffle` does both for the threads of one process.
+In: a lazy array of results and some of its Dask blocks. Out: the values of each block, in two
+steps: `read_batch` reads a batch of chunks for all blocks, `assemble` makes one block from its
+elements in all batches. `LocalShuffle` does both for the threads of one process.
 
-Between processes, `split_batch` cuts what a lot holds into a piece for each group of
-blocks, and `assemble_group` makes the blocks of a group from its pieces, so that every
-element travels once at most. These are tasks of a graph. A task knows the place of the
-references; what they select is worked out once in each process. Whether any of it is
-worth it, and how many tasks there are, is known from a `ShuffleCost`, without the files.
+Between processes, both steps are tasks of a graph: `split_batch` splits a batch into one piece
+for each group of blocks, and `assemble_group` makes the blocks of a group from its pieces, so
+that every element is sent at most once. A task holds the location of the references; each
+process decodes the references once. A `ShuffleCost` tells without the files whether a shuffle
+pays off, and how many tasks it has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,103 +33,110 @@ from xref.resolving.lazy_results import BlockReads, ReferenceResults, Spans
 from xref.resolving.read_results import BoundDataset
 from xref.storage import check_unchanged
 
-LOT_NBYTES = 16 << 20
-"""Decoded bytes that one lot holds, at least (benchmarks/exchange.py)."""
+Values: TypeAlias = npt.NDArray[Any]
 
-FEWEST_LOTS, MOST_LOTS, MOST_PAIRS = 32, 256, 1 << 16
-"""Lots, at most, and pairs of them and blocks: lots of large datasets grow."""
+Decode: TypeAlias = Callable[[Values], Values]
+
+BATCH_NBYTES = 16 << 20
+"""Lower bound on the decoded bytes of one batch of chunks (benchmarks/exchange.py)."""
+
+MIN_BATCH_LIMIT, MAX_BATCHES, MAX_BATCH_BLOCK_PAIRS = 32, 256, 1 << 16
+"""Bounds on the number of batches, and on (batch, Dask block) pairs: beyond, batches grow."""
 
 GROUP_NBYTES = 16 << 20
-"""Bytes that one group of blocks holds, at least (benchmarks/scale.py)."""
+"""Lower bound on the bytes of one group of Dask blocks (benchmarks/scale.py)."""
 
-FEWEST_GROUPS, MOST_PIECES = 8, 1024
-"""Groups (and lots), and pieces for all of them, of one exchange between processes.
+MIN_GROUPS, MAX_PIECES = 8, 1024
+"""Lower bound on groups (and batches), upper bound on pieces, of a shuffle between processes.
 
-Each is a task. What many tasks need of fewer than five others the scheduler of
-dask.distributed takes for what every worker should have, and sends it to all.
+Each group is a task. A large task group that depends on fewer than five tasks counts as
+"root-ish" in dask.distributed: it is spread over all workers, and those dependencies are
+copied to each of them. So there are at least eight.
 """
 
 MIN_REREAD_RATIO = 1.1
-"""Blocks are read one by one while that reads chunks no more often than so, on average."""
+"""A shuffle pays off only if blocks that read alone read a chunk more often than this."""
 
 COPIED_PER_DECODED = 2
-"""Bytes that are put together in the time that one takes to decode (benchmarks/exchange.py)."""
+"""Bytes that are copied in the time in which one byte is decoded (benchmarks/exchange.py)."""
 
 READ_PER_DECODED = 8
-"""Bytes that are read in that time, where nothing is decoded."""
+"""Bytes that are read in the time in which one byte is decoded, for chunks without filters."""
 
 SHUFFLE_CACHE_SIZE = 4
-"""What a process remembers of what it was sent; the files of these stay open there."""
+"""Shuffles whose plan a process caches; their files stay open meanwhile."""
 
 MAX_TARGET_BLOCK_PAIRS = 1 << 18
-"""Pairs of a target and a block, at most; beyond that blocks are read one by one."""
+"""Upper bound on (dataset, Dask block) pairs; beyond it each block is read by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffleLayout:
-    """How an exchange between processes is divided into tasks."""
+    """Numbers of tasks of a shuffle between processes."""
 
-    lots: int
-    groups: int
-    lot_nbytes: int  # decoded, about
+    n_batches: int
+    n_groups: int
+    batch_nbytes: int  # decoded, about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffleCost:
-    """What blocks read, in bytes of decoded chunks: one by one, and together."""
+    """Decoded bytes of the chunks that blocks read, each block alone or all together."""
 
-    blocks: int
-    visited: int  # where they are read one by one
+    blocks: int  # number of Dask blocks
+    visited: int  # where each block reads its chunks alone
     distinct: int  # each chunk once
-    saved: int  # of what is read once only; less where nothing is decoded
-    copied: int  # what the blocks hold
+    saved: int  # visited - distinct; chunks without filters count less
+    copied: int  # bytes of the blocks
 
     def pays_off(self) -> bool:
-        """Tell whether reading them together takes less than reading them one by one."""
+        """Tell whether reading blocks together costs less than reading each alone."""
         if self.visited <= MIN_REREAD_RATIO * self.distinct:
             return False
         return self.saved * COPIED_PER_DECODED >= self.copied
 
     def scaled_to(self, blocks: int) -> ShuffleCost:
-        """Estimate the toll of some of the blocks, as if all were alike, in no order."""
+        """Estimate the cost of ``blocks`` of these Dask blocks.
+
+        The estimate assumes that each block reads a random, equally large part of the chunks.
+        """
         visited = self.visited * blocks // self.blocks
-        alone = min(self.visited / (self.blocks * max(self.distinct, 1)), 1)
-        distinct = min(int(self.distinct * (1 - (1 - alone) ** blocks)), visited)
-        again = self.visited - self.distinct
+        fraction = min(self.visited / (self.blocks * max(self.distinct, 1)), 1)
+        distinct = min(int(self.distinct * (1 - (1 - fraction) ** blocks)), visited)
+        reread = self.visited - self.distinct
         return ShuffleCost(
             blocks=blocks,
             visited=visited,
             distinct=distinct,
-            saved=self.saved * (visited - distinct) // max(again, 1),
+            saved=self.saved * (visited - distinct) // max(reread, 1),
             copied=self.copied * blocks // self.blocks,
         )
 
-    def n_lots(self) -> int:
-        """Return in how many lots of chunks to read them."""
-        most = min(max(MOST_PAIRS // self.blocks, FEWEST_LOTS), MOST_LOTS)
-        return min(max(-(-self.distinct // LOT_NBYTES), 1), most)
+    def n_batches(self) -> int:
+        """Return the number of batches in which the chunks are read."""
+        limit = min(max(MAX_BATCH_BLOCK_PAIRS // self.blocks, MIN_BATCH_LIMIT), MAX_BATCHES)
+        return min(max(-(-self.distinct // BATCH_NBYTES), 1), limit)
 
-    def divide(self) -> ShuffleLayout:
-        """Return how to divide it between processes."""
-        lots = max(self.n_lots(), FEWEST_GROUPS)
-        most = max(MOST_PIECES // lots, FEWEST_GROUPS)
-        groups = min(max(-(-self.copied // GROUP_NBYTES), FEWEST_GROUPS), most)
-        return ShuffleLayout(
-            lots=lots, groups=min(groups, self.blocks), lot_nbytes=-(-self.distinct // lots)
-        )
+    def layout(self) -> ShuffleLayout:
+        """Return the numbers of tasks of a shuffle between processes."""
+        n_batches = max(self.n_batches(), MIN_GROUPS)
+        limit = min(max(MAX_PIECES // n_batches, MIN_GROUPS), self.blocks)
+        n_groups = min(max(-(-self.copied // GROUP_NBYTES), MIN_GROUPS), limit)
+        batch_nbytes = -(-self.distinct // n_batches)
+        return ShuffleLayout(n_batches=n_batches, n_groups=n_groups, batch_nbytes=batch_nbytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShufflePlan:
-    """Shares of the chunks of each target, in lots of about one size."""
+    """The chunks of each target in partitions, and batches of partitions of about one size."""
 
     flat: BlockReads
     targets: tuple[tuple[BoundDataset, reading.PartitionedBoxes], ...]
-    lots: tuple[tuple[tuple[int, int], ...], ...]  # (target, share) of each lot
+    batches: tuple[tuple[tuple[int, int], ...], ...]  # (target, partition) pairs of each batch
 
 
 class Shuffle:
-    """Blocks that are read together; plain data, the same in every process.
+    """Dask blocks that are read together; plain data, the same in every process.
 
     Parameters
     ----------
@@ -139,28 +146,28 @@ class Shuffle:
     decode : callable or None
         Applied to each block, such as CF decoding.
     dtype : numpy.dtype
-        Of the blocks when decoded.
+        Of the decoded blocks.
     token : str
-        Names all of this, for what a process remembers.
-    division : Division, optional
-        Between processes, where the tasks are there before the plan is.
+        Identifies the shuffle in the cache of a process.
+    task_layout : ShuffleLayout, optional
+        Needed between processes, where the tasks are made before the plan.
     """
 
     def __init__(
         self,
         array: ReferenceResults,
         blocks: Sequence[Spans],
-        decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
+        decode: Decode | None,
         dtype: np.dtype[Any],
         token: str,
-        division: ShuffleLayout | None = None,
+        task_layout: ShuffleLayout | None = None,
     ) -> None:
         self.array = array
         self.blocks = tuple(blocks)
         self.decode = decode
         self.dtype = dtype
         self.token = token
-        self.division = division
+        self.task_layout = task_layout
         self._plan: ShufflePlan | None = None
         self._is_planned = False
         self._planning = threading.Lock()
@@ -169,129 +176,124 @@ class Shuffle:
         return self.token
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (
-            self.array,
-            _pack_spans(self.blocks),
-            self.decode,
-            self.dtype,
-            self.token,
-            self.division,
-        )
+        packed = _pack_spans(self.blocks)
+        rest = self.decode, self.dtype, self.task_layout
+        return _cached_shuffle, (self.token, packed, self.array, *rest)
 
     @property
-    def groups(self) -> list[range]:
-        """The blocks of each group."""
-        n, groups = len(self.blocks), self.division.groups if self.division else 1
-        return [range(i * n // groups, (i + 1) * n // groups) for i in range(groups)]
+    def block_groups(self) -> list[range]:
+        """The numbers of the blocks of each group."""
+        n, n_groups = len(self.blocks), self.task_layout.n_groups if self.task_layout else 1
+        return [range(i * n // n_groups, (i + 1) * n // n_groups) for i in range(n_groups)]
 
     def plan(self) -> ShufflePlan | None:
-        """Return what is to be read; None where blocks are better read one by one.
+        """Return the plan; None where it is better to read each block by itself.
 
-        That the files are unchanged since is checked where something is read of them.
+        `read_batch` checks once more that the files are unchanged.
         """
         with self._planning:
             if not self._is_planned:
                 for location in self.array.references.columns.used_files():
                     check_unchanged(location)
                 flat = self.array.flat_blocks(self.blocks)
-                self._plan = None if flat is None else _plan_exchange(flat, self.division)
+                self._plan = None if flat is None else _plan_shuffle(flat, self.task_layout)
                 self._is_planned = True
             return self._plan
 
-    def decoded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Decode what was read of a block."""
+    def require_plan(self) -> ShufflePlan:
+        """Return the plan of blocks that were found to be worth reading together."""
+        plan = self.plan()
+        if plan is None:
+            raise RuntimeError(
+                "the plan for reading these Dask blocks together is gone: the references "
+                "changed since the graph was built"
+            )
+        return plan
+
+    def decoded(self, values: Values) -> Values:
+        """Decode the values of a block."""
         if self.decode is not None:
             values = self.decode(values)
         return np.asarray(values, dtype=self.dtype)
 
-    def read_block(self, block: int) -> npt.NDArray[Any]:
+    def read_block(self, block: int) -> Values:
         """Read and decode one block by itself."""
         return self.decoded(self.array.read_block(self.blocks[block]))
 
-    def require_plan(self) -> ShufflePlan:
-        """Return what is to be read, for blocks that are known to be read together."""
-        plan = self.plan()
-        if plan is None:
-            raise RuntimeError("blocks that were to be read together cannot be any more")
-        return plan
-
 
 class LocalShuffle:
-    """The array whose blocks are read together, by the threads of one process.
+    """An array whose Dask blocks are read together by the threads of one process.
 
-    A thread that asks for a whole block reads lots of chunks until all are there, and
-    takes its part of each. What is no whole block is read from the array. Lots are let go
-    of when every block was taken.
+    A thread that asks for a whole block reads batches of chunks until every batch is in
+    memory, and assembles its block from them. An index that is not a whole block is read from
+    the array. The batches are dropped when every block has been assembled.
 
-    Parameters
-    ----------
-    exchange : Exchange
-    array : array-like
-        Read by index, for parts of blocks.
+    Any method may be called from any thread; ``_changed`` guards the batches, the numbers of
+    the batches being read, and the numbers of the blocks left to assemble.
     """
 
-    def __init__(self, exchange: Shuffle, array: Any) -> None:
-        self.exchange = exchange
+    def __init__(self, shuffle: Shuffle, array: Any) -> None:
+        self.shuffle = shuffle
         self.array = array
         self.shape, self.dtype = array.shape, array.dtype
         self.ndim = len(array.shape)
-        self._number = {spans: i for i, spans in enumerate(exchange.blocks)}
+        self._number = {spans: i for i, spans in enumerate(shuffle.blocks)}
         self._changed = threading.Condition()
-        self._lots: dict[int, list[npt.NDArray[Any]]] = {}
+        self._batches: dict[int, list[Values]] = {}
         self._reading: set[int] = set()
-        self._left = set(self._number.values())
+        self._unassembled = set(self._number.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # In another process nobody takes the other blocks: each is read by itself.
+        # Another process does not compute the other blocks, so it reads each block alone.
         return _same, (self.array,)
 
     def __getitem__(self, index: Any) -> Any:
-        block = self._find(index)
-        plan = self.exchange.plan() if block is not None else None
+        block = self._block_number(index)
+        plan = self.shuffle.plan() if block is not None else None
         if block is None or plan is None:
             return self.array[index]
-        values = assemble(self.exchange, block, self._read_lots(len(plan.lots)))
+        values = assemble(self.shuffle, block, self._read_batches(len(plan.batches)))
         with self._changed:
-            self._left.discard(block)
-            if not self._left:
-                self._lots.clear()
-                self._left.update(self._number.values())
+            self._unassembled.discard(block)
+            if not self._unassembled:
+                self._batches.clear()
+                self._unassembled.update(self._number.values())
         return values
 
-    def _find(self, index: Any) -> int | None:
-        """Return the number of the block that an index selects all of."""
+    def _block_number(self, index: Any) -> int | None:
+        """Return the number of the block that an index selects as a whole, or None."""
         if not all(isinstance(k, slice) and k.step in (None, 1) for k in index):
             return None
         spans = tuple(k.indices(n)[:2] for k, n in zip(index, self.shape, strict=False))
         spans += tuple((0, n) for n in self.shape[len(spans) :])
         return self._number.get(spans)
 
-    def _read_lots(self, n_lots: int) -> list[list[npt.NDArray[Any]]]:
-        """Read what no other thread reads, until all lots are there."""
+    def _read_batches(self, n: int) -> list[list[Values]]:
+        """Read batches that no other thread reads, until all n are in memory."""
         while True:
             with self._changed:
-                if len(self._lots) == n_lots:
-                    return [self._lots[i] for i in range(n_lots)]
-                free = (i for i in range(n_lots) if i not in self._lots.keys() | self._reading)
-                number = next(free, None)
+                if len(self._batches) == n:
+                    return [self._batches[i] for i in range(n)]
+                taken = self._batches.keys() | self._reading
+                number = next((i for i in range(n) if i not in taken), None)
                 if number is None:
                     self._changed.wait()
                     continue
                 self._reading.add(number)
-            lot = None
+            batch = None
             try:
-                lot = read_batch(self.exchange, number)
+                batch = read_batch(self.shuffle, number)
             finally:
-                # Where it failed, another thread tries, and fails by itself.
+                # After a failed read, another thread reads the batch and gets its own error.
                 with self._changed:
                     self._reading.discard(number)
-                    if lot is not None:
-                        self._lots[number] = lot
+                    if batch is not None:
+                        self._batches[number] = batch
                     self._changed.notify_all()
 
 
 def _pack_spans(blocks: Sequence[Spans]) -> bytes:
-    """Return blocks as few bytes: from one to the next, the same steps come again."""
+    """Compress the spans of blocks: differences of consecutive blocks repeat."""
     steps = np.diff(np.array(blocks, dtype="<i8"), axis=0, prepend=0)
     return zlib.compress(steps.tobytes())
 
@@ -305,144 +307,129 @@ def _same(array: Any) -> Any:
     return array
 
 
-_received: OrderedDict[str, Shuffle] = OrderedDict()
-_receiving = threading.Lock()
+_cached: OrderedDict[str, Shuffle] = OrderedDict()
+_caching = threading.Lock()  # guards `_cached`
 
 
-def _receive(
-    array: ReferenceResults,
-    packed: bytes,
-    decode: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
-    dtype: np.dtype[Any],
-    token: str,
-    division: ShuffleLayout | None,
-) -> Shuffle:
-    """Return what other tasks of this process were sent as well, so that it is planned once."""
-    with _receiving:
-        if token not in _received:
+def _cached_shuffle(token: str, packed: bytes, array: ReferenceResults, *rest: Any) -> Shuffle:
+    """Unpickle a shuffle: all tasks of a process get one object, which is planned once."""
+    with _caching:
+        if token not in _cached:
             blocks = _unpack_spans(packed, len(array.shape))
-            _received[token] = Shuffle(array, blocks, decode, dtype, token, division)
-            while len(_received) > SHUFFLE_CACHE_SIZE:
-                _received.popitem(last=False)
-        _received.move_to_end(token)
-        return _received[token]
+            decode, dtype, task_layout = rest
+            _cached[token] = Shuffle(array, blocks, decode, dtype, token, task_layout)
+            while len(_cached) > SHUFFLE_CACHE_SIZE:
+                _cached.popitem(last=False)
+        _cached.move_to_end(token)
+        return _cached[token]
 
 
-def _cell_of(target: BoundDataset) -> tuple[int, ...]:
+def _read_box_shape(target: BoundDataset) -> tuple[int, ...]:
     layout = target.layout
     return reading.read_box_shape(layout.shape, layout.chunks, max(layout.dtype.itemsize, 1))
 
 
 def _can_share(flat: BlockReads) -> bool:
-    """Tell whether each part of what is read is for one block, and counting is quick."""
+    """Tell whether each box that is read is for one block, and counting reads is quick."""
     if len(flat.reads) * len(flat.bounds) > MAX_TARGET_BLOCK_PAIRS:
         return False
     return all(reading.fit_dask_blocks(parts, flat.bounds) for _, parts in flat.reads)
 
 
-def _count(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
-    """Count what blocks read; also the bytes of each target's chunks."""
+def _count_reads(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
+    """Return the cost of blocks, and the bytes of the distinct chunks of each target."""
     visited = saved = 0
     distinct = []
     for target, parts in flat.reads:
-        layout, cell = target.layout, _cell_of(target)
-        counts = reading.count_chunk_reads(parts, flat.bounds, layout.shape, cell)
-        cell_nbytes = math.prod(cell) * max(layout.dtype.itemsize, 1)
-        visited += counts[0] * cell_nbytes
-        distinct.append(counts[1] * cell_nbytes)
-        again = (counts[0] - counts[1]) * cell_nbytes
-        saved += again if layout.pipeline.filters else again // READ_PER_DECODED
-    toll = ShuffleCost(
+        layout, box = target.layout, _read_box_shape(target)
+        n_reads, n_distinct = reading.count_chunk_reads(parts, flat.bounds, layout.shape, box)
+        box_nbytes = math.prod(box) * max(layout.dtype.itemsize, 1)
+        visited += n_reads * box_nbytes
+        distinct.append(n_distinct * box_nbytes)
+        reread = (n_reads - n_distinct) * box_nbytes
+        saved += reread if layout.pipeline.filters else reread // READ_PER_DECODED
+    cost = ShuffleCost(
         blocks=len(flat.bounds) - 1,
         visited=visited,
         distinct=sum(distinct),
         saved=saved,
         copied=int(flat.bounds[-1]) * flat.dtype.itemsize,
     )
-    return toll, distinct
+    return cost, distinct
 
 
 def estimate_cost(array: ReferenceResults, blocks: Sequence[Spans]) -> ShuffleCost | None:
-    """Return what some blocks read; None where they cannot be read together."""
+    """Return the cost of reading some blocks; None where they cannot be read together."""
     flat = array.flat_blocks(blocks)
-    return _count(flat)[0] if flat is not None and _can_share(flat) else None
+    return _count_reads(flat)[0] if flat is not None and _can_share(flat) else None
 
 
-def _plan_exchange(flat: BlockReads, division: ShuffleLayout | None) -> ShufflePlan | None:
-    """Divide what blocks read into lots of chunks.
+def _plan_shuffle(flat: BlockReads, task_layout: ShuffleLayout | None) -> ShufflePlan | None:
+    """Divide the chunks that blocks read into batches.
 
-    Where it is not said how, it is divided only if that saves reading any.
+    Without a layout of tasks, there is a plan only if reading together pays off.
     """
     if not _can_share(flat):
         return None
-    nbytes_of: Sequence[int | None] = [None] * len(flat.reads)
-    if division is not None:
-        n_lots, nbytes = division.lots, max(division.lot_nbytes, 1)
+    read_nbytes: Sequence[int | None] = [None] * len(flat.reads)
+    if task_layout is not None:
+        n_batches, batch_nbytes = task_layout.n_batches, max(task_layout.batch_nbytes, 1)
     else:
-        toll, nbytes_of = _count(flat)
-        if not toll.pays_off():
+        cost, read_nbytes = _count_reads(flat)
+        if not cost.pays_off():
             return None
-        n_lots = toll.n_lots()
-        nbytes = -(-toll.distinct // n_lots)
+        n_batches = cost.n_batches()
+        batch_nbytes = -(-cost.distinct // n_batches)
     targets = []
     pairs: list[tuple[int, int]] = []
     weights: list[int] = []
-    for k, ((target, parts), read_nbytes) in enumerate(zip(flat.reads, nbytes_of, strict=True)):
+    for k, ((target, parts), nbytes) in enumerate(zip(flat.reads, read_nbytes, strict=True)):
         shape, itemsize = target.layout.shape, max(target.layout.dtype.itemsize, 1)
-        tile = reading.choose_tile(shape, _cell_of(target), itemsize, nbytes)
-        shares = reading.plan_shares(parts, flat.bounds, shape, tile)
-        targets.append((target, shares))
-        pairs += [(k, share) for share in range(len(shares))]
-        # Where chunks were not counted, all of a tile are taken to be read.
+        tile = reading.choose_tile(shape, _read_box_shape(target), itemsize, batch_nbytes)
+        boxes = reading.plan_shares(parts, flat.bounds, shape, tile)
+        targets.append((target, boxes))
+        pairs += [(k, partition) for partition in range(len(boxes))]
+        # Where chunks were not counted, every chunk of a tile is assumed to be read.
         tile_nbytes = math.prod(map(min, tile, shape)) * itemsize
-        weight = tile_nbytes if read_nbytes is None else read_nbytes // max(len(shares), 1)
-        weights += [weight] * len(shares)
-    lots = _divide(pairs, weights, n_lots)
-    return ShufflePlan(flat=flat, targets=tuple(targets), lots=lots)
+        weight = tile_nbytes if nbytes is None else nbytes // max(len(boxes), 1)
+        weights += [weight] * len(boxes)
+    batches = _divide(pairs, weights, n_batches)
+    return ShufflePlan(flat=flat, targets=tuple(targets), batches=batches)
 
 
 def _divide(
     pairs: list[tuple[int, int]], weights: list[int], n: int
 ) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Divide a list into n runs of about the same weight; some may be empty."""
+    """Divide a list into n consecutive runs of about equal weight; some may be empty."""
     if not pairs:
         return ((),) * n
     ends = np.cumsum(np.array(weights, dtype=np.float64))
     middle = ends - np.array(weights) / 2
-    of = np.minimum((middle * n / max(ends[-1], 1)).astype(np.int64), n - 1)
-    cuts = np.searchsorted(of, np.arange(n + 1)).tolist()
+    run = np.minimum((middle * n / max(ends[-1], 1)).astype(np.int64), n - 1)
+    cuts = np.searchsorted(run, np.arange(n + 1)).tolist()
     return tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(cuts))
 
 
-def read_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
-    """Read one lot of chunks.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        The elements of each share of the lot, 1-D, block after block.
-    """
-    plan = exchange.require_plan()
+def read_batch(shuffle: Shuffle, number: int) -> list[Values]:
+    """Read a batch of chunks: the elements of each partition, 1-D, block after block."""
+    plan = shuffle.require_plan()
+    options = DecodeOptions(reader=plan.flat.reader)
     out = []
-    for k, share in plan.lots[number]:
-        target, shares = plan.targets[k]
+    for k, partition in plan.batches[number]:
+        target, boxes = plan.targets[k]
         check_unchanged(target.dataset.location)
         layout = target.layout
-        values = np.empty(shares.size(share), dtype=layout.dtype)
-        options = DecodeOptions(reader=plan.flat.reader)
+        values = np.empty(boxes.size(partition), dtype=layout.dtype)
         loader = tile_loader(target.dataset, layout, options=options)
         itemsize = max(layout.dtype.itemsize, 1)
-        parts = shares.share_parts(share)
-        reading.read_plan(
-            reading.plan_read(parts, layout.shape, layout.chunks, itemsize), loader, values
-        )
-        out.append(_decoded_elements(values, plan.flat, target))
+        parts = boxes.share_parts(partition)
+        read_plan = reading.plan_read(parts, layout.shape, layout.chunks, itemsize)
+        reading.read_plan(read_plan, loader, values)
+        out.append(_decode_elements(values, plan.flat, target))
     return out
 
 
-def _decoded_elements(
-    values: npt.NDArray[Any], flat: BlockReads, target: BoundDataset
-) -> npt.NDArray[Any]:
+def _decode_elements(values: Values, flat: BlockReads, target: BoundDataset) -> Values:
     """Decode elements of one target by its own attributes, into the type of the blocks."""
     if flat.decoders is None:
         return values.astype(flat.dtype, copy=False)
@@ -456,70 +443,60 @@ def _decoded_elements(
     return out
 
 
-def split_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
-    """Read one lot of chunks, for other processes.
+def split_batch(shuffle: Shuffle, number: int) -> list[Values]:
+    """Read a batch of chunks, and split it into one piece for each group of blocks.
 
-    Returns
-    -------
-    list of numpy.ndarray
-        The elements of each group of blocks, 1-D: of each share of the lot, block after
-        block.
+    A piece is 1-D: the elements of the group in each partition, block after block.
     """
-    plan = exchange.plan()
+    plan = shuffle.plan()
     if plan is None:
-        return [np.empty(0, dtype=exchange.array.raw_dtype) for _ in exchange.groups]
-    lot = plan.lots[number]
-    buffers = read_batch(exchange, number)
+        return [np.empty(0, dtype=shuffle.array.raw_dtype) for _ in shuffle.block_groups]
+    buffers = read_batch(shuffle, number)
     pieces = []
-    for group in exchange.groups:
+    for group in shuffle.block_groups:
         stretches = [np.empty(0, dtype=plan.flat.dtype)]
-        for (k, share), buffer in zip(lot, buffers, strict=True):
-            offset = plan.targets[k][1].offset[share]
+        for (k, partition), buffer in zip(plan.batches[number], buffers, strict=True):
+            offset = plan.targets[k][1].offset[partition]
             stretches.append(buffer[offset[group.start] : offset[group.stop]])
-        # A copy, also of a single stretch: a view would keep all of the lot in memory.
+        # A copy even of a single stretch: a view would keep the whole batch in memory.
         pieces.append(np.concatenate(stretches, dtype=plan.flat.dtype))
     return pieces
 
 
-def assemble_group(
-    exchange: Shuffle, number: int, pieces: list[npt.NDArray[Any]]
-) -> list[npt.NDArray[Any]]:
-    """Make the blocks of one group of its piece of each lot."""
-    group = exchange.groups[number]
-    plan = exchange.plan()
+def assemble_group(shuffle: Shuffle, number: int, pieces: list[Values]) -> list[Values]:
+    """Make the blocks of one group from its piece of each batch."""
+    group = shuffle.block_groups[number]
+    plan = shuffle.plan()
     if plan is None:
-        # Of all blocks, these are such as cannot be read together: all null, for one.
-        return [exchange.read_block(block) for block in group]
-    lots = []
-    for lot, piece in zip(plan.lots, pieces, strict=True):
-        offsets = (plan.targets[k][1].offset[share] for k, share in lot)
+        # These blocks cannot be read together, though most can: all their references are null.
+        return [shuffle.read_block(block) for block in group]
+    batches = []
+    for batch, piece in zip(plan.batches, pieces, strict=True):
+        offsets = (plan.targets[k][1].offset[partition] for k, partition in batch)
         sizes = [int(offset[group.stop] - offset[group.start]) for offset in offsets]
         ends = list(itertools.accumulate(sizes, initial=0))
-        lots.append([piece[a:b] for a, b in itertools.pairwise(ends)])
-    return [assemble(exchange, block, lots, group.start) for block in group]
+        batches.append([piece[a:b] for a, b in itertools.pairwise(ends)])
+    return [assemble(shuffle, block, batches, group.start) for block in group]
 
 
-def assemble_block(
-    exchange: Shuffle, number: int, pieces: list[npt.NDArray[Any]]
-) -> npt.NDArray[Any]:
-    """Make the one block of a group."""
-    (block,) = assemble_group(exchange, number, pieces)
-    return block
+def assemble_block(shuffle: Shuffle, number: int, pieces: list[Values]) -> Values:
+    """Make the only block of a group."""
+    return assemble_group(shuffle, number, pieces)[0]
 
 
 def assemble(
-    exchange: Shuffle, block: int, lots: list[list[npt.NDArray[Any]]], first: int = 0
-) -> npt.NDArray[Any]:
-    """Make one block of what all lots hold for it, from block ``first`` on, and decode it."""
-    plan = exchange.require_plan()
+    shuffle: Shuffle, block: int, batches: list[list[Values]], first: int = 0
+) -> Values:
+    """Make one block from its elements in all batches, which start with block ``first``."""
+    plan = shuffle.require_plan()
     bounds = plan.flat.bounds
     flat = np.zeros(int(bounds[block + 1] - bounds[block]), dtype=plan.flat.dtype)
-    buffers: dict[int, list[npt.NDArray[Any]]] = {}
-    for lot, of_lot in zip(plan.lots, lots, strict=True):
-        for (k, _), buffer in zip(lot, of_lot, strict=True):
+    buffers: dict[int, list[Values]] = {}
+    for batch, values in zip(plan.batches, batches, strict=True):
+        for (k, _), buffer in zip(batch, values, strict=True):
             buffers.setdefault(k, []).append(buffer)
-    for k, of_target in buffers.items():
-        boxes = plan.targets[k][1].block_boxes(block, of_target, flat, first)
+    for k, target_buffers in buffers.items():
+        boxes = plan.targets[k][1].block_boxes(block, target_buffers, flat, first)
         if boxes is not None:
             reading.copy_boxes(*boxes)
-    return exchange.decoded(plan.flat.finish(block, flat))
+    return shuffle.decoded(plan.flat.finish(block, flat))

@@ -1,7 +1,7 @@
-"""References as a table: where they point and what they select.
+"""References as a table of their targets and selections.
 
-In: a `ReferenceArray`. Out: a Dataset of plain columns. No target data are read;
-one walk over the file's links names all targets.
+In: a `ReferenceArray`. Out: a Dataset of plain columns. No target data are read; one walk over
+the links of the file finds the paths of all targets.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref.arrays import IntArray, ragged_ranges, row_offsets
+from xref.engine import free_name
 from xref.errors import (
     DanglingReferenceError,
     ExternalFileError,
@@ -30,9 +31,8 @@ from xref.references import (
     split_targets,
 )
 from xref.selections import KIND_NAMES, SelectionKind, SelectionTable, concat_at
-from xref.storage import FileLocation
 
-AXIS_DIM = "axis"
+AXIS_DIM, ITEM_DIM = "axis", "item"
 
 
 def reference_table(
@@ -44,21 +44,21 @@ def reference_table(
     path = np.full(n, "", dtype=object)
     kind = np.full(n, "null", dtype=object)
     filename = np.full(n, "", dtype=object)
-    found = distinct_targets(columns)
-    for file in np.unique(found.file).tolist():
-        location, targets = columns.files[file], np.flatnonzero(found.file == file)
-        counts = np.diff(found.cut)[targets]
-        rows = found.rows[ragged_ranges(found.cut[targets], counts)]
-        address = found.address[targets]
-        path[rows] = np.repeat(_paths(location, address.tolist()), counts)
+    distinct = distinct_targets(columns)
+    for file in np.unique(distinct.file).tolist():
+        location, targets = columns.files[file], np.flatnonzero(distinct.file == file)
+        counts = np.diff(distinct.cut)[targets]
+        rows = distinct.rows[ragged_ranges(distinct.cut[targets], counts)]
+        address = distinct.address[targets]
+        paths = object_paths(location, address.tolist())  # one walk over the links of the file
+        names = np.array([paths.get(a, "") for a in address.tolist()], dtype=object)
+        path[rows] = np.repeat(names, counts)
         kind[rows] = np.repeat(object_kinds(location, address), counts)
         filename[rows] = location.filename
     attribute = _describe_attributes(columns, kind)
     shape = references.shape
 
-    axis = AXIS_DIM
-    while axis in dims:
-        axis += "_"
+    axis = free_name(AXIS_DIM, dims)
 
     def column(values: Any) -> tuple[tuple[Hashable, ...], Any]:
         extra = (axis,) if values.ndim == 2 else ()
@@ -75,51 +75,41 @@ def reference_table(
     if columns.regions is not None and references.is_region:
         groups, _ = split_targets(columns)
         described = describe_regions(columns.regions, groups, n)
-        table |= {name: column(values) for name, values in described.items()}
         width = described["start"].shape[1]
-        steps = _steps(columns.regions, width)
-        table |= {name: column(values) for name, values in steps.items()}
+        described |= _steps(columns.regions, width)
+        table |= {name: column(values) for name, values in described.items()}
         first, size, low, high = _items(columns.regions, width)
         if len(low):
-            item = ITEM_DIM
-            while item in (*dims, axis):
-                item += "_"
+            item = free_name(ITEM_DIM, (*dims, axis))
             table |= {"item_first": column(first), "item_count": column(size)}
             table |= {"item_start": ((item, axis), low), "item_stop": ((item, axis), high)}
     return xr.Dataset(table, coords=coords)
 
 
 def _steps(regions: SelectionTable, width: int) -> dict[str, npt.NDArray[Any]]:
-    """Return what, with the start, makes hyperslabs where some are no boxes."""
+    """Return the columns that hyperslabs need besides their start, if not all are boxes."""
     slabs = regions.kind == SelectionKind.HYPERSLAB
-    ranks = regions.rank[
-        np.isin(
-            regions.kind, (SelectionKind.HYPERSLAB, SelectionKind.POINTS, SelectionKind.BLOCKS)
-        )
-    ]
-    found: dict[str, npt.NDArray[Any]] = {}
-    if (ranks != width).any():
-        found["rank"] = regions.rank
+    with_rank = (SelectionKind.HYPERSLAB, SelectionKind.POINTS, SelectionKind.BLOCKS)
+    columns: dict[str, npt.NDArray[Any]] = {}
+    if (regions.rank[np.isin(regions.kind, with_rank)] != width).any():
+        columns["rank"] = regions.rank
     if (regions.count[slabs] != 1).any() or (regions.block[slabs] < 0).any():
         names = ("stride", "count", "block")
-        found |= {name: _widen(getattr(regions, name), width, 1) for name in names}
-    return found
-
-
-ITEM_DIM = "item"
+        columns |= {name: _widen(getattr(regions, name), width, 1) for name in names}
+    return columns
 
 
 def _items(
     regions: SelectionTable, width: int
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Return the points and blocks of all rows, one after the other.
+    """Return the points and blocks (items) of all rows, one row after the other.
 
     Returns
     -------
     first, size : numpy.ndarray
-        Shape ``(n,)``: where those of each row begin, and how many there are.
+        Shape ``(n,)``: the number of the first item of each row, and its number of items.
     start, stop : numpy.ndarray
-        Shape ``(sum of size, width)``, stop exclusive.
+        Shape ``(sum of size, width)``: elements, stop exclusive.
     """
     lists = [
         (SelectionKind.POINTS, regions.points, regions.points + 1),
@@ -130,38 +120,28 @@ def _items(
         size[regions.kind == kind] = regions.size[regions.kind == kind]
     low = np.zeros((int(size.sum()), width), dtype=np.int64)
     high = np.ones_like(low)
-    cut = row_offsets(size)
+    first = row_offsets(size)
     for kind, starts, stops in lists:
         rows = np.flatnonzero(regions.kind == kind)
-        to = ragged_ranges(cut[rows], size[rows])
-        of = ragged_ranges(regions.first[rows], size[rows])
-        low[to, : regions.ndim], high[to, : regions.ndim] = starts[of], stops[of]
-    return cut[:-1], size, low, high
-
-
-def _paths(location: FileLocation, addresses: list[int]) -> npt.NDArray[np.object_]:
-    """Return the path of each object, empty where there is none; one walk over the file."""
-    paths = object_paths(location, addresses)
-    return np.array([paths.get(address, "") for address in addresses], dtype=object)
+        to = ragged_ranges(first[rows], size[rows])
+        source = ragged_ranges(regions.first[rows], size[rows])
+        low[to, : regions.ndim], high[to, : regions.ndim] = starts[source], stops[source]
+    return first[:-1], size, low, high
 
 
 def _describe_attributes(
     columns: ReferenceColumns, kind: npt.NDArray[Any]
 ) -> npt.NDArray[Any] | None:
-    """Return the name of each row's attribute, and enter in ``kind`` whether it is there.
+    """Return the attribute name of each row, and set ``kind`` of references to attributes.
 
-    None where no row refers to an attribute.
+    None if no row refers to an attribute.
     """
     rows = columns.attribute_rows
     if columns.attribute is None or not len(rows):
         return None
     key = [columns.file[rows], columns.address[rows], columns.attribute[rows]]
-    _, first, of = np.unique(
-        np.stack([c.astype(np.uint64) for c in key]),
-        axis=1,
-        return_index=True,
-        return_inverse=True,
-    )
+    stacked = np.stack([column.astype(np.uint64) for column in key])
+    _, first, inverse = np.unique(stacked, axis=1, return_index=True, return_inverse=True)
     names = columns.attribute_names()
     kinds = [
         attribute_kind(
@@ -169,7 +149,7 @@ def _describe_attributes(
         )
         for i in rows[first].tolist()
     ]
-    kind[rows] = np.array(kinds, dtype=object)[of.reshape(-1)]
+    kind[rows] = np.array(kinds, dtype=object)[inverse.reshape(-1)]
     return np.where(names == None, "", names).astype(str)  # noqa: E711, element by element
 
 
@@ -178,8 +158,8 @@ def describe_regions(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return selection kind, element count, bounds and result shape of each row.
 
-    A region that does not fit its target keeps the bounds that it states; where
-    only the target could tell (a dangling reference to everything), they are -1.
+    The bounds of a region that does not fit its target are those of its selection. They are -1
+    if the selection has no bounds: "all" of a target that is not there.
     """
     start, stop = (c.copy() for c in regions.bounds())
     shape = np.full(start.shape, -1, dtype=np.int64)
@@ -189,38 +169,24 @@ def describe_regions(
     width = start.shape[1]
     for target, rows in groups:
         part = regions.take(rows)
-        try:
-            extent = target.layout.shape
-        except (
-            DanglingReferenceError,
-            ExternalFileError,
-            UnsupportedError,
-            WrongTargetError,
-        ):
-            extent = None
+        extent = _extent(target)
         if extent is not None:
             if len(extent) > width:
                 start, stop = (_widen(c, len(extent), 0) for c in (start, stop))
                 shape = _widen(shape, len(extent), -1)
                 width = len(extent)
             inside = part.fits(extent)
-            fits[np.arange(n)[rows]] = inside
-            if inside.all():
-                part = part.bound_to(extent, str)
-            elif inside.any():
-                kept = [part.take(inside).bound_to(extent, str), part.take(~inside)]
-                part = concat_at(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
-        known = ~np.isin(part.kind, (SelectionKind.ALL, SelectionKind.OBJECT))
+            fits[rows] = inside
+            part = _fit(part, inside, extent)
+        has_shape = ~np.isin(part.kind, (SelectionKind.ALL, SelectionKind.OBJECT))
         axes, sizes = part.result_shapes()
         low, high = part.bounds()
-        at = np.arange(n)[rows]
-        start[at, : low.shape[1]], stop[at, : high.shape[1]] = low, high
-        own_axes = np.arange(sizes.shape[1]) < axes[:, None]
-        sizes_shown = np.where(own_axes & known[:, None], sizes, -1)
-        shown = min(width, sizes.shape[1])
-        shape[at, :shown] = sizes_shown[:, :shown]
-        ndim[at] = np.where(known, axes, 0)
-        npoints[at] = np.where(known, sizes.prod(axis=1), -1)
+        start[rows, : low.shape[1]], stop[rows, : high.shape[1]] = low, high
+        is_axis = np.arange(sizes.shape[1]) < axes[:, None]
+        columns = min(width, sizes.shape[1])
+        shape[rows, :columns] = np.where(is_axis & has_shape[:, None], sizes, -1)[:, :columns]
+        ndim[rows] = np.where(has_shape, axes, 0)
+        npoints[rows] = np.where(has_shape, sizes.prod(axis=1), -1)
     return {
         "selection": KIND_NAMES[regions.kind],
         "npoints": npoints,
@@ -230,6 +196,26 @@ def describe_regions(
         "shape": shape,
         "fits": fits,
     }
+
+
+def _extent(target: StoredObject) -> tuple[int, ...] | None:
+    """Return the shape of a target, None if it is not a dataset that can be opened."""
+    try:
+        return target.layout.shape
+    except (DanglingReferenceError, ExternalFileError, UnsupportedError, WrongTargetError):
+        return None
+
+
+def _fit(
+    part: SelectionTable, inside: npt.NDArray[np.bool_], extent: tuple[int, ...]
+) -> SelectionTable:
+    """Fit the selections inside an extent to it; leave the others as they are."""
+    if inside.all():
+        return part.bound_to(extent, str)
+    if not inside.any():
+        return part
+    kept = [part.take(inside).bound_to(extent, str), part.take(~inside)]
+    return concat_at(kept, [np.flatnonzero(inside), np.flatnonzero(~inside)])
 
 
 def _widen(values: Any, width: int, fill: int) -> Any:

@@ -1,20 +1,20 @@
-"""Lazy variables into dask graphs.
+"""Dask graphs of lazy variables.
 
-In: a variable whose data are a lazy array of `xref.engine.lazy_arrays`, the chunks wanted.
-Out: the same variable over a dask array: one task a block and one that holds the
-lazy array, which is the place of the references, not their contents.
+In: a variable over a lazy array of `xref.engine.lazy_arrays`, and chunks. Out: the same
+variable over a Dask array. Its graph has one task for each Dask block, and one task that holds
+the lazy array: the location of the references, not the references.
 
-How blocks are read is decided where dask drops the tasks that nobody wants:
+The tasks are made when Dask culls the graph to the blocks that are needed:
 
-- one block by itself, by its index, so that an index of the user's narrows it;
-- several that need the same chunks through `xref.resolving.shuffle`: lots of chunks are read
-  for all blocks, and each block takes its part of each lot. In one process the tasks of
-  blocks read the lots, unless an index narrows a block; on a cluster lots are tasks, and
-  so are the pieces of them that groups of blocks take;
-- the whole array, wanted as one NumPy array in this process, straight into that.
+- A single block is read by its index, so that a later index of the user narrows the read.
+- Several blocks that need the same HDF5 chunks are read through `xref.resolving.shuffle`, in
+  batches of chunks. In one process the tasks of the blocks read the batches, unless an index
+  narrows a block. On a cluster each batch is a task, and so is each piece of a batch that one
+  group of blocks needs.
+- A whole array that becomes one NumPy array in this process is read straight into it.
 
-A cluster's scheduler makes the tasks of a graph that was sent to it, and may not see the
-files. What has to be known of them goes with the graph when it is pickled.
+The scheduler of a cluster makes the tasks of a graph that was sent to it, and may not see the
+files. So a pickled graph includes the estimated cost of its reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,6 @@ import dask.config
 import dask.local
 import dask.threaded
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.array.core import finalize, getter, normalize_chunks
@@ -46,6 +45,7 @@ from xref.engine import LazyArray, outer_indexed
 from xref.errors import XrefError
 from xref.resolving.lazy_results import ReferenceResults, Spans
 from xref.resolving.shuffle import (
+    Decode,
     LocalShuffle,
     Shuffle,
     ShuffleCost,
@@ -57,25 +57,18 @@ from xref.resolving.shuffle import (
 )
 
 Key = tuple[Any, ...]
-Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
-TOGETHER_NBYTES = 1 << 30
-"""Blocks that are read together hold so many bytes at most; they wait for each other."""
+SHUFFLE_NBYTES = 1 << 30
+"""Upper bound on the bytes of the blocks in one shuffle: they are in memory together."""
 
 
 def auto_chunk_nbytes() -> int:
-    """Return dask's chunk size (``array.chunk-size``), in bytes."""
+    """Return Dask's chunk size (``array.chunk-size``), in bytes."""
     return int(parse_bytes(dask.config.get("array.chunk-size")))
 
 
 def check_chunks(chunks: Any, dims: Sequence[Hashable]) -> None:
-    """Refuse chunks that are no way to cut these dimensions.
-
-    Raises
-    ------
-    ValueError
-        Unless they are None, "auto", an int or a dict by dimension.
-    """
+    """Raise ValueError unless chunks are None, "auto", an int, or a dict by dimension."""
     if chunks is None or (isinstance(chunks, str) and chunks == "auto"):
         return
     if isinstance(chunks, dict):
@@ -97,31 +90,30 @@ def chunk_variable(
     variable: xr.Variable,
     array: LazyArray,
     chunks: Any,
-    what: str,
+    operation: str,
     decode: Decode | None = None,
 ) -> xr.Variable:
-    """Cut a lazy variable into blocks.
-
-    Task names begin with ``xref-`` and what is done. They are the same when, and
-    only when, array, decoding and chunks are.
+    """Divide a lazy variable into Dask blocks.
 
     Parameters
     ----------
     variable : xarray.Variable
         Over ``array``, decoded or not.
     array : LazyArray
-        What the tasks hold.
+        The array that the tasks index.
     chunks : dict
-        By dimension.
-    what : str
-        Part of the task names.
+        Chunks by dimension.
+    operation : str
+        Task names begin with ``xref-`` and this word, and end with a token of the array, its
+        decoding and the chunks.
     decode : callable, optional
-        Makes of values of ``array`` those of ``variable``; by default they are the same.
+        Makes values of ``variable`` from values of ``array``, if they differ.
     """
     decoding = variable.attrs, variable.encoding, variable.dtype
-    name = f"xref-{what}-{tokenize(array, chunks, variable.dims, decoding)}"
+    name = f"xref-{operation}-{tokenize(array, chunks, variable.dims, decoding)}"
     if variable.dtype.hasobject:
-        chunks = _objects(chunks)
+        # Dask cannot size objects: "auto" becomes one chunk along each axis.
+        chunks = {dim: -1 if chunk == "auto" else chunk for dim, chunk in chunks.items()}
     sizes = normalize_chunks(  # type: ignore[no-untyped-call]
         tuple(chunks.get(d, n) for d, n in variable.sizes.items()),
         variable.shape,
@@ -134,20 +126,15 @@ def chunk_variable(
         {layer.original: set(), name: {layer.original}},
     )
     blocks = da.Array(graph, name, sizes, dtype=variable.dtype, meta=np.ndarray)  # type: ignore[no-untyped-call]
-    # Of this array alone, not of a class: xarray does not mix classes of dask arrays.
+    # Set on this instance, not in a subclass: xarray does not mix classes of Dask arrays.
     vars(blocks).update(
         __dask_postcompute__=lambda: (finish_blocks, (name,)), __dask_optimize__=optimize
     )
     return variable._replace(data=blocks)
 
 
-def _objects(chunks: dict[Hashable, Any]) -> dict[Hashable, Any]:
-    """Dask cannot size objects: "auto" becomes one chunk along each axis."""
-    return {dim: -1 if chunk == "auto" else chunk for dim, chunk in chunks.items()}
-
-
 class ReadLayer(Layer):
-    """The tasks that read blocks of a lazy array, made where it is known which are wanted."""
+    """The tasks that read blocks of a lazy array; made when Dask culls the graph."""
 
     def __init__(
         self,
@@ -165,26 +152,26 @@ class ReadLayer(Layer):
         self.dtype = dtype
         self.decode = decode
         self.sent = False  # to another process, perhaps to a scheduler
-        self.toll: ShuffleCost | None = None  # of all blocks
-        self._is_counted = False  # whether the toll was found out
-        self._exchange: Shuffle | None = None  # the last one: its plan serves again
+        self.cost: ShuffleCost | None = None  # of all blocks
+        self._is_estimated = False
+        self._last_shuffle: Shuffle | None = None  # kept for its plan
 
     def __getstate__(self) -> dict[str, Any]:
-        toll = self._find_toll()
-        return self.__dict__ | {"_exchange": None, "sent": True, "toll": toll}
+        cost = self._estimate_cost()
+        return self.__dict__ | {"_last_shuffle": None, "sent": True, "cost": cost}
 
-    def _find_toll(self) -> ShuffleCost | None:
-        """Return what reading all blocks takes; None where each is read by itself."""
-        if self.sent or self._is_counted:
-            return self.toll
+    def _estimate_cost(self) -> ShuffleCost | None:
+        """Return the cost of reading all blocks; None where each is read by itself."""
+        if self.sent or self._is_estimated:
+            return self.cost
         if len(self) > 1 and isinstance(self.array, ReferenceResults):
             try:
-                self.toll = estimate_cost(self.array, [self._spans(key) for key in self])
-                self._is_counted = True
+                self.cost = estimate_cost(self.array, [self._spans(key) for key in self])
+                self._is_estimated = True
             except (XrefError, OSError):
-                # Pickling reads no values: the tasks say what is wrong with the file.
+                # Pickling reads no values: the tasks will report the error of the file.
                 return None
-        return self.toll
+        return self.cost
 
     @cached_property
     def _edges(self) -> list[list[int]]:
@@ -209,11 +196,14 @@ class ReadLayer(Layer):
     def __getitem__(self, key: Any) -> Task:
         if key not in self:
             raise KeyError(key)
+        return self._index_task(key, self.original)
+
+    def _index_task(self, key: Key, array: str) -> Task:
         index = tuple(slice(*span) for span in self._spans(key))
-        return Task(key, getter, TaskRef(self.original), index)
+        return Task(key, getter, TaskRef(array), index)
 
     def is_materialized(self) -> bool:
-        """Tell that the tasks are not made yet."""
+        """Return False: the tasks are made by `cull`."""
         return False
 
     def get_output_keys(self) -> Set[Key]:
@@ -227,102 +217,98 @@ class ReadLayer(Layer):
         wanted = sorted(key for key in keys if key in self)
         tasks: dict[Any, Any] = {}
         is_local = _is_local(self)
-        for together in self._together(wanted, is_local):
-            if len(together) < 2 or not isinstance(self.array, ReferenceResults):
-                tasks |= {key: self[key] for key in together}
+        for blocks in self._memory_rounds(wanted, is_local):
+            if len(blocks) < 2 or not isinstance(self.array, ReferenceResults):
+                tasks |= {key: self[key] for key in blocks}
             elif is_local:
-                tasks |= self._share(together)
+                tasks |= self._local_tasks(blocks)
             else:
-                tasks |= self._spread(together)
+                tasks |= self._cluster_tasks(blocks)
         layer = MaterializedLayer(tasks, annotations=self.annotations)
         return layer, {key: set(task.dependencies) for key, task in tasks.items()}
 
-    def _share(self, wanted: list[Key]) -> dict[Any, Any]:
-        """Make tasks for the threads of one process, which read lots for each other."""
-        exchange = self._exchange_of(wanted)
-        place = f"xref-shared-{exchange.token}"
+    def _local_tasks(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for the threads of one process, which read batches for each other."""
+        shuffle = self._shuffle(wanted)
+        shared = f"xref-shared-{shuffle.token}"
         tasks: dict[Any, Any] = {
-            place: Task(place, LocalShuffle, DataNode(None, exchange), TaskRef(self.original))
+            shared: Task(shared, LocalShuffle, DataNode(None, shuffle), TaskRef(self.original))
         }
-        for key in wanted:
-            index = tuple(slice(*span) for span in self._spans(key))
-            tasks[key] = Task(key, getter, TaskRef(place), index)
-        return tasks
+        return tasks | {key: self._index_task(key, shared) for key in wanted}
 
-    def _spread(self, wanted: list[Key]) -> dict[Any, Any]:
-        """Make tasks for processes: lots of chunks, pieces of them, groups of blocks."""
-        toll = self._find_toll()
-        toll = None if toll is None else toll.scaled_to(len(wanted))
-        if toll is None or not toll.pays_off():
+    def _cluster_tasks(self, wanted: list[Key]) -> dict[Any, Any]:
+        """Make tasks for processes: batches of chunks, their pieces, groups of blocks."""
+        cost = self._estimate_cost()
+        cost = None if cost is None else cost.scaled_to(len(wanted))
+        if cost is None or not cost.pays_off():
             return {key: self[key] for key in wanted}
-        division = toll.divide()
-        exchange = self._exchange_of(wanted, division)
-        token = exchange.token
-        # Each task has the place of the references for itself: one that all of them needed
-        # would draw the first lots to the worker that has it.
-        place = DataNode(None, exchange)
+        layout = cost.layout()
+        shuffle = self._shuffle(wanted, layout)
+        token = shuffle.token
+        # Each task includes the shuffle. If one task held it for all others, the scheduler
+        # would run the first batches on the worker of that task.
+        node = DataNode(None, shuffle)
         tasks: dict[Any, Any] = {}
-        lots = [(f"xref-chunks-{token}", i) for i in range(division.lots)]
-        for lot in lots:
-            tasks[lot] = Task(lot, split_batch, place, lot[1])
-        for g, group in enumerate(exchange.groups):
-            pieces = [(f"xref-pieces-{token}", g, i) for i in range(division.lots)]
-            for piece, lot in zip(pieces, lots, strict=True):
-                tasks[piece] = Task(piece, operator.getitem, TaskRef(lot), g)
-            held = List(*(TaskRef(piece) for piece in pieces))
-            blocks = [wanted[i] for i in group]
+        batches = [(f"xref-chunks-{token}", i) for i in range(layout.n_batches)]
+        for batch in batches:
+            tasks[batch] = Task(batch, split_batch, node, batch[1])
+        for g, block_numbers in enumerate(shuffle.block_groups):
+            pieces = [(f"xref-pieces-{token}", g, i) for i in range(layout.n_batches)]
+            for piece, batch in zip(pieces, batches, strict=True):
+                tasks[piece] = Task(piece, operator.getitem, TaskRef(batch), g)
+            inputs = List(*(TaskRef(piece) for piece in pieces))
+            blocks = [wanted[i] for i in block_numbers]
             if len(blocks) == 1:
-                key = blocks[0]
-                tasks[key] = Task(key, assemble_block, place, g, held)
+                tasks[blocks[0]] = Task(blocks[0], assemble_block, node, g, inputs)
                 continue
-            together = (f"xref-blocks-{token}", g)
-            tasks[together] = Task(together, assemble_group, place, g, held)
+            group = (f"xref-blocks-{token}", g)
+            tasks[group] = Task(group, assemble_group, node, g, inputs)
             for i, key in enumerate(blocks):
-                tasks[key] = Task(key, operator.getitem, TaskRef(together), i)
+                tasks[key] = Task(key, operator.getitem, TaskRef(group), i)
         return tasks
 
     def reads_whole(self) -> bool:
-        """Tell whether reading all of the array at once takes no more memory than blocks."""
+        """Tell whether reading the whole array at once takes no more memory than blocks."""
         in_place = isinstance(self.array, ReferenceResults) and self.array.in_place
         return len(self) == 1 or (in_place and self.decode is None)
 
-    def _together(self, keys: list[Key], is_local: bool) -> Iterator[list[Key]]:
-        """Divide blocks into sets that may be held at once."""
+    def _memory_rounds(self, keys: list[Key], is_local: bool) -> Iterator[list[Key]]:
+        """Divide blocks into sets that fit into memory together."""
         if len(keys) < 2 or not isinstance(self.array, ReferenceResults):
             yield keys
             return
-        wanted: list[Key] = []
+        blocks: list[Key] = []
         filled = 0
         if is_local:
             sizes = self.array.block_nbytes([self._spans(key) for key in keys])
         else:
-            toll = self._find_toll()
-            sizes = [0 if toll is None else toll.copied // toll.blocks] * len(keys)
+            cost = self._estimate_cost()
+            sizes = [0 if cost is None else cost.copied // cost.blocks] * len(keys)
         for key, nbytes in zip(keys, sizes, strict=True):
-            if wanted and filled + nbytes > TOGETHER_NBYTES:
-                yield wanted
-                wanted, filled = [], 0
-            wanted.append(key)
+            if blocks and filled + nbytes > SHUFFLE_NBYTES:
+                yield blocks
+                blocks, filled = [], 0
+            blocks.append(key)
             filled += nbytes
-        yield wanted
+        yield blocks
 
-    def _exchange_of(self, keys: list[Key], division: ShuffleLayout | None = None) -> Shuffle:
-        token = tokenize(self.name, keys, division)
-        known = self._exchange  # another thread may put another one there
-        if known is not None and known.token == token:
-            return known
+    def _shuffle(self, keys: list[Key], layout: ShuffleLayout | None = None) -> Shuffle:
+        token = tokenize(self.name, keys, layout)
+        last = self._last_shuffle  # another thread may assign the attribute meanwhile
+        if last is not None and last.token == token:
+            return last
         array, blocks = self.array, [self._spans(key) for key in keys]
         if not isinstance(array, ReferenceResults):
             raise TypeError(f"blocks of {type(array).__name__} are not read together")
-        if division is not None:
+        if layout is not None:
             array, blocks = array.part(blocks)
-        exchange = Shuffle(array, blocks, self.decode, self.dtype, token, division)
-        self._exchange = exchange
-        return exchange
+        shuffle = Shuffle(array, blocks, self.decode, self.dtype, token, layout)
+        self._last_shuffle = shuffle
+        return shuffle
 
 
 def optimize(graph: Any, keys: Any, **options: Any) -> Any:
-    """Optimize a graph as dask does, and read whole arrays at once."""
+    """Optimize a graph as Dask does, and read whole arrays at once."""
     if isinstance(graph, HighLevelGraph):
         graph = read_whole_arrays(graph, keys)
     return da.Array.__dask_optimize__(graph, keys, **options)
@@ -334,7 +320,7 @@ def finish_blocks(blocks: Any, name: str) -> Any:
 
 
 def _is_local(layer: ReadLayer) -> bool:
-    """Tell whether dask computes in this process, as far as one can see from within."""
+    """Tell whether Dask computes in this process, judging by its configured scheduler."""
     if layer.sent and _is_scheduler():
         return False
     scheduler = get_scheduler(cls=da.Array)  # type: ignore[no-untyped-call]
@@ -348,9 +334,9 @@ def _is_scheduler() -> bool:
 
 
 def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
-    """Read arrays that are wanted as a whole, and nothing else of them, by one task.
+    """Read an array by one task if the only result is the whole array.
 
-    Blocks would be copied once more, and be held beside the result.
+    Separate blocks would be copied once more, and be in memory beside the result.
     """
     layers, dependencies = dict(graph.layers), dict(graph.dependencies)
     for key in set(flatten(keys)):  # type: ignore[no-untyped-call]

@@ -1,11 +1,11 @@
-"""Names and lengths of the axes of a group's datasets.
+"""Dimension names and lengths of the axes of the datasets of a group.
 
-In: the datasets of one group. Out: the dimensions of each, and their lengths.
+In: the datasets of one group. Out: dimension names and lengths of each dataset.
 
-Names come from dimension scales (HDF5 Dimension Scale Specification and Support, 1.0;
-netCDF-4 stores its dimensions that way). Axes without a scale get the name of a
-dimension of the group that is as long, else ``phony_dim_N``, as in other readers of
-netCDF-4. An unlimited dimension is as long as the longest dataset along it.
+Names come from dimension scales (HDF5 Dimension Scale Specification and Support, 1.0; netCDF-4
+stores its dimensions as scales). An axis without a scale gets the name of a dimension of the
+group with the same length, else ``phony_dim_N``, as in other readers of netCDF-4. The length of
+an unlimited dimension is that of the longest dataset along it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import math
 import posixpath
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Hashable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,7 +38,7 @@ PHONY_DIMS = (None, "sort", "access")
 
 @dataclass(slots=True)
 class MemberDataset:
-    """A dataset of a group on its way to a variable."""
+    """Metadata of a dataset of a group, from which its variable is made."""
 
     name: str
     path: str
@@ -46,21 +46,18 @@ class MemberDataset:
     layout: DatasetLayout
     attributes: dict[str, Any]
     problems: dict[str, Exception]
-    scales: list[int] = field(default_factory=list)
-    """Address of the scale of each axis, 0 for none; as long as the dataset's axes."""
-    type_name: str | None = None
-    """Name of the type, where it is an enumeration that has one in the file."""
-    is_elsewhere: bool = False
-    """Whether it lives in another file than the one whose path it was opened by."""
+    scales: list[int] = field(default_factory=list)  # address of the scale of each axis, or 0
+    type_name: str | None = None  # of an enumeration that is a named datatype
+    is_elsewhere: bool = False  # whether an external link leads to it
 
     @property
     def own_path(self) -> str | None:
-        """The path it was opened by, in the file that it lives in."""
+        """The path in the file that has the dataset; None if another path led there."""
         return None if self.is_elsewhere else self.path
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Axes of the dataset, then those of an array type."""
+        """Lengths of the axes of the dataset, then of those of an array type."""
         return self.layout.shape + item_dtype(self.layout.dtype)[1]
 
     @property
@@ -70,17 +67,17 @@ class MemberDataset:
 
     @property
     def is_variable(self) -> bool:
-        """False for a scale that only stands for its dimension."""
+        """Whether the dataset is a variable: some scales only define a dimension."""
         return not label(self.attributes, "NAME").startswith(objects.NO_VARIABLE)
 
     @property
     def is_unlimited(self) -> bool:
-        """Whether the dataset is a scale without a limit."""
+        """Whether the dataset is the scale of an unlimited dimension."""
         return self.is_scale and self.layout.maxshape == (None,)
 
 
 def label(attributes: dict[str, Any], name: str) -> str:
-    """Return a text attribute, also from an array of one; empty for anything else."""
+    """Return a text attribute, or the text of an array of one; empty text for other values."""
     value = attributes.get(name)
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
@@ -88,26 +85,17 @@ def label(attributes: dict[str, Any], name: str) -> str:
 
 
 Scope: TypeAlias = dict[str, tuple[int, ...]]
-"""Addresses of what may be dimensions, by name."""
+"""Addresses of possible dimension scales by name, the nearest group first."""
 
 
 @dataclass(slots=True)
 class PhonyNames:
-    """Counts the names of axes without a scale, over the groups of a file.
+    """Counter of the names of axes without a scale, for the groups of a file."""
 
-    Attributes
-    ----------
-    mode : {None, "access", "sort"}
-        "sort" counts dimension scales as well, as netCDF does; the others do not.
-    phony, scales : int
-        How many there were in the groups before.
-    """
-
-    mode: str | None = None
-    phony: int = 0
-    scales: int = 0
-    scopes: dict[str, Scope] = field(default_factory=dict)
-    """What the groups seen so far, and those above them, name."""
+    mode: str | None = None  # or "access", or "sort", which counts scales too, as netCDF does
+    phony: int = 0  # names given in the groups before
+    scales: int = 0  # scales in the groups before
+    scopes: dict[str, Scope] = field(default_factory=dict)  # of each group, with its parents
 
     def new(self) -> str:
         """Return the next name."""
@@ -118,21 +106,21 @@ class PhonyNames:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The dimensions of one group's datasets.
+    """The dimensions of the datasets of one group."""
 
-    Attributes
-    ----------
-    of : list of tuple of str
-        Of each dataset.
-    shape : list of tuple of int
-        Of each dataset, longer than it is stored along unlimited dimensions.
-    unlimited : frozenset of str
-        Unlimited dimensions whose scale is in the group.
-    """
+    names: list[tuple[str, ...]]  # of each dataset
+    shape: list[tuple[int, ...]]  # of each dataset, as long as its unlimited dimensions
+    unlimited: frozenset[str]  # unlimited dimensions whose scale is in the group
 
-    of: list[tuple[str, ...]]
-    shape: list[tuple[int, ...]]
-    unlimited: frozenset[str]
+
+def numbered_names(prefix: str, taken: Container[Any], first: int = 0) -> Iterator[str]:
+    """Yield a prefix with the numbers from ``first`` on, without names that are taken."""
+    return (name for i in count(first) if (name := f"{prefix}{i}") not in taken)
+
+
+def free_name(name: Hashable, taken: Container[Hashable]) -> Hashable:
+    """Return a name; if it is taken, with the first free number after it."""
+    return next(numbered_names(f"{name}_", taken, 1)) if name in taken else name
 
 
 def name_dimensions(
@@ -149,19 +137,17 @@ def name_dimensions(
     phony.scales += sum(m.is_scale for m in members)
     _add_phony(members, names, by_size, set(lengths), phony)
     _name_after_dimensions(members, names, location, path, phony)
-    found: dict[str, int] = {}
-    dims, shapes = [], []
-    for member, axes in zip(members, names, strict=True):
-        where = f"{member.stored.location.filename}: {member.path}"
-        axis_names, shape = _name_axes(member, axes, lengths, found, by_size, phony, where)
-        dims.append(axis_names)
-        shapes.append(shape)
-    own = frozenset(m.name for m in members if m.is_unlimited)
-    return Dimensions(dims, shapes, own)
+    axis_sizes: dict[str, int] = {}
+    named = [
+        _name_axes(member, axes, lengths, axis_sizes, by_size, phony)
+        for member, axes in zip(members, names, strict=True)
+    ]
+    unlimited = frozenset(m.name for m in members if m.is_unlimited)
+    return Dimensions([dims for dims, _ in named], [shape for _, shape in named], unlimited)
 
 
 def count_dimensions(members: list[MemberDataset], phony: PhonyNames) -> None:
-    """Count the scales and phony dimensions of a group that is not opened itself."""
+    """Count the scales and phony dimensions of a group whose variables are not needed."""
     names: list[list[str | None]] = [
         [str(a) if a else None for a in axes] for axes in _scale_addresses(members)
     ]
@@ -180,15 +166,15 @@ def _add_phony(
     unlimited: set[str],
     phony: PhonyNames,
 ) -> None:
-    """Make the dimensions that datasets without any scale need, size by size."""
+    """Add the phony dimensions that datasets without any scale need, size by size."""
     needed: Counter[int] = Counter()
     for member, axes in zip(members, names, strict=True):
         if not member.is_scale and not any(axes):
             needed |= Counter(member.shape)
-    for size, count in needed.items():
-        known = by_size.setdefault(size, [])
-        n_limited = sum(name not in unlimited for name in known)
-        known.extend(phony.new() for _ in range(n_limited, count))
+    for size, n_needed in needed.items():
+        candidates = by_size.setdefault(size, [])
+        n_limited = sum(name not in unlimited for name in candidates)
+        candidates.extend(phony.new() for _ in range(n_limited, n_needed))
 
 
 def _name_axes(
@@ -198,9 +184,8 @@ def _name_axes(
     sizes: dict[str, int],
     by_size: dict[int, list[str]],
     phony: PhonyNames,
-    where: str,
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Name the axes of one dataset so that it fits with those before it."""
+    """Name the axes of one dataset, consistent with ``sizes`` of the datasets before it."""
     dims: list[str] = []
     shape: list[int] = []
     used: Counter[int] = Counter()
@@ -209,14 +194,20 @@ def _name_axes(
         if name is not None and (name in dims or sizes.get(name, size) != size):
             if name not in dims:
                 warnings.warn(
-                    f"{where}: dimension {name!r} has {sizes[name]} elements elsewhere and "
-                    f"{size} here; this axis is named otherwise",
+                    f"{member.stored.location.filename}: {member.path}: dimension {name!r} has "
+                    f"{sizes[name]} elements elsewhere and {size} here; this axis gets another "
+                    "name",
                     UnreadableMemberWarning,
                     stacklevel=2,
                 )
             name, size = None, stored
         if name is None:
-            name = _unused(by_size.setdefault(size, []), used[size], size, dims, sizes, phony)
+            candidates = by_size.setdefault(size, [])
+            fits = (c for c in candidates[used[size] :] if sizes.get(c, size) == size)
+            name = next((c for c in fits if c not in dims), None)
+            if name is None:
+                name = phony.new()
+                candidates.append(name)
             used[size] += 1
         sizes[name] = size
         dims.append(name)
@@ -224,33 +215,12 @@ def _name_axes(
     return tuple(dims), tuple(shape)
 
 
-def _unused(
-    known: list[str],
-    occurrence: int,
-    size: int,
-    dims: list[str],
-    sizes: dict[str, int],
-    phony: PhonyNames,
-) -> str:
-    """Return a dimension of one size that a dataset does not have yet."""
-    for name in known[occurrence:]:
-        if name not in dims and sizes.get(name, size) == size:
-            return name
-    known.append(phony.new())
-    return known[-1]
-
-
-# --- scales ------------------------------------------------------------------------
-
-
 def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
-    """Return the address of the scale of each axis of each member, 0 without one."""
+    """Return the address of the scale of each axis of each member, 0 if it has none."""
     for home in dict.fromkeys(m.stored.location for m in members):
         part = [m for m in members if m.stored.location == home]
-        found = objects.scale_addresses(
-            [(m.attributes, len(m.layout.shape)) for m in part], home
-        )
-        for member, scales in zip(part, found, strict=True):
+        axes = [(m.attributes, len(m.layout.shape)) for m in part]
+        for member, scales in zip(part, objects.scale_addresses(axes, home), strict=True):
             member.scales = scales
     return [m.scales for m in members]
 
@@ -258,58 +228,60 @@ def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
 def _axis_scales(
     members: list[MemberDataset], location: FileLocation, path: str
 ) -> list[list[str | None]]:
-    """Return the name of the scale of each axis of each member, None without one."""
+    """Return the name of the scale of each axis of each member, None if it has none."""
     _scale_addresses(members)
     scales: dict[int, list[str | None]] = {}
-    # Addresses and dimension numbers count within one file.
+    # Addresses and dimension numbers are valid within one file.
     for home in dict.fromkeys(m.stored.location for m in members):
         part = [m for m in members if m.stored.location == home]
-        above = posixpath.dirname(path) if home == location and path != "/" else None
-        found = _axis_scales_of_file(part, home, above)
-        scales |= dict(zip(map(id, part), found, strict=True))
+        parent = posixpath.dirname(path) if home == location and path != "/" else None
+        names = _axis_scales_of_file(part, home, parent)
+        scales |= dict(zip(map(id, part), names, strict=True))
     return [scales[id(m)] for m in members]
 
 
 def _axis_scales_of_file(
-    members: list[MemberDataset], location: FileLocation, above: str | None
+    members: list[MemberDataset], location: FileLocation, parent: str | None
 ) -> list[list[str | None]]:
-    wanted = set(chain(*(m.scales for m in members))) - {0}
-    names = _scale_names(members, location, above, wanted)
-    numbers = {m.name: _integers(m, objects.DIMENSION_ID) for m in members if m.is_scale}
-    of_number = {found[0]: name for name, found in numbers.items() if found}
+    addresses = set(chain(*(m.scales for m in members))) - {0}
+    names = _scale_names(members, location, parent, addresses)
+    numbers = {
+        m.name: _integer_attribute(m, objects.DIMENSION_ID) for m in members if m.is_scale
+    }
+    by_number = {integers[0]: name for name, integers in numbers.items() if integers}
     scales: list[list[str | None]] = []
     for member in members:
         ndim = len(member.shape)
-        own: list[str | None] = [names.get(address) for address in member.scales]
-        own += [None] * (ndim - len(own))
+        axes: list[str | None] = [names.get(address) for address in member.scales]
+        axes += [None] * (ndim - len(axes))
         if member.is_scale:
-            # A coordinate variable of several dimensions names them by number.
-            coordinates = _integers(member, objects.COORDINATE_IDS)
+            # A coordinate variable of several dimensions refers to them by number.
+            coordinates = _integer_attribute(member, objects.COORDINATE_IDS)
             if len(coordinates) == ndim and ndim:
-                own = [of_number.get(n) for n in coordinates]
+                axes = [by_number.get(n) for n in coordinates]
             elif ndim == 1 and not any(member.scales):
-                own = [member.name]
-        scales.append(own)
+                axes = [member.name]
+        scales.append(axes)
     return scales
 
 
-def _integers(member: MemberDataset, name: str) -> list[int]:
-    """Return the integers of an attribute; none where it holds anything else."""
+def _integer_attribute(member: MemberDataset, name: str) -> list[int]:
+    """Return the integers of an attribute; an empty list for values of other types."""
     values = np.asarray(member.attributes.get(name, ()))
     return [int(n) for n in values.reshape(-1)] if values.dtype.kind in "iu" else []
 
 
 def _scale_names(
-    members: list[MemberDataset], location: FileLocation, above: str | None, wanted: set[int]
+    members: list[MemberDataset], location: FileLocation, parent: str | None, scales: set[int]
 ) -> dict[int, str]:
-    """Return the link name of each scale: from this group, else from those above it."""
+    """Return the link name of each scale: from this group, else from the nearest parent."""
     names = {m.stored.address: m.name for m in members}
-    missing = wanted - set(names)
-    while missing and above is not None:
-        found = objects.link_addresses(objects.open_group(location, above))
-        names |= {a: n for a, n in found.items() if a in missing}
-        missing -= set(found)
-        above = posixpath.dirname(above) if above != "/" else None
+    missing = scales - set(names)
+    while missing and parent is not None:
+        links = objects.link_addresses(objects.open_group(location, parent))
+        names |= {a: n for a, n in links.items() if a in missing}
+        missing -= set(links)
+        parent = posixpath.dirname(parent) if parent != "/" else None
     if missing:
         paths = objects.object_paths(location, missing)
         names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
@@ -323,57 +295,54 @@ def _name_after_dimensions(
     path: str,
     phony: PhonyNames,
 ) -> None:
-    """Name the axis of a dataset after a dimension of a group above that it is named after.
+    """Name the only axis of a dataset after a dimension of a parent group of the same name.
 
-    It is a coordinate of that dimension, as in other readers, if it is as long.
+    The dataset is a coordinate of that dimension, as in other readers, if lengths are equal.
     """
-    scope = _scope_above(location, path, phony)
+    scope = _parent_scope(location, path, phony)
     for member, axes in zip(members, names, strict=True):
         if axes == [None] and member.stored.location == location and member.name in scope:
-            found = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
-            length = next((n for n in found if n is not None), None)
+            lengths = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
+            length = next((n for n in lengths if n is not None), None)
             axes[0] = member.name if length == member.shape[0] else None
     here = (m for m in members if m.is_scale and m.stored.location == location)
-    own = {m.name: (m.stored.address,) for m in here}
-    phony.scopes[path] = scope | own if own else scope
+    scales = {m.name: (m.stored.address,) for m in here}
+    phony.scopes[path] = scope | scales if scales else scope
 
 
-def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
-    """Return what the groups above a group name, the nearest one's address first."""
+def _parent_scope(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
+    """Return the objects in the parent groups of a group, by name."""
     if path == "/":
         return {}
-    above = posixpath.dirname(path)
-    if above not in phony.scopes:
+    parent = posixpath.dirname(path)
+    if parent not in phony.scopes:
         scope: Scope = {}
         try:
-            for group in objects.groups_along(location, above):
+            for group in objects.groups_along(location, parent):
                 for address, name in objects.link_addresses(group).items():
                     scope[name] = (address, *scope.get(name, ()))
         except (XrefError, OSError):
-            scope = {}  # what cannot be opened names nothing
-        phony.scopes[above] = scope
-    return phony.scopes[above]
+            scope = {}  # a group that cannot be opened defines no names
+        phony.scopes[parent] = scope
+    return phony.scopes[parent]
 
 
 def _dimension_length(scale: StoredObject) -> int | None:
-    """Return the length of a scale, None where there is none."""
+    """Return the length of a scale; None if the object is not a scale."""
     try:
         facts = scale.metadata
     except (XrefError, OSError):
-        return None  # what is no dataset, or cannot be read, names nothing
+        return None  # not a dataset, or one that cannot be read
     if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
         return None
     return _unlimited_length(scale) or facts.layout.shape[0]
 
 
-# --- unlimited dimensions ----------------------------------------------------------
-
-
 def _unlimited_lengths(
     members: list[MemberDataset], names: list[list[str | None]]
 ) -> dict[str, int]:
-    """Return the length of each unlimited dimension that the members lie along."""
-    own = {m.stored: m for m in members}
+    """Return the length of each unlimited dimension of the members."""
+    by_object = {m.stored: m for m in members}
     lengths: dict[str, int] = {}
     attached: Counter[str] = Counter()
     scales: dict[str, StoredObject] = {}
@@ -389,7 +358,7 @@ def _unlimited_lengths(
             scales.setdefault(name, StoredObject(member.stored.location, address))
     unlimited = {}
     for name, scale in scales.items():
-        member_scale = own.get(scale)
+        member_scale = by_object.get(scale)
         if member_scale is None:
             length = _unlimited_length(scale)
         elif not member_scale.is_unlimited:
@@ -397,7 +366,7 @@ def _unlimited_lengths(
         elif (
             _n_references(member_scale.attributes.get(objects.REFERENCE_LIST)) == attached[name]
         ):
-            length = lengths[name]  # all that lie along it are here
+            length = lengths[name]  # all datasets along it are members of this group
         else:
             length = _unlimited_length(scale)
         if length is not None:
@@ -413,8 +382,8 @@ def _n_references(listed: Any) -> int:
 
 @cached_by_object(maxsize=4096)
 def _unlimited_length(scale: StoredObject) -> int | None:
-    """Return the length of an unlimited scale with all that lies along it, else None."""
-    # Not its layout: a scale of a type that cannot be read has a length, too.
+    """Return the length of the longest dataset along an unlimited scale, else None."""
+    # The layout is not needed: even a scale of a type that cannot be read has a length.
     dataset = objects.open_dataset(scale)
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
@@ -422,16 +391,16 @@ def _unlimited_length(scale: StoredObject) -> int | None:
     if not objects.has_attribute(dataset, objects.REFERENCE_LIST):
         return length
     listed = objects.read_attribute(dataset, objects.REFERENCE_LIST, scale)
-    for address, number in _attached(listed, scale.location):
-        length = max(length, _axis_length(StoredObject(scale.location, address), number))
+    for address, axis in _attached_axes(listed, scale.location):
+        length = max(length, _axis_length(StoredObject(scale.location, address), axis))
     return length
 
 
-def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
-    """Yield address and axis of what a scale lists; nothing if it is no such list."""
+def _attached_axes(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
+    """Yield dataset address and axis of each entry of a REFERENCE_LIST, if it is valid."""
     if isinstance(listed, objects.RawAttributeValue):
-        what = f"{location.filename}: REFERENCE_LIST"
-        listed = references.decode_elements(listed, location, what, DEFAULT_OPTIONS)
+        list_name = f"{location.filename}: REFERENCE_LIST"
+        listed = references.decode_elements(listed, location, list_name, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None
     if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
         return
@@ -446,9 +415,9 @@ def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
 
 
 def _axis_length(dataset: StoredObject, axis: int) -> int:
-    """Return the length of one axis of a dataset, 0 where there is none."""
+    """Return the length of one axis of a dataset, 0 if there is no such axis."""
     try:
         shape = objects.open_dataset(dataset).shape
     except (DanglingReferenceError, WrongTargetError):
-        return 0  # what a scale lists may be gone
+        return 0  # the list of a scale may name deleted datasets
     return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0
