@@ -5,7 +5,7 @@ filled.
 
 1. Where each chunk lies in its dataset, and where in the array, is worked out as columns.
 2. Chunks are taken in the order of the file. Neighbours come with one read, which is one
-   job for the threads of `xref.reading.execute`.
+   job for the threads of `xref.reading.worker_threads`.
 3. A chunk all of whose elements the dataset has is decoded where they belong; of another
    one, a buffer as large as the chunk is decoded, and what belongs is copied.
 """
