@@ -244,7 +244,7 @@ def limits(folder, reps):
         gzip = {"compression": "gzip", "shuffle": True}
         cases.append(("bytes, gzip", nbytes, LARGE_TOTAL // nbytes, nbytes, gzip))
     kept = (
-        xref.resolving.read_results.MIN_BULK_TARGETS,
+        xref.resolving.bound_references.MIN_BULK_TARGETS,
         xref.reading.small_datasets.SMALL_NBYTES,
     )
     xref.reading.small_datasets.SMALL_NBYTES = LARGE_TOTAL
@@ -258,7 +258,7 @@ def limits(folder, reps):
         for _ in range(reps):
             laps = []
             for few in (1, 1 << 62):
-                xref.resolving.read_results.MIN_BULK_TARGETS = few
+                xref.resolving.bound_references.MIN_BULK_TARGETS = few
                 with new_name(path) as link, timed() as lap:
                     read_values(link, None)
                 laps.append(lap)
@@ -268,9 +268,10 @@ def limits(folder, reps):
             {"of": what, "number": str(size)}
             | {f"one by one, times ({k})": median(each) for k, each in ratios.items()}
         )
-    xref.resolving.read_results.MIN_BULK_TARGETS, xref.reading.small_datasets.SMALL_NBYTES = (
-        kept
-    )
+    (
+        xref.resolving.bound_references.MIN_BULK_TARGETS,
+        xref.reading.small_datasets.SMALL_NBYTES,
+    ) = kept
     return rows
 
 

@@ -31,7 +31,8 @@ from common import add_data_argument, describe_machine, median, print_table, tim
 
 import xref
 from xref.arrays.columns import row_offsets
-from xref.resolving.read_results import bind_references, read_into
+from xref.resolving.bound_references import bind_references
+from xref.resolving.read_results import read_into
 
 KIB, MIB = 1 << 10, 1 << 20
 SWEEPS = {

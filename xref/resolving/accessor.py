@@ -21,6 +21,7 @@ from xref.hdf5 import items
 from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
+from xref.resolving.bound_references import BoundReferences
 from xref.resolving.compound_fields import as_reference_array, field_references, nwb_regions
 from xref.resolving.create import (
     REGION_DIM,
@@ -30,9 +31,8 @@ from xref.resolving.create import (
     region_reference,
 )
 from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.resolving.lazy_results import RegionResults
-from xref.resolving.read_results import BoundReferences, decoding_rows
-from xref.resolving.reductions import PerRegion, Statistic
+from xref.resolving.read_results import decoding_rows
+from xref.resolving.reductions import PerRegion, RegionResults, Statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
 from xref.resolving.target_attributes import target_attributes

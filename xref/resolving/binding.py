@@ -20,7 +20,7 @@ from xref.arrays import is_same_value
 from xref.engine import Decoders
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
 from xref.references import ReferenceArray
-from xref.resolving.read_results import BoundReferences, bind_references
+from xref.resolving.bound_references import BoundReferences, bind_references
 from xref.resolving.target_decoding import Place, find_decoders
 from xref.resolving.targets import TargetMetadata, open_target
 

@@ -7,15 +7,33 @@ xarray's reductions do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import convert, exact_values, row_offsets, to_objects
-from xref.resolving.read_results import BoundReferences
+from xref.arrays import (
+    convert,
+    exact_values,
+    row_offsets,
+    to_objects,
+)
+from xref.engine import Axis, Decoders, index_outer, with_items
+from xref.hdf5 import items
+from xref.references import ReferenceArray
+from xref.resolving.bound_references import BoundReferences
+from xref.resolving.lazy_results import (
+    BlockReads,
+    ReferenceResults,
+    Spans,
+    _bind_unchanged,
+    _pick,
+    _planned,
+    pick_references,
+)
+from xref.resolving.read_results import check_size, decoding_rows, read_results
 
 STATISTICS = ("count", "sum", "mean", "min", "max", "std")
 
@@ -168,3 +186,137 @@ class PerRegion:
         if self.dtype.kind in "SU":
             values = convert(values, self.dtype, lambda: f"the result of {self.function!r}")
         out[row] = exact_values(values, self.dtype)
+
+
+class RegionResults(ReferenceResults):
+    """What a function makes of each region: one item of shape ``cell`` a reference.
+
+    ``function(values, bound)`` gets the values of some references, flat and
+    decoded, with their shapes, and returns the items in that order. All values of one
+    call have one type, that of their own targets: references to targets of other types
+    are for another call.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        dtype: np.dtype[Any],
+        decoders: Decoders,
+        function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
+        cell: tuple[int, ...] = (),
+        *,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.references = references
+        self._bound = bound
+        self.dtype = dtype
+        self.decoders = decoders
+        self.function = function
+        self.cell = cell
+        self.shape = references.shape + cell
+        # Values of one decoding are decoded all together, after they were read.
+        single = decoders.single
+        self.decode = single
+        forms = [with_items(*form) for form in decoders.forms]
+        widest = max(forms, key=lambda d: d.itemsize, default=np.dtype(float))
+        self.raw_dtype = single.raw_dtype if single else widest
+
+    @property
+    def in_place(self) -> bool:
+        """False: the values of all regions are larger than what is made of them."""
+        return False
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        split = self.references.ndim
+        references = pick_references(self.references, key[:split])
+        bound = _bind_unchanged(references)
+        npoints = int(bound.npoints.sum())
+        check_size(npoints, self.raw_dtype, bound, "the values to work on")
+        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
+        decoders = None if self.decode is not None else self.decoders
+        for dtype, part, rows in self._by_form(bound):
+            offsets = row_offsets(bound.npoints[rows])
+            begins = np.zeros(len(bound.ndim), dtype=np.int64)
+            begins[rows] = offsets[:-1]
+            flat = np.empty(int(offsets[-1]), dtype=dtype)
+            reader = references.options.reader
+            read_results(part, flat, begins, reader=reader, decoders=decoders)
+            found = self._finish(flat, _pick(bound, rows))
+            out[rows] = exact_values(found, self.dtype)
+        return index_outer(
+            out.reshape(references.shape + self.cell), references.ndim, key[split:]
+        )
+
+    def _by_form(
+        self, bound: BoundReferences
+    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, npt.NDArray[np.intp]]]:
+        """Divide references by the type of their targets' values.
+
+        Yields
+        ------
+        dtype : numpy.dtype
+            Of elements in the flat array that they are read into.
+        part : BoundReferences
+            Bound to the targets of that type.
+        rows : numpy.ndarray
+            Null references are among the first ones.
+        """
+        forms = self.decoders.forms
+        if self.decode is not None or len(forms) < 2:
+            yield self.raw_dtype, bound, np.arange(len(bound.ndim))
+            return
+        which = decoding_rows(bound, self.decoders)
+        of_rows = np.where(which >= 0, self.decoders.form_of_kinds[which], 0)
+        for k, form in enumerate(forms):
+            rows = np.flatnonzero(of_rows == k)
+            if len(rows):
+                yield with_items(*form), bound.only(rows), rows
+
+    def _finish(self, flat: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
+        values = items(flat) if self.decode is None else self.decode(items(flat))
+        return np.asarray(self.function(values, bound))
+
+    def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
+        """Return the bytes of the values that some blocks are made of."""
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        itemsize = self.raw_dtype.itemsize
+        return [int(bound.npoints[r].sum()) * itemsize for r in self._rows(blocks)]
+
+    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of the references of some blocks; see `ReferenceResults`."""
+        return self._part_of_rows(blocks)
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
+        """Say what is read for some blocks; see `ReferenceResults`.
+
+        None also where targets have values of several types, which no one flat array holds.
+        """
+        split = self.references.ndim
+        whole = tuple((0, n) for n in self.cell)
+        if any(spans[split:] != whole for spans in blocks):
+            return None
+        if self.decode is None and len(self.decoders.forms) > 1:
+            return None
+        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
+        if bound.small:
+            return None
+        rows = self._rows(blocks)
+        picked = np.concatenate(rows)
+        offsets = row_offsets(bound.npoints[picked])
+        bounds = offsets[row_offsets(np.array([len(r) for r in rows]))]
+        largest = int(np.diff(bounds).max())
+        check_size(largest, self.raw_dtype, bound, "the values to work on")
+
+        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            shape = tuple(stop - start for start, stop in blocks[block][:split])
+            found = self._finish(flat, _pick(bound, rows[block]))
+            return exact_values(found, self.dtype).reshape(shape + self.cell)
+
+        return BlockReads(
+            bounds=bounds,
+            dtype=self.raw_dtype,
+            reads=tuple(_planned(bound, picked, offsets[:-1])),
+            decoders=None if self.decode is not None else self.decoders,
+            reader=self.references.options.reader,
+            finish=finish,
+        )

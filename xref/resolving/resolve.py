@@ -29,7 +29,7 @@ from xref.references import (
     RegionReference,
 )
 from xref.resolving.binding import bind, warn_of_units
-from xref.resolving.read_results import BoundReferences, bind_references
+from xref.resolving.bound_references import BoundReferences, bind_references
 from xref.resolving.result_layouts import POINT_DIM, resolve_cells, resolve_ragged
 from xref.resolving.targets import group_path, open_target
 from xref.storage import check_unchanged

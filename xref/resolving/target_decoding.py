@@ -20,7 +20,7 @@ from xref.hdf5 import DatasetLayout
 from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
-from xref.resolving.read_results import BoundReferences
+from xref.resolving.bound_references import BoundReferences
 from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
 
