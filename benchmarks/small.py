@@ -40,7 +40,7 @@ import xref.arrays.scattered_reads
 import xref.hdf5.bulk_datasets
 import xref.hdf5.bulk_headers
 import xref.reading.small_datasets
-import xref.resolving.read_results
+import xref.resolving.bound_references
 from xref.storage.open_files import locate_file
 
 WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")

@@ -23,7 +23,7 @@ from strategies import write_references
 
 import xref
 from xref.errors import FileReadError
-from xref.resolving import lazy_results as results
+from xref.resolving import bound_references
 from xref.resolving import shuffle as exchange
 from xref.storage import location as h5file
 from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
@@ -313,7 +313,7 @@ def test_work_grows_with_the_files_and_not_with_their_square(
 ) -> None:
     patches = open_many(paths)["rois"].h5ref.resolve(chunks={"roi": N_ROIS})
     checks, plans = [], []
-    for module in (exchange, results):
+    for module in (exchange, bound_references):
         original = module.check_unchanged
         monkeypatch.setattr(
             module, "check_unchanged", lambda at, f=original: checks.append(at) or f(at)

@@ -456,7 +456,7 @@ def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
     if common is None:
         names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
         raise TypeError(
-            f"{resolved.what} points at datasets of types {names}, whose {name} has no "
+            f"{resolved.label} points at datasets of types {names}, whose {name} has no "
             "common type; select references of one type"
         )
     return common
@@ -552,7 +552,7 @@ def _results(
     taken = [name for name, _ in sizes if name in resolved.dims]
     if taken:
         raise ValueError(
-            f"output_sizes names {taken}, which {resolved.what} has already; choose others"
+            f"output_sizes names {taken}, which {resolved.label} has already; choose others"
         )
     dims = (*resolved.dims, *(d for d, _ in sizes))
     variable = xr.Variable(dims, lazily_indexed(data), attributes)

@@ -1,25 +1,28 @@
-"""References bound to their targets: the selections and the shapes of results."""
+"""References bound to their targets: fitted selections and the shapes of results.
+
+In: a `ReferenceArray` or the columns of references. Out: `BoundReferences`. The metadata of
+each target are read once, and the selections are fitted to the present extent of the target.
+No values are read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xref import objects
-from xref.arrays import IntArray, ragged_ranges
-from xref.engine import CF_ATTRIBUTES
-from xref.errors import (
-    DanglingReferenceError,
-    WrongTargetError,
-)
+from xref.arrays import BoolArray, IntArray, ragged_ranges
+from xref.engine import CF_ATTRIBUTES, Axis
+from xref.errors import DanglingReferenceError, WrongTargetError
 from xref.hdf5 import DatasetLayout
 from xref.reading import SmallDatasets, select_small_datasets
 from xref.references import (
+    ReferenceArray,
     ReferenceColumns,
     TargetRows,
     distinct_targets,
@@ -27,11 +30,16 @@ from xref.references import (
     target_rows,
 )
 from xref.selections import SelectionKind, SelectionTable, empty_table
-from xref.storage import FileLocation
+from xref.storage import FileLocation, check_unchanged
+
+Array: TypeAlias = npt.NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
+Rows: TypeAlias = npt.NDArray[np.intp]
+"""Row numbers of references, in C order."""
 
 MIN_BULK_TARGETS = 8
-"""Fewer targets are looked at one by one: with four both ways take as long, with eight
-columns are faster by a third (benchmarks/small.py, limits)."""
+"""Fewer targets are opened one by one: with four both ways take as long, with eight columns
+are faster by a third (benchmarks/small.py, limits)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +49,7 @@ class BoundDataset:
     location: FileLocation
     address: int
     facts: objects.DatasetMetadata
-    rows: npt.NDArray[np.intp] | slice
+    rows: Rows | slice
     regions: SelectionTable
 
     @property
@@ -51,7 +59,7 @@ class BoundDataset:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return _described(self.location, self.address)
+        return dataset_label(self.location, self.address)
 
     @property
     def layout(self) -> DatasetLayout:
@@ -61,53 +69,43 @@ class BoundDataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BoundReferences:
-    """References with the shapes that resolving them gives."""
+    """References with the shapes of their results."""
 
-    single: tuple[BoundDataset, ...]
-    small: tuple[SmallDatasets, ...]
+    datasets: tuple[BoundDataset, ...]  # targets that are read one by one
+    small_by_file: tuple[SmallDatasets, ...]  # targets that are read together, one item a file
     ndim: IntArray  # (n,), axes of each result; 0 for null
     shape: IntArray  # (n, widest), filled up with 1; null rows are all 0
-    null: npt.NDArray[np.bool_]  # (n,)
+    null: BoolArray  # (n,)
 
     @property
     def targets(self) -> tuple[BoundDataset, ...]:
-        """All targets one by one, which takes long where many of them are small.
+        """All targets one by one, in the order of their first references.
 
-        In the order of their first references, as those of
-        `xref.resolving.binding.BoundVariable` are.
+        The small datasets among them are opened one by one, which takes long for many.
+        `xref.resolving.binding.BoundVariable` lists targets in the same order.
         """
-        small = [t for many in self.small for t in _split(many)]
-        return tuple(sorted([*self.single, *small], key=lambda t: t.first_row))
+        small = [t for datasets in self.small_by_file for t in _open_small(datasets)]
+        return tuple(sorted([*self.datasets, *small], key=lambda t: t.first_row))
 
     @property
     def n_targets(self) -> int:
         """Number of targets."""
-        return len(self.single) + sum(len(many) for many in self.small)
+        return len(self.datasets) + sum(map(len, self.small_by_file))
 
     @property
     def first_target(self) -> tuple[FileLocation, int] | None:
         """File and address of one target, to name it in messages."""
-        if self.single:
-            return self.single[0].location, self.single[0].address
-        for many in self.small:
-            return many.location, int(many.address[many.which[0]])
+        if self.datasets:
+            return self.datasets[0].location, self.datasets[0].address
+        for small in self.small_by_file:
+            return small.location, int(small.address[small.which[0]])
         return None
 
     @property
-    def layouts(self) -> Iterator[DatasetLayout]:
-        """Layouts of the targets; of small ones, one layout of each kind."""
-        yield from (t.layout for t in self.single)
-        yield from (facts.layout for many in self.small for facts in many.kinds)
-
-    @property
     def ranks(self) -> set[int]:
-        """Numbers of axes that targets have."""
-        ranks = {len(t.layout.shape) for t in self.single}
-        return ranks.union(*(np.unique(many.ndim).tolist() for many in self.small))
-
-    def with_targets(self, targets: Sequence[BoundDataset], shape: IntArray) -> BoundReferences:
-        """Return the references bound to other regions of their targets, of other shapes."""
-        return replace(self, single=tuple(targets), small=(), shape=shape)
+        """The numbers of axes of the targets."""
+        ranks = {len(t.layout.shape) for t in self.datasets}
+        return ranks.union(*(np.unique(s.ndim).tolist() for s in self.small_by_file))
 
     @property
     def npoints(self) -> IntArray:
@@ -115,124 +113,159 @@ class BoundReferences:
         result: IntArray = self.shape.prod(axis=1)
         return result
 
-    def only(self, rows: npt.NDArray[np.intp]) -> BoundReferences:
-        """Return the same references bound to the targets of some rows only.
+    def shapes_of(self, rows: Rows) -> BoundReferences:
+        """Return the shapes of some results, without their targets."""
+        columns = {name: getattr(self, name)[rows] for name in ("ndim", "shape", "null")}
+        return replace(self, datasets=(), small_by_file=(), **columns)
 
-        ``rows`` are all references to these targets. Rows still count all references.
+    def restrict_to(self, rows: Rows) -> BoundReferences:
+        """Return the references bound only to the targets of ``rows``.
+
+        ``rows`` holds every reference to these targets. Row numbers do not change.
         """
-        own = np.zeros(len(self.ndim), dtype=bool)
-        own[rows] = True
-        single = tuple(t for t in self.single if own[t.first_row])
-        return replace(self, single=single, small=_only_small(self.small, own, True))
+        selected = np.zeros(len(self.ndim), dtype=bool)
+        selected[rows] = True
+        datasets = tuple(t for t in self.datasets if selected[t.first_row])
+        small = restrict_small(self.small_by_file, selected)
+        return replace(self, datasets=datasets, small_by_file=small)
 
-    def valid(self, positions: Sequence[IntArray]) -> npt.NDArray[np.bool_]:
-        """Return where results that lie in cells of one shape have data.
+    def valid_elements(self, positions: Sequence[IntArray]) -> BoolArray:
+        """Return which elements of equally shaped arrays, one a result, have data.
 
         Parameters
         ----------
         positions : sequence of numpy.ndarray
-            The positions looked at along each axis of the cells.
+            Positions along each axis of these arrays.
 
         Returns
         -------
         numpy.ndarray
-            Shape ``(n, len(positions[0]), ...)``; False throughout for null.
+            Shape ``(n, len(positions[0]), ...)``; all False for null references.
         """
         lengths = [len(p) for p in positions]
         mask = np.ones((len(self.ndim), *lengths), dtype=bool)
-        # Narrower than the cells where all references are null.
-        for axis, at in enumerate(positions[: self.shape.shape[1]]):
-            spread = [1] * len(lengths)
-            spread[axis] = len(at)
-            inside = at < self.shape[:, axis : axis + 1]
-            mask &= inside.reshape(len(mask), *spread)
+        # ``shape`` may have fewer columns if all references are null.
+        for axis, along in enumerate(positions[: self.shape.shape[1]]):
+            broadcast = [1] * len(lengths)
+            broadcast[axis] = len(along)
+            inside = along < self.shape[:, axis : axis + 1]
+            mask &= inside.reshape(len(mask), *broadcast)
         mask[self.null] = False
         return mask
 
 
-def _split(many: SmallDatasets) -> Iterator[BoundDataset]:
-    """Look at each of many small datasets by itself."""
-    cuts = np.searchsorted(many.which, np.arange(len(many) + 1))
-    for k, address in enumerate(many.address.tolist()):
-        rows = many.rows[cuts[k] : cuts[k + 1]]
+def dataset_label(location: FileLocation, address: int) -> str:
+    """Name a dataset in a message."""
+    return f"{location.filename}: dataset at {address:#x}"
+
+
+def restrict_small(
+    small_by_file: Sequence[SmallDatasets], selected: BoolArray
+) -> tuple[SmallDatasets, ...]:
+    """Return small datasets with the selected references only."""
+    restricted = []
+    for small in small_by_file:
+        kept = np.flatnonzero(selected[small.rows])
+        if len(kept):
+            rows, which = small.rows[kept], small.which[kept]
+            restricted.append(replace(small, rows=rows, which=which))
+    return tuple(restricted)
+
+
+def _open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
+    """Open each of many small datasets by itself."""
+    cuts = np.searchsorted(small.which, np.arange(len(small) + 1))
+    for k, address in enumerate(small.address.tolist()):
+        rows = small.rows[cuts[k] : cuts[k + 1]]
         if not len(rows):
             continue
-        facts = objects.dataset_facts(many.location, address)
-        regions = empty_table(len(rows), 0, SelectionKind.ALL).fit(facts.layout.shape, str)
+        facts = objects.dataset_facts(small.location, address)
+        regions = _select_all(facts.layout.shape, len(rows))
         yield BoundDataset(
-            location=many.location, address=address, facts=facts, rows=rows, regions=regions
+            location=small.location, address=address, facts=facts, rows=rows, regions=regions
         )
+
+
+def _select_all(extent: Shape, n: int) -> SelectionTable:
+    """Return n rows that select all elements of an extent."""
+    return empty_table(n, 0, SelectionKind.ALL).fit(extent, str)
+
+
+# One row for each of many targets that have the same shape.
+_select_all_once = lru_cache(maxsize=256)(_select_all)
 
 
 def bind_references(
     references: ReferenceColumns, describe: Callable[[int], str]
 ) -> BoundReferences:
-    """Look at every target once and fit the references to it.
+    """Read the metadata of each target once and fit the references to it.
 
-    Object references select everything.
+    Object references select all elements.
 
     Parameters
     ----------
-    references : References
-        n references to datasets.
+    references : ReferenceColumns
+        References to datasets.
     describe : callable
-        Names reference i in errors.
+        Names a reference in errors, by its row.
 
     Raises
     ------
     SelectionError
-        If a region does not fit its target's current extent.
+        If a region does not fit the present extent of its target.
     DanglingReferenceError, WrongTargetError
-        If there is no object at a target's address, or no dataset.
+        If there is no object at the address of a target, or no dataset.
     """
-    n = len(references)
-    small, groups, null = _split_small(references)
-    targets = []
+    small_by_file, groups, null = _take_small(references)
+    datasets = []
     for k, (location, address, rows) in enumerate(groups):
         if k % objects.REFERENCE_BATCH == 0:
             objects.cache_h5py_references(
                 [a for _, a, _ in groups[k : k + objects.REFERENCE_BATCH]]
             )
 
-        def name_row(i: int, rows: npt.NDArray[np.intp] | slice = rows) -> str:
+        def row_label(i: int, rows: Rows | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
             facts = objects.dataset_facts(location, address)
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
-                f"{name_row(0)}: {error}; .h5ref.table() shows what all of them "
-                "point at, .h5ref.items() resolves one by one"
+                f"{row_label(0)}: {error}; .h5ref.table() shows the targets of all "
+                "references, .h5ref.items() resolves them one by one"
             ) from error
         extent = facts.layout.shape
-        count = n if isinstance(rows, slice) else len(rows)
-        if references.regions is None:
-            targets.append(
-                BoundDataset(
-                    location=location,
-                    address=address,
-                    facts=facts,
-                    rows=rows,
-                    regions=(
-                        _whole(extent)
-                        if count == 1
-                        else empty_table(count, 0, SelectionKind.ALL).fit(extent, str)
-                    ),
-                )
-            )
-            continue
-        regions = references.regions.take(rows)
-        fitted = regions.fit(extent, name_row)
-        targets.append(
+        if references.regions is not None:
+            regions = references.regions.take(rows).fit(extent, row_label)
+        else:
+            n = len(references) if isinstance(rows, slice) else len(rows)
+            regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
+        datasets.append(
             BoundDataset(
-                location=location, address=address, facts=facts, rows=rows, regions=fitted
+                location=location, address=address, facts=facts, rows=rows, regions=regions
             )
         )
-    ranks = [len(t.layout.shape) for t in targets] + [many.shape.shape[1] for many in small]
+    ndim, shape = _result_shapes(references, datasets, small_by_file)
+    return BoundReferences(
+        datasets=tuple(datasets),
+        small_by_file=tuple(small_by_file),
+        ndim=ndim,
+        shape=shape,
+        null=null,
+    )
+
+
+def _result_shapes(
+    references: ReferenceColumns,
+    datasets: Sequence[BoundDataset],
+    small_by_file: Sequence[SmallDatasets],
+) -> tuple[IntArray, IntArray]:
+    """Return the columns ``ndim`` and ``shape`` of `BoundReferences`."""
+    ranks = [len(t.layout.shape) for t in datasets] + [s.shape.shape[1] for s in small_by_file]
     widest = max(ranks, default=1) or 1
-    ndim = np.zeros(n, dtype=np.int64)
-    shape = np.zeros((n, widest), dtype=np.int64)
-    for target in targets:
+    ndim = np.zeros(len(references), dtype=np.int64)
+    shape = np.zeros((len(references), widest), dtype=np.int64)
+    for target in datasets:
         if references.regions is None:
             extent = target.layout.shape
             ndim[target.rows] = len(extent)
@@ -242,67 +275,60 @@ def bind_references(
         ndim[target.rows] = axes
         shape[target.rows] = 1
         shape[target.rows, : sizes.shape[1]] = sizes
-    for many in small:
-        ndim[many.rows] = many.ndim[many.which]
-        shape[many.rows] = 1
-        shape[many.rows, : many.shape.shape[1]] = many.shape[many.which]
-    return BoundReferences(
-        single=tuple(targets), small=tuple(small), ndim=ndim, shape=shape, null=null
-    )
+    for small in small_by_file:
+        ndim[small.rows] = small.ndim[small.which]
+        shape[small.rows] = 1
+        shape[small.rows, : small.shape.shape[1]] = small.shape[small.which]
+    return ndim, shape
 
 
-def _split_small(
+def _take_small(
     references: ReferenceColumns,
-) -> tuple[list[SmallDatasets], list[TargetRows], npt.NDArray[np.bool_]]:
-    """Take out small datasets that references select whole; group the other references.
-
-    Returns
-    -------
-    small : list of SmallDatasets
-        One a file.
-    targets : list of (location, address, rows)
-    null : numpy.ndarray
-        Shape ``(n,)``.
-    """
+) -> tuple[list[SmallDatasets], list[TargetRows], BoolArray]:
+    """Return small datasets that are read together by file, other targets, and a null mask."""
     if references.regions is not None or len(references) < MIN_BULK_TARGETS:
         return [], *split_targets(references)
     found = distinct_targets(references)
     if len(found) < MIN_BULK_TARGETS:
         return [], *split_targets(references)
-    small, taken = [], np.zeros(len(found), dtype=bool)
+    small_by_file, taken = [], np.zeros(len(found), dtype=bool)
     for file in np.unique(found.file).tolist():
         targets = np.flatnonzero(found.file == file)
         location = references.files[file]
-        picked, many = select_small_datasets(location, found.address[targets], CF_ATTRIBUTES)
-        if many is None:
+        picked, small = select_small_datasets(location, found.address[targets], CF_ATTRIBUTES)
+        if small is None:
             continue
-        own = targets[picked]
-        taken[own] = True
-        counts = np.diff(found.cut)[own]
-        rows = found.rows[ragged_ranges(found.cut[own], counts)]
-        small.append(replace(many, rows=rows, which=np.repeat(np.arange(len(own)), counts)))
+        picked = targets[picked]
+        taken[picked] = True
+        counts = np.diff(found.cut)[picked]
+        rows = found.rows[ragged_ranges(found.cut[picked], counts)]
+        which = np.repeat(np.arange(len(picked)), counts)
+        small_by_file.append(replace(small, rows=rows, which=which))
     rest = np.flatnonzero(~taken).tolist()
-    return small, [target_rows(references, found, k) for k in rest], found.null
+    return small_by_file, [target_rows(references, found, k) for k in rest], found.null
 
 
-@lru_cache(maxsize=256)
-def _whole(extent: tuple[int, ...]) -> SelectionTable:
-    """Return one row that selects all of an extent; many small targets share a shape."""
-    return empty_table(1, 0, SelectionKind.ALL).fit(extent, str)
+def bind_unchanged(
+    references: ReferenceArray, known: BoundReferences | None = None
+) -> BoundReferences:
+    """Bind references after a check that their files are unchanged since they were opened.
+
+    ``known`` is an earlier result for the same references in this process.
+    """
+    columns = references.columns
+    for location in columns.used_files():
+        check_unchanged(location)
+    return bind_references(columns, references.describe) if known is None else known
 
 
-def _described(location: FileLocation, address: int) -> str:
-    return f"{location.filename}: dataset at {address:#x}"
-
-
-def _only_small(
-    small: Sequence[SmallDatasets], mark: npt.NDArray[Any], wanted: Any
-) -> tuple[SmallDatasets, ...]:
-    """Return small datasets with those references only that are marked so."""
-    found = []
-    for many in small:
-        picked = np.flatnonzero(mark[many.rows] == wanted)
-        if len(picked):
-            part = replace(many, rows=many.rows[picked], which=many.which[picked])
-            found.append(part)
-    return tuple(found)
+def index_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
+    """Index references by integers, slices and arrays, each for its own axis."""
+    axes = zip(key, references.shape, strict=True)
+    if all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in axes):
+        return references
+    if all(isinstance(k, int | np.integer | slice) for k in key):
+        picked: ReferenceArray = references[(*key, Ellipsis)]
+        return picked
+    for axis in range(len(key) - 1, -1, -1):
+        references = references[(slice(None),) * axis + (key[axis], Ellipsis)]
+    return references

@@ -315,7 +315,7 @@ class ReadLayer(Layer):
         if not isinstance(array, ReferenceResults):
             raise TypeError(f"blocks of {type(array).__name__} are not read together")
         if division is not None:
-            array, blocks = array.part(blocks)
+            array, blocks = array.narrow_to_blocks(blocks)
         exchange = Shuffle(array, blocks, self.decode, self.dtype, token, division)
         self._exchange = exchange
         return exchange

@@ -1,10 +1,10 @@
-"""Lazy arrays of what references select: stacked, padded, ragged, or made of each region.
+"""Lazy arrays of the elements that references select: stacked, padded or ragged.
 
-In: a `ReferenceArray`, an index from xarray or dask. Out: NumPy arrays. Each class
-pickles as the place of its references and a few numbers.
+In: a `ReferenceArray`, and an index from xarray or Dask. Out: NumPy arrays. Each array
+pickles as the location of its references and a few numbers.
 
-An index is read by itself. Where many blocks are wanted together, `flat_blocks` says
-what all of them read, so that `xref.resolving.shuffle` can read every chunk once for all.
+One index is read by itself. For many Dask blocks at once, `ReferenceResults.flat_blocks` plans
+the reads of all of them, so that `xref.resolving.shuffle` reads each chunk once.
 """
 
 from __future__ import annotations
@@ -16,41 +16,63 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from xref.arrays import IntArray, row_strides
-from xref.engine import Axis, Decoders, LazyArray
-from xref.reading import Parts, plan_parts
+from xref.arrays import IntArray, exact_values, row_offsets
+from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer
+from xref.hdf5 import item_dtype, items
+from xref.reading import Parts
 from xref.references import ReferenceArray
-from xref.resolving.bound_references import BoundDataset, BoundReferences, bind_references
-from xref.resolving.read_results import result_cells
-from xref.storage import check_unchanged
+from xref.resolving.bound_references import (
+    Array,
+    BoundDataset,
+    BoundReferences,
+    Rows,
+    Shape,
+    bind_references,
+    bind_unchanged,
+    index_references,
+)
+from xref.resolving.padding import MissingValue, after_narrowing
+from xref.resolving.read_results import check_size, plan_results, read_results
+from xref.selections import narrow
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""First and last position of a block, plus one, along each axis."""
+"""(start, stop) of a Dask block along each axis."""
+
+# Bound references whose results have one shape; None where each result has its own shape.
+Narrowed: TypeAlias = tuple[BoundReferences, Shape | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockReads:
-    """Blocks of an array as stretches of one flat output, and what is read into it."""
+    """Dask blocks as stretches of one flat output, and the reads that fill it."""
 
     bounds: IntArray  # (b + 1,), elements
     dtype: np.dtype[Any]
     reads: tuple[tuple[BoundDataset, Parts], ...]
-    decoders: Decoders | None  # of what is read; None for values as stored
+    decoders: Decoders | None  # for the values that are read; None for values as stored
     reader: str
-    finish: Callable[[int, npt.NDArray[Any]], npt.NDArray[Any]]  # block, its stretch
+    finish: Callable[[int, Array], Array]  # (block, its stretch)
 
 
 class ReferenceResults(LazyArray):
-    """Base of the arrays whose blocks can be read together."""
+    """Base of the arrays whose Dask blocks can be read together.
+
+    The first axes are those of ``references``. The axes of one result follow, then the axes
+    of an HDF5 array type.
+    """
 
     references: ReferenceArray
-    raw_dtype: np.dtype[Any]
+    raw_dtype: np.dtype[Any]  # of the flat array that values are read into
+    decoders: Decoders | None  # applied to the values of each target as they are read
+    result_shape: Shape = ()
+    padded = False
+    _label = "the result"  # in errors
+    _bound: BoundReferences | None = None  # known in the process that made the array
 
     @property
     def in_place(self) -> bool:
-        """Whether values are read where they stay, so that reading takes no more memory."""
+        """Whether values are read straight into the result, without a temporary array."""
         return True
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
@@ -60,12 +82,26 @@ class ReferenceResults(LazyArray):
             for spans in blocks
         ]
 
-    def read_block(self, spans: Spans) -> npt.NDArray[Any]:
+    def read_block(self, spans: Spans) -> Array:
         """Read one block by itself."""
         return self._read(tuple(slice(*span) for span in spans))
 
+    def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of only the references of some blocks, and the blocks in it."""
+        if not self.references.ndim:
+            return self, list(blocks)
+        low = min(spans[0][0] for spans in blocks)
+        high = max(spans[0][1] for spans in blocks)
+        if high - low == self.shape[0]:
+            return self, list(blocks)
+        array = copy.copy(self)  # without ``_bound``, which is for all references
+        array.references = self.references[low:high]
+        array.shape = (high - low, *self.shape[1:])
+        moved = [((spans[0][0] - low, spans[0][1] - low), *spans[1:]) for spans in blocks]
+        return array, moved
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks of the array.
+        """Plan the reads of some blocks of the array.
 
         Parameters
         ----------
@@ -74,85 +110,300 @@ class ReferenceResults(LazyArray):
 
         Returns
         -------
-        FlatBlocks or None
-            None where a block does not hold whole results, nor boxes of them, and where
-            there are small datasets, each read whole.
+        BlockReads or None
+            None if a block holds neither whole results nor boxes of results, or if there are
+            small datasets, which are read whole.
         """
+        ndim = self.references.ndim
+        bound = self._bind(self.references)
+        rows = None if bound.small_by_file else self._rows_of_blocks(bound, blocks)
+        if rows is None:
+            return None
+        # Blocks with equal spans behind the axes of the references are narrowed alike.
+        blocks_of: dict[Spans, list[int]] = {}
+        for i, spans in enumerate(blocks):
+            blocks_of.setdefault(spans[ndim:], []).append(i)
+        narrowed: dict[Spans, Narrowed] = {}
+        for spans in blocks_of:
+            narrow_part = self._narrow(bound, spans)
+            if narrow_part is None:
+                return None
+            narrowed[spans] = narrow_part
+        npoints = bound.npoints
+        shapes = [narrowed[spans[ndim:]][1] for spans in blocks]
+        sizes = [
+            npoints[own] if shape is None else np.full(len(own), math.prod(shape))
+            for own, shape in zip(rows, shapes, strict=True)
+        ]
+        # Results lie end to end, block after block.
+        offsets = row_offsets(np.concatenate(sizes))
+        first = row_offsets(np.array([len(own) for own in rows]))
+        bounds = offsets[first]
+        check_size(int(np.diff(bounds).max()), self.raw_dtype, bound, self._label)
+        reads: list[tuple[BoundDataset, Parts]] = []
+        for spans, (part, _) in narrowed.items():
+            dst = np.full(len(bound.ndim), -1, dtype=np.int64)
+            for i in blocks_of[spans]:
+                dst[rows[i]] = offsets[first[i] : first[i + 1]]
+            padded = self.result_shape if self.padded else None
+            for target in part.datasets:
+                starts = dst[target.rows]
+                if (starts >= 0).any():
+                    reads.append((target, plan_results(part, target, starts, padded)))
+
+        def finish(block: int, flat: Array) -> Array:
+            shape = tuple(stop - start for start, stop in blocks[block][:ndim])
+            part, result_shape = narrowed[blocks[block][ndim:]]
+            return self._finish(flat, shape, (part.shapes_of(rows[block]), result_shape))
+
+        return BlockReads(
+            bounds=bounds,
+            dtype=self.raw_dtype,
+            reads=tuple(reads),
+            decoders=self.decoders,
+            reader=self.references.options.reader,
+            finish=finish,
+        )
+
+    def _bind(self, references: ReferenceArray) -> BoundReferences:
+        known = self._bound if references is self.references else None
+        return bind_unchanged(references, known)
+
+    def _rows_of_blocks(
+        self, bound: BoundReferences, blocks: Sequence[Spans]
+    ) -> list[Rows] | None:
+        """Return the rows of the references of each block; None if it cuts a result."""
+        grid = np.arange(self.references.size).reshape(self.references.shape)
+        keys = [tuple(slice(*span) for span in spans[: grid.ndim]) for spans in blocks]
+        return [grid[key].reshape(-1) for key in keys]
+
+    def _narrow(self, bound: BoundReferences, spans: Spans) -> Narrowed | None:
+        """Narrow results to spans of their axes; None if that is impossible."""
+        return (bound, None) if spans == self._whole_result() else None
+
+    def _whole_result(self) -> Spans:
+        """Return the spans of a whole result."""
+        return tuple((0, n) for n in self.shape[self.references.ndim :])
+
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        """Return the values that were read for references of ``shape`` in their final form."""
         raise NotImplementedError
 
-    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Return an array of the references of some blocks only, and the blocks in it."""
+
+class StackArray(ReferenceResults):
+    """Results of one shape, or padded to one shape, stacked over the references.
+
+    The shape is that of the references, then ``result_shape``. There are three ways to decode:
+
+    - without ``decode`` and ``decoders``, values stay as they are stored;
+    - ``decode`` decodes all values together after they were read;
+    - ``decoders`` decode the values of each target as they are read, and ``dtype`` is a type
+      that holds all of them.
+
+    ``fill`` is the value of elements without data.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        result_shape: Shape,
+        dtype: np.dtype[Any],
+        *,
+        decode: Decoding | None = None,
+        decoders: Decoders | None = None,
+        fill: MissingValue | None = None,
+        padded: bool = False,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.references = references
+        self.result_shape = result_shape
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
+        self.decode = decode
+        self.decoders = decoders
+        if decode is not None:
+            self.dtype = decode.dtype
+        if fill is not None:
+            self.dtype = fill.dtype
+        self.fill = fill
+        self.padded = padded
+        self.shape = references.shape + result_shape + item_shape
+        self._bound = bound
+
+    @property
+    def in_place(self) -> bool:
+        """Whether nothing is decoded or filled; see `ReferenceResults`."""
+        return self.fill is None and self.decode is None
+
+    def _read(self, key: tuple[Axis, ...]) -> Array:
+        ndim, end = self.references.ndim, self.references.ndim + len(self.result_shape)
+        references = index_references(self.references, key[:ndim])
+        inner, shape = key[ndim:end], self.result_shape
+        bound = self._bind(references)
+        narrowed = None if self.padded else _narrow_results(bound, inner, shape)
+        if narrowed is not None:
+            bound, shape = narrowed
+            inner = after_narrowing(inner)
+        n, n_elements = references.size, math.prod(shape)
+        check_size(n * n_elements, self.raw_dtype, bound, self._label)
+        make = np.empty if self.fill is None else np.zeros
+        out = make(n * n_elements, dtype=self.raw_dtype)
+        read_results(
+            bound,
+            out,
+            np.arange(n, dtype=np.int64) * n_elements,
+            shape if self.padded else None,
+            references.options.reader,
+            self.decoders,
+        )
+        values = self._finish(out, references.shape, (bound, shape))
+        return index_outer(values, references.ndim, (*inner, *key[end:]))
+
+    def _narrow(self, bound: BoundReferences, spans: Spans) -> Narrowed | None:
+        whole, n_axes = self._whole_result(), len(self.result_shape)
+        if spans == whole:
+            return bound, self.result_shape
+        if self.padded or spans[n_axes:] != whole[n_axes:]:
+            return None
+        key = tuple(slice(*span) for span in spans[:n_axes])
+        return _narrow_results(bound, key, self.result_shape)
+
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        bound, result_shape = narrowed[0], narrowed[1] or ()
+        values = items(flat.reshape(shape + result_shape))
+        if self.decode is not None:
+            values = self.decode(values)
+        if self.fill is not None:
+            values = exact_values(values, self.dtype)
+            if not values.flags.writeable:
+                values = values.copy()
+            valid = bound.valid_elements([np.arange(n) for n in result_shape])
+            by_reference = values.reshape(len(valid), *values.shape[len(shape) :])
+            self.fill.fill(by_reference, valid, bound)
+        return values
+
+
+def _forward_steps(key: tuple[Axis, ...], shape: Shape) -> list[tuple[int, int, int]] | None:
+    """Return (start, count, step) of integers and forward slices, None for other keys."""
+    steps = []
+    for k, n in zip(key, shape, strict=True):
+        if isinstance(k, slice):
+            start, stop, step = k.indices(n)
+            if step < 0:
+                return None
+            steps.append((start, len(range(start, stop, step)), step))
+        elif isinstance(k, int | np.integer):
+            steps.append((int(k) % n, 1, 1))
+        else:
+            return None
+    return steps
+
+
+def _narrow_results(
+    bound: BoundReferences, key: tuple[Axis, ...], result_shape: Shape
+) -> tuple[BoundReferences, Shape] | None:
+    """Apply an index of the results to the selections, so that less is read.
+
+    An axis indexed by an integer has length one afterwards. None if nothing can be narrowed.
+    """
+    steps = _forward_steps(key, result_shape)
+    if not bound.n_targets or steps is None:
+        return None
+    shape = tuple(n for _, n, _ in steps)
+    if shape == result_shape:
+        return None
+    targets = []
+    for target in bound.targets:
+        regions = narrow(target.regions, steps)
+        if regions is None:
+            return None
+        targets.append(replace(target, regions=regions))
+    sizes = bound.shape.copy()
+    sizes[~bound.null, : len(shape)] = shape
+    return replace(bound, datasets=tuple(targets), small_by_file=(), shape=sizes), shape
+
+
+OFFSET_STRIDE = 4096
+"""References between two row offsets that a `RaggedArray` keeps."""
+
+
+class RaggedArray(ReferenceResults):
+    """Results of any shapes, end to end along one sample dimension.
+
+    Only each `OFFSET_STRIDE`-th row offset is kept, so that the array pickles small. The
+    offsets between are computed from the references of that stretch.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        row_size: Array,
+        dtype: np.dtype[Any],
+        *,
+        decoders: Decoders | None = None,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.decoders = decoders
+        self.references = references.ravel() if references.ndim != 1 else references
+        offsets = row_offsets(row_size.reshape(-1))
+        self.coarse_offsets = offsets[:-1][::OFFSET_STRIDE].copy()
+        self.raw_dtype = dtype
+        self.dtype, item_shape = item_dtype(dtype)
+        self.shape = (int(offsets[-1]), *item_shape)
+        self._bound = bound
+
+    def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return the array itself: the first axis is that of samples, not of references."""
         return self, list(blocks)
 
-    def _part_of_rows(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Do so for an array whose first axis is that of the references."""
-        if not self.references.ndim:
-            return self, list(blocks)
-        low = min(spans[0][0] for spans in blocks)
-        high = max(spans[0][1] for spans in blocks)
-        if high - low == self.shape[0]:
-            return self, list(blocks)
-        array = copy.copy(self)  # without what is known of all references
-        array.references = self.references[low:high]
-        array.shape = (high - low, *self.shape[1:])
-        moved = [((spans[0][0] - low, spans[0][1] - low), *spans[1:]) for spans in blocks]
-        return array, moved
+    def _read(self, key: tuple[Axis, ...]) -> Array:
+        n, k = self.shape[0], key[0]
+        if isinstance(k, np.ndarray):
+            low = int(k.min(initial=n))
+            hull = self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))
+            picks: Array = hull[k - low]
+            return picks
+        picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
+        if not picked:
+            values = items(np.empty(0, dtype=self.raw_dtype))
+        else:
+            low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
+            values = items(self._read_samples(low, high))
+            values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
+        return index_outer(values, int(isinstance(k, slice)), key[1:])
 
-    def _rows(self, blocks: Sequence[Spans]) -> list[npt.NDArray[np.intp]]:
-        """Return which references, in C order, each block is of."""
-        grid = np.arange(self.references.size).reshape(self.references.shape)
-        sides = [tuple(slice(*span) for span in spans[: grid.ndim]) for spans in blocks]
-        return [grid[side].reshape(-1) for side in sides]
+    def _read_samples(self, low: int, high: int) -> Array:
+        """Read samples ``low:high``: the rows that cover them, then cut."""
+        first = max(int(np.searchsorted(self.coarse_offsets, low, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.coarse_offsets, high, side="left"))
+        part = self.references
+        if first > 0 or last < len(self.coarse_offsets):
+            part = part[first * OFFSET_STRIDE : last * OFFSET_STRIDE]
+        bound = self._bind(part)
+        start = int(self.coarse_offsets[first])  # sample where ``part`` starts
+        ends = start + np.cumsum(bound.npoints)
+        first_row = int(np.searchsorted(ends, low, side="right"))
+        last_row = int(np.searchsorted(ends, high, side="left")) + 1
+        if first_row > 0 or last_row < len(ends):
+            part = part[first_row:last_row]
+            start = int(ends[first_row - 1]) if first_row else start
+            bound = bind_references(part.columns, part.describe)
+        offsets = row_offsets(bound.npoints)
+        check_size(int(offsets[-1]), self.raw_dtype, bound, self._label)
+        out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
+        reader = part.options.reader
+        read_results(bound, out, offsets[:-1], reader=reader, decoders=self.decoders)
+        return out[low - start : high - start]
 
+    def _rows_of_blocks(
+        self, bound: BoundReferences, blocks: Sequence[Spans]
+    ) -> list[Rows] | None:
+        offsets = row_offsets(bound.npoints)
+        low, high = np.array([spans[0] for spans in blocks], dtype=np.int64).T
+        first, last = np.searchsorted(offsets, low), np.searchsorted(offsets, high)
+        if (offsets[first] != low).any() or (offsets[last] != high).any():
+            return None
+        return [np.arange(*span) for span in zip(first.tolist(), last.tolist(), strict=True)]
 
-def _planned(
-    bound: BoundReferences,
-    rows: npt.NDArray[np.intp],
-    dst: IntArray,
-    cell: tuple[int, ...] | None = None,
-) -> list[tuple[BoundDataset, Parts]]:
-    """Plan some of the references, each with its place in a flat output."""
-    place = np.full(len(bound.ndim), -1, dtype=np.int64)
-    place[rows] = dst
-    found = []
-    for target in bound.single:
-        at = place[target.rows]
-        kept = np.flatnonzero(at >= 0)
-        if len(kept):
-            regions, cells = target.regions, result_cells(bound, target, cell)
-            if len(kept) < len(at):
-                regions, cells, at = regions.take(kept), cells[kept], at[kept]
-            found.append((target, plan_parts(regions, at, row_strides(cells))))
-    return found
-
-
-def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences:
-    """Return the shapes of some results, without their targets."""
-    shapes = {name: getattr(bound, name)[rows] for name in ("ndim", "shape", "null")}
-    return replace(bound, single=(), small=(), **shapes)
-
-
-def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
-    """Index references by integers, slices and arrays, each on its own axis."""
-    sides = zip(key, references.shape, strict=True)
-    if all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in sides):
-        return references
-    if all(isinstance(k, int | np.integer | slice) for k in key):
-        picked: ReferenceArray = references[(*key, Ellipsis)]
-        return picked
-    for axis in range(len(key) - 1, -1, -1):
-        references = references[(slice(None),) * axis + (key[axis], Ellipsis)]
-    return references
-
-
-def _bind_unchanged(
-    references: ReferenceArray, known: BoundReferences | None = None
-) -> BoundReferences:
-    """Bind references of files that are still those that were opened.
-
-    ``known`` is what binding these references gave before, in this process.
-    """
-    columns = references.columns
-    for location in columns.used_files():
-        check_unchanged(location)
-    return bind_references(columns, references.describe) if known is None else known
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        return items(flat)

@@ -1,8 +1,8 @@
-"""Per-region statistics and functions.
+"""Statistics and functions of each region.
 
-In: the values of some regions, flat and one region after the other, with their
-shapes. Out: one item a region. Missing values (NaN, NaT) are skipped, as
-xarray's reductions do.
+In: the values of regions, flat and one region after the other, with the shapes of the
+regions. Out: one result a region, as a lazy array (`RegionResults`). Statistics skip missing
+values (NaN, NaT), as xarray's reductions do.
 """
 
 from __future__ import annotations
@@ -12,35 +12,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from xref.arrays import (
-    convert,
-    exact_values,
-    row_offsets,
-    to_objects,
-)
+from xref.arrays import BoolArray, IntArray, convert, exact_values, row_offsets, to_objects
 from xref.engine import Axis, Decoders, index_outer, with_items
 from xref.hdf5 import items
 from xref.references import ReferenceArray
-from xref.resolving.bound_references import BoundReferences
-from xref.resolving.lazy_results import (
-    BlockReads,
-    ReferenceResults,
-    Spans,
-    _bind_unchanged,
-    _pick,
-    _planned,
-    pick_references,
+from xref.resolving.bound_references import (
+    Array,
+    BoundReferences,
+    Rows,
+    Shape,
+    index_references,
 )
+from xref.resolving.lazy_results import BlockReads, Narrowed, ReferenceResults, Spans
 from xref.resolving.read_results import check_size, decoding_rows, read_results
-
-STATISTICS = ("count", "sum", "mean", "min", "max", "std")
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One of `STATISTICS` for each region."""
+    """One statistic of each region: count, sum, mean, min, max or std."""
 
     name: str
 
@@ -50,7 +40,7 @@ class Statistic:
         Raises
         ------
         TypeError
-            If values of that type have no such statistic.
+            If values of that type do not have the statistic.
         """
         if self.name == "count":
             return np.dtype(np.int64)
@@ -66,8 +56,8 @@ class Statistic:
             return dtype if dtype.kind in "fc" else np.dtype(np.float64)
         return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
 
-    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        """Return one number a region."""
+    def __call__(self, values: Array, bound: BoundReferences) -> Array:
+        """Return the statistic of each region."""
         npoints = bound.npoints
         if self.name in ("min", "max"):
             return _extreme(values, npoints, np.fmin if self.name == "min" else np.fmax)
@@ -81,11 +71,11 @@ class Statistic:
             values = np.where(valid, values, 0)
         if self.name == "sum":
             return _sums(values, npoints)
-        # Like NumPy's, means add up in double precision: integers would overflow.
+        # Means add up in double precision, as in NumPy; 64-bit integers would overflow.
         wide = np.complex128 if values.dtype.kind == "c" else np.float64
         totals = _sums(values.astype(wide, copy=False), npoints)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means: npt.NDArray[Any] = totals / counts
+            means: Array = totals / counts
             if self.name == "mean":
                 return means
             deviation = values - np.repeat(means, npoints)
@@ -95,84 +85,82 @@ class Statistic:
             return np.asarray(np.sqrt(variance))
 
 
-def _find_valid(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Return where values are not missing (NaN, NaT, None); None where all count."""
+def _find_valid(values: Array) -> BoolArray | None:
+    """Return a mask of the values that are not NaN, NaT or None; None if none can be."""
     if values.dtype.kind in "fcmM":
-        valid: npt.NDArray[np.bool_] = ~np.isnan(values)
+        valid: BoolArray = ~np.isnan(values)
         return valid
     if values.dtype.kind != "O":
         return None
-    # Text that equals its fill value is NaN among objects.
+    # xarray replaces text that equals its fill value by NaN.
     missing = [v is None or (isinstance(v, float) and v != v) for v in values.ravel().tolist()]
     return ~np.array(missing, dtype=bool).reshape(values.shape)
 
 
-def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Sum each region; integers in 64 bits, others in double precision."""
+def _sums(values: Array, npoints: IntArray) -> Array:
+    """Sum each region: integers with 64 bits, other numbers in double precision."""
     kind = values.dtype.kind
     dtype = np.dtype({"u": "u8", "i": "i8", "b": "i8", "c": "c16"}.get(kind, "f8"))
     if len(npoints) and (npoints == npoints[0]).all():
         return np.asarray(values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype))
     out = np.zeros(len(npoints), dtype=dtype)
-    filled = np.flatnonzero(npoints)
-    if len(filled):
-        out[filled] = np.add.reduceat(values, row_offsets(npoints)[filled], dtype=dtype)
+    nonempty = np.flatnonzero(npoints)
+    if len(nonempty):
+        out[nonempty] = np.add.reduceat(values, row_offsets(npoints)[nonempty], dtype=dtype)
     return out
 
 
-def _extreme(
-    values: npt.NDArray[Any], npoints: npt.NDArray[np.int64], function: np.ufunc
-) -> npt.NDArray[Any]:
-    filled = np.flatnonzero(npoints)
-    if len(filled) == len(npoints):
-        return (
-            function.reduceat(values, row_offsets(npoints)[:-1]) if len(npoints) else values[:0]
-        )
+def _extreme(values: Array, npoints: IntArray, function: np.ufunc) -> Array:
+    """Return the minimum or maximum of each region; NaN or NaT for an empty region."""
+    nonempty = np.flatnonzero(npoints)
+    starts = row_offsets(npoints)[nonempty]
+    found = function.reduceat(values, starts) if len(starts) else values[:0]
+    if len(nonempty) == len(npoints):
+        return found
     dtype = values.dtype if values.dtype.kind in "fmM" else np.dtype(np.float64)
     missing = np.array("NaT", dtype=dtype) if dtype.kind in "mM" else np.array(np.nan, dtype)
     out = np.full(len(npoints), missing, dtype=dtype)
-    if len(filled):
-        found = function.reduceat(values, row_offsets(npoints)[filled])
-        out[filled] = exact_values(found, dtype)
+    if len(nonempty):
+        out[nonempty] = exact_values(found, dtype)
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class PerRegion:
-    """A function of the user's, called with each region's values in their shape."""
+    """A function of the user, called with the values of each region in their shape."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     dtype: np.dtype[Any]
-    cell: tuple[int, ...]
+    result_shape: Shape
 
-    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        """Return one item a region."""
+    def __call__(self, values: Array, bound: BoundReferences) -> Array:
+        """Return the result of the function for each region."""
         offsets = row_offsets(bound.npoints).tolist()
-        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
+        out = np.empty((len(bound.ndim), *self.result_shape), dtype=self.dtype)
         shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
         for row, (ndim, shape) in enumerate(shapes):
             region = values[offsets[row] : offsets[row + 1]]
-            # A null reference has no axes of its own, and no element: it is an empty row.
-            own = shape[:ndim] if ndim or len(region) else [0]
-            region = region.reshape((*own, *values.shape[1:]))
-            self._put(out, row, self.function(region, *self.args, **self.kwargs))
+            # The function gets a 1-D array without elements for a null reference.
+            region_shape = shape[:ndim] if ndim or len(region) else [0]
+            region = region.reshape((*region_shape, *values.shape[1:]))
+            self._store_result(out, row, self.function(region, *self.args, **self.kwargs))
         return out
 
-    def _put(self, out: npt.NDArray[Any], row: int, result: Any) -> None:
-        """Store one result, if it has the type and the shape that were expected."""
-        if self.dtype.kind == "O" and not self.cell:
+    def _store_result(self, out: Array, row: int, result: Any) -> None:
+        """Store one result after a check of its type and its shape."""
+        if self.dtype.kind == "O" and not self.result_shape:
             one = np.empty((), dtype=object)
             one[()] = result  # a sequence is one value
             out[row] = one[()]
             return
         values = np.asarray(result)
-        if values.shape != self.cell:
+        if values.shape != self.result_shape:
             raise ValueError(
-                f"{self.function!r} gave a result of shape {values.shape} where {self.cell} "
-                "was expected; output_sizes names its dimensions, dtype=object keeps any "
-                "result as it is"
+                f"{self.function!r} gave a result of shape {values.shape} where "
+                f"{self.result_shape} was expected; output_sizes names the dimensions of the "
+                "results, dtype=object keeps any result as it is"
             )
         if self.dtype.kind == "O":
             out[row] = to_objects(values)
@@ -189,134 +177,94 @@ class PerRegion:
 
 
 class RegionResults(ReferenceResults):
-    """What a function makes of each region: one item of shape ``cell`` a reference.
+    """The results of a function of each region, each of shape ``result_shape``.
 
-    ``function(values, bound)`` gets the values of some references, flat and
-    decoded, with their shapes, and returns the items in that order. All values of one
-    call have one type, that of their own targets: references to targets of other types
-    are for another call.
+    ``function(values, bound)`` gets decoded values, flat and one region after the other, with
+    the shapes of the regions. It returns the results in the same order. All values of one call
+    have the type of their own targets, so targets of several types need several calls.
     """
+
+    _label = "the values to work on"
 
     def __init__(
         self,
         references: ReferenceArray,
         dtype: np.dtype[Any],
         decoders: Decoders,
-        function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
-        cell: tuple[int, ...] = (),
+        function: Callable[[Array, BoundReferences], Array],
+        result_shape: Shape = (),
         *,
         bound: BoundReferences | None = None,
     ) -> None:
         self.references = references
         self._bound = bound
         self.dtype = dtype
-        self.decoders = decoders
         self.function = function
-        self.cell = cell
-        self.shape = references.shape + cell
+        self.result_shape = result_shape
+        self.shape = references.shape + result_shape
         # Values of one decoding are decoded all together, after they were read.
-        single = decoders.single
-        self.decode = single
+        self.decode = decoders.single
+        self.decoders = None if self.decode is not None else decoders
         forms = [with_items(*form) for form in decoders.forms]
         widest = max(forms, key=lambda d: d.itemsize, default=np.dtype(float))
-        self.raw_dtype = single.raw_dtype if single else widest
+        self.raw_dtype = widest if self.decode is None else self.decode.raw_dtype
 
     @property
     def in_place(self) -> bool:
-        """False: the values of all regions are larger than what is made of them."""
+        """False: the values of all regions take more memory than the results."""
         return False
 
-    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        split = self.references.ndim
-        references = pick_references(self.references, key[:split])
-        bound = _bind_unchanged(references)
-        npoints = int(bound.npoints.sum())
-        check_size(npoints, self.raw_dtype, bound, "the values to work on")
-        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
-        decoders = None if self.decode is not None else self.decoders
-        for dtype, part, rows in self._by_form(bound):
+    def _read(self, key: tuple[Axis, ...]) -> Array:
+        ndim, reader = self.references.ndim, self.references.options.reader
+        references = index_references(self.references, key[:ndim])
+        bound = self._bind(references)
+        check_size(int(bound.npoints.sum()), self.raw_dtype, bound, self._label)
+        out = np.empty((len(bound.ndim), *self.result_shape), dtype=self.dtype)
+        for dtype, part, rows in self._split_by_dtype(bound):
             offsets = row_offsets(bound.npoints[rows])
-            begins = np.zeros(len(bound.ndim), dtype=np.int64)
-            begins[rows] = offsets[:-1]
+            starts = np.zeros(len(bound.ndim), dtype=np.int64)
+            starts[rows] = offsets[:-1]
             flat = np.empty(int(offsets[-1]), dtype=dtype)
-            reader = references.options.reader
-            read_results(part, flat, begins, reader=reader, decoders=decoders)
-            found = self._finish(flat, _pick(bound, rows))
-            out[rows] = exact_values(found, self.dtype)
-        return index_outer(
-            out.reshape(references.shape + self.cell), references.ndim, key[split:]
-        )
+            read_results(part, flat, starts, reader=reader, decoders=self.decoders)
+            out[rows] = self._finish(flat, (len(rows),), (bound.shapes_of(rows), None))
+        values = out.reshape(references.shape + self.result_shape)
+        return index_outer(values, references.ndim, key[ndim:])
 
-    def _by_form(
+    def _split_by_dtype(
         self, bound: BoundReferences
-    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, npt.NDArray[np.intp]]]:
-        """Divide references by the type of their targets' values.
+    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, Rows]]:
+        """Split references by the type of the values of their targets.
 
-        Yields
-        ------
-        dtype : numpy.dtype
-            Of elements in the flat array that they are read into.
-        part : BoundReferences
-            Bound to the targets of that type.
-        rows : numpy.ndarray
-            Null references are among the first ones.
+        Yields the type of the flat array to read into, the targets of that type, and the
+        rows of their references. Null references go with the first type.
         """
-        forms = self.decoders.forms
-        if self.decode is not None or len(forms) < 2:
+        if self.decoders is None or len(self.decoders.forms) < 2:
             yield self.raw_dtype, bound, np.arange(len(bound.ndim))
             return
-        which = decoding_rows(bound, self.decoders)
-        of_rows = np.where(which >= 0, self.decoders.form_of_kinds[which], 0)
-        for k, form in enumerate(forms):
-            rows = np.flatnonzero(of_rows == k)
+        decoding_row = decoding_rows(bound, self.decoders)
+        form = np.where(decoding_row >= 0, self.decoders.form_of_kinds[decoding_row], 0)
+        for k, (dtype, item_shape) in enumerate(self.decoders.forms):
+            rows = np.flatnonzero(form == k)
             if len(rows):
-                yield with_items(*form), bound.only(rows), rows
+                yield with_items(dtype, item_shape), bound.restrict_to(rows), rows
 
-    def _finish(self, flat: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
         values = items(flat) if self.decode is None else self.decode(items(flat))
-        return np.asarray(self.function(values, bound))
+        results = exact_values(np.asarray(self.function(values, narrowed[0])), self.dtype)
+        return results.reshape(shape + self.result_shape)
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
-        """Return the bytes of the values that some blocks are made of."""
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        itemsize = self.raw_dtype.itemsize
-        return [int(bound.npoints[r].sum()) * itemsize for r in self._rows(blocks)]
-
-    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Return an array of the references of some blocks; see `ReferenceResults`."""
-        return self._part_of_rows(blocks)
+        """Return the bytes of the values in the regions of each of some blocks."""
+        bound = self._bind(self.references)
+        npoints, itemsize = bound.npoints, self.raw_dtype.itemsize
+        rows = self._rows_of_blocks(bound, blocks) or ()
+        return [int(npoints[own].sum()) * itemsize for own in rows]
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks; see `ReferenceResults`.
+        """Plan the reads of some blocks; see `ReferenceResults`.
 
-        None also where targets have values of several types, which no one flat array holds.
+        None also if targets have values of several types, which need several flat arrays.
         """
-        split = self.references.ndim
-        whole = tuple((0, n) for n in self.cell)
-        if any(spans[split:] != whole for spans in blocks):
+        if self.decoders is not None and len(self.decoders.forms) > 1:
             return None
-        if self.decode is None and len(self.decoders.forms) > 1:
-            return None
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        if bound.small:
-            return None
-        rows = self._rows(blocks)
-        picked = np.concatenate(rows)
-        offsets = row_offsets(bound.npoints[picked])
-        bounds = offsets[row_offsets(np.array([len(r) for r in rows]))]
-        largest = int(np.diff(bounds).max())
-        check_size(largest, self.raw_dtype, bound, "the values to work on")
-
-        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            shape = tuple(stop - start for start, stop in blocks[block][:split])
-            found = self._finish(flat, _pick(bound, rows[block]))
-            return exact_values(found, self.dtype).reshape(shape + self.cell)
-
-        return BlockReads(
-            bounds=bounds,
-            dtype=self.raw_dtype,
-            reads=tuple(_planned(bound, picked, offsets[:-1])),
-            decoders=None if self.decode is not None else self.decoders,
-            reader=self.references.options.reader,
-            finish=finish,
-        )
+        return super().flat_blocks(blocks)

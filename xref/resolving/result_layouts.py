@@ -1,12 +1,13 @@
-"""Resolved references as stacked, padded or ragged lazy arrays.
+"""Bound references as stacked, padded or ragged DataArrays and Datasets.
 
-In: `BoundVariable` references. Out: DataArrays and Datasets with the targets'
-dimensions, coordinates and CF decoding. The lazy arrays hold places and decode
-again where they are computed.
+In: a `BoundVariable`, the layout and the chunks. Out: xarray objects with the dimensions,
+coordinates and CF decoding of the targets. Their lazy arrays hold the locations of references
+and decode them again when values are read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,102 +15,86 @@ import numpy as np
 import xarray as xr
 
 from xref import engine
+from xref.arrays import IntArray
 from xref.resolving.binding import BoundVariable
-from xref.resolving.graph import check_chunks, chunk_variable
-from xref.resolving.padding import PaddingMask
-from xref.resolving.ragged_results import RaggedArray
-from xref.resolving.result_chunks import _chunks_of_cells, _sample_chunks, _stored_chunks
-from xref.resolving.result_coords import _cell_dims, _place_coords, _target_coords
+from xref.resolving.bound_references import BoundReferences, Shape
+from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
+from xref.resolving.lazy_results import RaggedArray
+from xref.resolving.padding import PaddingMask, padded_shape
+from xref.resolving.result_coords import start_coords, target_coords
 from xref.resolving.result_variables import (
-    Form,
-    _free_name,
-    _item_dims,
-    _stack,
-    _variable_of,
-    choose_form,
+    CommonDecoding,
+    Coords,
+    DimNames,
+    choose_common_decoding,
+    free_name,
+    item_dims,
+    lazy_variable,
+    result_dims,
+    stack_variable,
 )
 
-POINT_DIM = "point"
 SAMPLE_DIM = "sample"
 
 
-def resolve_cells(
-    resolved: BoundVariable,
-    own: dict[Hashable, Any],
+def resolve_stacked(
+    refs: BoundVariable,
+    reference_coords: Coords,
     layout: str,
     chunks: Any,
     coords: bool,
     fill_value: Any,
     dtype: Any = None,
 ) -> Any:
-    """Return results of one shape as a DataArray, or padded ones as a Dataset.
+    """Return results of one shape as a DataArray, or padded results as a Dataset.
 
-    ``own`` are the reference variable's coordinates; the others are as in
-    `xref.resolving.accessor.ReferenceAccessor.resolve`.
+    ``reference_coords`` are the coordinates of the reference variable. The other parameters
+    are those of `xref.resolving.accessor.ReferenceAccessor.resolve`.
     """
-    bound, references = resolved.bound, resolved.references
-    cell = _cell(resolved, layout)
-    uniform = layout == "stack"
-    # A fill value that the user gives counts for the type, also where nothing is filled.
-    fills = bool(bound.null.any()) or (not uniform and fill_value is not None)
-    fills = fills or bool((bound.shape[:, : len(cell)] != cell).any())
-    inner = _cell_dims(resolved, len(cell))
-    dims = resolved.dims + inner
-    variable, data, decode = _stack(
-        resolved,
-        cell,
-        dims,
-        fills=fills,
-        fill_value=fill_value,
-        dtype=dtype,
-        padded=not uniform,
+    bound = refs.bound
+    padded = layout == "pad"
+    shape = padded_shape(bound) if padded else _common_shape(bound)
+    # A fill value of the user widens the type of padded results even if none is filled.
+    fills = bool(bound.null.any()) or (padded and fill_value is not None)
+    fills = fills or bool((bound.shape[:, : len(shape)] != shape).any())
+    inner = result_dims(refs, len(shape))
+    dims = refs.dims + inner
+    variable, data, decode = stack_variable(
+        refs, shape, dims, fills=fills, fill_value=fill_value, dtype=dtype, padded=padded
     )
-    item_dims = variable.dims[len(dims) :]
-    ref_chunks = _chunks_of_cells(chunks, resolved, inner + item_dims, cell, data.raw_dtype)
-    out_coords = dict(own)
+    all_inner = inner + variable.dims[len(dims) :]
+    wanted = _stacked_chunks(chunks, refs, all_inner, shape, data.raw_dtype)
+    all_coords = dict(reference_coords)
     if coords:
-        out_coords |= _place_coords(resolved, inner, own)
-        if uniform:
-            out_coords |= _target_coords(resolved, inner, cell, own)
+        all_coords |= start_coords(refs, inner, reference_coords)
+        if not padded:
+            all_coords |= target_coords(refs, inner, shape, reference_coords)
     if chunks is not None:
-        variable = chunk_variable(variable, data, ref_chunks, "resolve", decode)
-    values = xr.DataArray(variable, coords=out_coords, name=resolved.name)
+        variable = chunk_variable(variable, data, wanted, "resolve", decode)
+    values = xr.DataArray(variable, coords=all_coords, name=refs.name)
     values.encoding = dict(variable.encoding)
-    if variable.dtype.kind != "S":  # which is stored with one more axis, of characters
-        itemsize = variable.dtype.itemsize
-        values.encoding["chunksizes"] = _stored_chunks(
-            variable.shape, len(resolved.dims), itemsize
-        )
-    if uniform:
+    if variable.dtype.kind != "S":  # is stored with one more axis, of characters
+        values.encoding["chunksizes"] = _storage_chunks(variable, len(refs.dims))
+    if not padded:
         return values
-    mask = PaddingMask(references, cell)
+    mask = PaddingMask(refs.references, shape)
     valid = xr.Variable(dims, engine.lazily_indexed(mask))
     if chunks is not None:
         same = dict(zip(variable.dims, variable.chunks or (), strict=False))
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
-    name = _free_name(resolved.name or "values", dims)
-    return xr.Dataset({name: values, _free_name("valid", (*dims, name)): valid})
+    name = free_name(refs.name or "values", dims)
+    return xr.Dataset({name: values, free_name("valid", (*dims, name)): valid})
 
 
-def _cell(resolved: BoundVariable, layout: str) -> tuple[int, ...]:
-    """Return the shape that every result has, or the largest extents for padding."""
-    bound = resolved.bound
-    live = np.flatnonzero(~bound.null)
-    if not len(live):
+def _common_shape(bound: BoundReferences) -> Shape:
+    """Return the shape of every result; () if all references are null."""
+    valid = ~bound.null
+    ndim, shape = bound.ndim[valid], bound.shape[valid]
+    if not len(ndim):
         return ()
-    ndim, shape = bound.ndim[live], bound.shape[live]
-    if layout == "pad":
-        if (ndim != ndim[0]).any():
-            raise ValueError(
-                f"the results have {sorted(set(ndim.tolist()))} dimensions, which no padding "
-                "makes equal; use layout='ragged'"
-            )
-        return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
     if (ndim != ndim[0]).any() or (shape != shape[0]).any():
-        found = {
-            tuple(s[:n])
-            for n, s in zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
-        }
+        pairs = zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
+        found = {tuple(s[:n]) for n, s in pairs}
         some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
         pad = "" if (ndim != ndim[0]).any() else " or layout='pad'"
         raise ValueError(
@@ -120,51 +105,152 @@ def _cell(resolved: BoundVariable, layout: str) -> tuple[int, ...]:
 
 
 def resolve_ragged(
-    resolved: BoundVariable,
-    own: dict[Hashable, Any],
+    refs: BoundVariable,
+    reference_coords: Coords,
     chunks: Any,
     coords: bool,
     dtype: Any = None,
 ) -> xr.Dataset:
-    """Return values along one sample dimension, in the CF contiguous ragged form."""
-    bound, references = resolved.bound, resolved.references
+    """Return values along one sample dimension, as CF contiguous ragged arrays."""
+    bound, references, dims = refs.bound, refs.references, refs.dims
     row_size = bound.npoints.reshape(references.shape)
-    name = _free_name(resolved.name or "values", resolved.dims)
-    sample = _free_name(SAMPLE_DIM, (*resolved.dims, name))
-    check_chunks(chunks, (*resolved.dims, sample))
-    form = choose_form(resolved, dtype)
-    if form.decode is not None and not form.is_lazily_decoded:
-        form = Form(form.decode.dtype, decoders=resolved.decoders)
-    data = RaggedArray(references, row_size, form.dtype, decoders=form.decoders, bound=bound)
-    item_dims = _item_dims(form.dtype, (*resolved.dims, sample))
-    variable = _variable_of(resolved, form.decode, (sample, *item_dims), data)
-    if chunks is not None:
-        itemsize = form.dtype.itemsize
-        sizes = _sample_chunks(chunks, row_size.reshape(-1), resolved.dims, itemsize, sample)
-        wanted = {sample: sizes, **dict.fromkeys(item_dims, -1)}
-        variable = chunk_variable(variable, data, wanted, "ragged", form.decode)
-    widest = bound.shape.shape[1]
-    shape = bound.shape.reshape(*references.shape, widest)
-    out_coords = dict(own)
-    if coords:
-        out_coords |= _place_coords(resolved, _ragged_dims(resolved), own)
-    return xr.Dataset(
-        {
-            name: variable,
-            _free_name("row_size", (*resolved.dims, name)): (
-                resolved.dims,
-                row_size,
-                {"sample_dimension": sample},
-            ),
-            _free_name("row_shape", (*resolved.dims, name)): (
-                (*resolved.dims, _free_name("axis", resolved.dims)),
-                shape,
-            ),
-        },
-        coords=out_coords,
+    name = free_name(refs.name or "values", dims)
+    sample = free_name(SAMPLE_DIM, (*dims, name))
+    check_chunks(chunks, (*dims, sample))
+    common = choose_common_decoding(refs, dtype)
+    if common.decode is not None and not common.is_lazily_decoded:
+        common = CommonDecoding(common.decode.dtype, decoders=refs.decoders)
+    data = RaggedArray(
+        references, row_size, common.dtype, decoders=common.decoders, bound=bound
     )
+    items = item_dims(common.dtype, (*dims, sample))
+    variable = lazy_variable(refs, common.decode, (sample, *items), data)
+    if chunks is not None:
+        itemsize = common.dtype.itemsize
+        sizes = _sample_chunks(chunks, row_size.reshape(-1), dims, itemsize, sample)
+        wanted = {sample: sizes, **dict.fromkeys(items, -1)}
+        variable = chunk_variable(variable, data, wanted, "ragged", common.decode)
+    row_shape = bound.shape.reshape(*references.shape, bound.shape.shape[1])
+    shape_dims = (*dims, free_name("axis", dims))
+    all_coords = dict(reference_coords)
+    if coords:
+        ranks = bound.ranks
+        inner = result_dims(refs, ranks.pop()) if len(ranks) == 1 else ()
+        all_coords |= start_coords(refs, inner, reference_coords)
+    size_attributes = {"sample_dimension": sample}
+    variables = {
+        name: variable,
+        free_name("row_size", (*dims, name)): (dims, row_size, size_attributes),
+        free_name("row_shape", (*dims, name)): (shape_dims, row_shape),
+    }
+    return xr.Dataset(variables, coords=all_coords)
 
 
-def _ragged_dims(resolved: BoundVariable) -> tuple[Hashable, ...]:
-    ranks = resolved.bound.ranks
-    return _cell_dims(resolved, ranks.pop()) if len(ranks) == 1 else ()
+# --- chunks -------------------------------------------------------------------------------
+
+STORED_NBYTES = 1 << 20
+"""Bytes of a chunk of whole results in a file; one result may be larger."""
+
+
+def _storage_chunks(variable: xr.Variable, n_outer: int) -> Shape | None:
+    """Return HDF5 chunks of whole results, for a file that results are written to."""
+    shape = variable.shape
+    if not shape or 0 in shape:
+        return None
+    nbytes = math.prod(shape[n_outer:]) * max(variable.dtype.itemsize, 1)
+    last = () if not n_outer else (min(max(STORED_NBYTES // nbytes, 1), shape[n_outer - 1]),)
+    return (*(1,) * (n_outer - 1), *last, *shape[n_outer:])
+
+
+def _stacked_chunks(
+    chunks: Any,
+    refs: BoundVariable,
+    inner: DimNames,
+    result_shape: Shape,
+    dtype: np.dtype[Any],
+) -> Any:
+    """Return Dask chunks of references, each with whole results, from those of the user."""
+    outer = refs.dims
+    check_chunks(chunks, (*outer, *inner))
+    whole = {**dict.fromkeys(outer, -1), **dict.fromkeys(inner, -1)}
+    if chunks == "auto":
+        # Dask cannot divide elements without bytes, and results that fit stay whole.
+        nbytes = len(refs.bound.ndim) * math.prod(result_shape) * dtype.itemsize
+        if nbytes <= auto_chunk_nbytes():
+            return whole
+        shared = {}
+        if not dtype.hasobject:
+            shared = _shared_axis_chunks(refs, inner, result_shape, nbytes)
+        return {**whole, **dict.fromkeys(outer, "auto"), **shared}
+    if isinstance(chunks, dict):
+        return {**whole, **dict.fromkeys(outer, "auto"), **chunks}
+    if not outer:
+        return dict.fromkeys(inner, chunks)
+    return {**whole, **dict.fromkeys(outer, chunks)}
+
+
+def _shared_axis_chunks(
+    refs: BoundVariable,
+    inner: DimNames,
+    result_shape: Shape,
+    nbytes: int,
+) -> Coords:
+    """Cut a large result at chunk borders along an axis that all regions select alike.
+
+    An example is boxes in an image over all frames of a movie. Each block along the
+    references would decode all chunks along the axis of frames.
+    """
+    limit, bound = auto_chunk_nbytes(), refs.bound
+    if bound.n_targets != 1 or not refs.dims or bound.null.any():
+        return {}
+    (target,) = bound.targets
+    chunks = target.layout.chunks
+    if chunks is None or len(chunks) != len(result_shape):
+        return {}
+    start, stop = target.regions.bounds()
+    whole = (stop - start == np.array(result_shape)).all(axis=0)
+    shared = (start == start[:1]).all(axis=0) & whole
+    for axis in np.flatnonzero(shared).tolist():
+        first, extent = int(start[0, axis]), result_shape[axis]
+        chunk_nbytes = nbytes // max(extent, 1) * chunks[axis]  # one chunk along the axis
+        step = max(limit // chunk_nbytes, 1) * chunks[axis]
+        if step >= extent:
+            continue
+        borders = np.arange(first // step * step + step, first + extent, step) - first
+        sizes = np.diff(np.concatenate([[0], borders, [extent]])).tolist()
+        # References are cut too if one chunk along the axis is still too large.
+        outer = "auto" if chunk_nbytes > limit else -1
+        return {**dict.fromkeys(refs.dims, outer), inner[axis]: tuple(sizes)}
+    return {}
+
+
+def _sample_chunks(
+    chunks: Any,
+    row_size: IntArray,
+    dims: DimNames,
+    itemsize: int,
+    sample: Hashable,
+) -> Any:
+    """Return Dask chunks of samples: between rows, or as the user chose for the samples.
+
+    An int is a number of references; "auto" fills the chunk size of Dask.
+    """
+    ends = np.cumsum(row_size)
+    n = int(ends[-1]) if len(ends) else 0
+    if isinstance(chunks, dict):
+        if sample in chunks and chunks[sample] != "auto":
+            return chunks[sample]
+        chunks = next((chunks[d] for d in dims if d in chunks), "auto")
+    if isinstance(chunks, int):
+        if chunks == -1:
+            return (n,)
+        cuts = ends[chunks - 1 :: chunks]
+    else:
+        limit = max(auto_chunk_nbytes() // max(itemsize, 1), 1)
+        if n <= limit:
+            return (n,)
+        # The last row that ends within each multiple of the limit.
+        rows = np.searchsorted(ends, np.arange(limit, n, limit), side="right") - 1
+        cuts = ends[np.unique(np.clip(rows, 0, None))]
+    sizes = np.diff(np.unique(np.concatenate([[0], cuts, [n]])))
+    return tuple(int(s) for s in sizes) or (0,)

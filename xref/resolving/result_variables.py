@@ -1,10 +1,15 @@
-"""Vars."""
+"""Lazy variables of results: their type, decoding, encoding and dimension names.
+
+In: a `BoundVariable`. Out: an `xarray.Variable` over a lazy array of
+`xref.resolving.lazy_results`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -13,18 +18,23 @@ from xref import engine
 from xref.arrays import is_same_value
 from xref.hdf5 import item_dtype
 from xref.resolving.binding import BoundVariable
-from xref.resolving.padding import fill_values
-from xref.resolving.ragged_results import RaggedArray
-from xref.resolving.stacked_results import StackArray
+from xref.resolving.bound_references import Shape
+from xref.resolving.lazy_results import RaggedArray, StackArray
+from xref.resolving.padding import choose_missing_value
+
+POINT_DIM = "point"
+
+DimNames: TypeAlias = tuple[Hashable, ...]
+Coords: TypeAlias = dict[Hashable, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How the values of all targets become those of one variable.
+class CommonDecoding:
+    """How the values of all targets become the values of one variable.
 
     - Without ``decode`` and ``decoders`` they are the stored values.
     - With ``decode`` they are read as stored, and then decoded all together.
-    - With ``decoders`` those of each target are decoded by itself, as they are read.
+    - With ``decoders`` the values of each target are decoded as they are read.
     """
 
     dtype: np.dtype[Any]  # of elements in the flat array that values are read into
@@ -33,7 +43,7 @@ class Form:
 
     @property
     def is_lazily_decoded(self) -> bool:
-        """Whether xarray can decode the variable: the type of dates depends on values."""
+        """Whether xarray can decode the variable lazily: the type of dates needs values."""
         return self.decode is not None and not self.decode.is_of_times
 
     @property
@@ -42,104 +52,96 @@ class Form:
         return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
 
 
-def choose_form(resolved: BoundVariable, dtype: Any) -> Form:
-    """Choose the type that holds the values of all targets, and how they are decoded.
+def choose_common_decoding(refs: BoundVariable, dtype: Any) -> CommonDecoding:
+    """Choose a type that holds the values of all targets, and how they are decoded.
 
-    Parameters
-    ----------
-    resolved : Resolved
-    dtype : dtype-like or None
-        The user's choice.
+    ``dtype`` is the choice of the user, or None.
 
     Raises
     ------
     ValueError
-        If no one type holds the values of all targets exactly, or if the user's has no size.
+        If no one type holds the values of all targets exactly, or if ``dtype`` has no size.
     """
-    decoders = resolved.decoders
+    decoders = refs.decoders
     if dtype is not None:
-        wanted = np.dtype(dtype)
-        if wanted.itemsize == 0:
+        chosen = np.dtype(dtype)
+        if chosen.itemsize == 0:
             raise ValueError(f"dtype={dtype!r} has no length; name it ('U20'), or use object")
         item_shapes = {kind.item_shape for kind in decoders.kinds}
         if len(item_shapes) > 1:
-            engine.common_dtype(decoders.kinds, resolved.what)  # raises
+            engine.common_dtype(decoders.kinds, refs.label)  # raises
         item_shape = item_shapes.pop() if item_shapes else ()
-        return Form(engine.with_items(wanted, item_shape), decoders=decoders)
-    found = engine.common_dtype(decoders.kinds, resolved.what)
+        return CommonDecoding(engine.with_items(chosen, item_shape), decoders=decoders)
+    common = engine.common_dtype(decoders.kinds, refs.label)
     single = decoders.single
     if single is not None and single.raw_dtype.kind in "biufc":
-        as_stored = single.is_plain and single.raw_dtype == found
-        return Form(single.raw_dtype, decode=None if as_stored else single)
-    return Form(found, decoders=None if decoders.are_plain else decoders)
+        as_stored = single.is_plain and single.raw_dtype == common
+        return CommonDecoding(single.raw_dtype, decode=None if as_stored else single)
+    return CommonDecoding(common, decoders=None if decoders.are_plain else decoders)
 
 
-def _stack(
-    resolved: BoundVariable,
-    cell: tuple[int, ...],
-    dims: tuple[Hashable, ...],
+def stack_variable(
+    refs: BoundVariable,
+    result_shape: Shape,
+    dims: DimNames,
     *,
     fills: bool,
     fill_value: Any = None,
     dtype: Any = None,
     padded: bool = False,
 ) -> tuple[xr.Variable, StackArray, engine.Decoding | None]:
-    """Return results in cells of one shape as a lazy variable.
+    """Return results of one shape as a lazy variable, and the array that the variable reads.
 
-    Returns
-    -------
-    variable : xarray.Variable
-    data : StackArray
-        What it reads.
-    decode : Decoding or None
-        What xarray does to these values.
+    The third result is the decoding that xarray applies to the values of the array, if any.
     """
-    form = choose_form(resolved, dtype)
-    fill = fill_values(resolved, form, fill_value, dtype) if fills else None
-    lazily = form.is_lazily_decoded and fill is None
+    common = choose_common_decoding(refs, dtype)
+    fill = None
+    if fills:
+        fill = choose_missing_value(refs.decoders, common.values_dtype, fill_value, dtype)
+    lazily = common.is_lazily_decoded and fill is None
     data = StackArray(
-        resolved.references,
-        cell,
-        form.dtype,
-        decode=None if lazily else form.decode,
-        decoders=form.decoders,
+        refs.references,
+        result_shape,
+        common.dtype,
+        decode=None if lazily else common.decode,
+        decoders=common.decoders,
         fill=fill,
         padded=padded,
-        bound=None if fills else resolved.bound,
+        bound=None if fills else refs.bound,
     )
-    all_dims = dims + _item_dims(form.dtype, dims)
-    decode = form.decode if lazily else None
-    return _variable_of(resolved, decode, all_dims, data, fills), data, decode
+    all_dims = dims + item_dims(common.dtype, dims)
+    decode = common.decode if lazily else None
+    return lazy_variable(refs, decode, all_dims, data, fills), data, decode
 
 
-def _variable_of(
-    resolved: BoundVariable,
+def lazy_variable(
+    refs: BoundVariable,
     decode: engine.Decoding | None,
-    dims: tuple[Hashable, ...],
+    dims: DimNames,
     data: StackArray | RaggedArray,
     fills: bool = False,
 ) -> xr.Variable:
-    """Return the variable of a lazy array, with what all targets' decoded attributes say.
+    """Return the variable of a lazy array, with the attributes that all targets share.
 
-    ``decode`` is what xarray does to the values of the array, lazily.
+    xarray applies ``decode`` to the values of the array lazily.
     """
-    attributes = dict(resolved.attributes)
+    attributes = dict(refs.attributes)
     if decode is None:
-        encoding = _common_encoding(resolved.decoders, data.dtype, fills)
+        encoding = _common_encoding(refs.decoders, data.dtype, fills)
         return xr.Variable(dims, engine.lazily_indexed(data), attributes, encoding)
-    attributes |= decode.attributes  # for xarray to use them up
+    attributes |= decode.attributes  # xarray removes them again as it decodes
     variable = xr.Variable(dims, engine.lazily_indexed(data), attributes)
     decoded = engine.decode_variable(variable, decode.options)
-    decoded.attrs = {k: v for k, v in decoded.attrs.items() if k in resolved.attributes}
+    decoded.attrs = {k: v for k, v in decoded.attrs.items() if k in refs.attributes}
     return decoded
 
 
 def _common_encoding(
     decoders: engine.Decoders, dtype: np.dtype[Any], fills: bool
 ) -> dict[str, Any]:
-    """Return what all targets' encodings agree on, if values can still be stored so.
+    """Return the encoding that all targets share, if the values can be stored with it.
 
-    Integers without a fill value have no place for NaN and NaT.
+    Integers without a fill value cannot store NaN and NaT.
     """
     if not decoders.kinds:
         return {}
@@ -162,15 +164,37 @@ def _common_encoding(
     return common
 
 
-def _item_dims(dtype: np.dtype[Any], taken: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
-    """Name the axes that an HDF5 array type adds behind those of the dataset."""
+def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
+    """Name the axes of results: the names that all targets use, else free phony names."""
+    names: list[str | None] = [None] * ndim
+    if refs.targets and all(len(t.dims) == ndim for t in refs.targets):
+        by_axis = zip(*(t.dims for t in refs.targets), strict=True)
+        names = [dims[0] if len(set(dims)) == 1 else None for dims in by_axis]
+    elif ndim == 1:
+        names = [POINT_DIM]
+    taken: set[Hashable] = set(refs.dims) | {name for name in names if name}
+    dims: list[Hashable] = []
+    for name in names:
+        dim: Hashable = name
+        if name is None:
+            dim = next(d for k in count() if (d := f"phony_dim_{k}") not in taken)
+        elif name in refs.dims or name in dims:
+            dim = free_name(name, taken)
+        taken.add(dim)
+        dims.append(dim)
+    return tuple(dims)
+
+
+def item_dims(dtype: np.dtype[Any], taken: DimNames) -> DimNames:
+    """Name the axes that an HDF5 array type adds behind the axes of the dataset."""
     names: list[Hashable] = []
     for _ in item_dtype(dtype)[1]:
-        names.append(_free_name("item", (*taken, *names)))
+        names.append(free_name("item", (*taken, *names)))
     return tuple(names)
 
 
-def _free_name(name: Hashable, taken: Sequence[Hashable]) -> Hashable:
+def free_name(name: Hashable, taken: Collection[Hashable]) -> Hashable:
+    """Return a name that is not taken: ``name``, else the first of name_1, name_2, ..."""
     k, candidate = 1, name
     while candidate in taken:
         candidate = f"{name}_{k}"

@@ -1,7 +1,7 @@
-"""The attributes of what references point at, as columns.
+"""The attributes of the targets of references, as columns.
 
-In: a `ReferenceArray`. Out: a Dataset with a variable for each attribute. No target data
-are read.
+In: a `ReferenceArray`. Out: a Dataset with a variable for each attribute. The values of the
+targets are not read.
 """
 
 from __future__ import annotations
@@ -34,26 +34,29 @@ def target_attributes(
             if name not in values:
                 values[name] = np.full(len(columns), None, dtype=object)
             one = np.empty((), dtype=object)
-            one[()] = value  # an attribute that is an array is one value
+            one[()] = value  # an array attribute is one value
             values[name][rows] = one
     shape = references.shape
-    # The fast path keeps None: xarray would make NaN of it among text.
+    # ``fastpath`` keeps None, which xarray would replace by NaN among text.
     variables = {
         name: xr.Variable(tuple(dims), _as_numbers(column).reshape(shape), fastpath=True)
         for name, column in values.items()
     }
-    taken = set(variables)
-    own = {k: v for k, v in coords.items() if set(v.dims) <= set(dims) and k not in taken}
-    return xr.Dataset(variables, own)
+    kept = {
+        name: coord
+        for name, coord in coords.items()
+        if set(coord.dims) <= set(dims) and name not in variables
+    }
+    return xr.Dataset(variables, kept)
 
 
 def _as_numbers(column: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
-    """Return a column of numbers of one type as such; any other one as it is."""
+    """Return a column of numbers of one type with that type; other columns unchanged."""
     types = {getattr(value, "dtype", type(value)) for value in column.tolist()}
     if len(types) != 1:
         return column
-    (found,) = types
-    is_number = isinstance(found, np.dtype) and found.kind in "biufc"
+    (dtype,) = types
+    is_number = isinstance(dtype, np.dtype) and dtype.kind in "biufc"
     if is_number and all(np.ndim(value) == 0 for value in column.tolist()):
-        return column.astype(found)
+        return column.astype(dtype)
     return column

@@ -1,7 +1,6 @@
-"""What a reference points at, as xarray needs to know it.
+"""Targets of references: the names, dimensions, attributes and coordinates of datasets.
 
-In: the address of a dataset. Out: a `TargetMetadata`: its name, dimensions, attributes and
-coordinates; or the path of a group.
+In: the address of a dataset or a group. Out: a `TargetMetadata`, or the path of the group.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
@@ -17,21 +16,24 @@ from xref.errors import UnsupportedError, XrefError
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
+Dims: TypeAlias = tuple[str | None, ...]
+Coordinates: TypeAlias = dict[str, tuple[int, Dims]]
+
 
 @dataclass(frozen=True, slots=True)
 class TargetMetadata:
-    """A dataset by address, with what xarray needs to know of it.
+    """A dataset by address, with the metadata of an xarray variable.
 
-    ``dims`` has None for an axis without a dimension scale. ``coords`` are the
-    coordinates that the dataset names: its scales that hold values, and those in
-    its ``coordinates`` attribute.
+    ``dims`` has None for an axis without a dimension scale. ``coords`` has the address and
+    the dimensions of each coordinate: of the dimension scales that hold values, and of the
+    datasets in the attribute ``coordinates``.
     """
 
     location: FileLocation
     address: int
-    dims: tuple[str | None, ...]
+    dims: Dims
     attributes: dict[str, Any]
-    coords: dict[str, tuple[int, tuple[str | None, ...]]]
+    coords: Coordinates
 
     def describe(self) -> str:
         """Name the dataset in a message."""
@@ -39,10 +41,9 @@ class TargetMetadata:
 
     @property
     def name(self) -> str | None:
-        """The last part of its canonical path; None where it has no name.
+        """The last part of the canonical path of the dataset; None if no link leads to it.
 
-        It is looked up when it is asked for: the first time, the links of the file are
-        walked (`xref.objects.paths`).
+        The first use of a name walks the links of the file (`xref.objects.paths`).
         """
         return _name(self.location, self.address)
 
@@ -53,14 +54,11 @@ def _name(location: FileLocation, address: int) -> str | None:
 
 
 def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
-    """Return the name of each target, as `TargetMetadata.name` does.
-
-    The links of each file are walked once, and each name is looked up in few steps.
-    """
-    found: dict[FileLocation, dict[int, str]] = {}
+    """Return `TargetMetadata.name` of each target; the links of each file are walked once."""
+    by_file: dict[FileLocation, dict[int, str]] = {}
     for target in targets:
-        found.setdefault(target.location, {})[target.address] = ""
-    paths = {location: objects.object_paths(location, of) for location, of in found.items()}
+        by_file.setdefault(target.location, {})[target.address] = ""
+    paths = {file: objects.object_paths(file, found) for file, found in by_file.items()}
     names = (paths[target.location].get(target.address) for target in targets)
     return [posixpath.basename(path) if path is not None else None for path in names]
 
@@ -68,27 +66,27 @@ def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
 def open_target(
     location: FileLocation, address: int, facts: objects.DatasetMetadata, options: DecodeOptions
 ) -> TargetMetadata:
-    """Look at one dataset: its name, dimensions, attributes and coordinates."""
-    where = f"{location.filename}: dataset at {address:#x}"
+    """Read the dimensions, attributes and coordinates of one dataset."""
+    file_label = f"{location.filename}: dataset at {address:#x}"
     dims, scales = _target_dimensions(location, address, facts)
-    attributes = plain_attributes(facts.attributes, facts.problems, location, where, options)
-    coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
-    for dim, scale in scales.items():
-        if scale != address:
-            coords[dim] = (scale, (dim,))
+    attributes = plain_attributes(
+        facts.attributes, facts.problems, location, file_label, options
+    )
+    coords: Coordinates = {
+        dim: (scale, (dim,)) for dim, scale in scales.items() if scale != address
+    }
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
         path = objects.object_path(location, address)
         if path is not None:
-            coords |= _named_coordinates(
-                location, path, attributes["coordinates"].split(), dims
-            )
+            names = attributes["coordinates"].split()
+            coords |= _named_coordinates(location, path, names, dims)
     return TargetMetadata(location, address, dims, attributes, coords)
 
 
 def _target_dimensions(
     location: FileLocation, address: int, facts: objects.DatasetMetadata
-) -> tuple[tuple[str | None, ...], dict[str, int]]:
-    """Return the axis names of a dataset, and the scales among them that hold values."""
+) -> tuple[Dims, dict[str, int]]:
+    """Return the axis names of a dataset, and its dimension scales that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
         is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
@@ -102,7 +100,8 @@ def _target_dimensions(
         try:
             scale_label = label(objects.dataset_facts(location, scale).attributes, "NAME")
         except XrefError as error:
-            # The axis keeps its name, as in a group that is opened; values it has none.
+            # The axis keeps the name of the scale but gets no coordinate, as in a group
+            # that is opened.
             where = f"{location.filename}: {objects.object_label(location, scale)}"
             warn_unreadable(f"{where}: scale of axis {axis}", error)
             scale_label = NO_VARIABLE
@@ -116,10 +115,10 @@ def _target_dimensions(
 
 
 def _named_coordinates(
-    location: FileLocation, path: str, names: list[str], dims: tuple[str | None, ...]
-) -> dict[str, tuple[int, tuple[str | None, ...]]]:
-    """Find the datasets of a ``coordinates`` attribute beside their variable."""
-    found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    location: FileLocation, path: str, names: list[str], dims: Dims
+) -> Coordinates:
+    """Find the datasets of a ``coordinates`` attribute in the group of their variable."""
+    coords: Coordinates = {}
     members = objects.members_by_name(location, posixpath.dirname(path))
     for name in names:
         if name not in members or name in dims:
@@ -132,8 +131,8 @@ def _named_coordinates(
             continue
         axes, _ = _target_dimensions(location, address, facts)
         if all(axis in dims and axis is not None for axis in axes):
-            found[name] = (address, axes)
-    return found
+            coords[name] = (address, axes)
+    return coords
 
 
 def group_path(location: FileLocation, address: int) -> str:
@@ -142,7 +141,7 @@ def group_path(location: FileLocation, address: int) -> str:
     Raises
     ------
     UnsupportedError
-        If no link leads to it.
+        If no link leads to the group.
     """
     path = objects.object_path(location, address)
     if path is None:
