@@ -24,8 +24,9 @@ from common import describe_machine, median, print_table
 from xref.hdf5 import checksums
 from xref.hdf5.bulk_headers import checksums as sum_in_numpy
 from xref.hdf5.chunk_index import nodes
+from xref.objects import StoredObject
 from xref.objects import datasets as h5data
-from xref.objects.datasets import chunk_index, dataset_layout
+from xref.objects.datasets import chunk_index, dataset_facts
 from xref.objects.objects import open_dataset
 from xref.storage.open_files import close_files, locate_file
 
@@ -56,8 +57,8 @@ def time_index(path, address, listed=False):
     """Return seconds for the chunks of the dataset, and how many there are."""
     close_files()
     location = locate_file(path)
-    dataset = open_dataset(location, address)
-    dataset_layout(location, address)
+    dataset = open_dataset(StoredObject(location, address))
+    dataset_facts(StoredObject(location, address))
     ours = h5data._read_index
     if listed:
         h5data._read_index = lambda *_: None

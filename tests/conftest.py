@@ -26,8 +26,8 @@ from hypothesis import settings
 from rois import write_rois
 from server import RangeServer, serve
 
+from xref.objects import StoredObject
 from xref.objects import objects as h5objects
-from xref.storage.location import FileLocation
 from xref.storage.open_files import close_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -212,9 +212,9 @@ def opened_objects(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     opened: list[int] = []
     original = h5objects.open_object
 
-    def record(location: FileLocation, address: int) -> Any:
-        opened.append(address)
-        return original(location, address)
+    def record(stored: StoredObject) -> Any:
+        opened.append(stored.address)
+        return original(stored)
 
     monkeypatch.setattr(h5objects, "open_object", record)
     return opened

@@ -22,7 +22,7 @@ import xref.resolving.bound_references
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.hdf5.bulk_datasets import OTHER_INDEX, DatasetTable
-from xref.objects.datasets import dataset_facts, dataset_layout
+from xref.objects import StoredObject
 from xref.objects.parsing import dataset_table
 from xref.storage.open_files import close_files, locate_file
 from xref.storage.read_counts import count_reads
@@ -171,8 +171,8 @@ def check_table(path: Path) -> DatasetTable:
     location, address = locate_file(path), addresses_of(path)
     table = dataset_table(location, address)
     for i in np.flatnonzero(table.known).tolist():
-        layout = dataset_layout(location, int(address[i]))
-        first = dataset_facts(location, int(address[table.kind[i]]))
+        layout = StoredObject(location, int(address[i])).layout
+        first = StoredObject(location, int(address[table.kind[i]])).metadata
         assert tuple(table.shape[i, : table.ndim[i]].tolist()) == layout.shape
         assert (table.shape[i, table.ndim[i] :] == 1).all()
         if layout.chunks is None:
@@ -189,7 +189,7 @@ def check_table(path: Path) -> DatasetTable:
         assert layout.dtype.metadata == first.layout.dtype.metadata
         assert layout.stored_itemsize == first.layout.stored_itemsize
         assert np.array_equal(layout.fill_value, first.layout.fill_value)
-        attributes = dataset_facts(location, int(address[i])).attributes
+        attributes = StoredObject(location, int(address[i])).metadata.attributes
         if table.attributes[i] == OWN_ATTRIBUTES:
             assert attributes
             continue
@@ -197,7 +197,7 @@ def check_table(path: Path) -> DatasetTable:
         for axis, name in enumerate(table.names.get(int(table.attributes[i]), ())):
             row = int(table.values[i, axis])
             if row != OTHER_VALUE and name:
-                same = dataset_facts(location, int(address[row])).attributes
+                same = StoredObject(location, int(address[row])).metadata.attributes
                 assert str(attributes[name]) == str(same[name])
     return table
 

@@ -194,7 +194,7 @@ def test_groups_are_checked_once_in_an_open_file(
     location = locate_file(tmp_path / "f.h5")
     groups = [open_group(location, f"a/b/{i}") for i in range(20)]
     assert len(checked) == len(set(checked)) == 23
-    assert len({group.address for group in groups}) == 20
+    assert len({group.stored.address for group in groups}) == 20
 
 
 # --- versions and other kinds of file ---------------------------------------------------

@@ -28,12 +28,12 @@ import xref
 from xref.cli.info import inspect_file
 from xref.cli.main import main
 from xref.errors import DanglingReferenceError, FileChangedError, UnsupportedError
+from xref.objects import StoredObject
 from xref.objects import paths as names
 from xref.objects.attributes import read_attribute
 from xref.objects.datasets import dataset_facts
-from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_group, open_object, root_address
-from xref.objects.paths import item_label, near_path, object_path, object_paths
+from xref.objects.paths import near_path, object_path, object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.resolving.targets import open_target, target_names
 from xref.storage.open_files import close_files, locate_file
@@ -130,8 +130,8 @@ def test_the_path_is_the_same_in_each_order_of_questions(
         random.shuffle(addresses)
         cut = random.randrange(len(addresses) + 1)
         for address in addresses[:cut]:
-            assert (object_path(location, address) or "") == expected[address]
-            assert (near_path(location, address) or "") == expected[address]
+            assert (object_path(StoredObject(location, address)) or "") == expected[address]
+            assert (near_path(StoredObject(location, address)) or "") == expected[address]
         if random.random() < 0.5:
             xr.open_groups(copy, engine="h5ref")
         some = object_paths(location, addresses)
@@ -180,7 +180,7 @@ def test_long_chains_of_groups_take_no_memory_for_their_paths(tmp_path: Path) ->
             group = group.create_group("n" * 1000)
         last = address_of(group)
     location = locate_file(path)
-    assert object_path(location, last) == "/" + "/".join(["n" * 1000] * 60)
+    assert object_path(StoredObject(location, last)) == "/" + "/".join(["n" * 1000] * 60)
     walk = names._walk_of(location)
     assert sum(len(name) for _, name in walk.links.values()) == 60_000
 
@@ -200,7 +200,7 @@ def test_damaged_groups_leave_the_names_of_others(tmp_path: Path) -> None:
         copy = tmp_path / f"{order[0]}.h5"
         shutil.copyfile(path, copy)
         location = locate_file(copy)
-        found = {address: object_path(location, address) for address in order}
+        found = {address: object_path(StoredObject(location, address)) for address in order}
         assert found == {bad: None, good: "/good/deep/data"}
 
 
@@ -223,13 +223,13 @@ def test_groups_that_share_their_links_do_not_keep_a_walk_busy(
     path.write_bytes(data)
     read: list[int] = []
     monkeypatch.setattr(names, "MAX_SHARING", 1)  # less takes a smaller file
-    original = names.read_hard_links
+    original = names.hdf5.read_hard_links
 
     def read_links(source: Any, messages: Any, address: int) -> Any:
         read.append(address)
         return original(source, messages, address)
 
-    monkeypatch.setattr(names, "read_hard_links", read_links)
+    monkeypatch.setattr(names.hdf5, "read_hard_links", read_links)
     location = locate_file(path)
     assert len(object_paths(location)) == 401
     most = names.MAX_SHARING * len(data) // names.LINK_NBYTES
@@ -253,9 +253,9 @@ def test_an_answer_reads_no_more_groups_than_it_needs(
             file[f"g{i}/inner/data"] = i
         near, far = address_of(file["g3"]), address_of(file["g4/inner"])
     location = locate_file(path)
-    assert object_path(location, near) == "/g3"
+    assert object_path(StoredObject(location, near)) == "/g3"
     assert len(listed) == 1
-    assert object_path(location, far) == "/g4/inner"
+    assert object_path(StoredObject(location, far)) == "/g4/inner"
     assert len(listed) == 1 + 5
     assert len(object_paths(location)) == 28
     assert len(listed) == len(set(listed)) == 19
@@ -269,7 +269,9 @@ def test_threads_that_ask_together_get_the_same_names(tmp_path: Path) -> None:
         expected = canonical_paths(file)
     location = locate_file(path)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda a: object_path(location, a), [*expected, 1, 2] * 3))
+        answers = list(
+            pool.map(lambda a: object_path(StoredObject(location, a)), [*expected, 1, 2] * 3)
+        )
     assert answers == [*expected.values(), None, None] * 3
 
 
@@ -281,10 +283,10 @@ def test_a_file_of_another_version_has_its_own_names(tmp_path: Path) -> None:
             address = address_of(file[name])
         os.replace(tmp_path / "new.h5", path)
         location = locate_file(path)
-        assert object_path(location, address) == f"/{name}"
+        assert object_path(StoredObject(location, address)) == f"/{name}"
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(FileChangedError):
-        object_path(locate_file_before(location), address)
+        object_path(StoredObject(locate_file_before(location), address))
 
 
 def locate_file_before(location: Any) -> Any:
@@ -562,7 +564,9 @@ def test_many_targets_resolve_without_their_names(
     with xr.open_dataset(path, engine="h5ref", group="refs") as ds:
         facts = [(r.location, r.address) for r in ds["r"].values]
         targets = [
-            open_target(where, at, dataset_facts(where, at), DEFAULT_OPTIONS)
+            open_target(
+                StoredObject(where, at), dataset_facts(StoredObject(where, at)), DEFAULT_OPTIONS
+            )
             for where, at in facts
         ]
         assert target_names(targets) == [t.name for t in targets] == ["v"] * 20
@@ -582,10 +586,12 @@ def test_messages_name_a_dataset_alike_however_it_was_opened(
         xr.open_dataset(path, engine="h5ref", group={"deep": "a/deep"}.get(before, before))
     location = locate_file(path)
     opened = open_group(location, before if before in ("a", "also") else "/")
-    assert item_label(open_object(location, address)) == f"{path}: /zz"
-    assert str(DatasetLabel(location, address)) == f"{path}: /zz"
+    assert str(open_object(StoredObject(location, address))._xref_stored) == f"{path}: /zz"
+    assert str(StoredObject(location, address)) == f"{path}: /zz"
     with pytest.raises(DanglingReferenceError, match="attribute 'no' of /zz: there is none"):
-        read_attribute(open_object(location, address), "no", location, address)
+        read_attribute(
+            open_object(StoredObject(location, address)), "no", StoredObject(location, address)
+        )
     del opened
 
 
@@ -718,4 +724,4 @@ def test_the_root_of_a_file_is_named(tmp_path: Path) -> None:
         file["loop"] = file["/"]
     location = locate_file(path)
     assert object_paths(location) == {root_address(location): "/"}
-    assert object_path(location, root_address(location)) == "/"
+    assert object_path(StoredObject(location, root_address(location))) == "/"

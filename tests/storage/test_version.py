@@ -25,6 +25,7 @@ from strategies import write_references
 
 import xref
 from xref.errors import FileChangedError, FileReadError
+from xref.objects import StoredObject
 from xref.objects.objects import open_dataset
 from xref.reading import execute as readers
 from xref.storage import sources
@@ -441,7 +442,7 @@ def test_a_file_is_opened_anew_though_an_error_holds_the_old_one(
     assert (ds["d"][:300] == 1).all()
     location = locate_file(path)
     address = int(h5py.h5o.get_info(open_file(location)["d"].id).addr)
-    held = open_dataset(location, address)  # as frames of an error hold it
+    held = open_dataset(StoredObject(location, address))  # as frames of an error hold it
     close_files()
     overwrite(path, other.read_bytes())
     with pytest.raises(FileChangedError):

@@ -47,6 +47,8 @@ DEFERRED_UPWARD = {
     ("references/reference", "resolving"): "``reference.resolve()`` is public",
 }
 DEFERRED_CIRCLES = {
+    ("objects/stored_object", "objects/datasets"): "``stored.metadata``, ``stored.layout``",
+    ("objects/stored_object", "objects/paths"): "``stored.path``, ``stored.label``",
     ("references/array", "references/array_functions"): "NumPy's functions for the array",
 }
 

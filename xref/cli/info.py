@@ -29,11 +29,11 @@ from xref.objects import (
     Object,
     RawAttributeReferences,
     RawAttributeValue,
+    StoredObject,
     cache_h5py_references,
     is_hard_link,
     iterate_members,
     kind_of,
-    object_path,
     object_paths,
     open_group,
     open_object,
@@ -140,7 +140,7 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
     known: Known = {}
     found: list[Found] = []
     top = open_group(location, path)
-    known[top.address] = "group", None
+    known[top.stored.address] = "group", None
     stack = [path]
     while stack:
         where = stack.pop()
@@ -150,7 +150,7 @@ def _inspect_tree(report: FileReport, location: FileLocation, path: str) -> None
             report.problems.append(_problem(where, error, location))
             continue
         report.groups += 1
-        found += _attribute_holders(report, group.location, where, group.item, group.address)
+        found += _attribute_holders(report, group.stored, where, group.item)
         below: list[str] = []
         for name, member in iterate_members(group):
             full = posixpath.join(where, name)
@@ -181,42 +181,42 @@ def _inspect_member(
     known: Known,
     below: list[str],
 ) -> list[Found]:
-    item, address = member.item, member.address
-    if member.location != location:
-        report.notes.append(f"{where}: in another file, {member.location.filename}")
+    item, stored, address = member.item, member.stored, member.stored.address
+    if stored.location != location:
+        report.notes.append(f"{where}: in another file, {stored.filename}")
         return []
     if address in known:
         return []
-    where = _name_within(report.group, location, address) or where
+    where = _name_within(report.group, stored) or where
     if kind_of(item) == "group":
         known[address] = "group", None
         below.append(where)
         return []
     known[address] = kind_of(item), _extent(item)
-    found = _attribute_holders(report, location, where, item, address)
+    found = _attribute_holders(report, stored, where, item)
     if kind_of(item) == "datatype":
         return found
     report.datasets += 1
-    layout = read_layout(item, location, address)
+    layout = read_layout(item, stored)
     if layout.reference_kind:
         dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
         options = DecodeOptions()
-        variable = build_variable(location, address, layout, dims, {}, options, path=where)
+        variable = build_variable(stored, layout, dims, {}, options, path=where)
         found.insert(0, (where, None, variable.data))
     elif layout.elements is not None:
-        found = [*_element_holders(location, where, address, layout), *found]
+        found = [*_element_holders(stored, where, layout), *found]
     return found
 
 
-def _name_within(group: str, location: FileLocation, address: int) -> str | None:
+def _name_within(group: str, stored: StoredObject) -> str | None:
     """Return the canonical path of an object, if it lies in a group or below."""
-    path = object_path(location, address)
+    path = stored.path
     inside = path is not None and path.startswith(group.rstrip("/") + "/")
     return path if inside else None
 
 
 def _element_holders(
-    location: FileLocation, where: str, address: int, layout: DatasetLayout
+    dataset: StoredObject, where: str, layout: DatasetLayout
 ) -> Iterator[Found]:
     """Yield the references within the elements of a dataset, by member."""
     known = set()
@@ -224,7 +224,7 @@ def _element_holders(
         known.add(member.path)
         slices = tuple((0, n, 1) for n in layout.shape)
         stored = StoredReferences(
-            location, address, where, member.kind, slices, member.path, member.offset
+            dataset, where, member.kind, slices, member.path, member.offset
         )
         array = ReferenceArray(layout.shape, kind=member.kind, stored=stored)
         yield f"{where}[{member.path!r}]", None, array
@@ -233,7 +233,7 @@ def _element_holders(
     # Those in arrays and sequences are found by reading the elements.
     start = (0,) * len(layout.shape)
     within: dict[str, list[Reference]] = {}
-    for part in read_box_of_stored(location, address, start, layout.shape):
+    for part in read_box_of_stored(dataset, start, layout.shape):
         values = decode_values(part.location, part.elements, part.raw, part.describe)
         for path, references in collect_references(values).items():
             if path not in known:
@@ -257,9 +257,10 @@ def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
 
 
 def _attribute_holders(
-    report: FileReport, location: FileLocation, where: str, item: Any, address: int
+    report: FileReport, stored: StoredObject, where: str, item: Any
 ) -> list[Found]:
-    values, problems = read_attributes(item, location, address)
+    location = stored.location
+    values, problems = read_attributes(item, stored)
     report.dimension_scale_attributes += sum(
         name in SCALE_ATTRIBUTES for name in (*values, *problems)
     )
@@ -309,7 +310,7 @@ def _describe(
 ) -> HolderReport:
     columns = references.columns
     groups, null = split_targets(columns)
-    own = [address for file, address, _ in groups if file == location]
+    own = [target.address for target, _ in groups if target.location == location]
     _look_up(location, own, known)
     paths = object_paths(location, own)
     regions: dict[str, Any] = {}
@@ -320,16 +321,16 @@ def _describe(
         names, numbers = np.unique(regions["selection"][~null], return_counts=True)
         selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
     targets = []
-    for file, address, rows in groups:
-        if file == location:
-            where, (kind, shape) = paths.get(address), known[address]
+    for target, rows in groups:
+        if target.location == location:
+            where, (kind, shape) = paths.get(target.address), known[target.address]
         else:
-            where, (kind, shape) = file.filename, _look_at(file, address)
+            where, (kind, shape) = target.filename, _look_at(target)
         start, stop, outside = _box(regions, np.arange(len(columns))[rows], shape)
         targets.append(
             TargetReport(
                 path=where,
-                address=address,
+                address=target.address,
                 kind=kind,
                 count=len(null) if isinstance(rows, slice) else len(rows),
                 shape=shape,
@@ -356,13 +357,13 @@ def _look_up(location: FileLocation, addresses: list[int], known: Known) -> None
     missing = [address for address in addresses if address not in known]
     cache_h5py_references(missing)
     for address in missing:
-        known[address] = _look_at(location, address)
+        known[address] = _look_at(StoredObject(location, address))
 
 
-def _look_at(location: FileLocation, address: int) -> tuple[str, list[int] | None]:
+def _look_at(stored: StoredObject) -> tuple[str, list[int] | None]:
     """Return the kind of an object, and the extent of a dataset."""
     try:
-        item = open_object(location, address)
+        item = open_object(stored)
     except (DanglingReferenceError, ExternalFileError):
         return "dangling", None
     return kind_of(item), _extent(item)

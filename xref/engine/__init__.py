@@ -43,9 +43,9 @@ if TYPE_CHECKING:
         find_masked,
         find_object,
         find_origin,
+        group_of,
         is_in_place,
         known_origin,
-        location_of,
         source_locations,
     )
     from xref.engine.variables import (

@@ -17,7 +17,13 @@ import numpy.typing as npt
 from xref import references
 from xref.engine.decoding import FILL_ATTRIBUTES
 from xref.errors import UnreadableMemberWarning, XrefError
-from xref.objects import Object, RawAttributeReferences, RawAttributeValue, read_attributes
+from xref.objects import (
+    Object,
+    RawAttributeReferences,
+    RawAttributeValue,
+    StoredObject,
+    read_attributes,
+)
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -43,11 +49,11 @@ def warn_unreadable(where: str, error: Exception) -> None:
 
 
 def attribute_values(
-    item: Object, location: FileLocation, address: int, where: str, options: DecodeOptions
+    item: Object, stored: StoredObject, where: str, options: DecodeOptions
 ) -> dict[str, Any]:
     """Return an object's attributes as plain, picklable values; warn of others."""
-    values, problems = read_attributes(item, location, address)
-    return plain_attributes(values, problems, location, where, options)
+    values, problems = read_attributes(item, stored)
+    return plain_attributes(values, problems, stored.location, where, options)
 
 
 def plain_attributes(

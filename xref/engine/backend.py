@@ -15,7 +15,7 @@ from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimensions import PHONY_DIMS, PhonyNames
 from xref.engine.variables import count_phony, open_members
-from xref.objects import LinkedObject, group_at, open_group, walk_groups
+from xref.objects import LinkedObject, StoredObject, group_at, open_group, walk_groups
 from xref.references import DecodeOptions, ObjectReference, SourceName
 
 READERS = ("auto", "direct", "h5py")
@@ -166,12 +166,12 @@ decode_timedelta
         found = {}
         with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
-            home, addresses = _list_groups(location, top)
-            for path in _depth_first(addresses, top):
+            groups = _list_groups(location, top)
+            for path in _depth_first(groups, top):
                 # As other engines name them: relative to a group that was asked for.
                 below = path.removeprefix(top.rstrip("/")).lstrip("/")
                 name = (below or ".") if group else f"/{below}"
-                member = group_at(home, addresses[path])
+                home, member = groups[path].location, group_at(groups[path])
                 found[name] = _open_group(home, path, decoding, drop_variables, phony, member)
         return found
 
@@ -221,18 +221,15 @@ def _prepare(
     return storage.locate_source(source, external), path, options
 
 
-def _list_groups(
-    location: storage.FileLocation, top: str
-) -> tuple[storage.FileLocation, dict[str, int]]:
-    """Return the file that the group is in, and all groups from there by path."""
-    home, addresses = location, {}
+def _list_groups(location: storage.FileLocation, top: str) -> dict[str, StoredObject]:
+    """Return a group and all groups below it by path."""
+    groups = {}
     for path, group, links in walk_groups(location, top):
-        home = group.location
         if isinstance(links, Exception):
             warn_unreadable(f"{location.filename}: {path!r}", links)
         else:
-            addresses[path] = group.address
-    return home, addresses
+            groups[path] = group.stored
+    return groups
 
 
 def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
@@ -254,12 +251,12 @@ def _phony_names(location: storage.FileLocation, path: str, mode: str | None) ->
     phony = PhonyNames(mode)
     if mode is None or path == "/":
         return phony
-    home, addresses = _list_groups(location, "/")
-    for before in _depth_first(addresses, "/"):
+    groups = _list_groups(location, "/")
+    for before in _depth_first(groups, "/"):
         if before == path:
             break
         if mode == "sort" or path.startswith(before.rstrip("/") + "/"):
-            count_phony(home, before, group_at(home, addresses[before]), phony)
+            count_phony(groups[before].location, before, group_at(groups[before]), phony)
     return phony
 
 
@@ -280,7 +277,7 @@ def _open_group(
     except BaseException:
         storage.close_file(location)
         raise
-    opened = ObjectReference(storage.without_open_file(home.location), home.address, options)
+    opened = ObjectReference.to(home.stored.without_open_file(), options)
     dataset.encoding["source"] = SourceName.of(opened, location.filename)
     dataset.set_close(functools.partial(storage.close_file, location))
     return dataset

@@ -21,6 +21,7 @@ import xarray as xr
 
 from xref.arrays import IntArray, dtype_token, exact_dtype, text_of
 from xref.hdf5 import element_dtype, item_dtype, items
+from xref.objects import StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -409,9 +410,9 @@ class Decoders:
         found: IntArray = self.which[own][np.searchsorted(self.address[own], address)]
         return found
 
-    def of(self, location: FileLocation, address: int) -> Decoding:
+    def of(self, target: StoredObject) -> Decoding:
         """Return the decoding of one target."""
-        which = self.which_of(location, np.array([address], dtype=np.uint64))
+        which = self.which_of(target.location, np.array([target.address], dtype=np.uint64))
         return self.kinds[int(which[0])]
 
     @cached_property

@@ -29,8 +29,9 @@ from xref.errors import (
     XrefError,
 )
 from xref.hdf5 import DatasetLayout, item_dtype
+from xref.objects import StoredObject, cached_by_object
 from xref.references import DEFAULT_OPTIONS, ObjectReference
-from xref.storage import FileLocation, cached_by_location
+from xref.storage import FileLocation
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 
@@ -46,8 +47,7 @@ class MemberDataset:
 
     name: str
     path: str
-    location: FileLocation
-    address: int
+    stored: StoredObject
     layout: DatasetLayout
     attributes: dict[str, Any]
     problems: dict[str, Exception]
@@ -157,7 +157,7 @@ def name_dimensions(
     found: dict[str, int] = {}
     dims, shapes = [], []
     for member, axes in zip(members, names, strict=True):
-        where = f"{member.location.filename}: {member.path}"
+        where = f"{member.stored.location.filename}: {member.path}"
         axis_names, shape = _name_axes(member, axes, lengths, found, by_size, phony, where)
         dims.append(axis_names)
         shapes.append(shape)
@@ -250,8 +250,8 @@ def _unused(
 
 def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
     """Return the address of the scale of each axis of each member, 0 without one."""
-    for home in dict.fromkeys(m.location for m in members):
-        part = [m for m in members if m.location == home]
+    for home in dict.fromkeys(m.stored.location for m in members):
+        part = [m for m in members if m.stored.location == home]
         found = objects.scale_addresses(
             [(m.attributes, len(m.layout.shape)) for m in part], home
         )
@@ -267,8 +267,8 @@ def _axis_scales(
     _scale_addresses(members)
     scales: dict[int, list[str | None]] = {}
     # Addresses and dimension numbers count within one file.
-    for home in dict.fromkeys(m.location for m in members):
-        part = [m for m in members if m.location == home]
+    for home in dict.fromkeys(m.stored.location for m in members):
+        part = [m for m in members if m.stored.location == home]
         above = posixpath.dirname(path) if home == location and path != "/" else None
         found = _axis_scales_of_file(part, home, above)
         scales |= dict(zip(map(id, part), found, strict=True))
@@ -308,7 +308,7 @@ def _scale_names(
     members: list[MemberDataset], location: FileLocation, above: str | None, wanted: set[int]
 ) -> dict[int, str]:
     """Return the link name of each scale: from this group, else from those above it."""
-    names = {m.address: m.name for m in members}
+    names = {m.stored.address: m.name for m in members}
     missing = wanted - set(names)
     while missing and above is not None:
         found = objects.link_addresses(objects.open_group(location, above))
@@ -334,11 +334,15 @@ def _name_after_dimensions(
     """
     scope = _scope_above(location, path, phony)
     for member, axes in zip(members, names, strict=True):
-        if axes == [None] and member.location == location and member.name in scope:
-            found = (_dimension_length(location, a) for a in scope[member.name])
+        if axes == [None] and member.stored.location == location and member.name in scope:
+            found = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
             length = next((n for n in found if n is not None), None)
             axes[0] = member.name if length == member.shape[0] else None
-    own = {m.name: (m.address,) for m in members if m.is_scale and m.location == location}
+    own = {
+        m.name: (m.stored.address,)
+        for m in members
+        if m.is_scale and m.stored.location == location
+    }
     phony.scopes[path] = scope | own if own else scope
 
 
@@ -359,15 +363,15 @@ def _scope_above(location: FileLocation, path: str, phony: PhonyNames) -> Scope:
     return phony.scopes[above]
 
 
-def _dimension_length(location: FileLocation, address: int) -> int | None:
+def _dimension_length(scale: StoredObject) -> int | None:
     """Return the length of a scale, None where there is none."""
     try:
-        facts = objects.dataset_facts(location, address)
+        facts = scale.metadata
     except (XrefError, OSError):
         return None  # what is no dataset, or cannot be read, names nothing
     if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
         return None
-    return _unlimited_length(location, address) or facts.layout.shape[0]
+    return _unlimited_length(scale) or facts.layout.shape[0]
 
 
 # --- unlimited dimensions ----------------------------------------------------------
@@ -377,31 +381,31 @@ def _unlimited_lengths(
     members: list[MemberDataset], names: list[list[str | None]]
 ) -> dict[str, int]:
     """Return the length of each unlimited dimension that the members lie along."""
-    own = {(m.location, m.address): m for m in members}
+    own = {m.stored: m for m in members}
     lengths: dict[str, int] = {}
     attached: Counter[str] = Counter()
-    scales: dict[str, tuple[FileLocation, int]] = {}
+    scales: dict[str, StoredObject] = {}
     for member, axes in zip(members, names, strict=True):
         if member.is_unlimited:
-            scales[member.name] = member.location, member.address
+            scales[member.name] = member.stored
             lengths[member.name] = max(lengths.get(member.name, 0), member.shape[0])
         for name, address, size in zip(axes, member.scales, member.shape, strict=False):
             if name is None or not address:
                 continue
             attached[name] += 1
             lengths[name] = max(lengths.get(name, 0), size)
-            scales.setdefault(name, (member.location, address))
+            scales.setdefault(name, StoredObject(member.stored.location, address))
     unlimited = {}
-    for name, (location, address) in scales.items():
-        member_scale = own.get((location, address))
+    for name, scale in scales.items():
+        member_scale = own.get(scale)
         if member_scale is None:
-            length = _unlimited_length(location, address)
+            length = _unlimited_length(scale)
         elif not member_scale.is_unlimited:
             continue
         elif _n_references(member_scale.attributes.get("REFERENCE_LIST")) == attached[name]:
             length = lengths[name]  # all that lie along it are here
         else:
-            length = _unlimited_length(location, address)
+            length = _unlimited_length(scale)
         if length is not None:
             unlimited[name] = max(length, lengths[name])
     return unlimited
@@ -413,19 +417,19 @@ def _n_references(listed: Any) -> int:
     return int(listed.size) if isinstance(listed, np.ndarray) else 0
 
 
-@cached_by_location(maxsize=4096)
-def _unlimited_length(location: FileLocation, address: int) -> int | None:
+@cached_by_object(maxsize=4096)
+def _unlimited_length(scale: StoredObject) -> int | None:
     """Return the length of an unlimited scale with all that lies along it, else None."""
     # Not its layout: a scale of a type that cannot be read has a length, too.
-    dataset = objects.open_dataset(location, address)
+    dataset = objects.open_dataset(scale)
     if dataset.shape is None or dataset.maxshape != (None,):
         return None
     length = int(dataset.shape[0])
     if not objects.has_attribute(dataset, "REFERENCE_LIST"):
         return length
-    listed = objects.read_attribute(dataset, "REFERENCE_LIST", location, address)
-    for where, number in _attached(listed, location):
-        length = max(length, _axis_length(location, where, number))
+    listed = objects.read_attribute(dataset, "REFERENCE_LIST", scale)
+    for address, number in _attached(listed, scale.location):
+        length = max(length, _axis_length(StoredObject(scale.location, address), number))
     return length
 
 
@@ -447,10 +451,10 @@ def _attached(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
     yield from zip(addresses, axes, strict=True)
 
 
-def _axis_length(location: FileLocation, address: int, axis: int) -> int:
+def _axis_length(dataset: StoredObject, axis: int) -> int:
     """Return the length of one axis of a dataset, 0 where there is none."""
     try:
-        shape = objects.open_dataset(location, address).shape
+        shape = objects.open_dataset(dataset).shape
     except (DanglingReferenceError, WrongTargetError):
         return 0  # what a scale lists may be gone
     return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0

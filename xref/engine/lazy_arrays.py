@@ -25,9 +25,9 @@ from xarray.core import indexing
 from xref import reading, references, selections
 from xref.arrays import canvas_strides
 from xref.hdf5 import DatasetLayout, item_dtype, items
-from xref.objects import dataset_layout, type_and_fill
+from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
-from xref.storage import FileLocation, check_unchanged
+from xref.storage import check_unchanged
 
 _holding_back: ContextVar[bool] = ContextVar("_holding_back", default=False)
 
@@ -178,14 +178,12 @@ class DatasetArray(LazyArray):
 
     def __init__(
         self,
-        location: FileLocation,
-        address: int,
+        dataset: StoredObject,
         layout: DatasetLayout,
         options: DecodeOptions,
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.location = location
-        self.address = address
+        self.dataset = dataset
         self.options = options
         self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
@@ -226,7 +224,7 @@ class DatasetArray(LazyArray):
             fill = self._fill_of_objects(int(outside.sum()))
             out[outside] = index_outer(fill, 1, key[split:])
         else:
-            layout = dataset_layout(self.location, self.address)
+            layout = self.dataset.layout
             if layout.fill_value is not None:
                 out[...] = items(np.full((), layout.fill_value, dtype=self.raw_dtype))
         out[stored_box] = values
@@ -238,11 +236,13 @@ class DatasetArray(LazyArray):
         Each is decoded by itself: two elements must not share a sequence, which the
         user may change.
         """
-        datatype, stored = type_and_fill(self.location, self.address)
+        datatype, stored = type_and_fill(self.dataset)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
-        where = f"{self.location.filename}: fill value of the dataset at {self.address:#x}"
+        where = (
+            f"{self.dataset.filename}: fill value of the dataset at {self.dataset.address:#x}"
+        )
         fill = references.decode_values(
-            self.location, datatype, raw, lambda _: where, self.options
+            self.dataset.location, datatype, raw, lambda _: where, self.options
         )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.
@@ -267,17 +267,15 @@ class DatasetArray(LazyArray):
         )
 
     def _read_stored(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        check_unchanged(self.location)
-        layout = dataset_layout(self.location, self.address)
+        check_unchanged(self.dataset.location)
+        layout = self.dataset.layout
         split = len(self.extent)
         axes = [_axis_segments(k, n) for k, n in zip(key[:split], self.extent, strict=True)]
         shape = tuple(int(segments.count.sum()) for segments, _ in axes)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if out.size:
             plan = self._plan([segments for segments, _ in axes], shape, layout)
-            loader = references.tile_loader(
-                self.location, self.address, layout, options=self.options
-            )
+            loader = references.tile_loader(self.dataset, layout, options=self.options)
             reading.read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]

@@ -25,7 +25,7 @@ import xarray as xr
 from xref.engine.axis_positions import AxisIndex, ElementOrigin
 from xref.engine.lazy_arrays import dask_source, dask_sources, indexed_dataset
 from xref.errors import UnreadableMemberWarning
-from xref.objects import dataset_layout, open_member
+from xref.objects import StoredObject, open_member
 from xref.references import ObjectReference, ReferenceArray, SourceName, opened_from
 from xref.storage import FileLocation
 
@@ -55,10 +55,10 @@ def find_object(array: xr.DataArray) -> ObjectReference:
     variable = array.variable
     data = variable._data
     if isinstance(data, ReferenceArray) and data.stored is not None and not data.stored.field:
-        return ObjectReference(data.stored.location, data.stored.address, data.options)
+        return ObjectReference.to(data.stored.dataset, data.options)
     found = indexed_dataset(data) or indexed_dataset(dask_source(data))
     if found is not None:
-        return ObjectReference(found[0].location, found[0].address, found[0].options)
+        return ObjectReference.to(found[0].dataset, found[0].options)
     remembered = opened_from(variable.encoding)
     if remembered is None:
         raise TypeError(
@@ -101,7 +101,7 @@ def known_origin(variable: xr.Variable, name: Any = None) -> ElementOrigin | Non
     if found is None:
         return None
     stored, steps = found
-    target = ObjectReference(stored.location, stored.address, stored.options)
+    target = ObjectReference.to(stored.dataset, stored.options)
     origin = ElementOrigin.whole(target, stored.shape)
     for keys, is_outer in steps:
         origin = origin.outer(keys) if is_outer else origin.pointwise(keys)
@@ -117,7 +117,7 @@ def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
     stored = data.stored
     if stored is None or stored.field:
         return None
-    target = ObjectReference(stored.location, stored.address, data.options)
+    target = ObjectReference.to(stored.dataset, data.options)
     counts = stored.shape
     ones = [number for number, n in enumerate(counts) if n == 1]
     for hidden in itertools.combinations(ones, len(counts) - len(data.shape)):
@@ -126,7 +126,7 @@ def _stored_origin(data: ReferenceArray) -> ElementOrigin | None:
             axes: list[AxisIndex] = [range(a, a + s * n, s) for a, n, s in stored.slices]
             for number in hidden:
                 axes[number] = stored.slices[number][0]
-            extent = dataset_layout(stored.location, stored.address).shape
+            extent = stored.dataset.layout.shape
             return ElementOrigin(target, extent, tuple(axes), order)
     return None
 
@@ -182,12 +182,8 @@ def _labels(array: xr.DataArray, dim: Hashable) -> xr.DataArray | None:
 def _n_stored(labels: xr.DataArray) -> int | None:
     """Return how many labels the file has that they were opened from; None without one."""
     found = opened_from(labels.encoding)
-    if found is None or found.location is None:
-        return None
-    source = held(found)
-    if source.location is None:
-        return None
-    return math.prod(dataset_layout(source.location, source.address).shape)
+    source = None if found is None else held(found).stored
+    return None if source is None else math.prod(source.layout.shape)
 
 
 def _whole(target: ObjectReference) -> xr.DataArray:
@@ -206,9 +202,9 @@ def is_in_place(target: ObjectReference, array: xr.DataArray) -> bool:
     whole = _whole(target)
     if whole.dtype == np.dtype("S1") and whole.ndim == array.ndim + 1:
         whole = whole.isel({whole.dims[-1]: 0}, drop=True)  # characters, now one text
-    if array.ndim != whole.ndim or target.location is None:
+    if array.ndim != whole.ndim or target.stored is None:
         return False
-    limits = dataset_layout(target.location, target.address).maxshape
+    limits = target.stored.layout.maxshape
     sizes = zip(array.shape, whole.shape, limits, strict=False)
     if any(new != old and (new < old or limit is not None) for new, old, limit in sizes):
         return False
@@ -295,7 +291,7 @@ def find_masked(array: xr.DataArray) -> ElementOrigin | None:
         found = open_member(source.location, posixpath.join(folder, str(array.name)))
     except OSError:
         return None
-    target = ObjectReference(found.location, found.address, source.options)
+    target = ObjectReference.to(found.stored, source.options)
     if target.kind != "dataset":
         return None
     origin = labelled_origin(target, array)
@@ -318,9 +314,9 @@ def source_locations(data: Any) -> list[FileLocation]:
             references = getattr(source, "references", None)
             if isinstance(references, ReferenceArray):
                 found.extend(references.columns.files)
-            location = getattr(source, "location", None)
-            if isinstance(location, FileLocation):
-                found.append(location)
+            dataset = getattr(source, "dataset", None)
+            if isinstance(dataset, StoredObject):
+                found.append(dataset.location)
             source = getattr(source, "array", None)
     return found
 
@@ -331,8 +327,8 @@ def slice_of(positions: range) -> slice:
     return slice(positions.start, stop, positions.step)
 
 
-def location_of(dataset: xr.Dataset) -> tuple[FileLocation, int]:
-    """Return the file and the address of the group that a Dataset was opened from.
+def group_of(dataset: xr.Dataset) -> StoredObject:
+    """Return the group that a Dataset was opened from.
 
     Raises
     ------
@@ -340,8 +336,7 @@ def location_of(dataset: xr.Dataset) -> tuple[FileLocation, int]:
         If it was not.
     """
     remembered = opened_from(dataset.encoding)
-    if remembered is not None:
-        location = held(remembered).location
-        if location is not None:
-            return location, remembered.address
+    group = None if remembered is None else held(remembered).stored
+    if group is not None:
+        return group
     raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")

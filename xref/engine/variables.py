@@ -27,7 +27,7 @@ from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
 from xref.references import DecodeOptions, ObjectReference, SourceName
-from xref.storage import FileLocation, without_open_file
+from xref.storage import FileLocation
 
 _READ_ERRORS = (XrefError, OSError, RuntimeError, ValueError, TypeError)
 
@@ -115,7 +115,7 @@ def open_members(
     """
     group = group or objects.open_group(location, path)
     where = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.location, group.address, where, options)
+    attributes = attribute_values(group.item, group.stored, where, options)
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
@@ -150,7 +150,7 @@ def list_datasets(
         elif objects.kind_of(found.item) == "dataset":
             try:
                 member = _open_member(name, full, found)
-                member.is_elsewhere = found.location != location
+                member.is_elsewhere = found.stored.location != location
                 members.append(member)
             except _READ_ERRORS as error:
                 problem = error
@@ -167,13 +167,13 @@ def count_phony(
 
 
 def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDataset:
-    layout = objects.read_layout(member.item, member.location, member.address)
-    raw, problems = objects.read_attributes(member.item, member.location, member.address)
-    found = MemberDataset(name, path, member.location, member.address, layout, raw, problems)
+    layout = objects.read_layout(member.item, member.stored)
+    raw, problems = objects.read_attributes(member.item, member.stored)
+    found = MemberDataset(name, path, member.stored, layout, raw, problems)
     if "enum" in (layout.dtype.metadata or ()):
         # xarray writes an enumeration under the name of its type.
         found.type_name = objects.type_name(
-            member.location, posixpath.dirname(path), member.item
+            member.stored.location, posixpath.dirname(path), member.item
         )
     return found
 
@@ -184,11 +184,11 @@ def _build_variable(
     shape: tuple[int, ...],
     options: DecodeOptions,
 ) -> xr.Variable:
-    location, layout = member.location, member.layout
+    location, layout = member.stored.location, member.layout
     where = f"{location.filename}: {member.path!r}"
     attributes = plain_attributes(member.attributes, member.problems, location, where, options)
     variable = build_variable(
-        location, member.address, layout, dims, attributes, options, shape, member.own_path
+        member.stored, layout, dims, attributes, options, shape, member.own_path
     )
     if member.type_name is not None:
         kept = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
@@ -239,26 +239,23 @@ def _is_short_text(size: int, member: MemberDataset) -> bool:
     if size > TEXT_ELEMENTS:
         return False
     slices = tuple((0, n, 1) for n in member.layout.shape)
-    place = references.StoredReferences(
-        member.location, member.address, member.own_path, "", slices
-    )
+    place = references.StoredReferences(member.stored, member.own_path, "", slices)
     try:
         stored = place.read_raw()
     except UnsupportedError:
         # Storage that HDF5 alone reads: no text is longer than the file.
-        return size * member.location.identity[2] <= TEXT_NBYTES
+        return size * member.stored.location.identity[2] <= TEXT_NBYTES
     lengths = np.ascontiguousarray(stored[:, :4]).view("<u4").astype(np.int64)
     longest = int(lengths.max(initial=0))
     if int(lengths.sum()) > TEXT_NBYTES or 4 * longest * size > TEXT_NBYTES:
         return False
     # HDF5 never ends to search some damaged heaps, so they are walked here first.
-    hdf5.read_sequences(objects.file_content(member.location), stored, 1, place.describe)
+    hdf5.read_sequences(objects.file_content(member.stored.location), stored, 1, place.describe)
     return True
 
 
 def build_variable(
-    location: FileLocation,
-    address: int,
+    dataset: objects.StoredObject,
     layout: DatasetLayout,
     dims: tuple[str, ...],
     attributes: dict[str, Any],
@@ -272,17 +269,16 @@ def build_variable(
     opened by, for messages; by default they have its canonical path.
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
-    source = location.filename
-    if location.source.named:  # else the name would keep a file's content in memory
-        opened = ObjectReference(without_open_file(location), address, options)
+    source = dataset.filename
+    if dataset.location.source.named:  # else the name would keep a file's content in memory
+        opened = ObjectReference.to(dataset.without_open_file(), options)
         source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
         shape = layout.shape if shape is None else shape
         stored = references.StoredReferences(
-            location,
-            address,
+            dataset,
             path,
             kind,
             tuple((0, n, 1) for n in shape),
@@ -291,7 +287,7 @@ def build_variable(
         data = references.ReferenceArray(shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)
-    array = DatasetArray(location, address, layout, options, shape)
+    array = DatasetArray(dataset, layout, options, shape)
     return xr.Variable(dims, lazily_indexed(array), attributes, encoding)
 
 

@@ -1,7 +1,7 @@
 """A file as objects: groups, links, datasets and attributes, by their addresses.
 
-In: a `FileLocation` and the address of an object header. Out: layouts, chunk indices,
-attributes and paths.
+In: a `FileLocation` and the address of an object header, together a `StoredObject`. Out:
+layouts, chunk indices, attributes and paths.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         chunk_index,
         dataset_facts,
         dataset_kind,
-        dataset_layout,
         read_raw,
         read_stored_chunk,
         read_values,
@@ -62,7 +61,8 @@ if TYPE_CHECKING:
         walk_groups,
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
-    from xref.objects.paths import object_label, object_path, object_paths
+    from xref.objects.paths import object_paths
+    from xref.objects.stored_object import StoredObject, cached_by_object
     from xref.objects.virtual_datasets import virtual_mappings
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -32,7 +32,7 @@ from xref.objects.layouts import (
 )
 from xref.objects.objects import Object, text
 from xref.objects.parsing import byte_source, file_content, file_format
-from xref.objects.paths import object_label
+from xref.objects.stored_object import StoredObject
 from xref.storage import FileLocation
 
 SCALE_ATTRIBUTES = ("DIMENSION_LIST", "REFERENCE_LIST")
@@ -57,7 +57,7 @@ class RawAttributeValue:
 
 
 def read_attributes(
-    item: Object, location: FileLocation, address: int
+    item: Object, stored: StoredObject
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
     """Read all attributes of an object, whose address is known.
 
@@ -74,7 +74,7 @@ def read_attributes(
     """
     values: dict[str, Any] = {}
     problems: dict[str, Exception] = {}
-    raw = _RawAttributes(location, address)
+    raw = _RawAttributes(stored)
     names: list[bytes] = []
     try:
         # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
@@ -106,7 +106,7 @@ def has_attribute(item: Object, name: str) -> bool:
     return bool(h5a.exists(item.id, name.encode("utf-8", "surrogateescape")))
 
 
-def read_attribute(item: Object, name: str, location: FileLocation, address: int) -> Any:
+def read_attribute(item: Object, name: str, stored: StoredObject) -> Any:
     """Read one attribute; the value is as `read_attributes` gives it.
 
     Raises
@@ -118,14 +118,13 @@ def read_attribute(item: Object, name: str, location: FileLocation, address: int
     """
 
     def where() -> str:
-        label = object_label(location, address)
-        return f"{location.filename}: attribute {name!r} of {label}"
+        return f"{stored.filename}: attribute {name!r} of {stored.label}"
 
     try:
         if not has_attribute(item, name):
             raise DanglingReferenceError(f"{where()}: there is none of that name")
         attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
-        return _attribute_value(item, name, attribute, _RawAttributes(location, address))
+        return _attribute_value(item, name, attribute, _RawAttributes(stored))
     except XrefError:
         raise
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnicodeError) as error:
@@ -135,17 +134,18 @@ def read_attribute(item: Object, name: str, location: FileLocation, address: int
 class _RawAttributes:
     """The attributes of one object as bytes; its header is read once, when needed."""
 
-    def __init__(self, location: FileLocation, address: int) -> None:
-        self._location = location
-        self._address = address
+    def __init__(self, stored: StoredObject) -> None:
+        self._stored = stored
         self._found: dict[str, RawAttributeValue] | None = None
         self._problems: dict[str, XrefError] = {}
 
     def get(self, name: str) -> RawAttributeValue:
-        where = f"{self._location.filename}: object at {self._address:#x}"
+        where = f"{self._stored.filename}: object at {self._stored.address:#x}"
         if self._found is None:
-            source = byte_source(self._location, where)
-            raw = hdf5.read_raw_attributes(source, self._address, self._problems.__setitem__)
+            source = byte_source(self._stored.location, where)
+            raw = hdf5.read_raw_attributes(
+                source, self._stored.address, self._problems.__setitem__
+            )
             self._found = {
                 r.name: RawAttributeValue(r.datatype, (0,) if r.is_null else r.shape, r.data)
                 for r in raw

@@ -31,7 +31,6 @@ from xref.objects.attributes import (
     scale_addresses,
 )
 from xref.objects.layouts import (
-    DatasetLabel,
     has_fill_value,
     read_layout,
     reference_kind,
@@ -41,7 +40,7 @@ from xref.objects.layouts import (
 )
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
-from xref.objects.paths import item_label
+from xref.objects.stored_object import StoredObject, cached_by_object
 from xref.storage import FileBytes, FileLocation, cached_by_location, check_unchanged
 
 
@@ -67,39 +66,33 @@ class DatasetMetadata:
     scales: tuple[int, ...]
 
 
-@cached_by_location(maxsize=1 << 15)
-def dataset_facts(location: FileLocation, address: int) -> DatasetMetadata:
-    """Open the dataset at an address and return what it says of itself."""
-    dataset = open_dataset(location, address)
-    layout = read_layout(dataset, location, address)
-    attributes, problems = read_attributes(dataset, location, address)
-    check_unchanged(location)
-    (scales,) = scale_addresses([(attributes, len(layout.shape))], location)
+@cached_by_object(maxsize=1 << 15)
+def dataset_facts(stored: StoredObject) -> DatasetMetadata:
+    """Open a dataset and return its layout and its attributes."""
+    dataset = open_dataset(stored)
+    layout = read_layout(dataset, stored)
+    attributes, problems = read_attributes(dataset, stored)
+    check_unchanged(stored.location)
+    (scales,) = scale_addresses([(attributes, len(layout.shape))], stored.location)
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)
         problems.pop(name, None)
     return DatasetMetadata(layout, attributes, problems, tuple(scales) if any(scales) else ())
 
 
-def dataset_layout(location: FileLocation, address: int) -> hdf5.DatasetLayout:
-    """Return shape, type and storage of the dataset at an address."""
-    return dataset_facts(location, address).layout
-
-
-@cached_by_location(maxsize=256)
-def type_and_fill(location: FileLocation, address: int) -> tuple[hdf5.Datatype, bytes]:
+@cached_by_object(maxsize=256)
+def type_and_fill(stored: StoredObject) -> tuple[hdf5.Datatype, bytes]:
     """Return the type of a dataset and its fill value, as they are stored.
 
     The type tells how to decode the fill value. Where the dataset defines none, it is
     zeros: null references, empty text and sequences.
     """
-    layout = dataset_layout(location, address)
-    dataset = open_dataset(location, address)
-    where = DatasetLabel(location, address)
-    datatype = layout.elements or stored_type(location, address, where)
+    layout = stored.layout
+    dataset = open_dataset(stored)
+    datatype = layout.elements or stored_type(stored)
     fill = layout.stored_fill
     if has_fill_value(dataset.id.get_create_plist()):
-        fill = stored_fill(location, address, layout.stored_itemsize, where)
+        fill = stored_fill(stored, layout.stored_itemsize)
     return datatype, fill or bytes(layout.stored_itemsize)
 
 
@@ -125,28 +118,26 @@ def _chunk_offsets_skip_userblock() -> bool:
     return result
 
 
-@cached_by_location(maxsize=64)
-def chunk_index(location: FileLocation, address: int) -> hdf5.ChunkIndex:
-    """Return where each chunk of the dataset at an address lies."""
-    layout = dataset_layout(location, address)
-    where = DatasetLabel(location, address)
-    columns = None if location.source.live else _read_index(location, address, layout, where)
+@cached_by_object(maxsize=64)
+def chunk_index(stored: StoredObject) -> hdf5.ChunkIndex:
+    """Return where each chunk of a dataset lies."""
+    location, layout = stored.location, stored.layout
+    columns = None if location.source.live else _read_index(stored, layout)
     if columns is None:
-        dataset = open_dataset(location, address)
-        columns = _iterate_index(dataset, location, layout, where)
+        columns = _iterate_index(stored, layout)
     return hdf5.build_chunk_index(
-        *columns, layout=layout, file_nbytes=location.identity[2], where=where
+        *columns, layout=layout, file_nbytes=location.identity[2], where=stored
     )
 
 
-def stored_nbytes(location: FileLocation, address: int) -> int:
-    """Return the bytes that the file holds for the data of the dataset at an address."""
-    layout = dataset_layout(location, address)
+def stored_nbytes(stored: StoredObject) -> int:
+    """Return the bytes that the file holds for the data of a dataset."""
+    layout = stored.layout
     if layout.chunks is None:
         return layout.stored_nbytes
-    if location.source.live:
-        return int(open_dataset(location, address).id.get_storage_size())
-    return int(chunk_index(location, address).nbytes.sum())
+    if stored.location.source.live:
+        return int(open_dataset(stored).id.get_storage_size())
+    return int(chunk_index(stored).nbytes.sum())
 
 
 _IndexColumns: TypeAlias = tuple[
@@ -155,15 +146,14 @@ _IndexColumns: TypeAlias = tuple[
 """Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
 
 
-def _read_index(
-    location: FileLocation, address: int, layout: hdf5.DatasetLayout, where: object
-) -> _IndexColumns | None:
+def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColumns | None:
     """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
+    location = stored.location
     base = file_format(location).base_address
-    source = byte_source(location, where)
+    source = byte_source(location, stored)
     reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
     try:
-        storage = hdf5.parse_chunk_storage(_layout_message(source, address), source)
+        storage = hdf5.parse_chunk_storage(_layout_message(source, stored.address), source)
         found = hdf5.read_listed_chunks(reader, storage, layout, partial(_half_width, location))
     except UnsupportedError:
         return None
@@ -197,18 +187,17 @@ def _half_width(location: FileLocation) -> int:
     return hdf5.indexed_storage_k(byte_source(location, location.filename))
 
 
-def _iterate_index(
-    dataset: h5py.Dataset, location: FileLocation, layout: hdf5.DatasetLayout, where: object
-) -> _IndexColumns:
+def _iterate_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColumns:
     """Have HDF5 list the chunks of a dataset.
 
     HDF5 2.0 names wrong places for chunks of extensible arrays whose axis without limit is
     not the first; such datasets are refused.
     """
+    dataset = open_dataset(stored)
     unlimited = [axis for axis, n in enumerate(layout.maxshape) if n is None]
     if len(unlimited) == 1 and unlimited != [0]:
         raise UnsupportedError(
-            f"{where} has an index of chunks that is not known, and HDF5 may list its chunks "
+            f"{stored} has an index of chunks that is not known, and HDF5 may list its chunks "
             "at wrong places"
         )
     found: list[Any] = []
@@ -218,17 +207,17 @@ def _iterate_index(
         raise
     except (RuntimeError, ValueError, OSError) as error:
         raise CorruptFileError(
-            f"{where} has a chunk index that HDF5 cannot read: {error}"
+            f"{stored} has a chunk index that HDF5 cannot read: {error}"
         ) from error
     n, ndim = len(found), len(layout.shape)
-    base = file_format(location).base_address
+    base = file_format(stored.location).base_address
     shift = base if base and _chunk_offsets_skip_userblock() else 0
     addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
     addresses[addresses != np.uint64(hdf5.UNDEFINED_ADDRESS)] += np.uint64(shift)
     origin = np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim)
     cell = origin // np.array(layout.cell)
     if (cell * np.array(layout.cell) != origin).any():
-        raise CorruptFileError(f"{where} has a chunk that is not on its grid")
+        raise CorruptFileError(f"{stored} has a chunk that is not on its grid")
     return (
         cell,
         addresses,
@@ -289,7 +278,7 @@ def read_raw(
     datatype = dataset.id.get_type()
     if reference_kind(datatype) == "std":
         raise UnsupportedError(
-            f"{item_label(dataset)} holds "
+            f"{dataset._xref_stored} holds "
             "H5T_STD_REF references in storage that is not read directly (compact, virtual, "
             "external, or with a filter that is not known)"
         )
@@ -319,7 +308,7 @@ def _read_error(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
 ) -> FileReadError:
     return FileReadError(
-        f"{item_label(dataset)}: h5py could not read {shape} elements at {start}: {error}"
+        f"{dataset._xref_stored}: h5py could not read {shape} elements at {start}: {error}"
     )
 
 

@@ -24,8 +24,8 @@ from xref.errors import (
     XrefError,
 )
 from xref.objects.parsing import byte_source, file_format
-from xref.objects.paths import object_label
-from xref.storage import FileLocation, check_external
+from xref.objects.stored_object import StoredObject
+from xref.storage import check_external
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
@@ -117,20 +117,7 @@ def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
     return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetLabel:
-    """Names a dataset in messages; its path is searched for only when one is written."""
-
-    location: FileLocation
-    address: int
-
-    def __str__(self) -> str:
-        return f"{self.location.filename}: {object_label(self.location, self.address)}"
-
-
-def read_layout(
-    dataset: h5py.Dataset, location: FileLocation, address: int
-) -> hdf5.DatasetLayout:
+def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayout:
     """Return shape, type and storage of an open dataset, whose address is known.
 
     Raises
@@ -142,12 +129,12 @@ def read_layout(
     ExternalFileError
         If its data lie in other files that the location does not allow.
     """
-    where = DatasetLabel(location, address)
+    location = stored.location
     datatype = dataset.id.get_type()
     properties = dataset.id.get_create_plist()
     storage = properties.get_layout()
     if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
-        _check_virtual(properties, location, where)
+        _check_virtual(properties, stored)
     space = dataset.id.get_space()
     # A null dataspace holds no element: an array of none.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
@@ -159,26 +146,26 @@ def read_layout(
     elif facts.time is not None:
         dtype = facts.time
     elif facts.holds_references:
-        elements = stored_type(location, address, where)
+        elements = stored_type(stored)
         dtype = hdf5.element_dtype(hdf5.value_dtype(elements))
         stored_itemsize = elements.itemsize
     elif facts.dtype is not None:
         dtype = hdf5.element_dtype(facts.dtype)
     else:
-        raise UnsupportedError(f"{where} has a type that h5py does not read: {facts.problem}")
+        raise UnsupportedError(f"{stored} has a type that h5py does not read: {facts.problem}")
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
-    hdf5.check_extent(shape, chunks, where)
+    hdf5.check_extent(shape, chunks, stored)
     within = f"type {dtype}: references within elements"
     why_not_direct = facts.why_not_direct if elements is None else within
     storage_problem = "file: open for writing" if location.source.live else ""
     pipeline = pipeline_of(properties)
     if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
-        pipeline = _stored_pipeline(location, address, pipeline, where)
+        pipeline = _stored_pipeline(stored, pipeline)
     offset = None
     match storage:
         case h5d.CONTIGUOUS:
             if properties.get_external_count():
-                _check_raw_external(dataset, location, where)
+                _check_raw_external(dataset, stored)
                 storage_problem = storage_problem or "storage: external files"
             else:
                 offset = dataset.id.get_offset()
@@ -191,27 +178,27 @@ def read_layout(
         case _:
             storage_problem = storage_problem or "storage: virtual"
     # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
-    stored = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, where)
+    nbytes = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, stored)
     fill_bytes = b""
     if kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
         if has_fill_value(properties):
-            fill_bytes = stored_fill(location, address, stored_itemsize, where)
+            fill_bytes = stored_fill(stored, stored_itemsize)
     else:
         fill_value = _fill_value(properties, dtype)
         if fill_value is None:
             why_not_direct = why_not_direct or "fill value: not known to h5py"
-    if stored == 0:
+    if nbytes == 0:
         offset = None  # nothing written yet; behind a user block HDF5 gives a number still
     if offset is not None:
         needed = math.prod(shape) * stored_itemsize
         if offset + needed > location.identity[2]:
             raise CorruptFileError(
-                f"{where} needs {needed} bytes at {offset:#x}, past the end of the file "
+                f"{stored} needs {needed} bytes at {offset:#x}, past the end of the file "
                 f"({location.identity[2]} bytes); the file may be truncated"
             )
-        if stored < needed:
-            raise CorruptFileError(f"{where} stores {stored} of the {needed} bytes it needs")
+        if nbytes < needed:
+            raise CorruptFileError(f"{stored} stores {nbytes} of the {needed} bytes it needs")
     return hdf5.DatasetLayout(
         shape=shape,
         maxshape=_maxshape(space),
@@ -222,7 +209,7 @@ def read_layout(
         fill_value=fill_value,
         stored_itemsize=stored_itemsize,
         reference_kind=kind,
-        stored_nbytes=stored,
+        stored_nbytes=nbytes,
         elements=elements,
         why_not_direct=why_not_direct or storage_problem,
         why_not_raw=storage_problem,
@@ -234,30 +221,33 @@ def read_layout(
 COMPACT = "storage: compact"
 
 
-def _storage_nbytes(dataset: h5py.Dataset, where: DatasetLabel) -> int:
+def _storage_nbytes(dataset: h5py.Dataset, stored: StoredObject) -> int:
     """Return the bytes that the file holds for data that are not chunked."""
     try:
         return int(dataset.id.get_storage_size())
     except XrefError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{where} has storage that HDF5 cannot read: {error}") from error
+        raise CorruptFileError(
+            f"{stored} has storage that HDF5 cannot read: {error}"
+        ) from error
 
 
-def stored_type(location: FileLocation, address: int, where: DatasetLabel) -> hdf5.Datatype:
+def stored_type(stored: StoredObject) -> hdf5.Datatype:
     """Return the type of a dataset from the bytes of its object header."""
-    source = byte_source(location, str(where))
-    for message in hdf5.read_messages(source, address, {hdf5.DATATYPE_MESSAGE}):
-        return hdf5.decode_datatype(message.body, str(where))
-    raise CorruptFileError(f"{where} has no datatype in its object header")
+    source = byte_source(stored.location, str(stored))
+    for message in hdf5.read_messages(source, stored.address, {hdf5.DATATYPE_MESSAGE}):
+        return hdf5.decode_datatype(message.body, str(stored))
+    raise CorruptFileError(f"{stored} has no datatype in its object header")
 
 
-def read_compact(location: FileLocation, address: int, where: str) -> bytes:
+def read_compact(stored: StoredObject) -> bytes:
     """Return the data that a compact dataset keeps in its object header."""
-    source = byte_source(location, where)
-    data = hdf5.compact_data(hdf5.read_messages(source, address, {hdf5.LAYOUT_MESSAGE}), where)
+    source = byte_source(stored.location, stored.where)
+    messages = hdf5.read_messages(source, stored.address, {hdf5.LAYOUT_MESSAGE})
+    data = hdf5.compact_data(messages, stored.where)
     if data is None:
-        raise CorruptFileError(f"{where} has no compact data in its object header")
+        raise CorruptFileError(f"{stored.where} has no compact data in its object header")
     return data
 
 
@@ -326,17 +316,17 @@ def _tells_all_options() -> bool:
 
 
 def _stored_pipeline(
-    location: FileLocation, address: int, pipeline: hdf5.FilterPipeline, where: DatasetLabel
+    stored: StoredObject, pipeline: hdf5.FilterPipeline
 ) -> hdf5.FilterPipeline:
     """Return the filters of a dataset with the client values of its object header."""
-    source = byte_source(location, str(where))
-    for message in hdf5.read_messages(source, address, {hdf5.FILTER_MESSAGE}):
-        stored = hdf5.filter_options(message.body, str(where))
-        if [number for number, _ in stored] == [f.id for f in pipeline.filters]:
-            pairs = zip(pipeline.filters, stored, strict=True)
+    source = byte_source(stored.location, str(stored))
+    for message in hdf5.read_messages(source, stored.address, {hdf5.FILTER_MESSAGE}):
+        found = hdf5.filter_options(message.body, str(stored))
+        if [number for number, _ in found] == [f.id for f in pipeline.filters]:
+            pairs = zip(pipeline.filters, found, strict=True)
             filters = tuple(replace(f, options=options) for f, (_, options) in pairs)
             return hdf5.FilterPipeline(filters=filters)
-    raise CorruptFileError(f"{where} has other filters in its object header than HDF5 tells")
+    raise CorruptFileError(f"{stored} has other filters in its object header than HDF5 tells")
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
@@ -355,16 +345,15 @@ def has_fill_value(properties: h5p.PropDCID) -> bool:
     return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
 
 
-def stored_fill(
-    location: FileLocation, address: int, itemsize: int, where: DatasetLabel
-) -> bytes:
+def stored_fill(stored: StoredObject, itemsize: int) -> bytes:
     """Return the fill value of a dataset from the bytes of its object header."""
-    source = byte_source(location, str(where))
-    messages = hdf5.read_messages(source, address, {hdf5.FILL_MESSAGE, hdf5.OLD_FILL_MESSAGE})
-    data = hdf5.fill_data(messages, str(where)) or b""
+    source = byte_source(stored.location, str(stored))
+    kinds = {hdf5.FILL_MESSAGE, hdf5.OLD_FILL_MESSAGE}
+    messages = hdf5.read_messages(source, stored.address, kinds)
+    data = hdf5.fill_data(messages, str(stored)) or b""
     if len(data) not in (0, itemsize):
         raise CorruptFileError(
-            f"{where} has a fill value of {len(data)} bytes for elements of {itemsize}"
+            f"{stored} has a fill value of {len(data)} bytes for elements of {itemsize}"
         )
     return data
 
@@ -382,26 +371,22 @@ def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
     return value[0]
 
 
-def _check_raw_external(
-    dataset: h5py.Dataset, location: FileLocation, where: DatasetLabel
-) -> None:
+def _check_raw_external(dataset: h5py.Dataset, stored: StoredObject) -> None:
     names = [os.fspath(name) for name, _, _ in dataset.external or ()]
-    if location.external != "all":
+    if stored.location.external != "all":
         raise ExternalFileError(
-            f"{where} keeps its data in other files ({', '.join(names)}); "
+            f"{stored} keeps its data in other files ({', '.join(names)}); "
             'pass external="all" if this file is trusted'
         )
     for name in names:
         if os.path.exists(name) and not os.path.isfile(name):
             raise ExternalFileError(
-                f"{where} keeps its data in {name!r}, which is no regular file"
+                f"{stored} keeps its data in {name!r}, which is no regular file"
             )
 
 
-def _check_virtual(
-    properties: h5p.PropDCID, location: FileLocation, where: DatasetLabel
-) -> None:
+def _check_virtual(properties: h5p.PropDCID, stored: StoredObject) -> None:
     for i in range(properties.get_virtual_count()):
         name = properties.get_virtual_filename(i)
         if name != ".":
-            check_external(location, name, f"{where} (virtual source)")
+            check_external(stored.location, name, f"{stored} (virtual source)")

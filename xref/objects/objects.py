@@ -39,6 +39,7 @@ from xref.errors import (
 )
 from xref.hdf5 import check_group
 from xref.objects.parsing import byte_source, dataset_table, file_format
+from xref.objects.stored_object import StoredObject
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
@@ -104,17 +105,17 @@ def cache_h5py_references(addresses: Sequence[int]) -> None:
     _references(addresses)
 
 
-def explain_header(location: storage.FileLocation, address: int) -> str:
+def _explain_header(stored: StoredObject) -> str:
     """Say why no object header can be at an address; empty if one may be.
 
     Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
     """
-    form = file_format(location)
-    position = form.base_address + address
-    if not 0 < address <= form.file_nbytes - form.base_address - 16:
+    form = file_format(stored.location)
+    position = form.base_address + stored.address
+    if not 0 < stored.address <= form.file_nbytes - form.base_address - 16:
         return f"is outside the file ({form.file_nbytes} bytes)"
     head = bytearray(16)
-    storage.FileBytes(location).read_into(position, memoryview(head))
+    storage.FileBytes(stored.location).read_into(position, memoryview(head))
     if head[:4] == b"OHDR":
         return "" if head[4] == 2 else f"has an object header of version {head[4]}"
     version, reserved, n_messages, n_links, nbytes = struct.unpack_from("<BBHII", head)
@@ -125,7 +126,7 @@ def explain_header(location: storage.FileLocation, address: int) -> str:
     return ""
 
 
-def open_object(location: storage.FileLocation, address: int) -> Object:
+def open_object(stored: StoredObject) -> Object:
     """Open one object by address.
 
     Raises
@@ -133,8 +134,9 @@ def open_object(location: storage.FileLocation, address: int) -> Object:
     DanglingReferenceError
         If there is no object.
     """
+    location, address = stored.location, stored.address
     file = storage.open_file(location)
-    problem = explain_header(location, address)
+    problem = _explain_header(stored)
     if problem:
         raise DanglingReferenceError(
             f"{location.filename}: address {address:#x} {problem}; the reference is dangling"
@@ -151,7 +153,7 @@ def open_object(location: storage.FileLocation, address: int) -> Object:
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
     item = _wrap(identifier, file)
-    item._xref_place = storage.without_open_file(location), address
+    item._xref_stored = stored.without_open_file()
     return item
 
 
@@ -175,13 +177,13 @@ def kind_of(item: Object) -> str:
     return "group" if isinstance(item, h5py.Group) else "datatype"
 
 
-def object_kind(location: storage.FileLocation, address: int) -> str:
+def object_kind(stored: StoredObject) -> str:
     """Return "dataset", "group", "datatype", or "dangling" if there is no object.
 
     An object in a file that may not be opened is none.
     """
     try:
-        return kind_of(open_object(location, address))
+        return kind_of(open_object(stored))
     except (DanglingReferenceError, ExternalFileError):
         return "dangling"
 
@@ -197,18 +199,18 @@ def object_kinds(
     out = np.full(len(address), "", dtype=object)
     firsts = np.unique(table.kind[table.known])
     for first in firsts.tolist():
-        if object_kind(location, int(address[first])) == "dataset":
+        if object_kind(StoredObject(location, int(address[first]))) == "dataset":
             out[table.known & (table.kind == first)] = "dataset"
     for begin in range(0, len(address), REFERENCE_BATCH):
         part = out[begin : begin + REFERENCE_BATCH]
         rest = np.flatnonzero(part == "")
         addresses = address[begin + rest].tolist()
         cache_h5py_references(addresses)
-        part[rest] = [object_kind(location, a) for a in addresses]
+        part[rest] = [object_kind(StoredObject(location, a)) for a in addresses]
     return out
 
 
-def open_dataset(location: storage.FileLocation, address: int) -> h5py.Dataset:
+def open_dataset(stored: StoredObject) -> h5py.Dataset:
     """Open a dataset by address.
 
     Raises
@@ -218,10 +220,10 @@ def open_dataset(location: storage.FileLocation, address: int) -> h5py.Dataset:
     WrongTargetError
         If it is none.
     """
-    item = open_object(location, address)
+    item = open_object(stored)
     if not isinstance(item, h5py.Dataset):
         raise WrongTargetError(
-            f"{location.filename}: the object at {address:#x} is a {kind_of(item)}, "
+            f"{stored.filename}: the object at {stored.address:#x} is a {kind_of(item)}, "
             "not a dataset"
         )
     return item
@@ -243,8 +245,7 @@ class LinkedObject:
     """An object that a link leads to."""
 
     item: Object
-    location: storage.FileLocation  # the file that it lives in
-    address: int  # its object header, bytes from the base address
+    stored: StoredObject
 
 
 def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
@@ -306,7 +307,7 @@ def _open_root(location: storage.FileLocation) -> LinkedObject:
     file = storage.open_file(location)
     low, high = h5g.get_objinfo(file.id, b"/").objno
     root = _wrap(h5g.open(file.id, b"/"), file)
-    return LinkedObject(root, location, int(low) | int(high) << 32)
+    return LinkedObject(root, StoredObject(location, int(low) | int(high) << 32))
 
 
 def _check_group(member: LinkedObject, path: str) -> None:
@@ -315,7 +316,7 @@ def _check_group(member: LinkedObject, path: str) -> None:
     HDF5 2.0 dies of some that contradict each other. Each group is checked once in
     an open file.
     """
-    item, location, address = member.item, member.location, member.address
+    item, location, address = member.item, member.stored.location, member.stored.address
     if not isinstance(item, h5py.Group):
         raise OSError(f"{path!r} is no group")
     checks: storage.CheckedGroups = item._xref_file._xref_checks
@@ -361,11 +362,10 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
     HDF5 itself follows hard links only: a soft one may name a group that is damaged,
     or an external link on its way.
     """
-    link = group.item.id.links.get_info(name)
+    location, link = group.stored.location, group.item.id.links.get_info(name)
     if link.type == h5l.TYPE_HARD:
         item = _wrap(h5o.open(group.item.id, name), group.item._xref_file)
-        return LinkedObject(item, group.location, int(link.u))
-    location = group.location
+        return LinkedObject(item, StoredObject(location, int(link.u)))
     where = f"{location.filename}: link {text(name)!r}"
     if next(links, None) is None:
         raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
@@ -434,11 +434,11 @@ def walk_groups(
 def _walk_groups(
     start: LinkedObject, top: str
 ) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
-    location, seen = start.location, {start.address}
-    queue = deque([(start.address, top)])
+    location, seen = start.stored.location, {start.stored.address}
+    queue = deque([(start.stored.address, top)])
     while queue:
         address, path = queue.popleft()
-        parent = group_at(location, address)
+        parent = group_at(StoredObject(location, address))
         try:
             _check_group(parent, path)
             links = _hard_links(parent.item.id)
@@ -466,14 +466,14 @@ def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> 
     return set(address[dataset_table(location, address).known].tolist())
 
 
-def group_at(location: storage.FileLocation, address: int) -> LinkedObject:
-    """Open the group at an address, to be checked before it is listed."""
-    return LinkedObject(open_object(location, address), location, address)
+def group_at(stored: StoredObject) -> LinkedObject:
+    """Open a group by address, to be checked before it is listed."""
+    return LinkedObject(open_object(stored), stored)
 
 
 def root_address(location: storage.FileLocation) -> int:
     """Return the address of the root group."""
-    return _open_root(location).address
+    return _open_root(location).stored.address
 
 
 def link_addresses(group: LinkedObject) -> dict[int, str]:
@@ -481,14 +481,14 @@ def link_addresses(group: LinkedObject) -> dict[int, str]:
     return {address: text(name) for address, name in _hard_links(group.item.id).items()}
 
 
-def hard_links_at(location: storage.FileLocation, address: int) -> list[tuple[bytes, int]]:
+def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
     """Return name and address of each hard link of a group, through HDF5.
 
     In the order of names; none if the group is damaged.
     """
-    group = group_at(location, address)
+    group = group_at(stored)
     try:
-        _check_group(group, f"group at {address:#x}")
+        _check_group(group, f"group at {stored.address:#x}")
         return [(name, address) for address, name in _hard_links(group.item.id).items()]
     except (FileReadError, FileChangedError):
         raise
@@ -518,7 +518,7 @@ def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) 
     while above is not None:
         try:
             for name, address in _named_types(location, above):
-                item = open_object(location, address)
+                item = open_object(StoredObject(location, address))
                 if isinstance(item, h5py.Datatype) and item.id.equal(own):
                     return name
         except (XrefError, OSError, KeyError):

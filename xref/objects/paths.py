@@ -29,8 +29,9 @@ import numpy as np
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.objects import Object, hard_links_at, root_address, text, walk_groups
+from xref.objects.objects import hard_links_at, root_address, text, walk_groups
 from xref.objects.parsing import byte_source, file_format
+from xref.objects.stored_object import StoredObject
 from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
 
 BATCH = 1 << 13
@@ -203,7 +204,7 @@ def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
         for _, group, links in walk_groups(location, "/"):
             if isinstance(links, dict):
                 named = [(name, address) for address, name in links.items()]
-                walk.name_members(group.address, named)
+                walk.name_members(group.stored.address, named)
     walk.found = []
     return walk
 
@@ -216,14 +217,8 @@ def _start(location: FileLocation) -> tuple[FileLocation, _Walk]:
     return location, _walk_of(location)
 
 
-def object_path(location: FileLocation, address: int) -> str | None:
+def object_path(stored: StoredObject) -> str | None:
     """Return the canonical path of an object.
-
-    Parameters
-    ----------
-    location : FileLocation
-    address : int
-        Of the object header, bytes from the base address.
 
     Returns
     -------
@@ -231,45 +226,31 @@ def object_path(location: FileLocation, address: int) -> str | None:
         None where no hard link leads to the object from the root, or only through a damaged
         group; also in a file that cannot be opened because a reference alone names it.
     """
-    if isinstance(location.source, UnreachableFile):
+    if isinstance(stored.location.source, UnreachableFile):
         return None
-    location, walk = _start(location)
+    address, (location, walk) = stored.address, _start(stored.location)
     while not walk.knows(address, near=False):
         if not walk.advance(location, near=False):
             return None
     return walk.path(address)
 
 
-def near_path(location: FileLocation, address: int) -> str | None:
+def near_path(stored: StoredObject) -> str | None:
     """Return the canonical path of an object for a repr or a message; it never fails.
 
     It is that of `object_path`, but None where a remote file would have to be searched for
     long (`NEAR_COST`), whoever asked for names before, or the file cannot be read any more.
     """
-    if isinstance(location.source, UnreachableFile):
+    if isinstance(stored.location.source, UnreachableFile):
         return None
     try:
-        location, walk = _start(location)
+        address, (location, walk) = stored.address, _start(stored.location)
         while not walk.knows(address, near=True):
             if not walk.advance(location, near=True):
                 return None
         return walk.path(address)
     except (XrefError, OSError):
         return None
-
-
-def object_label(location: FileLocation, address: int) -> str:
-    """Name an object in a repr or a message: its path, or its address if it has none near."""
-    return near_path(location, address) or f"object at {address:#x}"
-
-
-def item_label(item: Object) -> str:
-    """Name an object that `open_object` opened, and its file, in a message.
-
-    Not as h5py does: the path that HDF5 finds depends on how the object was opened.
-    """
-    location, address = item._xref_place
-    return f"{location.filename}: {object_label(location, address)}"
 
 
 def object_paths(
@@ -360,6 +341,6 @@ def _read_links(
     except CorruptFileError:
         return [], before + counted.nbytes
     except UnsupportedError:  # heaps with filters, which HDF5 reads
-        links = hard_links_at(location, group.address)
+        links = hard_links_at(StoredObject(location, group.address))
     # Not the bytes read: one read takes what lies between two nodes along.
     return links, before + LINK_NBYTES * len(links)

@@ -10,25 +10,23 @@ from h5py import h5s
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.layouts import DatasetLabel
 from xref.objects.objects import open_dataset, text
+from xref.objects.stored_object import StoredObject, cached_by_object
 from xref.selections import row_runs
-from xref.storage import FileLocation, cached_by_location
 
 
-@cached_by_location(maxsize=64)
-def virtual_mappings(location: FileLocation, address: int) -> tuple[hdf5.VirtualMapping, ...]:
-    """Return where the elements of the virtual dataset at an address come from."""
-    dataset = open_dataset(location, address)
+@cached_by_object(maxsize=64)
+def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
+    """Return where the elements of a virtual dataset come from."""
+    dataset = open_dataset(stored)
     properties = dataset.id.get_create_plist()
-    where = DatasetLabel(location, address)
     try:
         return tuple(
             hdf5.VirtualMapping(
                 text(properties.get_virtual_filename(i)),
                 text(properties.get_virtual_dsetname(i)),
-                _picked(properties.get_virtual_vspace(i), where),
-                _picked(properties.get_virtual_srcspace(i), where),
+                _picked(properties.get_virtual_vspace(i), stored),
+                _picked(properties.get_virtual_srcspace(i), stored),
             )
             for i in range(properties.get_virtual_count())
         )
@@ -36,11 +34,11 @@ def virtual_mappings(location: FileLocation, address: int) -> tuple[hdf5.Virtual
         if isinstance(error, XrefError):
             raise
         raise CorruptFileError(
-            f"{where} has a mapping that HDF5 cannot read: {error}"
+            f"{stored} has a mapping that HDF5 cannot read: {error}"
         ) from error
 
 
-def _picked(space: h5s.SpaceID, where: DatasetLabel) -> hdf5.MappedSelection:
+def _picked(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
     match space.get_select_type():
         case h5s.SEL_ALL:
             return hdf5.AllElements()

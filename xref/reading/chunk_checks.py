@@ -20,14 +20,13 @@ from xref import objects
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, decode_chunk
+from xref.objects import StoredObject, cached_by_object
 from xref.reading.execute import ChunkCheck, ChunkLoader
-from xref.storage import FileBytes, FileLocation, cached_by_location
+from xref.storage import FileBytes
 
 
-def chunk_check(
-    location: FileLocation, address: int, layout: DatasetLayout
-) -> ChunkCheck | None:
-    """Choose what checks the chunks of the dataset at an address.
+def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | None:
+    """Choose what checks the chunks of a dataset.
 
     Returns
     -------
@@ -44,23 +43,24 @@ def chunk_check(
         return None
     packers = layout.pipeline.packers
     missing = objects.used_filters(layout.pipeline, layout.elements).unsupported()
-    where = f"{location.filename}: dataset at {address:#x}"
     if missing and packers:
         raise UnsupportedError(
-            f"{where} is stored with {' and '.join(packers)} and {', '.join(missing)}; what "
-            "HDF5 would unpack cannot be checked before. Install imagecodecs if the latter "
-            "is a filter that it decodes"
+            f"{dataset.where} is stored with {' and '.join(packers)} and {', '.join(missing)}"
+            "; what HDF5 would unpack cannot be checked before. Install imagecodecs if the "
+            "latter is a filter that it decodes"
         )
     if missing:
         return None
     # Where NumPy's type says what the elements are, parameters are compared with it.
     plain = not layout.dtype.hasobject and layout.dtype.itemsize == layout.stored_itemsize
     checked = layout if plain else layout.stored
-    if not location.source.live:
+    if not dataset.location.source.live:
         with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
-            index = objects.chunk_index(location, address)  # HDF5 does not check it
-            return ChunkLoader(checked, index, FileBytes(location), _read_nothing, where)
-    return HeldChunks(location, address, checked) if packers else None
+            index = objects.chunk_index(dataset)  # HDF5 does not check it
+            return ChunkLoader(
+                checked, index, FileBytes(dataset.location), _read_nothing, dataset.where
+            )
+    return HeldChunks(dataset, checked) if packers else None
 
 
 def _read_nothing(start: tuple[int, ...], window: object) -> None:
@@ -72,14 +72,13 @@ def _read_nothing(start: tuple[int, ...], window: object) -> None:
 class HeldChunks:
     """Checks chunks that HDF5 hands out as they are stored, under its lock."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     layout: DatasetLayout
 
     def check(self, numbers: IntArray) -> None:
         """Decode chunks and drop them, so that a wrong size or parameter raises."""
         layout = self.layout
-        dataset = objects.open_dataset(self.location, self.address)
+        dataset = objects.open_dataset(self.dataset)
         window = np.empty(layout.cell, layout.dtype)
         cells = np.stack(np.unravel_index(numbers, layout.grid), axis=1)
         for corner in (cells * np.array(layout.cell)).tolist():
@@ -91,31 +90,29 @@ class HeldChunks:
                 decode_chunk(data, window, layout.pipeline, mask)
             except CorruptFileError as error:
                 raise CorruptFileError(
-                    f"{self.location.filename}: dataset at {self.address:#x}, chunk at "
-                    f"{tuple(corner)}: {error}"
+                    f"{self.dataset.where}, chunk at {tuple(corner)}: {error}"
                 ) from error
 
 
-def check_packed(location: FileLocation, address: int) -> None:
+def check_packed(dataset: StoredObject) -> None:
     """Check all chunks of a dataset, if they have N-bit or scale-offset.
 
     HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
     to write a part of them. Once for each file is enough.
     """
-    layout = objects.dataset_layout(location, address)
-    if layout.pipeline.packers and layout.chunks:
-        if location.source.live:
-            _check_all(location, address, layout)
+    if dataset.layout.pipeline.packers and dataset.layout.chunks:
+        if dataset.location.source.live:
+            _check_all(dataset)
         else:
-            _check_all_once(location, address)
+            _check_all_once(dataset)
 
 
-@cached_by_location(maxsize=1024)
-def _check_all_once(location: FileLocation, address: int) -> None:
-    _check_all(location, address, objects.dataset_layout(location, address))
+@cached_by_object(maxsize=1024)
+def _check_all_once(dataset: StoredObject) -> None:
+    _check_all(dataset)
 
 
-def _check_all(location: FileLocation, address: int, layout: DatasetLayout) -> None:
-    check = chunk_check(location, address, layout)
+def _check_all(dataset: StoredObject) -> None:
+    check = chunk_check(dataset, dataset.layout)
     if check is not None:
-        check.check(objects.chunk_index(location, address).number)
+        check.check(objects.chunk_index(dataset).number)

@@ -14,21 +14,19 @@ import numpy.typing as npt
 
 from xref.errors import UnsupportedError
 from xref.hdf5 import DatasetLayout, items
-from xref.objects import chunk_index, dataset_layout, open_dataset, read_values
+from xref.objects import StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.reading.virtual_sources import check_sources
-from xref.storage import FileBytes, FileLocation, check_descriptors, check_unchanged
+from xref.storage import FileBytes, check_descriptors, check_unchanged
 
 
-def value_loader(
-    location: FileLocation, address: int, layout: DatasetLayout, reader: str
-) -> TileLoader:
+def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> TileLoader:
     """Choose how a dataset whose elements hold no references is read.
 
     Parameters
     ----------
-    location, address, layout
+    dataset, layout
         The dataset.
     reader : {"auto", "direct", "h5py"}
         "auto" reads directly where it can and through h5py otherwise.
@@ -38,35 +36,34 @@ def value_loader(
     UnsupportedError
         If the reader is "direct" and the dataset needs h5py.
     """
-    where = f"{location.filename}: dataset at {address:#x}"
     if reader == "direct" and layout.why_not_direct:
         raise UnsupportedError(
-            f"{where} cannot be read directly ({layout.why_not_direct}); use reader='auto'"
+            f"{dataset.where} cannot be read directly ({layout.why_not_direct}); "
+            "use reader='auto'"
         )
-    read_box = BoxReader(location, address)
+    read_box = BoxReader(dataset)
     if reader == "h5py" or layout.why_not_direct:
-        return BoxLoader(layout, read_box, chunk_check(location, address, layout))
+        return BoxLoader(layout, read_box, chunk_check(dataset, layout))
     if layout.chunks is None:
-        return ContiguousLoader(layout, FileBytes(location))
-    index = chunk_index(location, address)
-    return ChunkLoader(layout, index, FileBytes(location), read_box, where)
+        return ContiguousLoader(layout, FileBytes(dataset.location))
+    source = FileBytes(dataset.location)
+    return ChunkLoader(layout, chunk_index(dataset), source, read_box, dataset.where)
 
 
 @dataclass(frozen=True, slots=True)
 class BoxReader:
     """Reads boxes of one dataset through h5py, under its lock."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        if dataset_layout(self.location, self.address).virtual:
+        if self.dataset.layout.virtual:
             self._read_virtual(start, window)
         else:
-            dataset = open_dataset(self.location, self.address)
+            dataset = open_dataset(self.dataset)
             items(window)[...] = read_values(dataset, start, window.shape)
-        check_unchanged(self.location)
+        check_unchanged(self.dataset.location)
 
     def _read_virtual(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read from other files, for which there are descriptors before and after.
@@ -74,13 +71,13 @@ class BoxReader:
         HDF5 takes a source that it cannot open for one that is not there, and gives fill
         values. It opens one more than it keeps open.
         """
-        shape, name = window.shape, self.location.filename
-        sources = check_sources(self.location, self.address, start, shape[: len(start)])
+        shape, name = window.shape, self.dataset.filename
+        sources = check_sources(self.dataset, start, shape[: len(start)])
         # Else one thread's look would take what another one needs. Sources stay open as
         # long as anyone has the dataset.
         with _virtual:
             check_descriptors(sources + 1, name)
-            dataset = open_dataset(self.location, self.address)
+            dataset = open_dataset(self.dataset)
             items(window)[...] = read_values(dataset, start, shape)
             check_descriptors(1, name)  # while HDF5 still has the sources open
             del dataset

@@ -21,7 +21,13 @@ import numpy.typing as npt
 from xref import hdf5
 from xref.arrays import IntArray, ragged_ranges, read_scattered
 from xref.errors import XrefError
-from xref.objects import COMPACT, DatasetMetadata, dataset_facts, dataset_table, file_content
+from xref.objects import (
+    COMPACT,
+    DatasetMetadata,
+    StoredObject,
+    dataset_table,
+    file_content,
+)
 from xref.reading.chunked_datasets import ChunkedDatasets, read_chunked_datasets
 from xref.storage import FileBytes, FileLocation
 
@@ -178,11 +184,11 @@ def select_small_datasets(
     part = table.take(picked)
     _, first = np.unique(part.ndim + part.attributes * (hdf5.MAX_RANK + 1), return_index=True)
     for row in picked[first[~alone[picked[first]]]].tolist():
-        looked[row] = dataset_facts(location, int(address[row]))
+        looked[row] = StoredObject(location, int(address[row])).metadata
     bare = np.flatnonzero(good & (table.attributes == hdf5.NO_ATTRIBUTES))
     like[bare] = bare[:1]
     if len(bare) and int(bare[0]) not in looked:
-        looked[int(bare[0])] = dataset_facts(location, int(address[bare[0]]))
+        looked[int(bare[0])] = StoredObject(location, int(address[bare[0]])).metadata
     looked = {row: facts for row, facts in looked.items() if good[row]}
     order = np.array(sorted(looked))
     alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in order.tolist())
@@ -213,7 +219,7 @@ def _facts_or_none(location: FileLocation, address: int) -> DatasetMetadata | No
     Whoever looks at it alone says why.
     """
     try:
-        return dataset_facts(location, address)
+        return StoredObject(location, address).metadata
     except XrefError:
         return None
 

@@ -21,7 +21,11 @@ import numpy.typing as npt
 from xref.arrays import FrozenColumns, IntArray, canvas_strides
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.hdf5 import VirtualMapping
-from xref.objects import dataset_layout, object_label, open_member, virtual_mappings
+from xref.objects import (
+    StoredObject,
+    open_member,
+    virtual_mappings,
+)
 from xref.reading.chunk_checks import check_packed
 from xref.storage import FileLocation, check_external, locate_file
 
@@ -33,8 +37,7 @@ MAX_DEPTH = 16
 class StoredPart(FrozenColumns):
     """Elements that one dataset stores, among those asked for."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     path: str | None  # as it was opened, or as the virtual dataset names it
     rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
     coords: IntArray  # (m, ndim), where in this dataset
@@ -42,17 +45,17 @@ class StoredPart(FrozenColumns):
     @property
     def label(self) -> str:
         """Its name in a message; looked up in the file where it has no path."""
-        return self.path or object_label(self.location, self.address)
+        return self.path or self.dataset.label
 
 
 def split_virtual(
-    location: FileLocation, address: int, coords: IntArray, path: str | None = None
+    dataset: StoredObject, coords: IntArray, path: str | None = None
 ) -> Iterator[StoredPart]:
     """Find the datasets that store elements of a virtual dataset.
 
     Parameters
     ----------
-    location, address
+    dataset : StoredObject
         The virtual dataset.
     coords : numpy.ndarray
         Shape ``(n, ndim)``: its elements.
@@ -73,31 +76,23 @@ def split_virtual(
     UnsupportedError
         If too many virtual datasets lead to one another.
     """
-    whole = StoredPart(
-        location=location,
-        address=address,
-        path=path,
-        rows=np.arange(len(coords)),
-        coords=coords,
-    )
+    whole = StoredPart(dataset=dataset, path=path, rows=np.arange(len(coords)), coords=coords)
     level = [whole]
     for _ in range(MAX_DEPTH):
         below: list[StoredPart] = []
         for part in level:
             for found in _split_once(part):
-                if dataset_layout(found.location, found.address).virtual:
+                if found.dataset.layout.virtual:
                     below.append(found)
                 else:
                     yield found
         if not below:
             return
         level = below
-    raise _too_deep(location, whole.label)
+    raise _too_deep(dataset.filename, whole.label)
 
 
-def check_sources(
-    location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
-) -> int:
+def check_sources(dataset: StoredObject, start: tuple[int, ...], shape: tuple[int, ...]) -> int:
     """Check all that HDF5 opens to read a box of a virtual dataset.
 
     Returns
@@ -115,43 +110,43 @@ def check_sources(
         If the virtual datasets lead to one another in a circle, or nearly so.
     """
     first = tuple(zip(start, shape, strict=True))
-    level = {(location, address): first}
-    files = {location.key}
+    level = {dataset: first}
+    files = {dataset.location.key}
     for _ in range(MAX_DEPTH):
-        below: dict[tuple[FileLocation, int], tuple[tuple[int, int], ...]] = {}
-        for (home, number), box in level.items():
-            extent = dataset_layout(home, number).shape
-            for mapping in _mappings_of_box(home, number, box):
+        below: dict[StoredObject, tuple[tuple[int, int], ...]] = {}
+        for virtual, box in level.items():
+            home, extent = virtual.location, virtual.layout.shape
+            for mapping in _mappings_of_box(virtual, box):
                 where = f"{home.filename}: source {mapping.dataset!r}"
                 source = _open_source(home, mapping, where)
                 if source is None:
                     _check_not_elsewhere(home, mapping.filename, where)
                     continue
-                files.add(source[0].key)
-                layout = dataset_layout(*source)
+                files.add(source.location.key)
+                layout = source.layout
                 mapping.fit(extent, layout.shape, where)
-                check_packed(*source)
+                check_packed(source)
                 if layout.virtual:
                     below[source] = tuple((0, n) for n in layout.shape)
         if not below:
             return len(files) - 1
         level = below
-    raise _too_deep(location, object_label(location, address))
+    raise _too_deep(dataset.filename, dataset.label)
 
 
-def _too_deep(location: FileLocation, path: str) -> UnsupportedError:
+def _too_deep(filename: str, path: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{location.filename}: {path!r} has more than {MAX_DEPTH} virtual datasets between it "
+        f"{filename}: {path!r} has more than {MAX_DEPTH} virtual datasets between it "
         "and its data; they may form a circle"
     )
 
 
 def _mappings_of_box(
-    location: FileLocation, address: int, box: tuple[tuple[int, int], ...]
+    dataset: StoredObject, box: tuple[tuple[int, int], ...]
 ) -> Iterator[VirtualMapping]:
     """Yield the mappings, one for each source, that touch a box: (start, size) per axis."""
-    extent = dataset_layout(location, address).shape
-    for mapping in virtual_mappings(location, address):
+    extent = dataset.layout.shape
+    for mapping in virtual_mappings(dataset):
         low, high = mapping.bounds(extent)
         touched = [
             range(max(a, start), min(b, start + size))
@@ -163,10 +158,10 @@ def _mappings_of_box(
 
 def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     """Follow the mappings of one virtual dataset."""
-    location, coords = part.location, part.coords
+    location, coords = part.dataset.location, part.coords
     # Not its label: reading must not search the file for a name that no message needs.
-    name = part.path or f"dataset at {part.address:#x}"
-    extent = dataset_layout(location, part.address).shape
+    name = part.path or f"dataset at {part.dataset.address:#x}"
+    extent = part.dataset.layout.shape
     weights = np.array(canvas_strides(extent), dtype=np.int64)
     place = coords @ weights
     order = np.argsort(place, kind="stable")
@@ -174,7 +169,7 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     # Where mappings overlap, the last one whose source is there counts.
     owner = np.full(len(coords), -1, dtype=np.int64)
     found: list[StoredPart] = []
-    for mapping in virtual_mappings(location, part.address):
+    for mapping in virtual_mappings(part.dataset):
         low, high = (np.array(side, dtype=np.int64) for side in mapping.bounds(extent))
         if (low >= high).any():
             continue
@@ -188,25 +183,18 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
             if source is None:
                 continue
             rows = near[rows]
-            shape = dataset_layout(*source).shape
+            shape = source.layout.shape
             fitted = one.fit(extent, shape, where)
             at, within = fitted.source_coords(coords[rows], extent, shape)
             owner[rows[at]] = len(found)
             found.append(
-                StoredPart(
-                    location=source[0],
-                    address=source[1],
-                    path=one.dataset,
-                    rows=rows[at],
-                    coords=within,
-                )
+                StoredPart(dataset=source, path=one.dataset, rows=rows[at], coords=within)
             )
     for number, one_part in enumerate(found):
         kept = owner[one_part.rows] == number
         if kept.any():
             yield StoredPart(
-                location=one_part.location,
-                address=one_part.address,
+                dataset=one_part.dataset,
                 path=one_part.path,
                 rows=part.rows[one_part.rows[kept]],
                 coords=one_part.coords[kept],
@@ -215,8 +203,8 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
 
 def _open_source(
     location: FileLocation, mapping: VirtualMapping, where: str
-) -> tuple[FileLocation, int] | None:
-    """Return file and address of a source; None where there is none, as HDF5 has it."""
+) -> StoredObject | None:
+    """Return the dataset that is a source; None where there is none, as HDF5 has it."""
     home = location
     try:
         if mapping.filename != ".":
@@ -227,7 +215,7 @@ def _open_source(
         member = open_member(home, mapping.dataset)
     except FileNotFoundError:
         return None
-    return member.location, member.address
+    return member.stored
 
 
 def _check_not_elsewhere(location: FileLocation, name: str, where: str) -> None:

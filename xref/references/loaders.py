@@ -14,21 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.hdf5 import DatasetLayout, items
+from xref.objects import StoredObject
 from xref.reading import BoxLoader, TileLoader, value_loader
 from xref.references.reference import DecodeOptions
 from xref.references.stored import read_box_of_stored, stored_loader
 from xref.references.values import decode_values
-from xref.storage import FileLocation
 
 
 def tile_loader(
-    location: FileLocation, address: int, layout: DatasetLayout, *, options: DecodeOptions
+    dataset: StoredObject, layout: DatasetLayout, *, options: DecodeOptions
 ) -> TileLoader:
-    """Choose how the dataset at an address is read, whatever its elements are.
+    """Choose how a dataset is read, whatever its elements are.
 
     Parameters
     ----------
-    location, address, layout
+    dataset, layout
         The dataset.
     options : DecodeOptions
         ``reader``: "auto" reads directly where it can and through h5py otherwise.
@@ -40,18 +40,17 @@ def tile_loader(
         If the reader is "direct" and the dataset needs h5py.
     """
     if layout.reference_kind:
-        return stored_loader(location, address, layout)
+        return stored_loader(dataset, layout)
     if layout.elements is not None:
-        return BoxLoader(layout, ElementReader(location, address, options))
-    return value_loader(location, address, layout, options.reader)
+        return BoxLoader(layout, ElementReader(dataset, options))
+    return value_loader(dataset, layout, options.reader)
 
 
 @dataclass(frozen=True, slots=True)
 class ElementReader:
     """Reads boxes of elements that hold references, as stored, and decodes them."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     options: DecodeOptions
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
@@ -59,7 +58,7 @@ class ElementReader:
         shape = window.shape[: len(start)]
         n = math.prod(shape)
         flat = np.empty(n, dtype=window.dtype)
-        for part in read_box_of_stored(self.location, self.address, start, shape):
+        for part in read_box_of_stored(self.dataset, start, shape):
             values = decode_values(
                 part.location, part.elements, part.raw, part.describe, self.options
             )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref import objects, selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
+from xref.objects import StoredObject
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ class ObjectReference:
     address: int
     options: DecodeOptions = DEFAULT_OPTIONS
 
+    @classmethod
+    def to(
+        cls, target: StoredObject, options: DecodeOptions = DEFAULT_OPTIONS
+    ) -> ObjectReference:
+        """Make a reference to an object of a file."""
+        return cls(target.location, target.address, options)
+
     def __bool__(self) -> bool:
         return self.address != 0
 
@@ -107,6 +115,13 @@ class ObjectReference:
 
     def __hash__(self) -> int:
         return hash((self.address, self._file_key() if self.address else None))
+
+    @property
+    def stored(self) -> StoredObject | None:
+        """The target as a value that opens and reads it; None when null."""
+        if self.location is None or not self:
+            return None
+        return StoredObject(self.location, self.address)
 
     def _file_key(self) -> tuple[int | str, ...] | None:
         return self.location.key if self.location else None
@@ -124,16 +139,12 @@ class ObjectReference:
         and external links name nothing. The links of a file are walked once, and no
         further than to the object.
         """
-        if self.location is None or not self:
-            return None
-        return objects.object_path(self.location, self.address)
+        return self.stored.path if self.stored else None
 
     @property
     def kind(self) -> str:
         """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
-        if self.location is None or not self:
-            return "null"
-        return objects.object_kind(self.location, self.address)
+        return objects.object_kind(self.stored) if self.stored else "null"
 
     def resolve(self, chunks: Any = None) -> Any:
         """Open the target lazily.
@@ -168,9 +179,7 @@ class ObjectReference:
         It is the path, or the address of an object that has none. Deep in a remote file it
         is the address: a search takes too many requests for a text.
         """
-        if self.location is None or not self:
-            return "null"
-        return f"-> {objects.object_label(self.location, self.address)}"
+        return f"-> {self.stored.label}" if self.stored else "null"
 
 
 class SourceName(str):
@@ -273,12 +282,10 @@ class RegionReference:
         return self.object.kind if self else "null"
 
     def _fitted(self) -> selections.SelectionTable:
-        if self.location is None or not self:
+        if self.object.stored is None or not self:
             raise NullReferenceError("a null region reference selects nothing")
-        extent = objects.dataset_layout(self.location, self.address).shape
-        return selections.table_from_selections([self.selection]).fit(
-            extent, lambda _: repr(self)
-        )
+        table = selections.table_from_selections([self.selection])
+        return table.fit(self.object.stored.layout.shape, lambda _: repr(self))
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -392,9 +399,8 @@ class AttributeReference:
     @property
     def kind(self) -> str:
         """What the target is: "attribute", "null" or "dangling"."""
-        if self.location is None or not self:
-            return "null"
-        return attribute_kind(self.location, self.address, self.name)
+        stored = self.object.stored
+        return "null" if stored is None or not self else attribute_kind(stored, self.name)
 
     def resolve(self, chunks: Any = None) -> xr.DataArray:
         """Read the attribute.
@@ -430,10 +436,10 @@ class AttributeReference:
 Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
 
 
-def attribute_kind(location: FileLocation, address: int, name: str) -> str:
+def attribute_kind(stored: StoredObject, name: str) -> str:
     """Return "attribute", or "dangling" if there is no object or no such attribute."""
     try:
-        found = objects.has_attribute(objects.open_object(location, address), name)
+        found = objects.has_attribute(objects.open_object(stored), name)
     except (DanglingReferenceError, ExternalFileError):
         return "dangling"
     return "attribute" if found else "dangling"

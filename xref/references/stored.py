@@ -18,6 +18,7 @@ from xref import objects
 from xref.arrays import IntArray, canvas_strides
 from xref.errors import CorruptFileError, UnsupportedError
 from xref.hdf5 import DatasetLayout, Datatype
+from xref.objects import StoredObject
 from xref.reading import (
     BoxLoader,
     ChunkLoader,
@@ -48,10 +49,8 @@ class StoredReferences:
 
     Attributes
     ----------
-    location : FileLocation
-        The file that the dataset lives in; its references count from there.
-    address : int
-        The dataset's object header, bytes from the base address.
+    dataset : StoredObject
+        The dataset; its references count from the file that it lives in.
     path : str or None
         As the dataset was opened, for messages; they have its canonical path where it is
         None. It makes no difference to what is read.
@@ -70,8 +69,7 @@ class StoredReferences:
         a null reference unless the dataset defines one. By default all is stored.
     """
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     path: str | None = dataclasses.field(repr=False, compare=False)
     kind: str
     slices: tuple[tuple[int, int, int], ...]
@@ -103,9 +101,9 @@ class StoredReferences:
         )
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind] if self.kind else "element"
-        path = self.path or objects.object_label(self.location, self.address)
+        path = self.path or self.dataset.label
         of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
-        return f"{self.location.filename}: {noun} {element} of {of}"
+        return f"{self.dataset.filename}: {noun} {element} of {of}"
 
     def read(self) -> ReferenceColumns:
         """Read and decode the elements, in C order.
@@ -115,10 +113,10 @@ class StoredReferences:
         CorruptFileError
             If bytes of the dataset or its heap make no sense.
         """
-        if objects.dataset_layout(self.location, self.address).virtual:
+        if self.dataset.layout.virtual:
             return self._read_virtual()
         raw = self.cut(self.read_raw())
-        return decode_references(self.location, raw, self.kind, self.describe)
+        return decode_references(self.dataset.location, raw, self.kind, self.describe)
 
     def _read_virtual(self) -> ReferenceColumns:
         """Read the elements where they are stored: each counts in its own file."""
@@ -130,7 +128,7 @@ class StoredReferences:
         inside = np.arange(n)
         if self.extent is not None:
             inside = np.flatnonzero((coords < self.extent).all(axis=1))
-        for part in split_virtual(self.location, self.address, coords[inside], self.path):
+        for part in split_virtual(self.dataset, coords[inside], self.path):
             place[inside[part.rows]] = used + np.arange(len(part.rows))
             used += len(part.rows)
             tables.append(read_part(part, self))
@@ -146,13 +144,13 @@ class StoredReferences:
     def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return the references' part of elements as stored."""
         width = objects.reference_itemsize(
-            self.kind, objects.file_format(self.location).offset_size
+            self.kind, objects.file_format(self.dataset.location).offset_size
         )
         return raw[:, self.offset : self.offset + width]
 
     def read_raw(self) -> npt.NDArray[np.uint8]:
         """Return the elements as stored, shape ``(n, width)``."""
-        layout = objects.dataset_layout(self.location, self.address)
+        layout = self.dataset.layout
         n, width = math.prod(self.shape), layout.stored_itemsize
         stored = self._stored_part()
         if stored.shape != self.shape:
@@ -166,13 +164,13 @@ class StoredReferences:
             return raw
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
-            loader = ContiguousLoader(layout.stored, FileBytes(self.location))
+            loader = ContiguousLoader(layout.stored, FileBytes(self.dataset.location))
             loader.read_run(first, raw.reshape(-1).data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
-            read_plan(plan, stored_loader(self.location, self.address, layout), out)
+            read_plan(plan, stored_loader(self.dataset, layout), out)
         return raw
 
     def _first_of_run(self, layout: DatasetLayout) -> int | None:
@@ -194,29 +192,27 @@ class StoredReferences:
 class StoredReader:
     """Reads boxes of one dataset's elements as the bytes they are stored in."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
 
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
-        layout = objects.dataset_layout(self.location, self.address)
+        layout = self.dataset.layout
         if layout.why_not_raw == objects.COMPACT:
-            where = f"{self.location.filename}: dataset at {self.address:#x}"
-            data = objects.read_compact(self.location, self.address, where)
+            data = objects.read_compact(self.dataset)
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
-                raise CorruptFileError(f"{where} stores {len(data)} bytes for {n} elements")
+                raise CorruptFileError(
+                    f"{self.dataset.where} stores {len(data)} bytes for {n} elements"
+                )
             whole = np.frombuffer(data, f"V{layout.stored_itemsize}", n).reshape(layout.shape)
             sides = zip(start, window.shape, strict=True)
             window[...] = whole[tuple(slice(a, a + m) for a, m in sides)]
             return
-        window[...] = objects.read_raw(
-            objects.open_dataset(self.location, self.address), start, window.shape
-        )
-        check_unchanged(self.location)
+        window[...] = objects.read_raw(objects.open_dataset(self.dataset), start, window.shape)
+        check_unchanged(self.dataset.location)
 
 
-def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -> TileLoader:
+def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
     """Choose how the elements of a dataset are read as they are stored.
 
     Raises
@@ -224,23 +220,21 @@ def stored_loader(location: FileLocation, address: int, layout: DatasetLayout) -
     UnsupportedError
         If only HDF5 can read the storage, and it would make something else of them.
     """
-    where = f"{location.filename}: dataset at {address:#x}"
-    stored = layout.stored
-    read_box = StoredReader(location, address)
+    stored, source = layout.stored, FileBytes(dataset.location)
+    read_box = StoredReader(dataset)
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
-                f"{where} holds references in storage that is not read directly "
+                f"{dataset.where} holds references in storage that is not read directly "
                 f"({stored.why_not_direct})"
             )
-        return BoxLoader(stored, read_box, chunk_check(location, address, layout))
+        return BoxLoader(stored, read_box, chunk_check(dataset, layout))
     if stored.why_not_direct:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
-        return ContiguousLoader(stored, FileBytes(location))
-    return ChunkLoader(
-        stored, objects.chunk_index(location, address), FileBytes(location), read_box, where
-    )
+        return ContiguousLoader(stored, source)
+    index = objects.chunk_index(dataset)
+    return ChunkLoader(stored, index, source, read_box, dataset.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,50 +249,51 @@ class StoredElements:
 
 
 def read_box_of_stored(
-    location: FileLocation, address: int, start: tuple[int, ...], shape: tuple[int, ...]
+    dataset: StoredObject, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> list[StoredElements]:
     """Read a box of elements that hold references, from the datasets that store them.
 
     Elements of a virtual dataset without a source are its fill value.
     """
-    layout = objects.dataset_layout(location, address)
+    layout = dataset.layout
     if layout.elements is None:
-        raise UnsupportedError(
-            f"{location.filename}: dataset at {address:#x} has no references"
-        )
+        raise UnsupportedError(f"{dataset.where} has no references")
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
-    place = StoredReferences(location, address, None, "", slices)
+    place = StoredReferences(dataset, None, "", slices)
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
         raw = place.read_raw()
-        return [StoredElements(location, layout.elements, rows, raw, place.describe)]
+        return [StoredElements(dataset.location, layout.elements, rows, raw, place.describe)]
     parts = []
-    for part in split_virtual(location, address, place.coords()):
-        source = objects.dataset_layout(part.location, part.address)
+    for part in split_virtual(dataset, place.coords()):
+        source = part.dataset.layout
         if source.elements != layout.elements:
             raise UnsupportedError(
-                f"{part.location.filename}: {part.label!r} is of another type than its virtual "
-                f"dataset {objects.object_label(location, address)!r}"
+                f"{part.dataset.filename}: {part.label!r} is of another type than its virtual "
+                f"dataset {dataset.label!r}"
             )
-        raw = read_places(part.location, part.address, part.coords)
+        raw = read_places(part.dataset, part.coords)
         describe = describe_places(part, "element")
-        parts.append(StoredElements(part.location, layout.elements, part.rows, raw, describe))
+        parts.append(
+            StoredElements(part.dataset.location, layout.elements, part.rows, raw, describe)
+        )
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
     fill = layout.stored_elements(len(rest)).view(np.uint8)
     fill = fill.reshape(len(rest), layout.stored_itemsize)
-    return [*parts, StoredElements(location, layout.elements, rest, fill, place.describe)]
+    return [
+        *parts,
+        StoredElements(dataset.location, layout.elements, rest, fill, place.describe),
+    ]
 
 
-def read_places(
-    location: FileLocation, address: int, coords: IntArray
-) -> npt.NDArray[np.uint8]:
+def read_places(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uint8]:
     """Read elements at any places as stored, shape ``(n, itemsize)``."""
-    layout = objects.dataset_layout(location, address)
+    layout = dataset.layout
     n, width = len(coords), layout.stored_itemsize
     out = np.zeros(n, dtype=f"V{width}")
     if n:
         plan = plan_read(plan_points(coords), layout.shape, layout.chunks, width)
-        read_plan(plan, stored_loader(location, address, layout), out)
+        read_plan(plan, stored_loader(dataset, layout), out)
     return out.view(np.uint8).reshape(n, width)
 
 
@@ -308,7 +303,7 @@ def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
     def describe(row: int) -> str:
         index = tuple(part.coords[row].tolist())
         element = index[0] if len(index) == 1 else index
-        return f"{part.location.filename}: {noun} {element} of {part.label!r}"
+        return f"{part.dataset.filename}: {noun} {element} of {part.label!r}"
 
     return describe
 
@@ -321,14 +316,14 @@ def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
     UnsupportedError
         If the dataset is of another type than the virtual one.
     """
-    location, address = part.location, part.address
-    layout = objects.dataset_layout(location, address)
-    virtual = objects.dataset_layout(place.location, place.address)
+    layout = part.dataset.layout
+    virtual = place.dataset.layout
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
+        kind = layout.reference_kind or "values"
         raise UnsupportedError(
-            f"{location.filename}: {part.label!r} holds {layout.reference_kind or 'values'!r}, "
+            f"{part.dataset.filename}: {part.label!r} holds {kind!r}, "
             f"its virtual dataset {KIND_NOUNS[place.kind]}s"
         )
-    raw = read_places(location, address, part.coords)
+    raw = read_places(part.dataset, part.coords)
     describe = describe_places(part, KIND_NOUNS[place.kind])
-    return decode_references(location, place.cut(raw), place.kind, describe)
+    return decode_references(part.dataset.location, place.cut(raw), place.kind, describe)

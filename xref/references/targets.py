@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import IntArray, ragged_ranges, row_offsets
+from xref.objects import StoredObject
 from xref.references.columns import ReferenceColumns
 from xref.selections import SelectionKind
-from xref.storage import FileLocation
 
-# A file, the address of a dataset in it, and the rows of the references to it.
-TargetRows: TypeAlias = tuple[FileLocation, int, npt.NDArray[np.intp] | slice]
+# An object, and the rows of the references to it.
+TargetRows: TypeAlias = tuple[StoredObject, npt.NDArray[np.intp] | slice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ def split_targets(
 
     Returns
     -------
-    targets : list of (location, address, rows)
+    targets : list of (object, rows)
     null : numpy.ndarray
         Shape ``(n,)``.
     """
@@ -87,15 +87,15 @@ def split_targets(
         if references.regions is not None:
             null = references.regions.kind == SelectionKind.NULL
         if not null.any():
-            return [(references.files[int(file[0])], int(address[0]), slice(None))], null
+            stored = StoredObject(references.files[int(file[0])], int(address[0]))
+            return [(stored, slice(None))], null
     found = distinct_targets(references)
     if len(found) == 1 and len(found.rows) == n:
-        location = references.files[int(found.file[0])]
-        return [(location, int(found.address[0]), slice(None))], found.null
+        return [(target_rows(references, found, 0)[0], slice(None))], found.null
     return [target_rows(references, found, k) for k in range(len(found))], found.null
 
 
 def target_rows(references: ReferenceColumns, found: TargetGroups, target: int) -> TargetRows:
     """Return one of the distinct targets and the references to it."""
     location = references.files[int(found.file[target])]
-    return location, int(found.address[target]), found.rows_of(target)
+    return StoredObject(location, int(found.address[target])), found.rows_of(target)

@@ -18,6 +18,7 @@ import numpy as np
 from xref.arrays import BoolArray, is_same_value
 from xref.engine import Decoders
 from xref.errors import NullReferenceError, UnsupportedError, WrongTargetError
+from xref.objects import StoredObject
 from xref.references import ReferenceArray
 from xref.resolving.bound_references import BoundReferences, bind_references
 from xref.resolving.target_decoding import TargetKey, read_decoders
@@ -120,16 +121,14 @@ def _open_targets(
 
     The first target gives the attributes and the name of the result.
     """
-    found = [(t.first_row, t.location, t.address, t.facts) for t in bound.datasets]
+    found = [(t.first_row, t.dataset, t.facts) for t in bound.datasets]
     for small in bound.small_by_file:
         for k, facts in small.alike:
             row = int(small.rows[np.searchsorted(small.which, k)])
-            found.append((row, small.location, int(small.address[k]), facts))
+            found.append((row, StoredObject(small.location, int(small.address[k])), facts))
     found.sort(key=lambda item: item[0])
-    return tuple(
-        open_target(location, address, facts, references.options)
-        for _, location, address, facts in found
-    )
+    options = references.options
+    return tuple(open_target(dataset, facts, options) for _, dataset, facts in found)
 
 
 def _common_attributes(
@@ -137,11 +136,7 @@ def _common_attributes(
 ) -> dict[str, Any]:
     """Return the attributes that all targets have after decoding, with equal values."""
     remaining = [
-        {
-            name: value
-            for name, value in t.attributes.items()
-            if name not in used[t.location.token, t.address]
-        }
+        {k: v for k, v in t.attributes.items() if k not in used[t.dataset.token]}
         for t in targets
     ]
     if not remaining:
@@ -155,7 +150,7 @@ def warn_of_units(refs: BoundVariable) -> None:
     first_of: dict[str, TargetMetadata] = {}  # by units
     for target in refs.targets:
         units = target.attributes.get("units")
-        used = refs.decoders.of(target.location, target.address).used
+        used = refs.decoders.of(target.dataset).used
         if isinstance(units, str) and "units" not in used:
             first_of.setdefault(units, target)
     if len(first_of) > 1:

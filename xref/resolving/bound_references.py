@@ -20,6 +20,7 @@ from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.engine import CF_ATTRIBUTES, Axis
 from xref.errors import DanglingReferenceError, WrongTargetError
 from xref.hdf5 import DatasetLayout
+from xref.objects import StoredObject
 from xref.reading import SmallDatasets, select_small_datasets
 from xref.references import (
     ReferenceArray,
@@ -30,7 +31,7 @@ from xref.references import (
     target_rows,
 )
 from xref.selections import SelectionKind, SelectionTable, empty_table
-from xref.storage import FileLocation, check_unchanged
+from xref.storage import check_unchanged
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -46,8 +47,7 @@ are faster by a third (benchmarks/small.py, limits)."""
 class BoundDataset:
     """The references that point at one dataset, fitted to its extent."""
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     facts: objects.DatasetMetadata
     rows: Rows | slice
     regions: SelectionTable
@@ -59,7 +59,7 @@ class BoundDataset:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return dataset_label(self.location, self.address)
+        return self.dataset.where
 
     @property
     def layout(self) -> DatasetLayout:
@@ -93,12 +93,12 @@ class BoundReferences:
         return len(self.datasets) + sum(map(len, self.small_by_file))
 
     @property
-    def first_target(self) -> tuple[FileLocation, int] | None:
-        """File and address of one target, to name it in messages."""
+    def first_target(self) -> StoredObject | None:
+        """One target, to name it in messages."""
         if self.datasets:
-            return self.datasets[0].location, self.datasets[0].address
+            return self.datasets[0].dataset
         for small in self.small_by_file:
-            return small.location, int(small.address[small.which[0]])
+            return StoredObject(small.location, int(small.address[small.which[0]]))
         return None
 
     @property
@@ -154,11 +154,6 @@ class BoundReferences:
         return mask
 
 
-def dataset_label(location: FileLocation, address: int) -> str:
-    """Name a dataset in a message."""
-    return f"{location.filename}: dataset at {address:#x}"
-
-
 def restrict_small(
     small_by_file: Sequence[SmallDatasets], selected: BoolArray
 ) -> tuple[SmallDatasets, ...]:
@@ -179,11 +174,10 @@ def _open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
         rows = small.rows[cuts[k] : cuts[k + 1]]
         if not len(rows):
             continue
-        facts = objects.dataset_facts(small.location, address)
+        dataset = StoredObject(small.location, address)
+        facts = dataset.metadata
         regions = _select_all(facts.layout.shape, len(rows))
-        yield BoundDataset(
-            location=small.location, address=address, facts=facts, rows=rows, regions=regions
-        )
+        yield BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions)
 
 
 def _select_all(extent: Shape, n: int) -> SelectionTable:
@@ -218,17 +212,16 @@ def bind_references(
     """
     small_by_file, groups, null = _take_small(references)
     datasets = []
-    for k, (location, address, rows) in enumerate(groups):
+    for k, (dataset, rows) in enumerate(groups):
         if k % objects.REFERENCE_BATCH == 0:
-            objects.cache_h5py_references(
-                [a for _, a, _ in groups[k : k + objects.REFERENCE_BATCH]]
-            )
+            batch = groups[k : k + objects.REFERENCE_BATCH]
+            objects.cache_h5py_references([stored.address for stored, _ in batch])
 
         def row_label(i: int, rows: Rows | slice = rows) -> str:
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = dataset.metadata
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
                 f"{row_label(0)}: {error}; .h5ref.table() shows the targets of all "
@@ -240,11 +233,7 @@ def bind_references(
         else:
             n = len(references) if isinstance(rows, slice) else len(rows)
             regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
-        datasets.append(
-            BoundDataset(
-                location=location, address=address, facts=facts, rows=rows, regions=regions
-            )
-        )
+        datasets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions))
     ndim, shape = _result_shapes(references, datasets, small_by_file)
     return BoundReferences(
         datasets=tuple(datasets),

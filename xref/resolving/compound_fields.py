@@ -23,7 +23,7 @@ from xref.arrays import IntArray
 from xref.engine import DatasetArray
 from xref.errors import DanglingReferenceError, SelectionError, WrongTargetError
 from xref.hdf5 import Datatype
-from xref.objects import dataset_layout, kind_of, object_kind, open_member
+from xref.objects import StoredObject, kind_of, object_kind, open_member
 from xref.references import (
     AttributeReference,
     DecodeOptions,
@@ -36,7 +36,6 @@ from xref.references import (
 )
 from xref.resolving.targets import group_path
 from xref.selections import SelectionKind, box_table, empty_table, in_order
-from xref.storage import FileLocation
 
 REFERENCES = (ObjectReference, RegionReference, AttributeReference)
 
@@ -111,18 +110,12 @@ def field_references(array: xr.DataArray, name: str) -> ReferenceArray:
     place = _find_place(array)
     if place is not None:
         lazy, slices = place
-        layout = dataset_layout(lazy.location, lazy.address)
+        layout = lazy.dataset.layout
         members = reference_members(layout.elements) if layout.elements else iter(())
         for member in members:
             if member.path == name:
                 stored = StoredReferences(
-                    lazy.location,
-                    lazy.address,
-                    None,
-                    member.kind,
-                    slices,
-                    member.path,
-                    member.offset,
+                    lazy.dataset, None, member.kind, slices, member.path, member.offset
                 )
                 return _narrowed(array, stored, lazy.options)
     values = _member(array.values, name, array.name)
@@ -267,8 +260,8 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     for (number, target), picked in zip(targets.tolist(), by_target, strict=False):
         rows = live[picked]
         what = references.describe(int(rows[0]))
-        location, dataset = _series_data(columns.files[int(number)], int(target), what)
-        shape = dataset_layout(location, dataset).shape
+        dataset = _series_data(StoredObject(columns.files[int(number)], int(target)), what)
+        shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
         full = np.broadcast_to(np.array(shape, dtype=np.int64), (len(rows), len(shape))).copy()
         begin = np.zeros_like(full)
@@ -279,9 +272,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
             empty_table(int(empty.sum()), 0, SelectionKind.NONE),
         ]
         order += [rows[~empty], rows[empty]]
-        address[rows] = dataset
-        files.setdefault(location)
-        file[rows] = list(files).index(location)
+        address[rows] = dataset.address
+        files.setdefault(dataset.location)
+        file[rows] = list(files).index(dataset.location)
     found = ReferenceColumns(
         files=tuple(files),
         file=file,
@@ -298,23 +291,23 @@ def _whole_numbers(values: npt.NDArray[Any]) -> IntArray:
     return values.astype(np.int64)
 
 
-def _series_data(location: FileLocation, address: int, what: str) -> tuple[FileLocation, int]:
-    """Return file and address of the dataset that a reference of a series leads to."""
-    kind = object_kind(location, address)
+def _series_data(target: StoredObject, what: str) -> StoredObject:
+    """Return the dataset that a reference of a series leads to."""
+    kind, address = object_kind(target), target.address
     if kind == "dataset":
-        return location, address
+        return target
     if kind == "dangling":
         raise DanglingReferenceError(f"{what} is dangling: there is no object at {address:#x}")
     if kind == "group":
-        path = posixpath.join(group_path(location, address), SERIES_DATA)
+        path = posixpath.join(group_path(target), SERIES_DATA)
         try:
-            found = open_member(location, path)
+            found = open_member(target.location, path)
         except FileNotFoundError:
             kind = f"group without {SERIES_DATA!r}"
         else:
             kind = f"group whose {SERIES_DATA!r} is a {kind_of(found.item)}"
             if kind_of(found.item) == "dataset":
-                return found.location, found.address
+                return found.stored
     raise WrongTargetError(
         f"{what} points at a {kind}; a dataset is needed, or a group with one named "
         f"{SERIES_DATA!r}"

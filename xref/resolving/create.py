@@ -16,7 +16,7 @@ import xarray as xr
 from xref import engine
 from xref.arrays import IntArray
 from xref.errors import SelectionError
-from xref.objects import dataset_layout, open_member
+from xref.objects import open_member
 from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
 from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
 
@@ -30,18 +30,20 @@ def object_reference(array: xr.DataArray) -> ObjectReference:
 
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
     """Return a reference to a group, or to what is at a path from there."""
-    location, address = engine.location_of(dataset)
-    group = ObjectReference(location, address)
+    stored = engine.group_of(dataset)
+    group = ObjectReference.to(stored)
     if path in ("", "."):
         return group
     above = group.path
     if above is None and not path.startswith("/"):
         raise ValueError("the group has no path; give one that begins with '/'")
     try:
-        found = open_member(location, path if path.startswith("/") else f"{above}/{path}")
+        found = open_member(
+            stored.location, path if path.startswith("/") else f"{above}/{path}"
+        )
     except OSError as error:
-        raise KeyError(f"{location.filename} has nothing at {path!r}: {error}") from error
-    return ObjectReference(found.location, found.address)
+        raise KeyError(f"{stored.filename} has nothing at {path!r}: {error}") from error
+    return ObjectReference.to(found.stored)
 
 
 def region_reference(
@@ -143,9 +145,9 @@ def _at_labels(
 
 def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> None:
     """Refuse what is not stored: xarray pads variables along unlimited dimensions."""
-    if target.location is None or isinstance(selection, All):
+    if target.stored is None or isinstance(selection, All):
         return
-    shape = dataset_layout(target.location, target.address).shape
+    shape = target.stored.layout.shape
     table_from_selections([selection]).fit(shape, lambda _: f"the region of {name!r}")
 
 

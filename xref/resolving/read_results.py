@@ -29,7 +29,6 @@ from xref.resolving.bound_references import (
     BoundReferences,
     Rows,
     Shape,
-    dataset_label,
     restrict_small,
 )
 
@@ -44,7 +43,7 @@ def check_size(
     nbytes = n_elements * dtype.itemsize
     if nbytes <= LARGE_RESULT_NBYTES or get_option("large_results"):
         return
-    stored = sum(objects.stored_nbytes(t.location, t.address) for t in bound.datasets)
+    stored = sum(objects.stored_nbytes(t.dataset) for t in bound.datasets)
     stored += sum(small.stored_nbytes for small in bound.small_by_file)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
@@ -120,7 +119,7 @@ def _read_dataset(target: BoundDataset, parts: Parts, out: Array, reader: str) -
     if not len(parts):
         return
     layout, options = target.layout, DecodeOptions(reader=reader)
-    loader = tile_loader(target.location, target.address, layout, options=options)
+    loader = tile_loader(target.dataset, layout, options=options)
     itemsize = max(layout.dtype.itemsize, 1)
     read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
 
@@ -204,8 +203,7 @@ def read_results(
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
         read_into(part, raw, starts, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
-        target = part.first_target
-        label = partial(dataset_label, *target) if target else str
+        label = partial(str, part.first_target.where if part.first_target else "")
         items(values)[...] = convert(decoding(items(raw)), items(values).dtype, label)
         _place_values(bound, rows, values, out, dst, padded_shape)
 
@@ -214,8 +212,8 @@ def decoding_rows(bound: BoundReferences, decoders: Decoders) -> IntArray:
     """Return the row of ``decoders.kinds`` for each reference, -1 for null references."""
     decoding_row = np.full(len(bound.ndim), -1, dtype=np.int64)
     for t in bound.datasets:
-        row = decoders.which_of(t.location, np.array([t.address], dtype=np.uint64))
-        decoding_row[t.rows] = row[0]
+        address = np.array([t.dataset.address], dtype=np.uint64)
+        decoding_row[t.rows] = decoders.which_of(t.dataset.location, address)[0]
     for small in bound.small_by_file:
         rows = decoders.which_of(small.location, small.address)
         decoding_row[small.rows] = rows[small.which]

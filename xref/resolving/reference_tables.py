@@ -16,7 +16,7 @@ import xarray as xr
 from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
-from xref.objects import open_member
+from xref.objects import StoredObject, open_member
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.selections import KIND_NAMES, UNLIMITED, SelectionKind, SelectionTable, empty_table
 from xref.storage import FileLocation, find_source, locate_source
@@ -73,11 +73,10 @@ def from_table(
             name if filename is None else filename, storage_options=storage_options
         )
         location = locate_source(source)
-        for row, found, at in _find_targets(
-            location, columns, pointing & (names == name), filename
-        ):
-            file[row] = files.setdefault(found.token, (len(files), found))[0]
-            address[row] = at
+        own = pointing & (names == name)
+        for row, found in _find_targets(location, columns, own, filename):
+            number, _ = files.setdefault(found.location.token, (len(files), found.location))
+            file[row], address[row] = number, found.address
     regions = _regions(columns, kind) if "selection" in table else None
     references = ReferenceColumns(
         files=tuple(location for _, location in files.values()),
@@ -173,8 +172,8 @@ def _integers(values: npt.NDArray[Any], name: str, least: int = -1) -> IntArray:
 
 def _find_targets(
     location: FileLocation, columns: _Columns, rows: npt.NDArray[np.bool_], moved: Any
-) -> Iterator[tuple[npt.NDArray[np.intp], FileLocation, int]]:
-    """Yield the rows of each target, its file and its address.
+) -> Iterator[tuple[npt.NDArray[np.intp], StoredObject]]:
+    """Yield the rows of each target, and the target.
 
     Targets are found by path, or by the address that the table has.
     """
@@ -192,7 +191,7 @@ def _find_targets(
                 f"{location.filename} has nothing at {path!r}, which {len(same)} references of "
                 f"the table point at: {error}"
             ) from error
-        yield same, found.location, found.address
+        yield same, found.stored
     unnamed = wanted[paths == ""]
     if not len(unnamed):
         return
@@ -203,7 +202,7 @@ def _find_targets(
         )
     address = columns.addresses()
     for one, at in _groups(address[unnamed]):
-        yield unnamed[at], location, one
+        yield unnamed[at], StoredObject(location, one)
 
 
 def _groups(values: npt.NDArray[Any]) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:

@@ -150,11 +150,11 @@ def _resolve_attributes(
 
 def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.DataArray:
     """Read the attribute that a reference points at; see `AttributeReference.resolve`."""
-    location = reference.location
-    if location is None or not reference:
+    stored = reference.object.stored
+    if stored is None or not reference:
         raise NullReferenceError("a null attribute reference points at nothing")
-    item = objects.open_object(location, reference.address)
-    value = objects.read_attribute(item, reference.name, location, reference.address)
+    location, item = stored.location, objects.open_object(stored)
+    value = objects.read_attribute(item, reference.name, stored)
     check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, objects.RawAttributeReferences):
@@ -194,32 +194,25 @@ def _attribute_array(value: Any) -> np.ndarray[Any, Any]:
 
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     """Open what an object reference points at; see `ObjectReference.resolve`."""
-    if reference.location is None or not reference:
+    stored, options = reference.stored, reference.options
+    if stored is None:
         raise NullReferenceError("a null object reference points at nothing")
-    location, options = reference.location, reference.options
-    item = objects.open_object(location, reference.address)
+    item = objects.open_object(stored)
     if objects.kind_of(item) == "group":
-        members = engine.open_members(
-            location, group_path(location, reference.address), options
-        )
+        members = engine.open_members(stored.location, group_path(stored), options)
         dataset = engine.decode_dataset(*members, options)
         return dataset if chunks is None else dataset.chunk(chunks)
     if objects.kind_of(item) == "datatype":
         return item.dtype
-    facts = objects.dataset_facts(location, reference.address)
-    target = open_target(location, reference.address, facts, options)
+    facts = stored.metadata
+    target = open_target(stored, facts, options)
     dims = _free_dims(target.dims)
     if objects.dataset_kind(item):
-        variable = engine.build_variable(
-            location,
-            reference.address,
-            facts.layout,
-            dims,
-            target.attributes,
-            options,
-        )
+        variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
         return xr.DataArray(variable, name=target.name)
-    columns = ReferenceColumns.of_file(location, np.array([reference.address], dtype=np.uint64))
+    columns = ReferenceColumns.of_file(
+        stored.location, np.array([stored.address], dtype=np.uint64)
+    )
     array = ReferenceArray((), kind="object", columns=columns, options=options)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
@@ -231,9 +224,10 @@ def _free_dims(dims: tuple[str | None, ...]) -> tuple[str, ...]:
 
 def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return what a region reference selects; see `RegionReference.resolve`."""
-    if reference.location is None or not reference:
+    stored = reference.object.stored
+    if stored is None or not reference:
         raise NullReferenceError("a null region reference selects nothing")
-    item = objects.open_dataset(reference.location, reference.address)
+    item = objects.open_dataset(stored)
     array = ReferenceArray.from_references(reference)
     if objects.dataset_kind(item):
         return _resolve_reference_values(reference, array)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from xref import engine
 from xref.errors import SelectionError
-from xref.objects import dataset_layout
+from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.bound_references import Shape
@@ -58,7 +58,8 @@ def target_coords(
         coord_dims = inner if scattered else tuple(inner[axis] for axis in axes)
         label = coord_dims[0] if not scattered and coord_dims and dims == (name,) else name
         shared = all(
-            t.location == first.location and t.coords.get(name) == (address, dims)
+            t.dataset.location == first.dataset.location
+            and t.coords.get(name) == (address, dims)
             for t in targets
         )
         if not shared or label in reference_coords or label in refs.dims:
@@ -73,8 +74,8 @@ def _fits_axes(
     refs: BoundVariable, name: str, address: int, dims: tuple[str | None, ...]
 ) -> bool:
     """Tell whether a coordinate has the extent of its axes, and holds no references."""
-    location = refs.targets[0].location
-    layout = dataset_layout(location, address)
+    location = refs.targets[0].dataset.location
+    layout = StoredObject(location, address).layout
     for target, bound in zip(refs.targets, refs.bound.targets, strict=True):
         extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
         if layout.shape != extent:
@@ -95,7 +96,7 @@ def _coordinate(
 ) -> xr.Variable:
     """Return one coordinate: once if all references select the same of it, else for each."""
     bound, options = refs.bound, refs.references.options
-    location = refs.targets[0].location
+    location = refs.targets[0].dataset.location
     projections, rows = [], []
     for target, fitted in zip(refs.targets, bound.targets, strict=True):
         axes = [target.dims.index(dim) for dim in dims]

@@ -426,12 +426,11 @@ def read_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
     out = []
     for k, share in plan.lots[number]:
         target, shares = plan.targets[k]
-        check_unchanged(target.location)
+        check_unchanged(target.dataset.location)
         layout = target.layout
         values = np.empty(shares.size(share), dtype=layout.dtype)
         loader = tile_loader(
-            target.location,
-            target.address,
+            target.dataset,
             layout,
             options=DecodeOptions(reader=plan.flat.reader),
         )
@@ -450,7 +449,7 @@ def _decoded_elements(
     """Decode elements of one target by its own attributes, into the type of the blocks."""
     if flat.decoders is None:
         return values.astype(flat.dtype, copy=False)
-    decoding = flat.decoders.of(target.location, target.address)
+    decoding = flat.decoders.of(target.dataset)
     if decoding.is_plain and values.dtype == flat.dtype:
         return values
     out = np.empty(len(values), dtype=flat.dtype)

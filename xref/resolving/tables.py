@@ -20,7 +20,7 @@ from xref.errors import (
     UnsupportedError,
     WrongTargetError,
 )
-from xref.objects import dataset_layout, object_kinds, object_paths
+from xref.objects import StoredObject, object_kinds, object_paths
 from xref.references import (
     ReferenceArray,
     ReferenceColumns,
@@ -164,7 +164,9 @@ def _describe_attributes(
     )
     names = columns.attribute_names()
     kinds = [
-        attribute_kind(columns.files[int(columns.file[i])], int(columns.address[i]), names[i])
+        attribute_kind(
+            StoredObject(columns.files[int(columns.file[i])], int(columns.address[i])), names[i]
+        )
         for i in rows[first].tolist()
     ]
     kind[rows] = np.array(kinds, dtype=object)[of.reshape(-1)]
@@ -185,10 +187,10 @@ def describe_regions(
     npoints = np.zeros(n, dtype=np.int64)
     fits = np.zeros(n, dtype=bool)
     width = start.shape[1]
-    for location, address, rows in groups:
+    for target, rows in groups:
         part = regions.take(rows)
         try:
-            extent = dataset_layout(location, address).shape
+            extent = target.layout.shape
         except (
             DanglingReferenceError,
             ExternalFileError,

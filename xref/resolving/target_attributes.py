@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.objects import REFERENCE_BATCH, cache_h5py_references, dataset_facts
+from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import ReferenceArray, split_targets
 from xref.resolving.targets import open_target
 
@@ -25,11 +25,10 @@ def target_attributes(
     columns = references.columns
     values: dict[str, npt.NDArray[np.object_]] = {}
     targets, _ = split_targets(columns)
-    for k, (location, address, rows) in enumerate(targets):
+    for k, (stored, rows) in enumerate(targets):
         if k % REFERENCE_BATCH == 0:
-            cache_h5py_references([a for _, a, _ in targets[k : k + REFERENCE_BATCH]])
-        facts = dataset_facts(location, address)
-        target = open_target(location, address, facts, references.options)
+            cache_h5py_references([t.address for t, _ in targets[k : k + REFERENCE_BATCH]])
+        target = open_target(stored, stored.metadata, references.options)
         for name, value in target.attributes.items():
             if name not in values:
                 values[name] = np.full(len(columns), None, dtype=object)

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from xref import engine
 from xref.arrays import IntArray
 from xref.hdf5 import DatasetLayout
-from xref.objects import dataset_layout, object_path, object_paths, type_and_fill
+from xref.objects import StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
 from xref.resolving.bound_references import BoundReferences
 from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
 
-TargetKey: TypeAlias = tuple[Hashable, int]
-"""Token of a file, and the address of a target in it."""
+TargetKey: TypeAlias = tuple[Hashable, ...]
+"""Token of a target."""
 
 
 def read_decoders(
@@ -40,7 +40,7 @@ def read_decoders(
         Names of the attributes that decoding uses up, for each of ``targets``.
     """
     table = _DecodingTable(options)
-    by_key = {(t.location.token, t.address): t for t in targets}
+    by_key = {t.dataset.token: t for t in targets}
     files: dict[Hashable, tuple[int, FileLocation]] = {}
     file, address, decoding_row = [], [], []
     used: dict[TargetKey, Set[str]] = {}
@@ -52,10 +52,10 @@ def read_decoders(
         decoding_row.append(rows)
 
     for t in bound.datasets:
-        key = t.location.token, t.address
-        row = table.row_of(t.location, t.address, t.layout, by_key[key].attributes)
+        key = t.dataset.token
+        row = table.row_of(t.dataset, t.layout, by_key[key].attributes)
         used[key] = table.decodings[row].used
-        add(t.location, np.array([t.address], dtype=np.uint64), np.array([row]))
+        add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([row]))
     for small in bound.small_by_file:
         known = [by_key[small.location.token, int(small.address[k])] for k, _ in small.alike]
         # Datasets with equal type, attribute values and options by name are decoded alike.
@@ -66,10 +66,10 @@ def read_decoders(
         for k in first.tolist():
             layout = small.kinds[int(small.kind[k])].layout
             attributes = known[int(small.like[k])].attributes
-            rows.append(table.row_of(small.location, int(small.address[k]), layout, attributes))
+            dataset = StoredObject(small.location, int(small.address[k]))
+            rows.append(table.row_of(dataset, layout, attributes))
         for target, (k, _) in zip(known, small.alike, strict=True):
-            decoding = table.decodings[rows[int(number[k])]]
-            used[small.location.token, target.address] = decoding.used
+            used[target.dataset.token] = table.decodings[rows[int(number[k])]].used
         add(small.location, small.address, np.array(rows)[number])
     if not file:
         return engine.Decoders(()), used
@@ -112,11 +112,11 @@ class _DecodingTable:
         self._row_of_input: dict[Hashable, int] = {}
         self._row_of_decoding: dict[Hashable, int] = {}
 
-    def _name(self, location: FileLocation, address: int) -> Hashable | None:
+    def _name(self, dataset: StoredObject) -> Hashable | None:
         """Return the name of a target if some option is given for a variable of that name."""
         if not self._names:
             return None
-        path = object_path(location, address)
+        path = dataset.path
         name = posixpath.basename(path) if path is not None else None
         return name if name in self._names else None
 
@@ -131,27 +131,23 @@ class _DecodingTable:
         return np.array([numbers.get(name, 0) for name in names])
 
     def row_of(
-        self,
-        location: FileLocation,
-        address: int,
-        layout: DatasetLayout,
-        attributes: Mapping[str, Any],
+        self, dataset: StoredObject, layout: DatasetLayout, attributes: Mapping[str, Any]
     ) -> int:
         """Return the row in ``decodings`` for a target; add the decoding if it is new.
 
         ``layout`` may be that of another dataset with the same type and fill value.
         """
-        name = self._name(location, address)
+        name = self._name(dataset)
         cf = {k: v for k, v in attributes.items() if k in engine.CF_ATTRIBUTES}
         options = engine.options_of(self._options, name)
         sample = None
         if _may_be_times(layout, cf, options):
             # Read for each target: the type that holds its dates depends on their values.
-            sample = _read_first_and_last(location, address, options)
+            sample = _read_first_and_last(dataset, options)
         sample_bytes = None if sample is None else sample.tobytes()
         key = engine.decoding_key(layout.dtype, cf, layout.fill_value), name, sample_bytes
         if key not in self._row_of_input:
-            missing = _decode_fill(location, address, layout, options)
+            missing = _decode_fill(dataset, layout, options)
             decoding = engine.make_decoding(layout.dtype, cf, options, missing, sample)
             same = decoding.key, repr(decoding.missing)
             row = self._row_of_decoding.setdefault(same, len(self.decodings))
@@ -173,24 +169,22 @@ def _has_dates(attributes: Mapping[str, Any]) -> bool:
 
 
 def _read_first_and_last(
-    location: FileLocation, address: int, options: DecodeOptions
+    dataset: StoredObject, options: DecodeOptions
 ) -> npt.NDArray[Any] | None:
     """Read the two values of a dataset by which xarray chooses the type of dates."""
-    layout = dataset_layout(location, address)
+    layout = dataset.layout
     if 0 in layout.shape:
         return None
-    array = engine.DatasetArray(location, address, layout, options)
+    array = engine.DatasetArray(dataset, layout, options)
     ends = [tuple(0 for _ in layout.shape), tuple(n - 1 for n in layout.shape)]
     return np.stack([np.asarray(array.read(end)) for end in ends])
 
 
-def _decode_fill(
-    location: FileLocation, address: int, layout: DatasetLayout, options: DecodeOptions
-) -> Any:
+def _decode_fill(dataset: StoredObject, layout: DatasetLayout, options: DecodeOptions) -> Any:
     """Return the fill value of a dataset: the value of elements that were never written."""
     if layout.dtype.kind != "V" or not layout.dtype.hasobject:
         return layout.fill_value
-    datatype, stored = type_and_fill(location, address)
+    datatype, stored = type_and_fill(dataset)
     raw = np.frombuffer(stored, dtype=np.uint8).reshape(1, -1)
-    where = f"{location.filename}: fill value of the dataset at {address:#x}"
-    return decode_values(location, datatype, raw, lambda _: where, options)[0]
+    where = f"{dataset.filename}: fill value of the dataset at {dataset.address:#x}"
+    return decode_values(dataset.location, datatype, raw, lambda _: where, options)[0]

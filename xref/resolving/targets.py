@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
+from xref.objects import StoredObject
 from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
@@ -29,15 +30,14 @@ class TargetMetadata:
     datasets in the attribute ``coordinates``.
     """
 
-    location: FileLocation
-    address: int
+    dataset: StoredObject
     dims: Dims
     attributes: dict[str, Any]
     coords: Coordinates
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return f"{self.location.filename}: {objects.object_label(self.location, self.address)}"
+        return str(self.dataset)
 
     @property
     def name(self) -> str | None:
@@ -45,72 +45,73 @@ class TargetMetadata:
 
         The first use of a name walks the links of the file (`xref.objects.paths`).
         """
-        return _name(self.location, self.address)
+        return _name(self.dataset)
 
 
-def _name(location: FileLocation, address: int) -> str | None:
-    path = objects.object_path(location, address)
+def _name(stored: StoredObject) -> str | None:
+    path = stored.path
     return posixpath.basename(path) if path is not None else None
 
 
 def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
     """Return `TargetMetadata.name` of each target; the links of each file are walked once."""
+    datasets = [target.dataset for target in targets]
     by_file: dict[FileLocation, dict[int, str]] = {}
-    for target in targets:
-        by_file.setdefault(target.location, {})[target.address] = ""
+    for dataset in datasets:
+        by_file.setdefault(dataset.location, {})[dataset.address] = ""
     paths = {file: objects.object_paths(file, found) for file, found in by_file.items()}
-    names = (paths[target.location].get(target.address) for target in targets)
+    names = (paths[dataset.location].get(dataset.address) for dataset in datasets)
     return [posixpath.basename(path) if path is not None else None for path in names]
 
 
 def open_target(
-    location: FileLocation, address: int, facts: objects.DatasetMetadata, options: DecodeOptions
+    dataset: StoredObject, facts: objects.DatasetMetadata, options: DecodeOptions
 ) -> TargetMetadata:
     """Read the dimensions, attributes and coordinates of one dataset."""
-    file_label = f"{location.filename}: dataset at {address:#x}"
-    dims, scales = _target_dimensions(location, address, facts)
+    location = dataset.location
+    dims, scales = _target_dimensions(dataset, facts)
     attributes = plain_attributes(
-        facts.attributes, facts.problems, location, file_label, options
+        facts.attributes, facts.problems, location, dataset.where, options
     )
     coords: Coordinates = {
-        dim: (scale, (dim,)) for dim, scale in scales.items() if scale != address
+        dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
     }
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
-        path = objects.object_path(location, address)
+        path = dataset.path
         if path is not None:
             names = attributes["coordinates"].split()
             coords |= _named_coordinates(location, path, names, dims)
-    return TargetMetadata(location, address, dims, attributes, coords)
+    return TargetMetadata(dataset, dims, attributes, coords)
 
 
 def _target_dimensions(
-    location: FileLocation, address: int, facts: objects.DatasetMetadata
+    dataset: StoredObject, facts: objects.DatasetMetadata
 ) -> tuple[Dims, dict[str, int]]:
     """Return the axis names of a dataset, and its dimension scales that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
         is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
-        own_name = _name(location, address) if is_scale and ndim == 1 else None
+        own_name = _name(dataset) if is_scale and ndim == 1 else None
         return (own_name,) * ndim, {}
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
-    for axis, scale in enumerate(facts.scales):
-        if not scale:
+    for axis, address in enumerate(facts.scales):
+        if not address:
             continue
+        scale = StoredObject(dataset.location, address)
         try:
-            scale_label = label(objects.dataset_facts(location, scale).attributes, "NAME")
+            scale_label = label(scale.metadata.attributes, "NAME")
         except XrefError as error:
             # The axis keeps the name of the scale but gets no coordinate, as in a group
             # that is opened.
-            where = f"{location.filename}: {objects.object_label(location, scale)}"
-            warn_unreadable(f"{where}: scale of axis {axis}", error)
+            warn_unreadable(f"{scale}: scale of axis {axis}", error)
             scale_label = NO_VARIABLE
-        name = _name(location, scale) or scale_label
+        name = _name(scale) or scale_label
         if not name or name in dims:
             continue
         dims[axis] = name
         if not scale_label.startswith(NO_VARIABLE):
-            scales[name] = scale
+            scales[name] = address
     return tuple(dims), scales
 
 
@@ -123,30 +124,30 @@ def _named_coordinates(
     for name in names:
         if name not in members or name in dims:
             continue
-        address = members[name]
+        member = StoredObject(location, members[name])
         try:
-            facts = objects.dataset_facts(location, address)
+            facts = member.metadata
         except XrefError as error:
             warn_unreadable(f"{location.filename}: coordinate {name!r} of {path!r}", error)
             continue
-        axes, _ = _target_dimensions(location, address, facts)
+        axes, _ = _target_dimensions(member, facts)
         if all(axis in dims and axis is not None for axis in axes):
-            coords[name] = (address, axes)
+            coords[name] = (member.address, axes)
     return coords
 
 
-def group_path(location: FileLocation, address: int) -> str:
-    """Return the canonical path of the group at an address, to open it as a Dataset.
+def group_path(group: StoredObject) -> str:
+    """Return the canonical path of a group, to open the group as a Dataset.
 
     Raises
     ------
     UnsupportedError
         If no link leads to the group.
     """
-    path = objects.object_path(location, address)
+    path = group.path
     if path is None:
         raise UnsupportedError(
-            f"{location.filename}: the group at {address:#x} has no name; open its members by "
-            "their own references"
+            f"{group.filename}: the group at {group.address:#x} has no name; open its members "
+            "by their own references"
         )
     return path

@@ -18,6 +18,7 @@ import xarray as xr
 from xref import objects
 from xref.engine import is_in_place, known_origin
 from xref.errors import DanglingReferenceError, FileChangedError, XrefError
+from xref.objects import StoredObject
 from xref.references import (
     ObjectReference,
     ReferenceArray,
@@ -105,7 +106,7 @@ class ReferenceTranslator:
         made = self.by_identity.get((location.key, address), [])
         if len(made) == 1:
             return made[0]
-        path = objects.object_path(location, address)
+        path = StoredObject(location, address).path
         for written in made:
             if written.path == path:
                 return written
@@ -181,12 +182,12 @@ class ReferenceTranslator:
             problem = _cut_problem(location, address, found)
             if not problem:
                 return found
-        kind = objects.object_kind(location, address)
+        kind = objects.object_kind(StoredObject(location, address))
         if kind != "dangling" and (self.on_missing == "copy" or kind == "datatype"):
             return self.copy(location, address, kind)
         if self.on_missing != "raise":
             return None
-        path = objects.object_path(location, address)
+        path = StoredObject(location, address).path
         what = f"{path!r}" if path else f"the unnamed object at {address:#x}"
         if kind == "dangling":
             what, problem = f"{address:#x}", "where no object is"
@@ -218,7 +219,7 @@ def _cut_problem(location: FileLocation, address: int, found: WrittenObject) -> 
     if found.shape is None:
         return ""
     try:
-        layout = objects.dataset_layout(location, address)
+        layout = StoredObject(location, address).layout
     except XrefError:
         return ""  # a region of what is no dataset stays one
     sizes = zip(found.shape, layout.shape, layout.maxshape, strict=False)

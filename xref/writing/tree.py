@@ -25,7 +25,7 @@ import xarray as xr
 from h5py import h5a, h5d, h5o, h5t
 
 from xref.engine import CF_ATTRIBUTES
-from xref.objects import object_path, open_object, pipeline_of
+from xref.objects import StoredObject, open_object, pipeline_of
 from xref.reading import check_packed
 from xref.references import (
     DecodeOptions,
@@ -379,7 +379,7 @@ class TreeWriter:
         """Decode chunks of an old file that HDF5 may decode to write a part of them."""
         address = address_of(dataset)
         if self._existed(address) and pipeline_of(dataset.id.get_create_plist()).packers:
-            check_packed(locate_file(self.path), address)
+            check_packed(StoredObject(locate_file(self.path), address))
 
     def _write_elements(self, dataset: h5py.Dataset, form: Form, data: Any) -> None:
         write_elements(dataset, form, self._memory(), data, check=self.stored.check)
@@ -476,7 +476,7 @@ class TreeWriter:
         key = location.key, address
         if key in self._copied:
             return self._copied[key]
-        path = object_path(location, address)
+        path = StoredObject(location, address).path
         if not path or not self._is_free(path):
             path = f"{COPIES}/{address:x}"
             while path in self.file:
@@ -512,12 +512,12 @@ class TreeWriter:
         elif kind == "datatype":
             above, name = posixpath.split(path)
             parent = self._require_group(above)
-            self._copy_object(open_object(location, address), parent, name)
+            self._copy_object(open_object(StoredObject(location, address)), parent, name)
             written = WrittenObject(path, address_of(parent[name]), None)
         else:
             above, name = posixpath.split(path)
             parent = self._require_group(above)
-            source = open_object(location, address)
+            source = open_object(StoredObject(location, address))
             if _is_plain(source):
                 self._copy_object(source, parent, name)
             else:
@@ -532,7 +532,7 @@ class TreeWriter:
 
     def _copy_members(self, path: str, location: FileLocation, address: int) -> None:
         """Copy the groups and named datatypes of a group, whose datasets are there."""
-        group = open_object(location, address)
+        group = open_object(StoredObject(location, address))
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 continue

@@ -23,6 +23,7 @@ from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_KINDS
 from xref.hdf5.bulk_datasets import CHUNKED
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
+from xref.objects import StoredObject
 from xref.objects.datasets import chunk_index
 from xref.objects.parsing import dataset_table, file_content
 from xref.storage.open_files import close_files, locate_file
@@ -119,7 +120,10 @@ def check(path: Path) -> ChunkColumns:
     """Compare the chunks of each known dataset with those that HDF5 lists."""
     location, address, found = read(path)
     for i in np.flatnonzero(found.known).tolist():
-        index, rows = chunk_index(location, int(address[i])), slice(*found.cut[i : i + 2])
+        index, rows = (
+            chunk_index(StoredObject(location, int(address[i]))),
+            slice(*found.cut[i : i + 2]),
+        )
         assert found.number[rows].tolist() == index.number.tolist()
         assert found.offset[rows].tolist() == index.address.tolist()
         assert found.nbytes[rows].tolist() == index.nbytes.tolist()

@@ -25,8 +25,9 @@ from xref.hdf5.bulk_headers import PADDING_NBYTES
 from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.dataset_layout import ChunkIndex
 from xref.hdf5.metadata_reader import lookup3
+from xref.objects import StoredObject
 from xref.objects import datasets as h5data
-from xref.objects.datasets import chunk_index, dataset_layout, stored_nbytes
+from xref.objects.datasets import chunk_index, dataset_facts, stored_nbytes
 from xref.storage.file_bytes import FileBytes
 from xref.storage.location import FileLocation
 from xref.storage.open_files import close_files, locate_file, locate_source
@@ -129,7 +130,7 @@ def index_of(path: Path, name: str = "d") -> tuple[FileLocation, int, ChunkIndex
     location = locate_file(path)
     with h5py.File(path) as file:
         address = h5o.get_info(file[name].id).addr
-    return location, address, chunk_index(location, address)
+    return location, address, chunk_index(StoredObject(location, address))
 
 
 def lists_wrongly(dataset: h5py.Dataset) -> bool:
@@ -144,7 +145,7 @@ def lists_wrongly(dataset: h5py.Dataset) -> bool:
 def check(path: Path, name: str = "d") -> ChunkIndex:
     """Compare the index of a dataset with what HDF5 lists, and with what it reads."""
     location, address, found = index_of(path, name)
-    layout = dataset_layout(location, address)
+    layout = StoredObject(location, address).layout
     content = path.read_bytes()
     with h5py.File(path) as file:
         dataset = file[name]
@@ -293,9 +294,9 @@ def nodes_of(path: Path, reads: Reads) -> tuple[int, ChunkIndex, list[tuple[int,
     location = locate_file(path)
     with h5py.File(path) as file:
         address = h5o.get_info(file["d"].id).addr
-    dataset_layout(location, address)
+    dataset_facts(StoredObject(location, address))
     reads.ranges.clear()
-    found = chunk_index(location, address)
+    found = chunk_index(StoredObject(location, address))
     return address, found, [r for r in reads.ranges if r[0] not in (0, address)]
 
 
@@ -325,7 +326,7 @@ def test_an_index_is_read_level_by_level(
     assert len(set(nodes)) == len(nodes)
     monkeypatch.setattr(xref.hdf5.chunk_index.nodes, "LOT_NBYTES", 1 << 14)
     close_files()
-    chunk_index(locate_file(path, external="none"), address)
+    chunk_index(StoredObject(locate_file(path, external="none"), address))
     assert reads.rounds > 2 * rounds
 
 
@@ -383,7 +384,7 @@ def test_a_damaged_index_is_read_right_or_refused(
         other = path.with_name(f"other{number}.h5")
         other.write_bytes(damaged)
         try:
-            found = columns(chunk_index(locate_file(other), address))
+            found = columns(chunk_index(StoredObject(locate_file(other), address)))
         except XrefError as error:
             errors.append(str(error))
         else:
@@ -419,7 +420,7 @@ def test_a_forged_index_ends_in_an_answer(
         other = path.with_name(f"forged{number}.h5")
         other.write_bytes(damaged)
         try:
-            chunk_index(locate_file(other), address)
+            chunk_index(StoredObject(locate_file(other), address))
         except XrefError:
             n_errors += 1
     assert n_errors > 10
@@ -457,7 +458,7 @@ def test_v1_nodes_that_contradict_each_other_are_refused(
         other.write_bytes(content)
         forge(other, changes)
         with pytest.raises(CorruptFileError, match=problem):
-            chunk_index(locate_file(other), address)
+            chunk_index(StoredObject(locate_file(other), address))
 
 
 def test_a_damaged_index_does_not_keep_a_file_from_opening(
@@ -482,7 +483,7 @@ def test_a_tree_without_chunks_is_empty(path: Path, monkeypatch: pytest.MonkeyPa
     other = path.with_name("empty.h5")
     other.write_bytes(path.read_bytes())
     forge(other, [(root + 6, b"\0\0")])
-    assert not len(chunk_index(locate_file(other), address).number)
+    assert not len(chunk_index(StoredObject(locate_file(other), address)).number)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -520,10 +521,14 @@ def test_chunks_of_a_file_that_is_being_written_are_listed_by_hdf5(
         refused = add(file, spec_of((3, 20), maxshape=(3, None)), "refused")
         addresses = [h5o.get_info(d.id).addr for d in (dataset, refused)]
         location = locate_source(OpenFile(file))
-        assert chunk_index(location, addresses[0]).number.tolist() == list(range(60))
-        assert stored_nbytes(location, addresses[0]) == dataset.id.get_storage_size()
+        assert chunk_index(StoredObject(location, addresses[0])).number.tolist() == list(
+            range(60)
+        )
+        assert (
+            stored_nbytes(StoredObject(location, addresses[0])) == dataset.id.get_storage_size()
+        )
         with pytest.raises(UnsupportedError, match="at wrong places"):
-            chunk_index(location, addresses[1])
+            chunk_index(StoredObject(location, addresses[1]))
 
 
 def test_an_index_of_an_unknown_version_is_left_to_hdf5(
@@ -544,7 +549,7 @@ def test_an_index_of_an_unknown_version_is_left_to_hdf5(
 
     monkeypatch.setattr(h5data, "_iterate_index", listed)
     with pytest.raises(CorruptFileError, match="HDF5 cannot read"):
-        chunk_index(locate_file(path), address)
+        chunk_index(StoredObject(locate_file(path), address))
     assert asked
 
 
@@ -559,8 +564,10 @@ def test_bytes_stored_are_those_that_hdf5_tells(path: Path, filters: dict[str, A
         expected = {name: file[name].id.get_storage_size() for name in file}
         addresses = {name: h5o.get_info(file[name].id).addr for name in file}
     location = locate_file(path)
-    assert {n: stored_nbytes(location, a) for n, a in addresses.items()} == expected
-    assert dataset_layout(location, addresses["d"]).stored_nbytes == 0
+    assert {
+        n: stored_nbytes(StoredObject(location, a)) for n, a in addresses.items()
+    } == expected
+    assert StoredObject(location, addresses["d"]).layout.stored_nbytes == 0
 
 
 @given(

@@ -1,0 +1,102 @@
+"""An object of a file as one value: the file and the address of the object header.
+
+In: a `FileLocation` and an address. Out: a `StoredObject`, by which the object is opened,
+read and named, and caches by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
+
+from xref.storage import FileLocation, cached_by_location, without_open_file
+
+if TYPE_CHECKING:
+    from xref.hdf5 import DatasetLayout
+    from xref.objects.datasets import DatasetMetadata
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A dataset, a group or a named datatype of a file.
+
+    The file stays open as long as the value lives, as with a `FileLocation`. As text, the
+    value names the file and the object, and looks up the path only then.
+    """
+
+    location: FileLocation
+    address: int  # of the object header, bytes from the base address
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.label}"
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return self.token
+
+    @property
+    def token(self) -> tuple[Hashable, ...]:
+        """Equal for equal objects; unlike the value, it keeps no file open."""
+        return self.location.token, self.address
+
+    def without_open_file(self) -> StoredObject:
+        """Return an equal value that keeps no file open, to remember an object by."""
+        return StoredObject(without_open_file(self.location), self.address)
+
+    @property
+    def filename(self) -> str:
+        """Path or URL of the file."""
+        return self.location.filename
+
+    @property
+    def where(self) -> str:
+        """A dataset in a message that must not search the file for the dataset's path."""
+        return f"{self.filename}: dataset at {self.address:#x}"
+
+    @property
+    def path(self) -> str | None:
+        """The canonical path, which `xref.objects.paths` finds; None if there is none."""
+        from xref.objects.paths import object_path
+
+        return object_path(self)
+
+    @property
+    def label(self) -> str:
+        """The name in a repr or a message: the path, or the address if no path is near."""
+        from xref.objects.paths import near_path
+
+        return near_path(self) or f"object at {self.address:#x}"
+
+    @property
+    def metadata(self) -> DatasetMetadata:
+        """Layout and attributes of a dataset, which is opened once."""
+        from xref.objects.datasets import dataset_facts
+
+        return dataset_facts(self)
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """Shape, type and storage of a dataset."""
+        return self.metadata.layout
+
+
+def cached_by_object(
+    maxsize: int,
+) -> Callable[[Callable[[StoredObject], R]], Callable[[StoredObject], R]]:
+    """Cache a function of a stored object, without keeping the file open or its content."""
+
+    def decorate(function: Callable[[StoredObject], R]) -> Callable[[StoredObject], R]:
+        @cached_by_location(maxsize)
+        def of_parts(location: FileLocation, address: int) -> R:
+            return function(StoredObject(location, address))
+
+        @wraps(function)
+        def call(stored: StoredObject) -> R:
+            return of_parts(stored.location, stored.address)
+
+        return call
+
+    return decorate
