@@ -35,7 +35,7 @@ from xref.resolving.read_results import decoding_rows
 from xref.resolving.reductions import PerRegion, RegionResults, Statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
-from xref.resolving.target_attributes import target_attributes
+from xref.resolving.targets import target_attributes
 from xref.writing import to_hdf5
 
 SAMPLE_LENGTH = 64

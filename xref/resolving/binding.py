@@ -156,8 +156,8 @@ def warn_of_units(refs: BoundVariable) -> None:
     if len(first_of) > 1:
         (a, target_a), (b, target_b), *_ = first_of.items()
         warnings.warn(
-            f"{refs.label} points at values of units {a!r} ({target_a.describe()}) and {b!r} "
-            f"({target_b.describe()}); the values are not converted, and the result has no "
+            f"{refs.label} points at values of units {a!r} ({target_a.dataset}) and {b!r} "
+            f"({target_b.dataset}); the values are not converted, and the result has no "
             "units. .h5ref.target_attrs() gives the units of each reference",
             UserWarning,
             stacklevel=2,

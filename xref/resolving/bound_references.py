@@ -130,26 +130,18 @@ class BoundReferences:
         return replace(self, datasets=datasets, small_by_file=small)
 
     def valid_elements(self, positions: Sequence[IntArray]) -> BoolArray:
-        """Return which elements of equally shaped arrays, one a result, have data.
+        """Return a mask of the elements that have data, if all results are padded alike.
 
-        Parameters
-        ----------
-        positions : sequence of numpy.ndarray
-            Positions along each axis of these arrays.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``(n, len(positions[0]), ...)``; all False for null references.
+        ``positions`` are along each axis of the padded results. The mask has the shape
+        ``(n, len(positions[0]), ...)``, and is False for null references.
         """
         lengths = [len(p) for p in positions]
         mask = np.ones((len(self.ndim), *lengths), dtype=bool)
         # ``shape`` may have fewer columns if all references are null.
         for axis, along in enumerate(positions[: self.shape.shape[1]]):
-            broadcast = [1] * len(lengths)
-            broadcast[axis] = len(along)
-            inside = along < self.shape[:, axis : axis + 1]
-            mask &= inside.reshape(len(mask), *broadcast)
+            others = tuple(k + 1 for k in range(len(lengths)) if k != axis)
+            inside: Array = along < self.shape[:, axis : axis + 1]
+            mask &= np.expand_dims(inside, others)
         mask[self.null] = False
         return mask
 
@@ -275,10 +267,8 @@ def _take_small(
     references: ReferenceColumns,
 ) -> tuple[list[SmallDatasets], list[TargetRows], BoolArray]:
     """Return small datasets that are read together by file, other targets, and a null mask."""
-    if references.regions is not None or len(references) < MIN_BULK_TARGETS:
-        return [], *split_targets(references)
-    found = distinct_targets(references)
-    if len(found) < MIN_BULK_TARGETS:
+    is_few = references.regions is not None or len(references) < MIN_BULK_TARGETS
+    if is_few or len(found := distinct_targets(references)) < MIN_BULK_TARGETS:
         return [], *split_targets(references)
     small_by_file, taken = [], np.zeros(len(found), dtype=bool)
     for file in np.unique(found.file).tolist():

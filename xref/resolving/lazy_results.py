@@ -55,6 +55,30 @@ class BlockReads:
     finish: Callable[[int, Array], Array]  # (block, its stretch)
 
 
+@dataclass(frozen=True, slots=True)
+class CommonDecoding:
+    """How the values of all targets become the values of one variable.
+
+    - Without ``decode`` and ``decoders`` they are the stored values.
+    - With ``decode`` they are read as stored, and then decoded all together.
+    - With ``decoders`` the values of each target are decoded as they are read.
+    """
+
+    dtype: np.dtype[Any]  # of elements in the flat array that values are read into
+    decode: Decoding | None = None
+    decoders: Decoders | None = None
+
+    @property
+    def is_lazily_decoded(self) -> bool:
+        """Whether xarray can decode the variable lazily: the type of dates needs values."""
+        return self.decode is not None and not self.decode.is_of_times
+
+    @property
+    def values_dtype(self) -> np.dtype[Any]:
+        """Type of decoded values."""
+        return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
+
+
 class ReferenceResults(LazyArray):
     """Base of the arrays whose Dask blocks can be read together.
 
@@ -65,6 +89,8 @@ class ReferenceResults(LazyArray):
     references: ReferenceArray
     raw_dtype: np.dtype[Any]  # of the flat array that values are read into
     decoders: Decoders | None  # applied to the values of each target as they are read
+    decode: Decoding | None = None  # applied to all values after they were read
+    fill: MissingValue | None = None
     result_shape: Shape = ()
     padded = False
     _label = "the result"  # in errors
@@ -73,7 +99,7 @@ class ReferenceResults(LazyArray):
     @property
     def in_place(self) -> bool:
         """Whether values are read straight into the result, without a temporary array."""
-        return True
+        return self.decode is None and self.fill is None
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes that are read for each of some blocks."""
@@ -169,6 +195,18 @@ class ReferenceResults(LazyArray):
         known = self._bound if references is self.references else None
         return bind_unchanged(references, known)
 
+    def _read_flat(
+        self, bound: BoundReferences, sizes: IntArray, dtype: np.dtype[Any]
+    ) -> Array:
+        """Read results of these sizes into a new flat array, end to end."""
+        offsets = row_offsets(sizes)
+        make = np.empty if self.fill is None else np.zeros
+        out = make(int(offsets[-1]), dtype=dtype)
+        padded_shape = self.result_shape if self.padded else None
+        reader = self.references.options.reader
+        read_results(bound, out, offsets[:-1], padded_shape, reader, self.decoders)
+        return out
+
     def _rows_of_blocks(
         self, bound: BoundReferences, blocks: Sequence[Spans]
     ) -> list[Rows] | None:
@@ -193,47 +231,29 @@ class ReferenceResults(LazyArray):
 class StackArray(ReferenceResults):
     """Results of one shape, or padded to one shape, stacked over the references.
 
-    The shape is that of the references, then ``result_shape``. There are three ways to decode:
-
-    - without ``decode`` and ``decoders``, values stay as they are stored;
-    - ``decode`` decodes all values together after they were read;
-    - ``decoders`` decode the values of each target as they are read, and ``dtype`` is a type
-      that holds all of them.
-
-    ``fill`` is the value of elements without data.
+    The shape is that of the references, then ``result_shape``, then the axes of an HDF5 array
+    type. ``fill`` is the value of elements without data.
     """
 
     def __init__(
         self,
         references: ReferenceArray,
         result_shape: Shape,
-        dtype: np.dtype[Any],
+        decoding: CommonDecoding,
         *,
-        decode: Decoding | None = None,
-        decoders: Decoders | None = None,
         fill: MissingValue | None = None,
         padded: bool = False,
         bound: BoundReferences | None = None,
     ) -> None:
         self.references = references
         self.result_shape = result_shape
-        self.raw_dtype = dtype
-        self.dtype, item_shape = item_dtype(dtype)
-        self.decode = decode
-        self.decoders = decoders
-        if decode is not None:
-            self.dtype = decode.dtype
-        if fill is not None:
-            self.dtype = fill.dtype
+        self.raw_dtype = decoding.dtype
+        self.dtype = decoding.values_dtype if fill is None else fill.dtype
+        self.decode, self.decoders = decoding.decode, decoding.decoders
         self.fill = fill
         self.padded = padded
-        self.shape = references.shape + result_shape + item_shape
+        self.shape = references.shape + result_shape + item_dtype(decoding.dtype)[1]
         self._bound = bound
-
-    @property
-    def in_place(self) -> bool:
-        """Whether nothing is decoded or filled; see `ReferenceResults`."""
-        return self.fill is None and self.decode is None
 
     def _read(self, key: tuple[Axis, ...]) -> Array:
         ndim, end = self.references.ndim, self.references.ndim + len(self.result_shape)
@@ -244,18 +264,9 @@ class StackArray(ReferenceResults):
         if narrowed is not None:
             bound, shape = narrowed
             inner = after_narrowing(inner)
-        n, n_elements = references.size, math.prod(shape)
-        check_size(n * n_elements, self.raw_dtype, bound, self._label)
-        make = np.empty if self.fill is None else np.zeros
-        out = make(n * n_elements, dtype=self.raw_dtype)
-        read_results(
-            bound,
-            out,
-            np.arange(n, dtype=np.int64) * n_elements,
-            shape if self.padded else None,
-            references.options.reader,
-            self.decoders,
-        )
+        sizes = np.full(references.size, math.prod(shape), dtype=np.int64)
+        check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
+        out = self._read_flat(bound, sizes, self.raw_dtype)
         values = self._finish(out, references.shape, (bound, shape))
         return index_outer(values, references.ndim, (*inner, *key[end:]))
 
@@ -287,15 +298,12 @@ def _forward_steps(key: tuple[Axis, ...], shape: Shape) -> list[tuple[int, int, 
     """Return (start, count, step) of integers and forward slices, None for other keys."""
     steps = []
     for k, n in zip(key, shape, strict=True):
-        if isinstance(k, slice):
-            start, stop, step = k.indices(n)
-            if step < 0:
-                return None
-            steps.append((start, len(range(start, stop, step)), step))
-        elif isinstance(k, int | np.integer):
-            steps.append((int(k) % n, 1, 1))
-        else:
+        if isinstance(k, np.ndarray):
             return None
+        picked = range(n)[k] if isinstance(k, slice) else range(int(k) % n, int(k) % n + 1)
+        if picked.step < 0:
+            return None
+        steps.append((picked.start, len(picked), picked.step))
     return steps
 
 
@@ -337,18 +345,16 @@ class RaggedArray(ReferenceResults):
     def __init__(
         self,
         references: ReferenceArray,
-        row_size: Array,
-        dtype: np.dtype[Any],
-        *,
-        decoders: Decoders | None = None,
-        bound: BoundReferences | None = None,
+        row_size: IntArray,
+        decoding: CommonDecoding,
+        bound: BoundReferences,
     ) -> None:
-        self.decoders = decoders
+        self.decoders = decoding.decoders
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
         self.coarse_offsets = offsets[:-1][::OFFSET_STRIDE].copy()
-        self.raw_dtype = dtype
-        self.dtype, item_shape = item_dtype(dtype)
+        self.raw_dtype = decoding.dtype
+        self.dtype, item_shape = item_dtype(decoding.dtype)
         self.shape = (int(offsets[-1]), *item_shape)
         self._bound = bound
 
@@ -388,12 +394,9 @@ class RaggedArray(ReferenceResults):
             part = part[first_row:last_row]
             start = int(ends[first_row - 1]) if first_row else start
             bound = bind_references(part.columns, part.describe)
-        offsets = row_offsets(bound.npoints)
-        check_size(int(offsets[-1]), self.raw_dtype, bound, self._label)
-        out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
-        reader = part.options.reader
-        read_results(bound, out, offsets[:-1], reader=reader, decoders=self.decoders)
-        return out[low - start : high - start]
+        sizes = bound.npoints
+        check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
+        return self._read_flat(bound, sizes, self.raw_dtype)[low - start : high - start]
 
     def _rows_of_blocks(
         self, bound: BoundReferences, blocks: Sequence[Spans]

@@ -24,24 +24,32 @@ from xref.resolving.bound_references import (
 from xref.resolving.read_results import decoding_rows
 
 
-def padded_shape(bound: BoundReferences) -> Shape:
-    """Return the largest extent of the results along each axis; () if all are null.
+def find_result_shape(bound: BoundReferences, padded: bool) -> Shape:
+    """Return the one shape of all results, or the shape that they are padded to.
 
-    Raises
-    ------
-    ValueError
-        If the results differ in their number of dimensions.
+    The padded shape is the largest extent along each axis. The shape is () if all references
+    are null. Results that do not stack, or cannot be padded, raise a `ValueError`.
     """
-    ndim = bound.ndim[~bound.null]
+    valid = ~bound.null
+    ndim, shape = bound.ndim[valid], bound.shape[valid]
     if not len(ndim):
         return ()
-    if (ndim != ndim[0]).any():
+    same_ndim = bool((ndim == ndim[0]).all())
+    if padded and not same_ndim:
         raise ValueError(
             f"the results have {sorted(set(ndim.tolist()))} dimensions, and padding does not "
             "make these numbers equal; use layout='ragged'"
         )
-    shape = bound.shape[~bound.null, : int(ndim[0])]
-    return tuple(shape.max(axis=0).tolist())
+    if not padded and not (same_ndim and (shape == shape[0]).all()):
+        pairs = zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
+        found = {tuple(s[:n]) for n, s in pairs}
+        some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
+        pad = " or layout='pad'" if same_ndim else ""
+        raise ValueError(
+            f"the references select different shapes ({some}), so they do not stack; use "
+            f"layout='ragged'{pad}, or select references of one shape"
+        )
+    return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +63,12 @@ class MissingValue:
 
     def fill(self, values: Array, valid: BoolArray, bound: BoundReferences) -> None:
         """Fill the elements that are not valid; the first axis counts the references."""
-        if not self.values:
-            return
-        by_decoding = len(self.values) > 1
-        if by_decoding:
+        value_row = np.zeros(len(valid), dtype=np.int64)
+        if len(self.values) > 1:
             value_row = np.maximum(decoding_rows(bound, self.decoders), 0)
         for k, value in enumerate(self.values):
             filled = ~valid
-            if by_decoding:
-                filled[value_row != k] = False
+            filled[value_row != k] = False
             if values.dtype.kind == "O":
                 one = np.empty((), dtype=object)
                 one[()] = value  # an empty sequence is one value

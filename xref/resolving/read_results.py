@@ -74,28 +74,14 @@ def plan_results(
     return plan_parts(regions, dst, row_strides(shapes))
 
 
-def read_into(
+def _read_raw(
     bound: BoundReferences,
     out: Array,
     dst: IntArray,
     padded_shape: Shape | None = None,
     reader: str = "auto",
 ) -> None:
-    """Read all results into a flat array.
-
-    Parameters
-    ----------
-    bound : BoundReferences
-        n references.
-    out : numpy.ndarray
-        1-D, contiguous, of the targets' dtype.
-    dst : numpy.ndarray
-        Shape ``(n,)``: element of ``out`` where each result starts.
-    padded_shape : tuple of int, optional
-        Shape that each result is padded to. Without it results are not padded.
-    reader : {"auto", "direct", "h5py"}
-        How chunks are read.
-    """
+    """Read the raw values of all results; see `read_results`."""
     targets = bound.datasets
     if reader == "auto":
         for small in bound.small_by_file:
@@ -185,23 +171,31 @@ def read_results(
 
     Parameters
     ----------
-    bound, out, dst, padded_shape, reader
-        As in `read_into`, but ``out`` has the type of decoded elements.
+    bound : BoundReferences
+        n references.
+    out : numpy.ndarray
+        1-D, contiguous, of the type of decoded elements.
+    dst : numpy.ndarray
+        Shape ``(n,)``: element of ``out`` where each result starts.
+    padded_shape : tuple of int, optional
+        Shape that each result is padded to. Without it results are not padded.
+    reader : {"auto", "direct", "h5py"}
+        How chunks are read.
     decoders : Decoders, optional
-        Of all targets. Without them raw values are read.
+        Of all targets. Without them raw values are read, converted to the type of ``out``.
     """
     if decoders is None:
-        read_into(bound, out, dst, padded_shape, reader)
+        _read_raw(bound, out, dst, padded_shape, reader)
         return
     starts = np.zeros(len(bound.ndim), dtype=np.int64)
     for decoding, part, rows in _split_by_decoding(bound, decoders):
         if decoding.is_plain and decoding.raw_dtype == out.dtype:
-            read_into(part, out, dst, padded_shape, reader)
+            _read_raw(part, out, dst, padded_shape, reader)
             continue
         offsets = row_offsets(bound.npoints[rows])
         starts[rows] = offsets[:-1]
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
-        read_into(part, raw, starts, reader=reader)
+        _read_raw(part, raw, starts, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
         label = partial(str, part.first_target.where if part.first_target else "")
         items(values)[...] = convert(decoding(items(raw)), items(values).dtype, label)

@@ -25,7 +25,7 @@ from xref.resolving.bound_references import (
     index_references,
 )
 from xref.resolving.lazy_results import BlockReads, Narrowed, ReferenceResults, Spans
-from xref.resolving.read_results import check_size, decoding_rows, read_results
+from xref.resolving.read_results import check_size, decoding_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,17 +215,16 @@ class RegionResults(ReferenceResults):
         return False
 
     def _read(self, key: tuple[Axis, ...]) -> Array:
-        ndim, reader = self.references.ndim, self.references.options.reader
+        ndim = self.references.ndim
         references = index_references(self.references, key[:ndim])
         bound = self._bind(references)
-        check_size(int(bound.npoints.sum()), self.raw_dtype, bound, self._label)
+        npoints = bound.npoints
+        check_size(int(npoints.sum()), self.raw_dtype, bound, self._label)
         out = np.empty((len(bound.ndim), *self.result_shape), dtype=self.dtype)
         for dtype, part, rows in self._split_by_dtype(bound):
-            offsets = row_offsets(bound.npoints[rows])
-            starts = np.zeros(len(bound.ndim), dtype=np.int64)
-            starts[rows] = offsets[:-1]
-            flat = np.empty(int(offsets[-1]), dtype=dtype)
-            read_results(part, flat, starts, reader=reader, decoders=self.decoders)
+            sizes = np.zeros_like(npoints)
+            sizes[rows] = npoints[rows]
+            flat = self._read_flat(part, sizes, dtype)
             out[rows] = self._finish(flat, (len(rows),), (bound.shapes_of(rows), None))
         values = out.reshape(references.shape + self.result_shape)
         return index_outer(values, references.ndim, key[ndim:])

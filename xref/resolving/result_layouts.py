@@ -17,13 +17,12 @@ import xarray as xr
 from xref import engine
 from xref.arrays import IntArray
 from xref.resolving.binding import BoundVariable
-from xref.resolving.bound_references import BoundReferences, Shape
+from xref.resolving.bound_references import Shape
 from xref.resolving.graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.resolving.lazy_results import RaggedArray
-from xref.resolving.padding import PaddingMask, padded_shape
+from xref.resolving.lazy_results import CommonDecoding, RaggedArray
+from xref.resolving.padding import PaddingMask, find_result_shape
 from xref.resolving.result_coords import start_coords, target_coords
 from xref.resolving.result_variables import (
-    CommonDecoding,
     Coords,
     DimNames,
     choose_common_decoding,
@@ -53,7 +52,7 @@ def resolve_stacked(
     """
     bound = refs.bound
     padded = layout == "pad"
-    shape = padded_shape(bound) if padded else _common_shape(bound)
+    shape = find_result_shape(bound, padded)
     # A fill value of the user widens the type of padded results even if none is filled.
     fills = bool(bound.null.any()) or (padded and fill_value is not None)
     fills = fills or bool((bound.shape[:, : len(shape)] != shape).any())
@@ -86,24 +85,6 @@ def resolve_stacked(
     return xr.Dataset({name: values, free_name("valid", (*dims, name)): valid})
 
 
-def _common_shape(bound: BoundReferences) -> Shape:
-    """Return the shape of every result; () if all references are null."""
-    valid = ~bound.null
-    ndim, shape = bound.ndim[valid], bound.shape[valid]
-    if not len(ndim):
-        return ()
-    if (ndim != ndim[0]).any() or (shape != shape[0]).any():
-        pairs = zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
-        found = {tuple(s[:n]) for n, s in pairs}
-        some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
-        pad = "" if (ndim != ndim[0]).any() else " or layout='pad'"
-        raise ValueError(
-            f"the references select different shapes ({some}), so they do not stack; use "
-            f"layout='ragged'{pad}, or select references of one shape"
-        )
-    return tuple(shape[0, : int(ndim[0])].tolist())
-
-
 def resolve_ragged(
     refs: BoundVariable,
     reference_coords: Coords,
@@ -120,9 +101,7 @@ def resolve_ragged(
     common = choose_common_decoding(refs, dtype)
     if common.decode is not None and not common.is_lazily_decoded:
         common = CommonDecoding(common.decode.dtype, decoders=refs.decoders)
-    data = RaggedArray(
-        references, row_size, common.dtype, decoders=common.decoders, bound=bound
-    )
+    data = RaggedArray(references, row_size, common, bound)
     items = item_dims(common.dtype, (*dims, sample))
     variable = lazy_variable(refs, common.decode, (sample, *items), data)
     if chunks is not None:
@@ -145,8 +124,6 @@ def resolve_ragged(
     }
     return xr.Dataset(variables, coords=all_coords)
 
-
-# --- chunks -------------------------------------------------------------------------------
 
 STORED_NBYTES = 1 << 20
 """Bytes of a chunk of whole results in a file; one result may be larger."""

@@ -7,7 +7,7 @@ In: a `BoundVariable`. Out: an `xarray.Variable` over a lazy array of
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -19,37 +19,13 @@ from xref.arrays import is_same_value
 from xref.hdf5 import item_dtype
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
-from xref.resolving.lazy_results import RaggedArray, StackArray
+from xref.resolving.lazy_results import CommonDecoding, RaggedArray, StackArray
 from xref.resolving.padding import choose_missing_value
 
 POINT_DIM = "point"
 
 DimNames: TypeAlias = tuple[Hashable, ...]
 Coords: TypeAlias = dict[Hashable, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class CommonDecoding:
-    """How the values of all targets become the values of one variable.
-
-    - Without ``decode`` and ``decoders`` they are the stored values.
-    - With ``decode`` they are read as stored, and then decoded all together.
-    - With ``decoders`` the values of each target are decoded as they are read.
-    """
-
-    dtype: np.dtype[Any]  # of elements in the flat array that values are read into
-    decode: engine.Decoding | None = None
-    decoders: engine.Decoders | None = None
-
-    @property
-    def is_lazily_decoded(self) -> bool:
-        """Whether xarray can decode the variable lazily: the type of dates needs values."""
-        return self.decode is not None and not self.decode.is_of_times
-
-    @property
-    def values_dtype(self) -> np.dtype[Any]:
-        """Type of decoded values."""
-        return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
 
 
 def choose_common_decoding(refs: BoundVariable, dtype: Any) -> CommonDecoding:
@@ -102,9 +78,7 @@ def stack_variable(
     data = StackArray(
         refs.references,
         result_shape,
-        common.dtype,
-        decode=None if lazily else common.decode,
-        decoders=common.decoders,
+        replace(common, decode=None) if lazily else common,
         fill=fill,
         padded=padded,
         bound=None if fills else refs.bound,

@@ -1,20 +1,25 @@
 """Targets of references: the names, dimensions, attributes and coordinates of datasets.
 
-In: the address of a dataset or a group. Out: a `TargetMetadata`, or the path of the group.
+In: an object of a file, or a `ReferenceArray`. Out: a `TargetMetadata`, the path of a group, or
+a Dataset with a variable for each attribute. The values of the targets are not read.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
 
 from xref import objects
 from xref.engine import NO_VARIABLE, label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
 from xref.objects import StoredObject
-from xref.references import DecodeOptions
+from xref.references import DecodeOptions, ReferenceArray, split_targets
 from xref.storage import FileLocation
 
 Dims: TypeAlias = tuple[str | None, ...]
@@ -34,10 +39,6 @@ class TargetMetadata:
     dims: Dims
     attributes: dict[str, Any]
     coords: Coordinates
-
-    def describe(self) -> str:
-        """Name the dataset in a message."""
-        return str(self.dataset)
 
     @property
     def name(self) -> str | None:
@@ -151,3 +152,47 @@ def group_path(group: StoredObject) -> str:
             "by their own references"
         )
     return path
+
+
+def target_attributes(
+    references: ReferenceArray, dims: Sequence[Hashable], coords: dict[Hashable, Any]
+) -> xr.Dataset:
+    """Collect attributes; see `xref.resolving.accessor.ReferenceAccessor.target_attrs`."""
+    columns = references.columns
+    values: dict[str, npt.NDArray[np.object_]] = {}
+    targets, _ = split_targets(columns)
+    for k, (stored, rows) in enumerate(targets):
+        if k % objects.REFERENCE_BATCH == 0:
+            batch = targets[k : k + objects.REFERENCE_BATCH]
+            objects.cache_h5py_references([stored.address for stored, _ in batch])
+        target = open_target(stored, stored.metadata, references.options)
+        for name, value in target.attributes.items():
+            if name not in values:
+                values[name] = np.full(len(columns), None, dtype=object)
+            one = np.empty((), dtype=object)
+            one[()] = value  # an array attribute is one value
+            values[name][rows] = one
+    shape = references.shape
+    # ``fastpath`` keeps None, which xarray would replace by NaN among text.
+    variables = {
+        name: xr.Variable(tuple(dims), _as_numbers(column).reshape(shape), fastpath=True)
+        for name, column in values.items()
+    }
+    kept = {
+        name: coord
+        for name, coord in coords.items()
+        if set(coord.dims) <= set(dims) and name not in variables
+    }
+    return xr.Dataset(variables, kept)
+
+
+def _as_numbers(column: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+    """Return a column of numbers of one type with that type; other columns unchanged."""
+    types = {getattr(value, "dtype", type(value)) for value in column.tolist()}
+    if len(types) != 1:
+        return column
+    (dtype,) = types
+    is_number = isinstance(dtype, np.dtype) and dtype.kind in "biufc"
+    if is_number and all(np.ndim(value) == 0 for value in column.tolist()):
+        return column.astype(dtype)
+    return column
