@@ -1,9 +1,9 @@
-"""W1 cut into Dask blocks: what a cut costs, and how often chunks are decoded.
+"""W1 divided into Dask blocks: the cost, and how often chunks are decoded.
 
 The 50,000 references, in random order, are resolved with 1, 10, 50 and 200 blocks.
 ``values`` computes the stack; ``sums`` computes the sum of each region from its blocks
-(``patches.sum(axis=(1, 2))``), so no block can be left out. Times are given against the
-same with one block, within the turn. Decoded chunks are counted by `xref.count_reads`, on
+(``patches.sum(axis=(1, 2))``), so no block can be left out. Times are relative to the
+time with one block in the same turn. `xref.count_reads` counts the decoded chunks, on
 threads and in the two processes of a `distributed.LocalCluster`.
 """
 
@@ -31,7 +31,7 @@ WORKER = {"threads_per_worker": 1, "dashboard_address": None}
 
 
 def patches_in_blocks(dataset, n_blocks):
-    """Return W1's stack as a Dask array of so many blocks."""
+    """Return W1's stack as a Dask array of n blocks."""
     rois = dataset["rois"]
     patches = rois.h5ref.resolve(coords=False, chunks=-(-rois.size // n_blocks)).data
     assert patches.numblocks[0] == n_blocks, f"{patches.numblocks} blocks, not {n_blocks}"
@@ -75,7 +75,7 @@ def stop_counting():
 
 
 def count_on_cluster(work):
-    """Return the chunks that all workers decoded, by what and number of blocks."""
+    """Return the chunks that all workers decoded, by computation and number of blocks."""
     from distributed import Client, LocalCluster
 
     found = {}
@@ -94,7 +94,7 @@ def count_on_cluster(work):
 
 
 def measure(data, reps, _threads, _budget):
-    """Return laps by what is computed and number of blocks, and the counts."""
+    """Return laps by computation and number of blocks, and the counts."""
     work = Workload("W1", Truth(data))
     with h5py.File(work.path) as file:
         chunks = np.array(file["img"].chunks)

@@ -4,15 +4,15 @@ Run by hand. On a cluster of processes:
 
 kills
     Sums of regions in 4,000 blocks, in random order, while one worker after the other is
-    killed with SIGKILL; then they are compared with h5py's image in memory.
+    killed with SIGKILL. The sums are compared with h5py's image in memory.
 segfaults
-    The same while every worker has a segmentation fault some seconds after it started.
+    The same while every worker has a segmentation fault some seconds after its start.
 damaged
-    Twenty good files and one with zeroed global heaps at once: how long the error takes,
-    whether all others are right.
+    Twenty good files and one file with zeroed global heaps at once: the time until the error,
+    and whether the results of all other files are right.
 
-After each, nothing may be left of the workers: no file beside the data, no lock on it,
-no temporary file.
+After each run, no worker may leave a file beside the data, a lock on the data, or a
+temporary file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write(path: Path, seed: int, n: int = REGIONS) -> np.ndarray:
 
 
 def slowly(values: np.ndarray, seconds: float) -> np.ndarray:
-    """Take long, so that there is time to be killed."""
+    """Take long, so that the worker can be killed meanwhile."""
     time.sleep(seconds)
     return values
 
@@ -77,7 +77,7 @@ def sums(dataset: xr.Dataset, blocks: int, seconds: float = 0) -> Any:
 
 @contextmanager
 def cluster(arguments: argparse.Namespace, folder: Path) -> Iterator[Any]:
-    """Run a cluster whose tasks survive any number of workers; look what it leaves."""
+    """Run a cluster whose tasks survive the death of workers; check what it leaves behind."""
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     before = sorted(folder.iterdir())
@@ -107,7 +107,7 @@ def cluster(arguments: argparse.Namespace, folder: Path) -> Iterator[Any]:
 def kill_in_turn(
     client: Any, arguments: argparse.Namespace, killed: list[int], done: threading.Event
 ) -> None:
-    """Kill a worker every so many seconds."""
+    """Kill a worker at regular intervals."""
     chance = random.Random(arguments.seed)
     while len(killed) < arguments.kills and not done.wait(arguments.every):
         # A nanny whose worker dies while it starts gives up: another one takes its place.
@@ -151,7 +151,7 @@ def run_kills(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def stop_killing(client: Any) -> None:
-    """Take the plugin off; a worker that dies meanwhile makes distributed raise."""
+    """Remove the plugin; distributed raises if a worker dies meanwhile."""
     for _ in range(20):
         try:
             client.unregister_worker_plugin("kill")
@@ -186,7 +186,7 @@ def run_segfaults(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Zero what global heaps hold."""
+    """Overwrite the contents of global heaps with zeros."""
     first, *rest = path.read_bytes().split(b"GCOL")
     path.write_bytes(first + b"".join(b"GCOL" + bytes(4096) + part[4096:] for part in rest))
 

@@ -1,4 +1,4 @@
-"""How long it takes to know where chunks lie: ``python benchmarks/chunkindex.py``.
+"""The time to read the chunk index of a dataset: ``python benchmarks/chunkindex.py``.
 
 indices
     For each kind of index: time for the chunks of one dataset, as xref reads them and as
@@ -8,8 +8,8 @@ LOT_NBYTES
 MANY_BLOCKS
     Checksums of blocks side by side: time in one integer of Python over time in NumPy.
 
-Files are written to a temporary folder. Processor time; medians over the repetitions, of
-ratios within one repetition.
+Files are written to a temporary folder. The tables give processor time: ratios within one
+repetition, and their median over the repetitions.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def write(path, libver, shape, maxshape, filtered):
 
 
 def time_index(path, address, listed=False):
-    """Return seconds for the chunks of the dataset, and how many there are."""
+    """Return the seconds to read the chunk index of the dataset, and the number of chunks."""
     close_files()
     location = locate_file(path)
     dataset = open_dataset(StoredObject(location, address))
@@ -101,7 +101,7 @@ def compare_indices(folder, reps):
 
 
 def sweep_lots(folder, reps):
-    """Return a row for each size of lots."""
+    """Return a row for each size of batches."""
     present = nodes.LOT_NBYTES
     rows = {n: {"LOT_NBYTES": f"{n / MIB:g} MiB" + " (now)" * (n == present)} for n in LOTS}
     for name, (libver, extents) in KINDS.items():

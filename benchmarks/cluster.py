@@ -3,9 +3,9 @@
     python benchmarks/cluster.py [--blocks 8] [--reps 5]
 
 The 50,000 references are in random order. Times are from opening the file until all
-blocks are computed: on the cluster they stay in the workers' memory, on threads in this
-process's. Turns alternate; each opens the file under a new name. Chunks are counted where
-they are decoded; bytes are what workers sent each other.
+blocks are computed: on the cluster they stay in the workers' memory, on threads in the memory
+of this process. Turns alternate; each opens the file under a new name. Chunks are counted where
+they are decoded; bytes are the bytes that workers sent each other.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def on_cluster(client, path, what, n_blocks):
 
 
 def contest(client, path, what, n_blocks, reps):
-    """Take turns; yield one row a turn."""
+    """Take turns; yield one row for each turn."""
     for rep in range(reps + 1):
         with new_name(path) as name:
             with timed() as threads:

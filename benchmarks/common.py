@@ -1,4 +1,4 @@
-"""What the benchmarks share: where the files are, how busy the machine is, tables."""
+"""Shared by the benchmarks: the folder of the files, the load of the machine, tables."""
 
 import os
 import platform
@@ -57,7 +57,7 @@ def timed():
 
 
 def wait_for_calm(seconds=1.0):
-    """Wait until other processes leave the processors alone, but no longer than told."""
+    """Wait until other processes leave the processors idle, up to a time limit."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         with timed() as lap:
@@ -67,12 +67,12 @@ def wait_for_calm(seconds=1.0):
 
 
 def settle_memory(nbytes):
-    """Touch memory and free it again, so that the next run finds pages that are there.
+    """Touch memory and free it again, so that the next run finds mapped pages.
 
     Virtual machines with free page reporting give freed memory back to their host
     within seconds. Touching it again then takes twenty times as long (measured: 200
-    instead of 10 ms for 100 MiB), which would be charged to whoever runs after a pause
-    and needs most memory.
+    instead of 10 ms for 100 MiB). A contestant that runs after a pause and needs much
+    memory would pay for this.
     """
     memory = np.empty(nbytes, np.uint8)
     memory[:: os.sysconf("SC_PAGE_SIZE")] = 1

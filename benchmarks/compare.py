@@ -1,12 +1,12 @@
-"""Two versions of xref on the same workloads, in turns, to see what a change costs.
+"""Two versions of xref on the same workloads, in turns, to measure the cost of a change.
 
     git worktree add /some/folder COMMIT
     python benchmarks/compare.py /some/folder . --work W1,W4 --reps 9
 
-Each version is a checkout and has a process of its own, in which it is imported from
+Each version is a checkout and has a process of its own, which imports it from
 there; the processes take turns. W8 opens its files in a new process each time. The table
 gives the median ratio of processor and wall time, the second version over the first,
-and the most memory that each process held.
+and the peak memory of each process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NAMES = (*WHAT, *OPENINGS, "W4.means")
 
 
 def use_of(work):
-    """Return what xref does in one workload."""
+    """Return the function that xref runs in one workload."""
     if work.name in STACKS:
         return partial(resolve, work, chunks="auto")
     if work.name in DECODES:
@@ -38,7 +38,7 @@ def use_of(work):
 
 
 def serve(name, data):
-    """Run one workload each time that a line comes in; tell what it took."""
+    """Run one workload for each line of input; print the time it took."""
     work = Workload(name.removesuffix(".means"), Truth(data))
     use = means_alone if name.endswith(".means") else use_of(work)
     if work.name in STACKS:
@@ -53,7 +53,7 @@ def serve(name, data):
 
 
 def open_once(name, data):
-    """Open the file of W8 in this process and tell what it took."""
+    """Open the file of W8 in this process and print the time it took."""
     from opening import open_here
 
     print("ready", flush=True)
@@ -71,7 +71,7 @@ class Version:
         self.process = None if name in OPENINGS else self.start()
 
     def start(self):
-        """Return a new process that is ready: each one starts alone."""
+        """Return a new process that is ready; processes start one after the other."""
         process = subprocess.Popen(
             self.command,
             env=self.environment,

@@ -1,26 +1,26 @@
-"""Who takes part: xref, what people do today with other packages, and the limit.
+"""The contestants: xref, ways to read with other packages, and the limit.
 
-In: a `workloads.Workload`. Out: functions by name, which do its work and return an
-`turns.Outcome`. Peers are imported where they are used; `missing_peers` says which are
-not installed, `CANNOT` what the installed ones are not able to do.
+In: a `workloads.Workload`. Out: functions by name, which do its work and return a
+`turns.Outcome`. Other packages are imported where they are used; `missing_peers` names the
+packages that are not installed, `CANNOT` the workloads that an installed one cannot read.
 
 xref
-    From `xarray.open_dataset` to computed values, as a user writes it, the file opened
-    under a new name. ``chunks=None`` is the same without dask.
+    From `xarray.open_dataset` to computed values, as a user writes it. The file is opened
+    under a new name. ``chunks=None`` is the same without Dask.
 xref, mean(); xref, both at once
-    W4 only. ``xref`` takes the values and then NumPy's means of them, as the limit does;
-    these are ``.h5ref.mean()`` alone, and values and means from one `dask.compute`.
+    W4 only. ``xref`` computes the values and then their means with NumPy, as the limit does.
+    These two are ``.h5ref.mean()`` alone, and values and means from one `dask.compute`.
 loop; loop, sorted; loop, sorted, 2 GB cache
-    ``dataset[reference]`` one after the other: as they come, by the chunk of their first
-    corner, and with HDF5's chunk cache set to 2 GB. Cut after ``budget`` seconds (twice
-    that where chunks are remembered) and extrapolated by count.
+    ``dataset[reference]`` one after the other: in stored order, sorted by the chunk of the
+    first corner, and sorted with HDF5's chunk cache set to 2 GB. Stopped after ``budget``
+    seconds (twice that if chunks are cached) and extrapolated by count.
 h5py, whole; hidefix, whole; pyfive, whole
     The whole dataset in memory, then one NumPy gather.
 h5netcdf, vectorised; h5netcdf, one by one
     xarray with ``chunks={}`` and one `isel` of all regions, and `isel` region by region
-    without dask, both extrapolated. They get the places of the regions for free.
+    without Dask, both extrapolated. They are given the places of the regions for free.
 limit
-    `limit.py`, which gets the places of the regions for free.
+    `limit.py`, which is given the places of the regions for free.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ def missing_peers():
 
 
 def notes():
-    """Return a line for each peer that is left out somewhere."""
+    """Return a line for each package that is left out of a workload."""
     lines = [f"{name} is not installed and left out." for name in missing_peers()]
     for name, (works, why) in CANNOT.items():
         if name not in missing_peers():
@@ -141,7 +141,7 @@ def resolve(work, dataset, chunks):
 
 
 def resolve_two(work, dataset):
-    """Resolve two references, so that imports and threads are there."""
+    """Resolve two references, so that imports are done and threads are started."""
     dim = dataset[work.references].dims[0]
     return resolve(work, dataset.isel({dim: slice(0, 2)}), "auto")
 
@@ -164,7 +164,7 @@ def decode_bounds(dataset):
 
 
 def resolve_cells(dataset):
-    """Return the values of all cells, end to end."""
+    """Return the values of all cells, concatenated."""
     ragged = dataset["cell"].h5ref.resolve("ragged", coords=False)
     (values,) = (v for v in ragged.data_vars.values() if "sample" in v.dims)
     return values.data.compute()
@@ -177,7 +177,7 @@ def name_cells(dataset):
 
 @contextmanager
 def reader_of(path, variable, references, select=None, options=None):
-    """Give the function that reads the i-th region by its reference.
+    """Return the function that reads the i-th region by its reference.
 
     ``select(target, references)`` picks and orders them.
     """
@@ -224,10 +224,10 @@ def object_reader(work, read):
 
 
 def loop_objects(work, budget, read):
-    """Do something with one object reference after the other, in random order.
+    """Call a function for one object reference after the other, in random order.
 
-    What HDF5 needs for a name grows with the objects that it meets before: the first
-    references would be the cheapest.
+    HDF5 finds a name by a walk over the objects before it, so the first references would be
+    the cheapest.
     """
     with h5py.File(work.path) as file:
         n = file[work.references].size
@@ -244,7 +244,7 @@ def read_low_level(file, reference):
 
 
 def walk_names(work):
-    """Find all names by one walk over the links; which group holds them is given."""
+    """Find all names by one walk over the links of a group that is given."""
     with h5py.File(work.path) as file:
         found = {}
 

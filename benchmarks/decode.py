@@ -1,17 +1,16 @@
-"""Choose how region references are decoded: ``python benchmarks/decode.py``.
+"""Choose constants for decoding region references: ``python benchmarks/decode.py``.
 
 HEAP_BATCH_NBYTES
-    `xref.hdf5.bulk_heaps` holds heap collections of so many bytes at a time. The references of
+    Bytes of heap collections that `xref.hdf5.bulk_heaps` holds at a time. The references of
     several variables are read and decoded with several values in turn, repetition after
-    repetition; ``one by one`` is without `xref.hdf5.box_decoding`, which decodes objects that
-    are alike together.
+    repetition. ``one by one`` is without `xref.hdf5.box_decoding`, which decodes objects of
+    equal form together.
 OBJECTS_AHEAD
     `xref.hdf5.global_heap` guesses that the next objects of a collection are as long as the
-    present one, and takes as many as agree, at most so many in a step. This walks the heap
-    collections that the references of several variables name: many references and few,
-    full collections (about a thousand objects of one length) and small ones, and
-    ``mixed``, made here, in which neighbours differ in length, so that looking ahead is
-    in vain.
+    present one, and takes those that agree, at most this number in one step. This benchmark
+    walks the heap collections of the references of several variables: many references and few,
+    full collections (about a thousand objects of one length) and small ones. In ``mixed``,
+    made here, neighbours differ in length, so the guess is always wrong.
 
 A number is the median time in milliseconds, in brackets the processor time.
 """
@@ -43,11 +42,11 @@ MIXED_OBJECTS = 900
 
 
 class _Caught(Exception):
-    """Carries the heap of some references out of their decoding."""
+    """Raised to carry the heap of some references out of their decoding."""
 
 
 def read_heap(path, variable):
-    """Return the arguments that a variable's references are walked with."""
+    """Return the arguments for a walk over the heap objects of a variable's references."""
 
     def catch(*arguments):
         raise _Caught(*arguments)
@@ -88,7 +87,7 @@ def mixed_heap():
 
 
 def stored(path, variable):
-    """Return where a variable's references are."""
+    """Return the location and the address of a variable's references."""
     with xr.open_dataset(path, engine="h5ref") as dataset:
         return dataset[variable].variable.data.stored
 

@@ -1,16 +1,16 @@
-"""When blocks are read together, and by what lots: ``python benchmarks/exchange.py``.
+"""When to read Dask blocks together, and in what batches: ``python benchmarks/exchange.py``.
 
-The sums of W1's regions are computed in dask blocks of references in random order.
+The sums of W1's regions are computed in Dask blocks of references in random order.
 
 LOT_NBYTES
-    Decoded bytes that one lot of chunks holds at least: time relative to the present
-    value, in 10 and in 50 blocks.
+    Least number of decoded bytes in one batch of chunks: time relative to the present
+    value, with 10 and with 50 blocks.
 COPIED_PER_DECODED
-    The regions in a corner of W1, each several times, in 10 blocks: the more often, the more
-    has to be put together for each chunk that is not decoded again. ``copied / saved`` is
-    the number of bytes that are put together for one that is not decoded; ``together`` is
-    the time of blocks that are read together over that of blocks that are read one by one.
-    Below 1 it is worth it.
+    The regions in a corner of W1, each repeated several times, in 10 blocks. More repetitions
+    mean more bytes to copy for each chunk that is not decoded again. ``copied / saved`` is
+    the number of bytes copied for each byte that is not decoded again; ``together`` is
+    the time of blocks read together over the time of blocks read one by one.
+    Below 1, reading together is faster.
 
 Medians over the repetitions of ratios within one repetition.
 """
@@ -35,7 +35,7 @@ CORNER = 2048
 
 
 def sums_in_blocks(references, blocks):
-    """Return the sums of regions, lazily, cut into blocks."""
+    """Return the lazy sums of regions, divided into blocks."""
     (dim,) = references.dims
     chunks = {dim: -(-references.size // blocks)}
     patches = references.h5ref.resolve(coords=False, chunks=chunks)
@@ -55,7 +55,7 @@ def timed_with(name, value, sums):
 
 
 def sweep_lots(references, reps):
-    """Return a row for each size of lots."""
+    """Return a row for each size of batches."""
     present = exchange.LOT_NBYTES
     rows = {n: {"LOT_NBYTES": f"{n // MIB} MiB" + " (now)" * (n == present)} for n in LOTS}
     for blocks in BLOCKS:

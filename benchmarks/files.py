@@ -1,12 +1,12 @@
 """Make the files that the benchmarks read: ``python benchmarks/files.py --data DIR``.
 
-DIR is by default the environment variable XREF_BENCH_DATA, else ``./data``. About
-2.6 GB. The same seeds give the same values, so runs can be compared; files that
-are there already stay as they are.
+DIR is by default the environment variable XREF_BENCH_DATA, else ``./data``. The files take
+about 2.6 GB. The same seeds give the same values, so runs can be compared. Existing files stay
+as they are.
 
 w1.h5
     ``img``: 8192 x 8192 u2, 256 x 256 chunks, shuffle and gzip 4. ``rois``: 50,000
-    boxes of 32 x 32. ``ragged``: 20,000 boxes of 4 to 64 a side. ``points``: 2,000
+    boxes of 32 x 32. ``ragged``: 20,000 boxes with sides of 4 to 64. ``points``: 2,000
     selections of 500 points, each within 128 x 128.
 w2.h5
     The same, contiguous.
@@ -17,18 +17,18 @@ w3.h5
 w6.h5, w6_latest.h5
     1,000,000 region references in the old file format, 100,000 in the newest.
 w7_1000.h5, w7_20000.h5
-    ``cell``: object references to so many float64 datasets of 100 to 200 values in
+    ``cell``: 1,000 or 20,000 object references to float64 datasets of 100 to 200 values in
     ``#refs#``, as in a MATLAB cell array.
 w8_1000.h5, w8_20000.h5
-    So many variables of 10 values in the group ``g``.
+    1,000 or 20,000 variables of 10 values in the group ``g``.
 w9.h5
     W1's image. ``rois``: 1,000,000 boxes of 8 x 8; ``few``: the first 1,000.
 vary_*.h5
     An image of 2,048 x 8,192, one file for each chunk shape and filter of
-    `variations.py`; the dtypes take turns. References to one element, to 32 x 32 and to
+    `variations.py`; the dtypes alternate. References to one element, to 32 x 32 and to
     2,000 x 2,000, in random order and sorted by place.
 w1_truth.npz, w3_truth.npz, w6_truth.npz
-    Where the regions are.
+    The places of the regions.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def make_references(folder):
 
 @contextmanager
 def complete(path):
-    """Give a name to write to; it becomes the file's name when all is written."""
+    """Give a temporary name; the file gets its real name when it is complete."""
     part = path.with_suffix(".part")
     yield part
     part.rename(path)
@@ -234,7 +234,7 @@ def make_million(folder):
 def vary_cases():
     """Yield filename, chunk shape, dtype and filter of the files of `variations.py`.
 
-    Each dtype meets each chunk shape and each filter.
+    Each dtype occurs with each chunk shape and with each filter.
     """
     for row, chunks in enumerate(VARY_CHUNKS):
         for column, name in enumerate(VARY_FILTERS):
@@ -286,7 +286,7 @@ MAKERS = {
 
 
 def make_files(folder, out=sys.stdout):
-    """Make the files that are not there."""
+    """Make the files that are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for make, names in MAKERS.items():
         label = ", ".join(names) if len(names) < 5 else f"{names[0]} and {len(names) - 1} more"

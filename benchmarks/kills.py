@@ -1,4 +1,4 @@
-"""How often a killed writer leaves anything but the old file, the new one, or none.
+"""How often a killed writer leaves a file that is neither the old nor the new one.
 
 Run it as a program: ``python benchmarks/kills.py [TIMES]``. A process writes a file with
 references and compressed blocks over and over; it is killed at random moments, spread

@@ -1,15 +1,15 @@
 """How fast the same work can go: ``python benchmarks/limit.py --work W1,W3.lz4``.
 
-A prototype without a package around it: open, read the chunk index, read each
+A prototype without a package around it: open the file, read the chunk index, read each
 needed chunk once (neighbours in the file with one `preadv`), decompress it once
-into the array it belongs to, copy the regions out. Where the regions are is given,
-so references cost nothing here. With one and two threads, with imagecodecs and
+into its array, and copy the regions out. The places of the regions are given,
+so references cost nothing here. It runs with one and two threads, with imagecodecs and
 with zlib alone. Results are compared with h5py's.
 
-W1, W1s, W4 and W5 hold the image in memory as a whole, in a buffer that stays from
-run to run: a reader that goes through it piece by piece needs no fresh memory
-either. W2 gathers from a memory map. W3 goes through the movie by slabs of one chunk
-in time. W4's time includes the mean of each region.
+W1, W1s, W4 and W5 hold the whole image in memory, in a buffer that is kept between
+runs, because a reader that works piece by piece needs no new memory
+either. W2 gathers from a memory map. W3 reads the movie in slabs of one chunk
+along time. The time of W4 includes the mean of each region.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Many small files as one array: ``python benchmarks/manyfiles.py [--files 1000]``.
 
-What each file costs to open, resolve and read, with the file handles that are kept set to
-several numbers. ``again`` reads 24 of the files five times, as a computation over blocks
-may. The last lines are what one handle takes to open: why more of h5py's are kept.
+The time to open, resolve and read each file, for several limits of open file handles.
+``again`` reads 24 of the files five times, as a computation over blocks
+may. The last lines are the times to open one handle: they are the reason for keeping more
+handles of h5py.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""The most memory above the start while a workload is resolved.
+"""The peak memory above the start while a workload is resolved.
 
-One child process a workload and setting. Linux keeps the most resident memory that a
-process had; it is reset after the file is open and two references were resolved, because
-imports and threads are not what is measured. The bytes of the result are subtracted: what
-is left is what reading needed beside it.
+Each workload and setting has a child process. Linux records the peak resident memory of a
+process. It is reset after the file was opened and two references were resolved, to leave out
+the memory of imports and threads. The bytes of the result are subtracted: the rest is the
+memory that reading needed in addition to the result.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def resident(field):
 
 
 def forget_most():
-    """Set the most resident memory back to what is resident now."""
+    """Reset the peak resident memory to the present resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

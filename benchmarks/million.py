@@ -1,11 +1,11 @@
 """One region of a million, against one of a thousand, and the graph of the million.
 
 ``one reference``
-    ``dataset.rois[i].h5ref.resolve().compute()``: picked, then resolved.
+    ``dataset.rois[i].h5ref.resolve().compute()``: selected, then resolved.
 ``one of the stack``
-    ``patches[i].compute()`` of the stack that was resolved lazily before.
+    ``patches[i].compute()`` of a stack that was resolved lazily before.
 
-Both warm, for the same 20 i of either; a turn is the median of them. ``w9.h5`` holds the
+Both are warm and use the same 20 values of i; a turn is the median of them. ``w9.h5`` holds the
 million (``rois``) and the first thousand of them (``few``).
 """
 
@@ -48,7 +48,7 @@ def run(function, references, patches, picks):
 
 
 def measure_graph(path):
-    """Return what the graph of the million costs, from a file just opened."""
+    """Return the costs of the graph of the million, from a file just opened."""
     begin = time.perf_counter()
     with xr.open_dataset(path, engine="h5ref") as dataset:
         opened = time.perf_counter()
@@ -67,7 +67,7 @@ def measure_graph(path):
 
 
 def measure(data, reps, _threads, _budget):
-    """Return laps by what is done and number of references, and the graph's figures."""
+    """Return laps by operation and number of references, and the graph's figures."""
     path = data / "w9.h5"
     warm(path)
     found = {"graph": [measure_graph(path) for _ in range(reps)], "laps": {}}

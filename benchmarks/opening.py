@@ -1,7 +1,7 @@
 """W8: open files of many variables, each time in a fresh process.
 
-Imports are not counted. ``h5py`` asks for the name, shape and dtype of each dataset: what
-has to be known at least. ``h5netcdf`` needs names for dimensions that have none
+Imports are not counted. ``h5py`` asks only for the name, shape and dtype of each dataset, the
+least that any reader must know. ``h5netcdf`` needs names for dimensions that have none
 (``phony_dims="sort"``).
 """
 

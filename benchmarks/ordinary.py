@@ -8,8 +8,8 @@ variables, groups
     `xarray.open_dataset` of 20,000 variables in one group and `xarray.open_datatree`
     of 1,000 groups; h5netcdf with ``phony_dims="sort"``.
 
-Contestants take turns; ratios are medians over the turns of ratios within one turn.
-Each turn opens the file under a new name (a hard link), so nothing remembered helps.
+Contestants take turns. A ratio is taken within one turn; the tables give the median over the
+turns. Each turn opens the file under a new name (a hard link), so that no cache helps.
 """
 
 import argparse

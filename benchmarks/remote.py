@@ -4,9 +4,9 @@
     python benchmarks/remote.py --sweep     # the constants and options that name this
 
 A child process serves the file of W1; each request waits `latency` seconds and the time
-of its bytes at `mbps` MB/s. "planned" walks the chunk index with h5py and then asks for
-all chunks that are needed at once, with fsspec's `cat_ranges`: what one would write by
-hand who knows where the regions are. xref is given the reference variable.
+of its bytes at `mbps` MB/s. "planned" reads the chunk index with h5py and then requests
+all needed chunks at once, with fsspec's `cat_ranges`: a program written by
+hand for regions whose places are known. xref is given the reference variable.
 """
 
 import argparse

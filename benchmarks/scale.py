@@ -1,18 +1,18 @@
-"""What a region, a chunk and a task cost, on clusters: ``python benchmarks/scale.py``.
+"""The cost of a region, a chunk and a task on clusters: ``python benchmarks/scale.py``.
 
-Boxes of 8 x 8 at random places of W1's image, in dask blocks of references in random
+Boxes of 8 x 8 at random places of W1's image, in Dask blocks of references in random
 order: the first 10,000, 100,000 and 1,000,000 of ``w9.h5``.
 
 stages
-    Processor time of what is done one after the other, in one process: decoding
-    references, resolving them lazily, counting what blocks read (when a graph is
-    pickled), planning, reading lots, putting blocks together.
+    Processor time of the stages, one after the other in one process: decoding
+    references, resolving them lazily, counting the chunks that blocks read (when a graph is
+    pickled), planning, reading batches of chunks, putting blocks together.
 clusters
-    The sums of all regions on 1, 2 and 4 worker processes of one thread: by the clock,
+    The sums of all regions on 1, 2 and 4 worker processes of one thread: wall time,
     processor time of the workers and of client and scheduler together, tasks, bytes of
     the graph and bytes between workers.
 slices
-    The million in slices of the reference variable, each resolved by itself, all
+    The million in slices of the reference variable, each resolved alone, all
     computed at once, on all of four workers and each on one of them.
 GROUP_NBYTES
     Time relative to the present value.
@@ -47,7 +47,7 @@ MIB = 1 << 20
 
 
 def in_blocks(references, blocks=BLOCKS):
-    """Return the values of regions, lazily, cut into blocks."""
+    """Return the lazy values of regions, divided into blocks."""
     chunks = {references.dims[0]: -(-references.size // blocks)}
     return references.h5ref.resolve(coords=False, chunks=chunks).data
 
@@ -58,7 +58,7 @@ def sums(references, blocks=BLOCKS):
 
 
 def measure_stages(path, n):
-    """Return seconds of processor time of each stage, and what columns hold."""
+    """Return seconds of processor time of each stage, and the bytes of the columns."""
     laps = {}
     with xr.open_dataset(path, engine="h5ref", cache=False) as dataset:
         references = dataset["rois"][:n]
@@ -114,7 +114,7 @@ def received(dask_worker):
 
 
 def run_once(client, path, n, slices=1, one_each=False):
-    """Compute sums on the cluster, also each slice on one worker; return what it took."""
+    """Compute sums on the cluster, or each slice on one worker; return time and counts."""
     with xr.open_dataset(path, engine="h5ref", cache=False) as dataset:
         step = -(-n // slices)
         parts = [dataset["rois"][k : min(k + step, n)] for k in range(0, n, step)]
@@ -158,7 +158,7 @@ def graph_nbytes(path, n):
 
 
 def clusters_rows(path, reps, threads_seconds):
-    """Return rows of clusters, and of slices on the last of them."""
+    """Return rows for the clusters, and for slices on the last cluster."""
     rows, slice_rows = [], []
     for n_workers in WORKERS:
         with (
@@ -226,7 +226,7 @@ def with_threads(path, reps):
 
 
 def groups_rows(path, reps):
-    """Return time by the size of groups, on two workers."""
+    """Return the time for each size of groups, on two workers."""
     present, laps = exchange.GROUP_NBYTES, []
     with (
         distributed.LocalCluster(

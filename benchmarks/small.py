@@ -3,25 +3,23 @@
 values
     All values of 20,000 object references to datasets of 100 to 200 float64 each:
     open, resolve to ``layout="ragged"``, compute; with ``chunks="auto"`` and None. The
-    loops ``f[ref][()]`` and of h5py's low-level calls run over some of the references.
+    loops over ``f[ref][()]`` and over h5py's low-level calls read some of the references.
 chunked
-    The same of 5,000 datasets of one chunk each, with gzip.
-
-Attributes
-----------
-    The same of 2,000 contiguous datasets with three attributes of text each that differ:
+    The same for 5,000 datasets of one chunk each, with gzip.
+``attributes``
+    The same for 2,000 contiguous datasets with three different text attributes each:
     of fixed length, and of variable length.
 names
-    The paths of all of them (``.h5ref.table()``), against ``f[ref].name`` of a few.
+    The paths of all targets (``.h5ref.table()``), against ``f[ref].name`` of a few.
 tune
     `xref.hdf5.bulk_datasets.read_datasets` with other constants.
 limits
     Few datasets, and larger ones, as columns and one by one: where `MIN_BULK_TARGETS` and
     `SMALL_NBYTES` belong.
 
-Contestants take turns; ratios are medians over the turns of ratios within one turn, of
-processor time for each reference. Each turn opens the file under a new name (a hard
-link), so nothing remembered helps.
+Contestants take turns. A ratio is taken within one turn, of processor time for each reference;
+the tables give the median over the turns. Each turn opens the file under a new name (a hard
+link), so that no cache helps.
 """
 
 import argparse
@@ -123,7 +121,7 @@ def new_name(path):
 
 
 def read_values(path, chunks):
-    """Read all values as a user does; return how many references that are."""
+    """Read all values as a user does; return the number of references."""
     with xr.open_dataset(path, engine="h5ref") as dataset:
         ragged = dataset["cell"].h5ref.resolve("ragged", chunks=chunks)
         name = next(iter(ragged.data_vars))
@@ -139,7 +137,7 @@ def read_names(path):
 
 
 def loop(path, n, function):
-    """Call a function of h5py's file and one reference for some of them."""
+    """Call a function of the h5py file and one reference, for some of the references."""
     with h5py.File(path) as file:
         references = file["cell"][()]
         for reference in references[:: len(references) // n]:
@@ -148,7 +146,7 @@ def loop(path, n, function):
 
 
 def low_level(file, reference):
-    """Read one dataset by h5py's low-level calls."""
+    """Read one dataset with h5py's low-level calls."""
     dataset = h5py.h5r.dereference(reference, file.id)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, np.empty(dataset.shape, "f8"))
 

@@ -1,7 +1,7 @@
-"""Everything that xref promises about speed, in one table: ``python benchmarks/speed.py``.
+"""All speed claims of xref in one report: ``python benchmarks/speed.py``.
 
-Makes the files that are missing, lets xref, the peers and the limit take turns, and
-prints ratios with their spread as Markdown. The sections, of which ``--work`` picks some:
+Makes the files that are missing, lets xref, other packages and the limit take turns, and
+prints ratios with their spread as Markdown. ``--work`` selects some of these sections:
 
 W1 to W7 (W1.base, W1s, W3.lz4, W6.latest, W7.names ... as `workloads.WHAT` says)
     Regions, references and object references: `contestants.py`.
@@ -10,16 +10,16 @@ W8
 blocks
     W1 cut into Dask blocks: `blocks.py`.
 million
-    One region of a million, and its graph: `million.py`.
+    One region of a million, and the graph of the million: `million.py`.
 threads
     Two threads against one: `threads.py`.
 memory
-    The most memory above the start: `memory.py`.
+    The peak memory above the start: `memory.py`.
 variations
     Chunk shapes, dtypes, filters, region sizes and orders: `variations.py`.
 
-``--json FILE`` keeps all laps by section. Sections that are in the file already and not
-measured now stay, and are part of the tables too, so that one section can be repeated.
+``--json FILE`` stores all laps by section. Sections that are already in the file and are not
+measured again stay, and appear in the tables too, so that one section can be repeated.
 ``--write-docs`` puts the tables between the markers in docs/performance.md.
 """
 
@@ -109,7 +109,7 @@ def measure_in_child(name, arguments):
 
 
 def measure(name, arguments):
-    """Measure one section; return what JSON can hold."""
+    """Measure one section; return plain values for JSON."""
     if name in WHAT:
         return measure_workload(name, arguments)
     return EXTRA[name].measure(
@@ -142,7 +142,7 @@ def summary_rows(sections):
 
 
 def missed(laps, asked):
-    """Yield which of the numbers asked for the medians do not reach."""
+    """Yield the goals that the medians do not reach."""
     for who, n in asked.items():
         if who not in laps:
             continue
@@ -199,7 +199,7 @@ def missed_lines(names, sections):
 
 
 def write_docs(lines):
-    """Replace what stands between the markers of the page."""
+    """Replace the text between the markers of the page."""
     page = PAGE.read_text(encoding="utf-8")
     head, rest = page.split(BEGIN)
     _, tail = rest.split(END)

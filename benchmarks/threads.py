@@ -15,7 +15,7 @@ MANY = 2
 
 
 def run(work, threads):
-    """Read a workload with so many threads."""
+    """Read a workload with n threads."""
     with xref.set_options(threads=threads), dask.config.set(num_workers=threads):
         return run_xref(work, partial(resolve, work, chunks="auto"))
 

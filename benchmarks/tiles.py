@@ -1,22 +1,22 @@
-"""Choose the sizes that reading works with: ``python benchmarks/tiles.py``.
+"""Choose the tuning constants of reading: ``python benchmarks/tiles.py``.
 
 Each constant of `xref.reading.plan`, `xref.reading.execute` and `xref.reading.box_copies` is
-set to several values in turn, and the workloads that it matters for are read with each, value
-after value, repetition after repetition. References are decoded before; what is timed is the
-planning and the reading. A number is the median, over the repetitions, of the time
-relative to the present value of the constant in the same repetition: below 1 is
-faster. In brackets: the same for processor time, which other processes disturb
-less.
+set to several values in turn, and the workloads that depend on it are read with each value,
+repetition after repetition. References are decoded before; planning and reading are timed.
+A number is the median, over the repetitions, of the time relative to the present value of the
+constant in the same repetition: below 1 is faster. In brackets: the same for processor time,
+which other processes disturb less.
 
 TILE_NBYTES
-    Canvas of one tile. Small ones stay in the cache, large ones cut fewer regions.
+    Bytes of the canvas of one tile. Small tiles stay in the cache, large tiles cut fewer
+    regions.
 READ_GAP_NBYTES, READ_NBYTES
-    How far apart chunks may lie in the file to be read together, and how much.
+    Largest gap between chunks in the file that are read together, and the bytes of one read.
 CONTIGUOUS_GAP_NBYTES
-    The same for pieces of contiguous data. ``W2s`` reads 500 of its regions.
-FEW_BOXES, FEW_GROUPS, ROWS_NBYTES
-    Pieces of a shape that no more than FEW_BOXES have are copied by rows, in tiles of
-    more than FEW_GROUPS shapes, unless they are larger than ROWS_NBYTES.
+    The same for pieces of contiguous data. ``W2s`` reads 500 regions of W2.
+MIN_BULK_BOXES, MIN_BULK_GROUPS, ROWS_NBYTES
+    In tiles with more than MIN_BULK_GROUPS shapes of pieces, pieces are copied row by row if at
+    most MIN_BULK_BOXES pieces have their shape and they are not larger than ROWS_NBYTES.
 COPY_NBYTES
     Bytes that one fancy index copies.
 """

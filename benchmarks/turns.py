@@ -1,10 +1,10 @@
-"""Who takes part takes turns; what they needed becomes ratios with their spread.
+"""Contestants take turns; their times become ratios with their spread.
 
 In: contestants by name, each a function that does the same work. Out: laps, which are
-plain numbers and can be kept as JSON, and rows of a table.
+plain numbers and can be stored as JSON, and rows of a table.
 
-Ratios are taken within one turn, so that load from other processes hits both sides, and
-their median is what is reported, with the least and the most beside it.
+A ratio is taken within one turn, so that load from other processes affects both sides. The
+tables report the median, the least and the greatest ratio.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from common import CALM, Lap, median, settle_memory, timed, wait_for_calm, warm
 
 @dataclass
 class Outcome:
-    """What a contestant brings back from one run."""
+    """The results of one run of a contestant."""
 
     values: Any = None  # everything, if it read everything
     sample: dict[int, np.ndarray] = field(default_factory=dict)  # some regions, if it did not
@@ -29,7 +29,7 @@ class Outcome:
 
 
 def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0, path=None):
-    """Let everyone run ``reps`` times, in turn, beginning with another one each time.
+    """Let all contestants run ``reps`` times, in turn; each turn begins with another one.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def take_turns(contestants, reps, check=None, settle_nbytes=0, patience=1.0, pat
 
 
 def extrapolated(prepare, order, budget, keep=4):
-    """Do one thing after the other until the time is up; scale by how many were done.
+    """Read one item after the other until the time is up; scale by the number of items read.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def scaled(before, lap, factor):
 
 @contextmanager
 def new_name(path):
-    """Give a file another name, so that nothing remembered of it helps."""
+    """Give a file another name, so that no cache of it helps."""
     link = Path(tempfile.mktemp(suffix=path.suffix, dir=path.parent))
     link.hardlink_to(path)
     try:
@@ -187,7 +187,7 @@ def calm_turns(laps):
 
 
 def contest_rows(laps, ours="xref", label=None):
-    """Return a row for each contestant: seconds, and how often xref's time it needed."""
+    """Return a row for each contestant: seconds, and the ratio to xref's time."""
     rows = []
     for name, taken in laps.items():
         row = {} if label is None else {"workload": label}

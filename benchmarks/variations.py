@@ -1,9 +1,9 @@
 """Other chunk shapes, dtypes, filters, region sizes and orders than those of W1 to W5.
 
-One file for each chunk shape and filter, where the dtypes take turns (`files.py`); one
-element, 32 x 32 and 2,000 x 2,000 at a time, in random order and sorted by place. Against
-the ``dataset[reference]`` loop (cut early and extrapolated), the whole array and a gather,
-and the limit. The tables give the median and the worst of the cases with each property.
+There is one file for each chunk shape and filter; the dtypes alternate (`files.py`). Regions
+are one element, 32 x 32 and 2,000 x 2,000, in random order and sorted by place. xref is
+compared with the ``dataset[reference]`` loop (stopped early and extrapolated), the whole array
+and a gather, and the limit. The tables give the median and the worst case for each property.
 """
 
 from functools import partial

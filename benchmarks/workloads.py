@@ -1,7 +1,7 @@
-"""What is read: the workloads, where their regions are, and what is right.
+"""The workloads: files, places of the regions, and the right values.
 
 In: the folder of the files. Out: `Workload` values, which know their file, the places of
-their regions, and how to check a contestant's values against h5py's.
+their regions, and how to compare a contestant's values with h5py's.
 """
 
 import functools
@@ -79,7 +79,7 @@ class Workload:
 
     @property
     def settled_nbytes(self):
-        """What the hungriest contestant needs."""
+        """Bytes of memory that the largest contestant needs."""
         return SETTLED_NBYTES[self.name[:2]]
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class Workload:
 
     @property
     def n(self):
-        """How many regions."""
+        """The number of regions."""
         return len(self.start)
 
     def order_by_place(self, chunks):
@@ -169,7 +169,7 @@ class Workload:
             return np.concatenate([file["#refs#"][f"v{i:05d}"][()] for i in range(CELLS[-1])])
 
     def expected(self, i):
-        """Return region i, or what reference i stands for, read by h5py."""
+        """Return region i, or the target of reference i, read by h5py."""
         with h5py.File(self.path) as file:
             if self.name in DECODES:
                 with np.load(self.truth.data / "w6_truth.npz") as truth:

@@ -1,16 +1,16 @@
-"""Writes that fail, and appends of two processes, more often than the tests have them.
+"""Writes that fail, and appends of two processes, in more cases than the tests have.
 
 Run it as a program: ``python benchmarks/write_faults.py [STEP] [APPENDS] [INTERRUPTS]``.
 
-1. A limit of the size of files (``RLIMIT_FSIZE``) at every STEP bytes up to the size of the
+1. A limit of file sizes (``RLIMIT_FSIZE``) at every STEP bytes up to the size of the
    new file, for values in memory and in Dask, and for text, sequences, attributes and
-   references; each storage, mode "w" and "a". Each time the file is the old one and an
-   `OSError` names it, or it is the new one; nothing hidden is beside it.
-2. Two processes append APPENDS variables each to one file. What was said to be written is
-   there, with its values, and nothing else.
+   references; each storage, mode "w" and "a". Each time either the file is the old one and an
+   `OSError` names it, or the file is the new one. No hidden file is beside it.
+2. Two processes append APPENDS variables each to one file. Every variable whose append returned
+   is there, with its values, and no other.
 3. A process gets SIGINT while it writes, INTERRUPTS times in each mode, from memory and from
-   Dask. The interrupt is raised, nothing hidden is beside the file, HDF5 has no file open,
-   the values are the old or the new ones, the process writes again, and ends with 0.
+   Dask. The interrupt is raised, no hidden file is beside the file, HDF5 has no file open,
+   the values are the old or the new ones, the process writes again, and it exits with 0.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PAUSES = (0.03, 0.2)
 
 
 def interrupt(times: int) -> None:
-    """Press Ctrl-C at evenly spaced moments; see that each process goes on and ends with 0."""
+    """Send SIGINT at evenly spaced times; check that each process goes on and exits with 0."""
     first, last = PAUSES
     for mode in ("w", "a"):
         for kind in ("threads", "synchronous", "memory"):

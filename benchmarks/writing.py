@@ -1,13 +1,13 @@
-"""What storing region references costs, against h5py's loop.
+"""The cost of storing region references, against h5py's loop.
 
 Run it as a program: ``python benchmarks/writing.py [--counts 10000,100000,1000000]``. Boxes
 of 32 x 32 elements in an image, stored as one dataset of region references:
 
 - xref: ``.h5ref.regions`` and ``to_hdf5(mode="a")``, opening and closing included;
-- h5py: one ``dataset[i] = image.regionref[...]`` after the other, of as many as `LOOPED`;
+- h5py: one ``dataset[i] = image.regionref[...]`` after the other, for `LOOPED` references;
 - h5py, listed: the references in a list, stored with one assignment.
 
-All turns in one run; medians; what is stored is compared.
+All turns are in one run; the table gives medians. The stored references are compared.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ fail: what is left must pass. Needs the ``test`` extra and the dependency group
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -60,7 +62,9 @@ def main(arguments: list[str]) -> int:
     options = ["-q", "-rfE", "-p", "no:cacheprovider", "-c", "/dev/null", "-k", SELECTION]
     # xarray's own settings turn none of its warnings into errors.
     options += ["-W", "ignore", "--pyargs", *MODULES, *arguments]
-    return int(pytest.main(options, plugins=[Routing()]))
+    # pytest would load the conftest.py of a folder tests/ here, which is not xarray's.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return int(pytest.main(options, plugins=[Routing()]))
 
 
 if __name__ == "__main__":

@@ -242,9 +242,9 @@ def test_attributes_that_hold_references_are_read_together(
         for i in range(20):
             file["data"].attrs[f"a{i}"] = value
     calls = []
-    read = h5attributes.read_raw_attributes
+    read = h5attributes.hdf5.read_raw_attributes
     monkeypatch.setattr(
-        h5attributes, "read_raw_attributes", lambda *a: calls.append(a) or read(*a)
+        h5attributes.hdf5, "read_raw_attributes", lambda *a: calls.append(a) or read(*a)
     )
     with open_h5(path) as ds:
         assert ds["data"].attrs["a19"]["of"].path == "/data"

@@ -13,7 +13,7 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import xref.references.columns
+import xref.references.stored
 from xref.references.stored import StoredReferences
 
 SHAPE = (3, 4, 5)
@@ -75,13 +75,13 @@ def test_one_run_needs_no_plan(
 ) -> None:
     elements = elements_of(write(tmp_path / "rois.h5"))
     whole, planned = raw_of(elements.stored), []
-    plan_read = xref.references.columns.plan_read
+    plan_read = xref.references.stored.plan_read
 
     def count(*arguments: Any) -> Any:
         planned.append(arguments)
         return plan_read(*arguments)
 
-    monkeypatch.setattr(xref.references.columns, "plan_read", count)
+    monkeypatch.setattr(xref.references.stored, "plan_read", count)
     part = elements[(*keys, Ellipsis)].stored
     np.testing.assert_array_equal(part.read_raw(), whole[keys].reshape(-1, whole.shape[-1]))
     assert len(planned) == (0 if is_run else 1)

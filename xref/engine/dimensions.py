@@ -338,11 +338,8 @@ def _name_after_dimensions(
             found = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
             length = next((n for n in found if n is not None), None)
             axes[0] = member.name if length == member.shape[0] else None
-    own = {
-        m.name: (m.stored.address,)
-        for m in members
-        if m.is_scale and m.stored.location == location
-    }
+    here = (m for m in members if m.is_scale and m.stored.location == location)
+    own = {m.name: (m.stored.address,) for m in here}
     phony.scopes[path] = scope | own if own else scope
 
 

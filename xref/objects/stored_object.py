@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from xref.storage import FileLocation, cached_by_location, without_open_file
 
@@ -83,20 +83,17 @@ class StoredObject:
         return self.metadata.layout
 
 
-def cached_by_object(
-    maxsize: int,
-) -> Callable[[Callable[[StoredObject], R]], Callable[[StoredObject], R]]:
+OfObject: TypeAlias = Callable[[StoredObject], R]
+
+
+def cached_by_object(maxsize: int) -> Callable[[OfObject[R]], OfObject[R]]:
     """Cache a function of a stored object, without keeping the file open or its content."""
 
-    def decorate(function: Callable[[StoredObject], R]) -> Callable[[StoredObject], R]:
+    def decorate(function: OfObject[R]) -> OfObject[R]:
         @cached_by_location(maxsize)
-        def of_parts(location: FileLocation, address: int) -> R:
+        def cached(location: FileLocation, address: int) -> R:
             return function(StoredObject(location, address))
 
-        @wraps(function)
-        def call(stored: StoredObject) -> R:
-            return of_parts(stored.location, stored.address)
-
-        return call
+        return wraps(function)(lambda stored: cached(stored.location, stored.address))
 
     return decorate

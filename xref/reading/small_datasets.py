@@ -21,13 +21,7 @@ import numpy.typing as npt
 from xref import hdf5
 from xref.arrays import IntArray, ragged_ranges, read_scattered
 from xref.errors import XrefError
-from xref.objects import (
-    COMPACT,
-    DatasetMetadata,
-    StoredObject,
-    dataset_table,
-    file_content,
-)
+from xref.objects import COMPACT, DatasetMetadata, StoredObject, dataset_table, file_content
 from xref.reading.chunked_datasets import ChunkedDatasets, read_chunked_datasets
 from xref.storage import FileBytes, FileLocation
 

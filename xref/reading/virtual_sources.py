@@ -21,11 +21,7 @@ import numpy.typing as npt
 from xref.arrays import FrozenColumns, IntArray, canvas_strides
 from xref.errors import ExternalFileError, UnsupportedError
 from xref.hdf5 import VirtualMapping
-from xref.objects import (
-    StoredObject,
-    open_member,
-    virtual_mappings,
-)
+from xref.objects import StoredObject, open_member, virtual_mappings
 from xref.reading.chunk_checks import check_packed
 from xref.storage import FileLocation, check_external, locate_file
 

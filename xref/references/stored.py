@@ -316,8 +316,7 @@ def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
     UnsupportedError
         If the dataset is of another type than the virtual one.
     """
-    layout = part.dataset.layout
-    virtual = place.dataset.layout
+    layout, virtual = part.dataset.layout, place.dataset.layout
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         kind = layout.reference_kind or "values"
         raise UnsupportedError(

@@ -429,11 +429,8 @@ def read_batch(exchange: Shuffle, number: int) -> list[npt.NDArray[Any]]:
         check_unchanged(target.dataset.location)
         layout = target.layout
         values = np.empty(shares.size(share), dtype=layout.dtype)
-        loader = tile_loader(
-            target.dataset,
-            layout,
-            options=DecodeOptions(reader=plan.flat.reader),
-        )
+        options = DecodeOptions(reader=plan.flat.reader)
+        loader = tile_loader(target.dataset, layout, options=options)
         itemsize = max(layout.dtype.itemsize, 1)
         parts = shares.share_parts(share)
         reading.read_plan(
