@@ -72,9 +72,8 @@ class MissingValue:
             if values.dtype.kind == "O":
                 one = np.empty((), dtype=object)
                 one[()] = value  # an empty sequence is one value
-                values[filled] = one
-            else:
-                values[filled] = value  # for array types, one for each item
+                value = one
+            values[filled] = value  # for array types, one for each item
 
 
 def choose_missing_value(
@@ -82,13 +81,8 @@ def choose_missing_value(
 ) -> MissingValue:
     """Choose the value of missing elements: that of the user, or that of each target.
 
-    It is NaN or NaT if values of type ``decoded`` are floats or dates.
-
-    Raises
-    ------
-    ValueError
-        If the fill value does not suit the values or the ``dtype`` of the user, or if that
-        ``dtype`` has no missing value.
+    It is NaN or NaT if values of type ``decoded`` are floats or dates. A `ValueError` refuses
+    a fill value that does not suit the values, and a ``dtype`` without a missing value.
     """
     if fill_value is not None:
         found = dtype_with(decoded, fill_value)

@@ -82,13 +82,10 @@ def _read_raw(
     reader: str = "auto",
 ) -> None:
     """Read the raw values of all results; see `read_results`."""
-    targets = bound.datasets
-    if reader == "auto":
-        for small in bound.small_by_file:
-            _read_small(bound, small, out, dst, padded_shape)
-    else:
-        targets = bound.targets
-    for target in targets:
+    together = reader == "auto"
+    for small in bound.small_by_file if together else ():
+        _read_small(bound, small, out, dst, padded_shape)
+    for target in bound.datasets if together else bound.targets:
         dtype = target.layout.dtype
         if dtype == out.dtype:
             parts = plan_results(bound, target, dst[target.rows], padded_shape)

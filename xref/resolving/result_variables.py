@@ -31,12 +31,8 @@ Coords: TypeAlias = dict[Hashable, Any]
 def choose_common_decoding(refs: BoundVariable, dtype: Any) -> CommonDecoding:
     """Choose a type that holds the values of all targets, and how they are decoded.
 
-    ``dtype`` is the choice of the user, or None.
-
-    Raises
-    ------
-    ValueError
-        If no one type holds the values of all targets exactly, or if ``dtype`` has no size.
+    ``dtype`` is the choice of the user, or None. A `ValueError` is raised if no one type holds
+    the values of all targets exactly, or if ``dtype`` has no size.
     """
     decoders = refs.decoders
     if dtype is not None:
