@@ -39,7 +39,7 @@ import xref.arrays.scattered_reads
 import xref.hdf5.bulk_datasets
 import xref.hdf5.bulk_headers
 import xref.reading.small_datasets
-import xref.resolving.read_results
+import xref.resolving.bound_references
 from xref.storage.open_files import locate_file
 
 WORKS = ("values", "chunked", "attributes", "names", "tune", "limits")
@@ -243,7 +243,7 @@ def limits(folder, reps):
         gzip = {"compression": "gzip", "shuffle": True}
         cases.append(("bytes, gzip", nbytes, LARGE_TOTAL // nbytes, nbytes, gzip))
     kept = (
-        xref.resolving.read_results.MIN_BULK_TARGETS,
+        xref.resolving.bound_references.MIN_BULK_TARGETS,
         xref.reading.small_datasets.SMALL_NBYTES,
     )
     xref.reading.small_datasets.SMALL_NBYTES = LARGE_TOTAL
@@ -257,7 +257,7 @@ def limits(folder, reps):
         for _ in range(reps):
             laps = []
             for few in (1, 1 << 62):
-                xref.resolving.read_results.MIN_BULK_TARGETS = few
+                xref.resolving.bound_references.MIN_BULK_TARGETS = few
                 with new_name(path) as link, timed() as lap:
                     read_values(link, None)
                 laps.append(lap)
@@ -267,9 +267,10 @@ def limits(folder, reps):
             {"of": what, "number": str(size)}
             | {f"one by one, times ({k})": median(each) for k, each in ratios.items()}
         )
-    xref.resolving.read_results.MIN_BULK_TARGETS, xref.reading.small_datasets.SMALL_NBYTES = (
-        kept
-    )
+    (
+        xref.resolving.bound_references.MIN_BULK_TARGETS,
+        xref.reading.small_datasets.SMALL_NBYTES,
+    ) = kept
     return rows
 
 

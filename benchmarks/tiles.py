@@ -31,7 +31,8 @@ from common import add_data_argument, describe_machine, median, print_table, tim
 
 import xref
 from xref.arrays.columns import row_offsets
-from xref.resolving.read_results import bind_references, read_into
+from xref.resolving.bound_references import bind_references
+from xref.resolving.read_results import read_results
 
 KIB, MIB = 1 << 10, 1 << 20
 SWEEPS = {
@@ -134,7 +135,7 @@ def sweep(name, values, work, bound, offsets, reps):
             with constant(name, value):
                 out = np.empty(int(offsets[-1]), dtype=target.layout.dtype)
                 with timed() as laps[value]:
-                    read_into(bound, out, offsets[:-1])
+                    read_results(bound, out, offsets[:-1])
             del out
         base = laps[present]
         for value, lap in laps.items():

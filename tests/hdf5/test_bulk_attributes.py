@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from strategies import scaled, write_references
 
 import xref.objects.objects
-import xref.resolving.read_results
+import xref.resolving.bound_references
 from xref.errors import XrefError
 from xref.hdf5.attribute import read_raw_attributes
 from xref.hdf5.bulk_attributes import MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES, first_equal_row
@@ -52,7 +52,7 @@ def table_of(path: Path) -> DatasetTable:
 def outcome(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Values with their attributes, or the error and its message."""
     monkeypatch.setattr(
-        xref.resolving.read_results, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
+        xref.resolving.bound_references, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
     )
     with xr.open_dataset(path, engine="h5ref", mask_and_scale=False) as ds:
         try:

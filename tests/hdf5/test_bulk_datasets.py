@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from strategies import scaled, write_references
 
 import xref.objects.objects
-import xref.resolving.read_results
+import xref.resolving.bound_references
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_GROUPS, MAX_VALUES, OTHER_VALUE, OWN_ATTRIBUTES
 from xref.hdf5.bulk_datasets import DatasetTable
@@ -121,7 +121,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
 
     def switch(one_by_one: bool) -> None:
         few = sys.maxsize if one_by_one else 1
-        monkeypatch.setattr(xref.resolving.read_results, "MIN_BULK_TARGETS", few)
+        monkeypatch.setattr(xref.resolving.bound_references, "MIN_BULK_TARGETS", few)
 
     yield switch
     close_files()

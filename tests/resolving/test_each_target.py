@@ -1,6 +1,6 @@
-"""Each target is itself: its own decoding, type, fill value and attributes, by example.
+"""Decoding, type, fill value and attributes of each target, with examples.
 
-`test_targets_property` draws such files; here are those that people have.
+`test_targets_property` draws such files; the files here are like the files of users.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Open = Callable[..., xr.DataArray]
 STORAGES = {
     "chunked": {"n": 1, "chunks": True},
     "contiguous": {"n": 1, "chunks": None},
-    # More than a few small contiguous datasets are looked at and read together.
+    # Many small datasets are opened and read together.
     "many small": {"n": 12, "chunks": None},
     "many chunked": {"n": 12, "chunks": True},
 }
@@ -40,9 +40,9 @@ def write_cells(
     name: str = "cell",
     regions: bool = False,
 ) -> None:
-    """Write datasets of (values, attributes), each n times, and references to all of each.
+    """Write datasets of (values, attributes), each n times, and references to whole datasets.
 
-    They are called alike, each in a group of its own. ``refs`` goes n times through them.
+    All datasets have the same name, in different groups. ``refs`` lists them n times in turn.
     """
     dtype = h5py.regionref_dtype if regions else h5py.ref_dtype
     with h5py.File(path, "w") as file:
@@ -71,7 +71,7 @@ def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def packed(path: Path) -> Path:
-    """One packed dataset, and regions of three and four elements and a null one."""
+    """One packed dataset, regions of three and four elements in it, and a null reference."""
     with h5py.File(path, "w") as file:
         v = file.create_dataset("v", data=np.arange(10, dtype="i2"))
         v.attrs["scale_factor"] = 0.5
@@ -114,7 +114,7 @@ def test_an_option_for_the_target_holds_in_statistics_and_functions(
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_an_option_for_the_references_is_not_one_for_their_targets(
+def test_an_option_for_the_reference_variable_does_not_apply_to_targets(
     packed: Path, open_refs: Open, value: bool
 ) -> None:
     refs = open_refs(packed, mask_and_scale={"refs": value})[:2]
@@ -197,7 +197,7 @@ def test_decoders_of_times_are_chosen_by_the_name_of_the_target(
 def test_decoders_of_durations_are_chosen_by_the_name_of_the_target(
     path: Path, open_refs: Open, decoded: dict[str, bool]
 ) -> None:
-    """A name that is not given has the default of xarray, which decodes no durations."""
+    """Other names have the default of xarray, which does not decode durations."""
     with h5py.File(path, "w") as file:
         file["t"] = np.arange(3)
         file["t"].attrs["units"] = "hours"
@@ -257,7 +257,7 @@ def open_granules() -> Iterator[Callable[..., xr.DataArray]]:
 
 
 def decoded_granules(paths: list[Path], **options: Any) -> np.ndarray:
-    """Return the region of each file as xarray decodes it alone."""
+    """Return the region of each file, decoded by xarray from that file alone."""
     found = []
     for path in paths:
         with xr.open_dataset(path, engine="h5ref", **options) as ds:
@@ -273,7 +273,7 @@ def granules(tmp_path: Path, request: pytest.FixtureRequest) -> list[Path]:
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("chunks", [None, 1, 2, "auto"])
-def test_granules_with_factors_of_their_own_are_decoded_each(
+def test_granules_are_decoded_by_their_own_scale_factors(
     granules: list[Path], open_granules: Open, chunks: Any, scheduler: str
 ) -> None:
     refs = open_granules(granules)
@@ -292,7 +292,7 @@ def test_granules_with_factors_of_their_own_are_decoded_each(
     assert stacked.attrs == ragged.attrs == padded.attrs == {}
 
 
-def test_statistics_and_functions_of_granules_with_factors_of_their_own(
+def test_statistics_and_functions_use_the_scale_factors_of_each_granule(
     granules: list[Path], open_granules: Open, scheduler: str
 ) -> None:
     refs = open_granules(granules)
@@ -309,7 +309,7 @@ def test_statistics_and_functions_of_granules_with_factors_of_their_own(
 
 
 @pytest.mark.parametrize("options", [{"mask_and_scale": False}, {"decode_cf": False}])
-def test_raw_granules_need_no_agreement(
+def test_raw_granules_stack_with_different_scale_factors(
     granules: list[Path], open_granules: Open, options: dict[str, Any]
 ) -> None:
     refs = open_granules(granules, **options)
@@ -333,7 +333,9 @@ def test_processes_decode_each_granule(
         np.testing.assert_array_equal(ragged, expected.reshape(-1))
 
 
-def test_packed_beside_unpacked_is_decoded_alone(tmp_path: Path, open_granules: Open) -> None:
+def test_packed_and_unpacked_targets_are_decoded_separately(
+    tmp_path: Path, open_granules: Open
+) -> None:
     paths = write_granules(tmp_path, [{}, {"scale_factor": np.float32(0.5)}])
     refs = open_granules(paths)
     expected = np.array([GRANULES[BOX], GRANULES[BOX] * 0.5])
@@ -358,7 +360,7 @@ def test_fill_values_of_each_target_are_masked(tmp_path: Path, open_granules: Op
     )
 
 
-def test_dates_with_units_of_their_own_are_decoded_each(
+def test_dates_are_decoded_by_the_units_of_each_target(
     path: Path, open_refs: Open, storage: dict[str, Any]
 ) -> None:
     seconds = (np.array([0, 86400], "i4"), {"units": "seconds since 2000-01-01"})
@@ -419,7 +421,7 @@ NUMBERS = [(np.arange(3), {}), (np.arange(4.0) / 3, {})]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regions", [False, True])
-def test_int64_beside_float64_is_refused_only_in_one_array(
+def test_int64_and_float64_targets_are_refused_only_in_one_array(
     path: Path, open_refs: Open, storage: dict[str, Any], regions: bool
 ) -> None:
     write_cells(path, NUMBERS, regions=regions, **storage)
@@ -440,7 +442,7 @@ def test_int64_beside_float64_is_refused_only_in_one_array(
     np.testing.assert_array_equal(ragged, expected)
 
 
-def test_the_same_refusal_over_many_files(tmp_path: Path) -> None:
+def test_int64_and_float64_targets_of_several_files_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for path, cell in zip(paths, NUMBERS, strict=True):
         write_cells(path, [cell])
@@ -472,7 +474,7 @@ def test_the_user_chooses_the_type_of_joined_values(
             assert values.values.reshape(2, 3).tolist() == [[0, 1, 2], halves]
 
 
-def test_bytes_of_several_lengths_have_the_longest(
+def test_bytes_of_several_lengths_take_the_longest_dtype(
     path: Path, open_refs: Open, storage: dict[str, Any]
 ) -> None:
     write_cells(path, [(np.array([b"north"]), {}), (np.array([b"south east"]), {})], **storage)
@@ -487,7 +489,7 @@ def test_bytes_of_several_lengths_have_the_longest(
     assert texts.values.tolist() == [(5, "north"), (10, "south east")] * n
 
 
-def test_text_beside_text_of_another_encoding_is_text(path: Path, open_refs: Open) -> None:
+def test_utf8_and_ascii_text_are_joined_as_text(path: Path, open_refs: Open) -> None:
     with h5py.File(path, "w") as file:
         made = []
         for encoding in ("utf-8", "ascii"):
@@ -501,7 +503,7 @@ def test_text_beside_text_of_another_encoding_is_text(path: Path, open_refs: Ope
 
 
 @pytest.mark.parametrize("layout", ["stack", "ragged", "pad"])
-def test_numbers_beside_text_are_refused_in_one_array(
+def test_numbers_and_text_are_refused_in_one_array(
     path: Path, open_refs: Open, layout: str
 ) -> None:
     write_cells(path, [(np.arange(2.0), {}), (np.array([b"ab", b"c"]), {})])
@@ -568,7 +570,9 @@ FILLS = {
 
 
 @pytest.mark.parametrize("kind", FILLS)
-def test_a_missing_value_is_one_of_its_kind(path: Path, open_refs: Open, kind: str) -> None:
+def test_a_missing_value_has_the_type_of_the_other_values(
+    path: Path, open_refs: Open, kind: str
+) -> None:
     values, attrs, missing = FILLS[kind]
     with h5py.File(path, "w") as file:
         d = file.create_dataset("d", data=values)
@@ -646,7 +650,7 @@ def test_missing_complex_values_are_skipped(path: Path, open_refs: Open) -> None
     np.testing.assert_allclose(refs.h5ref.std(), [np.sqrt(2)])
 
 
-def test_complex_beside_real_values(path: Path, open_refs: Open) -> None:
+def test_complex_and_real_values_are_joined(path: Path, open_refs: Open) -> None:
     write_cells(path, [(np.arange(3, dtype="f4"), {}), (np.arange(3) * 1j, {})])
     refs = open_refs(path)
     np.testing.assert_allclose(refs.h5ref.sum(), [3, 3j])
@@ -658,7 +662,7 @@ def test_complex_beside_real_values(path: Path, open_refs: Open) -> None:
 
 
 @pytest.mark.parametrize("layout", ["stack", "ragged", "pad"])
-def test_units_that_differ_are_named_and_left_out(
+def test_different_units_give_a_warning_and_are_left_out(
     tmp_path: Path, open_granules: Open, layout: str
 ) -> None:
     attrs = [{"units": u, "sensor": "a", "number": k} for k, u in enumerate(("kelvin", "degC"))]
@@ -673,7 +677,7 @@ def test_units_that_differ_are_named_and_left_out(
     np.testing.assert_array_equal(values.values.reshape(-1), [*GRANULES[BOX].flat] * 2)
 
 
-def test_units_that_were_decoded_away_are_no_warning(path: Path, open_refs: Open) -> None:
+def test_units_of_decoded_dates_give_no_warning(path: Path, open_refs: Open) -> None:
     units = ("seconds since 2000-01-01", "days since 2000-01-01")
     write_cells(path, [(np.arange(2), {"units": u}) for u in units])
     assert open_refs(path).h5ref.resolve().attrs == {}
@@ -739,7 +743,7 @@ def compounds_with(base: str, values: list[float]) -> np.ndarray[Any, Any]:
     return one
 
 
-def test_a_type_is_not_that_of_a_target_in_another_file(
+def test_equal_compounds_of_two_files_keep_their_own_sequence_dtype(
     tmp_path: Path, open_refs: Open
 ) -> None:
     found = {}
@@ -752,7 +756,7 @@ def test_a_type_is_not_that_of_a_target_in_another_file(
     assert found == {"i4": [1], "f8": [0.5, 2.25]}
 
 
-def test_small_dates_of_any_length_are_decoded_each_by_its_units(
+def test_small_datasets_of_dates_are_decoded_by_their_own_units(
     path: Path, open_refs: Open
 ) -> None:
     lengths = [3, 2, 0, 50, 3, 2, 2, 3, 1, 4]
@@ -769,7 +773,7 @@ def test_small_dates_of_any_length_are_decoded_each_by_its_units(
 
 @pytest.mark.parametrize("n", [1, 12])
 @pytest.mark.filterwarnings("ignore:Unable to decode time axis")
-def test_dates_of_one_target_do_not_decide_about_those_of_another(
+def test_the_dtype_of_dates_is_chosen_for_each_target(
     tmp_path: Path, open_refs: Open, n: int
 ) -> None:
     pytest.importorskip("cftime")
@@ -784,7 +788,7 @@ def test_dates_of_one_target_do_not_decide_about_those_of_another(
             refs.h5ref.resolve()
 
 
-def test_functions_of_sequences_and_text_need_no_type(path: Path, open_refs: Open) -> None:
+def test_functions_of_sequences_and_text_need_no_dtype(path: Path, open_refs: Open) -> None:
     with h5py.File(path, "w") as file:
         hits = file.create_dataset("hits", (3,), dtype=h5py.vlen_dtype(np.dtype("f4")))
         for i in range(3):
@@ -795,7 +799,7 @@ def test_functions_of_sequences_and_text_need_no_type(path: Path, open_refs: Ope
     assert refs.h5ref.reduce(lambda a: sum(map(len, a))).values.tolist() == [3, 5]
 
 
-def test_text_that_functions_return_is_whole(path: Path, open_refs: Open) -> None:
+def test_text_returned_by_functions_is_not_truncated(path: Path, open_refs: Open) -> None:
     write_cells(path, [(np.array([b"north"]), {}), (np.array([b"south east"]), {})])
     refs = open_refs(path)
     for dtype in (None, bytes, "S", "S10", object):
@@ -821,7 +825,9 @@ PLAIN = (np.array([1, 2]), {})
 
 
 @pytest.mark.parametrize("others", [SPANS, DATES, WORDS])
-def test_kinds_are_not_mixed(path: Path, open_refs: Open, others: Any) -> None:
+def test_numbers_and_other_kinds_of_values_are_not_joined(
+    path: Path, open_refs: Open, others: Any
+) -> None:
     write_cells(path, [PLAIN, others])
     refs = open_refs(path)
     with pytest.raises(ValueError, match="no one type holds exactly"):
@@ -853,7 +859,7 @@ def test_large_integers_are_not_rounded_in_results(path: Path, open_refs: Open) 
     assert kept == [2**53 + 1, 0.5]
 
 
-def test_members_of_compounds_go_by_name(path: Path, open_refs: Open) -> None:
+def test_members_of_compounds_are_matched_by_name(path: Path, open_refs: Open) -> None:
     one, other = [("x", "i4"), ("y", "f4")], [("y", "f4"), ("x", "i4")]
     cells = [(np.array([(1, 0.5)], one), {}), (np.array([(0.25, 7)], other), {})]
     write_cells(path, cells)
@@ -875,7 +881,9 @@ def test_functions_get_numbers_in_the_byte_order_of_the_machine(
         assert part.h5ref.map(lambda a: a.dtype.str, dtype=object).values[0] == "<u2"
 
 
-def test_references_of_different_options_do_not_join(path: Path, open_refs: Open) -> None:
+def test_references_of_datasets_with_different_options_are_not_concatenated(
+    path: Path, open_refs: Open
+) -> None:
     write_cells(path, [(np.arange(3, dtype="i2"), {"scale_factor": 0.5})])
     decoded, raw = open_refs(path), open_refs(path, mask_and_scale=False)
     dim = decoded.dims[0]
@@ -900,13 +908,13 @@ def test_text_with_missing_values_stacks_with_other_text(path: Path, open_refs: 
     assert found.values[0].tolist() == alone.values[0].tolist()
 
 
-def test_attributes_that_are_nan_are_equal(path: Path, open_refs: Open) -> None:
+def test_nan_attributes_of_targets_count_as_equal(path: Path, open_refs: Open) -> None:
     attrs = {"limit": np.nan, "range": np.array([0, np.nan])}
     write_cells(path, [(np.arange(3), attrs), (np.arange(3), attrs)])
     assert open_refs(path).h5ref.resolve().attrs.keys() == attrs.keys()
 
 
-def test_padding_of_array_types_and_compounds_is_of_their_kind(
+def test_padding_of_array_types_and_compounds_has_their_dtype(
     path: Path, open_refs: Open
 ) -> None:
     text = np.dtype([("name", h5py.string_dtype()), ("n", "i4")])

@@ -76,7 +76,7 @@ def test_statistics_of_null_references_are_missing(rois_ds: xr.Dataset) -> None:
         nulls.mean()
 
 
-def test_datetimes_have_extremes_and_no_sum(rois_ds: xr.Dataset) -> None:
+def test_datetimes_have_min_and_max_but_no_sum(rois_ds: xr.Dataset) -> None:
     stamps = np.datetime64("2000-01-01", "ns") + TIMES * np.timedelta64(1, "h")
     boxes = np.array([stamps[y : y + 4, x : x + 6] for y, x in STARTS])
     np.testing.assert_array_equal(rois_ds["times_rois"].h5ref.min(), boxes.min((1, 2)))

@@ -61,7 +61,9 @@ def test_ragged_and_padded_layouts_equal_h5py(rois_path: Path, rois_ds: xr.Datas
     ],
     ids=str,
 )
-def test_chunks_are_those_asked_for(rois_ds: xr.Dataset, chunks: Any, expected: Any) -> None:
+def test_resolve_uses_the_chunks_of_the_user(
+    rois_ds: xr.Dataset, chunks: Any, expected: Any
+) -> None:
     rois = rois_ds["data_rois"].rename({rois_ds["data_rois"].dims[0]: "rois"})
     stacked = rois.h5ref.resolve(chunks=chunks)
     assert stacked.chunks == expected
@@ -78,7 +80,7 @@ def test_auto_chunks_fill_the_chunk_size_of_dask(rois_ds: xr.Dataset) -> None:
         assert set(borders) <= set(np.cumsum(ragged["row_size"].values))
 
 
-def test_without_chunks_nothing_is_read_before_it_is_asked_for(rois_ds: xr.Dataset) -> None:
+def test_without_chunks_resolve_reads_no_values(rois_ds: xr.Dataset) -> None:
     with xref.count_reads() as reads:
         stacked = rois_ds["whole_rois"].h5ref.resolve(chunks=None)
         assert not dask.is_dask_collection(stacked)
@@ -107,7 +109,7 @@ def test_arguments_of_resolve_are_checked(rois_ds: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize("chunks", [0, -2, "typo", {"typo": 5}, 1.5, True])
-def test_chunks_that_cannot_be_are_refused_everywhere(rois_ds: xr.Dataset, chunks: Any) -> None:
+def test_invalid_chunks_are_refused_by_every_method(rois_ds: xr.Dataset, chunks: Any) -> None:
     rois = rois_ds["data_rois"].h5ref
     for call in (
         rois.resolve,
@@ -129,7 +131,7 @@ def test_several_targets_share_one_array(rois_ds: xr.Dataset) -> None:
     assert "long_name" not in two.attrs
 
 
-def test_cf_decoding_holds_for_what_is_resolved(rois_path: Path, rois_ds: xr.Dataset) -> None:
+def test_results_are_decoded_by_cf_conventions(rois_path: Path, rois_ds: xr.Dataset) -> None:
     unpacked = np.where(PACKED == 7, np.nan, PACKED * 0.5 + 10.0)
     boxes = [unpacked[y : y + 4, x : x + 6] for y, x in STARTS]
     np.testing.assert_allclose(rois_ds["packed_rois"].h5ref.resolve(), boxes)
@@ -162,7 +164,9 @@ def test_results_that_differ_have_tasks_of_different_names(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["valid", "row_size", "row_shape", "sample", "phony_dim_0"])
-def test_targets_with_the_names_of_helpers_keep_their_values(tmp_path: Path, name: str) -> None:
+def test_target_names_that_equal_variables_of_the_result_keep_their_values(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "helpers.h5"
     write_regions(path, {name: np.arange(8)}, {"r": [(name, np.s_[0:2]), (name, np.s_[2:6])]})
     with xr.open_dataset(path, engine="h5ref") as ds:
@@ -173,7 +177,7 @@ def test_targets_with_the_names_of_helpers_keep_their_values(tmp_path: Path, nam
         assert [v.values.tolist() for v in cells] == [[[0, 1, 0, 0], [2, 3, 4, 5]]]
 
 
-def test_an_empty_reference_dataset_resolves_to_nothing(
+def test_an_empty_reference_dataset_gives_an_empty_result(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     write_regions(path, {"t": np.arange(3)}, {"refs": []})
@@ -214,7 +218,7 @@ def test_null_references_raise_fill_or_drop(rois_ds: xr.Dataset) -> None:
         xr.concat([nulls, nulls], "new").h5ref.resolve(on_null="drop")
 
 
-def test_all_null_variables_resolve_to_nothing(rois_ds: xr.Dataset) -> None:
+def test_a_variable_of_null_references_gives_empty_results(rois_ds: xr.Dataset) -> None:
     nulls = rois_ds["data_nulls"][[1, 3]]
     assert nulls.h5ref.resolve(on_null="drop").size == 0
     assert nulls.h5ref.count(on_null="fill").values.tolist() == [0, 0]
@@ -223,7 +227,7 @@ def test_all_null_variables_resolve_to_nothing(rois_ds: xr.Dataset) -> None:
     assert rois_ds["data_rois"][:0].h5ref.mean().shape == (0,)
 
 
-def test_null_text_is_filled_with_no_text(tmp_path: Path) -> None:
+def test_null_references_to_text_are_filled_with_empty_text(tmp_path: Path) -> None:
     path = tmp_path / "text.h5"
     write_regions(path, {"d": np.array(["a", "bb"], object)}, {"r": [("d", np.s_[0:2]), None]})
     with xr.open_dataset(path, engine="h5ref") as ds:
@@ -231,7 +235,7 @@ def test_null_text_is_filled_with_no_text(tmp_path: Path) -> None:
         assert filled.values.tolist() == [["a", "bb"], ["", ""]]
 
 
-def test_a_fill_value_that_does_not_fit_makes_the_type_wider(tmp_path: Path) -> None:
+def test_a_fill_value_outside_the_dtype_widens_the_dtype(tmp_path: Path) -> None:
     path = tmp_path / "fill.h5"
     write_regions(path, {"d": np.arange(4)}, {"r": [("d", np.s_[0:2]), None]})
     with xr.open_dataset(path, engine="h5ref") as ds:
@@ -244,7 +248,7 @@ def test_a_fill_value_that_does_not_fit_makes_the_type_wider(tmp_path: Path) -> 
 # --- several types and kinds of targets ------------------------------------------------
 
 
-def test_integers_that_floats_would_round_do_not_mix(tmp_path: Path) -> None:
+def test_large_integers_and_floats_are_not_joined(tmp_path: Path) -> None:
     path = tmp_path / "mixed.h5"
     data = {"i": np.array([2**62 + 1]), "u": np.array([2**63 + 1], "u8")}
     write_regions(path, data, {"r": [("i", np.s_[0:1]), ("u", np.s_[0:1])]})
@@ -252,7 +256,7 @@ def test_integers_that_floats_would_round_do_not_mix(tmp_path: Path) -> None:
         ds["r"].h5ref.resolve()
 
 
-def test_targets_of_several_number_types_meet_in_one_that_holds_both(
+def test_targets_of_several_number_dtypes_are_joined_in_a_dtype_that_holds_all(
     path: Path, open_refs: Callable[..., xr.DataArray]
 ) -> None:
     with h5py.File(path, "w") as file:
@@ -265,7 +269,7 @@ def test_targets_of_several_number_types_meet_in_one_that_holds_both(
     assert values_of(ragged).values.tolist() == [1, 2, 4.5, 5.5, 6.5, 2, 7]
 
 
-def test_object_references_stack_or_join(rois_ds: xr.Dataset) -> None:
+def test_object_references_resolve_stacked_or_ragged(rois_ds: xr.Dataset) -> None:
     parts = [np.arange(6.0).reshape(2, 3) + ord(name) for name in "abc"]
     assert [r.path for r in rois_ds["equal"].values] == [
         "/parts/a",

@@ -1,4 +1,4 @@
-"""Each target is itself: every way of resolving equals a plain loop (`targets_oracle`).
+"""Values of each target: all ways of resolving equal a plain loop (`targets_oracle`).
 
 Hypothesis draws files whose targets differ in packing, fill values, units, types, ranks and
 names, the options that they are opened with, and how their references are joined.
@@ -67,7 +67,7 @@ def rarely(n: int) -> st.SearchStrategy[bool]:
 
 @st.composite
 def attributes(draw: st.DrawFn, kind: str, dated: bool) -> tuple[tuple[str, Any], ...]:
-    """CF attributes that suit a type, and some of no meaning."""
+    """CF attributes that suit a type, and attributes without a CF meaning."""
     dtype = loop.DTYPES[kind]
     found: dict[str, Any] = {}
     if kind in (*INTEGERS, *FLOATS, "i8", "u8") and draw(st.booleans()):
@@ -106,7 +106,7 @@ def shapes(draw: st.DrawFn, rank: int, least: int = 0) -> tuple[int, ...]:
 def targets(
     draw: st.DrawFn, family: str, cell: tuple[int, ...] | None, grown: int
 ) -> TargetMetadata:
-    """Datasets of some types; they hold a cell, ``grown`` longer at most, or have any shape."""
+    """Datasets at least as large as ``cell``, at most ``grown`` longer, or of any shape."""
     path = draw(st.sampled_from(PATHS))
     kind = draw(st.sampled_from(FAMILIES[family]))
     if cell is None:
@@ -135,7 +135,7 @@ def targets(
 
 @st.composite
 def options(draw: st.DrawFn) -> Options:
-    """Options of all variables, of some by name, or none."""
+    """Options for all variables, for variables by name, or no options."""
     if draw(rarely(6)):
         return Options((("decode_cf", False),))
     given: list[tuple[str, Any]] = []
@@ -158,7 +158,7 @@ def options(draw: st.DrawFn) -> Options:
 def references(
     draw: st.DrawFn, targets: list[TargetMetadata], kind: str, cell: tuple[int, ...] | None
 ) -> tuple[int, Selected]:
-    """One reference: null, to an object, or to everything, nothing or a part of it."""
+    """One reference: null, to an object, or to a region with all, no or some elements."""
     t = draw(st.integers(0, len(targets) - 1))
     shape = targets[t].shape
     if draw(rarely(8)):
@@ -180,7 +180,7 @@ def files(draw: st.DrawFn, family: str, kind: str, cell: tuple[int, ...] | None)
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """One file or two: of targets and references of one shape, or of any."""
+    """One or two files with targets and references of one shape, or of any shapes."""
     family = draw(st.sampled_from(("packed", *FAMILIES)))
     kind = draw(st.sampled_from(("region", "region", "object")))
     cell = draw(shapes(draw(ranks), 1)) if draw(st.booleans()) else None
@@ -205,7 +205,7 @@ readers = st.sampled_from(("auto", "h5py"))
 
 
 class WrittenObject:
-    """A case on disk, the references of all its files, and what the loop makes of them."""
+    """A case on disk, the references of all its files, and the rows that the loop reads."""
 
     def __init__(self, references: xr.DataArray, rows: list[Row]) -> None:
         self.references = references
@@ -256,7 +256,7 @@ def only_references(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def refused(resolve: Any) -> None:
-    """Check that there is no common type; the error says what to do."""
+    """Check that resolving fails for want of a common type, and that the error tells a way."""
     with Warned(), pytest.raises(ValueError, match="dtype="):
         resolve()
 
@@ -277,7 +277,7 @@ def check_common(
 
 
 def check_units(case: WrittenObject, warned: Warned) -> None:
-    """Check that units which differ give a warning that names two of them."""
+    """Check that different units give a warning that names two of them."""
     units = loop.units_that_differ(case.targets)
     have_units = [t for t in case.targets if "units" in t.attrs]
     if units:
@@ -298,7 +298,7 @@ def check_missing(
 
 
 def joined_dtype(case: WrittenObject, resolve: Any) -> np.dtype[Any] | None:
-    """Return the common type of the targets; check the refusal and return None without."""
+    """Return the common type of the targets; if there is none, check the error, return None."""
     dtype = loop.common_dtype(case.dtypes)
     if dtype is None and not loop.is_unsettled(case.dtypes):
         refused(resolve)
@@ -307,7 +307,7 @@ def joined_dtype(case: WrittenObject, resolve: Any) -> np.dtype[Any] | None:
 
 
 def fill_values(dtype: np.dtype[Any], sequences: bool) -> st.SearchStrategy[Any]:
-    """Fill values of the user's that suit a type; None for the default."""
+    """Fill values of a user that suit a type; None for the default."""
     given: Any = None
     match dtype.kind:
         case "i" | "u" | "f" | "c":
@@ -325,7 +325,7 @@ def fill_values(dtype: np.dtype[Any], sequences: bool) -> st.SearchStrategy[Any]
 
 @given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins, reader=readers)
 @thorough
-def test_ragged_values_are_those_of_each_target(
+def test_ragged_values_equal_the_values_of_each_target(
     case: Case, chunks: Any, scheduler: str, join: str, reader: str, folder: Path
 ) -> None:
     with (
@@ -353,7 +353,7 @@ def test_ragged_values_are_those_of_each_target(
 
 @given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins, data=st.data())
 @thorough
-def test_stacked_values_are_those_of_each_target(
+def test_stacked_values_equal_the_values_of_each_target(
     case: Case, chunks: Any, scheduler: str, join: str, data: st.DataObject, folder: Path
 ) -> None:
     with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
@@ -412,7 +412,7 @@ def slices(n: int) -> st.SearchStrategy[slice]:
 
 @given(case=cases(), chunks=chunkings, scheduler=schedulers, join=joins, data=st.data())
 @thorough
-def test_padded_values_are_those_of_each_target(
+def test_padded_values_equal_the_values_of_each_target(
     case: Case, chunks: Any, scheduler: str, join: str, data: st.DataObject, folder: Path
 ) -> None:
     with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
@@ -479,7 +479,7 @@ CASTS = {"f": "f8", "S": "S20", "M": "M8[ms]", "m": "m8[ms]"}
 
 @given(case=cases(), chunks=chunkings, scheduler=schedulers)
 @thorough
-def test_the_user_decides_the_type_of_joined_values(
+def test_dtype_argument_converts_joined_values(
     case: Case, chunks: Any, scheduler: str, folder: Path
 ) -> None:
     with dask.config.set(scheduler=scheduler), written(case, folder) as found:
@@ -520,7 +520,7 @@ def test_the_user_decides_the_type_of_joined_values(
     join=joins,
 )
 @thorough
-def test_statistics_are_those_of_each_target(
+def test_statistics_equal_the_statistics_of_each_target(
     case: Case, name: str, chunks: Any, scheduler: str, join: str, folder: Path
 ) -> None:
     with dask.config.set(scheduler=scheduler), written(case, folder, join) as found:
@@ -570,7 +570,7 @@ def check_statistic(name: str, row: Row, types: list[np.dtype[Any]], value: Any)
 
 
 def describe(values: np.ndarray) -> dict[str, Any]:
-    """Return all that a function of the user's sees of its argument."""
+    """Return the dtype, shape and values of the argument of a function."""
     return {"dtype": values.dtype, "shape": values.shape, "values": values.copy()}
 
 
@@ -588,7 +588,7 @@ def total(values: np.ndarray) -> float:
     reader=readers,
 )
 @thorough
-def test_functions_get_values_of_each_targets_own_type(
+def test_functions_get_values_in_the_dtype_of_each_target(
     case: Case, method: str, chunks: Any, scheduler: str, join: str, reader: str, folder: Path
 ) -> None:
     with (
@@ -615,7 +615,7 @@ def test_functions_get_values_of_each_targets_own_type(
 
 @given(case=cases(), method=st.sampled_from(("map", "reduce")), chunks=chunkings)
 @thorough
-def test_the_type_of_results_is_found_for_all_targets(
+def test_results_of_functions_have_a_dtype_for_all_targets(
     case: Case, method: str, chunks: Any, folder: Path
 ) -> None:
     """Without ``dtype=`` the results have a type that holds those of all targets."""
@@ -640,7 +640,9 @@ def test_the_type_of_results_is_found_for_all_targets(
 
 @given(case=cases(), join=joins)
 @thorough
-def test_items_are_the_targets_by_themselves(case: Case, join: str, folder: Path) -> None:
+def test_items_equal_the_targets_resolved_one_by_one(
+    case: Case, join: str, folder: Path
+) -> None:
     with written(case, folder, join) as found:
         items = list(found.references.h5ref.items())
         assert len(items) == len(found.rows)
@@ -658,7 +660,7 @@ def test_items_are_the_targets_by_themselves(case: Case, join: str, folder: Path
 
 @given(case=cases(), join=joins)
 @thorough
-def test_target_attrs_are_those_that_the_file_stores(
+def test_target_attrs_equal_the_attributes_in_the_file(
     case: Case, join: str, folder: Path
 ) -> None:
     with written(case, folder, join) as found:
@@ -686,10 +688,10 @@ def test_target_attrs_are_those_that_the_file_stores(
 
 @given(case=cases(), data=st.data())
 @thorough
-def test_the_loop_agrees_with_files_of_one_target(
+def test_the_plain_loop_equals_xarray_for_files_of_one_target(
     case: Case, data: st.DataObject, folder: Path
 ) -> None:
-    """xarray opens a file of the target alone, with h5netcdf, and gives the same."""
+    """xarray opens a file with only the target, with h5netcdf, and gives the same values."""
     pytest.importorskip("h5netcdf")
     drawn = data.draw(st.sampled_from(case.files)).targets
     target = data.draw(st.sampled_from(drawn))

@@ -23,8 +23,7 @@ from strategies import write_references
 
 import xref
 from xref.errors import FileReadError
-from xref.resolving import lazy_results as results
-from xref.resolving import shuffle
+from xref.resolving import bound_references, shuffle
 from xref.storage import open_files
 from xref.storage.handle_pools import DESCRIPTORS, FILES, LRUPool, Reopenable
 
@@ -322,7 +321,7 @@ def test_work_grows_linearly_with_the_number_of_files(
 ) -> None:
     patches = open_many(paths)["rois"].h5ref.resolve(chunks={"roi": N_ROIS})
     checks, plans = [], []
-    for module in (shuffle, results):
+    for module in (shuffle, bound_references):
         original = module.check_unchanged
         monkeypatch.setattr(
             module, "check_unchanged", lambda at, f=original: checks.append(at) or f(at)

@@ -26,7 +26,7 @@ from xref.resolving.create import (
 from xref.resolving.region_functions import call_function, compute_statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
-from xref.resolving.target_attributes import target_attributes
+from xref.resolving.targets import target_attributes
 from xref.writing import to_hdf5
 
 

@@ -301,7 +301,7 @@ class ReadLayer(Layer):
         if not isinstance(array, ReferenceResults):
             raise TypeError(f"blocks of {type(array).__name__} are not read together")
         if layout is not None:
-            array, blocks = array.part(blocks)
+            array, blocks = array.narrow_to_blocks(blocks)
         shuffle = Shuffle(array, blocks, self.decode, self.dtype, token, layout)
         self._last_shuffle = shuffle
         return shuffle

@@ -1,66 +1,105 @@
-"""Lazy arrays of what references select: stacked, padded, ragged, or made of each region.
+"""Lazy arrays of the elements that references select: stacked, padded or ragged.
 
-In: a `ReferenceArray`, an index from xarray or dask. Out: NumPy arrays. Each class
-pickles as the place of its references and a few numbers.
+In: a `ReferenceArray`, and an index from xarray or Dask. Out: NumPy arrays. Each array
+pickles as the location of its references and a few numbers.
 
-An index is read by itself. Where many blocks are wanted together, `flat_blocks` says
-what all of them read, so that `xref.resolving.shuffle` can read every chunk once for all.
+One index is read by itself. For many Dask blocks at once, `ReferenceResults.flat_blocks` plans
+the reads of all of them, so that `xref.resolving.shuffle` reads each chunk once.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from xref.arrays import IntArray, exact_values, ragged_ranges, row_offsets, row_strides
-from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer, with_items
+from xref.arrays import IntArray, exact_values, row_offsets
+from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer
 from xref.hdf5 import item_dtype, unfold_subarray
-from xref.reading import Parts, plan_parts
+from xref.reading import Parts
 from xref.references import ReferenceArray
-from xref.resolving.read_results import (
+from xref.resolving.bound_references import (
+    Array,
     BoundDataset,
     BoundReferences,
+    Rows,
+    Shape,
     bind_references,
-    check_size,
-    decoding_rows,
-    read_results,
-    result_cells,
+    bind_unchanged,
+    index_references,
 )
+from xref.resolving.padding import MissingValue, after_narrowing
+from xref.resolving.read_results import check_size, plan_results, read_results
 from xref.selections import narrow
-from xref.storage import check_unchanged
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""First and last position of a block, plus one, along each axis."""
+"""(start, stop) of a Dask block along each axis."""
+
+# Bound references whose results have one shape; None where each result has its own shape.
+Narrowed: TypeAlias = tuple[BoundReferences, Shape | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockReads:
-    """Blocks of an array as stretches of one flat output, and what is read into it."""
+    """Dask blocks as stretches of one flat output, and the reads that fill it."""
 
     bounds: IntArray  # (b + 1,), elements
     dtype: np.dtype[Any]
     reads: tuple[tuple[BoundDataset, Parts], ...]
-    decoders: Decoders | None  # of what is read; None for values as stored
+    decoders: Decoders | None  # for the values that are read; None for values as stored
     reader: str
-    finish: Callable[[int, npt.NDArray[Any]], npt.NDArray[Any]]  # block, its stretch
+    finish: Callable[[int, Array], Array]  # (block, its stretch)
+
+
+@dataclass(frozen=True, slots=True)
+class CommonDecoding:
+    """How the values of all targets become the values of one variable.
+
+    - Without ``decode`` and ``decoders`` they are the stored values.
+    - With ``decode`` they are read as stored, and then decoded all together.
+    - With ``decoders`` the values of each target are decoded as they are read.
+    """
+
+    dtype: np.dtype[Any]  # of elements in the flat array that values are read into
+    decode: Decoding | None = None
+    decoders: Decoders | None = None
+
+    @property
+    def is_lazily_decoded(self) -> bool:
+        """Whether xarray can decode the variable lazily: the type of dates needs values."""
+        return self.decode is not None and not self.decode.is_of_times
+
+    @property
+    def values_dtype(self) -> np.dtype[Any]:
+        """Type of decoded values."""
+        return item_dtype(self.dtype)[0] if self.decode is None else self.decode.dtype
 
 
 class ReferenceResults(LazyArray):
-    """Base of the arrays whose blocks can be read together."""
+    """Base of the arrays whose Dask blocks can be read together.
+
+    The first axes are those of ``references``. The axes of one result follow, then the axes
+    of an HDF5 array type.
+    """
 
     references: ReferenceArray
-    raw_dtype: np.dtype[Any]
+    raw_dtype: np.dtype[Any]  # of the flat array that values are read into
+    decoders: Decoders | None  # applied to the values of each target as they are read
+    decode: Decoding | None = None  # applied to all values after they were read
+    fill: MissingValue | None = None
+    result_shape: Shape = ()
+    padded = False
+    _label = "the result"  # in errors
+    _bound: BoundReferences | None = None  # known in the process that made the array
 
     @property
     def in_place(self) -> bool:
-        """Whether values are read where they stay, so that reading takes no more memory."""
-        return True
+        """Whether values are read straight into the result, without a temporary array."""
+        return self.decode is None and self.fill is None
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes that are read for each of some blocks."""
@@ -69,12 +108,26 @@ class ReferenceResults(LazyArray):
             for spans in blocks
         ]
 
-    def read_block(self, spans: Spans) -> npt.NDArray[Any]:
+    def read_block(self, spans: Spans) -> Array:
         """Read one block by itself."""
         return self._read(tuple(slice(*span) for span in spans))
 
+    def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return an array of only the references of some blocks, and the blocks in it."""
+        if not self.references.ndim:
+            return self, list(blocks)
+        low = min(spans[0][0] for spans in blocks)
+        high = max(spans[0][1] for spans in blocks)
+        if high - low == self.shape[0]:
+            return self, list(blocks)
+        array = copy.copy(self)  # without ``_bound``, which is for all references
+        array.references = self.references[low:high]
+        array.shape = (high - low, *self.shape[1:])
+        moved = [((spans[0][0] - low, spans[0][1] - low), *spans[1:]) for spans in blocks]
+        return array, moved
+
     def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks of the array.
+        """Plan the reads of some blocks of the array.
 
         Parameters
         ----------
@@ -83,265 +136,51 @@ class ReferenceResults(LazyArray):
 
         Returns
         -------
-        FlatBlocks or None
-            None where a block does not hold whole results, nor boxes of them, and where
-            there are small datasets, each read whole.
+        BlockReads or None
+            None if a block holds neither whole results nor boxes of results, or if there are
+            small datasets, which are read whole.
         """
-        raise NotImplementedError
-
-    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Return an array of the references of some blocks only, and the blocks in it."""
-        return self, list(blocks)
-
-    def _part_of_rows(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Do so for an array whose first axis is that of the references."""
-        if not self.references.ndim:
-            return self, list(blocks)
-        low = min(spans[0][0] for spans in blocks)
-        high = max(spans[0][1] for spans in blocks)
-        if high - low == self.shape[0]:
-            return self, list(blocks)
-        array = copy.copy(self)  # without what is known of all references
-        array.references = self.references[low:high]
-        array.shape = (high - low, *self.shape[1:])
-        moved = [((spans[0][0] - low, spans[0][1] - low), *spans[1:]) for spans in blocks]
-        return array, moved
-
-    def _rows(self, blocks: Sequence[Spans]) -> list[npt.NDArray[np.intp]]:
-        """Return which references, in C order, each block is of."""
-        grid = np.arange(self.references.size).reshape(self.references.shape)
-        sides = [tuple(slice(*span) for span in spans[: grid.ndim]) for spans in blocks]
-        return [grid[side].reshape(-1) for side in sides]
-
-
-def _planned(
-    bound: BoundReferences,
-    rows: npt.NDArray[np.intp],
-    dst: IntArray,
-    cell: tuple[int, ...] | None = None,
-) -> list[tuple[BoundDataset, Parts]]:
-    """Plan some of the references, each with its place in a flat output."""
-    place = np.full(len(bound.ndim), -1, dtype=np.int64)
-    place[rows] = dst
-    found = []
-    for target in bound.single:
-        at = place[target.rows]
-        kept = np.flatnonzero(at >= 0)
-        if len(kept):
-            regions, cells = target.regions, result_cells(bound, target, cell)
-            if len(kept) < len(at):
-                regions, cells, at = regions.take(kept), cells[kept], at[kept]
-            found.append((target, plan_parts(regions, at, row_strides(cells))))
-    return found
-
-
-def _pick(bound: BoundReferences, rows: npt.NDArray[np.intp]) -> BoundReferences:
-    """Return the shapes of some results, without their targets."""
-    shapes = {name: getattr(bound, name)[rows] for name in ("ndim", "shape", "null")}
-    return replace(bound, single=(), small=(), **shapes)
-
-
-@dataclass(frozen=True, slots=True)
-class MissingValue:
-    """What stands for elements without data, among decoded values.
-
-    Attributes
-    ----------
-    decoders : Decoders
-    values : tuple
-        One for all targets, or one for those of each decoding, in the order of the
-        decodings: null references have the first one then.
-    dtype : numpy.dtype
-        That holds decoded values and these.
-    """
-
-    decoders: Decoders
-    values: tuple[Any, ...]
-    dtype: np.dtype[Any]
-
-    def put(
-        self,
-        values: npt.NDArray[Any],
-        valid: npt.NDArray[np.bool_],
-        bound: BoundReferences,
-    ) -> None:
-        """Fill the elements that are not valid; the first axis counts the references."""
-        if not self.values:
-            return
-        which = np.zeros(len(valid), dtype=np.int64)
-        if len(self.values) > 1:
-            which = decoding_rows(bound, self.decoders)
-            which[which < 0] = 0
-        for k, value in enumerate(self.values):
-            own = ~valid
-            if len(self.values) > 1:
-                own[which != k] = False
-            if values.dtype.kind == "O":
-                one = np.empty((), dtype=object)
-                one[()] = value  # an empty sequence is one value
-                values[own] = one
-            else:
-                values[own] = value  # for array types, one for each item
-
-
-class PaddingMask(LazyArray):
-    """Where padded results have data; shape and index as of their `StackArray`."""
-
-    def __init__(self, references: ReferenceArray, cell: tuple[int, ...]) -> None:
-        self.references = references
-        self.cell = cell
-        self.dtype = np.dtype(bool)
-        self.shape = references.shape + cell
-
-    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        split = self.references.ndim
-        references = pick_references(self.references, key[:split])
-        bound = _bind_unchanged(references)
-        inner = key[split:]
-        positions = [
-            np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.cell, inner, strict=True)
-        ]
-        mask = bound.valid(positions)
-        mask = mask.reshape(references.shape + tuple(len(p) for p in positions))
-        picked = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
-        return index_outer(mask, references.ndim, picked)
-
-
-class StackArray(ReferenceResults):
-    """Results of one shape stacked over the references; also padded ones.
-
-    Shape: the references' shape, then ``cell``. Values are decoded
-
-    - not at all: ``dtype`` is that of the stored values;
-    - all together by ``decode``, after they were read: so is ``dtype``;
-    - those of each target by itself, as they are read, by ``decoders``: ``dtype`` is the
-      one that holds all of them.
-
-    ``fill`` says what stands for elements without data.
-    """
-
-    def __init__(
-        self,
-        references: ReferenceArray,
-        cell: tuple[int, ...],
-        dtype: np.dtype[Any],
-        *,
-        decode: Decoding | None = None,
-        decoders: Decoders | None = None,
-        fill: MissingValue | None = None,
-        padded: bool = False,
-        bound: BoundReferences | None = None,
-    ) -> None:
-        self.references = references
-        self.cell = cell
-        self.raw_dtype = dtype
-        self.dtype, item_shape = item_dtype(dtype)
-        self.decode = decode
-        self.decoders = decoders
-        if decode is not None:
-            self.dtype = decode.dtype
-        if fill is not None:
-            self.dtype = fill.dtype
-        self.fill = fill
-        self.padded = padded
-        self.shape = references.shape + cell + item_shape
-        self._bound = bound
-
-    @property
-    def in_place(self) -> bool:
-        """Whether nothing is decoded or filled; see `ReferenceResults`."""
-        return self.fill is None and self.decode is None
-
-    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        split = self.references.ndim
-        references = pick_references(self.references, key[:split])
-        inner, item_key = key[split : split + len(self.cell)], key[split + len(self.cell) :]
-        known = getattr(self, "_bound", None) if references is self.references else None
-        bound = _bind_unchanged(references, known)
-        cell = self.cell
-        narrowed = None if self.padded else _narrowed(bound, inner, cell)
-        if narrowed is not None:
-            bound, cell = narrowed
-            inner = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in inner)
-        n_cell = math.prod(cell)
-        n = references.size
-        check_size(n * n_cell, self.raw_dtype, bound, "the result")
-        make = np.empty if self.fill is None else np.zeros
-        out = make(n * n_cell, dtype=self.raw_dtype)
-        read_results(
-            bound,
-            out,
-            np.arange(n, dtype=np.int64) * n_cell,
-            cell if self.padded else None,
-            references.options.reader,
-            self.decoders,
-        )
-        values = self._finish(out, references.shape, cell, bound)
-        return index_outer(values, references.ndim, (*inner, *item_key))
-
-    def _finish(
-        self,
-        flat: npt.NDArray[Any],
-        shape: tuple[int, ...],
-        cell: tuple[int, ...],
-        bound: BoundReferences,
-    ) -> npt.NDArray[Any]:
-        """Shape what was read for references of ``shape``; fill what has no data."""
-        values = unfold_subarray(flat.reshape(shape + cell))
-        if self.decode is not None:
-            values = self.decode(values)
-        if self.fill is not None:
-            values = exact_values(values, self.dtype)
-            if not values.flags.writeable:
-                values = values.copy()
-            valid = bound.valid([np.arange(n) for n in cell])
-            by_reference = values.reshape(len(valid), *values.shape[len(shape) :])
-            self.fill.put(by_reference, valid, bound)
-        return values
-
-    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Return an array of the references of some blocks; see `ReferenceResults`."""
-        return self._part_of_rows(blocks)
-
-    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks; see `ReferenceResults`."""
-        split = self.references.ndim
-        end = split + len(self.cell)
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        items_whole = tuple((0, n) for n in self.shape[end:])
-        if bound.small or any(spans[end:] != items_whole for spans in blocks):
+        ndim = self.references.ndim
+        bound = self._bind(self.references)
+        rows = None if bound.small_by_file else self._rows_of_blocks(bound, blocks)
+        if rows is None:
             return None
-        parts_of: dict[Spans, tuple[BoundReferences, tuple[int, ...]]] = {}
-        for spans in blocks:
-            inner = spans[split:end]
-            if inner in parts_of:
-                continue
-            if inner == tuple((0, n) for n in self.cell):
-                parts_of[inner] = bound, self.cell
-                continue
-            key = tuple(slice(*span) for span in inner)
-            narrowed = None if self.padded else _narrowed(bound, key, self.cell)
-            if narrowed is None:
+        # Blocks with equal spans behind the axes of the references are narrowed alike.
+        blocks_of: dict[Spans, list[int]] = {}
+        for i, spans in enumerate(blocks):
+            blocks_of.setdefault(spans[ndim:], []).append(i)
+        narrowed: dict[Spans, Narrowed] = {}
+        for spans in blocks_of:
+            narrow_part = self._narrow(bound, spans)
+            if narrow_part is None:
                 return None
-            parts_of[inner] = narrowed
-        rows = self._rows(blocks)
-        cells = [parts_of[spans[split:end]][1] for spans in blocks]
-        n_cell = [math.prod(cell) for cell in cells]
-        sizes = [len(r) * n for r, n in zip(rows, n_cell, strict=True)]
-        bounds = row_offsets(np.array(sizes, dtype=np.int64))
-        check_size(max(sizes), self.raw_dtype, bound, "the result")
+            narrowed[spans] = narrow_part
+        npoints = bound.npoints
+        shapes = [narrowed[spans[ndim:]][1] for spans in blocks]
+        sizes = [
+            npoints[own] if shape is None else np.full(len(own), math.prod(shape))
+            for own, shape in zip(rows, shapes, strict=True)
+        ]
+        # Results lie end to end, block after block.
+        offsets = row_offsets(np.concatenate(sizes))
+        first = row_offsets(np.array([len(own) for own in rows]))
+        bounds = offsets[first]
+        check_size(int(np.diff(bounds).max()), self.raw_dtype, bound, self._label)
         reads: list[tuple[BoundDataset, Parts]] = []
-        for inner, (part, cell) in parts_of.items():
-            of = [i for i, spans in enumerate(blocks) if spans[split:end] == inner]
-            dst = [int(bounds[i]) + np.arange(len(rows[i])) * n_cell[i] for i in of]
-            picked = np.concatenate([rows[i] for i in of])
-            reads += _planned(part, picked, np.concatenate(dst), cell if self.padded else None)
+        for spans, (part, _) in narrowed.items():
+            dst = np.full(len(bound.ndim), -1, dtype=np.int64)
+            for i in blocks_of[spans]:
+                dst[rows[i]] = offsets[first[i] : first[i + 1]]
+            padded = self.result_shape if self.padded else None
+            for target in part.datasets:
+                starts = dst[target.rows]
+                if (starts >= 0).any():
+                    reads.append((target, plan_results(part, target, starts, padded)))
 
-        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            spans = blocks[block]
-            shape = tuple(stop - start for start, stop in spans[:split])
-            part = parts_of[spans[split:end]][0]
-            return self._finish(flat, shape, cells[block], _pick(part, rows[block]))
+        def finish(block: int, flat: Array) -> Array:
+            shape = tuple(stop - start for start, stop in blocks[block][:ndim])
+            part, result_shape = narrowed[blocks[block][ndim:]]
+            return self._finish(flat, shape, (part.shapes_of(rows[block]), result_shape))
 
         return BlockReads(
             bounds=bounds,
@@ -352,55 +191,134 @@ class StackArray(ReferenceResults):
             finish=finish,
         )
 
+    def _bind(self, references: ReferenceArray) -> BoundReferences:
+        known = self._bound if references is self.references else None
+        return bind_unchanged(references, known)
 
-def pick_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:
-    """Index references by integers, slices and arrays, each on its own axis."""
-    sides = zip(key, references.shape, strict=True)
-    if all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in sides):
-        return references
-    if all(isinstance(k, int | np.integer | slice) for k in key):
-        picked: ReferenceArray = references[(*key, Ellipsis)]
-        return picked
-    for axis in range(len(key) - 1, -1, -1):
-        references = references[(slice(None),) * axis + (key[axis], Ellipsis)]
-    return references
+    def _read_flat(
+        self, bound: BoundReferences, sizes: IntArray, dtype: np.dtype[Any]
+    ) -> Array:
+        """Read results of these sizes into a new flat array, end to end."""
+        offsets = row_offsets(sizes)
+        make = np.empty if self.fill is None else np.zeros
+        out = make(int(offsets[-1]), dtype=dtype)
+        padded_shape = self.result_shape if self.padded else None
+        reader = self.references.options.reader
+        read_results(bound, out, offsets[:-1], padded_shape, reader, self.decoders)
+        return out
+
+    def _rows_of_blocks(
+        self, bound: BoundReferences, blocks: Sequence[Spans]
+    ) -> list[Rows] | None:
+        """Return the rows of the references of each block; None if it cuts a result."""
+        grid = np.arange(self.references.size).reshape(self.references.shape)
+        keys = [tuple(slice(*span) for span in spans[: grid.ndim]) for spans in blocks]
+        return [grid[key].reshape(-1) for key in keys]
+
+    def _narrow(self, bound: BoundReferences, spans: Spans) -> Narrowed | None:
+        """Narrow results to spans of their axes; None if that is impossible."""
+        return (bound, None) if spans == self._whole_result() else None
+
+    def _whole_result(self) -> Spans:
+        """Return the spans of a whole result."""
+        return tuple((0, n) for n in self.shape[self.references.ndim :])
+
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        """Return the values that were read for references of ``shape`` in their final form."""
+        raise NotImplementedError
 
 
-def _forward_steps(
-    key: tuple[Axis, ...], shape: tuple[int, ...]
-) -> list[tuple[int, int, int]] | None:
-    """Return (start, count, step) of integers and forward slices, None for other keys."""
-    out = []
-    for k, n in zip(key, shape, strict=True):
-        if isinstance(k, slice):
-            start, stop, step = k.indices(n)
-            if step < 0:
-                return None
-            out.append((start, len(range(start, stop, step)), step))
-        elif isinstance(k, int | np.integer):
-            out.append((int(k) % n, 1, 1))
-        else:
-            return None
-    return out
+class StackArray(ReferenceResults):
+    """Results of one shape, or padded to one shape, stacked over the references.
 
-
-def _narrowed(
-    bound: BoundReferences, key: tuple[Axis, ...], cell: tuple[int, ...]
-) -> tuple[BoundReferences, tuple[int, ...]] | None:
-    """Apply an index of the cells to the regions, so that less is read.
-
-    Returns
-    -------
-    bound : BoundReferences
-        With narrower regions of one shape.
-    cell : tuple of int
-        That shape; an integer of ``key`` leaves an axis of one element.
+    The shape is that of the references, then ``result_shape``, then the axes of an HDF5 array
+    type. ``fill`` is the value of elements without data.
     """
-    steps = _forward_steps(key, cell)
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        result_shape: Shape,
+        decoding: CommonDecoding,
+        *,
+        fill: MissingValue | None = None,
+        padded: bool = False,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.references = references
+        self.result_shape = result_shape
+        self.raw_dtype = decoding.dtype
+        self.dtype = decoding.values_dtype if fill is None else fill.dtype
+        self.decode, self.decoders = decoding.decode, decoding.decoders
+        self.fill = fill
+        self.padded = padded
+        self.shape = references.shape + result_shape + item_dtype(decoding.dtype)[1]
+        self._bound = bound
+
+    def _read(self, key: tuple[Axis, ...]) -> Array:
+        ndim, end = self.references.ndim, self.references.ndim + len(self.result_shape)
+        references = index_references(self.references, key[:ndim])
+        inner, shape = key[ndim:end], self.result_shape
+        bound = self._bind(references)
+        narrowed = None if self.padded else _narrow_results(bound, inner, shape)
+        if narrowed is not None:
+            bound, shape = narrowed
+            inner = after_narrowing(inner)
+        sizes = np.full(references.size, math.prod(shape), dtype=np.int64)
+        check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
+        out = self._read_flat(bound, sizes, self.raw_dtype)
+        values = self._finish(out, references.shape, (bound, shape))
+        return index_outer(values, references.ndim, (*inner, *key[end:]))
+
+    def _narrow(self, bound: BoundReferences, spans: Spans) -> Narrowed | None:
+        whole, n_axes = self._whole_result(), len(self.result_shape)
+        if spans == whole:
+            return bound, self.result_shape
+        if self.padded or spans[n_axes:] != whole[n_axes:]:
+            return None
+        key = tuple(slice(*span) for span in spans[:n_axes])
+        return _narrow_results(bound, key, self.result_shape)
+
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        bound, result_shape = narrowed[0], narrowed[1] or ()
+        values = unfold_subarray(flat.reshape(shape + result_shape))
+        if self.decode is not None:
+            values = self.decode(values)
+        if self.fill is not None:
+            values = exact_values(values, self.dtype)
+            if not values.flags.writeable:
+                values = values.copy()
+            valid = bound.valid_elements([np.arange(n) for n in result_shape])
+            by_reference = values.reshape(len(valid), *values.shape[len(shape) :])
+            self.fill.fill(by_reference, valid, bound)
+        return values
+
+
+def _forward_steps(key: tuple[Axis, ...], shape: Shape) -> list[tuple[int, int, int]] | None:
+    """Return (start, count, step) of integers and forward slices, None for other keys."""
+    steps = []
+    for k, n in zip(key, shape, strict=True):
+        if isinstance(k, np.ndarray):
+            return None
+        picked = range(n)[k] if isinstance(k, slice) else range(int(k) % n, int(k) % n + 1)
+        if picked.step < 0:
+            return None
+        steps.append((picked.start, len(picked), picked.step))
+    return steps
+
+
+def _narrow_results(
+    bound: BoundReferences, key: tuple[Axis, ...], result_shape: Shape
+) -> tuple[BoundReferences, Shape] | None:
+    """Apply an index of the results to the selections, so that less is read.
+
+    An axis indexed by an integer has length one afterwards. None if nothing can be narrowed.
+    """
+    steps = _forward_steps(key, result_shape)
     if not bound.n_targets or steps is None:
         return None
     shape = tuple(n for _, n, _ in steps)
-    if shape == cell:
+    if shape == result_shape:
         return None
     targets = []
     for target in bound.targets:
@@ -410,20 +328,7 @@ def _narrowed(
         targets.append(replace(target, regions=regions))
     sizes = bound.shape.copy()
     sizes[~bound.null, : len(shape)] = shape
-    return bound.with_targets(targets, sizes), shape
-
-
-def _bind_unchanged(
-    references: ReferenceArray, known: BoundReferences | None = None
-) -> BoundReferences:
-    """Bind references of files that are still those that were opened.
-
-    ``known`` is what binding these references gave before, in this process.
-    """
-    columns = references.columns
-    for location in columns.used_files():
-        check_unchanged(location)
-    return bind_references(columns, references.describe) if known is None else known
+    return replace(bound, datasets=tuple(targets), small_by_file=(), shape=sizes), shape
 
 
 OFFSET_STRIDE = 4096
@@ -431,36 +336,38 @@ OFFSET_STRIDE = 4096
 
 
 class RaggedArray(ReferenceResults):
-    """Results of any shapes, one after the other along one sample dimension.
+    """Results of any shapes, end to end along one sample dimension.
 
-    Only every `OFFSET_STRIDE`-th row offset is kept; the ones between are worked out
-    from the references of that stretch, so the array pickles small.
+    Only each `OFFSET_STRIDE`-th row offset is kept, so that the array pickles small. The
+    offsets between are computed from the references of that stretch.
     """
 
     def __init__(
         self,
         references: ReferenceArray,
-        row_size: npt.NDArray[Any],
-        dtype: np.dtype[Any],
-        *,
-        decoders: Decoders | None = None,
-        bound: BoundReferences | None = None,
+        row_size: IntArray,
+        decoding: CommonDecoding,
+        bound: BoundReferences,
     ) -> None:
-        self.decoders = decoders
+        self.decoders = decoding.decoders
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
-        self.coarse = offsets[:-1][::OFFSET_STRIDE].copy()
-        self.raw_dtype = dtype
-        self.dtype, item_shape = item_dtype(dtype)
+        self.coarse_offsets = offsets[:-1][::OFFSET_STRIDE].copy()
+        self.raw_dtype = decoding.dtype
+        self.dtype, item_shape = item_dtype(decoding.dtype)
         self.shape = (int(offsets[-1]), *item_shape)
         self._bound = bound
 
-    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+    def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
+        """Return the array itself: the first axis is that of samples, not of references."""
+        return self, list(blocks)
+
+    def _read(self, key: tuple[Axis, ...]) -> Array:
         n, k = self.shape[0], key[0]
         if isinstance(k, np.ndarray):
             low = int(k.min(initial=n))
             hull = self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))
-            picks: npt.NDArray[Any] = hull[k - low]
+            picks: Array = hull[k - low]
             return picks
         picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
         if not picked:
@@ -471,191 +378,35 @@ class RaggedArray(ReferenceResults):
             values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
         return index_outer(values, int(isinstance(k, slice)), key[1:])
 
-    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks; see `ReferenceResults`."""
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        items_whole = tuple((0, n) for n in self.shape[1:])
-        if bound.small or any(spans[1:] != items_whole for spans in blocks):
-            return None
+    def _read_samples(self, low: int, high: int) -> Array:
+        """Read samples ``low:high``: the rows that cover them, then cut."""
+        first = max(int(np.searchsorted(self.coarse_offsets, low, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.coarse_offsets, high, side="left"))
+        part = self.references
+        if first > 0 or last < len(self.coarse_offsets):
+            part = part[first * OFFSET_STRIDE : last * OFFSET_STRIDE]
+        bound = self._bind(part)
+        start = int(self.coarse_offsets[first])  # sample where ``part`` starts
+        ends = start + np.cumsum(bound.npoints)
+        first_row = int(np.searchsorted(ends, low, side="right"))
+        last_row = int(np.searchsorted(ends, high, side="left")) + 1
+        if first_row > 0 or last_row < len(ends):
+            part = part[first_row:last_row]
+            start = int(ends[first_row - 1]) if first_row else start
+            bound = bind_references(part.columns, part.describe)
+        sizes = bound.npoints
+        check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
+        return self._read_flat(bound, sizes, self.raw_dtype)[low - start : high - start]
+
+    def _rows_of_blocks(
+        self, bound: BoundReferences, blocks: Sequence[Spans]
+    ) -> list[Rows] | None:
         offsets = row_offsets(bound.npoints)
         low, high = np.array([spans[0] for spans in blocks], dtype=np.int64).T
         first, last = np.searchsorted(offsets, low), np.searchsorted(offsets, high)
         if (offsets[first] != low).any() or (offsets[last] != high).any():
             return None
-        bounds = row_offsets(high - low)
-        check_size(int((high - low).max()), self.raw_dtype, bound, "the result")
-        rows = ragged_ranges(first, last - first)
-        shift = np.repeat(bounds[:-1] - low, last - first)
-        return BlockReads(
-            bounds=bounds,
-            dtype=self.raw_dtype,
-            reads=tuple(_planned(bound, rows, offsets[rows] + shift)),
-            decoders=self.decoders,
-            reader=self.references.options.reader,
-            finish=lambda _, flat: unfold_subarray(flat),
-        )
+        return [np.arange(*span) for span in zip(first.tolist(), last.tolist(), strict=True)]
 
-    def _read_samples(self, low: int, high: int) -> npt.NDArray[Any]:
-        """Read samples ``low:high``: the rows that cover them, then cut."""
-        first = max(int(np.searchsorted(self.coarse, low, side="right")) - 1, 0)
-        last = int(np.searchsorted(self.coarse, high, side="left"))
-        whole = first == 0 and last == len(self.coarse)
-        known = getattr(self, "_bound", None) if whole else None
-        part = self.references[first * OFFSET_STRIDE : last * OFFSET_STRIDE]
-        bound = _bind_unchanged(part, known)
-        ends = int(self.coarse[first]) + np.cumsum(bound.npoints)
-        begin = int(np.searchsorted(ends, low, side="right"))
-        end = int(np.searchsorted(ends, high, side="left")) + 1
-        if begin > 0 or end < len(ends):
-            part = part[begin:end]
-            before = int(ends[begin - 1]) if begin else int(self.coarse[first])
-            bound = bind_references(part.columns, part.describe)
-        else:
-            before = int(self.coarse[first])
-        offsets = row_offsets(bound.npoints)
-        check_size(int(offsets[-1]), self.raw_dtype, bound, "the result")
-        out = np.empty(int(offsets[-1]), dtype=self.raw_dtype)
-        read_results(
-            bound,
-            out,
-            offsets[:-1],
-            reader=part.options.reader,
-            decoders=self.decoders,
-        )
-        return out[low - before : high - before]
-
-
-class RegionResults(ReferenceResults):
-    """What a function makes of each region: one item of shape ``cell`` a reference.
-
-    ``function(values, bound)`` gets the values of some references, flat and
-    decoded, with their shapes, and returns the items in that order. All values of one
-    call have one type, that of their own targets: references to targets of other types
-    are for another call.
-    """
-
-    def __init__(
-        self,
-        references: ReferenceArray,
-        dtype: np.dtype[Any],
-        decoders: Decoders,
-        function: Callable[[npt.NDArray[Any], BoundReferences], npt.NDArray[Any]],
-        cell: tuple[int, ...] = (),
-        *,
-        bound: BoundReferences | None = None,
-    ) -> None:
-        self.references = references
-        self._bound = bound
-        self.dtype = dtype
-        self.decoders = decoders
-        self.function = function
-        self.cell = cell
-        self.shape = references.shape + cell
-        # Values of one decoding are decoded all together, after they were read.
-        single = decoders.single
-        self.decode = single
-        forms = [with_items(*form) for form in decoders.forms]
-        widest = max(forms, key=lambda d: d.itemsize, default=np.dtype(float))
-        self.raw_dtype = single.raw_dtype if single else widest
-
-    @property
-    def in_place(self) -> bool:
-        """False: the values of all regions are larger than what is made of them."""
-        return False
-
-    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
-        split = self.references.ndim
-        references = pick_references(self.references, key[:split])
-        bound = _bind_unchanged(references)
-        npoints = int(bound.npoints.sum())
-        check_size(npoints, self.raw_dtype, bound, "the values to work on")
-        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
-        decoders = None if self.decode is not None else self.decoders
-        for dtype, part, rows in self._by_form(bound):
-            offsets = row_offsets(bound.npoints[rows])
-            begins = np.zeros(len(bound.ndim), dtype=np.int64)
-            begins[rows] = offsets[:-1]
-            flat = np.empty(int(offsets[-1]), dtype=dtype)
-            reader = references.options.reader
-            read_results(part, flat, begins, reader=reader, decoders=decoders)
-            found = self._finish(flat, _pick(bound, rows))
-            out[rows] = exact_values(found, self.dtype)
-        return index_outer(
-            out.reshape(references.shape + self.cell), references.ndim, key[split:]
-        )
-
-    def _by_form(
-        self, bound: BoundReferences
-    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, npt.NDArray[np.intp]]]:
-        """Divide references by the type of their targets' values.
-
-        Yields
-        ------
-        dtype : numpy.dtype
-            Of elements in the flat array that they are read into.
-        part : BoundReferences
-            Bound to the targets of that type.
-        rows : numpy.ndarray
-            Null references are among the first ones.
-        """
-        forms = self.decoders.forms
-        if self.decode is not None or len(forms) < 2:
-            yield self.raw_dtype, bound, np.arange(len(bound.ndim))
-            return
-        which = decoding_rows(bound, self.decoders)
-        of_rows = np.where(which >= 0, self.decoders.form_of_kinds[which], 0)
-        for k, form in enumerate(forms):
-            rows = np.flatnonzero(of_rows == k)
-            if len(rows):
-                yield with_items(*form), bound.only(rows), rows
-
-    def _finish(self, flat: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        values = (
-            unfold_subarray(flat) if self.decode is None else self.decode(unfold_subarray(flat))
-        )
-        return np.asarray(self.function(values, bound))
-
-    def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
-        """Return the bytes of the values that some blocks are made of."""
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        itemsize = self.raw_dtype.itemsize
-        return [int(bound.npoints[r].sum()) * itemsize for r in self._rows(blocks)]
-
-    def part(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
-        """Return an array of the references of some blocks; see `ReferenceResults`."""
-        return self._part_of_rows(blocks)
-
-    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Say what is read for some blocks; see `ReferenceResults`.
-
-        None also where targets have values of several types, which no one flat array holds.
-        """
-        split = self.references.ndim
-        whole = tuple((0, n) for n in self.cell)
-        if any(spans[split:] != whole for spans in blocks):
-            return None
-        if self.decode is None and len(self.decoders.forms) > 1:
-            return None
-        bound = _bind_unchanged(self.references, getattr(self, "_bound", None))
-        if bound.small:
-            return None
-        rows = self._rows(blocks)
-        picked = np.concatenate(rows)
-        offsets = row_offsets(bound.npoints[picked])
-        bounds = offsets[row_offsets(np.array([len(r) for r in rows]))]
-        largest = int(np.diff(bounds).max())
-        check_size(largest, self.raw_dtype, bound, "the values to work on")
-
-        def finish(block: int, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            shape = tuple(stop - start for start, stop in blocks[block][:split])
-            found = self._finish(flat, _pick(bound, rows[block]))
-            return exact_values(found, self.dtype).reshape(shape + self.cell)
-
-        return BlockReads(
-            bounds=bounds,
-            dtype=self.raw_dtype,
-            reads=tuple(_planned(bound, picked, offsets[:-1])),
-            decoders=None if self.decode is not None else self.decoders,
-            reader=self.references.options.reader,
-            finish=finish,
-        )
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        return unfold_subarray(flat)

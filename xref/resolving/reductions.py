@@ -1,28 +1,36 @@
-"""Per-region statistics and functions.
+"""Statistics and functions of each region.
 
-In: the values of some regions, flat and one region after the other, with their
-shapes. Out: one item a region. Missing values (NaN, NaT) are skipped, as
-xarray's reductions do.
+In: the values of regions, flat and one region after the other, with the shapes of the
+regions. Out: one result a region, as a lazy array (`RegionResults`). Statistics skip missing
+values (NaN, NaT), as xarray's reductions do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from xref.arrays import convert, exact_values, row_offsets, to_objects
-from xref.resolving.read_results import BoundReferences
-
-STATISTICS = ("count", "sum", "mean", "min", "max", "std")
+from xref.arrays import BoolArray, IntArray, convert, exact_values, row_offsets, to_objects
+from xref.engine import Axis, Decoders, index_outer, with_items
+from xref.hdf5 import unfold_subarray
+from xref.references import ReferenceArray
+from xref.resolving.bound_references import (
+    Array,
+    BoundReferences,
+    Rows,
+    Shape,
+    index_references,
+)
+from xref.resolving.lazy_results import BlockReads, Narrowed, ReferenceResults, Spans
+from xref.resolving.read_results import check_size, decoding_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One of `STATISTICS` for each region."""
+    """One statistic of each region: count, sum, mean, min, max or std."""
 
     name: str
 
@@ -32,7 +40,7 @@ class Statistic:
         Raises
         ------
         TypeError
-            If values of that type have no such statistic.
+            If values of that type do not have the statistic.
         """
         if self.name == "count":
             return np.dtype(np.int64)
@@ -48,8 +56,8 @@ class Statistic:
             return dtype if dtype.kind in "fc" else np.dtype(np.float64)
         return np.dtype(np.float64) if any_empty and dtype.kind in "biu" else dtype
 
-    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        """Return one number a region."""
+    def __call__(self, values: Array, bound: BoundReferences) -> Array:
+        """Return the statistic of each region."""
         npoints = bound.npoints
         if self.name in ("min", "max"):
             return _extreme(values, npoints, np.fmin if self.name == "min" else np.fmax)
@@ -63,11 +71,11 @@ class Statistic:
             values = np.where(valid, values, 0)
         if self.name == "sum":
             return _sums(values, npoints)
-        # Like NumPy's, means add up in double precision: integers would overflow.
+        # Means add up in double precision, as in NumPy; 64-bit integers would overflow.
         wide = np.complex128 if values.dtype.kind == "c" else np.float64
         totals = _sums(values.astype(wide, copy=False), npoints)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means: npt.NDArray[Any] = totals / counts
+            means: Array = totals / counts
             if self.name == "mean":
                 return means
             deviation = values - np.repeat(means, npoints)
@@ -77,84 +85,82 @@ class Statistic:
             return np.asarray(np.sqrt(variance))
 
 
-def _find_valid(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Return where values are not missing (NaN, NaT, None); None where all count."""
+def _find_valid(values: Array) -> BoolArray | None:
+    """Return a mask of the values that are not NaN, NaT or None; None if none can be."""
     if values.dtype.kind in "fcmM":
-        valid: npt.NDArray[np.bool_] = ~np.isnan(values)
+        valid: BoolArray = ~np.isnan(values)
         return valid
     if values.dtype.kind != "O":
         return None
-    # Text that equals its fill value is NaN among objects.
+    # xarray replaces text that equals its fill value by NaN.
     missing = [v is None or (isinstance(v, float) and v != v) for v in values.ravel().tolist()]
     return ~np.array(missing, dtype=bool).reshape(values.shape)
 
 
-def _sums(values: npt.NDArray[Any], npoints: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Sum each region; integers in 64 bits, others in double precision."""
+def _sums(values: Array, npoints: IntArray) -> Array:
+    """Sum each region: integers with 64 bits, other numbers in double precision."""
     kind = values.dtype.kind
     dtype = np.dtype({"u": "u8", "i": "i8", "b": "i8", "c": "c16"}.get(kind, "f8"))
     if len(npoints) and (npoints == npoints[0]).all():
         return np.asarray(values.reshape(len(npoints), -1).sum(axis=1, dtype=dtype))
     out = np.zeros(len(npoints), dtype=dtype)
-    filled = np.flatnonzero(npoints)
-    if len(filled):
-        out[filled] = np.add.reduceat(values, row_offsets(npoints)[filled], dtype=dtype)
+    nonempty = np.flatnonzero(npoints)
+    if len(nonempty):
+        out[nonempty] = np.add.reduceat(values, row_offsets(npoints)[nonempty], dtype=dtype)
     return out
 
 
-def _extreme(
-    values: npt.NDArray[Any], npoints: npt.NDArray[np.int64], function: np.ufunc
-) -> npt.NDArray[Any]:
-    filled = np.flatnonzero(npoints)
-    if len(filled) == len(npoints):
-        return (
-            function.reduceat(values, row_offsets(npoints)[:-1]) if len(npoints) else values[:0]
-        )
+def _extreme(values: Array, npoints: IntArray, function: np.ufunc) -> Array:
+    """Return the minimum or maximum of each region; NaN or NaT for an empty region."""
+    nonempty = np.flatnonzero(npoints)
+    starts = row_offsets(npoints)[nonempty]
+    found = function.reduceat(values, starts) if len(starts) else values[:0]
+    if len(nonempty) == len(npoints):
+        return found
     dtype = values.dtype if values.dtype.kind in "fmM" else np.dtype(np.float64)
     missing = np.array("NaT", dtype=dtype) if dtype.kind in "mM" else np.array(np.nan, dtype)
     out = np.full(len(npoints), missing, dtype=dtype)
-    if len(filled):
-        found = function.reduceat(values, row_offsets(npoints)[filled])
-        out[filled] = exact_values(found, dtype)
+    if len(nonempty):
+        out[nonempty] = exact_values(found, dtype)
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class PerRegion:
-    """A function of the user's, called with each region's values in their shape."""
+    """A function of the user, called with the values of each region in their shape."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     dtype: np.dtype[Any]
-    cell: tuple[int, ...]
+    result_shape: Shape
 
-    def __call__(self, values: npt.NDArray[Any], bound: BoundReferences) -> npt.NDArray[Any]:
-        """Return one item a region."""
+    def __call__(self, values: Array, bound: BoundReferences) -> Array:
+        """Return the result of the function for each region."""
         offsets = row_offsets(bound.npoints).tolist()
-        out = np.empty((len(bound.ndim), *self.cell), dtype=self.dtype)
+        out = np.empty((len(bound.ndim), *self.result_shape), dtype=self.dtype)
         shapes = zip(bound.ndim.tolist(), bound.shape.tolist(), strict=True)
         for row, (ndim, shape) in enumerate(shapes):
             region = values[offsets[row] : offsets[row + 1]]
-            # A null reference has no axes of its own, and no element: it is an empty row.
-            own = shape[:ndim] if ndim or len(region) else [0]
-            region = region.reshape((*own, *values.shape[1:]))
-            self._put(out, row, self.function(region, *self.args, **self.kwargs))
+            # The function gets a 1-D array without elements for a null reference.
+            region_shape = shape[:ndim] if ndim or len(region) else [0]
+            region = region.reshape((*region_shape, *values.shape[1:]))
+            self._store_result(out, row, self.function(region, *self.args, **self.kwargs))
         return out
 
-    def _put(self, out: npt.NDArray[Any], row: int, result: Any) -> None:
-        """Store one result, if it has the type and the shape that were expected."""
-        if self.dtype.kind == "O" and not self.cell:
+    def _store_result(self, out: Array, row: int, result: Any) -> None:
+        """Store one result after a check of its type and its shape."""
+        if self.dtype.kind == "O" and not self.result_shape:
             one = np.empty((), dtype=object)
             one[()] = result  # a sequence is one value
             out[row] = one[()]
             return
         values = np.asarray(result)
-        if values.shape != self.cell:
+        if values.shape != self.result_shape:
             raise ValueError(
-                f"{self.function!r} gave a result of shape {values.shape} where {self.cell} "
-                "was expected; output_sizes names its dimensions, dtype=object keeps any "
-                "result as it is"
+                f"{self.function!r} gave a result of shape {values.shape} where "
+                f"{self.result_shape} was expected; output_sizes names the dimensions of the "
+                "results, dtype=object keeps any result as it is"
             )
         if self.dtype.kind == "O":
             out[row] = to_objects(values)
@@ -168,3 +174,98 @@ class PerRegion:
         if self.dtype.kind in "SU":
             values = convert(values, self.dtype, lambda: f"the result of {self.function!r}")
         out[row] = exact_values(values, self.dtype)
+
+
+class RegionResults(ReferenceResults):
+    """The results of a function of each region, each of shape ``result_shape``.
+
+    ``function(values, bound)`` gets decoded values, flat and one region after the other, with
+    the shapes of the regions. It returns the results in the same order. All values of one call
+    have the type of their own targets, so targets of several types need several calls.
+    """
+
+    _label = "the values to work on"
+
+    def __init__(
+        self,
+        references: ReferenceArray,
+        dtype: np.dtype[Any],
+        decoders: Decoders,
+        function: Callable[[Array, BoundReferences], Array],
+        result_shape: Shape = (),
+        *,
+        bound: BoundReferences | None = None,
+    ) -> None:
+        self.references = references
+        self._bound = bound
+        self.dtype = dtype
+        self.function = function
+        self.result_shape = result_shape
+        self.shape = references.shape + result_shape
+        # Values of one decoding are decoded all together, after they were read.
+        self.decode = decoders.single
+        self.decoders = None if self.decode is not None else decoders
+        forms = [with_items(*form) for form in decoders.forms]
+        widest = max(forms, key=lambda d: d.itemsize, default=np.dtype(float))
+        self.raw_dtype = widest if self.decode is None else self.decode.raw_dtype
+
+    @property
+    def in_place(self) -> bool:
+        """False: the values of all regions take more memory than the results."""
+        return False
+
+    def _read(self, key: tuple[Axis, ...]) -> Array:
+        ndim = self.references.ndim
+        references = index_references(self.references, key[:ndim])
+        bound = self._bind(references)
+        npoints = bound.npoints
+        check_size(int(npoints.sum()), self.raw_dtype, bound, self._label)
+        out = np.empty((len(bound.ndim), *self.result_shape), dtype=self.dtype)
+        for dtype, part, rows in self._split_by_dtype(bound):
+            sizes = np.zeros_like(npoints)
+            sizes[rows] = npoints[rows]
+            flat = self._read_flat(part, sizes, dtype)
+            out[rows] = self._finish(flat, (len(rows),), (bound.shapes_of(rows), None))
+        values = out.reshape(references.shape + self.result_shape)
+        return index_outer(values, references.ndim, key[ndim:])
+
+    def _split_by_dtype(
+        self, bound: BoundReferences
+    ) -> Iterator[tuple[np.dtype[Any], BoundReferences, Rows]]:
+        """Split references by the type of the values of their targets.
+
+        Yields the type of the flat array to read into, the targets of that type, and the
+        rows of their references. Null references go with the first type.
+        """
+        if self.decoders is None or len(self.decoders.forms) < 2:
+            yield self.raw_dtype, bound, np.arange(len(bound.ndim))
+            return
+        decoding_row = decoding_rows(bound, self.decoders)
+        form = np.where(decoding_row >= 0, self.decoders.form_of_kinds[decoding_row], 0)
+        for k, (dtype, item_shape) in enumerate(self.decoders.forms):
+            rows = np.flatnonzero(form == k)
+            if len(rows):
+                yield with_items(dtype, item_shape), bound.restrict_to(rows), rows
+
+    def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
+        values = (
+            unfold_subarray(flat) if self.decode is None else self.decode(unfold_subarray(flat))
+        )
+        results = exact_values(np.asarray(self.function(values, narrowed[0])), self.dtype)
+        return results.reshape(shape + self.result_shape)
+
+    def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
+        """Return the bytes of the values in the regions of each of some blocks."""
+        bound = self._bind(self.references)
+        npoints, itemsize = bound.npoints, self.raw_dtype.itemsize
+        rows = self._rows_of_blocks(bound, blocks) or ()
+        return [int(npoints[own].sum()) * itemsize for own in rows]
+
+    def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
+        """Plan the reads of some blocks; see `ReferenceResults`.
+
+        None also if targets have values of several types, which need several flat arrays.
+        """
+        if self.decoders is not None and len(self.decoders.forms) > 1:
+            return None
+        return super().flat_blocks(blocks)

@@ -20,10 +20,10 @@ from xref.engine import Decoding, lazily_indexed
 from xref.hdf5 import unfold_subarray
 from xref.references import ReferenceArray
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
+from xref.resolving.bound_references import BoundReferences
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
-from xref.resolving.lazy_results import RegionResults
-from xref.resolving.read_results import BoundReferences, decoding_rows
-from xref.resolving.reductions import PerRegion, Statistic
+from xref.resolving.read_results import decoding_rows
+from xref.resolving.reductions import PerRegion, RegionResults, Statistic
 
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function of the user, its further arguments and its keyword arguments."""
@@ -93,7 +93,7 @@ def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
     if common is None:
         names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
         raise TypeError(
-            f"{resolved.what} points at datasets of types {names}, whose {name} has no "
+            f"{resolved.label} points at datasets of types {names}, whose {name} has no "
             "common type; select references of one type"
         )
     return common
@@ -182,7 +182,7 @@ def _results(
     taken = [name for name in sizes if name in resolved.dims]
     if taken:
         raise ValueError(
-            f"output_sizes names {taken}, which {resolved.what} has already; choose others"
+            f"output_sizes names {taken}, which {resolved.label} has already; choose others"
         )
     dims = (*resolved.dims, *sizes)
     variable = xr.Variable(dims, lazily_indexed(data), attributes)

@@ -29,8 +29,9 @@ from xref.references import (
     RegionReference,
 )
 from xref.resolving.binding import bind, warn_of_units
-from xref.resolving.read_results import BoundReferences, bind_references
-from xref.resolving.result_layouts import POINT_DIM, resolve_cells, resolve_ragged
+from xref.resolving.bound_references import BoundReferences, bind_references
+from xref.resolving.result_layouts import resolve_ragged, resolve_stacked
+from xref.resolving.result_variables import POINT_DIM
 from xref.resolving.targets import group_path, open_target
 from xref.storage import check_unchanged
 
@@ -64,7 +65,7 @@ def resolve_references(
     own_coords = _own_coords(array)
     if layout == "ragged":
         return resolve_ragged(resolved, own_coords, chunks, coords, dtype)
-    return resolve_cells(resolved, own_coords, layout, chunks, coords, fill_value, dtype)
+    return resolve_stacked(resolved, own_coords, layout, chunks, coords, fill_value, dtype)
 
 
 def _own_coords(array: xr.DataArray) -> dict[Hashable, xr.DataArray]:

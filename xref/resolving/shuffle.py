@@ -29,8 +29,8 @@ from xref import reading
 from xref.arrays import convert
 from xref.hdf5 import unfold_subarray
 from xref.references import DecodeOptions, tile_loader
+from xref.resolving.bound_references import BoundDataset
 from xref.resolving.lazy_results import BlockReads, ReferenceResults, Spans
-from xref.resolving.read_results import BoundDataset
 from xref.storage import check_unchanged
 
 Values: TypeAlias = npt.NDArray[Any]

@@ -1,8 +1,8 @@
-"""The decoding of each target of some references.
+"""The decoding of each target of references.
 
-In: references fitted to their targets, the targets' attributes, the options that the file
-was opened with. Out: `Decoders`. Options given by variable are looked up under the
-target's own name.
+In: references bound to their targets, the attributes of the targets, and the options of the
+opened file. Out: `Decoders`. An option that is given by variable name applies to the targets
+with that name.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from xref.hdf5 import DatasetLayout
 from xref.objects import CF_ATTRIBUTES, StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
 from xref.references import DecodeOptions, decode_values
-from xref.resolving.read_results import BoundReferences
+from xref.resolving.bound_references import BoundReferences
 from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
 
-Place: TypeAlias = tuple[Hashable, ...]
+TargetKey: TypeAlias = tuple[Hashable, ...]
 """Token of a target."""
 
 
-def find_decoders(
+def read_decoders(
     bound: BoundReferences, targets: tuple[TargetMetadata, ...], options: DecodeOptions
-) -> tuple[engine.Decoders, dict[Place, Set[str]]]:
-    """Find out how the values of each target are decoded.
+) -> tuple[engine.Decoders, dict[TargetKey, Set[str]]]:
+    """Find the decoding of each target; the first and last dates of targets are read.
 
     Returns
     -------
@@ -39,49 +39,47 @@ def find_decoders(
     used : dict
         Names of the attributes that decoding uses up, for each of ``targets``.
     """
-    finder = _DecodingFinder(options)
-    by_place = {t.dataset.token: t for t in targets}
+    table = _DecodingTable(options)
+    by_key = {t.dataset.token: t for t in targets}
     files: dict[Hashable, tuple[int, FileLocation]] = {}
-    file, address, which = [], [], []
-    used: dict[Place, Set[str]] = {}
+    file, address, decoding_row = [], [], []
+    used: dict[TargetKey, Set[str]] = {}
 
-    def add(location: FileLocation, addresses: npt.NDArray[np.uint64], kinds: IntArray) -> None:
+    def add(location: FileLocation, addresses: npt.NDArray[np.uint64], rows: IntArray) -> None:
         row, _ = files.setdefault(location.token, (len(files), location))
         file.append(np.full(len(addresses), row))
         address.append(addresses)
-        which.append(kinds)
+        decoding_row.append(rows)
 
-    for t in bound.single:
-        place = t.dataset.token
-        target = by_place[place]
-        kind = finder.find(t.dataset, t.layout, target.attributes)
-        used[place] = finder.kinds[kind].used
-        add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([kind]))
-    for many in bound.small:
-        witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
-        # Of each type, values of the attributes, and name that options are given by.
-        named = finder.number_names(many.location, many.address)
-        own = _number_alone(many, witnesses)
-        first, of = _number_rows([many.kind, many.like, named, own])
-        kinds = []
-        for row in first.tolist():
-            layout = many.kinds[int(many.kind[row])].layout
-            attributes = witnesses[int(many.like[row])].attributes
-            dataset = StoredObject(many.location, int(many.address[row]))
-            kinds.append(finder.find(dataset, layout, attributes))
-        for witness, (row, _) in zip(witnesses, many.alike, strict=True):
-            kind = kinds[int(of[row])]
-            used[witness.dataset.token] = finder.kinds[kind].used
-        add(many.location, many.address, np.array(kinds)[of])
+    for t in bound.datasets:
+        key = t.dataset.token
+        row = table.row_of(t.dataset, t.layout, by_key[key].attributes)
+        used[key] = table.decodings[row].used
+        add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([row]))
+    for small in bound.small_by_file:
+        known = [by_key[small.location.token, int(small.address[k])] for k, _ in small.alike]
+        # Datasets with equal type, attribute values and options by name are decoded alike.
+        names = table.number_names(small.location, small.address)
+        dates = _number_dated(small, known)
+        first, number = _number_rows([small.kind, small.like, names, dates])
+        rows = []
+        for k in first.tolist():
+            layout = small.kinds[int(small.kind[k])].layout
+            attributes = known[int(small.like[k])].attributes
+            dataset = StoredObject(small.location, int(small.address[k]))
+            rows.append(table.row_of(dataset, layout, attributes))
+        for target, (k, _) in zip(known, small.alike, strict=True):
+            used[target.dataset.token] = table.decodings[rows[int(number[k])]].used
+        add(small.location, small.address, np.array(rows)[number])
     if not file:
         return engine.Decoders(()), used
     locations = [location for _, location in files.values()]
-    columns = (np.concatenate(c) for c in (file, address, which))
-    return engine.Decoders(finder.kinds, locations, *columns), used
+    columns = (np.concatenate(c) for c in (file, address, decoding_row))
+    return engine.Decoders(table.decodings, locations, *columns), used
 
 
 def _number_rows(columns: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
-    """Return the first of each distinct row of some columns, and which one each row is."""
+    """Return the first of each distinct row of some columns, and the number of each row."""
     code = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         largest = int(column.max(initial=0))
@@ -89,30 +87,30 @@ def _number_rows(columns: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
             code = code * (largest + 1) + column
     if not code.any():
         return np.zeros(1, dtype=np.int64), code
-    _, first, of = np.unique(code, return_index=True, return_inverse=True)
-    return first, of
+    _, first, number = np.unique(code, return_index=True, return_inverse=True)
+    return first, number
 
 
-def _number_alone(many: SmallDatasets, witnesses: Sequence[TargetMetadata]) -> IntArray:
-    """Return a number of its own for each dataset that may hold dates, 0 for the others.
+def _number_dated(small: SmallDatasets, known: Sequence[TargetMetadata]) -> IntArray:
+    """Return a separate number for each dataset that may hold dates, 0 for the others.
 
     The type of dates depends on their values.
     """
-    dated = np.array([_has_dates(t.attributes) for t in witnesses], dtype=bool)
+    dated = np.array([_has_dates(t.attributes) for t in known], dtype=bool)
     if not dated.any():
-        return np.zeros(len(many), dtype=np.int64)
-    return np.where(dated[many.like], np.arange(1, len(many) + 1), 0)
+        return np.zeros(len(small), dtype=np.int64)
+    return np.where(dated[small.like], np.arange(1, len(small) + 1), 0)
 
 
-class _DecodingFinder:
-    """Makes one decoding for all targets that are decoded alike."""
+class _DecodingTable:
+    """Distinct decodings; targets that are decoded alike share a row."""
 
     def __init__(self, options: DecodeOptions) -> None:
-        self.kinds: list[engine.Decoding] = []
+        self.decodings: list[engine.Decoding] = []
         self._options = options
         self._names = engine.options_by_name(options)
-        self._known: dict[Hashable, int] = {}
-        self._rows: dict[Hashable, int] = {}
+        self._row_of_input: dict[Hashable, int] = {}
+        self._row_of_decoding: dict[Hashable, int] = {}
 
     def _name(self, dataset: StoredObject) -> Hashable | None:
         """Return the name of a target if some option is given for a variable of that name."""
@@ -123,7 +121,7 @@ class _DecodingFinder:
         return name if name in self._names else None
 
     def number_names(self, location: FileLocation, address: npt.NDArray[np.uint64]) -> IntArray:
-        """Return a number for each target, equal where options by name are the same."""
+        """Return a number for each target, equal if their options by name are equal."""
         if not self._names:
             return np.zeros(len(address), dtype=np.int64)
         numbers: dict[Hashable | None, int] = {None: 0}
@@ -132,31 +130,31 @@ class _DecodingFinder:
         names = (posixpath.basename(paths.get(a, "")) for a in address.tolist())
         return np.array([numbers.get(name, 0) for name in names])
 
-    def find(
+    def row_of(
         self, dataset: StoredObject, layout: DatasetLayout, attributes: Mapping[str, Any]
     ) -> int:
-        """Return the row of the decoding of a target among ``kinds``.
+        """Return the row in ``decodings`` for a target; add the decoding if it is new.
 
-        Of its layout only type and fill value matter, which other datasets may share.
+        ``layout`` may be that of another dataset with the same type and fill value.
         """
         name = self._name(dataset)
-        telling = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
+        cf = {k: v for k, v in attributes.items() if k in CF_ATTRIBUTES}
         options = engine.options_of(self._options, name)
         sample = None
-        if _may_be_times(layout, telling, options):
-            # Each target's own: dates of some fit the type that those of others do not.
-            sample = _first_and_last(dataset, options)
-        told = None if sample is None else sample.tobytes()
-        key = engine.decoding_key(layout.dtype, telling, layout.fill_value), name, told
-        if key not in self._known:
-            missing = _stored_fill(dataset, layout, options)
-            decoding = engine.make_decoding(layout.dtype, telling, options, missing, sample)
+        if _may_be_times(layout, cf, options):
+            # Read for each target: the type that holds its dates depends on their values.
+            sample = _read_first_and_last(dataset, options)
+        sample_bytes = None if sample is None else sample.tobytes()
+        key = engine.decoding_key(layout.dtype, cf, layout.fill_value), name, sample_bytes
+        if key not in self._row_of_input:
+            missing = _decode_fill(dataset, layout, options)
+            decoding = engine.make_decoding(layout.dtype, cf, options, missing, sample)
             same = decoding.key, repr(decoding.missing)
-            row = self._rows.setdefault(same, len(self.kinds))
-            if row == len(self.kinds):
-                self.kinds.append(decoding)
-            self._known[key] = row
-        return self._known[key]
+            row = self._row_of_decoding.setdefault(same, len(self.decodings))
+            if row == len(self.decodings):
+                self.decodings.append(decoding)
+            self._row_of_input[key] = row
+        return self._row_of_input[key]
 
 
 def _may_be_times(
@@ -170,8 +168,10 @@ def _has_dates(attributes: Mapping[str, Any]) -> bool:
     return "since" in str(attributes.get("units", ""))
 
 
-def _first_and_last(dataset: StoredObject, options: DecodeOptions) -> npt.NDArray[Any] | None:
-    """Read the values of a dataset that xarray looks at to choose the type of dates."""
+def _read_first_and_last(
+    dataset: StoredObject, options: DecodeOptions
+) -> npt.NDArray[Any] | None:
+    """Read the two values of a dataset by which xarray chooses the type of dates."""
     layout = dataset.layout
     if 0 in layout.shape:
         return None
@@ -180,8 +180,8 @@ def _first_and_last(dataset: StoredObject, options: DecodeOptions) -> npt.NDArra
     return np.stack([np.asarray(array.read(end)) for end in ends])
 
 
-def _stored_fill(dataset: StoredObject, layout: DatasetLayout, options: DecodeOptions) -> Any:
-    """Return the value of elements of a dataset that were never written."""
+def _decode_fill(dataset: StoredObject, layout: DatasetLayout, options: DecodeOptions) -> Any:
+    """Return the fill value of a dataset: the value of elements that were never written."""
     if layout.dtype.kind != "V" or not layout.dtype.hasobject:
         return layout.fill_value
     datatype, stored = type_and_fill(dataset)

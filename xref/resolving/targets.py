@@ -1,48 +1,50 @@
-"""What a reference points at, as xarray needs to know it.
+"""Targets of references: the names, dimensions, attributes and coordinates of datasets.
 
-In: the address of a dataset. Out: a `TargetMetadata`: its name, dimensions, attributes and
-coordinates; or the path of a group.
+In: an object of a file, or a `ReferenceArray`. Out: a `TargetMetadata`, the path of a group, or
+a Dataset with a variable for each attribute. The values of the targets are not read.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
 
 from xref import objects
 from xref.engine import label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError
 from xref.objects import StoredObject
-from xref.references import DecodeOptions
+from xref.references import DecodeOptions, ReferenceArray, split_targets
 from xref.storage import FileLocation
+
+Dims: TypeAlias = tuple[str | None, ...]
+Coordinates: TypeAlias = dict[str, tuple[int, Dims]]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetMetadata:
-    """A dataset by address, with what xarray needs to know of it.
+    """A dataset by address, with the metadata of an xarray variable.
 
-    ``dims`` has None for an axis without a dimension scale. ``coords`` are the
-    coordinates that the dataset names: its scales that hold values, and those in
-    its ``coordinates`` attribute.
+    ``dims`` has None for an axis without a dimension scale. ``coords`` has the address and
+    the dimensions of each coordinate: of the dimension scales that hold values, and of the
+    datasets in the attribute ``coordinates``.
     """
 
     dataset: StoredObject
-    dims: tuple[str | None, ...]
+    dims: Dims
     attributes: dict[str, Any]
-    coords: dict[str, tuple[int, tuple[str | None, ...]]]
-
-    def describe(self) -> str:
-        """Name the dataset in a message."""
-        return str(self.dataset)
+    coords: Coordinates
 
     @property
     def name(self) -> str | None:
-        """The last part of its canonical path; None where it has no name.
+        """The last part of the canonical path of the dataset; None if no link leads to it.
 
-        It is looked up when it is asked for: the first time, the links of the file are
-        walked (`xref.objects.paths`).
+        The first use of a name walks the links of the file (`xref.objects.paths`).
         """
         return _name(self.dataset)
 
@@ -53,44 +55,40 @@ def _name(stored: StoredObject) -> str | None:
 
 
 def target_names(targets: Sequence[TargetMetadata]) -> list[str | None]:
-    """Return the name of each target, as `TargetMetadata.name` does.
-
-    The links of each file are walked once, and each name is looked up in few steps.
-    """
+    """Return `TargetMetadata.name` of each target; the links of each file are walked once."""
     datasets = [target.dataset for target in targets]
-    found: dict[FileLocation, dict[int, str]] = {}
+    by_file: dict[FileLocation, dict[int, str]] = {}
     for dataset in datasets:
-        found.setdefault(dataset.location, {})[dataset.address] = ""
-    paths = {location: objects.object_paths(location, of) for location, of in found.items()}
-    names = (paths[d.location].get(d.address) for d in datasets)
+        by_file.setdefault(dataset.location, {})[dataset.address] = ""
+    paths = {file: objects.object_paths(file, found) for file, found in by_file.items()}
+    names = (paths[dataset.location].get(dataset.address) for dataset in datasets)
     return [posixpath.basename(path) if path is not None else None for path in names]
 
 
 def open_target(
     dataset: StoredObject, facts: objects.DatasetMetadata, options: DecodeOptions
 ) -> TargetMetadata:
-    """Look at one dataset: its name, dimensions, attributes and coordinates."""
+    """Read the dimensions, attributes and coordinates of one dataset."""
+    location = dataset.location
     dims, scales = _target_dimensions(dataset, facts)
     attributes = plain_attributes(
-        facts.attributes, facts.problems, dataset.location, dataset.where, options
+        facts.attributes, facts.problems, location, dataset.where, options
     )
-    coords: dict[str, tuple[int, tuple[str | None, ...]]] = {}
-    for dim, scale in scales.items():
-        if scale != dataset.address:
-            coords[dim] = (scale, (dim,))
+    coords: Coordinates = {
+        dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
+    }
     if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
         path = dataset.path
         if path is not None:
-            coords |= _named_coordinates(
-                dataset.location, path, attributes["coordinates"].split(), dims
-            )
+            names = attributes["coordinates"].split()
+            coords |= _named_coordinates(location, path, names, dims)
     return TargetMetadata(dataset, dims, attributes, coords)
 
 
 def _target_dimensions(
     dataset: StoredObject, facts: objects.DatasetMetadata
-) -> tuple[tuple[str | None, ...], dict[str, int]]:
-    """Return the axis names of a dataset, and the scales among them that hold values."""
+) -> tuple[Dims, dict[str, int]]:
+    """Return the axis names of a dataset, and its dimension scales that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
         is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
@@ -105,7 +103,8 @@ def _target_dimensions(
         try:
             scale_label = label(scale.metadata.attributes, "NAME")
         except XrefError as error:
-            # The axis keeps its name, as in a group that is opened; values it has none.
+            # The axis keeps the name of the scale but gets no coordinate, as in a group
+            # that is opened.
             warn_unreadable(f"{scale}: scale of axis {axis}", error)
             scale_label = objects.NO_VARIABLE
         name = _name(scale) or scale_label
@@ -118,10 +117,10 @@ def _target_dimensions(
 
 
 def _named_coordinates(
-    location: FileLocation, path: str, names: list[str], dims: tuple[str | None, ...]
-) -> dict[str, tuple[int, tuple[str | None, ...]]]:
-    """Find the datasets of a ``coordinates`` attribute beside their variable."""
-    found: dict[str, tuple[int, tuple[str | None, ...]]] = {}
+    location: FileLocation, path: str, names: list[str], dims: Dims
+) -> Coordinates:
+    """Find the datasets of a ``coordinates`` attribute in the group of their variable."""
+    coords: Coordinates = {}
     members = objects.members_by_name(location, posixpath.dirname(path))
     for name in names:
         if name not in members or name in dims:
@@ -134,22 +133,66 @@ def _named_coordinates(
             continue
         axes, _ = _target_dimensions(member, facts)
         if all(axis in dims and axis is not None for axis in axes):
-            found[name] = (member.address, axes)
-    return found
+            coords[name] = (member.address, axes)
+    return coords
 
 
 def group_path(group: StoredObject) -> str:
-    """Return the canonical path of a group, to open it as a Dataset.
+    """Return the canonical path of a group, to open the group as a Dataset.
 
     Raises
     ------
     UnsupportedError
-        If no link leads to it.
+        If no link leads to the group.
     """
     path = group.path
     if path is None:
         raise UnsupportedError(
-            f"{group.filename}: the group at {group.address:#x} has no name; open its "
-            "members by their own references"
+            f"{group.filename}: the group at {group.address:#x} has no name; open its members "
+            "by their own references"
         )
     return path
+
+
+def target_attributes(
+    references: ReferenceArray, dims: Sequence[Hashable], coords: dict[Hashable, Any]
+) -> xr.Dataset:
+    """Collect attributes; see `xref.resolving.accessor.ReferenceAccessor.target_attrs`."""
+    columns = references.columns
+    values: dict[str, npt.NDArray[np.object_]] = {}
+    targets, _ = split_targets(columns)
+    for k, (stored, rows) in enumerate(targets):
+        if k % objects.REFERENCE_BATCH == 0:
+            batch = targets[k : k + objects.REFERENCE_BATCH]
+            objects.cache_h5py_references([stored.address for stored, _ in batch])
+        target = open_target(stored, stored.metadata, references.options)
+        for name, value in target.attributes.items():
+            if name not in values:
+                values[name] = np.full(len(columns), None, dtype=object)
+            one = np.empty((), dtype=object)
+            one[()] = value  # an array attribute is one value
+            values[name][rows] = one
+    shape = references.shape
+    # ``fastpath`` keeps None, which xarray would replace by NaN among text.
+    variables = {
+        name: xr.Variable(tuple(dims), _as_numbers(column).reshape(shape), fastpath=True)
+        for name, column in values.items()
+    }
+    kept = {
+        name: coord
+        for name, coord in coords.items()
+        if set(coord.dims) <= set(dims) and name not in variables
+    }
+    return xr.Dataset(variables, kept)
+
+
+def _as_numbers(column: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+    """Return a column of numbers of one type with that type; other columns unchanged."""
+    types = {getattr(value, "dtype", type(value)) for value in column.tolist()}
+    if len(types) != 1:
+        return column
+    (dtype,) = types
+    is_number = isinstance(dtype, np.dtype) and dtype.kind in "biufc"
+    if is_number and all(np.ndim(value) == 0 for value in column.tolist()):
+        return column.astype(dtype)
+    return column

@@ -18,7 +18,7 @@ from strategies import scaled, write_references
 
 import xref.hdf5.bulk_datasets
 import xref.hdf5.chunk_index.bulk
-import xref.resolving.read_results
+import xref.resolving.bound_references
 from xref.errors import XrefError
 from xref.hdf5.bulk_attributes import MAX_GROUPS
 from xref.hdf5.chunk_index.bulk import MAX_CHUNKS, ChunkColumns, read_chunks
@@ -134,7 +134,7 @@ def check(path: Path) -> ChunkColumns:
 def values_of(path: Path, one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
     """All values, read many datasets at once or each alone; or the error."""
     monkeypatch.setattr(
-        xref.resolving.read_results, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
+        xref.resolving.bound_references, "MIN_BULK_TARGETS", sys.maxsize if one_by_one else 1
     )
     try:
         with xr.open_dataset(path, engine="h5ref") as ds:

@@ -1,0 +1,134 @@
+"""Coordinates of results: where each region starts, and the coordinates of the targets.
+
+In: a `BoundVariable` and the names of the axes of its results. Out: variables by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import xarray as xr
+
+from xref import engine
+from xref.errors import SelectionError
+from xref.objects import StoredObject
+from xref.references import ReferenceArray, ReferenceColumns
+from xref.resolving.binding import BoundVariable, bind
+from xref.resolving.bound_references import Shape
+from xref.resolving.result_variables import Coords, DimNames, result_dims, stack_variable
+from xref.selections import concat_tables, empty_table, project
+
+
+def start_coords(refs: BoundVariable, inner: DimNames, reference_coords: Coords) -> Coords:
+    """Return the start of each region along each axis of its target."""
+    regions = refs.references.columns.regions
+    ranks = refs.bound.ranks
+    if regions is None or len(ranks) != 1:
+        return {}
+    (rank,) = ranks
+    start = np.zeros((len(regions), rank), dtype=np.int64)
+    for t in refs.bound.targets:
+        start[t.rows] = t.regions.bounds()[0]
+    names = inner if len(inner) == rank else result_dims(refs, rank)
+    shape = refs.references.shape
+    return {
+        f"{name}_start": (refs.dims, start[:, axis].reshape(shape))
+        for axis, name in enumerate(names)
+        if f"{name}_start" not in reference_coords
+    }
+
+
+def target_coords(
+    refs: BoundVariable,
+    inner: DimNames,
+    result_shape: Shape,
+    reference_coords: Coords,
+) -> Coords:
+    """Select from the coordinates that all targets share as the regions select data."""
+    targets = refs.targets
+    if not targets:
+        return {}
+    first = targets[0]
+    # Points of several dimensions lie along one axis of the result.
+    scattered = len(inner) == 1 and len(first.dims) > 1
+    coords: Coords = {}
+    for name, (address, dims) in first.coords.items():
+        axes = [first.dims.index(dim) for dim in dims]
+        coord_dims = inner if scattered else tuple(inner[axis] for axis in axes)
+        label = coord_dims[0] if not scattered and coord_dims and dims == (name,) else name
+        shared = all(
+            t.dataset.location == first.dataset.location
+            and t.coords.get(name) == (address, dims)
+            for t in targets
+        )
+        if not shared or label in reference_coords or label in refs.dims:
+            continue
+        if _fits_axes(refs, name, address, dims):
+            shape = result_shape if scattered else tuple(result_shape[axis] for axis in axes)
+            coords[label] = _coordinate(refs, label, address, dims, coord_dims, shape)
+    return coords
+
+
+def _fits_axes(
+    refs: BoundVariable, name: str, address: int, dims: tuple[str | None, ...]
+) -> bool:
+    """Tell whether a coordinate has the extent of its axes, and holds no references."""
+    location = refs.targets[0].dataset.location
+    layout = StoredObject(location, address).layout
+    for target, bound in zip(refs.targets, refs.bound.targets, strict=True):
+        extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
+        if layout.shape != extent:
+            # For instance, an unlimited dimension has grown for some variables only.
+            problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
+            engine.warn_unreadable(f"{location.filename}: coordinate {name!r}", problem)
+            return False
+    return not layout.reference_kind
+
+
+def _coordinate(
+    refs: BoundVariable,
+    label: Hashable,
+    address: int,
+    dims: tuple[str | None, ...],
+    coord_dims: DimNames,
+    shape: Shape,
+) -> xr.Variable:
+    """Return one coordinate: once if all references select the same of it, else for each."""
+    bound, options = refs.bound, refs.references.options
+    location = refs.targets[0].dataset.location
+    projections, rows = [], []
+    for target, fitted in zip(refs.targets, bound.targets, strict=True):
+        axes = [target.dims.index(dim) for dim in dims]
+        projections.append(project(fitted.regions, axes))
+        rows.append(np.arange(len(bound.ndim))[fitted.rows])
+    projected, row = concat_tables(projections), np.concatenate(rows)
+    n_valid = len(projected)
+    first_row = projected.take(np.zeros(n_valid, dtype=np.int64))
+    same = bool(projected.same_rows(first_row).all())
+    outer_shape: Shape = ()
+    null = np.zeros(1, dtype=bool)
+    if same:
+        projected = projected.take(slice(0, 1))
+    else:
+        # Rows in the order of the references, and a null row for each null reference.
+        order = np.full(len(bound.ndim), n_valid)
+        order[row] = np.arange(n_valid)
+        projected = concat_tables([projected, empty_table(1, projected.ndim)]).take(order)
+        outer_shape, null = refs.references.shape, bound.null
+    columns = ReferenceColumns.of_file(
+        location, np.where(null, 0, address).astype(np.uint64), projected
+    )
+    references = ReferenceArray(outer_shape, kind="region", columns=columns, options=options)
+    all_dims = (() if same else refs.dims) + coord_dims
+    coord_refs, _ = bind(references, all_dims[: len(outer_shape)], "fill", label)
+    # Numbers of a null reference are NaN: the fill value of the file could be a coordinate.
+    is_number = all(kind.dtype.kind in "biufc" for kind in coord_refs.decoders.kinds)
+    variable, _, _ = stack_variable(
+        coord_refs,
+        shape,
+        all_dims,
+        fills=bool(null.any()),
+        fill_value=np.nan if is_number else None,
+    )
+    return variable
