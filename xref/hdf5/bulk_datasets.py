@@ -53,7 +53,6 @@ from xref.hdf5.superblock import FileContent
 BATCH = 1 << 13
 """Objects whose headers are in memory at once (benchmarks/small.py)."""
 
-
 UNGROUPED = -1
 """Instead of a row: the dataset is not known to be like any other."""
 

@@ -235,7 +235,6 @@ def build_chunk_index(
 
 _COMPACT = 0  # layout class
 
-
 _FILL_DEFINED = 0x20  # flag of a fill value message of version 3
 
 

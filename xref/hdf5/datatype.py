@@ -31,7 +31,6 @@ from xref.hdf5.metadata_reader import integer, integer_nbytes
 MAX_DEPTH = 64
 """Deepest nesting that is decoded; files in use nest less than ten types."""
 
-
 MAX_DTYPE_NBYTES = 2**31 - 1
 """Largest element that NumPy can describe."""
 

@@ -43,7 +43,6 @@ from xref.objects.stored_object import StoredObject
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
-
 _SLOTS = 1024
 
 _KEPT_REFERENCES = 1 << 16

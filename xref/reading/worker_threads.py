@@ -85,7 +85,6 @@ class _SharedWork:
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
-
 _pools_lock = threading.Lock()
 
 

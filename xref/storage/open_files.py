@@ -40,10 +40,8 @@ from xref.storage.sources import (
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
-
 ATTEMPTS = 8
 """How often a handle of another version than the located one is replaced."""
-
 
 _WRITER_HINT = (
     'wait until it is closed, or pass driver_kwds={"swmr": True} where the writer is in '
@@ -218,7 +216,6 @@ class _Handles:
 _handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
     weakref.WeakValueDictionary()
 )
-
 
 _handles_lock = threading.Lock()
 

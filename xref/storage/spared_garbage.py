@@ -54,7 +54,6 @@ def _spare_garbage(phase: str, info: Mapping[str, int]) -> None:
 _spared: deque[int] = deque()
 """Generation of each skipped collection."""
 
-
 SPARED_MOST = 32
 """Upper bound on skipped collections, each of about 700 young objects."""
 

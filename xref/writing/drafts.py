@@ -206,10 +206,8 @@ class EachBlock:
 
 Draft: TypeAlias = NewDraft | AppendDraft | EachBlock
 
-
 _records: dict[str, Records] = {}
 """Records of the drafts that this process writes to, by their hidden names."""
-
 
 _failures: dict[str, BaseException] = {}
 """First error of each draft, by its hidden name: later writers only find no file."""
