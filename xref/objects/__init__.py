@@ -38,27 +38,29 @@ if TYPE_CHECKING:
         reference_itemsize,
         used_filters,
     )
-    from xref.objects.objects import (
-        REFERENCE_BATCH,
+    from xref.objects.links import (
         LinkedObject,
-        Object,
-        cache_h5py_references,
         group_at,
         groups_along,
         is_hard_link,
         iterate_members,
-        kind_of,
         link_addresses,
         members_by_name,
+        open_group,
+        open_member,
+        type_name,
+        walk_groups,
+    )
+    from xref.objects.objects import (
+        REFERENCE_BATCH,
+        Object,
+        cache_h5py_references,
+        decode_name,
+        kind_of,
         object_kind,
         object_kinds,
         open_dataset,
-        open_group,
-        open_member,
         open_object,
-        text,
-        type_name,
-        walk_groups,
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths

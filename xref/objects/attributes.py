@@ -30,7 +30,7 @@ from xref.objects.layouts import (
     reference_kinds,
     time_dtype,
 )
-from xref.objects.objects import Object, text
+from xref.objects.objects import Object, decode_name
 from xref.objects.parsing import byte_source, file_content, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import FileLocation
@@ -85,7 +85,7 @@ def read_attributes(
     except (RuntimeError, OSError, ValueError) as error:
         return values, {"": error}
     for key in names:
-        name = text(key)
+        name = decode_name(key)
         try:
             attribute = h5a.open(item.id, key)
             values[name] = _attribute_value(item, name, attribute, raw)

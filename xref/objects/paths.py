@@ -29,7 +29,8 @@ import numpy as np
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.objects import hard_links_at, root_address, text, walk_groups
+from xref.objects.links import hard_links_at, root_address, walk_groups
+from xref.objects.objects import decode_name
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
@@ -174,7 +175,7 @@ class _Walk:
             link = self.links.get(at)
             if link is None:
                 return None
-            parts.append(text(link[1]))
+            parts.append(decode_name(link[1]))
             at = link[0]
             if known is not None and at in known:
                 before = known[at]

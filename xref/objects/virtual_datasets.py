@@ -10,7 +10,7 @@ from h5py import h5s
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.objects import open_dataset, text
+from xref.objects.objects import decode_name, open_dataset
 from xref.objects.stored_object import StoredObject, cached_by_object
 from xref.selections import row_runs
 
@@ -23,8 +23,8 @@ def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
     try:
         return tuple(
             hdf5.VirtualMapping(
-                text(properties.get_virtual_filename(i)),
-                text(properties.get_virtual_dsetname(i)),
+                decode_name(properties.get_virtual_filename(i)),
+                decode_name(properties.get_virtual_dsetname(i)),
                 _picked(properties.get_virtual_vspace(i), stored),
                 _picked(properties.get_virtual_srcspace(i), stored),
             )
