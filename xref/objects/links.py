@@ -33,14 +33,14 @@ from xref.objects.parsing import byte_source, dataset_table
 from xref.objects.stored_object import StoredObject
 
 MIN_BULK_LINKS = 16
-"""Fewer members of a group are asked one by one whether they are groups."""
+"""In groups with fewer members, HDF5 tells for each member whether it is a group."""
 
 
 _HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
 
 
 MAX_LINKS = 16
-"""Soft and external links on the way to one object; HDF5 allows as many by default."""
+"""Largest number of soft and external links to follow to one object, as in HDF5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
     Raises
     ------
     OSError
-        If there is no group of that path, as other engines do.
+        If there is no group of that path; other engines raise the same error.
     CorruptFileError
         If a group on the way is damaged.
     ExternalFileError
@@ -83,9 +83,9 @@ def open_member(location: storage.FileLocation, path: str) -> LinkedObject:
     Raises
     ------
     FileNotFoundError
-        If a link on the way, or the file that it names, is not there.
+        If a link on the way, or the file that it names, does not exist.
     OSError
-        If a link leads elsewhere than to a group or object.
+        If a link on the way does not lead to a group.
     ExternalFileError
         If the path leads to a file that the location does not allow.
     """
@@ -94,7 +94,7 @@ def open_member(location: storage.FileLocation, path: str) -> LinkedObject:
 
 
 def groups_along(location: storage.FileLocation, path: str) -> Iterator[LinkedObject]:
-    """Yield the groups on a path, from the root on, each checked before it is searched."""
+    """Yield the groups on a path, from the root on; each is checked before it is searched."""
     found, links = _open_root(location), iter(range(MAX_LINKS))
     _check_group(found, "/")
     yield found
@@ -114,14 +114,14 @@ def _open_root(location: storage.FileLocation) -> LinkedObject:
 
 
 def _check_group(member: LinkedObject, path: str) -> None:
-    """Check the structures of a group that listing or searching it walks.
+    """Check the structures that HDF5 walks to list or search a group.
 
-    HDF5 2.0 dies of some that contradict each other. Each group is checked once in
-    an open file.
+    HDF5 2.0 crashes on some structures that contradict each other. Each group of an open file
+    is checked once.
     """
     item, location, address = member.item, member.stored.location, member.stored.address
     if not isinstance(item, h5py.Group):
-        raise OSError(f"{path!r} is no group")
+        raise OSError(f"{path!r} is not a group")
     checks: storage.CheckedGroups = item._xref_file._xref_checks
     if address in checks.addresses:
         return
@@ -139,7 +139,7 @@ def _check_group(member: LinkedObject, path: str) -> None:
 
 
 def _walk(start: LinkedObject, path: bytes, links: Iterator[int]) -> LinkedObject:
-    """Follow a path from a group; ``links`` ends when too many links were followed."""
+    """Follow a path from a group; ``links`` is exhausted after `MAX_LINKS` links."""
     found, walked = start, ""
     for part in path.split(b"/"):
         if part in (b"", b"."):
@@ -160,10 +160,10 @@ def _walk(start: LinkedObject, path: bytes, links: Iterator[int]) -> LinkedObjec
 
 
 def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> LinkedObject:
-    """Open what a link of a checked group leads to.
+    """Open the target of a link of a checked group.
 
-    HDF5 itself follows hard links only: a soft one may name a group that is damaged,
-    or an external link on its way.
+    HDF5 itself follows hard links only: a soft link may lead through a damaged group, or
+    through an external link.
     """
     location, link = group.stored.location, group.item.id.links.get_info(name)
     if link.type == h5l.TYPE_HARD:
@@ -184,7 +184,7 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         # A link into its own file stays in the file as it was opened.
         same = other.identity == location.identity
         return _walk(_open_root(location if same else other), path, links)
-    raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 itself does not know")
+    raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 does not define")
 
 
 def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | Exception]]:
@@ -206,7 +206,7 @@ def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | E
 
 
 def is_hard_link(group: LinkedObject, name: str) -> bool:
-    """Tell whether a member is linked by a hard link, which cannot lead nowhere."""
+    """Tell whether a link is a hard link, or cannot be read."""
     try:
         link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
     except _HDF5_ERRORS:
@@ -219,24 +219,17 @@ def walk_groups(
 ) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
     """Yield a group and all groups below it by hard links, each once, parents first.
 
-    Cycles of links end where they close.
-
     Yields
     ------
     path : str
-    group : Member
-        For use before the next one is asked for: HDF5 slows down with the number of
+    group : LinkedObject
+        To be used before the next one is requested: HDF5 slows down with the number of
         open objects.
     links : dict or Exception
         The first name of each hard-linked member by its address, or why the group
         cannot be listed.
     """
-    yield from _walk_groups(open_group(location, top), top)
-
-
-def _walk_groups(
-    start: LinkedObject, top: str
-) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
+    start = open_group(location, top)
     location, seen = start.stored.location, {start.stored.address}
     queue = deque([(start.stored.address, top)])
     while queue:
@@ -254,15 +247,15 @@ def _walk_groups(
             if child in seen or child in plain:
                 continue
             seen.add(child)
-            # What has no header to read is for those who open the parent's members.
+            # An object without a readable header fails when the members are opened.
             with contextlib.suppress(*_HDF5_ERRORS):
-                # Unlike get_info, this does not walk into the group.
+                # Unlike get_info, get_objinfo does not read the links of the group.
                 if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
                     queue.append((child, posixpath.join(path, decode_name(name))))
 
 
 def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> set[int]:
-    """Return those of many objects whose headers are those of datasets."""
+    """Return the addresses of the objects whose headers are known to be datasets."""
     if len(links) < MIN_BULK_LINKS:
         return set()
     address = np.fromiter(links, np.uint64, len(links))
@@ -270,7 +263,7 @@ def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> 
 
 
 def group_at(stored: StoredObject) -> LinkedObject:
-    """Open a group by address, to be checked before it is listed."""
+    """Open a group by address; the caller checks the group before listing it."""
     return LinkedObject(open_object(stored), stored)
 
 
@@ -285,9 +278,9 @@ def link_addresses(group: LinkedObject) -> dict[int, str]:
 
 
 def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
-    """Return name and address of each hard link of a group, through HDF5.
+    """Return name and address of each hard link of a group, through HDF5, by name.
 
-    In the order of names; none if the group is damaged.
+    The list is empty if the group is damaged.
     """
     group = group_at(stored)
     try:
@@ -302,27 +295,30 @@ def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
 @storage.cached_by_location(maxsize=256)
 def members_by_name(location: storage.FileLocation, path: str) -> Mapping[str, int]:
     """Return the address of each hard-linked member of a group by each of its names."""
-    found: dict[str, int] = {}
+    addresses: dict[str, int] = {}
 
     def visit(name: bytes, info: Any) -> None:
         if info.type == h5l.TYPE_HARD:
-            found[decode_name(name)] = int(info.u)
+            addresses[decode_name(name)] = int(info.u)
 
     group = open_group(location, path)
     _check_group(group, path)
     group.item.id.links.iterate(visit, info=True)
-    return MappingProxyType(found)
+    return MappingProxyType(addresses)
 
 
 def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
-    """Return the name of a type, in a group or those above it, that a dataset has."""
-    own = dataset.id.get_type()
+    """Return the name of the named datatype that equals the type of a dataset.
+
+    The group at ``path`` is searched first, then the groups above it.
+    """
+    datatype = dataset.id.get_type()
     above: str | None = path
     while above is not None:
         try:
             for name, address in _named_types(location, above):
                 item = open_object(StoredObject(location, address))
-                if isinstance(item, h5py.Datatype) and item.id.equal(own):
+                if isinstance(item, h5py.Datatype) and item.id.equal(datatype):
                     return name
         except (XrefError, OSError, KeyError):
             return None  # a damaged group, or a link to a group of another file
@@ -332,23 +328,23 @@ def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) 
 
 @storage.cached_by_location(maxsize=256)
 def _named_types(location: storage.FileLocation, path: str) -> tuple[tuple[str, int], ...]:
-    """Return name and address of the datatypes that a group names."""
+    """Return name and address of the named datatypes of a group."""
     group = open_group(location, path).item.id
     return tuple(
         (decode_name(name), address)
         for address, name in _hard_links(group).items()
-        # h5o.get_info would walk the index of chunks of a dataset, damaged or not.
+        # h5o.get_info would walk the chunk index of a dataset, damaged or not.
         if h5g.get_objinfo(group, name).type == h5g.TYPE
     )
 
 
 def _hard_links(group: Any) -> dict[int, bytes]:
     """Return the first name of each hard-linked member, as bytes, by its address."""
-    found: dict[int, bytes] = {}
+    names: dict[int, bytes] = {}
 
     def visit(name: bytes, info: Any) -> None:
         if info.type == h5l.TYPE_HARD:
-            found.setdefault(int(info.u), name)
+            names.setdefault(int(info.u), name)
 
     group.links.iterate(visit, info=True)
-    return found
+    return names

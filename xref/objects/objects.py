@@ -1,11 +1,10 @@
-"""Objects of a file through h5py: by address and by link.
+"""Objects of a file through h5py, by address.
 
-In: a `FileLocation` with an address or a path. Out: h5py objects for the caller's
-immediate use, each of which keeps its file open, and plain addresses. `xref.objects.paths` has
-the paths of objects.
+In: a `StoredObject`. Out: h5py objects for the caller's immediate use; each object keeps its
+file open. `xref.objects.links` opens objects by path, `xref.objects.paths` finds their paths.
 
-Addresses are checked before HDF5 dereferences them, and groups before it lists
-them: some that contradict each other crash it.
+The object header is checked before HDF5 dereferences an address, because HDF5 crashes on some
+damaged headers.
 """
 
 from __future__ import annotations
@@ -34,30 +33,29 @@ from xref.objects.stored_object import StoredObject
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
+_IMAGE_REFERENCES = 1024  # references that one image in memory holds
 
-_SLOTS = 1024
-
-_KEPT_REFERENCES = 1 << 16
+_CACHED_REFERENCES = 1 << 16
 
 
 REFERENCE_BATCH = 1 << 14
-"""Objects to prepare references to in one go; all of them stay at hand."""
+"""References that are made at once; the cache holds more than these."""
 
 
 @lru_cache(maxsize=1)
 def _reference_image() -> tuple[bytes, int]:
-    """Return a small HDF5 file of null object references, and where they begin."""
+    """Return a small HDF5 file of null object references, and their offset in bytes."""
     with h5py.File("xref-references", "w", driver="core", backing_store=False) as file:
         properties = h5p.create(h5p.DATASET_CREATE)
         properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-        space = h5s.create_simple((_SLOTS,))
+        space = h5s.create_simple((_IMAGE_REFERENCES,))
         dataset = h5d.create(file.id, b"r", h5t.STD_REF_OBJ, space, dcpl=properties)
         offset = dataset.get_offset()
         file.flush()
         return file.id.get_file_image(), offset
 
 
-_made: OrderedDict[int, h5py.Reference] = OrderedDict()
+_made: OrderedDict[int, h5py.Reference] = OrderedDict()  # by address
 
 _made_lock = threading.Lock()
 
@@ -65,37 +63,37 @@ _made_lock = threading.Lock()
 def _references(addresses: Sequence[int]) -> list[h5py.Reference]:
     """Make h5py object references from addresses.
 
-    h5py has no constructor for them; it reads them from an image in memory whose
-    slots hold the addresses. A reference is 8 bytes, bound to no file, and is kept
-    for the next time.
+    h5py has no constructor for references, so it reads them from the image of a file in
+    memory, in which the addresses are written. A reference is 8 bytes, belongs to no file,
+    and is cached.
     """
     with _made_lock:
         missing = [a for a in dict.fromkeys(addresses) if a not in _made]
         image, offset = _reference_image()
-        for begin in range(0, len(missing), _SLOTS):
-            part = missing[begin : begin + _SLOTS]
+        for begin in range(0, len(missing), _IMAGE_REFERENCES):
+            part = missing[begin : begin + _IMAGE_REFERENCES]
             patched = bytearray(image)
             struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
             # h5py's File object costs more than all references of the image.
             file = h5f.open_file_image(bytes(patched))
             dataset = h5d.open(file, b"r")
-            found = np.empty(_SLOTS, dtype=h5py.ref_dtype)
-            dataset.read(h5s.ALL, h5s.ALL, found)
+            references = np.empty(_IMAGE_REFERENCES, dtype=h5py.ref_dtype)
+            dataset.read(h5s.ALL, h5s.ALL, references)
             file.close()
-            _made.update(zip(part, found.tolist(), strict=False))
+            _made.update(zip(part, references.tolist(), strict=False))
         out = [_made[a] for a in addresses]
-        while len(_made) > _KEPT_REFERENCES:
+        while len(_made) > _CACHED_REFERENCES:
             _made.popitem(last=False)
         return out
 
 
 def cache_h5py_references(addresses: Sequence[int]) -> None:
-    """Make references to many objects at once, before they are opened one by one."""
+    """Make h5py references to many objects at once, before the objects are opened."""
     _references(addresses)
 
 
 def _explain_header(stored: StoredObject) -> str:
-    """Say why no object header can be at an address; empty if one may be.
+    """Say why no object header can be at an address; empty if there may be one.
 
     Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
     """
@@ -121,7 +119,7 @@ def open_object(stored: StoredObject) -> Object:
     Raises
     ------
     DanglingReferenceError
-        If there is no object.
+        If there is no object at the address.
     """
     location, address = stored.location, stored.address
     file = storage.open_file(location)
@@ -147,7 +145,7 @@ def open_object(stored: StoredObject) -> Object:
 
 
 def wrap_identifier(identifier: Any, file: h5py.File) -> Object:
-    """Make an h5py object that keeps its file open for as long as it lives."""
+    """Make an h5py object that keeps its file open as long as the object lives."""
     item: Object
     if isinstance(identifier, h5d.DatasetID):
         item = h5py.Dataset(identifier)
@@ -169,7 +167,7 @@ def kind_of(item: Object) -> str:
 def object_kind(stored: StoredObject) -> str:
     """Return "dataset", "group", "datatype", or "dangling" if there is no object.
 
-    An object in a file that may not be opened is none.
+    The kind of an object in a file that may not be opened is "dangling".
     """
     try:
         return kind_of(open_object(stored))
@@ -180,9 +178,9 @@ def object_kind(stored: StoredObject) -> str:
 def object_kinds(
     location: storage.FileLocation, address: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.object_]:
-    """Return what `object_kind` says of many objects, shape ``(n,)``.
+    """Return the `object_kind` of many objects, shape ``(n,)``.
 
-    Of datasets of one kind, only one is opened.
+    Of datasets with equal types, fill values and filters, only the first one is opened.
     """
     table = dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
@@ -207,7 +205,7 @@ def open_dataset(stored: StoredObject) -> h5py.Dataset:
     DanglingReferenceError
         If there is no object.
     WrongTargetError
-        If it is none.
+        If the object is a group or a datatype.
     """
     item = open_object(stored)
     if not isinstance(item, h5py.Dataset):
@@ -219,5 +217,5 @@ def open_dataset(stored: StoredObject) -> h5py.Dataset:
 
 
 def decode_name(value: bytes | str) -> str:
-    """Decode a name or string of the file; odd bytes survive a round trip."""
+    """Decode a name or string of the file; bytes that are not UTF-8 survive a round trip."""
     return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
