@@ -88,7 +88,7 @@ class TileRanges:
 _local = threading.local()
 
 
-def _scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+def scratch(name: str, nbytes: int) -> npt.NDArray[np.uint8]:
     """Return this thread's buffer of that name, as uint8."""
     buffer: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
     if buffer is None or len(buffer) < nbytes:
@@ -133,7 +133,7 @@ class ChunkLoader:
         for begin, end in _runs(address, nbytes, self.gap_nbytes):
             first = address[begin]
             length = max(address[i] + nbytes[i] for i in range(begin, end)) - first
-            data = _scratch("read", length).data
+            data = scratch("read", length).data
             self.source.read_into(first, data)
             count(requests=1, nbytes=length, chunks_read=end - begin)
             for i in range(begin, end):
@@ -180,10 +180,10 @@ class ChunkLoader:
         """
         shape = self.layout.cell
         nbytes = math.prod(shape) * self.layout.dtype.itemsize
-        window = np.ndarray(shape, self.layout.dtype, _scratch("canvas", nbytes).data)
+        window = np.ndarray(shape, self.layout.dtype, scratch("canvas", nbytes).data)
         rows = self.index.find(numbers)
         for row in rows[rows >= 0].tolist():
-            stored = _scratch("read", int(self.index.nbytes[row]))
+            stored = scratch("read", int(self.index.nbytes[row]))
             data = stored.data
             self.source.read_into(int(self.index.address[row]), data)
             mask = int(self.index.filter_mask[row])
@@ -481,7 +481,7 @@ def _read_tile(plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[A
     if out.dtype.hasobject:
         canvas = np.empty(plan.tile_shape, dtype=out.dtype)
     else:
-        raw = _scratch("canvas", n_elements * out.dtype.itemsize)
+        raw = scratch("canvas", n_elements * out.dtype.itemsize)
         canvas = np.ndarray(plan.tile_shape, out.dtype, raw.data)
     loader.load(plan, tile, canvas)
     rows = slice(int(plan.piece_cut[tile]), int(plan.piece_cut[tile + 1]))
