@@ -96,7 +96,7 @@ def bind(
     # Attributes and names are those of the first target: in the order of references.
     looks = [(t.first_row, t.dataset, t.facts) for t in bound.single]
     for many in bound.small:
-        for k, facts in many.alike:
+        for k, facts in many.representatives:
             row = int(many.rows[np.searchsorted(many.which, k)])
             looks.append((row, StoredObject(many.location, int(many.address[k])), facts))
     looks.sort(key=lambda look: look[0])

@@ -58,18 +58,20 @@ def find_decoders(
         used[place] = finder.kinds[kind].used
         add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([kind]))
     for many in bound.small:
-        witnesses = [by_place[many.location.token, int(many.address[k])] for k, _ in many.alike]
+        witnesses = [
+            by_place[many.location.token, int(many.address[k])] for k, _ in many.representatives
+        ]
         # Of each type, values of the attributes, and name that options are given by.
         named = finder.number_names(many.location, many.address)
         own = _number_alone(many, witnesses)
-        first, of = _number_rows([many.kind, many.like, named, own])
+        first, of = _number_rows([many.kind, many.representative, named, own])
         kinds = []
         for row in first.tolist():
             layout = many.kinds[int(many.kind[row])].layout
-            attributes = witnesses[int(many.like[row])].attributes
+            attributes = witnesses[int(many.representative[row])].attributes
             dataset = StoredObject(many.location, int(many.address[row]))
             kinds.append(finder.find(dataset, layout, attributes))
-        for witness, (row, _) in zip(witnesses, many.alike, strict=True):
+        for witness, (row, _) in zip(witnesses, many.representatives, strict=True):
             kind = kinds[int(of[row])]
             used[witness.dataset.token] = finder.kinds[kind].used
         add(many.location, many.address, np.array(kinds)[of])
@@ -101,7 +103,7 @@ def _number_alone(many: SmallDatasets, witnesses: Sequence[TargetMetadata]) -> I
     dated = np.array([_has_dates(t.attributes) for t in witnesses], dtype=bool)
     if not dated.any():
         return np.zeros(len(many), dtype=np.int64)
-    return np.where(dated[many.like], np.arange(1, len(many) + 1), 0)
+    return np.where(dated[many.representative], np.arange(1, len(many) + 1), 0)
 
 
 class _DecodingFinder:
