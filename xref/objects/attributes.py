@@ -18,18 +18,8 @@ import numpy.typing as npt
 from h5py import h5, h5a, h5i, h5p, h5s
 
 from xref import hdf5
-from xref.errors import (
-    CorruptFileError,
-    DanglingReferenceError,
-    FileReadError,
-    XrefError,
-)
-from xref.objects.layouts import (
-    reference_itemsize,
-    reference_kind,
-    reference_kinds,
-    time_dtype,
-)
+from xref.errors import CorruptFileError, DanglingReferenceError, FileReadError, XrefError
+from xref.objects.layouts import reference_itemsize, reference_kind, reference_kinds, time_dtype
 from xref.objects.objects import Object, decode_name
 from xref.objects.parsing import byte_source, file_content, file_format
 from xref.objects.stored_object import StoredObject

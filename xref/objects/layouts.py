@@ -17,12 +17,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from xref import hdf5
-from xref.errors import (
-    CorruptFileError,
-    ExternalFileError,
-    UnsupportedError,
-    XrefError,
-)
+from xref.errors import CorruptFileError, ExternalFileError, UnsupportedError, XrefError
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import check_external

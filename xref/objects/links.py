@@ -21,12 +21,7 @@ import numpy as np
 from h5py import h5g, h5l, h5o
 
 from xref import storage
-from xref.errors import (
-    FileChangedError,
-    FileReadError,
-    UnsupportedError,
-    XrefError,
-)
+from xref.errors import FileChangedError, FileReadError, UnsupportedError, XrefError
 from xref.hdf5 import check_group
 from xref.objects.objects import Object, decode_name, open_object, wrap_identifier
 from xref.objects.parsing import byte_source, dataset_table

@@ -22,12 +22,7 @@ import numpy.typing as npt
 from h5py import h5d, h5f, h5g, h5p, h5r, h5s, h5t
 
 from xref import storage
-from xref.errors import (
-    DanglingReferenceError,
-    ExternalFileError,
-    WrongTargetError,
-    XrefError,
-)
+from xref.errors import DanglingReferenceError, ExternalFileError, WrongTargetError, XrefError
 from xref.objects.parsing import dataset_table, file_format
 from xref.objects.stored_object import StoredObject
 

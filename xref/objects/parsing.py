@@ -23,11 +23,7 @@ def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:
         return bytes(buffer)
 
     return hdf5.MetadataReader(
-        read,
-        form.offset_size,
-        form.length_size,
-        form.file_nbytes - form.base_address,
-        where,
+        read, form.offset_size, form.length_size, form.file_nbytes - form.base_address, where
     )
 
 

@@ -219,11 +219,7 @@ def _plan_row(regions: SelectionTable, row: int, dst: int, dst_stride: IntArray)
     shape = ones.copy()
     shape[:, -1] = length
     return Parts(
-        start=start,
-        shape=shape,
-        step=ones,
-        dst=dst + row_offsets(length)[:-1],
-        dst_stride=ones,
+        start=start, shape=shape, step=ones, dst=dst + row_offsets(length)[:-1], dst_stride=ones
     )
 
 
