@@ -1,6 +1,6 @@
 """Mappings of virtual datasets through h5py.
 
-In: the address of a virtual dataset. Out: its mappings as plain numbers.
+In: a virtual dataset. Out: `VirtualMapping` values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xref.selections import row_runs
 
 @cached_by_object(maxsize=64)
 def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
-    """Return where the elements of a virtual dataset come from."""
+    """Return the mappings of a virtual dataset to its sources."""
     dataset = open_dataset(stored)
     properties = dataset.id.get_create_plist()
     try:
@@ -25,8 +25,8 @@ def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
             hdf5.VirtualMapping(
                 decode_name(properties.get_virtual_filename(i)),
                 decode_name(properties.get_virtual_dsetname(i)),
-                _picked(properties.get_virtual_vspace(i), stored),
-                _picked(properties.get_virtual_srcspace(i), stored),
+                _mapped_selection(properties.get_virtual_vspace(i), stored),
+                _mapped_selection(properties.get_virtual_srcspace(i), stored),
             )
             for i in range(properties.get_virtual_count())
         )
@@ -38,7 +38,7 @@ def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
         ) from error
 
 
-def _picked(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
+def _mapped_selection(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
     match space.get_select_type():
         case h5s.SEL_ALL:
             return hdf5.AllElements()
@@ -59,4 +59,4 @@ def _picked(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
             return hdf5.RegularHyperslab(
                 (hdf5.Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims()
             )
-    raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")
+    raise UnsupportedError(f"{where} maps selections of a type that HDF5 does not define")
