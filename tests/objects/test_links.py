@@ -14,7 +14,7 @@ import xarray as xr
 
 from xref import UnreadableMemberWarning
 from xref.errors import CorruptFileError, ExternalFileError
-from xref.objects.objects import MAX_LINKS, open_group
+from xref.objects.links import MAX_LINKS, open_group
 from xref.storage.open_files import locate_file
 
 
@@ -189,7 +189,7 @@ def test_a_group_of_an_open_file_is_checked_once(
 ) -> None:
     checked: list[int] = []
     monkeypatch.setattr(
-        "xref.objects.objects.check_group", lambda read, address, **_: checked.append(address)
+        "xref.objects.links.check_group", lambda read, address, **_: checked.append(address)
     )
     with h5py.File(tmp_path / "f.h5", "w") as file:
         for i in range(20):

@@ -28,7 +28,8 @@ from xref.objects import StoredObject
 from xref.objects import paths as names
 from xref.objects.attributes import read_attribute
 from xref.objects.datasets import dataset_facts
-from xref.objects.objects import open_group, open_object, root_address
+from xref.objects.links import open_group, root_address
+from xref.objects.objects import open_object
 from xref.objects.paths import near_path, object_path, object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.resolving.targets import open_target, target_names

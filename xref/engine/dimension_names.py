@@ -81,7 +81,7 @@ def label(attributes: dict[str, Any], name: str) -> str:
     value = attributes.get(name)
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    return objects.text(value) if isinstance(value, str | bytes) else ""
+    return objects.decode_name(value) if isinstance(value, str | bytes) else ""
 
 
 Scope: TypeAlias = dict[str, tuple[int, ...]]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
     from xref.hdf5.bulk_headers import FIRST_NBYTES, read_headers
     from xref.hdf5.bulk_heaps import (
+        HeapBatch,
         HeapCollections,
         read_collections,
         read_heap_objects,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from xref.hdf5.selection_encoding import encode_regions
     from xref.hdf5.std_references import (
         REGION,
+        StdElements,
+        StdObjects,
         decode_std_objects,
         split_std_references,
         std_itemsize,

@@ -37,6 +37,19 @@ if TYPE_CHECKING:
         reference_itemsize,
         used_filters,
     )
+    from xref.objects.links import (
+        LinkedObject,
+        group_at,
+        groups_along,
+        is_hard_link,
+        iterate_members,
+        link_addresses,
+        members_by_name,
+        open_group,
+        open_member,
+        type_name,
+        walk_groups,
+    )
     from xref.objects.netcdf_names import (
         CF_ATTRIBUTES,
         COORDINATE_IDS,
@@ -52,25 +65,14 @@ if TYPE_CHECKING:
     )
     from xref.objects.objects import (
         REFERENCE_BATCH,
-        LinkedObject,
         Object,
         cache_h5py_references,
-        group_at,
-        groups_along,
-        is_hard_link,
-        iterate_members,
+        decode_name,
         kind_of,
-        link_addresses,
-        members_by_name,
         object_kind,
         object_kinds,
         open_dataset,
-        open_group,
-        open_member,
         open_object,
-        text,
-        type_name,
-        walk_groups,
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths

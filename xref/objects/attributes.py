@@ -1,8 +1,8 @@
 """Attributes through h5py, and the dimension scales that they list.
 
 In: open objects of `xref.objects.objects`. Out: plain values, raw bytes of references, and
-addresses of scales. The type of an attribute is looked at before its value: what holds
-references of any kind is read from the bytes of the object header.
+addresses of dimension scales. The type of an attribute is inspected first: values that contain
+references are read from the bytes of the object header.
 """
 
 from __future__ import annotations
@@ -18,20 +18,10 @@ import numpy.typing as npt
 from h5py import h5, h5a, h5i, h5p, h5s
 
 from xref import hdf5
-from xref.errors import (
-    CorruptFileError,
-    DanglingReferenceError,
-    FileReadError,
-    XrefError,
-)
-from xref.objects.layouts import (
-    reference_itemsize,
-    reference_kind,
-    reference_kinds,
-    time_dtype,
-)
+from xref.errors import CorruptFileError, DanglingReferenceError, FileReadError, XrefError
+from xref.objects.layouts import reference_itemsize, reference_kind, reference_kinds, time_dtype
 from xref.objects.netcdf_names import DIMENSION_LIST, SCALE_ATTRIBUTES
-from xref.objects.objects import Object, text
+from xref.objects.objects import Object, decode_name
 from xref.objects.parsing import byte_source, file_content, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import FileLocation
@@ -39,16 +29,16 @@ from xref.storage import FileLocation
 
 @dataclass(frozen=True, slots=True)
 class RawAttributeReferences:
-    """References of an attribute as the bytes they are stored in."""
+    """References of an attribute as stored bytes."""
 
     kind: str  # "object" or "region"
     shape: tuple[int, ...]
-    data: bytes  # an address of the file's size each, for regions a heap index (4 bytes)
+    data: bytes  # an address of offset size each; for regions also 4 bytes, heap index
 
 
 @dataclass(frozen=True, slots=True)
 class RawAttributeValue:
-    """Elements of an attribute that hold references among other things, as stored."""
+    """Elements of an attribute that contain references and other members, as stored."""
 
     datatype: hdf5.Datatype
     shape: tuple[int, ...]
@@ -60,23 +50,23 @@ def read_attributes(
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
     """Read all attributes of an object, whose address is known.
 
-    The type is looked at before the value: h5py is not asked for region references
-    in variable-length sequences, which corrupt its memory.
+    h5py does not read region references in variable-length sequences, because they corrupt
+    its memory.
 
     Returns
     -------
     values : dict
-        Plain values, `RawAttributeReferences` for references, an array of none for one
-        without a value.
+        Plain values, `RawAttributeReferences` for references, an empty array for a null
+        dataspace.
     problems : dict
-        Why an attribute could not be read, by name.
+        By name, the error of each attribute that could not be read.
     """
     values: dict[str, Any] = {}
     problems: dict[str, Exception] = {}
     raw = _RawAttributes(stored)
     names: list[bytes] = []
     try:
-        # The number of attributes is 0 for some that JLD2 writes; iterating finds them.
+        # In some files of JLD2 the number of attributes is 0; iterating finds them.
         h5a.iterate(item.id, names.append)
         if len(names) > 1 and _are_ordered(item):
             names.clear()
@@ -84,7 +74,7 @@ def read_attributes(
     except (RuntimeError, OSError, ValueError) as error:
         return values, {"": error}
     for key in names:
-        name = text(key)
+        name = decode_name(key)
         try:
             attribute = h5a.open(item.id, key)
             values[name] = _attribute_value(item, name, attribute, raw)
@@ -106,12 +96,12 @@ def has_attribute(item: Object, name: str) -> bool:
 
 
 def read_attribute(item: Object, name: str, stored: StoredObject) -> Any:
-    """Read one attribute; the value is as `read_attributes` gives it.
+    """Read one attribute, as `read_attributes` does.
 
     Raises
     ------
     DanglingReferenceError
-        If the object has none of that name.
+        If the object has no attribute of that name.
     FileReadError
         If h5py cannot read it.
     """
@@ -121,7 +111,7 @@ def read_attribute(item: Object, name: str, stored: StoredObject) -> Any:
 
     try:
         if not has_attribute(item, name):
-            raise DanglingReferenceError(f"{where()}: there is none of that name")
+            raise DanglingReferenceError(f"{where()}: there is no attribute of that name")
         attribute = h5a.open(item.id, name.encode("utf-8", "surrogateescape"))
         return _attribute_value(item, name, attribute, _RawAttributes(stored))
     except XrefError:
@@ -131,26 +121,26 @@ def read_attribute(item: Object, name: str, stored: StoredObject) -> Any:
 
 
 class _RawAttributes:
-    """The attributes of one object as bytes; its header is read once, when needed."""
+    """The attributes of one object as bytes; the first use reads the object header."""
 
     def __init__(self, stored: StoredObject) -> None:
         self._stored = stored
-        self._found: dict[str, RawAttributeValue] | None = None
+        self._values: dict[str, RawAttributeValue] | None = None
         self._problems: dict[str, XrefError] = {}
 
     def get(self, name: str) -> RawAttributeValue:
         where = f"{self._stored.filename}: object at {self._stored.address:#x}"
-        if self._found is None:
+        if self._values is None:
             source = byte_source(self._stored.location, where)
             raw = hdf5.read_raw_attributes(
                 source, self._stored.address, self._problems.__setitem__
             )
-            self._found = {
+            self._values = {
                 r.name: RawAttributeValue(r.datatype, (0,) if r.is_null else r.shape, r.data)
                 for r in raw
             }
-        if name in self._found:
-            return self._found[name]
+        if name in self._values:
+            return self._values[name]
         raise self._problems.get(name) or CorruptFileError(
             f"{where} has no attribute {name!r} in its object header"
         )
@@ -162,9 +152,7 @@ def _attribute_value(
     datatype = attribute.get_type()
     kind = reference_kind(datatype)
     if kind in ("object", "region"):
-        out = np.zeros(attribute.shape, dtype=f"V{datatype.get_size()}")
-        if out.size:
-            attribute.read(out, mtype=datatype)
+        out = _read_unconverted(attribute, datatype, f"V{datatype.get_size()}")
         offset_size, _ = h5i.get_file_id(item.id).get_create_plist().get_sizes()
         stored = as_stored(out, kind, offset_size, packed=False)
         return RawAttributeReferences(kind, attribute.shape, stored.tobytes())
@@ -173,50 +161,45 @@ def _attribute_value(
         return raw.get(name)
     time = time_dtype(datatype)
     if time is not None:
-        out = np.zeros(attribute.shape, dtype=time)
-        if out.size:
-            attribute.read(out, mtype=datatype)
-        return out[()]
+        return _read_unconverted(attribute, datatype, time)[()]
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
     string = h5py.check_string_dtype(attribute.dtype)
     if isinstance(value, h5py.Empty):
-        # What netCDF writes for a text of no character is a null dataspace.
+        # netCDF writes an empty text as a null dataspace.
         is_text = string is not None and string.length == 1
         return b"" if is_text else np.empty(0, dtype=attribute.dtype)
     if string is not None and string.length is not None and string.length > 1:
         texts = np.strings.decode(np.asarray(value, dtype="S"), "utf-8", "surrogateescape")
-        # Other readers of netCDF-4 give such text as one list, whatever its shape.
+        # Other readers of netCDF-4 give such text as one flat list.
         return texts.astype(object).reshape(-1) if texts.ndim else str(texts[()])
     return value
+
+
+def _read_unconverted(attribute: h5a.AttrID, datatype: Any, dtype: Any) -> npt.NDArray[Any]:
+    out = np.zeros(attribute.shape, dtype=dtype)
+    if out.size:
+        attribute.read(out, mtype=datatype)
+    return out
 
 
 def scale_addresses(
     datasets: Sequence[tuple[dict[str, Any], int]], location: FileLocation
 ) -> list[list[int]]:
-    """Return the address of the scale of each axis, the last one attached.
+    """Return the address of the last scale attached to each axis of each dataset.
 
-    Parameters
-    ----------
-    datasets : sequence of (dict, int)
-        Attributes and number of axes of each dataset.
-    location : FileLocation
-        The file that they are in.
-
-    Returns
-    -------
-    list of list of int
-        0 for an axis without a scale; for all of them where the attribute is not what
-        the specification of dimension scales (1.0, "DIMENSION_LIST") says.
+    ``datasets`` gives attributes and number of axes. The address is 0 for an axis without a
+    scale, and for all axes if the attribute "DIMENSION_LIST" contradicts the specification of
+    dimension scales 1.0.
     """
-    found: list[list[int]] = []
+    scales_of: list[list[int]] = []
     attached: list[h5py.Reference | None] = []
     for attributes, ndim in datasets:
         value = attributes.get(DIMENSION_LIST)
         if isinstance(value, RawAttributeValue):
-            found.append(_std_scales(value, ndim, location))
+            scales_of.append(_std_scales(value, ndim, location))
             attached += [None] * ndim
             continue
-        found.append([0] * ndim)
+        scales_of.append([0] * ndim)
         axes: Any = [None] * ndim
         if isinstance(value, np.ndarray) and value.shape == (ndim,):
             axes = value
@@ -224,11 +207,11 @@ def scale_addresses(
             last = axis[-1] if isinstance(axis, np.ndarray) and axis.size else None
             attached.append(last if isinstance(last, h5py.Reference) else None)
     addresses = iter(reference_addresses(attached, file_format(location).offset_size))
-    return [[next(addresses) or known for known in scales] for scales in found]
+    return [[next(addresses) or known for known in scales] for scales in scales_of]
 
 
 def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> list[int]:
-    """Return what `scale_addresses` does for one list of references of HDF5 1.12."""
+    """Return the scales of one "DIMENSION_LIST" of references of HDF5 1.12."""
     base = value.datatype.base
     if value.shape != (ndim,) or base is None or base.reference != "std":
         return [0] * ndim
@@ -241,11 +224,11 @@ def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> 
     sequences = hdf5.read_sequences(
         file_content(location), raw, hdf5.std_itemsize(offset_size), describe
     )
-    some = sequences.length > 0
-    last = sequences.elements[(sequences.begin + sequences.length)[some] - 1]
+    has_scale = sequences.length > 0
+    last = sequences.elements[(sequences.begin + sequences.length)[has_scale] - 1]
     elements = hdf5.split_std_references(last, offset_size=offset_size, describe=describe)
     scales = np.zeros(ndim, dtype=np.uint64)
-    scales[some] = elements.address
+    scales[has_scale] = elements.address
     result: list[int] = scales.tolist()
     return result
 
@@ -258,8 +241,8 @@ def reference_addresses(
 ) -> list[int]:
     """Return the addresses in h5py object references, 0 for None, without following them.
 
-    h5py shows no bytes of a reference; written to a dataset in memory they can be
-    read back as they are. Only ``offset_size`` bytes of them have a meaning.
+    h5py does not give the bytes of a reference, so references are written to a dataset in
+    memory and read back as bytes. Only the first ``offset_size`` bytes have a meaning.
     """
     if not any(references):
         return [0] * len(references)
@@ -272,19 +255,19 @@ def reference_addresses(
         dataset[...] = objects
         raw = np.zeros(len(references), dtype="V8")
         dataset.id.read(h5s.ALL, h5s.ALL, raw, mtype=dataset.id.get_type())
-        found = raw.view("<u8")
+        addresses = raw.view("<u8")
     mask = np.uint64(2 ** (8 * offset_size) - 1)
-    result: list[int] = (found & mask).tolist()
+    result: list[int] = (addresses & mask).tolist()
     return result
 
 
 def as_stored(
     values: npt.NDArray[np.void], kind: str, offset_size: int, *, packed: bool
 ) -> npt.NDArray[np.void]:
-    """Give references read by HDF5 the width they have in the file.
+    """Cut references read by HDF5 to their size in the file.
 
-    HDF5 makes room for addresses of 8 bytes. The elements stand at the beginning of
-    their room, or, ``packed``, one after the other at the beginning of all of it.
+    HDF5 reserves 8 bytes for each address. Each element begins its reserved bytes or, if
+    ``packed``, all elements are contiguous at the beginning of the buffer.
     """
     width = reference_itemsize(kind, offset_size)
     if width == values.dtype.itemsize:

@@ -1,8 +1,7 @@
-"""Datasets by address: facts, chunk indices, plain reads through h5py.
+"""Datasets by address: metadata, chunk indices, reads through h5py.
 
-In: addresses of datasets. Out: what one look at a dataset tells, where its chunks lie,
-NumPy arrays, raw bytes of references. What the direct reader cannot decode is read
-here, under h5py's lock.
+In: a `StoredObject`. Out: `DatasetMetadata`, `ChunkIndex`, NumPy arrays, raw bytes of
+references. Storage that the direct reader cannot decode is read here, under h5py's lock.
 """
 
 from __future__ import annotations
@@ -18,12 +17,7 @@ from h5py import h5i, h5s, h5t
 
 from xref import hdf5
 from xref.arrays import IntArray
-from xref.errors import (
-    CorruptFileError,
-    FileReadError,
-    UnsupportedError,
-    XrefError,
-)
+from xref.errors import CorruptFileError, FileReadError, UnsupportedError, XrefError
 from xref.objects.attributes import (
     as_stored,
     read_attributes,
@@ -46,23 +40,12 @@ from xref.storage import FileBytes, FileLocation, cached_by_location, check_unch
 
 @dataclass(frozen=True, slots=True)
 class DatasetMetadata:
-    """What is known of one dataset from opening it once.
-
-    Attributes
-    ----------
-    layout : DatasetLayout
-    attributes : dict
-        As `read_attributes` gives them, without the lists of dimension scales.
-    problems : dict
-        Why an attribute could not be read, by name.
-    scales : tuple of int
-        Address of the dimension scale of each axis, 0 where there is none; empty
-        when the dataset lists none.
-    """
+    """Layout, attributes and dimension scales of a dataset that was opened once."""
 
     layout: hdf5.DatasetLayout
-    attributes: dict[str, Any]
-    problems: dict[str, Exception]
+    attributes: dict[str, Any]  # from `read_attributes`, without `SCALE_ATTRIBUTES`
+    problems: dict[str, Exception]  # of attributes that could not be read, by name
+    # Address of the dimension scale of each axis, or 0; empty if no axis has a scale.
     scales: tuple[int, ...]
 
 
@@ -82,10 +65,10 @@ def dataset_facts(stored: StoredObject) -> DatasetMetadata:
 
 @cached_by_object(maxsize=256)
 def type_and_fill(stored: StoredObject) -> tuple[hdf5.Datatype, bytes]:
-    """Return the type of a dataset and its fill value, as they are stored.
+    """Return the type of a dataset and its fill value, as stored.
 
-    The type tells how to decode the fill value. Where the dataset defines none, it is
-    zeros: null references, empty text and sequences.
+    Without a defined fill value the bytes are zeros, which decode as null references, empty
+    text and empty sequences.
     """
     layout = stored.layout
     dataset = open_dataset(stored)
@@ -100,7 +83,7 @@ def type_and_fill(stored: StoredObject) -> tuple[hdf5.Datatype, bytes]:
 def _chunk_offsets_skip_userblock() -> bool:
     """Tell whether this HDF5 counts chunk offsets from the base address.
 
-    Releases differ, so one chunk behind a user block is looked up and compared.
+    HDF5 releases differ, so the offset of one chunk after a user block is tested.
     """
     with h5py.File(
         "xref-userblock", "w", driver="core", backing_store=False, userblock_size=512
@@ -109,7 +92,7 @@ def _chunk_offsets_skip_userblock() -> bool:
         file.flush()
         offset = file["d"].id.get_chunk_info(0).byte_offset
         image = file.id.get_file_image()
-    # Images leave the user block out.
+    # Images of some releases do not contain the user block.
     position = image.find(np.arange(1, 9, dtype="<u8").tobytes())
     position += 512 if image.startswith(b"\x89HDF") else 0
     if offset not in (position, position - 512):
@@ -120,7 +103,7 @@ def _chunk_offsets_skip_userblock() -> bool:
 
 @cached_by_object(maxsize=64)
 def chunk_index(stored: StoredObject) -> hdf5.ChunkIndex:
-    """Return where each chunk of a dataset lies."""
+    """Return the address and size of each stored chunk of a dataset."""
     location, layout = stored.location, stored.layout
     columns = None if location.source.open_for_writing else _read_index(stored, layout)
     if columns is None:
@@ -131,7 +114,7 @@ def chunk_index(stored: StoredObject) -> hdf5.ChunkIndex:
 
 
 def stored_nbytes(stored: StoredObject) -> int:
-    """Return the bytes that the file holds for the data of a dataset."""
+    """Return the number of bytes that the file stores of the data of a dataset."""
     layout = stored.layout
     if layout.chunks is None:
         return layout.stored_nbytes
@@ -143,25 +126,28 @@ def stored_nbytes(stored: StoredObject) -> int:
 _IndexColumns: TypeAlias = tuple[
     IntArray, npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32]
 ]
-"""Cells in the grid, bytes of the file, bytes as stored, and filter masks of chunks."""
+"""Of each chunk: index in the grid, offset in the file, stored bytes, and filter mask."""
 
 
 def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColumns | None:
-    """Read the index of a dataset's chunks; None if it is of a kind that is not known."""
+    """Read the chunk index of a dataset from its bytes; None if its type is not known."""
     location = stored.location
     base = file_format(location).base_address
     source = byte_source(location, stored)
     reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
     try:
         storage = hdf5.parse_chunk_storage(_layout_message(source, stored.address), source)
-        found = hdf5.read_listed_chunks(reader, storage, layout, partial(_half_width, location))
+        chunks = hdf5.read_listed_chunks(
+            reader, storage, layout, partial(_half_width, location)
+        )
     except UnsupportedError:
         return None
-    # Past the end of any file: refused if the chunk is within the extent.
-    outside = (found.address < 0) | (found.address > source.file_nbytes)
-    offset = np.where(outside, 2**62, found.address + base)
-    nbytes, mask = found.nbytes.astype(np.uint64), found.filter_mask.astype(np.uint32)
-    return found.cell, offset.astype(np.uint64), nbytes, mask
+    # Replace invalid addresses by one past the end of any file: `build_chunk_index` rejects
+    # them, except for chunks outside the extent, which are ignored.
+    outside = (chunks.address < 0) | (chunks.address > source.file_nbytes)
+    offset = np.where(outside, 2**62, chunks.address + base)
+    nbytes, mask = chunks.nbytes.astype(np.uint64), chunks.filter_mask.astype(np.uint32)
+    return chunks.cell, offset.astype(np.uint64), nbytes, mask
 
 
 def _layout_message(source: hdf5.MetadataReader, address: int) -> bytes:
@@ -174,11 +160,11 @@ def _layout_message(source: hdf5.MetadataReader, address: int) -> bytes:
         part = first[begin - address : begin - address + nbytes] if begin >= address else b""
         return part if len(part) == nbytes else source.read(begin, nbytes)
 
-    # HDF5 has checked the header when it opened the dataset.
+    # HDF5 checked the checksum of the header when it opened the dataset.
     for kind, _, body in hdf5.walk_messages(replace(source, read=read), address, verify=False):
         if kind == hdf5.LAYOUT_MESSAGE:
             return body
-    source.fail(f"no layout message is in the object header at {address:#x}")
+    source.fail(f"the object header at {address:#x} has no layout message")
 
 
 @cached_by_location(maxsize=1024)
@@ -188,53 +174,53 @@ def _half_width(location: FileLocation) -> int:
 
 
 def _iterate_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColumns:
-    """Have HDF5 list the chunks of a dataset.
+    """Let HDF5 list the chunks of a dataset.
 
-    HDF5 2.0 names wrong places for chunks of extensible arrays whose axis without limit is
-    not the first; such datasets are refused.
+    HDF5 2.0 lists wrong grid positions of chunks in extensible arrays whose unlimited axis is
+    not the first one; such datasets are refused.
     """
     dataset = open_dataset(stored)
     unlimited = [axis for axis, n in enumerate(layout.maxshape) if n is None]
     if len(unlimited) == 1 and unlimited != [0]:
         raise UnsupportedError(
-            f"{stored} has an index of chunks that is not known, and HDF5 may list its chunks "
-            "at wrong places"
+            f"{stored} has a chunk index of a type that is not known, and HDF5 may list its "
+            "chunks at wrong places"
         )
-    found: list[Any] = []
+    chunks: list[Any] = []
     try:
-        dataset.id.chunk_iter(found.append)
+        dataset.id.chunk_iter(chunks.append)
     except XrefError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
         raise CorruptFileError(
             f"{stored} has a chunk index that HDF5 cannot read: {error}"
         ) from error
-    n, ndim = len(found), len(layout.shape)
+    n, ndim = len(chunks), len(layout.shape)
     base = file_format(stored.location).base_address
     shift = base if base and _chunk_offsets_skip_userblock() else 0
-    addresses = np.fromiter((c.byte_offset for c in found), np.uint64, n)
+    addresses = np.fromiter((c.byte_offset for c in chunks), np.uint64, n)
     addresses[addresses != np.uint64(hdf5.UNDEFINED_ADDRESS)] += np.uint64(shift)
-    origin = np.array([c.chunk_offset for c in found], dtype=np.int64).reshape(n, ndim)
+    origin = np.array([c.chunk_offset for c in chunks], dtype=np.int64).reshape(n, ndim)
     cell = origin // np.array(layout.cell)
     if (cell * np.array(layout.cell) != origin).any():
         raise CorruptFileError(f"{stored} has a chunk that is not on its grid")
     return (
         cell,
         addresses,
-        np.fromiter((c.size for c in found), np.uint64, n),
-        np.fromiter((c.filter_mask for c in found), np.uint32, n),
+        np.fromiter((c.size for c in chunks), np.uint64, n),
+        np.fromiter((c.filter_mask for c in chunks), np.uint32, n),
     )
 
 
 def read_stored_chunk(
     dataset: h5py.Dataset, corner: tuple[int, ...]
 ) -> tuple[int, bytes] | None:
-    """Return filter mask and bytes of a chunk as stored; None where it was never written.
+    """Return filter mask and stored bytes of a chunk; None if it was never written.
 
     Raises
     ------
     CorruptFileError, FileReadError
-        If there are fewer bytes than the index of chunks says, or HDF5 cannot read them.
+        If the chunk is larger than the file, or HDF5 cannot read it.
     """
     try:
         info = dataset.id.get_chunk_info_by_coord(corner)
@@ -266,21 +252,21 @@ def _box_space(
 def read_raw(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> npt.NDArray[np.void]:
-    """Return references as the bytes they are stored in, without any conversion.
+    """Return references as stored bytes.
 
     Raises
     ------
     FileReadError
         If h5py cannot read them.
     UnsupportedError
-        If they are of HDF5 1.12 and later: the library makes other objects of them.
+        If they are of HDF5 1.12 and later: HDF5 converts these references.
     """
     datatype = dataset.id.get_type()
     if reference_kind(datatype) == "std":
         raise UnsupportedError(
             f"{dataset._xref_stored} holds "
-            "H5T_STD_REF references in storage that is not read directly (compact, virtual, "
-            "external, or with a filter that is not known)"
+            "H5T_STD_REF references in storage that cannot be read directly (compact, virtual, "
+            "external, or with an unknown filter)"
         )
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     _read_unconverted(dataset, start, out)
@@ -292,14 +278,14 @@ def read_raw(
 def _read_unconverted(
     dataset: h5py.Dataset, start: tuple[int, ...], out: npt.NDArray[Any]
 ) -> None:
-    """Read the box of ``out``'s shape in the type that it has in the file."""
+    """Read the box of ``out``'s shape at ``start``, in the type of the file."""
     if not out.size:
         return
     space, memory = _box_space(dataset, start, out.shape)
     try:
         dataset.id.read(memory, space, out, mtype=dataset.id.get_type())
     except XrefError:
-        raise  # of the file's bytes, through HDF5
+        raise  # from reading the bytes of the file, passed on by HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, out.shape, error) from error
 
@@ -317,7 +303,7 @@ def read_values(
 ) -> npt.NDArray[Any]:
     """Return elements as h5py converts them.
 
-    Text is str, times are integers, and opaque elements are as they are stored.
+    Text becomes str, times become integers, and opaque elements stay as stored.
 
     Raises
     ------
@@ -326,7 +312,7 @@ def read_values(
     """
     datatype = dataset.id.get_type()
     unconverted = time_dtype(datatype)
-    if datatype.get_class() == h5t.OPAQUE:  # h5py asks for it without its tag
+    if datatype.get_class() == h5t.OPAQUE:  # h5py would drop the tag
         unconverted = datatype.dtype
     if unconverted is not None:
         out = np.zeros(shape, dtype=unconverted)
@@ -337,26 +323,26 @@ def read_values(
     try:
         if string is not None and string.length is None:
             return np.asarray(dataset.asstr("utf-8", "surrogateescape")[key])
-        found = dataset[key]
+        result = dataset[key]
         if not shape and h5py.check_vlen_dtype(dataset.dtype) is not None:
-            one = np.empty((), dtype=object)  # one sequence, not its elements
-            one[()] = found
-            found = one
-        values = np.asarray(found)
+            values = np.empty((), dtype=object)  # one sequence, not its elements
+            values[()] = result
+        else:
+            values = np.asarray(result)
         if dataset.dtype.hasobject and _sequences_lose_byte_order():
             _restore_byte_order(values, dataset.dtype)
         return values
     except XrefError:
-        raise  # of the file's bytes, through HDF5
+        raise  # from reading the bytes of the file, passed on by HDF5
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _read_error(dataset, start, shape, error) from error
 
 
 @lru_cache(maxsize=1)
 def _sequences_lose_byte_order() -> bool:
-    """Tell whether this h5py gives swapped numbers for sequences of the other byte order.
+    """Tell whether this h5py gives wrong numbers for sequences of foreign byte order.
 
-    It does up to 3.16: bytes are those of the file, the dtype is this machine's.
+    h5py up to 3.16 does: the bytes are those of the file, the dtype is the native one.
     """
     dtype = np.dtype("i2").newbyteorder()
     with h5py.File("xref-sequence", "w", driver="core", backing_store=False) as file:
@@ -366,7 +352,7 @@ def _sequences_lose_byte_order() -> bool:
 
 
 def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
-    """Give sequences of numbers the dtype of their bytes, in place, at any depth."""
+    """Give sequences of numbers the dtype of their bytes, in place and at any depth."""
     for name in dtype.names or ():
         member = dtype[name].base
         if member.hasobject:
@@ -387,5 +373,5 @@ def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
 
 
 def dataset_kind(dataset: h5py.Dataset) -> str:
-    """Return the kind of reference that a dataset holds: "object", "region", "std" or ""."""
+    """Return the reference kind of a dataset: "object", "region", "std" or ""."""
     return reference_kind(dataset.id.get_type())

@@ -1,7 +1,7 @@
 """Types and storage of datasets through h5py.
 
-In: open datasets of `xref.objects.objects`. Out: frozen `DatasetLayout` values, checked
-against the size of the file and the option ``external``.
+In: open datasets of `xref.objects.objects`. Out: frozen `DatasetLayout` values, checked against
+the size of the file and the option ``external``.
 """
 
 from __future__ import annotations
@@ -17,19 +17,14 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from xref import hdf5
-from xref.errors import (
-    CorruptFileError,
-    ExternalFileError,
-    UnsupportedError,
-    XrefError,
-)
+from xref.errors import CorruptFileError, ExternalFileError, UnsupportedError, XrefError
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import check_external
 
 
 def reference_kind(datatype: h5t.TypeID) -> str:
-    """Return "object", "region", "std" (HDF5 1.12) or "" for what is no reference."""
+    """Return "object", "region", "std" (HDF5 1.12), or "" for a type without references."""
     if datatype.get_class() != h5t.REFERENCE:
         return ""
     if datatype.equal(h5t.STD_REF_OBJ):
@@ -61,10 +56,10 @@ _TIMES = (
 
 
 def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
-    """Return the integers that times are stored as; None for any other type.
+    """Return the integer type in which times are stored; None for any other class.
 
-    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 converts it to no
-    other: its elements are read as they are stored.
+    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 does not convert this class,
+    so elements are read as stored integers.
     """
     if datatype.get_class() != h5t.TIME:
         return None
@@ -75,20 +70,20 @@ def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _TypeFacts:
-    """What the type of a dataset says; thousands of datasets have a few types."""
+class _TypeMetadata:
+    """Properties of a datatype, cached because thousands of datasets share a few types."""
 
-    kind: str  # of reference
+    kind: str  # of reference, or ""
     holds_references: bool  # within elements
     time: np.dtype[Any] | None
-    dtype: np.dtype[Any] | None  # None where h5py has none
-    problem: str  # why h5py has none
-    why_not_direct: str  # why stored elements are not bytes of ``dtype``
+    dtype: np.dtype[Any] | None  # None if h5py has none
+    problem: str  # why h5py has no dtype
+    why_not_direct: str  # why stored elements are not the bytes of ``dtype``
 
 
 @lru_cache(maxsize=1024)
-def _type_facts(encoded: bytes) -> _TypeFacts:
-    """Look at a type, in the form that HDF5 encodes it in."""
+def _type_metadata(encoded: bytes) -> _TypeMetadata:
+    """Inspect a datatype, given as HDF5 encodes it (``H5Tencode``)."""
     datatype = h5t.decode(encoded)
     kind, time = reference_kind(datatype), time_dtype(datatype)
     within = not kind and bool(reference_kinds(datatype))
@@ -97,23 +92,23 @@ def _type_facts(encoded: bytes) -> _TypeFacts:
         try:
             dtype = datatype.dtype
             why_not_direct = _indirect_type(datatype, dtype)
-        except (TypeError, ValueError) as error:  # ValueError: a float that NumPy has not
+        except (TypeError, ValueError) as error:  # ValueError: no such float in NumPy
             problem = str(error)
-    return _TypeFacts(kind, within, time, dtype, problem, why_not_direct)
+    return _TypeMetadata(kind, within, time, dtype, problem, why_not_direct)
 
 
 def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
-    """Say why stored elements are not bytes of a NumPy dtype; empty when they are."""
+    """Say why stored elements are not the bytes of a NumPy dtype; empty if they are."""
     if dtype.hasobject:
         return f"type {dtype}: elements of variable length"
     if dtype.itemsize != datatype.get_size():
         return f"type {dtype}: {datatype.get_size()} bytes stored"
     if datatype.get_class() == h5t.OPAQUE:
-        return ""  # whatever its tag
+        return ""  # with any tag
     try:
         expected = h5t.py_create(dtype, logical=True)
     except TypeError:
-        return f"type {dtype}: NumPy's form is not known to h5py"
+        return f"type {dtype}: h5py has no HDF5 type for this NumPy type"
     return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 
@@ -123,82 +118,47 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     Raises
     ------
     UnsupportedError
-        If its elements have no NumPy type, or its extent cannot be numbered.
+        If the elements have no NumPy type, or the extent is too large to number elements.
     CorruptFileError
-        If its storage cannot be what it says.
+        If the storage contradicts the shape, the type or the size of the file.
     ExternalFileError
-        If its data lie in other files that the location does not allow.
+        If the data are in other files that the location does not allow.
     """
-    location = stored.location
-    datatype = dataset.id.get_type()
     properties = dataset.id.get_create_plist()
     storage = properties.get_layout()
-    if storage == h5d.VIRTUAL:  # HDF5 opens sources to tell an extent that follows them
+    if storage == h5d.VIRTUAL:  # HDF5 opens the sources to compute an unlimited extent
         _check_virtual(properties, stored)
     space = dataset.id.get_space()
-    # A null dataspace holds no element: an array of none.
+    # A null dataspace holds no element: an array without elements.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
-    facts = _type_facts(datatype.encode())
-    kind, elements = facts.kind, None
-    stored_itemsize = _stored_itemsize(datatype, file_format(location).offset_size)
-    if kind:
-        dtype = np.dtype(f"V{stored_itemsize}")  # references are bytes here
-    elif facts.time is not None:
-        dtype = facts.time
-    elif facts.holds_references:
-        elements = stored_type(stored)
-        dtype = hdf5.element_dtype(hdf5.value_dtype(elements))
-        stored_itemsize = elements.itemsize
-    elif facts.dtype is not None:
-        dtype = hdf5.element_dtype(facts.dtype)
-    else:
-        raise UnsupportedError(f"{stored} has a type that h5py does not read: {facts.problem}")
+    datatype = dataset.id.get_type()
+    metadata = _type_metadata(datatype.encode())
+    dtype, elements, itemsize = _element_type(datatype, metadata, stored)
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     hdf5.check_extent(shape, chunks, stored)
-    within = f"type {dtype}: references within elements"
-    why_not_direct = facts.why_not_direct if elements is None else within
-    storage_problem = "file: open for writing" if location.source.open_for_writing else ""
-    pipeline = pipeline_of(properties)
-    if any(len(f.options) > 16 for f in pipeline.filters) and not _tells_all_options():
-        pipeline = _stored_pipeline(stored, pipeline)
-    offset = None
-    match storage:
-        case h5d.CONTIGUOUS:
-            if properties.get_external_count():
-                _check_raw_external(dataset, stored)
-                storage_problem = storage_problem or "storage: external files"
-            else:
-                offset = dataset.id.get_offset()
-        case h5d.COMPACT:
-            storage_problem = storage_problem or COMPACT
-        case h5d.CHUNKED:
-            missing = used_filters(pipeline, elements).unsupported()
-            if missing:
-                storage_problem = storage_problem or f"filters: {', '.join(missing)}"
-        case _:
-            storage_problem = storage_problem or "storage: virtual"
-    # Of chunked storage HDF5 would walk the whole index of chunks, damaged or not.
+    pipeline = _read_pipeline(properties, stored)
+    why_not_raw = _explain_storage(dataset, properties, pipeline, elements, stored)
+    # For chunked storage HDF5 would walk the whole chunk index, damaged or not.
     nbytes = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, stored)
+    why_not_direct = metadata.why_not_direct
     fill_bytes = b""
-    if kind or elements is not None:
+    if metadata.kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
         if has_fill_value(properties):
-            fill_bytes = stored_fill(stored, stored_itemsize)
+            fill_bytes = stored_fill(stored, itemsize)
+        if elements is not None:
+            why_not_direct = f"type {dtype}: references within elements"
     else:
         fill_value = _fill_value(properties, dtype)
         if fill_value is None:
             why_not_direct = why_not_direct or "fill value: not known to h5py"
-    if nbytes == 0:
-        offset = None  # nothing written yet; behind a user block HDF5 gives a number still
+    offset = None
+    # Without stored bytes nothing was written yet. HDF5 still gives an offset then, if the
+    # file has a user block.
+    if storage == h5d.CONTIGUOUS and not properties.get_external_count() and nbytes:
+        offset = dataset.id.get_offset()
     if offset is not None:
-        needed = math.prod(shape) * stored_itemsize
-        if offset + needed > location.identity[2]:
-            raise CorruptFileError(
-                f"{stored} needs {needed} bytes at {offset:#x}, past the end of the file "
-                f"({location.identity[2]} bytes); the file may be truncated"
-            )
-        if nbytes < needed:
-            raise CorruptFileError(f"{stored} stores {nbytes} of the {needed} bytes it needs")
+        _check_contiguous(stored, offset, nbytes, math.prod(shape) * itemsize)
     return hdf5.DatasetLayout(
         shape=shape,
         maxshape=_maxshape(space),
@@ -207,22 +167,76 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
         offset=offset,
         pipeline=pipeline,
         fill_value=fill_value,
-        stored_itemsize=stored_itemsize,
-        reference_kind=kind,
+        stored_itemsize=itemsize,
+        reference_kind=metadata.kind,
         stored_nbytes=nbytes,
         elements=elements,
-        why_not_direct=why_not_direct or storage_problem,
-        why_not_raw=storage_problem,
+        why_not_direct=why_not_direct or why_not_raw,
+        why_not_raw=why_not_raw,
         virtual=storage == h5d.VIRTUAL,
         stored_fill=fill_bytes,
     )
+
+
+def _element_type(
+    datatype: h5t.TypeID, metadata: _TypeMetadata, stored: StoredObject
+) -> tuple[np.dtype[Any], hdf5.Datatype | None, int]:
+    """Return the NumPy type, the HDF5 type if elements hold references, and stored bytes."""
+    itemsize = _stored_itemsize(datatype, file_format(stored.location).offset_size)
+    if metadata.kind:
+        return np.dtype(f"V{itemsize}"), None, itemsize  # references are bytes here
+    if metadata.time is not None:
+        return metadata.time, None, itemsize
+    if metadata.holds_references:
+        elements = stored_type(stored)
+        dtype = hdf5.element_dtype(hdf5.value_dtype(elements))
+        return dtype, elements, elements.itemsize
+    if metadata.dtype is not None:
+        return hdf5.element_dtype(metadata.dtype), None, itemsize
+    raise UnsupportedError(f"{stored} has a type that h5py does not read: {metadata.problem}")
+
+
+def _explain_storage(
+    dataset: h5py.Dataset,
+    properties: h5p.PropDCID,
+    pipeline: hdf5.FilterPipeline,
+    elements: hdf5.Datatype | None,
+    stored: StoredObject,
+) -> str:
+    """Say why stored bytes cannot be read without HDF5; empty if they can."""
+    problem = ""
+    match properties.get_layout():
+        case h5d.CONTIGUOUS:
+            if properties.get_external_count():
+                _check_raw_external(dataset, stored)
+                problem = "storage: external files"
+        case h5d.COMPACT:
+            problem = COMPACT
+        case h5d.CHUNKED:
+            missing = used_filters(pipeline, elements).unsupported()
+            problem = f"filters: {', '.join(missing)}" if missing else ""
+        case _:
+            problem = "storage: virtual"
+    return "file: open for writing" if stored.location.source.open_for_writing else problem
+
+
+def _check_contiguous(stored: StoredObject, offset: int, nbytes: int, needed: int) -> None:
+    """Check that the elements of a contiguous dataset lie within the file."""
+    file_nbytes = stored.location.identity[2]
+    if offset + needed > file_nbytes:
+        raise CorruptFileError(
+            f"{stored} needs {needed} bytes at {offset:#x}, past the end of the file "
+            f"({file_nbytes} bytes); the file may be truncated"
+        )
+    if nbytes < needed:
+        raise CorruptFileError(f"{stored} stores {nbytes} of the {needed} bytes it needs")
 
 
 COMPACT = "storage: compact"
 
 
 def _storage_nbytes(dataset: h5py.Dataset, stored: StoredObject) -> int:
-    """Return the bytes that the file holds for data that are not chunked."""
+    """Return the number of bytes that the file stores of unchunked data."""
     try:
         return int(dataset.id.get_storage_size())
     except XrefError:
@@ -234,7 +248,7 @@ def _storage_nbytes(dataset: h5py.Dataset, stored: StoredObject) -> int:
 
 
 def stored_type(stored: StoredObject) -> hdf5.Datatype:
-    """Return the type of a dataset from the bytes of its object header."""
+    """Decode the datatype of a dataset from its object header."""
     source = byte_source(stored.location, str(stored))
     for message in hdf5.read_messages(source, stored.address, {hdf5.DATATYPE_MESSAGE}):
         return hdf5.decode_datatype(message.body, str(stored))
@@ -242,7 +256,7 @@ def stored_type(stored: StoredObject) -> hdf5.Datatype:
 
 
 def read_compact(stored: StoredObject) -> bytes:
-    """Return the data that a compact dataset keeps in its object header."""
+    """Return the data of a compact dataset, which are in its object header."""
     source = byte_source(stored.location, stored.where)
     messages = hdf5.read_messages(source, stored.address, {hdf5.LAYOUT_MESSAGE})
     data = hdf5.compact_data(messages, stored.where)
@@ -259,10 +273,10 @@ def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
 
 
 def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
-    """Return the bytes of one element in the file; HDF5 tells its size in memory.
+    """Return the bytes of one element in the file; HDF5 gives the size in memory.
 
-    They differ where an element holds an address: HDF5 File Format Specification
-    4.0, "Variable-length and reference elements" in the global heap section.
+    The sizes differ if an element contains an address: HDF5 File Format Specification 4.0,
+    "Variable-length and reference elements" in the global heap section.
     """
     match datatype.get_class():
         case h5t.COMPOUND:
@@ -298,9 +312,10 @@ def pipeline_of(properties: h5p.PropDCID) -> hdf5.FilterPipeline:
 def used_filters(
     pipeline: hdf5.FilterPipeline, elements: hdf5.Datatype | None
 ) -> hdf5.FilterPipeline:
-    """Return the filters of a dataset that some chunk may have passed.
+    """Return the filters of a dataset that HDF5 may have applied to a chunk.
 
-    HDF5 skips shuffle, without options, where elements are sequences; each chunk says so.
+    For sequences HDF5 skips the shuffle filter, which then has no options; the filter mask
+    of each chunk shows it.
     """
     skipped = (hdf5.SHUFFLE, ()) if elements is not None else None
     used = tuple(f for f in pipeline.filters if (f.id, f.options) != skipped)
@@ -315,18 +330,19 @@ def _tells_all_options() -> bool:
     return tuple(properties.get_filter(0)[2]) == options
 
 
-def _stored_pipeline(
-    stored: StoredObject, pipeline: hdf5.FilterPipeline
-) -> hdf5.FilterPipeline:
-    """Return the filters of a dataset with the client values of its object header."""
+def _read_pipeline(properties: h5p.PropDCID, stored: StoredObject) -> hdf5.FilterPipeline:
+    """Return the filters of a dataset with all client values."""
+    pipeline = pipeline_of(properties)
+    if all(len(f.options) <= 16 for f in pipeline.filters) or _tells_all_options():
+        return pipeline
     source = byte_source(stored.location, str(stored))
     for message in hdf5.read_messages(source, stored.address, {hdf5.FILTER_MESSAGE}):
-        found = hdf5.filter_options(message.body, str(stored))
-        if [number for number, _ in found] == [f.id for f in pipeline.filters]:
-            pairs = zip(pipeline.filters, found, strict=True)
+        listed = hdf5.filter_options(message.body, str(stored))
+        if [number for number, _ in listed] == [f.id for f in pipeline.filters]:
+            pairs = zip(pipeline.filters, listed, strict=True)
             filters = tuple(replace(f, options=options) for f, (_, options) in pairs)
             return hdf5.FilterPipeline(filters=filters)
-    raise CorruptFileError(f"{stored} has other filters in its object header than HDF5 tells")
+    raise CorruptFileError(f"{stored} has other filters in its object header than HDF5 lists")
 
 
 def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
@@ -337,16 +353,16 @@ def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
 
 
 def has_fill_value(properties: h5p.PropDCID) -> bool:
-    """Tell whether HDF5 gives elements that were never written a value of the dataset.
+    """Tell whether unwritten elements have a fill value that the dataset defines.
 
-    It leaves them alone where the fill value is never to be written; h5py gives zeros.
+    With the fill time "never", HDF5 does not set unwritten elements, and h5py gives zeros.
     """
     defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
     return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
 
 
 def stored_fill(stored: StoredObject, itemsize: int) -> bytes:
-    """Return the fill value of a dataset from the bytes of its object header."""
+    """Decode the fill value of a dataset from its object header."""
     source = byte_source(stored.location, str(stored))
     kinds = {hdf5.FILL_MESSAGE, hdf5.OLD_FILL_MESSAGE}
     messages = hdf5.read_messages(source, stored.address, kinds)
@@ -359,7 +375,7 @@ def stored_fill(stored: StoredObject, itemsize: int) -> bytes:
 
 
 def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:
-    """Return the value of elements that were never written, None where h5py cannot tell."""
+    """Return the value of unwritten elements; None if h5py cannot give it."""
     value = np.zeros(1, dtype=dtype)
     if has_fill_value(properties):
         if dtype.hasobject or hdf5.unfold_subarray(value) is not value:

@@ -1,73 +1,56 @@
-"""Objects of a file through h5py: by address and by link.
+"""Objects of a file through h5py, by address.
 
-In: a `FileLocation` with an address or a path. Out: h5py objects for the caller's
-immediate use, each of which keeps its file open, and plain addresses. `xref.objects.paths` has
-the paths of objects.
+In: a `StoredObject`. Out: h5py objects for the caller's immediate use; each object keeps its
+file open. `xref.objects.links` opens objects by path, `xref.objects.paths` finds their paths.
 
-Addresses are checked before HDF5 dereferences them, and groups before it lists
-them: some that contradict each other crash it.
+The object header is checked before HDF5 dereferences an address, because HDF5 crashes on some
+damaged headers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import posixpath
 import struct
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5r, h5s, h5t
+from h5py import h5d, h5f, h5g, h5p, h5r, h5s, h5t
 
 from xref import storage
-from xref.errors import (
-    DanglingReferenceError,
-    ExternalFileError,
-    FileChangedError,
-    FileReadError,
-    UnsupportedError,
-    WrongTargetError,
-    XrefError,
-)
-from xref.hdf5 import check_group
-from xref.objects.parsing import byte_source, dataset_table, file_format
+from xref.errors import DanglingReferenceError, ExternalFileError, WrongTargetError, XrefError
+from xref.objects.parsing import dataset_table, file_format
 from xref.objects.stored_object import StoredObject
 
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
-_SLOTS = 1024
+_IMAGE_REFERENCES = 1024  # references that one image in memory holds
 
-_KEPT_REFERENCES = 1 << 16
+_CACHED_REFERENCES = 1 << 16
 
-MIN_BULK_LINKS = 16
-"""Fewer members of a group are asked one by one whether they are groups."""
 
 REFERENCE_BATCH = 1 << 14
-"""Objects to prepare references to in one go; all of them stay at hand."""
+"""References that are made at once; the cache holds more than these."""
 
 
 @lru_cache(maxsize=1)
 def _reference_image() -> tuple[bytes, int]:
-    """Return a small HDF5 file of null object references, and where they begin."""
+    """Return a small HDF5 file of null object references, and their offset in bytes."""
     with h5py.File("xref-references", "w", driver="core", backing_store=False) as file:
         properties = h5p.create(h5p.DATASET_CREATE)
         properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-        space = h5s.create_simple((_SLOTS,))
+        space = h5s.create_simple((_IMAGE_REFERENCES,))
         dataset = h5d.create(file.id, b"r", h5t.STD_REF_OBJ, space, dcpl=properties)
         offset = dataset.get_offset()
         file.flush()
         return file.id.get_file_image(), offset
 
 
-_made: OrderedDict[int, h5py.Reference] = OrderedDict()
+_made: OrderedDict[int, h5py.Reference] = OrderedDict()  # by address
 
 _made_lock = threading.Lock()
 
@@ -75,37 +58,37 @@ _made_lock = threading.Lock()
 def _references(addresses: Sequence[int]) -> list[h5py.Reference]:
     """Make h5py object references from addresses.
 
-    h5py has no constructor for them; it reads them from an image in memory whose
-    slots hold the addresses. A reference is 8 bytes, bound to no file, and is kept
-    for the next time.
+    h5py has no constructor for references, so it reads them from the image of a file in
+    memory, in which the addresses are written. A reference is 8 bytes, belongs to no file,
+    and is cached.
     """
     with _made_lock:
         missing = [a for a in dict.fromkeys(addresses) if a not in _made]
         image, offset = _reference_image()
-        for begin in range(0, len(missing), _SLOTS):
-            part = missing[begin : begin + _SLOTS]
+        for begin in range(0, len(missing), _IMAGE_REFERENCES):
+            part = missing[begin : begin + _IMAGE_REFERENCES]
             patched = bytearray(image)
             struct.pack_into(f"<{len(part)}Q", patched, offset, *part)
             # h5py's File object costs more than all references of the image.
             file = h5f.open_file_image(bytes(patched))
             dataset = h5d.open(file, b"r")
-            found = np.empty(_SLOTS, dtype=h5py.ref_dtype)
-            dataset.read(h5s.ALL, h5s.ALL, found)
+            references = np.empty(_IMAGE_REFERENCES, dtype=h5py.ref_dtype)
+            dataset.read(h5s.ALL, h5s.ALL, references)
             file.close()
-            _made.update(zip(part, found.tolist(), strict=False))
+            _made.update(zip(part, references.tolist(), strict=False))
         out = [_made[a] for a in addresses]
-        while len(_made) > _KEPT_REFERENCES:
+        while len(_made) > _CACHED_REFERENCES:
             _made.popitem(last=False)
         return out
 
 
 def cache_h5py_references(addresses: Sequence[int]) -> None:
-    """Make references to many objects at once, before they are opened one by one."""
+    """Make h5py references to many objects at once, before the objects are opened."""
     _references(addresses)
 
 
 def _explain_header(stored: StoredObject) -> str:
-    """Say why no object header can be at an address; empty if one may be.
+    """Say why no object header can be at an address; empty if there may be one.
 
     Source: HDF5 File Format Specification 4.0, "Data Object Header Prefix".
     """
@@ -131,7 +114,7 @@ def open_object(stored: StoredObject) -> Object:
     Raises
     ------
     DanglingReferenceError
-        If there is no object.
+        If there is no object at the address.
     """
     location, address = stored.location, stored.address
     file = storage.open_file(location)
@@ -151,13 +134,13 @@ def open_object(stored: StoredObject) -> Object:
         ) from error
     if identifier is None:
         raise DanglingReferenceError(f"{location.filename}: no object at address {address:#x}")
-    item = _wrap(identifier, file)
+    item = wrap_identifier(identifier, file)
     item._xref_stored = stored.without_open_file()
     return item
 
 
-def _wrap(identifier: Any, file: h5py.File) -> Object:
-    """Make an h5py object that keeps its file open for as long as it lives."""
+def wrap_identifier(identifier: Any, file: h5py.File) -> Object:
+    """Make an h5py object that keeps its file open as long as the object lives."""
     item: Object
     if isinstance(identifier, h5d.DatasetID):
         item = h5py.Dataset(identifier)
@@ -179,7 +162,7 @@ def kind_of(item: Object) -> str:
 def object_kind(stored: StoredObject) -> str:
     """Return "dataset", "group", "datatype", or "dangling" if there is no object.
 
-    An object in a file that may not be opened is none.
+    The kind of an object in a file that may not be opened is "dangling".
     """
     try:
         return kind_of(open_object(stored))
@@ -190,9 +173,9 @@ def object_kind(stored: StoredObject) -> str:
 def object_kinds(
     location: storage.FileLocation, address: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.object_]:
-    """Return what `object_kind` says of many objects, shape ``(n,)``.
+    """Return the `object_kind` of many objects, shape ``(n,)``.
 
-    Of datasets of one kind, only one is opened.
+    Of datasets with equal types, fill values and filters, only the first one is opened.
     """
     table = dataset_table(location, address)
     out = np.full(len(address), "", dtype=object)
@@ -217,7 +200,7 @@ def open_dataset(stored: StoredObject) -> h5py.Dataset:
     DanglingReferenceError
         If there is no object.
     WrongTargetError
-        If it is none.
+        If the object is a group or a datatype.
     """
     item = open_object(stored)
     if not isinstance(item, h5py.Dataset):
@@ -228,315 +211,6 @@ def open_dataset(stored: StoredObject) -> h5py.Dataset:
     return item
 
 
-def text(value: bytes | str) -> str:
-    """Decode a name or string of the file; odd bytes survive a round trip."""
+def decode_name(value: bytes | str) -> str:
+    """Decode a name or string of the file; bytes that are not UTF-8 survive a round trip."""
     return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
-
-
-_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
-
-MAX_LINKS = 16
-"""Soft and external links on the way to one object; HDF5 allows as many by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkedObject:
-    """An object that a link leads to."""
-
-    item: Object
-    stored: StoredObject
-
-
-def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
-    """Open a group by path, link by link, each group checked before HDF5 searches it.
-
-    Raises
-    ------
-    OSError
-        If there is no group of that path, as other engines do.
-    CorruptFileError
-        If a group on the way is damaged.
-    ExternalFileError
-        If the path leads to a file that the location does not allow.
-    """
-    try:
-        found = _walk(
-            _open_root(location),
-            path.encode("utf-8", "surrogateescape"),
-            iter(range(MAX_LINKS)),
-        )
-        _check_group(found, path)
-    except XrefError:
-        raise
-    except _HDF5_ERRORS as error:
-        raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
-    return found
-
-
-def open_member(location: storage.FileLocation, path: str) -> LinkedObject:
-    """Open an object by path, link by link, as `open_group` does.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a link on the way, or the file that it names, is not there.
-    OSError
-        If a link leads elsewhere than to a group or object.
-    ExternalFileError
-        If the path leads to a file that the location does not allow.
-    """
-    name = path.encode("utf-8", "surrogateescape")
-    return _walk(_open_root(location), name, iter(range(MAX_LINKS)))
-
-
-def groups_along(location: storage.FileLocation, path: str) -> Iterator[LinkedObject]:
-    """Yield the groups on a path, from the root on, each checked before it is searched."""
-    found, links = _open_root(location), iter(range(MAX_LINKS))
-    _check_group(found, "/")
-    yield found
-    for part in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
-        if part:
-            found = _walk(found, part, links)
-            _check_group(found, path)
-            yield found
-
-
-def _open_root(location: storage.FileLocation) -> LinkedObject:
-    """Open the root group."""
-    file = storage.open_file(location)
-    low, high = h5g.get_objinfo(file.id, b"/").objno
-    root = _wrap(h5g.open(file.id, b"/"), file)
-    return LinkedObject(root, StoredObject(location, int(low) | int(high) << 32))
-
-
-def _check_group(member: LinkedObject, path: str) -> None:
-    """Check the structures of a group that listing or searching it walks.
-
-    HDF5 2.0 dies of some that contradict each other. Each group is checked once in
-    an open file.
-    """
-    item, location, address = member.item, member.stored.location, member.stored.address
-    if not isinstance(item, h5py.Group):
-        raise OSError(f"{path!r} is no group")
-    checks: storage.CheckedGroups = item._xref_file._xref_checks
-    if address in checks.addresses:
-        return
-    source = byte_source(location, f"{location.filename}: {path!r}")
-    check_group(source, address, segments=checks.segments)
-    checks.addresses.add(address)
-
-
-def _walk(start: LinkedObject, path: bytes, links: Iterator[int]) -> LinkedObject:
-    """Follow a path from a group; ``links`` ends when too many links were followed."""
-    found, walked = start, ""
-    for part in path.split(b"/"):
-        if part in (b"", b"."):
-            continue
-        _check_group(found, walked or "/")
-        walked += f"/{text(part)}"
-        try:
-            if not found.item.id.links.exists(part):
-                raise FileNotFoundError("there is no such link")
-            found = _follow_link(found, part, links)
-        except XrefError:
-            raise
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{walked!r}: {error}") from error
-        except _HDF5_ERRORS as error:
-            raise OSError(f"{walked!r}: {error}") from error
-    return found
-
-
-def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> LinkedObject:
-    """Open what a link of a checked group leads to.
-
-    HDF5 itself follows hard links only: a soft one may name a group that is damaged,
-    or an external link on its way.
-    """
-    location, link = group.stored.location, group.item.id.links.get_info(name)
-    if link.type == h5l.TYPE_HARD:
-        item = _wrap(h5o.open(group.item.id, name), group.item._xref_file)
-        return LinkedObject(item, StoredObject(location, int(link.u)))
-    where = f"{location.filename}: link {text(name)!r}"
-    if next(links, None) is None:
-        raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
-    value = group.item.id.links.get_val(name)
-    if link.type == h5l.TYPE_SOFT:
-        start = _open_root(location) if value.startswith(b"/") else group
-        return _walk(start, value, links)
-    if link.type == h5l.TYPE_EXTERNAL:
-        filename, path = value
-        other = storage.locate_file(
-            storage.check_external(location, os.fsdecode(filename), where), location.external
-        )
-        # A link into its own file stays in the file as it was opened.
-        same = other.identity == location.identity
-        return _walk(_open_root(location if same else other), path, links)
-    raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 itself does not know")
-
-
-def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | Exception]]:
-    """Yield each member of a group, or the reason why it cannot be opened.
-
-    External links are followed where the location allows it.
-    """
-    try:
-        _check_group(group, "")
-        names = list(group.item.id)
-    except (RuntimeError, OSError, ValueError) as error:
-        yield "", error
-        return
-    for name in names:
-        try:
-            yield text(name), _follow_link(group, name, iter(range(MAX_LINKS)))
-        except _HDF5_ERRORS as error:
-            yield text(name), error
-
-
-def is_hard_link(group: LinkedObject, name: str) -> bool:
-    """Tell whether a member is linked by a hard link, which cannot lead nowhere."""
-    try:
-        link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
-    except _HDF5_ERRORS:
-        return True
-    return bool(link.type == h5l.TYPE_HARD)
-
-
-def walk_groups(
-    location: storage.FileLocation, top: str
-) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
-    """Yield a group and all groups below it by hard links, each once, parents first.
-
-    Cycles of links end where they close.
-
-    Yields
-    ------
-    path : str
-    group : Member
-        For use before the next one is asked for: HDF5 slows down with the number of
-        open objects.
-    links : dict or Exception
-        The first name of each hard-linked member by its address, or why the group
-        cannot be listed.
-    """
-    yield from _walk_groups(open_group(location, top), top)
-
-
-def _walk_groups(
-    start: LinkedObject, top: str
-) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
-    location, seen = start.stored.location, {start.stored.address}
-    queue = deque([(start.stored.address, top)])
-    while queue:
-        address, path = queue.popleft()
-        parent = group_at(StoredObject(location, address))
-        try:
-            _check_group(parent, path)
-            links = _hard_links(parent.item.id)
-        except _HDF5_ERRORS as error:
-            yield path, parent, error
-            continue
-        yield path, parent, links
-        plain = _plain_datasets(location, links)
-        for child, name in links.items():
-            if child in seen or child in plain:
-                continue
-            seen.add(child)
-            # What has no header to read is for those who open the parent's members.
-            with contextlib.suppress(*_HDF5_ERRORS):
-                # Unlike get_info, this does not walk into the group.
-                if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
-                    queue.append((child, posixpath.join(path, text(name))))
-
-
-def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> set[int]:
-    """Return those of many objects whose headers are those of datasets."""
-    if len(links) < MIN_BULK_LINKS:
-        return set()
-    address = np.fromiter(links, np.uint64, len(links))
-    return set(address[dataset_table(location, address).known].tolist())
-
-
-def group_at(stored: StoredObject) -> LinkedObject:
-    """Open a group by address, to be checked before it is listed."""
-    return LinkedObject(open_object(stored), stored)
-
-
-def root_address(location: storage.FileLocation) -> int:
-    """Return the address of the root group."""
-    return _open_root(location).stored.address
-
-
-def link_addresses(group: LinkedObject) -> dict[int, str]:
-    """Return the first name of each hard-linked member by its address."""
-    return {address: text(name) for address, name in _hard_links(group.item.id).items()}
-
-
-def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
-    """Return name and address of each hard link of a group, through HDF5.
-
-    In the order of names; none if the group is damaged.
-    """
-    group = group_at(stored)
-    try:
-        _check_group(group, f"group at {stored.address:#x}")
-        return [(name, address) for address, name in _hard_links(group.item.id).items()]
-    except (FileReadError, FileChangedError):
-        raise
-    except _HDF5_ERRORS:
-        return []
-
-
-@storage.cached_by_location(maxsize=256)
-def members_by_name(location: storage.FileLocation, path: str) -> Mapping[str, int]:
-    """Return the address of each hard-linked member of a group by each of its names."""
-    found: dict[str, int] = {}
-
-    def visit(name: bytes, info: Any) -> None:
-        if info.type == h5l.TYPE_HARD:
-            found[text(name)] = int(info.u)
-
-    group = open_group(location, path)
-    _check_group(group, path)
-    group.item.id.links.iterate(visit, info=True)
-    return MappingProxyType(found)
-
-
-def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
-    """Return the name of a type, in a group or those above it, that a dataset has."""
-    own = dataset.id.get_type()
-    above: str | None = path
-    while above is not None:
-        try:
-            for name, address in _named_types(location, above):
-                item = open_object(StoredObject(location, address))
-                if isinstance(item, h5py.Datatype) and item.id.equal(own):
-                    return name
-        except (XrefError, OSError, KeyError):
-            return None  # a damaged group, or a link to a group of another file
-        above = posixpath.dirname(above) if above != "/" else None
-    return None
-
-
-@storage.cached_by_location(maxsize=256)
-def _named_types(location: storage.FileLocation, path: str) -> tuple[tuple[str, int], ...]:
-    """Return name and address of the datatypes that a group names."""
-    group = open_group(location, path).item.id
-    return tuple(
-        (text(name), address)
-        for address, name in _hard_links(group).items()
-        # h5o.get_info would walk the index of chunks of a dataset, damaged or not.
-        if h5g.get_objinfo(group, name).type == h5g.TYPE
-    )
-
-
-def _hard_links(group: Any) -> dict[int, bytes]:
-    """Return the first name of each hard-linked member, as bytes, by its address."""
-    found: dict[int, bytes] = {}
-
-    def visit(name: bytes, info: Any) -> None:
-        if info.type == h5l.TYPE_HARD:
-            found.setdefault(int(info.u), name)
-
-    group.links.iterate(visit, info=True)
-    return found

@@ -1,7 +1,7 @@
-"""The bytes of a located file, with the sizes by which HDF5 decoders read them.
+"""The bytes of a file, with the sizes of offsets and lengths that HDF5 decoders need.
 
-In: a `FileLocation`. Out: a `MetadataReader` for the decoders of one object, a `FileContent`
-for those of many.
+In: a `FileLocation`. Out: a `MetadataReader` for the decoders of one object, or a `FileContent`
+for the decoders of many objects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xref.storage import FileBytes, FileLocation, UnreachableFile, cached_by_loc
 
 
 def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:
-    """Return the file's bytes for the parsers of headers; ``where`` names the object."""
+    """Return a reader of metadata; ``where`` names the object in errors."""
     form, file = file_format(location), FileBytes(location)
 
     def read(address: int, nbytes: int) -> bytes:
@@ -23,17 +23,13 @@ def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:
         return bytes(buffer)
 
     return hdf5.MetadataReader(
-        read,
-        form.offset_size,
-        form.length_size,
-        form.file_nbytes - form.base_address,
-        where,
+        read, form.offset_size, form.length_size, form.file_nbytes - form.base_address, where
     )
 
 
 @cached_by_location(maxsize=1024)
 def file_format(location: FileLocation) -> hdf5.FileFormat:
-    """Return sizes and base address of a file."""
+    """Return the sizes of offsets and lengths, the base address and the size of a file."""
     properties = open_file(location).id.get_create_plist()
     offset_size, length_size = properties.get_sizes()
     return hdf5.FileFormat(
@@ -49,8 +45,8 @@ def file_content(location: FileLocation) -> hdf5.FileContent:
 def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> hdf5.DatasetTable:
     """Read the headers of many objects of one file; see `read_datasets`.
 
-    Nothing is known of a file that is open for writing, as HDF5 alone knows its content,
-    nor of a file that cannot be opened.
+    All rows are unknown for a file that is open for writing, because only HDF5 knows its
+    current content, and for a file that cannot be opened.
     """
     if location.source.open_for_writing or isinstance(location.source, UnreachableFile):
         return hdf5.unknown_datasets(len(address))

@@ -1,20 +1,20 @@
-"""The one name of each object of a file.
+"""The canonical path of each object of a file.
 
 In: a `FileLocation` and addresses of objects. Out: their canonical paths.
 
 Hard links may give an object many paths. Its canonical path is the first one in a
-breadth-first walk of the hard links from the root, where a group's links come in the order
-of the bytes of their names: the path of fewest parts, and of those the one whose parts are
-first in order. Soft and external links name no object. The path depends on the file alone,
-not on what was opened or asked before.
+breadth-first walk of the hard links from the root, which takes the links of a group in the
+byte order of their names. Thus it is the path of fewest parts, and among those the first in
+order. Soft and external links do not count. The path depends on the file alone, not on earlier
+calls.
 
-1. Read the root's links. Each object without a name gets the first one that leads to it.
+1. Read the links of the root. An object without a name gets the first link that leads to it.
 2. Read the headers of the objects named last, all at once, to find the groups among them.
-3. Read the links of these groups, one group after the other, and go back to 2.
+3. Read the links of these groups, one group after the other; continue with step 2.
 
-The walk of a file goes on as far as an answer needs, and is kept: a file is walked at most
-once. It reads bytes, without HDF5. A damaged group gives its members no name; the others
-have theirs.
+The walk stops when the requested objects are named, and continues at the next request, so that
+a file is walked at most once. It reads bytes, without HDF5. Links of a damaged group do not
+count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import numpy as np
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.objects import hard_links_at, root_address, text, walk_groups
+from xref.objects.links import hard_links_at, root_address, walk_groups
+from xref.objects.objects import decode_name
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
 from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
@@ -38,25 +39,25 @@ BATCH = 1 << 13
 """Objects whose headers are in memory at once, as in `xref.hdf5.bulk_datasets`."""
 
 NEAR_COST = 32
-"""Reads of a remote file that naming an object in a repr or a message may take."""
+"""Largest number of reads of a remote file to name an object in a repr or a message."""
 
 STRETCH_NBYTES = 1 << 16
-"""Object headers within so many bytes of a remote file count as one read."""
+"""Object headers within this many bytes of a remote file count as one read."""
 
 GROUP_COST = 2
-"""Reads that the links of one group count as."""
+"""Number of reads that the links of one group count as."""
 
 MAX_SHARING = 8
-"""How many times the bytes of a file its links may be worth, `LINK_NBYTES` each. No two groups
-share links in a file that libhdf5 writes; without a limit, groups that do so keep a walk busy
-for ever. Groups that come after the limit name nothing."""
+"""Largest ratio of the bytes of all links, `LINK_NBYTES` each, to the bytes of the file. In a
+damaged file, groups that share links could keep a walk busy forever; files of libhdf5 have no
+such groups. Links of groups after the limit do not count."""
 
 LINK_NBYTES = 10
-"""A link takes more bytes than that: an address, a name, and the length of the name."""
+"""Lower bound of the stored bytes of a link: address, name, and length of the name."""
 
 
 class _Counted:
-    """The bytes of a file, counted as they are read."""
+    """A reader of metadata that counts the bytes that it reads."""
 
     def __init__(self, location: FileLocation) -> None:
         self.nbytes = 0
@@ -71,32 +72,32 @@ class _Counted:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A group whose links are not read yet."""
+    """A group whose links have not been read."""
 
     address: int
-    messages: list[hdf5.Message]  # of its object header, that tell of links
+    messages: list[hdf5.Message]  # of its object header, about links
 
 
 @dataclass(slots=True)
 class _Walk:
-    """How far the walk of one file has come.
+    """The state of the walk of one file.
 
-    A step is worked out without the lock, and taken if no other thread took it meanwhile:
-    what it finds depends on the file alone.
+    A step is computed without the lock, and applied unless another thread has applied it: its
+    result depends on the file alone.
 
     Attributes
     ----------
     links : dict
         The link that names each object found so far: address of the group, and name.
     found : list of int
-        Objects named last, not yet looked at.
+        Objects named last, whose headers have not been read.
     groups : list of _Group
         Groups whose links come next, in order; those before ``at`` are done.
     steps : int
-        How many steps were taken.
+        Number of steps that were applied.
     nbytes : int
-        What counts for `MAX_SHARING`: of each link `LINK_NBYTES`, of groups that proved
-        damaged and of headers that were read one by one the bytes that were read.
+        Bytes that count for `MAX_SHARING`: `LINK_NBYTES` for each link, and the bytes read of
+        damaged groups and of headers that were read one by one.
     cost, near : int, dict or None
         Reads so far, and the links that were found before these became too many.
     """
@@ -114,11 +115,11 @@ class _Walk:
 
     @property
     def is_over(self) -> bool:
-        """Whether all that has a name is found."""
+        """Whether the walk is complete."""
         return self.root is not None and self.at >= len(self.groups) and not self.found
 
     def advance(self, location: FileLocation, *, near: bool) -> bool:
-        """Take one step; return False where there is none, or, for ``near``, it is far."""
+        """Take one step; return False at the end, or if a ``near`` walk costs too much."""
         with self.lock:
             steps, root, at = self.steps, self.root, self.at
             groups, found, before = self.groups, self.found, self.nbytes
@@ -150,31 +151,30 @@ class _Walk:
                 self.name_members(groups[at].address, links)
                 self.at += 1
             else:
-                # What the groups before named is looked at now.
                 self.groups, self.at, self.found = next_groups, 0, []
         return True
 
     def name_members(self, group: int, links: list[tuple[bytes, int]]) -> None:
-        """Give those members of a group a name that have none yet."""
+        """Give a name to the members of a group that have none."""
         for name, address in links:
             if address not in self.links and address != self.root:
                 self.links[address] = group, name
                 self.found.append(address)
 
     def knows(self, address: int, *, near: bool) -> bool:
-        """Tell whether an object has its name, or for ``near`` whether it has a near one."""
+        """Tell whether an object has a name; for ``near``, a name found at low cost."""
         links = self.near if near and self.near is not None else self.links
         return address in links or address == self.root
 
     def path(self, address: int, known: dict[int, str] | None = None) -> str | None:
-        """Return the path of an object, as far as it is named; ``known`` are of groups."""
+        """Return the path of an object if it is named; ``known`` caches paths of groups."""
         parts, at = list[str](), address
         before = ""
         while at != self.root:
             link = self.links.get(at)
             if link is None:
                 return None
-            parts.append(text(link[1]))
+            parts.append(decode_name(link[1]))
             at = link[0]
             if known is not None and at in known:
                 before = known[at]
@@ -191,16 +191,16 @@ def _cost_of_headers(addresses: Sequence[int]) -> int:
 
 @cached_by_location(maxsize=64)
 def _walk_of(location: FileLocation) -> _Walk:
-    """Return the walk of a file, which goes on when names are asked for."""
+    """Return the walk of a file, which continues at each request."""
     return _Walk()
 
 
 @cached_by_location(maxsize=4)
 def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
     """Walk a file that a writer has open, through HDF5."""
-    del identity  # another version of the file is walked anew
+    del identity  # each version of the file has its own walk
     walk = _Walk(root=root_address(location))
-    with suppress(CorruptFileError):  # of the root: then nothing has a name
+    with suppress(CorruptFileError):  # of the root: then no object has a name
         for _, group, links in walk_groups(location, "/"):
             if isinstance(links, dict):
                 named = [(name, address) for address, name in links.items()]
@@ -210,7 +210,7 @@ def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
 
 
 def _start(location: FileLocation) -> tuple[FileLocation, _Walk]:
-    """Return the walk of a file, and a location that keeps it open as long as one walks."""
+    """Return a location that keeps the file open during the walk, and the walk."""
     location = replace(location, holds_file=True, handles=[])
     if location.source.open_for_writing:
         return location, _walk_of_live(location, location.source.known_identity())
@@ -223,8 +223,8 @@ def object_path(stored: StoredObject) -> str | None:
     Returns
     -------
     str or None
-        None where no hard link leads to the object from the root, or only through a damaged
-        group; also in a file that cannot be opened because a reference alone names it.
+        None if no chain of hard links leads from the root to the object without a damaged
+        group, or if the file cannot be opened because only a reference names the file.
     """
     if isinstance(stored.location.source, UnreachableFile):
         return None
@@ -236,10 +236,10 @@ def object_path(stored: StoredObject) -> str | None:
 
 
 def near_path(stored: StoredObject) -> str | None:
-    """Return the canonical path of an object for a repr or a message; it never fails.
+    """Return the canonical path of an object for a repr or a message; never fails.
 
-    It is that of `object_path`, but None where a remote file would have to be searched for
-    long (`NEAR_COST`), whoever asked for names before, or the file cannot be read any more.
+    Unlike `object_path`, the result is None if naming the object takes more than `NEAR_COST`
+    reads of a remote file, also after other requests, or if the file cannot be read any more.
     """
     if isinstance(stored.location.source, UnreachableFile):
         return None
@@ -262,12 +262,12 @@ def object_paths(
     ----------
     location : FileLocation
     addresses : iterable of int, optional
-        By default all objects that have a name.
+        By default all objects that have a path.
 
     Returns
     -------
     dict of int to str
-        Objects without a name are absent.
+        Objects without a path are absent.
     """
     if isinstance(location.source, UnreachableFile):
         return {}
@@ -284,13 +284,10 @@ def object_paths(
     return {address: path for address, path in paths.items() if path is not None}
 
 
-# --- reading -----------------------------------------------------------------------------
-
-
 def _find_groups(
     location: FileLocation, addresses: list[int], before: int
 ) -> tuple[list[_Group], int]:
-    """Return the groups among objects, in their order, and the bytes counted so far."""
+    """Return the groups among objects, in order, and the bytes counted so far."""
     form, found = file_format(location), list[_Group]()
     limit, counted = MAX_SHARING * form.file_nbytes - before, _Counted(location)
     for begin in range(0, len(addresses), BATCH):
@@ -308,7 +305,7 @@ def _find_groups(
                 int(headers.message_type[row]), int(headers.flags[row]), body
             )
             messages[int(headers.object[row])].append(message)
-        # Headers in a form of their own, and damaged ones, are looked at one by one.
+        # Headers that the bulk reader does not know, and damaged ones, are read one by one.
         for number in np.flatnonzero(headers.marked).tolist():
             if counted.nbytes > limit:
                 messages.pop(number, None)
@@ -321,7 +318,7 @@ def _find_groups(
 
 
 def _link_messages(source: hdf5.MetadataReader, address: int) -> list[hdf5.Message]:
-    """Return the messages of one object header that tell of links; none if it is damaged."""
+    """Return the messages about links of one object header; none if it is damaged."""
     try:
         return [
             m for m in hdf5.walk_messages(source, address) if m.message_type in hdf5.LINK_TYPES
@@ -333,7 +330,10 @@ def _link_messages(source: hdf5.MetadataReader, address: int) -> list[hdf5.Messa
 def _read_links(
     location: FileLocation, group: _Group, before: int
 ) -> tuple[list[tuple[bytes, int]], int]:
-    """Return the hard links of a group by name, none if it is damaged, and bytes counted."""
+    """Return name and address of each hard link of a group, and the bytes counted so far.
+
+    A damaged group has no links here.
+    """
     if before > MAX_SHARING * file_format(location).file_nbytes:
         return [], before
     counted = _Counted(location)
@@ -343,5 +343,5 @@ def _read_links(
         return [], before + counted.nbytes
     except UnsupportedError:  # heaps with filters, which HDF5 reads
         links = hard_links_at(StoredObject(location, group.address))
-    # Not the bytes read: one read takes what lies between two nodes along.
+    # The bytes read do not count here, because one read includes the gap between two nodes.
     return links, before + LINK_NBYTES * len(links)

@@ -1,7 +1,7 @@
 """An object of a file as one value: the file and the address of the object header.
 
-In: a `FileLocation` and an address. Out: a `StoredObject`, by which the object is opened,
-read and named, and caches by it.
+In: a `FileLocation` and an address. Out: a `StoredObject`, which opens, reads and names the
+object, and caches of functions of a `StoredObject`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ R = TypeVar("R")
 class StoredObject:
     """A dataset, a group or a named datatype of a file.
 
-    The file stays open as long as the value lives, as with a `FileLocation`. As text, the
-    value names the file and the object, and looks up the path only then.
+    The file stays open as long as the value lives, as with a `FileLocation`. Converting the
+    value to text looks up the path of the object; nothing else does.
     """
 
     location: FileLocation
@@ -39,11 +39,11 @@ class StoredObject:
 
     @property
     def token(self) -> tuple[Hashable, ...]:
-        """Equal for equal objects; unlike the value, it keeps no file open."""
+        """Equal for equal objects; unlike the value, the token keeps no file open."""
         return self.location.token, self.address
 
     def without_open_file(self) -> StoredObject:
-        """Return an equal value that keeps no file open, to remember an object by."""
+        """Return an equal value that keeps no file open, for caches and errors."""
         return StoredObject(without_open_file(self.location), self.address)
 
     @property
@@ -53,26 +53,26 @@ class StoredObject:
 
     @property
     def where(self) -> str:
-        """A dataset in a message that must not search the file for the dataset's path."""
+        """Label of a dataset in messages that must not search the file for its path."""
         return f"{self.filename}: dataset at {self.address:#x}"
 
     @property
     def path(self) -> str | None:
-        """The canonical path, which `xref.objects.paths` finds; None if there is none."""
+        """The canonical path (`xref.objects.paths`); None if no hard link leads here."""
         from xref.objects.paths import object_path
 
         return object_path(self)
 
     @property
     def label(self) -> str:
-        """The name in a repr or a message: the path, or the address if no path is near."""
+        """Label in a repr or a message: the path, or the address if no path is found soon."""
         from xref.objects.paths import near_path
 
         return near_path(self) or f"object at {self.address:#x}"
 
     @property
     def metadata(self) -> DatasetMetadata:
-        """Layout and attributes of a dataset, which is opened once."""
+        """Layout and attributes of a dataset; the first use opens the dataset."""
         from xref.objects.datasets import dataset_facts
 
         return dataset_facts(self)
@@ -87,7 +87,7 @@ OfObject: TypeAlias = Callable[[StoredObject], R]
 
 
 def cached_by_object(maxsize: int) -> Callable[[OfObject[R]], OfObject[R]]:
-    """Cache a function of a stored object, without keeping the file open or its content."""
+    """Cache a function of a stored object; the cache keeps no file open."""
 
     def decorate(function: OfObject[R]) -> OfObject[R]:
         @cached_by_location(maxsize)

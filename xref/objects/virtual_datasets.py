@@ -1,6 +1,6 @@
 """Mappings of virtual datasets through h5py.
 
-In: the address of a virtual dataset. Out: its mappings as plain numbers.
+In: a virtual dataset. Out: `VirtualMapping` values.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from h5py import h5s
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.objects import open_dataset, text
+from xref.objects.objects import decode_name, open_dataset
 from xref.objects.stored_object import StoredObject, cached_by_object
 from xref.selections import row_runs
 
 
 @cached_by_object(maxsize=64)
 def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
-    """Return where the elements of a virtual dataset come from."""
+    """Return the mappings of a virtual dataset to its sources."""
     dataset = open_dataset(stored)
     properties = dataset.id.get_create_plist()
     try:
         return tuple(
             hdf5.VirtualMapping(
-                text(properties.get_virtual_filename(i)),
-                text(properties.get_virtual_dsetname(i)),
-                _picked(properties.get_virtual_vspace(i), stored),
-                _picked(properties.get_virtual_srcspace(i), stored),
+                decode_name(properties.get_virtual_filename(i)),
+                decode_name(properties.get_virtual_dsetname(i)),
+                _mapped_selection(properties.get_virtual_vspace(i), stored),
+                _mapped_selection(properties.get_virtual_srcspace(i), stored),
             )
             for i in range(properties.get_virtual_count())
         )
@@ -38,7 +38,7 @@ def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
         ) from error
 
 
-def _picked(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
+def _mapped_selection(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
     match space.get_select_type():
         case h5s.SEL_ALL:
             return hdf5.AllElements()
@@ -59,4 +59,4 @@ def _picked(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSelection:
             return hdf5.RegularHyperslab(
                 (hdf5.Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims()
             )
-    raise UnsupportedError(f"{where} maps selections of a kind that HDF5 does not define")
+    raise UnsupportedError(f"{where} maps selections of a type that HDF5 does not define")

@@ -63,9 +63,7 @@ def copy_boxes(
         if len(boxes):
             of = group[boxes]
             _copy_rows(
-                (flat, src[boxes], src_stride[of]),
-                (out, dst[boxes], dst_stride[of]),
-                shape[of],
+                (flat, src[boxes], src_stride[of]), (out, dst[boxes], dst_stride[of]), shape[of]
             )
     for k in np.flatnonzero(rest).tolist():
         a, b, g = int(cuts[k]), int(cuts[k + 1]), int(of_cut[k])
@@ -151,10 +149,7 @@ def _copy_group(
             0,
             (itemsize, *strides),
         )
-        for array, buffer, strides in (
-            (flat, source, src_strides),
-            (out, target, dst_strides),
-        )
+        for array, buffer, strides in ((flat, source, src_strides), (out, target, dst_strides))
     )
     batch = max(COPY_NBYTES // max(math.prod(shape) * itemsize, 1), 1)
     for i in range(0, len(src), batch):

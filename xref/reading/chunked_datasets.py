@@ -52,7 +52,7 @@ class ChunkedDatasets:
 class _Places:
     """Where the elements of m chunks go, in elements."""
 
-    of: IntArray  # (m,), dataset
+    owner: IntArray  # (m,), dataset
     corner: IntArray  # (m, widest), first element in the dataset
     kept: IntArray  # (m, widest), elements along each axis that the dataset has
     first: IntArray  # (m,), where the first element goes
@@ -137,27 +137,27 @@ def _fill_missing(datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArra
 def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Places:
     """Work out where chunks go."""
     shape, chunk, chunks = datasets.shape, datasets.chunk_shape, datasets.chunks
-    of = np.repeat(np.arange(len(shape)), np.diff(chunks.cut))
+    owner = np.repeat(np.arange(len(shape)), np.diff(chunks.cut))
     grid = -(-shape // chunk)
-    stride, corner = np.ones_like(shape), np.zeros((len(of), shape.shape[1]), dtype=np.int64)
+    stride, corner = np.ones_like(shape), np.zeros((len(owner), shape.shape[1]), dtype=np.int64)
     left = chunks.number
     for axis in reversed(range(shape.shape[1])):
         if axis + 1 < shape.shape[1]:
             stride[:, axis] = stride[:, axis + 1] * shape[:, axis + 1]
-        left, cell = np.divmod(left, grid[of, axis])
-        corner[:, axis] = cell * chunk[of, axis]
-    kept = np.minimum(chunk[of], shape[of] - corner)
+        left, cell = np.divmod(left, grid[owner, axis])
+        corner[:, axis] = cell * chunk[owner, axis]
+    kept = np.minimum(chunk[owner], shape[owner] - corner)
     # Elements in line go through all of the axes behind the first that is longer than 1.
     behind = np.cumsum(kept > 1, axis=1) - (kept > 1) > 0
-    in_line = (~behind | ((kept == shape[of]) & (kept == chunk[of]))).all(axis=1)
+    in_line = (~behind | ((kept == shape[owner]) & (kept == chunk[owner]))).all(axis=1)
     return _Places(
-        of=of,
+        owner=owner,
         corner=corner,
         kept=kept,
-        first=dst[of] + (corner * stride[of]).sum(axis=1),
+        first=dst[owner] + (corner * stride[owner]).sum(axis=1),
         stride=stride,
         volume=chunk.prod(axis=1),
-        whole=(kept == chunk[of]).all(axis=1),
+        whole=(kept == chunk[owner]).all(axis=1),
         in_line=in_line,
     )
 
@@ -171,37 +171,33 @@ def _decode_run(
     out: npt.NDArray[Any],
 ) -> None:
     """Decode chunks that were read together."""
-    chunks, pipeline, itemsize = datasets.chunks, datasets.pipeline, out.itemsize
-    of = places.of[rows]
+    chunks = datasets.chunks
+    owner = places.owner[rows]
     columns = zip(
         rows.tolist(),
-        of.tolist(),
+        owner.tolist(),
         (chunks.offset[rows] - first).tolist(),
         chunks.nbytes[rows].tolist(),
         chunks.filter_mask[rows].tolist(),
         places.first[rows].tolist(),
-        places.volume[of].tolist(),
+        places.volume[owner].tolist(),
         places.kept[rows].prod(axis=1).tolist(),
         places.whole[rows].tolist(),
         places.in_line[rows].tolist(),
         strict=True,
     )
-    for row, k, at, nbytes, mask, begin, volume, n_kept, whole, in_line in columns:
+    for row, k, buffer_offset, nbytes, mask, begin, volume, n_kept, whole, in_line in columns:
         if whole and in_line:
             window = out[begin : begin + volume]
         elif whole:
             ndim = int(datasets.ndim[k])
-            window = np.ndarray(
-                datasets.chunk_shape[k, :ndim].tolist(),
-                out.dtype,
-                out.view(np.uint8),
-                begin * itemsize,
-                (places.stride[k, :ndim] * itemsize).tolist(),
-            )
+            shape = datasets.chunk_shape[k, :ndim].tolist()
+            window = _strided_window(out, begin, shape, places.stride[k, :ndim])
         else:
-            window = scratch_buffer("chunk", volume * itemsize).view(out.dtype)
+            window = scratch_buffer("chunk", volume * out.itemsize).view(out.dtype)
         try:
-            decode_chunk(data[at : at + nbytes], window, pipeline, mask)
+            stored = data[buffer_offset : buffer_offset + nbytes]
+            decode_chunk(stored, window, datasets.pipeline, mask)
         except CorruptFileError as error:
             element = tuple(places.corner[row, : datasets.ndim[k]].tolist())
             where = f"{datasets.describe(k)}, chunk at {element}"
@@ -210,14 +206,17 @@ def _decode_run(
             continue
         if in_line:
             out[begin : begin + n_kept] = window[:n_kept]
-            continue
-        shape = places.kept[row].tolist()
-        target = np.ndarray(
-            shape,
-            out.dtype,
-            out.view(np.uint8),
-            begin * itemsize,
-            (places.stride[k] * itemsize).tolist(),
-        )
-        corner = tuple(slice(0, n) for n in shape)
-        target[...] = window.reshape(datasets.chunk_shape[k])[corner]
+        else:
+            shape = places.kept[row].tolist()
+            corner = tuple(slice(0, n) for n in shape)
+            target = _strided_window(out, begin, shape, places.stride[k])
+            target[...] = window.reshape(datasets.chunk_shape[k])[corner]
+
+
+def _strided_window(
+    out: npt.NDArray[Any], begin: int, shape: list[int], stride: IntArray
+) -> npt.NDArray[Any]:
+    """Return a view of a flat array as a box of elements; strides in elements."""
+    itemsize = out.itemsize
+    strides = (stride * itemsize).tolist()
+    return np.ndarray(shape, out.dtype, out.view(np.uint8), begin * itemsize, strides)

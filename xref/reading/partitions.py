@@ -68,7 +68,7 @@ class PartitionedBoxes(FrozenColumns):
             shape=parts.shape,
             step=parts.step,
             dst=self.src[rows],
-            dst_stride=parts.dst_stride if parts.units else row_strides(parts.shape),
+            dst_stride=parts.dst_stride if parts.single_elements else row_strides(parts.shape),
         )
 
     def block_boxes(
@@ -118,7 +118,7 @@ class PartitionedBoxes(FrozenColumns):
 
 
 def _sizes(parts: Parts) -> IntArray:
-    if parts.units:
+    if parts.single_elements:
         return np.ones(len(parts), dtype=np.int64)
     sizes: IntArray = parts.shape.prod(axis=1)
     return sizes
@@ -134,7 +134,7 @@ def fit_dask_blocks(parts: Parts, bounds: IntArray) -> bool:
         Shape ``(b + 1,)``: block i is ``bounds[i]:bounds[i + 1]`` of the flat output.
     """
     last = parts.dst
-    if not parts.units:
+    if not parts.single_elements:
         last = last + ((parts.shape - 1) * parts.dst_stride).sum(axis=1)
     return bool((last < bounds[_blocks_of(parts, bounds) + 1]).all())
 
@@ -167,7 +167,7 @@ def count_chunk_reads(
         Cells of all blocks.
     """
     reach = (parts.shape - 1) * parts.step
-    if parts.units or (reach < np.array(cell, dtype=np.int64)).all():
+    if parts.single_elements or (reach < np.array(cell, dtype=np.int64)).all():
         number, _ = locate(parts.start, cell, extent)
         distinct, of = renumber(number)
         pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + of)

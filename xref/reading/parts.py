@@ -47,7 +47,7 @@ class Parts(FrozenColumns):
         return len(self.dst)
 
     @property
-    def units(self) -> bool:
+    def single_elements(self) -> bool:
         """Whether all parts are single elements by one broadcast shape, as points are."""
         shared = len(self) > 1 and self.shape.strides[0] == 0
         return shared and bool((self.shape[0] == 1).all())
@@ -219,11 +219,7 @@ def _plan_row(regions: SelectionTable, row: int, dst: int, dst_stride: IntArray)
     shape = ones.copy()
     shape[:, -1] = length
     return Parts(
-        start=start,
-        shape=shape,
-        step=ones,
-        dst=dst + row_offsets(length)[:-1],
-        dst_stride=ones,
+        start=start, shape=shape, step=ones, dst=dst + row_offsets(length)[:-1], dst_stride=ones
     )
 
 
@@ -240,7 +236,7 @@ def _concat_parts(found: list[Parts], ndim: int) -> Parts:
     else:
         nothing = np.zeros((0, ndim), dtype=np.int64)
         parts = _unit_parts(nothing, np.zeros(0, dtype=np.int64))
-    if parts.units:
+    if parts.single_elements:
         return parts
     filled = (parts.shape > 0).all(axis=1)
     return parts if filled.all() else take_parts(parts, np.flatnonzero(filled))
@@ -264,7 +260,7 @@ def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
     A part whose step is wider than that is cut into single elements, so that no
     piece spans a cell that it has no element in.
     """
-    if parts.units:
+    if parts.single_elements:
         return parts
     start, n, step = parts.start[:, axis], parts.shape[:, axis], parts.step[:, axis]
     first, last = start // width, (start + (n - 1) * step) // width
@@ -299,7 +295,7 @@ def part_chunks(parts: Parts, chunks: Sequence[int], extent: Sequence[int]) -> I
     grid = [-(-n // c) for n, c in zip(extent, chunks, strict=True)]
     weight = canvas_strides(grid)
     n_cells = math.prod(grid)
-    if parts.units:
+    if parts.single_elements:
         # Single elements: one chunk each.
         number, _ = locate(parts.start, chunks, extent)
         if n_cells > _GRID_CELLS:

@@ -172,20 +172,16 @@ def plan_read(
     """
     ndim = len(extent)
     cell = chunks if chunks is not None else (1,) * ndim
-    for axis in range(ndim):
-        if chunks is not None and (parts.step[:, axis] > 1).any():
-            wide = parts.step[:, axis] > chunks[axis]
-            if wide.any():
-                parts = cut_axis(parts, axis, chunks[axis])
     tile = choose_tile(extent, cell, itemsize, tile_nbytes)
     grid = tuple(-(-n // c) for n, c in zip(extent, cell, strict=True))
     if math.prod(grid) >= 2**62:
         raise UnsupportedError(f"a grid of {grid} chunks has too many to number")
-    tile_grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
-    tile_weight = canvas_strides(tile_grid)
-    tile_array = np.array(tile, dtype=np.int64)
     chunk_number = np.zeros(0, dtype=np.int64)
     if chunks is not None:
+        # A step wider than a chunk would count chunks that hold no element of the part.
+        for axis, width in enumerate(chunks):
+            if (parts.step[:, axis] > width).any():
+                parts = cut_axis(parts, axis, width)
         chunk_number = part_chunks(parts, chunks, extent)
     for axis in range(ndim):
         parts = cut_axis(parts, axis, tile[axis])
@@ -195,21 +191,12 @@ def plan_read(
     tile_number = tile_number[order]
     new_tile = run_starts(tile_number)
     tiles = tile_number[new_tile]
-    origin = (
-        np.stack(np.unravel_index(tiles, tile_grid), axis=1) * tile_array
-        if ndim
-        else (np.zeros((len(tiles), 0), dtype=np.int64))
-    )
     chunk_cut = np.zeros(len(tiles) + 1, dtype=np.int64)
     if chunks is not None:
-        chunk_cell = np.stack(np.unravel_index(chunk_number, grid), axis=1)
-        of_tile = linear(chunk_cell * np.array(chunks) // tile_array, tile_weight)
-        by_tile = np.argsort(of_tile, kind="stable")
-        chunk_number = chunk_number[by_tile]
-        chunk_cut = np.append(np.searchsorted(of_tile[by_tile], tiles), len(chunk_number))
+        chunk_number, chunk_cut = _sort_chunks(chunk_number, extent, chunks, tile, tiles)
     return ReadPlan(
         tile_shape=tile,
-        tile_origin=origin,
+        tile_origin=_grid_cells(tiles, extent, tile) * np.array(tile, dtype=np.int64),
         chunk_cut=chunk_cut,
         chunk=chunk_number,
         piece_cut=np.append(new_tile, len(order)),
@@ -220,3 +207,26 @@ def plan_read(
         group_step=parts.step[representative],
         group_dst_stride=parts.dst_stride[representative],
     )
+
+
+def _grid_cells(number: IntArray, extent: Sequence[int], cell: Sequence[int]) -> IntArray:
+    """Return the index of numbered cells of a grid along each axis, shape ``(n, ndim)``."""
+    if not extent:
+        return np.zeros((len(number), 0), dtype=np.int64)
+    grid = [-(-n // c) for n, c in zip(extent, cell, strict=True)]
+    return np.stack(np.unravel_index(number, grid), axis=1)
+
+
+def _sort_chunks(
+    number: IntArray,
+    extent: Sequence[int],
+    chunks: Sequence[int],
+    tile: Sequence[int],
+    tiles: IntArray,
+) -> tuple[IntArray, IntArray]:
+    """Sort chunks by tile; return their numbers, and the first chunk of each tile."""
+    corner = _grid_cells(number, extent, chunks) * np.array(chunks)
+    tile_grid = [-(-n // t) for n, t in zip(extent, tile, strict=True)]
+    tile_of_chunk = linear(corner // np.array(tile), canvas_strides(tile_grid))
+    order = np.argsort(tile_of_chunk, kind="stable")
+    return number[order], np.append(np.searchsorted(tile_of_chunk[order], tiles), len(number))

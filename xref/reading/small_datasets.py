@@ -1,12 +1,13 @@
 """Small datasets behind references, read together.
 
-In: addresses of many objects. Out: `SmallDatasets`, the columns of those that are ranges of
-bytes or a few chunks, and the values of all of them by few reads. The others are for
-`xref.resolving.read_results`, which looks at them one by one.
+In: addresses of many objects. Out: `SmallDatasets`, the columns of the datasets that are stored
+as one range of bytes or a few chunks; few reads give the values of all of them.
+`xref.resolving.read_results` opens the other objects one by one.
 
-Of each kind of dataset (`xref.hdf5.bulk_datasets`) one is looked at through h5py; so is one
-of each set of attributes (`xref.hdf5.bulk_attributes`), and one more for each attribute whose
-value differs within the set: what these agree on, all do.
+h5py opens only representatives: one dataset of each kind (equal type, fill value and filters,
+`xref.hdf5.bulk_datasets`), one of each set of attributes (`xref.hdf5.bulk_attributes`), and one
+more for each attribute whose value differs within the set. An attribute value that all
+representatives of a set share is shared by all datasets of the set.
 """
 
 from __future__ import annotations
@@ -26,34 +27,33 @@ from xref.reading.chunked_datasets import ChunkedDatasets, read_chunked_datasets
 from xref.storage import FileBytes, FileLocation
 
 SMALL_NBYTES = 1 << 22
-"""Datasets of more bytes, or of larger chunks, are planned one by one, so that threads share
-them; up to here that takes longer even with filters (benchmarks/small.py, limits)."""
+"""Datasets with more bytes or larger chunks are planned one by one, so that threads divide the
+work; for smaller ones that takes longer, even with filters (benchmarks/small.py, limits)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SmallDatasets:
     """Small datasets of one file that references select whole, as columns.
 
-    They are contiguous or compact, have a few chunks, or nothing was written to them, and
-    their elements need no conversion.
+    Each dataset is contiguous, compact, unwritten, or has few chunks. The elements need no
+    conversion.
     """
 
     location: FileLocation
     address: npt.NDArray[np.uint64]  # (t,)
     ndim: IntArray  # (t,)
     shape: IntArray  # (t, widest), filled up with 1
-    offset: IntArray  # (t,), first byte in the file; -1 where nothing was written
+    offset: IntArray  # (t,), first byte in the file; -1 if nothing was written
     nbytes: IntArray  # (t,), bytes of all elements
-    chunk_shape: IntArray  # (t, widest), of the chunked; else 1
-    chunks: hdf5.ChunkColumns  # of those that are chunked; others have none here
+    chunk_shape: IntArray  # (t, widest); 1 if not chunked
+    chunks: hdf5.ChunkColumns  # of the chunked datasets; the others have no rows
     kind: IntArray  # (t,), row of `kinds`
-    kinds: tuple[DatasetMetadata, ...]  # of one dataset of each: type, fill value
-    alike: tuple[
-        tuple[int, DatasetMetadata], ...
-    ]  # rows; others have attributes as one of these
-    like: IntArray  # (t,), the row of `alike` whose values are decoded as those of each
-    rows: npt.NDArray[np.intp]  # (r,), references
-    which: IntArray  # (r,), the dataset that each points at, ascending
+    kinds: tuple[DatasetMetadata, ...]  # of one dataset of each kind
+    # Rows, and their metadata; every dataset has the attributes of a representative.
+    representatives: tuple[tuple[int, DatasetMetadata], ...]
+    representative: IntArray  # (t,), row of `representatives` with the same decoding
+    rows: npt.NDArray[np.intp]  # (r,), rows of references
+    which: IntArray  # (r,), the dataset of each of these references, ascending
 
     def __len__(self) -> int:
         return len(self.address)
@@ -67,7 +67,7 @@ class SmallDatasets:
     def read(
         self, which: IntArray, layout: hdf5.DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
-        """Read datasets of one kind, each to its place in an array of their type."""
+        """Read datasets of one kind into ``out``, each from element ``dst`` on."""
         if layout.chunks is not None:
             self._read_chunked(which, layout, out, dst)
             return
@@ -89,7 +89,7 @@ class SmallDatasets:
         self, which: IntArray, layout: hdf5.DatasetLayout, out: npt.NDArray[Any], dst: IntArray
     ) -> None:
         """Read chunked datasets of one kind, each once."""
-        once, first, of = np.unique(which, return_index=True, return_inverse=True)
+        once, first, number = np.unique(which, return_index=True, return_inverse=True)
 
         def describe(k: int) -> str:
             return f"{self.location.filename}: dataset at {int(self.address[once[k]]):#x}"
@@ -108,7 +108,7 @@ class SmallDatasets:
         again[first] = False
         if again.any():
             npoints = self.shape[which[again]].prod(axis=1)
-            begin = dst[first][of.reshape(-1)[again]]
+            begin = dst[first][number.reshape(-1)[again]]
             out[ragged_ranges(dst[again], npoints)] = out[ragged_ranges(begin, npoints)]
 
 
@@ -126,91 +126,117 @@ def select_small_datasets(
     address : numpy.ndarray
         Shape ``(n,)``, distinct.
     decoding_attributes : collection of str
-        Attributes that say how values are decoded.
+        Attributes that determine how values are decoded.
 
     Returns
     -------
-    picked : numpy.ndarray
-        The rows of those that can, ascending.
+    rows : numpy.ndarray
+        The rows of these datasets, ascending.
     small : SmallDatasets or None
-        Without references to them; None where there is none.
+        The datasets, without references to them; None if there is no such dataset.
     """
     table = dataset_table(location, address)
-    good = table.known & (table.nbytes <= SMALL_NBYTES)
-    kinds: dict[int, DatasetMetadata] = {}
-    for k in np.unique(table.first_alike[good]).tolist():
-        own = good & (table.first_alike == k)
-        facts = _facts_or_none(location, int(address[k]))
-        if facts is None or not _is_plain(facts.layout):
-            good &= ~own
-            continue
-        kinds[k] = facts
-        needed = table.shape.prod(axis=1) * facts.layout.stored_itemsize
-        good &= ~own | (table.nbytes == needed)
-    chunked = np.flatnonzero(good & (table.storage == hdf5.CHUNKED))
+    selected, kinds = _select_by_kind(location, address, table)
+    chunked = np.flatnonzero(selected & (table.storage == hdf5.CHUNKED))
     chunks = hdf5.read_chunks(file_content(location), table.take(chunked), SMALL_NBYTES)
-    good[chunked] = chunks.known
-    chunks = chunks.scatter_rows(chunked, len(table))
-    alone = good & (table.attributes == hdf5.OWN_ATTRIBUTES)
-    looked: dict[int, DatasetMetadata] = {}
-    like = np.arange(len(table))  # the row that is decoded as each
-    for k in np.unique(table.attributes[good & (table.attributes >= 0)]).tolist():
-        members = np.flatnonzero(good & (table.attributes == k))
-        decoded_as, known = _group_by_decoding(table, members, decoding_attributes)
-        alone[members[~known]] = True
-        members, decoded_as = members[known], decoded_as[known]
-        witnesses = _find_witnesses(location, address, table, members)
-        more = _look_at(location, address, np.unique(decoded_as)) if witnesses else None
-        if witnesses is None or more is None:
-            alone[members] = True
-        else:
-            looked |= witnesses | more
-            like[members] = decoded_as
-    for row in np.flatnonzero(alone).tolist():
-        facts = _facts_or_none(location, int(address[row]))
-        if facts is None:
-            good[row] = False
-        else:
-            looked[row] = facts
-    picked = np.flatnonzero(good)
-    if not len(picked):
-        return picked, None
-    part = table.take(picked)
-    _, first = np.unique(part.ndim + part.attributes * (hdf5.MAX_RANK + 1), return_index=True)
-    for row in picked[first[~alone[picked[first]]]].tolist():
-        looked[row] = StoredObject(location, int(address[row])).metadata
-    bare = np.flatnonzero(good & (table.attributes == hdf5.NO_ATTRIBUTES))
-    like[bare] = bare[:1]
-    if len(bare) and int(bare[0]) not in looked:
-        looked[int(bare[0])] = StoredObject(location, int(address[bare[0]])).metadata
-    looked = {row: facts for row, facts in looked.items() if good[row]}
-    order = np.array(sorted(looked))
-    alike = ((int(np.searchsorted(picked, row)), looked[row]) for row in order.tolist())
-    numbers = {k: i for i, k in enumerate(kinds)}
+    selected[chunked] = chunks.known
+    opened, decoded_as = _choose_representatives(
+        location, address, table, selected, decoding_attributes
+    )
+    rows = np.flatnonzero(selected)
+    if not len(rows):
+        return rows, None
+    part, order = table.take(rows), sorted(opened)
     used = np.unique(part.first_alike)
-    number = np.array([numbers[k] for k in used.tolist()])
-    return picked, SmallDatasets(
+    number_of_kind = {k: i for i, k in enumerate(kinds)}
+    number = np.array([number_of_kind[k] for k in used.tolist()])
+    return rows, SmallDatasets(
         location=location,
-        address=address[picked],
+        address=address[rows],
         ndim=part.ndim,
         shape=part.shape,
         offset=part.offset,
         nbytes=part.nbytes,
         chunk_shape=part.chunks,
-        chunks=chunks.take(picked),
+        chunks=chunks.scatter_rows(chunked, len(table)).take(rows),
         kind=number[np.searchsorted(used, part.first_alike)],
         kinds=tuple(kinds.values()),
-        alike=tuple(alike),
-        like=np.searchsorted(order, like[picked]),
+        representatives=tuple((int(np.searchsorted(rows, k)), opened[k]) for k in order),
+        representative=np.searchsorted(order, decoded_as[rows]),
         rows=np.zeros(0, dtype=np.intp),
         which=np.zeros(0, dtype=np.int64),
     )
 
 
-def _facts_or_none(location: FileLocation, address: int) -> DatasetMetadata | None:
-    """Return what a dataset says of itself; None where it cannot be looked at.
+def _select_by_kind(
+    location: FileLocation, address: npt.NDArray[np.uint64], table: hdf5.DatasetTable
+) -> tuple[npt.NDArray[np.bool_], dict[int, DatasetMetadata]]:
+    """Select small datasets whose elements are stored as bytes of a NumPy type.
 
-    Whoever looks at it alone says why.
+    Returns the mask, and by the number of each kind the metadata of its first dataset.
+    """
+    selected = table.known & (table.nbytes <= SMALL_NBYTES)
+    kinds: dict[int, DatasetMetadata] = {}
+    for k in np.unique(table.first_alike[selected]).tolist():
+        members = selected & (table.first_alike == k)
+        metadata = _metadata_or_none(location, int(address[k]))
+        if metadata is None or not _is_plain(metadata.layout):
+            selected &= ~members
+            continue
+        kinds[k] = metadata
+        needed = table.shape.prod(axis=1) * metadata.layout.stored_itemsize
+        selected &= ~members | (table.nbytes == needed)
+    return selected, kinds
+
+
+def _choose_representatives(
+    location: FileLocation,
+    address: npt.NDArray[np.uint64],
+    table: hdf5.DatasetTable,
+    selected: npt.NDArray[np.bool_],
+    decoding_attributes: Collection[str],
+) -> tuple[dict[int, DatasetMetadata], npt.NDArray[np.intp]]:
+    """Open the datasets that represent all selected ones by their attributes.
+
+    A dataset that cannot be opened is removed from ``selected``. Returns the metadata of the
+    opened datasets by row, and for each row the opened row that is decoded equally.
+    """
+    alone = selected & (table.attributes == hdf5.OWN_ATTRIBUTES)  # to be opened one by one
+    opened: dict[int, DatasetMetadata] = {}
+    decoded_as = np.arange(len(table))
+    for k in np.unique(table.attributes[selected & (table.attributes >= 0)]).tolist():
+        members = np.flatnonzero(selected & (table.attributes == k))
+        first_equal, known = _group_by_decoding(table, members, decoding_attributes)
+        alone[members[~known]] = True
+        members, first_equal = members[known], first_equal[known]
+        compared = _open_until_compared(location, address, table, members)
+        decoded = _open_alike(location, address, np.unique(first_equal)) if compared else None
+        if compared is None or decoded is None:
+            alone[members] = True
+        else:
+            opened |= compared | decoded
+            decoded_as[members] = first_equal
+    for row in np.flatnonzero(alone).tolist():
+        metadata = _metadata_or_none(location, int(address[row]))
+        if metadata is None:
+            selected[row] = False
+        else:
+            opened[row] = metadata
+    # One dataset of each number of axes and set of attributes, and one without attributes.
+    rows = np.flatnonzero(selected)
+    form = table.ndim[rows] + table.attributes[rows] * (hdf5.MAX_RANK + 1)
+    first = rows[np.unique(form, return_index=True)[1]]
+    bare = np.flatnonzero(selected & (table.attributes == hdf5.NO_ATTRIBUTES))
+    decoded_as[bare] = bare[:1]
+    for row in {*first[~alone[first]].tolist(), *bare[:1].tolist()} - opened.keys():
+        opened[row] = StoredObject(location, int(address[row])).metadata
+    return {row: opened[row] for row in opened if selected[row]}, decoded_as
+
+
+def _metadata_or_none(location: FileLocation, address: int) -> DatasetMetadata | None:
+    """Return the metadata of a dataset; None if it cannot be opened.
+
+    The error is raised later, when the dataset is opened by itself.
     """
     try:
         return StoredObject(location, address).metadata
@@ -219,7 +245,7 @@ def _facts_or_none(location: FileLocation, address: int) -> DatasetMetadata | No
 
 
 def _is_plain(layout: hdf5.DatasetLayout) -> bool:
-    """Tell whether elements are stored as the bytes of a NumPy type, and no references."""
+    """Tell whether elements are the bytes of a NumPy type, without references."""
     references = layout.reference_kind or layout.elements is not None
     return not references and layout.why_not_direct in ("", COMPACT)
 
@@ -229,82 +255,75 @@ def _group_by_decoding(
     members: npt.NDArray[np.intp],
     decoding_attributes: Collection[str],
 ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """Find the datasets of one set of attributes whose values are decoded alike.
+    """Group the datasets of one set of attributes by the values that determine decoding.
 
-    Returns
-    -------
-    decoded_as : numpy.ndarray
-        The first dataset that has the same values of the decoding attributes.
-    known : numpy.ndarray
-        False where such a value was not compared.
+    Returns for each dataset the first row with equal values, and whether they were compared.
     """
     names = table.names[int(table.attributes[members[0]])]
     axes = [axis for axis, name in enumerate(names) if name in decoding_attributes]
     if not axes:
         return np.full(len(members), members[0]), np.ones(len(members), dtype=bool)
     values = table.values[members][:, axes]
-    _, first, of = np.unique(values, axis=0, return_index=True, return_inverse=True)
-    return members[first[of.reshape(-1)]], (values != hdf5.OTHER_VALUE).all(axis=1)
+    _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    return members[first[group.reshape(-1)]], (values != hdf5.OTHER_VALUE).all(axis=1)
 
 
-def _look_at(
+def _open_alike(
     location: FileLocation, address: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
 ) -> dict[int, DatasetMetadata] | None:
-    """Look at some datasets; None where one has to be looked at by itself."""
-    looked = {}
+    """Open datasets that may represent others; None if one of them may not."""
+    opened = {}
     for row in rows.tolist():
-        facts = _facts_or_none(location, int(address[row]))
-        if facts is None or not _is_alike(facts):
+        metadata = _metadata_or_none(location, int(address[row]))
+        if metadata is None or not _may_represent(metadata):
             return None
-        looked[row] = facts
-    return looked
+        opened[row] = metadata
+    return opened
 
 
-def _find_witnesses(
+def _open_until_compared(
     location: FileLocation,
     address: npt.NDArray[np.uint64],
     table: hdf5.DatasetTable,
     members: npt.NDArray[np.intp],
 ) -> dict[int, DatasetMetadata] | None:
-    """Look at datasets of one set of attributes until it is known which values all share.
+    """Open datasets of one set of attributes until each attribute is constant or varies.
 
     Returns
     -------
     dict or None
-        Some of the datasets, by row: what these agree on, all members do. None where each
-        has to be looked at.
+        Metadata of the opened datasets, by row: all members share the values that these
+        datasets share. None if each member must be opened.
     """
     if not len(members):
         return {}
-    first = int(members[0])
-    facts = _facts_or_none(location, int(address[first]))
-    if facts is None or not _is_alike(facts):
+    opened = _open_alike(location, address, members[:1])
+    if opened is None:
         return None
-    looked = {first: facts}
+    first = int(members[0])
     for axis, name in enumerate(table.names[int(table.attributes[first])]):
-        value = table.values[members, axis]
-        distinct, where = np.unique(value, return_index=True)
+        distinct, index = np.unique(table.values[members, axis], return_index=True)
         if len(distinct) == 1 and distinct[0] != hdf5.OTHER_VALUE:
             continue
-        for at in np.sort(where[distinct != hdf5.OTHER_VALUE]).tolist():
-            row = int(members[at])
-            other = looked.get(row) or _facts_or_none(location, int(address[row]))
-            if other is None or not _is_alike(other):
-                return None
-            looked[row] = other
-            if _differ(facts.attributes.get(name), other.attributes.get(name)):
+        for row in members[np.sort(index[distinct != hdf5.OTHER_VALUE])].tolist():
+            if row not in opened:
+                more = _open_alike(location, address, np.array([row]))
+                if more is None:
+                    return None
+                opened |= more
+            if _differ(opened[first].attributes.get(name), opened[row].attributes.get(name)):
                 break
         else:
             if distinct[0] == hdf5.OTHER_VALUE:
                 return None
-    return looked
+    return opened
 
 
 def _differ(a: Any, b: Any) -> bool:
     return type(a) is not type(b) or not np.array_equal(a, b)
 
 
-def _is_alike(facts: DatasetMetadata) -> bool:
-    """Tell whether datasets with the same attributes are named and described alike."""
-    named = {"CLASS", "coordinates"} & facts.attributes.keys()
-    return not (named or facts.scales or facts.problems)
+def _may_represent(metadata: DatasetMetadata) -> bool:
+    """Tell whether datasets with the same attributes have equal names and coordinates."""
+    special = {"CLASS", "coordinates"} & metadata.attributes.keys()
+    return not (special or metadata.scales or metadata.problems)

@@ -1,11 +1,11 @@
 """Arrays of references that are columns.
 
-In: `ReferenceColumns` columns or the place of a stored dataset. Out: `ReferenceArray`,
-the duck array that a reference variable holds.
+In: `ReferenceColumns`, or the `StoredReferences` of a dataset. Out: `ReferenceArray`, the duck
+array that a reference variable holds.
 
-An array that was opened from a file is only a place until something asks for
-what its elements say; slicing it gives a smaller place. Elements are made when
-one is indexed.
+An array that was opened from a file keeps the location of its elements, and decodes them when
+they are first needed; slicing such an array slices the location. A reference object is made
+when one element is indexed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ import numpy.typing as npt
 
 from xref.arrays import digest
 from xref.errors import XrefError
-from xref.references.columns import KIND_NOUNS, ReferenceColumns
+from xref.references.columns import (
+    KIND_NOUNS,
+    ReferenceColumns,
+    as_slice,
+    columns_from_objects,
+    null_references,
+    same_references,
+)
 from xref.references.reference import (
     DEFAULT_OPTIONS,
     AttributeReference,
@@ -29,19 +36,18 @@ from xref.references.reference import (
     ObjectReference,
     Reference,
     RegionReference,
-    common_options,
     null_reference,
 )
 from xref.references.stored import StoredReferences
-from xref.selections import SelectionKind, empty_table, table_from_selections
+from xref.selections import SelectionKind, empty_table
 
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""What NumPy's functions do with a `ReferenceArray`; see `xref.references.array_functions`."""
+"""Implementations of NumPy functions, entered by `xref.references.array_functions`."""
 
 
 @dataclass(slots=True)
 class _Columns:
-    """Columns that are decoded once, when first asked for."""
+    """Columns that are decoded once, at the first use."""
 
     value: ReferenceColumns | None = None
     lock: Any = field(default_factory=threading.Lock)
@@ -50,19 +56,17 @@ class _Columns:
 class ReferenceArray:
     """An immutable array of references, kept as columns.
 
-    Its ``kind`` is "object", "region", or "std" for references of HDF5 1.12 and later
-    (``H5T_STD_REF``), among which may be some to objects, regions and attributes.
+    The attribute ``kind`` is "object", "region", or "std" for references of HDF5 1.12 and
+    later (``H5T_STD_REF``), which refer to objects, regions and attributes in one array.
 
-    To NumPy and xarray it is a duck array of dtype object. An integer index for
-    each axis gives a reference, anything else another `ReferenceArray`.
-    ``np.asarray`` makes the objects.
+    NumPy and xarray see a duck array of dtype object. An integer index for each axis gives
+    a reference, any other index gives a `ReferenceArray`. ``np.asarray`` makes the objects.
 
-    Arrays may be used from several threads; what the lock guards is the one-time
-    decoding of the columns.
+    Several threads may use an array; a lock guards the one-time decoding of the columns.
 
-    Elements compare by what they point at, null ones as equal. Only an array
-    compared with itself differs where it is null: ``data != data`` is how xarray
-    asks for missing values, so ``isnull``, ``dropna`` and ``combine_first`` work.
+    Elements are equal if they have the same target; null references are equal. Only an array
+    compared with itself differs where it is null: xarray finds missing values by
+    ``data != data``, so ``isnull``, ``dropna`` and ``combine_first`` work.
 
     Notes
     -----
@@ -82,7 +86,7 @@ class ReferenceArray:
         options: DecodeOptions = DEFAULT_OPTIONS,
     ) -> None:
         if columns is None and stored is None:
-            raise TypeError("columns or the place of stored references are needed")
+            raise TypeError("a ReferenceArray needs columns or stored references")
         if columns is not None and len(columns) != math.prod(shape):
             raise ValueError(f"{len(columns)} references do not fill an array of shape {shape}")
         self._shape = shape
@@ -95,70 +99,35 @@ class ReferenceArray:
     def from_references(cls, references: Any, *, keep_kinds: bool = False) -> ReferenceArray:
         """Make an array from references, nested sequences of them or an object array.
 
-        Among object references, region references stand for their objects, unless
-        ``keep_kinds`` says otherwise. With a reference to an attribute among them, all
-        keep their kind. None stands for a null reference.
+        If object references and region references are given, a region reference stands for
+        its object, except with ``keep_kinds``. If an attribute reference is given, every
+        reference keeps its kind. None stands for a null reference.
         """
         objects = np.asarray(references, dtype=object)
-        flat = objects.ravel().tolist()
-        if keep_kinds or any(isinstance(r, AttributeReference) for r in flat):
-            return _mixed_array(flat, objects.shape)
-        is_region = not any(isinstance(r, ObjectReference) for r in flat) and any(
-            isinstance(r, RegionReference) for r in flat
-        )
-        if not is_region:
-            # Among object references a region reference stands for its object.
-            flat = [r.object if isinstance(r, RegionReference) else r for r in flat]
-        wanted = RegionReference if is_region else ObjectReference
-        null = null_reference(is_region)
-        flat = [null if r is None else r for r in flat]
-        for r in flat:
-            if not isinstance(r, wanted):
-                raise TypeError(f"{r!r} is no {wanted.__name__}")
-        files = tuple(dict.fromkeys(r.location for r in flat if r.location is not None))
-        regions = None
-        if is_region:
-            regions = table_from_selections([r.selection for r in flat])
-        columns = ReferenceColumns(
-            files=files,
-            file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
-            address=np.array([r.address for r in flat], dtype=np.uint64),
-            regions=regions,
-        )
-        options = common_options(r.options for r in flat if r)
-        kind = "region" if is_region else "object"
+        kind, columns, options = columns_from_objects(objects.ravel().tolist(), keep_kinds)
         return cls(objects.shape, kind=kind, columns=columns, options=options)
 
     @classmethod
     def nulls(cls, shape: tuple[int, ...], *, is_region: bool) -> ReferenceArray:
         """Return an array of null references."""
         n = math.prod(shape)
-        columns = ReferenceColumns(
-            files=(),
-            file=np.zeros(n, dtype=np.int64),
-            address=np.zeros(n, dtype=np.uint64),
-            regions=empty_table(n, 0) if is_region else None,
-        )
+        columns = null_references(n, empty_table(n, 0) if is_region else None)
         return cls(shape, kind="region" if is_region else "object", columns=columns)
-
-    # --- what it holds ---------------------------------------------------------
 
     @property
     def columns(self) -> ReferenceColumns:
-        """The references in C order; decoded when first asked for."""
-        columns = self._columns.value
-        if columns is None:
+        """The references in C order, decoded at the first use."""
+        if self._columns.value is None:
             with self._columns.lock:
-                columns = self._columns.value
-                if columns is None:
+                if self._columns.value is None:
                     if self._stored is None:
-                        raise TypeError("an array of references without columns or a place")
-                    columns = self._columns.value = self._stored.read()
-        return columns
+                        raise TypeError("a ReferenceArray has no columns or stored references")
+                    self._columns.value = self._stored.read()
+        return self._columns.value
 
     @property
     def is_region(self) -> bool:
-        """Whether it holds regions; only an array of the kind "std" must be read to tell."""
+        """Whether an element is a region reference; an array of kind "std" is read for it."""
         if self.kind != "std":
             return self.kind == "region"
         regions = self.columns.regions
@@ -166,12 +135,12 @@ class ReferenceArray:
 
     @property
     def stored(self) -> StoredReferences | None:
-        """Where the elements are stored, if they are a box of one dataset."""
+        """The location of the elements in the file; None if they are no box of one dataset."""
         return self._stored
 
     @property
     def options(self) -> DecodeOptions:
-        """How resolved variables are decoded."""
+        """How variables that references resolve to are decoded."""
         return self._options
 
     def describe(self, row: int) -> str:
@@ -184,7 +153,7 @@ class ReferenceArray:
         return f"{file}: {KIND_NOUNS[self.kind]} {index[0] if len(index) == 1 else index}"
 
     def element(self, row: int) -> Reference:
-        """Return one element in C order; decodes all of them the first time."""
+        """Return one element in C order; the first call decodes all elements."""
         columns = self.columns
         address = int(columns.address[row])
         kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
@@ -201,8 +170,6 @@ class ReferenceArray:
         if not self._shape:
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in range(self._shape[0]))
-
-    # --- duck array ------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -242,7 +209,7 @@ class ReferenceArray:
     def __getitem__(self, key: Any) -> Any:
         key = key if isinstance(key, tuple) else (key,)
         if any(isinstance(k, ReferenceArray) for k in key):
-            raise IndexError("a reference is no index")
+            raise IndexError("an array of references cannot be an index")
         box = self._basic_box(key)
         if box is not None:
             stored, shape = box
@@ -255,11 +222,13 @@ class ReferenceArray:
         rows = self.row_numbers()[key]
         if not isinstance(rows, np.ndarray):
             return self.element(int(rows))
+        return self._gather(rows)
+
+    def _gather(self, rows: npt.NDArray[np.int64]) -> ReferenceArray:
+        """Return the elements of row numbers, in the shape of ``rows``."""
+        columns = self.columns.take(as_slice(rows.reshape(-1)))
         return ReferenceArray(
-            rows.shape,
-            kind=self.kind,
-            columns=self.columns.take(as_slice(rows.reshape(-1))),
-            options=self._options,
+            rows.shape, kind=self.kind, columns=columns, options=self._options
         )
 
     def row_numbers(self) -> npt.NDArray[np.int64]:
@@ -269,7 +238,7 @@ class ReferenceArray:
     def _basic_box(
         self, key: tuple[Any, ...]
     ) -> tuple[StoredReferences, tuple[int, ...]] | None:
-        """Apply integers and forward slices to the place of stored elements."""
+        """Apply integers and forward slices to the location of stored elements."""
         stored = self._stored
         basic = all(k is Ellipsis or isinstance(k, int | np.integer | slice) for k in key)
         if stored is None or not basic or self._shape != stored.shape:
@@ -277,9 +246,9 @@ class ReferenceArray:
         n_given = sum(k is not Ellipsis for k in key)
         if n_given > self.ndim or sum(k is Ellipsis for k in key) > 1:
             return None  # NumPy words the error
-        at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+        n_before = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
         fill = (slice(None),) * (self.ndim - n_given)
-        full = (*key[:at], *fill, *key[at + 1 :])
+        full = (*key[:n_before], *fill, *key[n_before + 1 :])
         slices, shape = [], []
         for k, (start, count, step) in zip(full, stored.slices, strict=True):
             if isinstance(k, slice):
@@ -293,17 +262,18 @@ class ReferenceArray:
                 if not -count <= k < count:
                     return None
                 slices.append((start + int(k) % count * step, 1, 1))
-        place = replace(stored, slices=tuple(slices))
-        return place, tuple(shape)
+        return replace(stored, slices=tuple(slices)), tuple(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
-            raise ValueError("references are made as objects: copy=False is not possible")
+            raise ValueError(
+                "np.asarray makes an object of each reference: copy=False is not possible"
+            )
         if dtype is not None and np.dtype(dtype) == np.bool_:
             result: npt.NDArray[Any] = self.astype(bool)
             return result
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"references are objects and do not convert to {dtype}")
+            raise TypeError(f"references are objects and cannot be converted to {dtype}")
         out = np.empty(self.size, dtype=object)
         for row in range(self.size):
             out[row] = self.element(row)
@@ -321,7 +291,9 @@ class ReferenceArray:
             if columns.regions is not None:
                 mask &= columns.regions.kind != SelectionKind.NULL
             return mask.reshape(self._shape)
-        raise TypeError(f"references do not convert to {dtype}; bool gives the non-null mask")
+        raise TypeError(
+            f"references cannot be converted to {dtype}; bool gives the non-null mask"
+        )
 
     def item(self, *args: Any) -> Any:
         """Return one reference, as `numpy.ndarray.item` does."""
@@ -347,12 +319,7 @@ class ReferenceArray:
             flat = rows.reshape(-1)
             if len(flat) < 2 or (np.diff(flat) == 1).all():
                 return self
-        return ReferenceArray(
-            rows.shape,
-            kind=self.kind,
-            columns=self.columns.take(as_slice(rows.reshape(-1))),
-            options=self._options,
-        )
+        return self._gather(rows)
 
     def copy(self, order: str = "C") -> ReferenceArray:
         """Return the array itself: it is immutable."""
@@ -413,18 +380,16 @@ class ReferenceArray:
         handler = FUNCTIONS.get(func)
         return NotImplemented if handler is None else handler(*args, **kwargs)
 
-    # --- text ------------------------------------------------------------------
-
     def _repr_inline_(self, max_width: int) -> str:
         """Describe the array on one line, for the repr of a Dataset; reads no references.
 
-        The common target of stored references is not shown, whether they were read or not:
-        the text does not depend on that.
+        The common target of stored references is never shown, so that the text does not
+        depend on whether they were read.
         """
         text = _CLASS_NAMES[self.kind]
         columns = self._columns.value if self._stored is None else None
-        some = columns is not None and columns.files and len(columns)
-        if columns is not None and some and (columns.address == columns.address[0]).all():
+        has_rows = columns is not None and columns.files and len(columns)
+        if columns is not None and has_rows and (columns.address == columns.address[0]).all():
             target = ObjectReference(columns.files[0], int(columns.address[0]))
             text += f" {target.target_text()}"
         return f"<{text}>"[:max_width]
@@ -433,13 +398,13 @@ class ReferenceArray:
         head = f"<xref.ReferenceArray {self._shape} of {KIND_NOUNS[self.kind]}s"
         try:
             few = [f"  {self.element_at(i)!r}" for i in range(min(self.size, 3))]
-        except (XrefError, OSError) as error:  # a repr must not fail: it says what would
+        except (XrefError, OSError) as error:  # a repr must not fail
             return f"{head}: {type(error).__name__}: {error}>"
         more = ["  ..."] if self.size > 3 else []
         return "\n".join([head + ">", *few, *more])
 
     def element_at(self, row: int) -> Any:
-        """Return one element in C order, decoding no more than it."""
+        """Return one element in C order; decodes this element alone."""
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
         return self[index]
 
@@ -459,44 +424,8 @@ def _restore(
     return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
 
-def _mixed_array(flat: list[Any], shape: tuple[int, ...]) -> ReferenceArray:
-    """Make an array of references of all kinds."""
-    flat = [null_reference(False) if r is None else r for r in flat]
-    for r in flat:
-        if not isinstance(r, Reference):
-            raise TypeError(f"{r!r} is no reference")
-    files = list(dict.fromkeys(r.location for r in flat if r.location is not None))
-    names = list(dict.fromkeys(r.name for r in flat if isinstance(r, AttributeReference)))
-    selections = [r.selection if isinstance(r, RegionReference) else None for r in flat]
-    whole = np.array([bool(r) and not isinstance(r, RegionReference) for r in flat])
-    table = table_from_selections(selections)
-    numbers = [names.index(r.name) if isinstance(r, AttributeReference) else -1 for r in flat]
-    columns = ReferenceColumns(
-        files=tuple(files),
-        file=np.array([files.index(r.location) if r.location else 0 for r in flat], int),
-        address=np.array([r.address for r in flat], dtype=np.uint64),
-        regions=table.replace(
-            kind=np.where(whole, SelectionKind.OBJECT, table.kind).astype(np.uint8)
-        ),
-        attribute=np.array(numbers, dtype=np.int64),
-        names=tuple(names),
-    )
-    options = common_options(r.options for r in flat if r)
-    return ReferenceArray(shape, kind="std", columns=columns, options=options)
-
-
-def as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
-    """Return evenly spaced ascending rows as a slice, so that columns are views."""
-    if not len(rows):
-        return slice(0, 0)
-    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
-    if step > 0 and (np.diff(rows) == step).all():
-        return slice(int(rows[0]), int(rows[-1]) + 1, step)
-    return rows
-
-
 def _compare(left: Any, right: Any) -> Any:
-    """Compare element by element, by columns where both sides are arrays."""
+    """Compare element by element; references and sequences of them become arrays."""
     if not isinstance(left, ReferenceArray):
         left, right = right, left
     if not isinstance(right, ReferenceArray):
@@ -519,12 +448,4 @@ def _compare(left: Any, right: Any) -> Any:
         x.columns.take(np.broadcast_to(x.row_numbers(), shape).reshape(-1))
         for x in (left, right)
     )
-    null = (a.address == 0) & (b.address == 0)
-    keys = {f.file_id: i for i, f in enumerate((*a.files, *b.files))}
-    numbers = [np.array([keys[f.file_id] for f in x.files] or [0]) for x in (a, b)]
-    same = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
-    if a.regions is not None or b.regions is not None:
-        same &= a.region_table().same_rows(b.region_table())
-    if a.attribute is not None or b.attribute is not None:
-        same &= a.attribute_names() == b.attribute_names()
-    return (same | null).reshape(shape)
+    return same_references(a, b).reshape(shape)

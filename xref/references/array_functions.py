@@ -1,8 +1,8 @@
 """NumPy's functions on arrays of references (NEP 18).
 
-In: `ReferenceArray`s. Out: others. All of them only move elements, so each is
-worked out on row numbers and applied to the columns once. Importing the module
-enters them in `xref.references.array.FUNCTIONS`.
+In: `ReferenceArray`s. Out: `ReferenceArray`s. Each function only moves elements, so NumPy
+applies the function to row numbers, and the columns are taken once by the resulting rows.
+Importing this module enters the functions in `xref.references.array.FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.references.array import FUNCTIONS, ReferenceArray, as_slice
-from xref.references.columns import concat_references
+from xref.references.array import FUNCTIONS, ReferenceArray
+from xref.references.columns import as_slice, concat_references
 from xref.references.reference import common_options
 
 
@@ -33,9 +33,9 @@ def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceA
 
 
 def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
-    """Pick rows of several arrays, counted through all of them."""
+    """Take rows of the concatenation of several arrays."""
     columns = concat_references([p.columns for p in parts])
-    # Null references, such as padding, were opened with no options.
+    # Null references, such as padding, have no file and no options of their own.
     options = common_options(p.options for p in parts if p.columns.files)
     return ReferenceArray(
         rows.shape,
@@ -46,9 +46,9 @@ def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> Referen
 
 
 def _same_kind(arrays: Any) -> list[ReferenceArray]:
-    """Turn all operands into arrays of one kind; missing values become null.
+    """Turn all operands into arrays of one kind; missing values become null references.
 
-    References of HDF5 1.12 and later, which may be of any kind, mix with all others.
+    Arrays of the kind "std" (HDF5 1.12 and later) may be combined with any other kind.
     """
     arrays = list(arrays)
     kind = next(a.kind for a in arrays if isinstance(a, ReferenceArray))
@@ -88,12 +88,14 @@ def _where(condition: Any, x: Any, y: Any) -> ReferenceArray:
 
 
 def _pad(a: ReferenceArray, pad_width: Any, mode: str = "constant", **kwargs: Any) -> Any:
-    """Pad with nulls, or with elements where the mode moves elements."""
+    """Pad with null references, or with elements in modes that repeat elements."""
     if mode != "constant":
         return a.take_rows(np.pad(a.row_numbers(), pad_width, mode=mode, **kwargs))  # type: ignore[call-overload]
     fill = kwargs.get("constant_values")
     if not all(_is_missing(v) for v in np.asarray(fill, dtype=object).flat):
-        raise TypeError(f"references are padded with null, not with {fill!r}")
+        raise TypeError(
+            f"an array of references is padded with null references, not with {fill!r}"
+        )
     rows = np.pad(a.row_numbers(), pad_width, constant_values=a.size)
     null = ReferenceArray.nulls((1,), is_region=a.kind == "region")
     return _gather([a, null], rows)
@@ -105,7 +107,7 @@ def _take(a: ReferenceArray, indices: Any, axis: int | None = None, **kwargs: An
 
 
 def _by_index_function(function: Callable[..., Any]) -> Callable[..., ReferenceArray]:
-    """Apply a function that only moves elements."""
+    """Apply a NumPy function that only moves elements to the row numbers."""
 
     def apply(a: ReferenceArray, *args: Any, **kwargs: Any) -> ReferenceArray:
         return a.take_rows(function(a.row_numbers(), *args, **kwargs))

@@ -1,33 +1,41 @@
-"""Stored references into columns: the bytes of a reference dataset, then its heap.
+"""References as columns: `ReferenceColumns`, one row for each reference.
 
-In: where a reference dataset is and which part of it is wanted. Out:
-`ReferenceColumns`, one row an element.
-
-1. The raw elements are read with the same planner and readers as any dataset.
-2. Region references, and most of HDF5 1.12 and later, name an object in a global
-   heap collection each. The distinct collections are read once, in file order and in
-   batches.
-3. All objects of a batch are found and decoded together (`xref.hdf5.global_heap`,
-   `xref.hdf5.selection_decoding`, `xref.hdf5.std_references`).
+In: decoded columns, or reference objects. Out: `ReferenceColumns`, which are sliced, joined and
+compared without making an object for each row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import FrozenColumns, IntArray
-from xref.selections import SelectionKind, SelectionTable, concat_tables, empty_table
+from xref.arrays import BoolArray, FrozenColumns, IntArray
+from xref.references.reference import (
+    AttributeReference,
+    DecodeOptions,
+    ObjectReference,
+    Reference,
+    RegionReference,
+    common_options,
+    null_reference,
+)
+from xref.selections import (
+    SelectionKind,
+    SelectionTable,
+    concat_tables,
+    empty_table,
+    table_from_selections,
+)
 from xref.storage import FileLocation
 
 _T = TypeVar("_T")
 
 KIND_NOUNS = {"object": "object reference", "region": "region reference", "std": "reference"}
-"""What an element is called in messages, by the kind of its array."""
+"""The noun for an element in messages, by the kind of the array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,10 +43,10 @@ class ReferenceColumns(FrozenColumns):
     """n references; a null one has address 0."""
 
     files: tuple[FileLocation, ...]
-    file: IntArray  # (n,), row of `files` that the target lives in
+    file: IntArray  # (n,), row of `files`: the file of the target
     address: npt.NDArray[np.uint64]  # (n,), target's object header, from the base address
     regions: SelectionTable | None  # n rows; None where no row is a region
-    attribute: IntArray | None = None  # (n,), row of `names`, -1 for none; None without any
+    attribute: IntArray | None = None  # (n,), row of `names`, or -1; None if all are -1
     names: tuple[str, ...] = ()  # of attributes of the targets
 
     @classmethod
@@ -74,31 +82,31 @@ class ReferenceColumns(FrozenColumns):
         return np.flatnonzero(self.attribute >= 0)
 
     def attribute_names(self) -> npt.NDArray[np.object_]:
-        """Return the name of each row's attribute, None where it is no attribute."""
+        """Return the name of the attribute that each row refers to, or None."""
         names = np.array([*self.names, None], dtype=object)
         number = np.full(len(self), -1) if self.attribute is None else self.attribute
-        found: npt.NDArray[np.object_] = names[number]
-        return found
+        result: npt.NDArray[np.object_] = names[number]
+        return result
 
     def used_files(self) -> tuple[FileLocation, ...]:
-        """Return the files that targets live in."""
+        """Return the files that contain a target."""
         if len(self.files) < 2:
             return self.files
         return tuple(self.files[k] for k in np.unique(self.file[self.address != 0]).tolist())
 
     def region_table(self) -> SelectionTable:
-        """Return the regions; rows that are none stand for the object itself, or null."""
+        """Return the selections; rows without a region have the kind OBJECT or NULL."""
         return object_table(self.address) if self.regions is None else self.regions
 
 
 def object_table(address: npt.NDArray[np.uint64]) -> SelectionTable:
-    """Return rows that select nothing within their targets; null where there is none."""
+    """Return rows of the kind OBJECT, or NULL where the address is 0."""
     kind = np.where(address != 0, SelectionKind.OBJECT, SelectionKind.NULL).astype(np.uint8)
     return empty_table(len(address), 0).replace(kind=kind)
 
 
 def concat_references(parts: list[ReferenceColumns]) -> ReferenceColumns:
-    """Put rows of several tables one after the other; files are listed once."""
+    """Concatenate the rows of several tables; each file is listed once."""
     files = tuple(dict.fromkeys(f for part in parts for f in part.files))
     number = {f: i for i, f in enumerate(files)}
     rows = [np.array([number[f] for f in part.files] or [0]) for part in parts]
@@ -115,29 +123,104 @@ def concat_references(parts: list[ReferenceColumns]) -> ReferenceColumns:
 
 
 def _renumber(part: ReferenceColumns, names: Interner[str]) -> IntArray:
-    """Return the attribute column by the rows of other names, which contain its own."""
+    """Return the attribute column as rows of ``names``, which gets the new names."""
     if part.attribute is None:
         return np.full(len(part), -1, dtype=np.int64)
     return np.array([*names.number(part.names), -1])[part.attribute]
 
 
-def null_references(n: int) -> ReferenceColumns:
+def null_references(n: int, regions: SelectionTable | None = None) -> ReferenceColumns:
     """Return n null references."""
+    zeros = np.zeros(n, dtype=np.int64)
     return ReferenceColumns(
-        files=(),
-        file=np.zeros(n, dtype=np.int64),
-        address=np.zeros(n, dtype=np.uint64),
-        regions=None,
+        files=(), file=zeros, address=zeros.astype(np.uint64), regions=regions
     )
 
 
+def columns_from_objects(
+    references: list[Any], keep_kinds: bool
+) -> tuple[str, ReferenceColumns, DecodeOptions]:
+    """Turn reference objects into the kind, the columns and the options of an array.
+
+    None stands for a null reference. `ReferenceArray.from_references` describes the kinds.
+    """
+    kind, references = _common_kind(references, keep_kinds)
+    files = Interner(r.location for r in references if r.location is not None)
+    names = Interner(r.name for r in references if isinstance(r, AttributeReference))
+    table, attribute = None, None
+    if kind != "object":
+        table = table_from_selections(
+            [r.selection if isinstance(r, RegionReference) else None for r in references]
+        )
+    if kind == "std" and table is not None:
+        whole = [bool(r) and not isinstance(r, RegionReference) for r in references]
+        selection_kind = np.where(whole, SelectionKind.OBJECT, table.kind)
+        table = table.replace(kind=selection_kind.astype(np.uint8))
+        attribute = np.array(
+            [names[r.name] if isinstance(r, AttributeReference) else -1 for r in references],
+            dtype=np.int64,
+        )
+    columns = ReferenceColumns(
+        files=tuple(files),
+        file=np.array([files[r.location] if r.location else 0 for r in references], int),
+        address=np.array([r.address for r in references], dtype=np.uint64),
+        regions=table,
+        attribute=attribute,
+        names=tuple(names),
+    )
+    return kind, columns, common_options(r.options for r in references if r)
+
+
+def _common_kind(references: list[Any], keep_kinds: bool) -> tuple[str, list[Any]]:
+    """Choose the kind of an array, and turn null and region references into that kind."""
+    classes = {type(r) for r in references}
+    wanted: Any
+    if keep_kinds or AttributeReference in classes:
+        kind, wanted = "std", Reference
+    elif RegionReference in classes and ObjectReference not in classes:
+        kind, wanted = "region", RegionReference
+    else:
+        kind, wanted = "object", ObjectReference
+        references = [r.object if isinstance(r, RegionReference) else r for r in references]
+    null = null_reference(kind == "region")
+    references = [null if r is None else r for r in references]
+    for r in references:
+        if not isinstance(r, wanted):
+            raise TypeError(f"{r!r} is no {KIND_NOUNS[kind]}")
+    return kind, references
+
+
+def same_references(a: ReferenceColumns, b: ReferenceColumns) -> BoolArray:
+    """Tell for each row whether both references have the same target, or both are null."""
+    null = (a.address == 0) & (b.address == 0)
+    keys = {f.file_id: i for i, f in enumerate((*a.files, *b.files))}
+    numbers = [np.array([keys[f.file_id] for f in x.files] or [0]) for x in (a, b)]
+    same: BoolArray = (a.address == b.address) & (numbers[0][a.file] == numbers[1][b.file])
+    if a.regions is not None or b.regions is not None:
+        same &= a.region_table().same_rows(b.region_table())
+    if a.attribute is not None or b.attribute is not None:
+        same &= a.attribute_names() == b.attribute_names()
+    result: BoolArray = same | null
+    return result
+
+
+def as_slice(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
+    """Return evenly spaced ascending rows as a slice, so that columns become views."""
+    if not len(rows):
+        return slice(0, 0)
+    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    if step > 0 and (np.diff(rows) == step).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1, step)
+    return rows
+
+
 class Interner(dict[_T, int]):
-    """Numbers things in the order in which they first come."""
+    """Numbers distinct values in the order in which they first appear."""
 
-    def __init__(self, things: Iterable[_T] = ()) -> None:
+    def __init__(self, values: Iterable[_T] = ()) -> None:
         super().__init__()
-        self.number(things)
+        self.number(values)
 
-    def number(self, things: Iterable[_T]) -> list[int]:
-        """Return the number of each thing; a new one gets the next number."""
-        return [self.setdefault(thing, len(self)) for thing in things]
+    def number(self, values: Iterable[_T]) -> list[int]:
+        """Return the number of each value; a new value gets the next number."""
+        return [self.setdefault(value, len(self)) for value in values]

@@ -1,7 +1,8 @@
 """Stored bytes of references into columns.
 
-In: elements as stored. Out: `ReferenceColumns`. Distinct heap collections are read once, in
-file order and in batches; all objects of a batch are decoded together.
+In: elements as stored. Out: `ReferenceColumns`. Region references, and most references of HDF5
+1.12 and later, name an object in a global heap collection. Each distinct collection is read
+once, in file order and in batches; all heap objects of a batch are decoded together.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ def decode_references(
     location : FileLocation
         The file that the bytes come from.
     raw : numpy.ndarray
-        Shape ``(n, width)``, uint8, as they are stored.
+        Shape ``(n, width)``, uint8, as stored.
     kind : {"object", "region", "std"}
-        Their type.
+        Type of the references.
     describe : callable
         Names row i in errors.
 
     Raises
     ------
     CorruptFileError
-        If bytes of the references or of the heap make no sense.
+        If the bytes of the references or of the heap are invalid.
     """
     if kind == "std":
         return decode_std_references(location, raw, describe)
@@ -61,7 +62,7 @@ def decode_regions(
     Parameters
     ----------
     location : FileLocation
-        The file whose heap they name.
+        The file that the bytes come from.
     raw : numpy.ndarray
         Shape ``(n, offset_size + 4)``, uint8.
     describe : callable
@@ -71,16 +72,16 @@ def decode_regions(
     -------
     address : numpy.ndarray
         Shape ``(n,)``: targets; 0 for null references.
-    regions : RegionTable
+    regions : SelectionTable
         n rows.
     """
     form = file_format(location)
     heap, index = hdf5.split_heap_ids(raw, offset_size=form.offset_size)
-    live = np.flatnonzero(heap)
+    not_null = np.flatnonzero(heap)
     address = np.zeros(len(heap), dtype=np.uint64)
     tables, order = [], []
     for collections in hdf5.read_collections(
-        file_content(location), heap, index, live, describe
+        file_content(location), heap, index, not_null, describe
     ):
         rows = collections.rows
         address[rows], table = _decode_collections(collections, form.offset_size)
@@ -98,7 +99,7 @@ def decode_regions(
 def _decode_collections(
     collections: hdf5.HeapCollections, address_size: int
 ) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
-    """Decode the references to some heap collections: together, or else one by one."""
+    """Decode the references to heap collections: boxes in bulk, other selections apart."""
     boxes = hdf5.decode_boxes(
         collections.buffer,
         collections.base,
@@ -123,7 +124,7 @@ def decode_std_references(
     Parameters
     ----------
     location : FileLocation
-        The file whose heap they name.
+        The file that the bytes come from.
     raw : numpy.ndarray
         Shape ``(n, offset_size + 10)``, uint8.
     describe : callable
@@ -131,9 +132,10 @@ def decode_std_references(
 
     Returns
     -------
-    columns : References
-        With regions only if there is one among them; rows of other kinds are then of
-        `SelectionKind.OBJECT`. A file that cannot be opened is an error when it is asked for.
+    columns : ReferenceColumns
+        The column ``regions`` is None if no row is a region; otherwise other rows have the
+        kind `SelectionKind.OBJECT`. A file that cannot be opened raises an error only when a
+        target is opened.
     """
     elements = hdf5.split_std_references(
         raw, offset_size=file_format(location).offset_size, describe=describe
@@ -143,42 +145,28 @@ def decode_std_references(
     attribute = np.full(n, -1, dtype=np.int64)
     files, names = Interner[FileLocation]([location]), Interner[str]()
     tables, order = [], []
-    live = np.flatnonzero(elements.in_heap)
+    in_heap = np.flatnonzero(elements.in_heap)
     for batch in hdf5.read_heap_objects(
-        file_content(location), elements.heap, elements.index, live, describe
+        file_content(location), elements.heap, elements.index, in_heap, describe
     ):
         rows = batch.rows
-        differ = np.flatnonzero(batch.nbytes != elements.nbytes[rows])
-        if len(differ):
-            i = int(differ[0])
-            raise CorruptFileError(
-                f"{batch.describe(i)} states {elements.nbytes[rows[i]]} bytes, its global heap "
-                f"object has {batch.nbytes[i]}"
-            )
-        # Each heap object once, however many elements name it.
-        key = batch.position * 16 + 2 * elements.type[rows] + elements.external[rows]
-        first, of = _first_of_each(key)
-        found = hdf5.decode_std_objects(
-            batch.buffer,
-            batch.position[first],
-            batch.nbytes[first],
-            elements.type[rows[first]],
-            elements.external[rows[first]],
-            lambda i, batch=batch, first=first: batch.describe(int(first[i])),  # type: ignore[misc]
-        )
-        address[rows] = found.address[of]
-        if found.filenames:
-            _, by_name = np.unique(found.file[found.file >= 0], return_index=True)
-            users = first[np.flatnonzero(found.file >= 0)[by_name]]
+        first, object_of_row, decoded = _decode_std_batch(elements, batch)
+        address[rows] = decoded.address[object_of_row]
+        if decoded.filenames:
+            with_file = np.flatnonzero(decoded.file >= 0)
+            _, by_name = np.unique(decoded.file[with_file], return_index=True)
             named = [
                 locate_named(location, name, batch.describe(int(i)))
-                for name, i in zip(found.filenames, users, strict=True)
+                for name, i in zip(decoded.filenames, first[with_file[by_name]], strict=True)
             ]
-            file[rows] = np.array([*files.number(named), 0])[found.file[of]]
-        if found.names:
-            attribute[rows] = np.array([*names.number(found.names), -1])[found.attribute[of]]
+            file[rows] = np.array([*files.number(named), 0])[decoded.file[object_of_row]]
+        if decoded.names:
+            numbers = np.array([*names.number(decoded.names), -1])
+            attribute[rows] = numbers[decoded.attribute[object_of_row]]
         is_region = np.flatnonzero(elements.type[rows] == hdf5.REGION)
-        tables.append(found.regions.take(np.searchsorted(found.region, of[is_region])))
+        tables.append(
+            decoded.regions.take(np.searchsorted(decoded.region, object_of_row[is_region]))
+        )
         order.append(rows[is_region])
     regions = None
     if any(len(part) for part in order):
@@ -196,10 +184,45 @@ def decode_std_references(
     )
 
 
+def _decode_std_batch(
+    elements: hdf5.StdElements, batch: hdf5.HeapBatch
+) -> tuple[IntArray, IntArray, hdf5.StdObjects]:
+    """Decode the heap objects of a batch, each once, however many elements name it.
+
+    Returns
+    -------
+    first : numpy.ndarray
+        For each distinct heap object, the first row of the batch that names it.
+    object_of_row : numpy.ndarray
+        For each row of the batch, its heap object.
+    decoded
+        The distinct heap objects.
+    """
+    rows = batch.rows
+    differ = np.flatnonzero(batch.nbytes != elements.nbytes[rows])
+    if len(differ):
+        i = int(differ[0])
+        raise CorruptFileError(
+            f"{batch.describe(i)} states {elements.nbytes[rows[i]]} bytes, its global heap "
+            f"object has {batch.nbytes[i]}"
+        )
+    key = batch.position * 16 + 2 * elements.type[rows] + elements.external[rows]
+    first, object_of_row = _first_of_each(key)
+    decoded = hdf5.decode_std_objects(
+        batch.buffer,
+        batch.position[first],
+        batch.nbytes[first],
+        elements.type[rows[first]],
+        elements.external[rows[first]],
+        lambda i: batch.describe(int(first[i])),
+    )
+    return first, object_of_row, decoded
+
+
 def _first_of_each(key: IntArray) -> tuple[IntArray, IntArray]:
-    """Return a row of each distinct key, and for each row which of them it equals."""
+    """Return the first row of each distinct key, and the number of the key of each row."""
     if len(key) < 2 or (np.diff(key) > 0).all():
         rows = np.arange(len(key))
         return rows, rows
-    _, first, of = np.unique(key, return_index=True, return_inverse=True)
-    return first, of.reshape(-1)
+    _, first, number = np.unique(key, return_index=True, return_inverse=True)
+    return first, number.reshape(-1)

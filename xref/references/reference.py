@@ -1,12 +1,12 @@
-"""One reference: what it points at, and what it resolves to.
+"""One reference: its target, and the lazy result that it resolves to.
 
-In: a file's location and an address, for regions a selection, for attributes a name.
-Out: `ObjectReference`, `RegionReference` and `AttributeReference`, plain frozen
-values. Neither names nor target data are read to make, compare or pickle one; to print
-one, the names of its file are looked up once (`xref.objects.paths`).
+In: the location of a file and an address; for a region also a selection, for an attribute its
+name. Out: `ObjectReference`, `RegionReference` and `AttributeReference`, frozen values. Making,
+comparing and pickling a reference reads nothing of the file. Printing a reference looks up the
+paths of the file once (`xref.objects.paths`).
 
-They define neither ``__array__`` nor ``__len__``: xarray looks at the first
-element of object variables, and NumPy would read the target.
+The classes define neither ``__array__`` nor ``__len__``: xarray inspects the first element of
+object variables, and NumPy would read the target.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ DEFAULT_OPTIONS = DecodeOptions()
 
 
 def common_options(options: Iterable[DecodeOptions]) -> DecodeOptions:
-    """Return the options of references that are about to be put into one array.
+    """Return the common options of references that are to form one array.
 
     Raises
     ------
     ValueError
-        If they differ in what values are decoded to.
+        If the options differ in how values are decoded.
     """
-    found: DecodeOptions | None = None
+    common: DecodeOptions | None = None
     for each in options:
-        if found is None:
-            found = each
-        elif each is not found:
+        if common is None:
+            common = each
+        elif each is not common:
             for field in fields(DecodeOptions):
-                a, b = getattr(found, field.name), getattr(each, field.name)
-                if field.name not in ("reader", "lock") and not _is_alike(a, b):
+                a, b = getattr(common, field.name), getattr(each, field.name)
+                if field.name not in ("reader", "lock") and not _are_equal(a, b):
                     raise ValueError(
                         f"references were opened with different options ({field.name} "
-                        f"{a!r} and {b!r}), so they do not go into one array; open the files "
-                        "alike, or resolve them apart"
+                        f"{a!r} and {b!r}), so they cannot form one array; open the files "
+                        "with equal options, or resolve the references separately"
                     )
-    return DEFAULT_OPTIONS if found is None else found
+    return DEFAULT_OPTIONS if common is None else common
 
 
-def _is_alike(a: Any, b: Any) -> bool:
-    """Compare options; xarray's coders are compared by what they hold."""
+def _are_equal(a: Any, b: Any) -> bool:
+    """Compare the values of an option; coders of xarray are compared by their attributes."""
     return (
         a is b
         or a == b
@@ -86,10 +86,10 @@ class ObjectReference:
     Attributes
     ----------
     location : FileLocation or None
-        The file that the target lives in; None when null.
+        The file of the target; None for a null reference.
     address : int
-        The target's object header, in bytes from the file's base address; 0 when
-        null.
+        Address of the target's object header, in bytes from the base address of the file;
+        0 for a null reference.
     """
 
     location: FileLocation | None
@@ -118,7 +118,7 @@ class ObjectReference:
 
     @property
     def stored(self) -> StoredObject | None:
-        """The target as a value that opens and reads it; None when null."""
+        """The target as a value that opens and reads it; None for a null reference."""
         if self.location is None or not self:
             return None
         return StoredObject(self.location, self.address)
@@ -128,22 +128,22 @@ class ObjectReference:
 
     @property
     def filename(self) -> str | None:
-        """The file that the target lives in."""
+        """Path or URL of the file of the target."""
         return self.location.filename if self.location else None
 
     @property
     def path(self) -> str | None:
-        """The canonical path of the target; None when it has no name.
+        """The canonical path of the target; None if no hard link leads to it.
 
-        Of several hard links it is the path of fewest parts, then the first by name; soft
-        and external links name nothing. The links of a file are walked once, and no
-        further than to the object.
+        Of several paths by hard links, the canonical one has the fewest parts, and comes
+        first in the order of names; soft and external links do not count. The links of a
+        file are walked once, and only until the object is found.
         """
         return self.stored.path if self.stored else None
 
     @property
     def kind(self) -> str:
-        """What the target is: "dataset", "group", "datatype", "null" or "dangling"."""
+        """Kind of the target: "dataset", "group", "datatype", "null" or "dangling"."""
         return objects.object_kind(self.stored) if self.stored else "null"
 
     def resolve(self, chunks: Any = None) -> Any:
@@ -164,7 +164,7 @@ class ObjectReference:
         NullReferenceError
             If the reference is null.
         DanglingReferenceError
-            If there is no object at its address.
+            If there is no object at the address.
         """
         from xref.resolving import resolve_object
 
@@ -174,26 +174,26 @@ class ObjectReference:
         return f"<ObjectReference {self.target_text()}>"
 
     def target_text(self) -> str:
-        """Say where the target is; the same whatever was opened or asked before.
+        """Return the target as text: its path, or its address if it has no path.
 
-        It is the path, or the address of an object that has none. Deep in a remote file it
-        is the address: a search takes too many requests for a text.
+        The text does not depend on earlier calls. It is the address, too, if a remote file
+        would have to be searched with many requests.
         """
         return f"-> {self.stored.label}" if self.stored else "null"
 
 
 class SourceName(str):
-    """The name of a file that knows which object of the file is meant.
+    """The name of a file, together with an object of the file.
 
-    It is ``encoding["source"]`` of what the engine opens, a text like any other, and what
-    references to a variable are made from.
+    The engine sets ``encoding["source"]`` to this string; references to a variable are made
+    from it.
 
     Attributes
     ----------
     object : ObjectReference
-        The dataset or the group that was opened. It does not keep the file open.
+        The dataset or the group that was opened. The reference does not keep the file open.
     path : str or None
-        The path by which it was opened, where that is known: one of those it has.
+        The path by which the object was opened, if known.
     """
 
     __slots__ = ("object", "path")
@@ -204,7 +204,7 @@ class SourceName(str):
     def of(
         cls, reference: ObjectReference, name: str | None = None, path: str | None = None
     ) -> SourceName:
-        """Name the file of a reference, or by another name that the file has."""
+        """Name the file of a reference; ``name`` replaces the filename."""
         source = cls(reference.filename if name is None else name)
         source.object, source.path = reference, path
         return source
@@ -220,21 +220,53 @@ class SourceName(str):
 
 
 def opened_from(encoding: Mapping[Any, Any]) -> ObjectReference | None:
-    """Return the object that something was opened from, by its encoding."""
+    """Return the object that a variable was opened from, as its encoding names it."""
     source = encoding.get("source")
     return source.object if isinstance(source, SourceName) else None
 
 
+class _WithinObject:
+    """Properties of a reference to a part of an object, given by the object reference."""
+
+    __slots__ = ()
+    object: ObjectReference
+
+    @property
+    def location(self) -> FileLocation | None:
+        """The file of the object; None for a null reference."""
+        return self.object.location
+
+    @property
+    def address(self) -> int:
+        """Address of the object header, in bytes from the base address of the file."""
+        return self.object.address
+
+    @property
+    def options(self) -> DecodeOptions:
+        """How the resolved variable, or a reference in an attribute, is decoded."""
+        return self.object.options
+
+    @property
+    def filename(self) -> str | None:
+        """Path or URL of the file of the object."""
+        return self.object.filename
+
+    @property
+    def path(self) -> str | None:
+        """The canonical path of the object; None if no hard link leads to it."""
+        return self.object.path
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class RegionReference:
+class RegionReference(_WithinObject):
     """A reference to a selection of elements of a dataset.
 
     Attributes
     ----------
     object : ObjectReference
-        The dataset. A region reference works wherever that does.
+        The dataset.
     selection : selection or None
-        What is selected, a value of `xref.selections.values`; None when null.
+        The selected elements, a value of `xref.selections.values`; None for a null reference.
     """
 
     object: ObjectReference
@@ -252,33 +284,8 @@ class RegionReference:
         return hash((self.object, self.selection))
 
     @property
-    def location(self) -> FileLocation | None:
-        """The file that the target lives in; None when null."""
-        return self.object.location
-
-    @property
-    def address(self) -> int:
-        """The target's object header, in bytes from the file's base address."""
-        return self.object.address
-
-    @property
-    def options(self) -> DecodeOptions:
-        """How the resolved variable is decoded."""
-        return self.object.options
-
-    @property
-    def filename(self) -> str | None:
-        """The file that the target lives in."""
-        return self.object.filename
-
-    @property
-    def path(self) -> str | None:
-        """The canonical path of the target; None when it has no name."""
-        return self.object.path
-
-    @property
     def kind(self) -> str:
-        """What the target is: "dataset", "null", or "dangling"."""
+        """Kind of the target: "dataset", "null", or "dangling"."""
         return self.object.kind if self else "null"
 
     def _fitted(self) -> selections.SelectionTable:
@@ -289,10 +296,10 @@ class RegionReference:
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """First element and one past the last along each axis; None when nothing is selected.
+        """First element and one past the last along each axis; None for an empty selection.
 
-        Only selections of everything, and unlimited ones, look at the target's
-        extent.
+        The target is opened only for the selection of all elements and for unlimited ones,
+        whose bounds depend on its extent.
         """
         if not self or self.selection is None:
             return None
@@ -307,7 +314,7 @@ class RegionReference:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape that resolving gives: full rank for outer products, else 1-D."""
+        """Shape of the resolved array: full rank for outer products, else 1-D."""
         ndim, shape = self._fitted().result_shapes()
         return tuple(shape[0, : int(ndim[0])].tolist())
 
@@ -329,7 +336,7 @@ class RegionReference:
         NullReferenceError
             If the reference is null.
         SelectionError
-            If the region reaches beyond the dataset's current extent.
+            If the region exceeds the current extent of the dataset.
         """
         from xref.resolving import resolve_region
 
@@ -344,17 +351,17 @@ class RegionReference:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class AttributeReference:
+class AttributeReference(_WithinObject):
     """A reference to an attribute of an object.
 
-    Only references of HDF5 1.12 and later (``H5T_STD_REF``) have such targets.
+    Only references of HDF5 1.12 and later (``H5T_STD_REF``) can refer to attributes.
 
     Attributes
     ----------
     object : ObjectReference
         The object that has the attribute: a dataset, a group or a named datatype.
     name : str
-        Of the attribute; empty when null.
+        Name of the attribute; empty for a null reference.
     """
 
     object: ObjectReference
@@ -372,33 +379,8 @@ class AttributeReference:
         return hash((self.object, self.name if self else None))
 
     @property
-    def location(self) -> FileLocation | None:
-        """The file that the object lives in; None when null."""
-        return self.object.location
-
-    @property
-    def address(self) -> int:
-        """The object's header, in bytes from the file's base address."""
-        return self.object.address
-
-    @property
-    def options(self) -> DecodeOptions:
-        """How references in the attribute's value resolve."""
-        return self.object.options
-
-    @property
-    def filename(self) -> str | None:
-        """The file that the object lives in."""
-        return self.object.filename
-
-    @property
-    def path(self) -> str | None:
-        """The canonical path of the object; None when it has no name."""
-        return self.object.path
-
-    @property
     def kind(self) -> str:
-        """What the target is: "attribute", "null" or "dangling"."""
+        """Kind of the target: "attribute", "null" or "dangling"."""
         stored = self.object.stored
         return "null" if stored is None or not self else attribute_kind(stored, self.name)
 
@@ -408,7 +390,7 @@ class AttributeReference:
         Parameters
         ----------
         chunks : None, int, dict or "auto"
-            As in `xarray.open_dataset`; the value is read at once all the same.
+            As in `xarray.open_dataset`; the value is read at once in any case.
 
         Returns
         -------
@@ -420,7 +402,7 @@ class AttributeReference:
         NullReferenceError
             If the reference is null.
         DanglingReferenceError
-            If there is no such object, or it has no such attribute.
+            If the object or its attribute does not exist.
         """
         from xref.resolving import resolve_attribute
 
@@ -437,12 +419,12 @@ Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
 
 
 def attribute_kind(stored: StoredObject, name: str) -> str:
-    """Return "attribute", or "dangling" if there is no object or no such attribute."""
+    """Return "attribute", or "dangling" if the object or the attribute does not exist."""
     try:
-        found = objects.has_attribute(objects.open_object(stored), name)
+        exists = objects.has_attribute(objects.open_object(stored), name)
     except (DanglingReferenceError, ExternalFileError):
         return "dangling"
-    return "attribute" if found else "dangling"
+    return "attribute" if exists else "dangling"
 
 
 def _describe_selection(selection: selections.Selection) -> str:
@@ -458,6 +440,6 @@ def _describe_selection(selection: selections.Selection) -> str:
 
 
 def null_reference(is_region: bool) -> ObjectReference | RegionReference:
-    """Return the null reference of a kind."""
+    """Return the null object reference or the null region reference."""
     null = ObjectReference(None, 0)
     return RegionReference(null, None) if is_region else null

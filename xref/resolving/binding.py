@@ -123,7 +123,7 @@ def _open_targets(
     """
     found = [(t.first_row, t.dataset, t.facts) for t in bound.datasets]
     for small in bound.small_by_file:
-        for k, facts in small.alike:
+        for k, facts in small.representatives:
             row = int(small.rows[np.searchsorted(small.which, k)])
             found.append((row, StoredObject(small.location, int(small.address[k])), facts))
     found.sort(key=lambda item: item[0])

@@ -181,12 +181,12 @@ def _attribute_values(value: Any) -> np.ndarray[Any, Any]:
     """Return the value of an attribute as an array with decoded text; empty if it is null."""
     if value is None:
         return np.empty(0)
-    values = np.asarray(objects.text(value) if isinstance(value, bytes) else value)
+    values = np.asarray(objects.decode_name(value) if isinstance(value, bytes) else value)
     if values.dtype.kind == "S":
         return np.strings.decode(values, "utf-8", "surrogateescape") if values.size else values
     if values.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in values.flat):
         decoded = np.empty(values.size, dtype=object)
-        decoded[:] = [objects.text(v) for v in values.flat]
+        decoded[:] = [objects.decode_name(v) for v in values.flat]
         return decoded.reshape(values.shape)
     return values
 

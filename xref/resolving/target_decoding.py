@@ -57,18 +57,21 @@ def read_decoders(
         used[key] = table.decodings[row].used
         add(t.dataset.location, np.array([t.dataset.address], np.uint64), np.array([row]))
     for small in bound.small_by_file:
-        known = [by_key[small.location.token, int(small.address[k])] for k, _ in small.alike]
+        known = [
+            by_key[small.location.token, int(small.address[k])]
+            for k, _ in small.representatives
+        ]
         # Datasets with equal type, attribute values and options by name are decoded alike.
         names = table.number_names(small.location, small.address)
         dates = _number_dated(small, known)
-        first, number = _number_rows([small.kind, small.like, names, dates])
+        first, number = _number_rows([small.kind, small.representative, names, dates])
         rows = []
         for k in first.tolist():
             layout = small.kinds[int(small.kind[k])].layout
-            attributes = known[int(small.like[k])].attributes
+            attributes = known[int(small.representative[k])].attributes
             dataset = StoredObject(small.location, int(small.address[k]))
             rows.append(table.row_of(dataset, layout, attributes))
-        for target, (k, _) in zip(known, small.alike, strict=True):
+        for target, (k, _) in zip(known, small.representatives, strict=True):
             used[target.dataset.token] = table.decodings[rows[int(number[k])]].used
         add(small.location, small.address, np.array(rows)[number])
     if not file:
@@ -99,7 +102,7 @@ def _number_dated(small: SmallDatasets, known: Sequence[TargetMetadata]) -> IntA
     dated = np.array([_has_dates(t.attributes) for t in known], dtype=bool)
     if not dated.any():
         return np.zeros(len(small), dtype=np.int64)
-    return np.where(dated[small.like], np.arange(1, len(small) + 1), 0)
+    return np.where(dated[small.representative], np.arange(1, len(small) + 1), 0)
 
 
 class _DecodingTable:
