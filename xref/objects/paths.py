@@ -119,7 +119,7 @@ class _Walk:
         return self.root is not None and self.at >= len(self.groups) and not self.found
 
     def advance(self, location: FileLocation, *, near: bool) -> bool:
-        """Take one step; return False if there is none, or if a ``near`` walk costs too much."""
+        """Take one step; return False at the end, or if a ``near`` walk would cost too much."""
         with self.lock:
             steps, root, at = self.steps, self.root, self.at
             groups, found, before = self.groups, self.found, self.nbytes
