@@ -134,7 +134,7 @@ def test_opening_and_printing_decode_nothing(
     def refuse(*args: Any) -> Any:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("xref.references.decoding.decode_references", refuse)
+    monkeypatch.setattr("xref.references.stored.decode_references", refuse)
     with open_h5(tmp_path / "std.h5") as ds:
         assert "<Reference>" in str(ds)
         assert ds.h5ref.references == {"refs": "references {'phony_dim_2': 14}"}

@@ -1,9 +1,8 @@
-"""Many boxes of elements from one flat array into another.
+"""Copies of many boxes of elements from one flat array into another.
 
-In: where boxes begin in two flat arrays, their strides and shapes. Out: the second
-array, filled. Boxes of one shape go with one fancy index of windows, boxes of shapes
-that few others have row by row, rows of one width together. All of it releases the
-GIL but the calls themselves.
+In: the first elements of boxes in two flat arrays, their strides and shapes. Out: the second
+array, filled. One fancy index of windows copies all boxes of one shape. Boxes of rare shapes
+are copied by rows, rows of one width together. NumPy releases the GIL while it copies.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ COPY_NBYTES = 1 << 19
 """Bytes copied by one fancy index, so that its temporary stays in the cache."""
 
 MIN_BULK_BOXES = 6
-"""Up to so many boxes of one shape are no group of windows (benchmarks/tiles.py)."""
+"""Up to this number of boxes of one shape are copied one by one (benchmarks/tiles.py)."""
 
 MIN_BULK_GROUPS = 8
-"""Up to so many shapes are copied box by box, not by rows."""
+"""With up to this number of shapes, no boxes are copied by rows."""
 
 ROWS_NBYTES = 1 << 15
-"""Larger boxes are copied one by one: the copy outweighs the call."""
+"""Boxes of more bytes are not copied by rows: the copy takes longer than the call."""
 
 # A flat array, the first element of each box, and the distance between neighbours
 # along each axis: of each group of boxes, or of each box.
@@ -36,7 +35,7 @@ StridedBuffer: TypeAlias = tuple[npt.NDArray[Any], IntArray, IntArray]
 def copy_boxes(
     source: StridedBuffer, target: StridedBuffer, shape: IntArray, group: IntArray
 ) -> None:
-    """Copy boxes; those of one group have one shape and one stride on either side.
+    """Copy boxes; boxes of one group have the same shape, and the same strides on each side.
 
     Parameters
     ----------
@@ -52,21 +51,23 @@ def copy_boxes(
     (flat, src, src_stride), (out, dst, dst_stride) = source, target
     cuts = np.append(run_starts(group), len(group))
     sizes = np.diff(cuts)
-    of_cut = group[cuts[:-1]]
+    cut_group = group[cuts[:-1]]
     rest = np.ones(len(sizes), dtype=bool)
     if len(sizes) > MIN_BULK_GROUPS and shape.shape[1] and not out.dtype.hasobject:
-        by_rows = (sizes <= MIN_BULK_BOXES) & (src_stride[of_cut, -1] == 1)
-        by_rows &= shape[of_cut].prod(axis=1) * out.dtype.itemsize <= ROWS_NBYTES
-        by_rows &= dst_stride[of_cut, -1] == 1
+        by_rows = (sizes <= MIN_BULK_BOXES) & (src_stride[cut_group, -1] == 1)
+        by_rows &= shape[cut_group].prod(axis=1) * out.dtype.itemsize <= ROWS_NBYTES
+        by_rows &= dst_stride[cut_group, -1] == 1
         rest = ~by_rows
         boxes = np.flatnonzero(np.repeat(by_rows, sizes))
         if len(boxes):
-            of = group[boxes]
+            groups = group[boxes]
             _copy_rows(
-                (flat, src[boxes], src_stride[of]), (out, dst[boxes], dst_stride[of]), shape[of]
+                (flat, src[boxes], src_stride[groups]),
+                (out, dst[boxes], dst_stride[groups]),
+                shape[groups],
             )
     for k in np.flatnonzero(rest).tolist():
-        a, b, g = int(cuts[k]), int(cuts[k + 1]), int(of_cut[k])
+        a, b, g = int(cuts[k]), int(cuts[k + 1]), int(cut_group[k])
         _copy_group(
             (flat, src[a:b], tuple((src_stride[g] * out.dtype.itemsize).tolist())),
             (out, dst[a:b], tuple((dst_stride[g] * out.dtype.itemsize).tolist())),
@@ -75,16 +76,9 @@ def copy_boxes(
 
 
 def _copy_rows(source: StridedBuffer, target: StridedBuffer, shape: IntArray) -> None:
-    """Copy boxes of many shapes row by row, rows of one width together.
+    """Copy boxes of many shapes by rows, rows of one width together.
 
-    Parameters
-    ----------
-    source, target : tuple
-        Flat array, first element of each box (``(n,)``) and distance between its
-        elements along each axis (``(n, ndim)``), all in elements. Rows are
-        contiguous on both sides.
-    shape : numpy.ndarray
-        Shape ``(n, ndim)``.
+    Strides and shapes are of each box, ``(n, ndim)``. Rows are contiguous on both sides.
     """
     order = np.argsort(shape[:, -1], kind="stable")
     shape = shape[order]
@@ -104,7 +98,7 @@ def _copy_rows(source: StridedBuffer, target: StridedBuffer, shape: IntArray) ->
     itemsize = source[0].dtype.itemsize
     views = [array.view(np.uint8) for array, _, _ in (source, target)]
     for k, width in enumerate(widths[new].tolist()):
-        # A row is one opaque item that may begin at any element.
+        # A row is one opaque item, which may begin at any element.
         item = np.dtype((np.void, width * itemsize))
         rows_from, rows_to = (
             np.ndarray(((v.size - item.itemsize) // itemsize + 1,), item, v, 0, (itemsize,))
@@ -121,20 +115,20 @@ def _copy_group(
     goal: tuple[npt.NDArray[Any], IntArray, tuple[int, ...]],
     shape: tuple[int, ...],
 ) -> None:
-    """Copy windows of one shape; strides in bytes, places in elements."""
+    """Copy windows of one shape; strides in bytes, first elements in elements."""
     (flat, src, src_strides), (out, dst, dst_strides) = origin, goal
     itemsize = out.dtype.itemsize
     if math.prod(shape) == 1:
         out[dst] = flat[src]
         return
     if out.dtype.hasobject:
-        # No views of objects from a buffer: index element by element.
+        # NumPy makes no object array over a buffer, so index element by element.
         out[_element_index(dst, dst_strides, shape, itemsize)] = flat[
             _element_index(src, src_strides, shape, itemsize)
         ]
         return
-    # Views through ndarray's constructor: it costs a tenth of as_strided and takes
-    # compounds that as_strided refuses. Over bytes, as not every dtype is a buffer.
+    # The constructor of ndarray takes a tenth of the time of as_strided, and accepts compound
+    # types that as_strided refuses. The buffer is bytes because some dtypes have no buffer.
     source, target, dtype = flat.view(np.uint8), out.view(np.uint8), out.dtype
     if len(src) <= MIN_BULK_BOXES:
         for s, d in zip(src.tolist(), dst.tolist(), strict=True):
@@ -164,7 +158,7 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def _element_index(
     first: IntArray, strides: tuple[int, ...], shape: tuple[int, ...], itemsize: int
 ) -> IntArray:
-    """Return the place of every element of windows, strides in bytes."""
+    """Return the flat index of every element of windows; strides in bytes."""
     index = first
     for n, stride in zip(shape, strides, strict=True):
         index = np.add.outer(index, np.arange(n) * (stride // itemsize))

@@ -1,12 +1,11 @@
-"""Chunks that HDF5 is to decode are decoded here first.
+"""Checks of chunks before HDF5 decodes them.
 
-In: the layout of a dataset that h5py reads, or writes to. Out: what checks its chunks before.
-HDF5 hands out memory that it never wrote where a chunk inflates to too few bytes, and reads
-and writes outside its memory where N-bit or scale-offset (`xref.hdf5.bit_packing`) do not fit
-the chunk.
+In: the layout of a dataset that h5py reads or writes. Out: a `ChunkCheck`. HDF5 returns
+uninitialized memory if a chunk inflates to too few bytes, and reads and writes outside its
+memory if the parameters of N-bit or scale-offset (`xref.hdf5.bit_packing`) do not fit.
 
-The bytes of chunks come from the file. Where only HDF5 knows where they lie, it hands them
-out as they are stored; that is done for those two filters alone.
+The bytes of chunks are read from the file. If only HDF5 knows their addresses, HDF5 returns the
+stored bytes; this is done only for N-bit and scale-offset.
 """
 
 from __future__ import annotations
@@ -26,18 +25,12 @@ from xref.storage import FileBytes
 
 
 def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | None:
-    """Choose what checks the chunks of a dataset.
-
-    Returns
-    -------
-    ChunkCheck or None
-        None where nothing has to be checked, or nothing can be.
+    """Choose the check of the chunks of a dataset; None if no check is needed or possible.
 
     Raises
     ------
     UnsupportedError
-        If the dataset has N-bit or scale-offset, and what they wrote is behind a filter that
-        cannot be undone here.
+        If the dataset has N-bit or scale-offset together with a filter that is not supported.
     """
     if not layout.chunks or not layout.pipeline.filters:
         return None
@@ -46,31 +39,31 @@ def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | No
     if missing and packers:
         raise UnsupportedError(
             f"{dataset.where} is stored with {' and '.join(packers)} and {', '.join(missing)}"
-            "; what HDF5 would unpack cannot be checked before. Install imagecodecs if the "
-            "latter is a filter that it decodes"
+            "; the packed bytes cannot be checked before HDF5 unpacks them. Install "
+            "imagecodecs if it decodes the latter filter"
         )
     if missing:
         return None
-    # Where NumPy's type says what the elements are, parameters are compared with it.
+    # If elements are the bytes of a NumPy type, filter parameters are compared with the type.
     plain = not layout.dtype.hasobject and layout.dtype.itemsize == layout.stored_itemsize
     checked = layout if plain else layout.stored
     if not dataset.location.source.open_for_writing:
-        with suppress(UnsupportedError):  # an index of a kind that only HDF5 knows
+        with suppress(UnsupportedError):  # a type of chunk index that only HDF5 knows
             index = objects.chunk_index(dataset)  # HDF5 does not check it
             return ChunkLoader(
                 checked, index, FileBytes(dataset.location), _read_nothing, dataset.where
             )
-    return HeldChunks(dataset, checked) if packers else None
+    return StoredChunkCheck(dataset, checked) if packers else None
 
 
 def _read_nothing(start: tuple[int, ...], window: object) -> None:
-    """Refuse to read through h5py: checking does not."""
-    raise UnsupportedError("chunks that are checked are not read")
+    """Refuse to read: a check only decodes chunks."""
+    raise UnsupportedError("a check of chunks does not read elements")
 
 
 @dataclass(frozen=True, slots=True)
-class HeldChunks:
-    """Checks chunks that HDF5 hands out as they are stored, under its lock."""
+class StoredChunkCheck:
+    """Checks chunks whose stored bytes HDF5 returns, under its lock."""
 
     dataset: StoredObject
     layout: DatasetLayout
@@ -82,10 +75,10 @@ class HeldChunks:
         window = np.empty(layout.cell, layout.dtype)
         cells = np.stack(np.unravel_index(numbers, layout.grid), axis=1)
         for corner in (cells * np.array(layout.cell)).tolist():
-            found = objects.read_stored_chunk(dataset, tuple(corner))
-            if found is None:
+            chunk = objects.read_stored_chunk(dataset, tuple(corner))
+            if chunk is None:
                 continue
-            mask, data = found
+            mask, data = chunk
             try:
                 decode_chunk(data, window, layout.pipeline, mask)
             except CorruptFileError as error:
@@ -95,10 +88,10 @@ class HeldChunks:
 
 
 def check_packed(dataset: StoredObject) -> None:
-    """Check all chunks of a dataset, if they have N-bit or scale-offset.
+    """Check all chunks of a dataset with N-bit or scale-offset, once for each file.
 
-    HDF5 alone tells which chunks of its sources a virtual dataset reads, and which it reads
-    to write a part of them. Once for each file is enough.
+    Only HDF5 knows which chunks a virtual dataset reads of its sources, and which chunks it
+    reads in order to write a part of them.
     """
     if dataset.layout.pipeline.packers and dataset.layout.chunks:
         if dataset.location.source.open_for_writing:

@@ -1,13 +1,13 @@
-"""Chunks of many small datasets: read close ones together, decoded to their places.
+"""Chunks of many small datasets, decoded into one flat array.
 
-In: `ChunkedDatasets` of one type, and where each goes in a flat array. Out: the array,
-filled.
+In: `ChunkedDatasets` of one type, and the first element of each in a flat array. Out: the
+array, filled.
 
-1. Where each chunk lies in its dataset, and where in the array, is worked out as columns.
-2. Chunks are taken in the order of the file. Neighbours come with one read, which is one
+1. Compute, as columns, the position of each chunk in its dataset and in the array.
+2. Sort the chunks by their offset in the file. One read takes neighbours together; it is one
    job for the threads of `xref.reading.worker_threads`.
-3. A chunk all of whose elements the dataset has is decoded where they belong; of another
-   one, a buffer as large as the chunk is decoded, and what belongs is copied.
+3. Decode a chunk that lies within the extent directly into the array. Decode a chunk that
+   exceeds the extent into a buffer, and copy the elements within the extent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xref.storage import count
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChunkedDatasets:
-    """n datasets of one type, fill value and filter pipeline, and their chunks."""
+    """n datasets of the same type, fill value and filter pipeline, and their chunks."""
 
     shape: IntArray  # (n, widest), filled up with 1
     chunk_shape: IntArray  # (n, widest), filled up with 1
@@ -49,17 +49,17 @@ class ChunkedDatasets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Places:
-    """Where the elements of m chunks go, in elements."""
+class _Placement:
+    """Positions of m chunks in their datasets and in the flat array, in elements."""
 
     owner: IntArray  # (m,), dataset
     corner: IntArray  # (m, widest), first element in the dataset
-    kept: IntArray  # (m, widest), elements along each axis that the dataset has
-    first: IntArray  # (m,), where the first element goes
-    stride: IntArray  # (n, widest), between neighbours along each axis, of each dataset
-    volume: IntArray  # (n,), elements of each chunk of each dataset
-    whole: BoolArray  # (m,), whether the dataset has all elements
-    in_line: BoolArray  # (m,), whether those that it has lie one after the other
+    kept: IntArray  # (m, widest), elements along each axis within the extent
+    first: IntArray  # (m,), first element in the flat array
+    stride: IntArray  # (n, widest), between neighbours along each axis of a dataset
+    volume: IntArray  # (n,), elements of a chunk of each dataset
+    whole: BoolArray  # (m,), whether the extent contains the whole chunk
+    in_line: BoolArray  # (m,), whether the kept elements are contiguous
 
 
 def read_chunked_datasets(
@@ -76,7 +76,7 @@ def read_chunked_datasets(
     out : numpy.ndarray
         1-D, contiguous, of the datasets' dtype.
     dst : numpy.ndarray
-        Shape ``(n,)``: where in ``out`` the elements of each begin. They do not overlap.
+        Shape ``(n,)``: first element of each dataset in ``out``. Datasets do not overlap.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def read_chunked_datasets(
 def _read_chunks(
     source: ByteSource,
     datasets: ChunkedDatasets,
-    places: _Places,
+    places: _Placement,
     order: npt.NDArray[np.intp],
     out: npt.NDArray[Any],
     gap: int = GAP_NBYTES,
@@ -124,18 +124,18 @@ def _read_chunks(
 
 
 def _fill_missing(datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray) -> None:
-    """Fill datasets that have not all their chunks with the fill value."""
+    """Fill the datasets that lack a chunk with the fill value."""
     room = (-(-datasets.shape // datasets.chunk_shape)).prod(axis=1)
     missing = room - np.diff(datasets.chunks.cut)
-    some = np.flatnonzero(missing)
-    if len(some):
-        npoints = datasets.shape[some].prod(axis=1)
-        out[ragged_ranges(dst[some], npoints)] = datasets.fill_value
+    partial = np.flatnonzero(missing)
+    if len(partial):
+        npoints = datasets.shape[partial].prod(axis=1)
+        out[ragged_ranges(dst[partial], npoints)] = datasets.fill_value
         count(chunks_missing=int(missing.sum()))
 
 
-def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Places:
-    """Work out where chunks go."""
+def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Placement:
+    """Compute the positions of chunks."""
     shape, chunk, chunks = datasets.shape, datasets.chunk_shape, datasets.chunks
     owner = np.repeat(np.arange(len(shape)), np.diff(chunks.cut))
     grid = -(-shape // chunk)
@@ -147,10 +147,10 @@ def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Places:
         left, cell = np.divmod(left, grid[owner, axis])
         corner[:, axis] = cell * chunk[owner, axis]
     kept = np.minimum(chunk[owner], shape[owner] - corner)
-    # Elements in line go through all of the axes behind the first that is longer than 1.
+    # Contiguous elements cover all axes after the first axis that is longer than 1.
     behind = np.cumsum(kept > 1, axis=1) - (kept > 1) > 0
     in_line = (~behind | ((kept == shape[owner]) & (kept == chunk[owner]))).all(axis=1)
-    return _Places(
+    return _Placement(
         owner=owner,
         corner=corner,
         kept=kept,
@@ -167,10 +167,10 @@ def _decode_run(
     first: int,
     rows: npt.NDArray[np.intp],
     datasets: ChunkedDatasets,
-    places: _Places,
+    places: _Placement,
     out: npt.NDArray[Any],
 ) -> None:
-    """Decode chunks that were read together."""
+    """Decode chunks that were read together, from byte ``first`` of the file on."""
     chunks = datasets.chunks
     owner = places.owner[rows]
     columns = zip(

@@ -1,16 +1,14 @@
-"""A plan into values: each chunk read once, decompressed once, copied out.
+"""Execution of a plan: each chunk is read once, decompressed once, and copied out.
 
-In: a `ReadPlan`, a loader that fills one tile's canvas, the flat output. Out: the
-output, filled.
+In: a `ReadPlan`, a loader that fills the canvas of one tile, the flat output. Out: the output,
+filled.
 
-Tiles are independent, so threads take them one at a time. A thread fills its
-canvas (chunks that lie next to each other in the file come with one positional
-read), then copies all pieces of one shape with one fancy index. Reading,
-decompressing and copying all release the GIL.
+Tiles are independent, so each thread takes one tile at a time. The thread fills its canvas
+(one positional read takes chunks that are neighbours in the file), then copies all pieces of
+one shape with one fancy index. Reading, decompressing and copying release the GIL.
 
-Every thread has its own canvas and read buffer; loaders hold no state that
-changes. Different pieces never share an element of the output, so threads write
-to it without a lock.
+Every thread has its own canvas and read buffer; loaders have no mutable state. No two pieces
+share an element of the output, so threads write to the output without a lock.
 """
 
 from __future__ import annotations
@@ -41,27 +39,27 @@ from xref.reading.worker_threads import share_work
 from xref.storage import count
 
 READ_GAP_NBYTES = 1 << 16
-"""Bytes between two chunks that one read takes along (benchmarks/tiles.py)."""
+"""Largest gap in bytes between two chunks of one read (benchmarks/tiles.py)."""
 
 READ_NBYTES = 1 << 20
-"""Bytes that one read takes together, unless a chunk is larger."""
+"""Largest number of bytes of one read, unless a chunk is larger."""
 
 
 class TileLoader(Protocol):
-    """Fills the canvas of one tile, at least where the plan's pieces look."""
+    """Fills the canvas of one tile, at least the elements of the plan's pieces."""
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
-        """Chunk shape of the dataset; None where it is not chunked."""
+        """Chunk shape of the dataset; None if it is not chunked."""
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Write the tile's values into ``canvas``, of shape ``plan.tile_shape``."""
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
-        """Say what tiles read; None unless it should be asked for beforehand."""
+        """Return the byte ranges of tiles; None if they need not be fetched beforehand."""
 
     def with_source(self, source: ByteSource) -> TileLoader:
-        """Return a loader that reads these ranges from elsewhere."""
+        """Return the same loader over another source, such as fetched ranges."""
 
 
 class ChunkCheck(Protocol):
@@ -73,10 +71,10 @@ class ChunkCheck(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileRanges:
-    """What the tiles of a plan read from a file that takes requests."""
+    """The byte ranges that the tiles of a plan read from a remote file."""
 
     source: ByteSource
-    cut: IntArray  # (t + 1,), where the ranges of each tile begin
+    cut: IntArray  # (t + 1,), first range of each tile
     offset: IntArray  # (n,), bytes
     nbytes: IntArray  # (n,)
 
@@ -131,7 +129,7 @@ class ChunkLoader:
                         masks[i],
                     )
                 except UnsupportedError:
-                    # A chunk too large for its codec, which only its size tells.
+                    # The chunk is too large for the codec, which only its size shows.
                     if self.layout.pipeline.packers:
                         raise
                     self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
@@ -143,26 +141,22 @@ class ChunkLoader:
             count(chunks_decoded=end - begin)
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
-        """Say where the chunks of tiles lie."""
+        """Return the byte ranges of the chunks of tiles."""
         if not self.source.remote:
             return None
         rows = self.index.find(plan.chunk)
         stored = np.flatnonzero(rows >= 0)
-        offset, nbytes = np.zeros((2, len(rows)), dtype=np.int64)  # nothing of missing chunks
+        offset, nbytes = np.zeros((2, len(rows)), dtype=np.int64)  # missing chunks have 0 bytes
         offset[stored] = self.index.address[rows[stored]]
         nbytes[stored] = self.index.nbytes[rows[stored]]
         return TileRanges(source=self.source, cut=plan.chunk_cut, offset=offset, nbytes=nbytes)
 
     def with_source(self, source: ByteSource) -> ChunkLoader:
-        """Return a loader that reads nothing but chunks from ``source``."""
+        """Return the same loader over ``source``, which has the bytes of chunks only."""
         return replace(self, source=source, gap_nbytes=0)
 
     def check(self, numbers: IntArray) -> None:
-        """Decode chunks and drop them, so that a wrong size or checksum raises.
-
-        HDF5 itself hands out memory that it never wrote where a chunk inflates to
-        too few bytes.
-        """
+        """Decode chunks and drop them, so that a wrong size or checksum raises."""
         shape = self.layout.cell
         nbytes = math.prod(shape) * self.layout.dtype.itemsize
         window = np.ndarray(shape, self.layout.dtype, scratch_buffer("canvas", nbytes).data)
@@ -177,7 +171,7 @@ class ChunkLoader:
             except UnsupportedError:
                 if self.layout.pipeline.packers:
                     raise
-                continue  # too large for its codec: HDF5 alone can tell
+                continue  # the chunk is too large for the codec: only HDF5 can decode it
             except CorruptFileError as error:
                 raise CorruptFileError(
                     f"{self.where}, chunk {int(self.index.number[row])}: {error}"
@@ -207,7 +201,7 @@ class ContiguousLoader:
         return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
-        """Read what the tile's pieces touch; a tile is one range of the file."""
+        """Read the elements of the tile's pieces; a tile is one range of the file."""
         if self.layout.offset is None:
             canvas[...] = self.layout.fill_value
             return
@@ -219,29 +213,29 @@ class ContiguousLoader:
             self.read_run(first + start, flat[start * itemsize : stop * itemsize])
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
-        """Say what ranges the pieces of tiles touch."""
+        """Return the byte ranges of the pieces of tiles."""
         if not self.source.remote or self.layout.offset is None:
             return None
         itemsize = self.layout.dtype.itemsize
         strides = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
         first = (plan.tile_origin * strides).sum(axis=1).tolist()
         gap = SMALL_NBYTES // max(itemsize, 1)
-        found = [plan.piece_ranges(tile, gap) for tile in range(plan.n_tiles)]
-        flat = [(a + p, b - a) for p, tile in zip(first, found, strict=True) for a, b in tile]
+        ranges = [plan.piece_ranges(tile, gap) for tile in range(plan.n_tiles)]
+        flat = [(a + p, b - a) for p, tile in zip(first, ranges, strict=True) for a, b in tile]
         columns = np.array(flat, dtype=np.int64).reshape(-1, 2) * itemsize
         return TileRanges(
             source=self.source,
-            cut=row_offsets(np.array([len(tile) for tile in found], dtype=np.int64)),
+            cut=row_offsets(np.array([len(tile) for tile in ranges], dtype=np.int64)),
             offset=self.layout.offset + columns[:, 0],
             nbytes=columns[:, 1],
         )
 
     def with_source(self, source: ByteSource) -> ContiguousLoader:
-        """Return a loader that reads the same ranges from ``source``."""
+        """Return the same loader over ``source``."""
         return replace(self, source=source, gap_nbytes=SMALL_NBYTES)
 
     def read_run(self, first: int, data: memoryview) -> None:
-        """Fill ``data`` with stored elements, from ordinal ``first`` on in C order."""
+        """Fill ``data`` with stored elements, from element ``first`` in C order on."""
         if self.layout.offset is None:
             raise ValueError("a dataset without storage has no elements to read")
         self.source.read_into(self.layout.offset + first * self.layout.dtype.itemsize, data)
@@ -250,7 +244,7 @@ class ContiguousLoader:
 
 @dataclass(frozen=True, slots=True)
 class BoxLoader:
-    """Reads boxes of whole chunks through a function: h5py, under its lock."""
+    """Reads boxes of whole chunks by a function that calls h5py, under its lock."""
 
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
@@ -271,7 +265,7 @@ class BoxLoader:
         numbers = plan.chunk[plan.chunk_cut[tile] : plan.chunk_cut[tile + 1]]
         if self.check is not None:
             self.check.check(numbers)
-        # A run ends where the numbers jump, or where a row of the grid ends.
+        # A run of chunks ends where the numbers jump, or at the end of a row of the grid.
         new = (np.diff(numbers, prepend=-2) != 1) | (numbers % self.layout.grid[-1] == 0)
         begins = np.flatnonzero(new)
         lengths = np.diff(np.append(begins, len(numbers)))
@@ -283,10 +277,10 @@ class BoxLoader:
             count(chunks_read=length, chunks_decoded=length, requests=1)
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
-        """Return None: HDF5 reads, and asks for itself."""
+        """Return None: HDF5 itself requests the bytes."""
 
     def with_source(self, source: ByteSource) -> BoxLoader:
-        """Return the loader itself, which reads from HDF5."""
+        """Return the loader itself, which reads through HDF5."""
         return self
 
     def _read(
@@ -295,7 +289,7 @@ class BoxLoader:
         stop = [min(s + n, e) for s, n, e in zip(start, box, self.layout.shape, strict=True)]
         sides = zip(start, stop, origin.tolist(), strict=True)
         corner: tuple[Any, ...] = tuple(slice(a - o, b - o) for a, b, o in sides)
-        window = canvas[(*corner, Ellipsis)]  # an array even where there are no axes
+        window = canvas[(*corner, Ellipsis)]  # an array even without axes
         self.read_box(tuple(start), window)
 
 
@@ -307,9 +301,9 @@ def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None
     plan : ReadPlan
         From `xref.reading.plan.plan_read`.
     loader : TileLoader
-        Of the dataset that was planned.
+        Loader of the dataset of the plan.
     out : numpy.ndarray
-        1-D and contiguous, the dataset's dtype; the plan's pieces are written.
+        1-D and contiguous, of the dataset's dtype; the pieces of the plan are written.
     """
     ranges = loader.ranges(plan)
     if ranges is None:
@@ -346,7 +340,7 @@ def _whole_chunks(
 def _load_in_place(
     plan: ReadPlan, loader: TileLoader, tile: int, out: npt.NDArray[Any]
 ) -> bool:
-    """Decode a tile of whole chunks where they belong, without a canvas and a copy."""
+    """Decode a tile of whole chunks into the output, without a canvas and a copy."""
     whole = _whole_chunks(plan, loader.chunks, tile)
     if whole is None or out.dtype.hasobject:
         return False

@@ -1,4 +1,4 @@
-"""How the values of one dataset are read: directly, or through h5py.
+"""Loaders of the values of one dataset: directly, or through h5py.
 
 In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
 with its values.
@@ -29,7 +29,7 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
     dataset, layout
         The dataset.
     reader : {"auto", "direct", "h5py"}
-        "auto" reads directly where it can and through h5py otherwise.
+        "auto" reads directly if possible, otherwise through h5py.
 
     Raises
     ------
@@ -66,15 +66,15 @@ class BoxReader:
         check_unchanged(self.dataset.location)
 
     def _read_virtual(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
-        """Read from other files, for which there are descriptors before and after.
+        """Read sources in other files, and check the free descriptors before and after.
 
-        HDF5 takes a source that it cannot open for one that is not there, and gives fill
-        values. It opens one more than it keeps open.
+        If HDF5 cannot open a source, it gives fill values as for a missing source. HDF5 opens
+        one descriptor more than it keeps open.
         """
         shape, name = window.shape, self.dataset.filename
         sources = check_sources(self.dataset, start, shape[: len(start)])
-        # Else one thread's look would take what another one needs. Sources stay open as
-        # long as anyone has the dataset.
+        # The lock keeps other threads from taking the descriptors that were checked. Sources
+        # stay open as long as an object of the dataset exists.
         with _virtual:
             check_descriptors(sources + 1, name)
             dataset = open_dataset(self.dataset)

@@ -1,11 +1,11 @@
-"""Parts of many blocks of an output, divided by the chunks that they read.
+"""Parts of many Dask blocks of an output, partitioned by the chunks that they read.
 
-In: the parts of one dataset, placed in a flat output that is cut into blocks. Out:
-`PartitionedBoxes`: the parts cut at the borders of large boxes of whole chunks, sorted by box,
-then by block. Each box is read once, into a buffer that holds its elements block
-after block; each block is put together from its stretch of every buffer.
+In: the parts of one dataset in a flat output, which is divided into Dask blocks. Out:
+`PartitionedBoxes`: the parts cut at the borders of partitions (large boxes of whole chunks),
+sorted by partition, then by block. Each partition is read once, into a buffer that holds its
+elements block after block; each block is assembled from its range of every buffer.
 
-References in no order need this: a block of them alone touches nearly every chunk.
+References in random order need this: one block of them touches nearly every chunk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PartitionedBoxes(FrozenColumns):
     fill ``offset[s, b]:offset[s, b + 1]`` of the share's buffer.
     """
 
-    parts: Parts  # (m,), dst counts from the beginning of the block
+    parts: Parts  # (m,), dst counts from the first element of the block
     src: IntArray  # (m,), first element in the share's buffer
     first: IntArray  # (s, b + 1)
     offset: IntArray  # (s, b + 1), elements
@@ -60,7 +60,7 @@ class PartitionedBoxes(FrozenColumns):
         return int(self.offset[share, -1])
 
     def share_parts(self, share: int) -> Parts:
-        """Return the parts of one share, with their places in its buffer."""
+        """Return the parts of one share, with dst in the buffer of the share."""
         rows = np.arange(int(self.first[share, 0]), int(self.first[share, -1]))
         parts = take_parts(self.parts, rows)
         return Parts(
@@ -78,39 +78,28 @@ class PartitionedBoxes(FrozenColumns):
         out: npt.NDArray[Any],
         first: int = 0,
     ) -> tuple[StridedBuffer, StridedBuffer, IntArray, IntArray] | None:
-        """Return what `xref.reading.box_copies.copy_boxes` takes to put one block together.
+        """Return the arguments of `xref.reading.box_copies.copy_boxes` to assemble one block.
 
-        Parameters
-        ----------
-        block : int
-        buffers : sequence of numpy.ndarray
-            The buffer of each share, from block ``first`` on.
-        out : numpy.ndarray
-            The block, 1-D.
-        first : int, optional
-
-        Returns
-        -------
-        tuple or None
-            None where nothing is for the block.
+        ``buffers`` has the buffer of each share, from block ``first`` on; ``out`` is the block,
+        1-D. The result is None if the block has no parts.
         """
         low, high = self.first[:, block], self.first[:, block + 1]
-        held = np.flatnonzero(high > low)
-        if not len(held):
+        shares = np.flatnonzero(high > low)
+        if not len(shares):
             return None
-        origin = self.offset[held, first]
-        begin = (self.offset[held, block] - origin).tolist()
-        end = (self.offset[held, block + 1] - origin).tolist()
+        origin = self.offset[shares, first]
+        begin = (self.offset[shares, block] - origin).tolist()
+        end = (self.offset[shares, block + 1] - origin).tolist()
         stretches = [
-            buffers[share][a:b] for share, a, b in zip(held.tolist(), begin, end, strict=True)
+            buffers[share][a:b] for share, a, b in zip(shares.tolist(), begin, end, strict=True)
         ]
         flat = stretches[0]
-        if len(stretches) > 1:  # without a dtype, it would become the machine's own
+        if len(stretches) > 1:  # the dtype keeps its byte order
             flat = np.concatenate(stretches, dtype=flat.dtype)
-        parts = take_parts(self.parts, ragged_ranges(low[held], (high - low)[held]))
+        parts = take_parts(self.parts, ragged_ranges(low[shares], (high - low)[shares]))
         src, dst = row_offsets(_sizes(parts))[:-1], parts.dst
         group, representative = group_rows(parts)
-        if len(held) > 1:
+        if len(shares) > 1:
             order = np.argsort(group, kind="stable")
             group, src, dst = group[order], src[order], dst[order]
         shape, strides = parts.shape[representative], parts.dst_stride[representative]
@@ -125,7 +114,7 @@ def _sizes(parts: Parts) -> IntArray:
 
 
 def fit_dask_blocks(parts: Parts, bounds: IntArray) -> bool:
-    """Tell whether each part lies in one block of the output.
+    """Tell whether each part lies within one block of the output.
 
     Parameters
     ----------
@@ -146,7 +135,7 @@ def _blocks_of(parts: Parts, bounds: IntArray) -> IntArray:
 def read_box_shape(
     extent: Sequence[int], chunks: tuple[int, ...] | None, itemsize: int
 ) -> tuple[int, ...]:
-    """Return the box of elements that is read together: a chunk, or a range of bytes."""
+    """Return the shape of the box that is read at once: a chunk, or a range of bytes."""
     if chunks is not None:
         return chunks
     return choose_tile(extent, (1,) * len(extent), itemsize, CONTIGUOUS_GAP_NBYTES)
@@ -155,22 +144,16 @@ def read_box_shape(
 def count_chunk_reads(
     parts: Parts, bounds: IntArray, extent: Sequence[int], cell: Sequence[int]
 ) -> tuple[int, int]:
-    """Count the cells that parts touch.
+    """Count the cells that parts touch: the sum over all blocks, and the distinct ones.
 
-    Of parts no larger than a cell those are counted that they begin in.
-
-    Returns
-    -------
-    visits : int
-        Cells of each block, added up: what is read where blocks are read one by one.
-    distinct : int
-        Cells of all blocks.
+    The sum is the number of reads if each block is read by itself. A part no larger than a
+    cell counts only in the cell of its first element.
     """
     reach = (parts.shape - 1) * parts.step
     if parts.single_elements or (reach < np.array(cell, dtype=np.int64)).all():
         number, _ = locate(parts.start, cell, extent)
-        distinct, of = renumber(number)
-        pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + of)
+        distinct, cell_of_part = renumber(number)
+        pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + cell_of_part)
         return len(pairs), len(distinct)
     for axis, width in enumerate(cell):
         if (parts.step[:, axis] > width).any():
@@ -193,13 +176,13 @@ def plan_shares(
     Parameters
     ----------
     parts : Parts
-        Each in one block.
+        Each lies within one block.
     bounds : numpy.ndarray
         As in `fit_dask_blocks`.
     extent : sequence of int
         Shape of the dataset.
     tile : sequence of int
-        Shape of a share, whole chunks.
+        Shape of a partition: whole chunks.
     """
     for axis, width in enumerate(tile):
         parts = cut_axis(parts, axis, width)

@@ -1,10 +1,10 @@
-"""Selections into boxes of evenly spaced elements, with their places in the output.
+"""Selections as boxes of evenly spaced elements (parts), with their positions in the output.
 
-In: fitted selections of one dataset, where each result goes in a flat output. Out:
-`Parts`, as columns. Almost all selections are one part. Parts are cut at the borders
-of cells, counted by the chunks that they touch and grouped by their shape here.
+In: fitted selections of one dataset, and the first element of each result in a flat output.
+Out: `Parts`, as columns. Almost every selection is one part. Functions here also cut parts at
+the borders of cells, list the chunks that parts touch, and group parts by shape.
 
-Work is per axis and per part, by NumPy, never per reference.
+The loops run over axes, in NumPy over parts, never in Python over references.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from xref.arrays import (
 )
 from xref.selections import SelectionKind, SelectionTable, outer_axes, row_runs
 
-_PAIRS_AT_ONCE = 1 << 22
-_GRID_CELLS = 1 << 26
-_FEW_KEYS = 1 << 10
-_ROWS_AT_ONCE = 1 << 14  # so that what is between stays in the cache
+_PAIRS_AT_ONCE = 1 << 22  # (part, chunk) pairs
+_GRID_CELLS = 1 << 26  # largest grid whose cells are marked in one array
+_MIN_BULK_KEYS = 1 << 10
+_ROWS_AT_ONCE = 1 << 14  # so that intermediate arrays stay in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Parts(FrozenColumns):
-    """Boxes of evenly spaced elements and where they go."""
+    """Boxes of evenly spaced elements, and their positions in the output."""
 
     start: IntArray  # (m, ndim), first element in the dataset
     shape: IntArray  # (m, ndim), elements
@@ -48,7 +48,7 @@ class Parts(FrozenColumns):
 
     @property
     def single_elements(self) -> bool:
-        """Whether all parts are single elements by one broadcast shape, as points are."""
+        """Whether all parts are single elements that share one broadcast shape."""
         shared = len(self) > 1 and self.shape.strides[0] == 0
         return shared and bool((self.shape[0] == 1).all())
 
@@ -63,14 +63,14 @@ def locate(
     start : numpy.ndarray
         Shape ``(n, ndim)``, elements.
     cell, extent : sequence of int
-        Shape of a cell, and of what the grid covers.
+        Shape of a cell, and of the dataset that the grid covers.
 
     Returns
     -------
     number : numpy.ndarray
         Shape ``(n,)``: the cell, in C order of the grid.
     place : numpy.ndarray
-        Shape ``(n,)``: the element's place in it, in C order.
+        Shape ``(n,)``: the number of the element in its cell, in C order.
     """
     number, place = (np.zeros(len(start), dtype=np.int64) for _ in range(2))
     grid = canvas_strides([-(-n // c) for n, c in zip(extent, cell, strict=True)])
@@ -78,24 +78,24 @@ def locate(
     for first in range(0, len(start), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         for column, (width, in_grid, in_cell) in zip(start[rows].T, axes, strict=True):
-            along = column // width  # by a number: faster than by an array of them
+            along = column // width  # dividing by a scalar is faster than by an array
             number[rows] += along * in_grid
             place[rows] += (column - along * width) * in_cell
     return number, place
 
 
 def plan_parts(regions: SelectionTable, dst: IntArray, dst_stride: IntArray) -> Parts:
-    """Turn fitted selections into boxes with a place in the output.
+    """Turn fitted selections into parts.
 
     Parameters
     ----------
-    regions : RegionTable
+    regions : SelectionTable
         Fitted to the dataset's extent, n rows.
     dst : numpy.ndarray
-        Shape ``(n,)``: flat output element where each row's result begins.
+        Shape ``(n,)``: first element of the result of each row in the flat output.
     dst_stride : numpy.ndarray
-        Shape ``(n, ndim)``: distance in the output between neighbours along each
-        axis, for results of full rank. Others are written one after the other.
+        Shape ``(n, ndim)``: distance in the output between neighbours along each axis, for
+        results of full rank. Elements of other results are contiguous.
     """
     count, block = regions.count, regions.block
     single = (count == 1) | (block == 1)
@@ -132,13 +132,13 @@ def _unit_parts(start: IntArray, dst: IntArray) -> Parts:
 
 
 def plan_points(coords: IntArray) -> Parts:
-    """Turn single elements, shape ``(n, ndim)``, into parts; the n-th goes to place n."""
+    """Turn single elements, shape ``(n, ndim)``, into parts; element i goes to output i."""
     return _unit_parts(coords, np.arange(len(coords)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segments(FrozenColumns):
-    """Evenly spaced runs of elements of one axis, and where they go along it."""
+    """Evenly spaced runs of elements of one axis, and their positions in the result."""
 
     start: IntArray  # (n,), first element
     count: IntArray  # (n,), elements
@@ -148,9 +148,9 @@ class Segments(FrozenColumns):
 
 
 def regular_segments(start: int, stride: int, count: int, block: int = 1) -> Segments:
-    """Return the axis of a regular hyperslab in as few segments as it takes.
+    """Return one axis of a regular hyperslab in as few segments as possible.
 
-    That is one for each block, or one for each element of a block.
+    There is one segment for each block, or one for each element of a block.
     """
     if stride == block or count <= 1:
         stride, count, block = 1, count * block, 1
@@ -183,7 +183,7 @@ def interval_segments(start: IntArray, stop: IntArray) -> Segments:
 
 
 def plan_outer(axes: Sequence[Segments], dst: int, dst_stride: IntArray) -> Parts:
-    """Turn an outer product of segments into parts; its result begins at ``dst``."""
+    """Turn an outer product of segments into parts; the result begins at ``dst``."""
     counts = [len(a.start) for a in axes]
     n = math.prod(counts)
     if not axes:
@@ -248,17 +248,17 @@ def take_parts(parts: Parts, rows: npt.NDArray[np.intp]) -> Parts:
 
 
 def _take(column: IntArray, rows: npt.NDArray[np.intp]) -> IntArray:
-    """Return some rows of a column; one that repeats a row stays a broadcast."""
+    """Return some rows of a column; a broadcast column stays a broadcast."""
     if len(column) > 1 and column.strides[0] == 0:
         return np.broadcast_to(column[:1], (len(rows), *column.shape[1:]))
-    return np.take(column, rows, axis=0)  # an index takes several times as long
+    return np.take(column, rows, axis=0)  # fancy indexing takes several times as long
 
 
 def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
     """Cut parts at multiples of ``width`` along an axis.
 
-    A part whose step is wider than that is cut into single elements, so that no
-    piece spans a cell that it has no element in.
+    A part whose step is wider is cut into single elements, so that no piece spans a cell
+    without one of its elements.
     """
     if parts.single_elements:
         return parts
@@ -271,15 +271,16 @@ def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
     crossing = np.flatnonzero(pieces > 1)
     whole = np.flatnonzero(pieces == 1)
     pieces = pieces[crossing]
-    of = np.repeat(crossing, pieces)
+    origin = np.repeat(crossing, pieces)
     ordinal = ragged_ranges(np.zeros(len(pieces), dtype=np.int64), pieces)
-    low = (first[of] + ordinal) * width
+    low = (first[origin] + ordinal) * width
     # Elements before the lower border, and before the upper one.
-    skip = np.clip(-((start[of] - low) // step[of]), 0, None)
-    end = np.minimum(-((start[of] - low - width) // step[of]), n[of])
-    skip, end = np.where(wide[of], ordinal, skip), np.where(wide[of], ordinal + 1, end)
-    cut = {name: getattr(parts, name)[of] for name in Parts.__dataclass_fields__}
-    cut["start"][:, axis] += skip * step[of]
+    skip = np.clip(-((start[origin] - low) // step[origin]), 0, None)
+    end = np.minimum(-((start[origin] - low - width) // step[origin]), n[origin])
+    skip = np.where(wide[origin], ordinal, skip)
+    end = np.where(wide[origin], ordinal + 1, end)
+    cut = {name: getattr(parts, name)[origin] for name in Parts.__dataclass_fields__}
+    cut["start"][:, axis] += skip * step[origin]
     cut["shape"][:, axis] = end - skip
     cut["dst"] += skip * cut["dst_stride"][:, axis]
     kept = take_parts(parts, whole)
@@ -289,14 +290,13 @@ def cut_axis(parts: Parts, axis: int, width: int) -> Parts:
 def part_chunks(parts: Parts, chunks: Sequence[int], extent: Sequence[int]) -> IntArray:
     """Return the numbers of all chunks that parts touch, ascending, each once.
 
-    Every chunk between a part's first and last holds an element of it: parts
-    with wider steps have been cut.
+    Parts with steps wider than a chunk have been cut, so each chunk between the first and the
+    last chunk of a part contains one of its elements.
     """
     grid = [-(-n // c) for n, c in zip(extent, chunks, strict=True)]
     weight = canvas_strides(grid)
     n_cells = math.prod(grid)
     if parts.single_elements:
-        # Single elements: one chunk each.
         number, _ = locate(parts.start, chunks, extent)
         if n_cells > _GRID_CELLS:
             return np.unique(number)
@@ -327,7 +327,7 @@ def part_chunks(parts: Parts, chunks: Sequence[int], extent: Sequence[int]) -> I
 
 
 def _divide(table: IntArray, widths: Sequence[int]) -> IntArray:
-    """Return ``table // widths``, column by column: by a number that is faster."""
+    """Return ``table // widths`` by columns: dividing by a scalar is faster."""
     out = np.empty_like(table)
     for axis, width in enumerate(widths):
         np.floor_divide(table[:, axis], width, out=out[:, axis])
@@ -341,18 +341,18 @@ def _pair_numbers(
     number = linear(low, weight)
     if (n_each == 1).all():
         return number
-    of = np.repeat(np.arange(len(low)), n_each)
+    part = np.repeat(np.arange(len(low)), n_each)
     ordinal = ragged_ranges(np.zeros(len(low), dtype=np.int64), n_each)
-    number = number[of]
+    number = number[part]
     for axis in range(low.shape[1] - 1, -1, -1):
-        span = spans[of, axis]
+        span = spans[part, axis]
         number += ordinal % span * weight[axis]
         ordinal //= span
     return number
 
 
 def _mark_grid(low: IntArray, high: IntArray, grid: Sequence[int]) -> IntArray:
-    """Mark boxes of cells by summing up signed corners; cost is parts plus cells."""
+    """Mark boxes of cells by cumulative sums of signed corners, in time parts plus cells."""
     ndim = len(grid)
     shape = tuple(n + 1 for n in grid)
     weight = canvas_strides(shape)
@@ -370,15 +370,15 @@ def _mark_grid(low: IntArray, high: IntArray, grid: Sequence[int]) -> IntArray:
 
 
 def sort_pairs(major: IntArray, minor: IntArray) -> npt.NDArray[np.intp]:
-    """Return the order by (major, minor); equal pairs stay in theirs. Neither is negative."""
+    """Return the stable order by (major, minor), neither of which is negative."""
     n_minor = int(minor.max(initial=0)) + 1
     largest = (int(major.max(initial=0)) + 1) * n_minor
     if largest > 2**62:
         return np.lexsort((minor, major))
     key = major if n_minor == 1 else major * n_minor + minor
-    if largest > 2**32 or len(key) < _FEW_KEYS:
+    if largest > 2**32 or len(key) < _MIN_BULK_KEYS:
         return np.argsort(key, kind="stable")
-    # NumPy sorts 16 bits by counting: ten times as fast as 64 bits, for each half.
+    # NumPy uses radix sort for 16-bit keys, ten times as fast as sorting 64-bit keys.
     order = np.argsort(key.astype(np.uint16), kind="stable")
     if largest > 2**16:
         order = order[np.argsort((key >> 16).astype(np.uint16)[order], kind="stable")]
@@ -386,7 +386,7 @@ def sort_pairs(major: IntArray, minor: IntArray) -> npt.NDArray[np.intp]:
 
 
 def group_rows(parts: Parts) -> tuple[IntArray, npt.NDArray[np.intp]]:
-    """Give each distinct (shape, step, output stride) of parts a number.
+    """Assign a number to each distinct (shape, step, output stride) of parts.
 
     Returns
     -------

@@ -1,16 +1,14 @@
-"""Selections and a chunk grid into a plan that names each chunk once.
+"""A plan that names each chunk once, from selections and a chunk grid.
 
-In: fitted selections of one dataset, where each result goes in a flat output,
-the chunk shape. Out: a `ReadPlan`. No file is touched.
+In: `Parts` of one dataset and the chunk shape. Out: a `ReadPlan`. No file is opened.
 
-1. Every selection becomes *parts*: boxes of evenly spaced elements with their
-   place in the output (`Parts`). Almost all selections are one part.
-2. The dataset is cut into *tiles*, boxes of whole chunks of a few MiB, and the
-   parts are cut at tile borders into *pieces*.
-3. Pieces are sorted by tile, and within a tile by shape, so that a reader fills
-   one canvas a tile and copies all pieces of one shape in one NumPy call.
+1. Selections are *parts*: boxes of evenly spaced elements with their positions in the output.
+2. The dataset is divided into *tiles*, boxes of whole chunks of a few MiB, and the parts are
+   cut at the borders of tiles into *pieces*.
+3. Pieces are sorted by tile, and within a tile by shape, so that a reader fills one canvas for
+   each tile and copies all pieces of one shape in one NumPy call.
 
-Work is per axis and per tile, never per reference.
+The loops run over axes and tiles, never over references.
 """
 
 from __future__ import annotations
@@ -26,15 +24,15 @@ from xref.errors import UnsupportedError
 from xref.reading.parts import Parts, cut_axis, group_rows, locate, part_chunks, sort_pairs
 
 TILE_NBYTES = 4 << 20
-"""Canvas of one tile (benchmarks/tiles.py)."""
+"""Bytes of the canvas of one tile (benchmarks/tiles.py)."""
 
 CONTIGUOUS_GAP_NBYTES = 1 << 16
-"""Bytes between two pieces that are read along rather than skipped."""
+"""Largest gap in bytes between two pieces that one read includes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadPlan(FrozenColumns):
-    """What to read, tile by tile, and where every element goes.
+    """The chunks to read by tile, and the position of every element in the output.
 
     Tile t holds chunks ``chunk_cut[t]:chunk_cut[t + 1]`` and pieces
     ``piece_cut[t]:piece_cut[t + 1]``. Pieces of one group have one shape, one
@@ -61,7 +59,7 @@ class ReadPlan(FrozenColumns):
     def piece_ranges(self, tile: int, gap: int) -> list[tuple[int, int]]:
         """Return the flat ranges of a tile's canvas that its pieces touch.
 
-        Ranges closer than ``gap`` elements are united.
+        Ranges with a gap of at most ``gap`` elements are merged.
         """
         rows = slice(int(self.piece_cut[tile]), int(self.piece_cut[tile + 1]))
         strides = np.array(canvas_strides(self.tile_shape), dtype=np.int64)
@@ -79,17 +77,10 @@ class ReadPlan(FrozenColumns):
 def plan_chunk(
     start: Sequence[int], shape: Sequence[int], chunks: Sequence[int], box: Sequence[int]
 ) -> ReadPlan | None:
-    """Plan a box that is exactly one chunk; None for any other.
+    """Plan the box ``start, box`` of a dataset if it is exactly one chunk; else return None.
 
-    Dask reads chunked variables so, many times over, and `plan_read` would cost as much
-    as a quarter of decoding.
-
-    Parameters
-    ----------
-    start, box : sequence of int
-        First element and shape of the box.
-    shape, chunks : sequence of int
-        Of the dataset.
+    Dask reads chunked variables chunk by chunk, and `plan_read` would take a quarter of the
+    time of decoding.
     """
     if tuple(box) != tuple(chunks) or not chunks:
         return None
@@ -117,12 +108,12 @@ def plan_chunk(
 def choose_tile(
     extent: Sequence[int], chunks: Sequence[int], itemsize: int, nbytes: int = TILE_NBYTES
 ) -> tuple[int, ...]:
-    """Choose the shape of tiles: whole chunks, long along the last axes.
+    """Choose the shape of tiles: whole chunks, longest along the last axes.
 
     Parameters
     ----------
     extent : sequence of int
-        Box that the tiles have to cover, elements.
+        Shape that the tiles cover, elements.
     chunks : sequence of int
         Chunk shape, elements.
     itemsize : int
@@ -140,7 +131,7 @@ def choose_tile(
         n_chunks = -(-extent[axis] // chunks[axis])
         room = max(nbytes // max(math.prod(tile) * itemsize, 1), 1)
         if room < n_chunks:
-            # Tiles of equal length rather than a short one at the end.
+            # Tiles of equal length, instead of a short one at the end.
             n_tiles = -(-n_chunks // room)
             tile[axis] *= -(-n_chunks // n_tiles)
             break
@@ -168,14 +159,14 @@ def plan_read(
     itemsize : int
         Bytes an element.
     tile_nbytes : int
-        Canvas of one tile.
+        Largest canvas of one tile, unless one chunk is larger.
     """
     ndim = len(extent)
     cell = chunks if chunks is not None else (1,) * ndim
     tile = choose_tile(extent, cell, itemsize, tile_nbytes)
     grid = tuple(-(-n // c) for n, c in zip(extent, cell, strict=True))
     if math.prod(grid) >= 2**62:
-        raise UnsupportedError(f"a grid of {grid} chunks has too many to number")
+        raise UnsupportedError(f"a grid of {grid} chunks has too many chunks to number")
     chunk_number = np.zeros(0, dtype=np.int64)
     if chunks is not None:
         # A step wider than a chunk would count chunks that hold no element of the part.

@@ -1,19 +1,17 @@
-"""Sources of virtual datasets: found, guarded, and cut down to single datasets.
+"""Sources of virtual datasets: opened, checked, and followed to the datasets that store data.
 
-In: a virtual dataset and elements of it. Out: the datasets that store these elements,
-each with the places to read. A source may be virtual itself; that is followed to the
-datasets that are not.
+In: a virtual dataset and elements of it. Out: the datasets that store these elements, each with
+the coordinates to read. Sources that are virtual themselves are followed in turn.
 
-HDF5 reads sources wherever their names lead, and dies of virtual datasets that name
-each other in a circle. Names are therefore followed here first, under the guard of
-links.
+HDF5 reads any file that a source names, and crashes on virtual datasets that form a circle.
+Therefore the names are followed here first, with the checks of links.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +24,21 @@ from xref.reading.chunk_checks import check_packed
 from xref.storage import FileLocation, check_external, locate_file
 
 MAX_DEPTH = 16
-"""Virtual datasets between one and what stores its elements."""
+"""Largest number of virtual datasets between a virtual dataset and its stored elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredPart(FrozenColumns):
-    """Elements that one dataset stores, among those asked for."""
+    """The requested elements that one dataset stores."""
 
     dataset: StoredObject
-    path: str | None  # as it was opened, or as the virtual dataset names it
-    rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
-    coords: IntArray  # (m, ndim), where in this dataset
+    path: str | None  # by which it was opened, or which the virtual dataset names
+    rows: npt.NDArray[np.intp]  # (m,), rows of the requested elements
+    coords: IntArray  # (m, ndim), in this dataset
 
     @property
     def label(self) -> str:
-        """Its name in a message; looked up in the file where it has no path."""
+        """Name in a message: the path, or a label that is looked up in the file."""
         return self.path or self.dataset.label
 
 
@@ -49,28 +47,21 @@ def split_virtual(
 ) -> Iterator[StoredPart]:
     """Find the datasets that store elements of a virtual dataset.
 
-    Parameters
-    ----------
-    dataset : StoredObject
-        The virtual dataset.
-    coords : numpy.ndarray
-        Shape ``(n, ndim)``: its elements.
-    path : str, optional
-        As the dataset was opened, for messages.
+    ``coords`` are its elements, shape ``(n, ndim)``; ``path`` names the dataset in messages.
 
     Yields
     ------
     StoredPart
-        No element is in two of them; those in none have no source.
+        Each element is in at most one part; an element without a source is in none.
 
     Raises
     ------
     ExternalFileError
         If a source is in a file that the location does not allow.
     CorruptFileError, SelectionError
-        If a source is not what is mapped.
+        If a source does not fit its mapping.
     UnsupportedError
-        If too many virtual datasets lead to one another.
+        If more than `MAX_DEPTH` virtual datasets follow each other.
     """
     whole = StoredPart(dataset=dataset, path=path, rows=np.arange(len(coords)), coords=coords)
     level = [whole]
@@ -89,21 +80,16 @@ def split_virtual(
 
 
 def check_sources(dataset: StoredObject, start: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """Check all that HDF5 opens to read a box of a virtual dataset.
-
-    Returns
-    -------
-    int
-        How many other files that are.
+    """Check all datasets that HDF5 opens to read a box; return the number of other files.
 
     Raises
     ------
     ExternalFileError
-        If that includes a file that the location does not allow.
+        If HDF5 would open a file that the location does not allow.
     CorruptFileError, SelectionError
-        If a source is not what is mapped.
+        If a source does not fit its mapping.
     UnsupportedError
-        If the virtual datasets lead to one another in a circle, or nearly so.
+        If more than `MAX_DEPTH` virtual datasets follow each other.
     """
     first = tuple(zip(start, shape, strict=True))
     level = {dataset: first}
@@ -140,7 +126,7 @@ def _too_deep(filename: str, path: str) -> UnsupportedError:
 def _mappings_of_box(
     dataset: StoredObject, box: tuple[tuple[int, int], ...]
 ) -> Iterator[VirtualMapping]:
-    """Yield the mappings, one for each source, that touch a box: (start, size) per axis."""
+    """Yield a mapping for each source that touches a box, given as (start, size) per axis."""
     extent = dataset.layout.shape
     for mapping in virtual_mappings(dataset):
         low, high = mapping.bounds(extent)
@@ -155,21 +141,21 @@ def _mappings_of_box(
 def _split_once(part: StoredPart) -> Iterator[StoredPart]:
     """Follow the mappings of one virtual dataset."""
     location, coords = part.dataset.location, part.coords
-    # Not its label: reading must not search the file for a name that no message needs.
+    # No label here: reading must not search the file for a path that no message needs.
     name = part.path or f"dataset at {part.dataset.address:#x}"
     extent = part.dataset.layout.shape
     weights = np.array(canvas_strides(extent), dtype=np.int64)
     place = coords @ weights
     order = np.argsort(place, kind="stable")
     place = place[order]
-    # Where mappings overlap, the last one whose source is there counts.
+    # Where mappings overlap, the last mapping with an existing source counts.
     owner = np.full(len(coords), -1, dtype=np.int64)
-    found: list[StoredPart] = []
+    sources: list[StoredPart] = []
     for mapping in virtual_mappings(part.dataset):
         low, high = (np.array(side, dtype=np.int64) for side in mapping.bounds(extent))
         if (low >= high).any():
             continue
-        # A narrow range of C order holds all of the selection.
+        # In C order a narrow range contains all elements of the selection.
         begin, end = np.searchsorted(place, [low @ weights, (high - 1) @ weights + 1])
         near = order[begin:end]
         near = near[((coords[near] >= low) & (coords[near] < high)).all(axis=1)]
@@ -182,31 +168,27 @@ def _split_once(part: StoredPart) -> Iterator[StoredPart]:
             shape = source.layout.shape
             fitted = one.fit(extent, shape, where)
             at, within = fitted.source_coords(coords[rows], extent, shape)
-            owner[rows[at]] = len(found)
-            found.append(
+            owner[rows[at]] = len(sources)
+            sources.append(
                 StoredPart(dataset=source, path=one.dataset, rows=rows[at], coords=within)
             )
-    for number, one_part in enumerate(found):
-        kept = owner[one_part.rows] == number
+    for number, source_part in enumerate(sources):
+        kept = owner[source_part.rows] == number
         if kept.any():
-            yield StoredPart(
-                dataset=one_part.dataset,
-                path=one_part.path,
-                rows=part.rows[one_part.rows[kept]],
-                coords=one_part.coords[kept],
-            )
+            rows, within = part.rows[source_part.rows[kept]], source_part.coords[kept]
+            yield replace(source_part, rows=rows, coords=within)
 
 
 def _open_source(
     location: FileLocation, mapping: VirtualMapping, where: str
 ) -> StoredObject | None:
-    """Return the dataset that is a source; None where there is none, as HDF5 has it."""
+    """Return the dataset of a source; None if it does not exist, which HDF5 allows."""
     home = location
     try:
         if mapping.filename != ".":
             other = check_external(location, mapping.filename, f"{where} (virtual source)")
             found = locate_file(other, location.external)
-            # A source in its own file stays in the file as it was opened.
+            # A source in the same file uses the location that is open.
             home = location if found.identity == location.identity else found
         member = open_member(home, mapping.dataset)
     except FileNotFoundError:
@@ -215,7 +197,7 @@ def _open_source(
 
 
 def _check_not_elsewhere(location: FileLocation, name: str, where: str) -> None:
-    """Refuse a file that is missing here but found by HDF5 from the working folder."""
+    """Refuse a file that HDF5 would find from the working folder only."""
     searched = os.path.basename(name) if os.path.isabs(name) else name
     if name != "." and location.external != "all" and os.path.exists(searched):
         raise ExternalFileError(
