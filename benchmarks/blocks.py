@@ -22,10 +22,7 @@ from workloads import Workload
 import xref
 
 BLOCKS = (1, 10, 50, 200)
-WHAT = {
-    "values": lambda patches: patches,
-    "sums": lambda patches: patches.sum(axis=(1, 2)),
-}
+WHAT = {"values": lambda patches: patches, "sums": lambda patches: patches.sum(axis=(1, 2))}
 N_WORKERS = 2
 WORKER = {"threads_per_worker": 1, "dashboard_address": None}
 
@@ -103,11 +100,7 @@ def measure(data, reps, _threads, _budget):
     for what in WHAT:
         contestants = {str(n): partial(run, work, what, n) for n in BLOCKS}
         found["laps"][what] = take_turns(
-            contestants,
-            reps,
-            partial(check, work, what),
-            work.settled_nbytes,
-            path=work.path,
+            contestants, reps, partial(check, work, what), work.settled_nbytes, path=work.path
         )
     if importlib.util.find_spec("distributed"):
         found["cluster"] = count_on_cluster(work)

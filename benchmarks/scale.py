@@ -74,12 +74,7 @@ def measure_stages(path, n):
             cost = shuffle.estimate_cost(layer.array, blocks)
         laps["count"] = lap.cpu
         made = shuffle.Shuffle(
-            layer.array,
-            blocks,
-            None,
-            layer.dtype,
-            f"{path}{n}",
-            cost.layout(),
+            layer.array, blocks, None, layer.dtype, f"{path}{n}", cost.layout()
         )
         with timed() as lap:
             plan = made.require_plan()

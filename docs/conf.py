@@ -9,12 +9,7 @@ author = "the xref developers"
 copyright = f"2026, {author}"
 release = metadata("xref")["Version"]
 
-extensions = [
-    "myst_parser",
-    "numpydoc",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
-]
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 nitpicky = True  # a link without a target is a warning, and `nox -s docs` takes none
 myst_heading_anchors = 3  # pages link to each other's headings
@@ -31,9 +26,7 @@ numpydoc_validation_checks = {"PR02", "PR03", "PR05", "PR10", "GL03", "GL06", "G
 numpydoc_validation_exclude = {r"\.set_options$"}  # it documents the keywords of **options
 
 html_theme = "alabaster"
-html_theme_options = {
-    "description": "HDF5 references in xarray, lazily and in parallel",
-}
+html_theme_options = {"description": "HDF5 references in xarray, lazily and in parallel"}
 
 
 def check_public_names(app, env):

@@ -7,21 +7,14 @@ import xarray as xr
 from xref.lazy_names import LazyClass, lazy_names
 
 if TYPE_CHECKING:
+    # fmt: off
     from xref.errors import (
-        CorruptFileError,
-        DanglingReferenceError,
-        FileChangedError,
-        NullReferenceError,
-        SelectionError,
-        UnreadableMemberWarning,
-        XrefError,
+        CorruptFileError, DanglingReferenceError, FileChangedError, NullReferenceError,
+        SelectionError, UnreadableMemberWarning, XrefError,
     )
     from xref.options import set_options
     from xref.references import (
-        AttributeReference,
-        ObjectReference,
-        ReferenceArray,
-        RegionReference,
+        AttributeReference, ObjectReference, ReferenceArray, RegionReference,
     )
     from xref.resolving import ReferenceAccessor, from_table
     from xref.storage import count_reads

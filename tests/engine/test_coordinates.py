@@ -26,9 +26,7 @@ def test_coordinates_equal_for_all_references_stay_one_dimensional(rois_ds: xr.D
     assert rows.attrs["long_name"] == "some data"
 
 
-def test_different_coordinates_get_the_dimension_of_the_references(
-    rois_ds: xr.Dataset,
-) -> None:
+def test_different_coordinates_get_the_dimension_of_the_references(rois_ds: xr.Dataset) -> None:
     rois = rois_ds["data_rois"].h5ref.resolve()
     (dim,) = rois_ds["data_rois"].dims
     assert rois["y"].dims == (dim, "y")

@@ -108,10 +108,7 @@ def test_n_bit_integers_of_every_precision(tmp_path, size, base) -> None:
 
 
 def test_n_bit_of_more_elements_than_one_step(tmp_path) -> None:
-    kinds = {
-        "integers": packed.integer(h5t.STD_I32LE, 4, 19, 3),
-        "records": KINDS["compounds"],
-    }
+    kinds = {"integers": packed.integer(h5t.STD_I32LE, 4, 19, 3), "records": KINDS["compounds"]}
     with h5py.File(tmp_path / "n.h5", "w") as file:
         for name, kind in kinds.items():
             dataset = packed.create(file, name, kind, (70001,), (70001,), [(N_BIT, ())])

@@ -284,11 +284,13 @@ def test_any_order_of_references_and_nulls_among_them_keep_their_rows(
     raw = place.read_raw()
     rng = np.random.default_rng(8)
     for order in (np.arange(N)[::-1], rng.permutation(N), rng.integers(0, N, 50)):
-        columns = decode_references(place.location, raw[order], "region", place.describe)
+        columns = decode_references(
+            place.dataset.location, raw[order], "region", place.describe
+        )
         assert_bounds(columns, expected[order])
     null = rng.random(N) < 0.3
     raw[null] = 0
-    columns = decode_references(place.location, raw, "region", place.describe)
+    columns = decode_references(place.dataset.location, raw, "region", place.describe)
     assert ((columns.address == 0) == null).all()
     assert_bounds(columns.take(np.flatnonzero(~null)), expected[~null])
 

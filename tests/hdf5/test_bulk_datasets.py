@@ -222,11 +222,7 @@ def test_dataset_tables_equal_the_layout_of_each_dataset(
     data=st.data(), libver=st.sampled_from(LIBVERS), layout=st.sampled_from(["ragged", "pad"])
 )
 def test_stacked_values_equal_those_of_each_reference(
-    tmp_path: Path,
-    alone: Callable[[bool], None],
-    data: st.DataObject,
-    libver: str,
-    layout: str,
+    tmp_path: Path, alone: Callable[[bool], None], data: st.DataObject, libver: str, layout: str
 ) -> None:
     numbers = st.sampled_from([("<f8",), ("<f8", "<f8", ">f4", "<u2"), ("S5",), (DTYPES[7],)])
     rows = data.draw(st.lists(specs(data.draw(numbers)), min_size=2, max_size=12))

@@ -193,10 +193,7 @@ def test_checksums_of_very_large_blocks_are_not_checked() -> None:
             header_v2(message_v2(0x10, struct.pack("<QQ", 0, 12))),
             r"begin with b'OHDR', not with b'OCHK'",
         ),
-        (
-            header_v2(message_v2(1, b"abc"))[:-1],
-            "reaches past the end of the file",
-        ),
+        (header_v2(message_v2(1, b"abc"))[:-1], "reaches past the end of the file"),
     ],
 )
 def test_a_damaged_header_raises_with_the_fault(data: bytes, message: str) -> None:

@@ -10,11 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xref.errors import (
-    CorruptFileError,
-    UnsupportedError,
-    XrefError,
-)
+from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.std_references import decode_std_objects, split_std_references
 
 

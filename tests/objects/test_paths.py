@@ -382,9 +382,7 @@ def test_options_of_two_datasets_of_one_file_do_not_mix(
     assert results == [raw, decoded, decoded, decoded, raw]
 
 
-def test_changing_attributes_of_a_result_does_not_change_later_results(
-    tmp_path: Path,
-) -> None:
+def test_changing_attributes_of_a_result_does_not_change_later_results(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         value = file.create_dataset("v", data=np.arange(3))
@@ -505,9 +503,7 @@ def test_variables_have_the_names_of_the_links_of_the_group_that_is_opened(
         assert ds["refs too"].data.describe(1).endswith("region reference 1 of '/zz/refs too'")
 
 
-def test_selections_find_their_variable_in_the_opened_group(
-    tmp_path: Path,
-) -> None:
+def test_selections_find_their_variable_in_the_opened_group(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         x = file.create_dataset("axes/x", data=np.arange(5.0))

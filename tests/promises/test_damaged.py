@@ -25,9 +25,7 @@ from strategies import scaled
 pytestmark = pytest.mark.slow
 
 
-def test_in_fork_reports_a_crash_a_hang_and_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_fork_reports_a_crash_a_hang_and_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang() -> None:
         while True:
             pass

@@ -99,10 +99,7 @@ def test_a_sequence_longer_than_its_heap_object_raises(tmp_path: Path, length: i
     data[at : at + 4] = struct.pack("<I", length)
     (tmp_path / "file.h5").write_bytes(data)
     says = rf"element 0 of '/held'.* {length} elements"
-    with (
-        open_h5(tmp_path / "file.h5") as ds,
-        pytest.raises(xref.CorruptFileError, match=says),
-    ):
+    with open_h5(tmp_path / "file.h5") as ds, pytest.raises(xref.CorruptFileError, match=says):
         ds["held"].load()
 
 

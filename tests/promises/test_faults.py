@@ -144,12 +144,7 @@ def test_a_failing_read_is_retried_or_raises(
             action(ds)
         assert n_reads.calls >= (4 if "plain" not in read else 1)
         middle = max(n_reads.calls // 2, 1)
-        for at, once in (
-            (1, True),
-            (middle, True),
-            (n_reads.calls, True),
-            (1, False),
-        ):
+        for at, once in ((1, True), (middle, True), (n_reads.calls, True), (1, False)):
             with monkeypatch.context() as patch:
                 faulty = Faulty(patch, FAULTS[fault], at, once)
                 if fault == "short":

@@ -19,8 +19,7 @@ print(before, sys._is_gil_enabled())
 
 
 @pytest.mark.skipif(
-    not sysconfig.get_config_var("Py_GIL_DISABLED"),
-    reason="this Python is not free-threaded",
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python is not free-threaded"
 )
 def test_importing_xref_leaves_the_gil_off() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHON_GIL"}

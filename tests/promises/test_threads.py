@@ -128,8 +128,7 @@ def test_closing_a_dataset_while_threads_read_leaves_their_values_right(path: Pa
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+    "scheduler", ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)]
 )
 def test_schedulers_give_equal_values(
     path: Path, scheduler: str, request: pytest.FixtureRequest
@@ -221,9 +220,7 @@ def test_files_evicted_from_the_cache_by_each_other_are_read_right(tmp_path: Pat
             ds.close()
 
 
-def test_reading_works_where_no_thread_can_be_started(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_reading_works_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Callable[[], None]] = []
 
     class FullPool:

@@ -136,10 +136,7 @@ def test_the_graph_has_one_task_a_block_and_few_more(rois, blocks) -> None:
 
 
 def test_table_and_repr_read_no_target_data(path) -> None:
-    with (
-        xref.count_reads() as counts,
-        xr.open_dataset(path, engine="h5ref") as dataset,
-    ):
+    with xref.count_reads() as counts, xr.open_dataset(path, engine="h5ref") as dataset:
         assert "RegionReference" in repr(dataset)
         assert repr(dataset["rois"].values[7])
         table = dataset["rois"].h5ref.table()
@@ -210,7 +207,7 @@ def layout_of(shape: tuple[int, ...], chunks: tuple[int, ...] | None) -> Dataset
         "pipeline": FilterPipeline(filters=()),
         "fill_value": np.int32(-1),
         "stored_nbytes": 4 * int(np.prod(shape)),
-        "indirect": "",
+        "why_not_direct": "",
         "stored_itemsize": 4,
         "reference_kind": "",
     }

@@ -73,10 +73,7 @@ class ArrayLoader:
 
 
 def plan_all(
-    chosen: list[Any],
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...] | None,
-    tile_nbytes: int,
+    chosen: list[Any], shape: tuple[int, ...], chunks: tuple[int, ...] | None, tile_nbytes: int
 ) -> tuple[ReadPlan, SelectionTable, np.ndarray]:
     """Plan results end to end; also where each begins."""
     table = table_from_selections(chosen).bound_to(shape, describe)

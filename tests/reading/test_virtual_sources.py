@@ -351,9 +351,7 @@ def test_virtual_datasets_of_virtual_datasets_are_followed(files: Files) -> None
         "sub/inner.h5", (4,), (space((4,)), "s.h5", "", space((6,), ((1,), (2,), (2,), (2,))))
     )
     path = files.virtual(
-        "v.h5",
-        (6,),
-        (space((6,), ((0,), (2,), (4,), (2,))), "sub/inner.h5", "", space((4,))),
+        "v.h5", (6,), (space((6,), ((0,), (2,), (4,), (2,))), "sub/inner.h5", "", space((4,)))
     )
     assert files.check(path).tolist() == [1, 2, -1, -1, 3, 4]
 

@@ -12,17 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from elements import (
-    COLOUR,
-    FORMS,
-    MOMENT,
-    OBJECT,
-    SHAPE,
-    STORAGES,
-    an_object,
-    targets,
-    written,
-)
+from elements import COLOUR, FORMS, MOMENT, OBJECT, SHAPE, STORAGES, an_object, targets, written
 from h5py import h5t
 from samples import open_h5
 from typed import (

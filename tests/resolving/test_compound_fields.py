@@ -247,11 +247,7 @@ def write_series(
         file["apart"] = np.arange(5.0)
         file["gone"] = 1
         values = [
-            {
-                "idx_start": start,
-                "count": count,
-                "timeseries": None if at is None else Ref(at),
-            }
+            {"idx_start": start, "count": count, "timeseries": None if at is None else Ref(at)}
             for start, count, at in rows
         ]
         write_dataset(file, "held", form, values, (len(rows),))

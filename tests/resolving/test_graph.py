@@ -172,10 +172,7 @@ def test_the_cost_of_blocks_that_cannot_be_read_together_is_computed_once(
         return shuffle.estimate_cost(*args)
 
     monkeypatch.setattr(graph, "estimate_cost", find)
-    with (
-        xr.open_dataset(path, engine="h5ref") as ds,
-        dask.config.set(scheduler="processes"),
-    ):
+    with xr.open_dataset(path, engine="h5ref") as ds, dask.config.set(scheduler="processes"):
         cells = ds["refs"].h5ref.resolve(chunks=4).data
         assert not any("xref-chunks" in str(key) for key in optimized(cells + 0))
     assert len(calls) == 1

@@ -12,14 +12,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from samples import open_h5
-from strategies import (
-    everything,
-    files,
-    hyperslabs,
-    listed_points,
-    nothing,
-    write_references,
-)
+from strategies import everything, files, hyperslabs, listed_points, nothing, write_references
 
 import xref
 from xref.errors import CorruptFileError, DanglingReferenceError

@@ -271,11 +271,7 @@ def test_targets_of_several_number_dtypes_are_joined_in_a_dtype_that_holds_all(
 
 def test_object_references_resolve_stacked_or_ragged(rois_ds: xr.Dataset) -> None:
     parts = [np.arange(6.0).reshape(2, 3) + ord(name) for name in "abc"]
-    assert [r.path for r in rois_ds["equal"].values] == [
-        "/parts/a",
-        "/parts/b",
-        "/parts/c",
-    ]
+    assert [r.path for r in rois_ds["equal"].values] == ["/parts/a", "/parts/b", "/parts/c"]
     stacked = rois_ds["equal"].h5ref.resolve()
     np.testing.assert_array_equal(stacked, parts)
     np.testing.assert_array_equal(rois_ds["equal"].values[2].resolve(), parts[2])

@@ -176,9 +176,7 @@ def test_the_error_names_the_missing_or_damaged_file(
 
 @pytest.mark.slow
 def test_processes_resolve_references_of_many_files(
-    paths: list[Path],
-    open_many: Callable[..., xr.Dataset],
-    process_pool: ProcessPoolExecutor,
+    paths: list[Path], open_many: Callable[..., xr.Dataset], process_pool: ProcessPoolExecutor
 ) -> None:
     ds = open_many(paths, parallel=True)
     patches = pickle.loads(pickle.dumps(ds["rois"])).h5ref.resolve(chunks={"roi": 60})

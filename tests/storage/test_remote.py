@@ -407,10 +407,7 @@ def slow(remote_folder: Path) -> Any:
 
 
 def test_synchronous_file_systems_get_one_call_at_a_time(slow: Any) -> None:
-    with (
-        xref.set_options(remote_timeout=0.1, remote_gap=0),
-        xref.count_reads() as reads,
-    ):
+    with xref.set_options(remote_timeout=0.1, remote_gap=0), xref.count_reads() as reads:
         assert_patches("slow://image.h5")
     assert slow.most == 1
     assert reads.remote_requests > 10

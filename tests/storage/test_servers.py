@@ -330,10 +330,7 @@ def test_without_tags_the_size_tells_versions_apart(tmp_path: Path) -> None:
 def test_errors_of_requests_keep_no_stack_frames(server: RangeServer) -> None:
     """Frames hold objects of h5py, which a transport thread must not release."""
     url = server.url("image.h5")
-    with (
-        xref.set_options(remote_retries=0),
-        xr.open_dataset(url, engine="h5ref") as ds,
-    ):
+    with xref.set_options(remote_retries=0), xr.open_dataset(url, engine="h5ref") as ds:
         (opened,) = [opened for key, opened in _opened.items() if key[0].name == url]
         server.fault = on_data(error_500, 1)
         coming = opened.fetch(np.array([opened.version.nbytes - 10]), np.array([10]))

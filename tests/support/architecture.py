@@ -43,9 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 # Imports against the order, made when a function is called.
-DEFERRED_UPWARD = {
-    ("references/reference", "resolving"): "``reference.resolve()`` is public",
-}
+DEFERRED_UPWARD = {("references/reference", "resolving"): "``reference.resolve()`` is public"}
 DEFERRED_CIRCLES = {
     ("objects/stored_object", "objects/datasets"): "``stored.metadata``, ``stored.layout``",
     ("objects/stored_object", "objects/paths"): "``stored.path``, ``stored.label``",
@@ -79,6 +77,7 @@ OWNERS: dict[str, dict[str, str]] = {
         "storage/inputs": "takes open h5py groups",
         "storage/fsspec_cache": "opens a local copy",
         "storage/remote": "opens remote files",
+        "objects/links": "lists groups and follows links",
         "objects/objects": "opens objects by address",
         "objects/layouts": "types, extents and property lists",
         "objects/attributes": "values of attributes",

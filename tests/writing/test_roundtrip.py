@@ -175,7 +175,7 @@ def test_generated_datasets_are_identical_after_write_and_read(
 
 NOT_WRITTEN = {
     # Holds the bytes 1, 2, 3 ... where references should be; its values cannot be read.
-    "hdfview/bug1604_CompoundTest.h5": CorruptFileError,
+    "hdfview/bug1604_CompoundTest.h5": CorruptFileError
 }
 
 MISSING = {"hdf5/trefer_attr.h5": "null"}  # references to attributes have no older form

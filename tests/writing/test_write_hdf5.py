@@ -323,15 +323,11 @@ def test_unknown_write_options_raise_a_helpful_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)],
+    "scheduler", ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("chunks", [(8, 10), (7, 50), (40, 50)])
 def test_blocks_are_written_by_any_scheduler(
-    tmp_path: Path,
-    scheduler: str,
-    chunks: tuple[int, int],
-    request: pytest.FixtureRequest,
+    tmp_path: Path, scheduler: str, chunks: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     image = da.from_array(IMAGE, chunks=chunks)
     ds = xr.Dataset({"image": (("y", "x"), image), "n": ("y", np.arange(40))})

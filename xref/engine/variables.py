@@ -172,10 +172,7 @@ def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDa
 
 
 def _build_variable(
-    member: MemberDataset,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    options: DecodeOptions,
+    member: MemberDataset, dims: tuple[str, ...], shape: tuple[int, ...], options: DecodeOptions
 ) -> xr.Variable:
     location, layout = member.stored.location, member.layout
     label = f"{location.filename}: {member.path!r}"

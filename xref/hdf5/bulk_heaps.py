@@ -243,10 +243,7 @@ class Sequences:
 
 
 def read_sequences(
-    file: FileContent,
-    raw: npt.NDArray[np.uint8],
-    itemsize: int,
-    describe: Callable[[int], str],
+    file: FileContent, raw: npt.NDArray[np.uint8], itemsize: int, describe: Callable[[int], str]
 ) -> Sequences:
     """Read the elements of variable-length sequences.
 

@@ -49,11 +49,7 @@ _REFERENCES = ("object", "region", "std", "std", "std")
 
 # IEEE formats by their bytes: sign location, exponent location, exponent size, mantissa
 # location, mantissa size (all in bits), exponent bias.
-_IEEE = {
-    2: (15, 10, 5, 0, 10, 15),
-    4: (31, 23, 8, 0, 23, 127),
-    8: (63, 52, 11, 0, 52, 1023),
-}
+_IEEE = {2: (15, 10, 5, 0, 10, 15), 4: (31, 23, 8, 0, 23, 127), 8: (63, 52, 11, 0, 52, 1023)}
 _IMPLIED_BIT = 2  # mantissa normalization: the most significant bit is not stored
 _BIG_ENDIAN, _SIGNED, _VAX_ENDIAN = 0x01, 0x08, 0x40
 

@@ -117,14 +117,7 @@ class HeapObjects(FrozenColumns):
             raise CorruptFileError(
                 f"{describe(k)} has a global heap collection with two objects {number}"
             )
-        return cls(
-            width=width,
-            key=key,
-            position=position,
-            nbytes=nbytes,
-            row=row,
-            order=order,
-        )
+        return cls(width=width, key=key, position=position, nbytes=nbytes, row=row, order=order)
 
     def find(
         self, collection: IntArray, index: IntArray, describe: Callable[[int], str]

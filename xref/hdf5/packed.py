@@ -13,7 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import BoolArray, ByteSource, IntArray, read_scattered
+from xref import arrays
+from xref.arrays import BoolArray, IntArray
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 
@@ -47,12 +48,12 @@ def padded_buffer(nbytes: int) -> ByteArray:
 
 
 def read_blocks(
-    source: ByteSource, offset: IntArray, nbytes: IntArray
+    source: arrays.ByteSource, offset: IntArray, nbytes: IntArray
 ) -> tuple[ByteArray, IntArray]:
     """Read ranges of the file; return their bytes and the position of each range."""
     data = padded_buffer(int(nbytes.sum()))
     position = np.cumsum(nbytes) - nbytes
-    read_scattered(source, offset, nbytes, data, position)
+    arrays.read_scattered(source, offset, nbytes, data, position)
     return data, position
 
 

@@ -9,74 +9,35 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    # fmt: off
     from xref.objects.attributes import (
-        RawAttributeReferences,
-        RawAttributeValue,
-        has_attribute,
-        read_attribute,
-        read_attributes,
-        reference_addresses,
-        scale_addresses,
+        RawAttributeReferences, RawAttributeValue, has_attribute, read_attribute,
+        read_attributes, reference_addresses, scale_addresses,
     )
     from xref.objects.datasets import (
-        DatasetMetadata,
-        chunk_index,
-        dataset_facts,
-        dataset_kind,
-        read_raw,
-        read_stored_chunk,
-        read_values,
-        stored_nbytes,
-        type_and_fill,
+        DatasetMetadata, chunk_index, dataset_facts, dataset_kind, read_raw, read_stored_chunk,
+        read_values, stored_nbytes, type_and_fill,
     )
     from xref.objects.layouts import (
-        COMPACT,
-        pipeline_of,
-        read_compact,
-        read_layout,
-        reference_itemsize,
-        used_filters,
+        COMPACT, pipeline_of, read_compact, read_layout, reference_itemsize, used_filters,
     )
     from xref.objects.links import (
-        LinkedObject,
-        group_at,
-        groups_along,
-        is_hard_link,
-        iterate_members,
-        link_addresses,
-        members_by_name,
-        open_group,
-        open_member,
-        type_name,
-        walk_groups,
+        LinkedObject, group_at, groups_along, is_hard_link, iterate_members, link_addresses,
+        members_by_name, open_group, open_member, type_name, walk_groups,
     )
     from xref.objects.netcdf_names import (
-        CF_ATTRIBUTES,
-        COORDINATE_IDS,
-        DIMENSION_ID,
-        DIMENSION_LIST,
-        FILL_ATTRIBUTES,
-        HIDDEN_ATTRIBUTES,
-        NAME_CLASH,
-        NO_VARIABLE,
-        NO_VARIABLE_OF_LENGTH,
-        REFERENCE_LIST,
+        CF_ATTRIBUTES, COORDINATE_IDS, DIMENSION_ID, DIMENSION_LIST, FILL_ATTRIBUTES,
+        HIDDEN_ATTRIBUTES, NAME_CLASH, NO_VARIABLE, NO_VARIABLE_OF_LENGTH, REFERENCE_LIST,
         SCALE_ATTRIBUTES,
     )
     from xref.objects.objects import (
-        REFERENCE_BATCH,
-        Object,
-        cache_h5py_references,
-        decode_name,
-        kind_of,
-        object_kind,
-        object_kinds,
-        open_dataset,
-        open_object,
+        REFERENCE_BATCH, Object, cache_h5py_references, decode_name, kind_of, object_kind,
+        object_kinds, open_dataset, open_object,
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths
     from xref.objects.stored_object import StoredObject, cached_by_object
     from xref.objects.virtual_datasets import virtual_mappings
+    # fmt: on
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -18,11 +18,7 @@ from h5py import h5i, h5s, h5t
 from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, FileReadError, UnsupportedError, XrefError
-from xref.objects.attributes import (
-    as_stored,
-    read_attributes,
-    scale_addresses,
-)
+from xref.objects.attributes import as_stored, read_attributes, scale_addresses
 from xref.objects.layouts import (
     has_fill_value,
     read_layout,

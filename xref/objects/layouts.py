@@ -397,7 +397,7 @@ def _check_raw_external(dataset: h5py.Dataset, stored: StoredObject) -> None:
     for name in names:
         if os.path.exists(name) and not os.path.isfile(name):
             raise ExternalFileError(
-                f"{stored} keeps its data in {name!r}, which is no regular file"
+                f"{stored} keeps its data in {name!r}, which is not a regular file"
             )
 
 

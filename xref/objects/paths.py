@@ -293,9 +293,7 @@ def _find_groups(
     for begin in range(0, len(addresses), BATCH):
         part = addresses[begin : begin + BATCH]
         headers = hdf5.read_headers(
-            FileBytes(location),
-            np.array(part, dtype=np.uint64).astype(np.int64),
-            form,
+            FileBytes(location), np.array(part, dtype=np.uint64).astype(np.int64), form
         )
         messages = defaultdict[int, list[hdf5.Message]](list)
         for row in np.flatnonzero(np.isin(headers.message_type, hdf5.LINK_TYPES)).tolist():

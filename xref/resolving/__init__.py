@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    # fmt: off
     from xref.resolving.accessor import DatasetAccessor, ReferenceAccessor
     from xref.resolving.compound_fields import (
-        as_reference_array,
-        collect_references,
-        reference_members,
+        as_reference_array, collect_references, reference_members,
     )
     from xref.resolving.reference_tables import from_table
     from xref.resolving.resolve import resolve_attribute, resolve_object, resolve_region
     from xref.resolving.tables import describe_regions
+    # fmt: on
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -17,12 +17,7 @@ from xref.engine import ReferenceVariable, find_object, reference_dataarray
 from xref.objects import REFERENCE_BATCH, cache_h5py_references
 from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
 from xref.resolving.compound_fields import as_reference_array, field_references, nwb_regions
-from xref.resolving.create import (
-    REGION_DIM,
-    group_reference,
-    make_regions,
-    region_reference,
-)
+from xref.resolving.create import REGION_DIM, group_reference, make_regions, region_reference
 from xref.resolving.region_functions import call_function, compute_statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
@@ -204,12 +199,7 @@ class ReferenceAccessor:
         return region_reference(self._array, key, points, labels)
 
     def regions(
-        self,
-        start: Any,
-        shape: Any = None,
-        *,
-        stop: Any = None,
-        dim: Hashable = REGION_DIM,
+        self, start: Any, shape: Any = None, *, stop: Any = None, dim: Hashable = REGION_DIM
     ) -> xr.DataArray:
         """Make references to many boxes of the variable.
 

@@ -40,10 +40,7 @@ def start_coords(refs: BoundVariable, inner: DimNames, reference_coords: Coords)
 
 
 def target_coords(
-    refs: BoundVariable,
-    inner: DimNames,
-    result_shape: Shape,
-    reference_coords: Coords,
+    refs: BoundVariable, inner: DimNames, result_shape: Shape, reference_coords: Coords
 ) -> Coords:
     """Select from the coordinates that all targets share as the regions select data."""
     targets = refs.targets

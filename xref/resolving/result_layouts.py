@@ -86,11 +86,7 @@ def resolve_stacked(
 
 
 def resolve_ragged(
-    refs: BoundVariable,
-    reference_coords: Coords,
-    chunks: Any,
-    coords: bool,
-    dtype: Any = None,
+    refs: BoundVariable, reference_coords: Coords, chunks: Any, coords: bool, dtype: Any = None
 ) -> xr.Dataset:
     """Return values along one sample dimension, as CF contiguous ragged arrays."""
     bound, references, dims = refs.bound, refs.references, refs.dims
@@ -140,11 +136,7 @@ def _storage_chunks(variable: xr.Variable, n_outer: int) -> Shape | None:
 
 
 def _stacked_chunks(
-    chunks: Any,
-    refs: BoundVariable,
-    inner: DimNames,
-    result_shape: Shape,
-    dtype: np.dtype[Any],
+    chunks: Any, refs: BoundVariable, inner: DimNames, result_shape: Shape, dtype: np.dtype[Any]
 ) -> Any:
     """Return Dask chunks of references, each with whole results, from those of the user."""
     outer = refs.dims
@@ -167,10 +159,7 @@ def _stacked_chunks(
 
 
 def _shared_axis_chunks(
-    refs: BoundVariable,
-    inner: DimNames,
-    result_shape: Shape,
-    nbytes: int,
+    refs: BoundVariable, inner: DimNames, result_shape: Shape, nbytes: int
 ) -> Coords:
     """Cut a large result at chunk borders along an axis that all regions select alike.
 
@@ -202,11 +191,7 @@ def _shared_axis_chunks(
 
 
 def _sample_chunks(
-    chunks: Any,
-    row_size: IntArray,
-    dims: DimNames,
-    itemsize: int,
-    sample: Hashable,
+    chunks: Any, row_size: IntArray, dims: DimNames, itemsize: int, sample: Hashable
 ) -> Any:
     """Return Dask chunks of samples: between rows, or as the user chose for the samples.
 

@@ -10,25 +10,17 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    # fmt: off
     from xref.selections.projection import narrow, project
     from xref.selections.table import KIND_NAMES, SelectionKind, SelectionTable
     from xref.selections.table_building import (
-        box_table,
-        concat_at,
-        concat_tables,
-        empty_table,
-        table_from_blocks,
+        box_table, concat_at, concat_tables, empty_table, table_from_blocks,
         table_from_selections,
     )
     from xref.selections.unions import merge_intervals, outer_axes, outer_blocks, row_runs
     from xref.selections.values import (
-        UNLIMITED,
-        All,
-        Blocks,
-        Empty,
-        Hyperslab,
-        Points,
-        Selection,
+        UNLIMITED, All, Blocks, Empty, Hyperslab, Points, Selection,
     )
+    # fmt: on
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -15,12 +15,7 @@ import numpy.typing as npt
 from xref.arrays import IntArray
 from xref.errors import ResultTooLargeError
 from xref.selections.table import SelectionKind, SelectionTable
-from xref.selections.unions import (
-    outer_axes,
-    regular_axis,
-    regular_from_blocks,
-    screen_unions,
-)
+from xref.selections.unions import outer_axes, regular_axis, regular_from_blocks, screen_unions
 from xref.selections.values import All, Blocks, Empty, Hyperslab, Points, Selection
 
 

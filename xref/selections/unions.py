@@ -236,10 +236,7 @@ def _cut_at_rows(begin: IntArray, end: IntArray, width: int) -> tuple[IntArray, 
     n_rows = (end - 1) // width - begin // width + 1
     run_of = np.repeat(np.arange(len(begin)), n_rows)
     row = ragged_ranges(begin // width, n_rows)
-    return (
-        np.maximum(begin[run_of], row * width),
-        np.minimum(end[run_of], (row + 1) * width),
-    )
+    return (np.maximum(begin[run_of], row * width), np.minimum(end[run_of], (row + 1) * width))
 
 
 def regular_from_blocks(

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING
 from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    # fmt: off
     from xref.storage.external_files import check_external, locate_named
     from xref.storage.file_bytes import FileBytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
     from xref.storage.location import FileLocation, cached_by_location, without_open_file
     from xref.storage.open_files import (
-        CheckedGroups,
-        check_unchanged,
-        close_file,
-        close_files,
-        locate_file,
-        locate_source,
+        CheckedGroups, check_unchanged, close_file, close_files, locate_file, locate_source,
         open_file,
     )
     from xref.storage.read_counts import count, count_reads
     from xref.storage.sources import Identity, LocalFile, UnreachableFile
+    # fmt: on
 else:
     __getattr__, __all__ = lazy_names(__name__)

@@ -170,11 +170,7 @@ def check(path: Path, name: str = "d") -> ChunkIndex:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(120))
-@given(
-    spec=specs(),
-    libver=st.sampled_from(LIBVERS),
-    block=st.sampled_from([0, 0, 512]),
-)
+@given(spec=specs(), libver=st.sampled_from(LIBVERS), block=st.sampled_from([0, 0, 512]))
 def test_chunks_are_those_of_hdf5(
     tmp_path: Path, spec: dict[str, Any], libver: str, block: int
 ) -> None:

@@ -61,11 +61,7 @@ def concat_chunks(parts: list[ListedChunks], ndim: int) -> ListedChunks:
 
 
 def with_address(
-    cell: IntArray,
-    address: IntArray,
-    nbytes: IntArray,
-    filter_mask: IntArray,
-    offset_size: int,
+    cell: IntArray, address: IntArray, nbytes: IntArray, filter_mask: IntArray, offset_size: int
 ) -> ListedChunks:
     """Return the chunks that have an address; the others were never written."""
     written = ~undefined(address, offset_size)

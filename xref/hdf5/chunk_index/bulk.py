@@ -176,10 +176,7 @@ def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
 
 
 def _add_in_a_row(
-    form: FileFormat,
-    table: DatasetTable,
-    datasets: Datasets,
-    chunks: _ChunkCollector,
+    form: FileFormat, table: DatasetTable, datasets: Datasets, chunks: _ChunkCollector
 ) -> None:
     """Add single chunks and chunks without an index: the layout message has the address."""
     rows, room, nbytes = datasets
