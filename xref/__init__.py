@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    _import_name, __all__ = lazy_names(__name__)
+    _import_name, __dir__, __all__ = lazy_names(__name__)
 
     def __getattr__(name: str) -> Any:
         if name != "__version__":

@@ -16,8 +16,8 @@ from typing import Any
 _IMPORT = re.compile(r"^    from (\S+) import (\([^)]*\)|.*)$", re.MULTILINE)
 
 
-def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` of a package.
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
         value = namespace[name] = getattr(import_module(origin[name]), name)
         return value
 
-    return __getattr__, sorted(origin)
+    return __getattr__, lambda: sorted({*namespace, *origin}), sorted(origin)
 
 
 class LazyClass:

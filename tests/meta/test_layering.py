@@ -144,6 +144,7 @@ def test_public_names_of_each_room_can_be_imported() -> None:
 from importlib import import_module
 for package, names in {names!r}.items():
     module = import_module(package)
+    assert set(names) <= set(dir(module)), package
     assert all(getattr(module, name) is not None for name in names), package
     assert getattr(module, "__all__", []) == names, package
 """

@@ -28,4 +28,4 @@ if TYPE_CHECKING:
     from xref.arrays.strides import canvas_strides, linear, row_strides
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -40,4 +40,4 @@ if TYPE_CHECKING:
     from xref.objects.virtual_datasets import virtual_mappings
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

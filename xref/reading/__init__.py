@@ -28,4 +28,4 @@ if TYPE_CHECKING:
     from xref.reading.virtual_sources import StoredPart, split_virtual
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -25,4 +25,4 @@ if TYPE_CHECKING:
     from xref.references.values import decode_elements, decode_values
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -18,4 +18,4 @@ if TYPE_CHECKING:
     from xref.resolving.tables import describe_regions
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -23,4 +23,4 @@ if TYPE_CHECKING:
     from xref.storage.sources import Identity, LocalFile, UnreachableFile
     # fmt: on
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -10,4 +10,4 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     from xref.writing.write_hdf5 import to_hdf5
 else:
-    __getattr__, __all__ = lazy_names(__name__)
+    __getattr__, __dir__, __all__ = lazy_names(__name__)
