@@ -3,7 +3,7 @@
 HEAP_BATCH_NBYTES
     Bytes of heap collections that `xref.hdf5.bulk_heaps` holds at a time. The references of
     several variables are read and decoded with several values in turn, repetition after
-    repetition. ``one by one`` is without `xref.hdf5.box_decoding`, which decodes objects of
+    repetition. ``one by one`` is without `xref.hdf5.bulk_boxes`, which decodes objects of
     equal form together.
 OBJECTS_AHEAD
     `xref.hdf5.global_heap` guesses that the next objects of a collection are as long as the

@@ -20,8 +20,8 @@ from xref.arrays.strides import row_strides
 from xref.errors import FileReadError
 from xref.hdf5.dataset_layout import ChunkIndex, DatasetLayout
 from xref.hdf5.filters import FilterPipeline
+from xref.reading.boxes import plan_parts
 from xref.reading.execute import ChunkLoader, ContiguousLoader, read_plan
-from xref.reading.parts import plan_parts
 from xref.reading.plan import plan_read
 from xref.selections.table_building import box_table
 

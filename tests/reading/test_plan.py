@@ -18,8 +18,8 @@ from selections import describe, elements, points, slabs, unions
 from xref.arrays.columns import row_offsets
 from xref.arrays.strides import canvas_strides, row_strides
 from xref.errors import UnsupportedError
+from xref.reading.boxes import plan_parts
 from xref.reading.execute import read_plan
-from xref.reading.parts import plan_parts
 from xref.reading.plan import ReadPlan, choose_tile, plan_read
 from xref.selections.table import SelectionTable
 from xref.selections.table_building import table_from_selections

@@ -11,7 +11,7 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     # fmt: off
     from xref.hdf5.attribute import read_raw_attributes
-    from xref.hdf5.box_decoding import decode_boxes
+    from xref.hdf5.bulk_boxes import decode_boxes
     from xref.hdf5.bulk_attributes import NO_ATTRIBUTES, OTHER_VALUE, OWN_ATTRIBUTES
     from xref.hdf5.bulk_datasets import DatasetTable, read_datasets, unknown_datasets
     from xref.hdf5.bulk_headers import FIRST_NBYTES, read_headers

@@ -207,7 +207,7 @@ def _read_sizes(
 def _batch_edges(size: IntArray) -> npt.NDArray[np.intp]:
     """Return where batches begin: by bytes, and where the size changes if it seldom changes.
 
-    Collections of one size may be decoded as one table (`xref.hdf5.box_decoding`).
+    Collections of one size may be decoded as one table (`xref.hdf5.bulk_boxes`).
     """
     batch = (np.cumsum(size) - size) // HEAP_BATCH_NBYTES
     is_edge = np.diff(batch, prepend=-1, append=-1) != 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xref.reading.partitions import (
         PartitionedBoxes, count_chunk_reads, fit_dask_blocks, plan_shares, read_box_shape,
     )
-    from xref.reading.parts import (
+    from xref.reading.boxes import (
         Parts, Segments, interval_segments, plan_outer, plan_parts, plan_points,
         regular_segments,
     )

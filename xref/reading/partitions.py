@@ -27,7 +27,7 @@ from xref.arrays import (
     run_starts,
 )
 from xref.reading.box_copies import StridedBuffer
-from xref.reading.parts import (
+from xref.reading.boxes import (
     Parts,
     cut_axis,
     group_rows,

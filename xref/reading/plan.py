@@ -21,7 +21,7 @@ import numpy as np
 
 from xref.arrays import FrozenColumns, IntArray, canvas_strides, linear, run_starts
 from xref.errors import UnsupportedError
-from xref.reading.parts import Parts, cut_axis, group_rows, locate, part_chunks, sort_pairs
+from xref.reading.boxes import Parts, cut_axis, group_rows, locate, part_chunks, sort_pairs
 
 TILE_NBYTES = 4 << 20
 """Bytes of the canvas of one tile (benchmarks/tiles.py)."""

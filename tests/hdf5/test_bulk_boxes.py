@@ -19,7 +19,7 @@ import xref.hdf5
 import xref.hdf5.bulk_heaps
 import xref.references.columns
 from xref.errors import XrefError
-from xref.hdf5.box_decoding import HeapBoxes, decode_boxes
+from xref.hdf5.bulk_boxes import HeapBoxes, decode_boxes
 from xref.hdf5.global_heap import pack_collections, walk_collections
 from xref.hdf5.selection_decoding import decode_selections
 from xref.references.decoding import decode_references
