@@ -210,7 +210,7 @@ def layout_of(shape: tuple[int, ...], chunks: tuple[int, ...] | None) -> Dataset
         "pipeline": FilterPipeline(filters=()),
         "fill_value": np.int32(-1),
         "stored_nbytes": 4 * int(np.prod(shape)),
-        "indirect": "",
+        "why_not_direct": "",
         "stored_itemsize": 4,
         "reference_kind": "",
     }
