@@ -589,7 +589,10 @@ def test_messages_name_a_dataset_alike_however_it_was_opened(
     opened = open_group(location, before if before in ("a", "also") else "/")
     assert str(open_object(StoredObject(location, address))._xref_stored) == f"{path}: /zz"
     assert str(StoredObject(location, address)) == f"{path}: /zz"
-    with pytest.raises(DanglingReferenceError, match="attribute 'no' of /zz: there is none"):
+    with pytest.raises(
+        DanglingReferenceError,
+        match="attribute 'no' of /zz: there is no attribute of that name",
+    ):
         read_attribute(
             open_object(StoredObject(location, address)), "no", StoredObject(location, address)
         )
