@@ -442,7 +442,10 @@ def test_messages_name_a_dataset_by_its_canonical_path(tmp_path: Path, before: s
     opened = open_group(location, before if before in ("a", "also") else "/")
     assert str(open_object(StoredObject(location, address))._xref_stored) == f"{path}: /zz"
     assert str(StoredObject(location, address)) == f"{path}: /zz"
-    with pytest.raises(DanglingReferenceError, match="attribute 'no' of /zz: there is none"):
+    with pytest.raises(
+        DanglingReferenceError,
+        match="attribute 'no' of /zz: there is no attribute of that name",
+    ):
         read_attribute(
             open_object(StoredObject(location, address)), "no", StoredObject(location, address)
         )

@@ -111,14 +111,14 @@ def test_selecting_before_resolving_reads_only_what_was_selected(rois, starts) -
 
 
 @pytest.mark.parametrize("chunks", [None, 1, 100, "auto"])
-def test_computing_one_patch_of_a_stack_decodes_its_own_chunks(rois, starts, chunks) -> None:
+def test_computing_one_patch_of_a_stack_decodes_only_its_chunks(rois, starts, chunks) -> None:
     resolved = rois.h5ref.resolve(chunks=chunks)
     with xref.count_reads() as counts:
         np.testing.assert_array_equal(resolved[5].compute(), patches(starts[5:6])[0])
     assert counts.chunks_decoded == chunks_of(starts[5:6])
 
 
-def test_a_part_of_every_patch_decodes_the_chunks_of_that_part(rois, starts) -> None:
+def test_slicing_every_patch_decodes_only_the_chunks_of_the_slice(rois, starts) -> None:
     resolved = rois.h5ref.resolve(chunks=None)
     with xref.count_reads() as counts:
         part = resolved[:, 4:6, 10].values
@@ -129,7 +129,7 @@ def test_a_part_of_every_patch_decodes_the_chunks_of_that_part(rois, starts) -> 
 
 
 @pytest.mark.parametrize("blocks", [1, 10, 50])
-def test_the_graph_has_one_task_a_block_and_few_more(rois, blocks) -> None:
+def test_the_graph_has_one_task_for_each_block_and_few_others(rois, blocks) -> None:
     resolved = rois.h5ref.resolve(chunks=N // blocks)
     assert resolved.data.npartitions == blocks
     assert len(dict(resolved.__dask_graph__())) <= blocks + 3
@@ -164,7 +164,7 @@ def test_missing_chunks_are_counted_and_not_read(tmp_path) -> None:
     assert (values == -5).sum() == 75
 
 
-def test_counts_of_blocks_within_each_other_are_separate(rois, starts) -> None:
+def test_nested_count_reads_blocks_count_separately(rois, starts) -> None:
     resolved = rois[:10].h5ref.resolve(chunks=None)
     with xref.count_reads() as outer:
         resolved[:5].load()
@@ -246,7 +246,7 @@ def test_neighbouring_chunks_come_with_one_request() -> None:
     assert len(source.requests) == 1
 
 
-def test_contiguous_data_are_read_where_the_pieces_are() -> None:
+def test_contiguous_data_are_read_at_the_pieces_only() -> None:
     values = np.arange(1_000_000, dtype="<i4")
     layout = layout_of((1_000_000,), None)
     source = MemoryBytes(bytes(100) + values.tobytes())
@@ -255,7 +255,7 @@ def test_contiguous_data_are_read_where_the_pieces_are() -> None:
     assert source.requests == [(100 + 4 * 5, 4 * 6), (100 + 4 * 900_000, 4 * 4)]
 
 
-def test_a_short_read_is_an_error_and_no_data() -> None:
+def test_a_short_read_raises_and_gives_no_data() -> None:
     layout = layout_of((1000,), None)
     source = MemoryBytes(bytes(500))
     with pytest.raises(FileReadError, match="ended"):

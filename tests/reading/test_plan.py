@@ -220,7 +220,7 @@ def test_tiles_are_whole_chunks_within_their_bytes(extent, itemsize, nbytes, dat
 
 
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_strides_are_those_of_numpy(shape) -> None:
+def test_canvas_strides_equal_those_of_numpy(shape) -> None:
     expected = tuple(s // 8 for s in np.empty(shape).strides)
     assert canvas_strides(shape) == expected
     assert tuple(row_strides(np.array([shape]))[0].tolist()) == expected

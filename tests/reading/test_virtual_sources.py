@@ -155,7 +155,9 @@ def rows_of_files(files: Files) -> Path:
     return files.virtual("v.h5", (3, 8), *mappings)
 
 
-def test_references_count_in_the_file_of_their_source(files: Files) -> None:
+def test_references_of_a_virtual_dataset_refer_to_the_file_of_their_source(
+    files: Files,
+) -> None:
     numbers = files.check(rows_of_files(files))
     assert np.array_equal(numbers[:, 1:7].ravel(), np.arange(18))
     assert (numbers[:, [0, 7]] == -1).all()
@@ -189,7 +191,7 @@ def test_parts_of_a_virtual_dataset_are_read_alone(files: Files, key: tuple[Any,
         assert meaning(found[index]) == files.stored_meaning(number)
 
 
-def test_what_a_virtual_dataset_selects_stacks(tmp_path: Path) -> None:
+def test_regions_of_a_virtual_dataset_are_stacked(tmp_path: Path) -> None:
     layout = h5py.VirtualLayout((4,), dtype=h5py.regionref_dtype)
     for i in range(2):
         with h5py.File(tmp_path / f"{i}.h5", "w") as file:
@@ -216,7 +218,7 @@ def test_a_source_may_be_in_the_same_file(files: Files) -> None:
         assert ds["refs"].variable.data.columns.files[-1:] == (locate_file(path),)
 
 
-def test_elements_pair_up_in_c_order(files: Files) -> None:
+def test_mappings_pair_elements_in_c_order(files: Files) -> None:
     files.source("s.h5", (4, 6), chunks=(3, 2))
     unions = (
         space((3, 9), ((1, 0), (1, 2)), ((0, 4), (3, 1))),
@@ -280,7 +282,7 @@ def test_any_selections_map_as_in_hdf5(
     assert (files.check(path) >= 0).sum() == n
 
 
-def test_of_overlapping_mappings_the_last_counts(files: Files) -> None:
+def test_the_last_of_overlapping_mappings_gives_the_elements(files: Files) -> None:
     files.source("a.h5", (6,))
     files.source("b.h5", (6,))
     path = files.virtual(
@@ -294,7 +296,9 @@ def test_of_overlapping_mappings_the_last_counts(files: Files) -> None:
 
 
 @pytest.mark.parametrize("grown", ["axis 0", "axis 1"])
-def test_endless_selections_follow_their_source(files: Files, grown: str) -> None:
+def test_unlimited_selections_follow_the_extent_of_their_source(
+    files: Files, grown: str
+) -> None:
     axis = int(grown[-1])
     files.source("s.h5", (4, 5), maxshape=(None, None), chunks=(2, 2))
     count, stride = [1, 1], [1, 1]
@@ -311,7 +315,7 @@ def test_endless_selections_follow_their_source(files: Files, grown: str) -> Non
     assert (numbers >= 0).any()
 
 
-def test_blocks_without_end_begin_anywhere(files: Files) -> None:
+def test_unlimited_blocks_begin_at_any_element(files: Files) -> None:
     files.source("s.h5", (4,), maxshape=(None,), chunks=(2,))
     one, other = (((k,), (1,), (1,), (ENDLESS,)) for k in (1, 0))
     path = files.virtual(
@@ -411,7 +415,7 @@ def test_sources_of_another_type_are_refused(files: Files) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("external", ["none", "same-dir"])
-def test_sources_are_under_the_guard_of_links(files: Files, external: str) -> None:
+def test_virtual_sources_are_checked_like_external_links(files: Files, external: str) -> None:
     (files.folder / "inside").mkdir()
     files.source("outside.h5", (3,))
     with h5py.File(files.folder / "inside" / "links.h5", "w") as file:
@@ -464,7 +468,7 @@ def circle(files: Files, grows: bool) -> Path:
 
 
 @pytest.mark.parametrize("grows", [False, True])
-def test_circles_of_virtual_datasets_end(files: Files, grows: bool) -> None:
+def test_circles_of_virtual_datasets_are_refused(files: Files, grows: bool) -> None:
     path = circle(files, grows)
     with open_h5(path) as ds:
         for name in ("refs", "numbers"):
@@ -473,7 +477,7 @@ def test_circles_of_virtual_datasets_end(files: Files, grows: bool) -> None:
                 np.asarray(ds[name].values).tolist()
 
 
-def test_sources_that_are_damaged_say_so(files: Files) -> None:
+def test_damaged_sources_raise_an_error(files: Files) -> None:
     files.source("s.h5", (3,))
     path = files.virtual("v.h5", (3,), (space((3,)), "s.h5", "", space((3,))))
     (files.folder / "s.h5").write_bytes(b"no file of HDF5" * 100)
@@ -484,13 +488,13 @@ def test_sources_that_are_damaged_say_so(files: Files) -> None:
 @pytest.mark.parametrize(
     "numbers", [(0, 0, 1, 1), (0, 1, 1, 0), (0, 1, 3, 2), (2**62, 1, 1, 1), (0, 2**62, 2, 1)]
 )
-def test_axes_that_cannot_be_are_refused(numbers: tuple[int, int, int, int]) -> None:
+def test_impossible_axes_of_mappings_are_refused(numbers: tuple[int, int, int, int]) -> None:
     with pytest.raises(CorruptFileError, match="blocks"):
         virtual_axis(*numbers, "f.h5: '/v'")
 
 
 @pytest.mark.slow
-def test_thousands_of_sources_are_put_together(tmp_path: Path) -> None:
+def test_thousands_of_sources_are_assembled(tmp_path: Path) -> None:
     n = 2000
     layout = h5py.VirtualLayout((n,), dtype=h5py.ref_dtype)
     with h5py.File(tmp_path / "v.h5", "w") as file:

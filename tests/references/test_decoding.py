@@ -46,7 +46,7 @@ def raw_of(stored: StoredReferences) -> np.ndarray:
 
 @given(keys=st.tuples(*(st.slices(n) for n in SHAPE)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_box_is_what_slicing_the_whole_gives(elements: Any, keys: Any) -> None:
+def test_any_box_equals_the_slice_of_all_references(elements: Any, keys: Any) -> None:
     keys = tuple(slice(k.start, k.stop, abs(k.step or 1)) for k in keys)
     part = elements[keys]
     whole = raw_of(elements.stored)
@@ -70,7 +70,7 @@ def test_any_box_is_what_slicing_the_whole_gives(elements: Any, keys: Any) -> No
         ((slice(None), 1, 1), False),
     ],
 )
-def test_one_run_needs_no_plan(
+def test_a_contiguous_run_is_read_without_a_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Any, is_run: bool
 ) -> None:
     elements = elements_of(write(tmp_path / "rois.h5"))
@@ -87,7 +87,7 @@ def test_one_run_needs_no_plan(
     assert len(planned) == (0 if is_run else 1)
 
 
-def test_a_dataset_that_was_never_written_is_null(tmp_path: Path) -> None:
+def test_a_dataset_that_was_never_written_has_null_references(tmp_path: Path) -> None:
     path = tmp_path / "unwritten.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("rois", SHAPE, h5py.regionref_dtype)

@@ -34,7 +34,7 @@ from xref import UnreadableMemberWarning
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FORMS)
-def test_elements_of_every_type_are_what_was_written(path: Path, name: str) -> None:
+def test_elements_of_every_type_have_the_written_values(path: Path, name: str) -> None:
     form, make = FORMS[name]
     with h5py.File(path, "w") as file:
         values = written(file, form, make)
@@ -126,7 +126,7 @@ def test_elements_in_a_file_of_short_addresses(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["object", "array in a compound", "array of objects"])
-def test_what_was_never_written_is_the_fill_value(path: Path, name: str) -> None:
+def test_unwritten_elements_have_the_fill_value(path: Path, name: str) -> None:
     form, make = FORMS[name]
     with h5py.File(path, "w") as file:
         values = written(file, form, make, (9,), chunks=(2,), rows=4, fill=make(3))
@@ -217,7 +217,7 @@ def test_elements_are_read_by_processes_of_dask(
         assert not differences(ds["held"].values, form, values, (12,))
 
 
-def test_references_within_elements_resolve_as_the_options_say(path: Path) -> None:
+def test_references_within_elements_resolve_with_the_options_of_the_file(path: Path) -> None:
     form, make = FORMS["all three"]
     with h5py.File(path, "w") as file:
         written(file, form, make)
@@ -273,7 +273,9 @@ def write_virtual(
 
 
 @pytest.mark.parametrize("name", ["all three", "array of std", "sequence in a compound"])
-def test_elements_of_virtual_datasets_count_in_their_sources(tmp_path: Path, name: str) -> None:
+def test_references_within_virtual_elements_refer_to_the_file_of_their_source(
+    tmp_path: Path, name: str
+) -> None:
     form, make = FORMS[name]
     for source in ("one.h5", "two.h5"):
         with h5py.File(tmp_path / source, "w") as file:
@@ -334,7 +336,9 @@ def test_h5py_gives_the_same_references(path: Path) -> None:
                 np.testing.assert_array_equal(read.resolve(), file["data"][region] * 0.5)
 
 
-def test_plain_members_are_as_in_a_compound_without_references(path: Path) -> None:
+def test_members_without_references_equal_those_of_a_compound_without_references(
+    path: Path,
+) -> None:
     plain = {
         "text": text(),
         "ascii": text(h5t.CSET_ASCII),
@@ -380,7 +384,7 @@ def test_plain_members_are_as_in_a_compound_without_references(path: Path) -> No
 
 
 @pytest.mark.parametrize("other", [b"efgh\0", b"\0\0\0\0\0"], ids=["same", "empty"])
-def test_members_that_numpy_cannot_tell_are_left_out(path: Path, other: bytes) -> None:
+def test_members_without_a_numpy_type_are_left_out(path: Path, other: bytes) -> None:
     with h5py.File(path, "w", libver="earliest") as file:
         written(file, compound(abcd=number("i4"), efgh=OBJECT), lambda _: EMPTY, (2,))
     path.write_bytes(path.read_bytes().replace(b"abcd\0", other))

@@ -59,17 +59,13 @@ def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
         If the path leads to a file that the location does not allow.
     """
     try:
-        found = _walk(
-            _open_root(location),
-            path.encode("utf-8", "surrogateescape"),
-            iter(range(MAX_LINKS)),
-        )
-        _check_group(found, path)
+        group = open_member(location, path)
+        _check_group(group, path)
     except XrefError:
         raise
     except _HDF5_ERRORS as error:
         raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
-    return found
+    return group
 
 
 def open_member(location: storage.FileLocation, path: str) -> LinkedObject:

@@ -41,10 +41,10 @@ from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, choose_tile
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartitionedBoxes(FrozenColumns):
-    """What to read of one dataset, share by share, and which block each part is for.
+    """The parts of one dataset by partition (share) and by block of the output.
 
-    Parts that share s reads for block b are rows ``first[s, b]:first[s, b + 1]``; they
-    fill ``offset[s, b]:offset[s, b + 1]`` of the share's buffer.
+    Share s reads rows ``first[s, b]:first[s, b + 1]`` for block b; they fill
+    ``offset[s, b]:offset[s, b + 1]`` of the buffer of the share.
     """
 
     parts: Parts  # (m,), dst counts from the first element of the block

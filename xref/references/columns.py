@@ -145,7 +145,7 @@ def columns_from_objects(
     None stands for a null reference. `ReferenceArray.from_references` describes the kinds.
     """
     kind, references = _common_kind(references, keep_kinds)
-    files = Interner(r.location for r in references if r.location is not None)
+    files = tuple(dict.fromkeys(r.location for r in references if r.location is not None))
     names = Interner(r.name for r in references if isinstance(r, AttributeReference))
     table, attribute = None, None
     if kind != "object":
@@ -161,8 +161,8 @@ def columns_from_objects(
             dtype=np.int64,
         )
     columns = ReferenceColumns(
-        files=tuple(files),
-        file=np.array([files[r.location] if r.location else 0 for r in references], int),
+        files=files,
+        file=np.array([files.index(r.location) if r.location else 0 for r in references], int),
         address=np.array([r.address for r in references], dtype=np.uint64),
         regions=table,
         attribute=attribute,

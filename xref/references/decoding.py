@@ -57,23 +57,9 @@ def decode_references(
 def decode_regions(
     location: FileLocation, raw: npt.NDArray[np.uint8], describe: Callable[[int], str]
 ) -> tuple[npt.NDArray[np.uint64], SelectionTable]:
-    """Decode raw region references of one file.
+    """Decode raw region references of one file, shape ``(n, offset_size + 4)``, uint8.
 
-    Parameters
-    ----------
-    location : FileLocation
-        The file that the bytes come from.
-    raw : numpy.ndarray
-        Shape ``(n, offset_size + 4)``, uint8.
-    describe : callable
-        Names row i in errors.
-
-    Returns
-    -------
-    address : numpy.ndarray
-        Shape ``(n,)``: targets; 0 for null references.
-    regions : SelectionTable
-        n rows.
+    Returns the addresses of the targets, 0 for null references, and n selections.
     """
     form = file_format(location)
     heap, index = hdf5.split_heap_ids(raw, offset_size=form.offset_size)
@@ -121,14 +107,7 @@ def decode_std_references(
 ) -> ReferenceColumns:
     """Decode raw references of HDF5 1.12 and later (``H5T_STD_REF``) of one file.
 
-    Parameters
-    ----------
-    location : FileLocation
-        The file that the bytes come from.
-    raw : numpy.ndarray
-        Shape ``(n, offset_size + 10)``, uint8.
-    describe : callable
-        Names row i in errors.
+    ``raw`` has the shape ``(n, offset_size + 10)``, uint8.
 
     Returns
     -------

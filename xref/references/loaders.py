@@ -1,4 +1,4 @@
-"""How the values of any dataset are read, references included.
+"""Loaders of the values of any dataset, references included.
 
 In: the layout of a dataset. Out: the `TileLoader` that fills the canvases of a plan
 with its values: stored references, elements that hold references, or plain values.
@@ -24,15 +24,10 @@ from xref.references.values import decode_values
 def tile_loader(
     dataset: StoredObject, layout: DatasetLayout, *, options: DecodeOptions
 ) -> TileLoader:
-    """Choose how a dataset is read, whatever its elements are.
+    """Choose the loader of a dataset.
 
-    Parameters
-    ----------
-    dataset, layout
-        The dataset.
-    options : DecodeOptions
-        ``reader``: "auto" reads directly where it can and through h5py otherwise.
-        References, and what holds them, are never read by h5py.
+    ``options.reader`` "auto" reads directly if possible, otherwise through h5py. h5py never
+    converts references or elements that contain references.
 
     Raises
     ------
@@ -48,7 +43,7 @@ def tile_loader(
 
 @dataclass(frozen=True, slots=True)
 class ElementReader:
-    """Reads boxes of elements that hold references, as stored, and decodes them."""
+    """Reads boxes of elements that contain references, as stored, and decodes them."""
 
     dataset: StoredObject
     options: DecodeOptions

@@ -1,6 +1,6 @@
-"""References in a dataset of the file: where they are stored, and reading them.
+"""References in a dataset of a file: their location, and reading them.
 
-In: the dataset and the box of it that is wanted. Out: `ReferenceColumns`, one row an element.
+In: a dataset and a box of its elements. Out: `ReferenceColumns`, one row for each element.
 """
 
 from __future__ import annotations
@@ -45,28 +45,27 @@ from xref.storage import FileBytes, FileLocation, check_unchanged
 
 @dataclass(frozen=True, slots=True)
 class StoredReferences:
-    """A box of elements of a reference dataset, by place: it pickles to a few hundred bytes.
+    """The location of a box of elements in a reference dataset; pickles to a few hundred bytes.
 
     Attributes
     ----------
     dataset : StoredObject
-        The dataset; its references count from the file that it lives in.
+        The dataset; its references refer to objects of the same file.
     path : str or None
-        As the dataset was opened, for messages; they have its canonical path where it is
-        None. It makes no difference to what is read.
+        The path by which the dataset was opened, for messages; None for the canonical path.
     kind : {"object", "region", "std", ""}
-        Which type the elements are of; "std" (``H5T_STD_REF``) holds any kind. Empty for
-        elements that are no references themselves.
+        Type of the elements; "std" (``H5T_STD_REF``) allows any kind. Empty for elements that
+        only contain references.
     slices : tuple of (start, count, step)
-        The elements wanted along each axis.
+        The requested elements along each axis.
     field : str
         Member of a compound type that the references are, with dots between levels.
     offset : int
-        Where it begins in an element, bytes.
+        Offset of the member in an element, bytes.
     extent : tuple of int, optional
-        Shape of the dataset, where ``slices`` go beyond it: along an unlimited dimension
-        that other datasets reach further. The rest has the dataset's fill value, which is
-        a null reference unless the dataset defines one. By default all is stored.
+        Shape of the dataset, if ``slices`` exceed it because other datasets extend further
+        along an unlimited dimension. Elements outside have the fill value of the dataset,
+        which is a null reference by default.
     """
 
     dataset: StoredObject
@@ -83,7 +82,7 @@ class StoredReferences:
         return tuple(count for _, count, _ in self.slices)
 
     def _stored_part(self) -> StoredReferences:
-        """Return the elements that are stored: the first ones along each axis."""
+        """Return the elements within the extent: the first ones along each axis."""
         if self.extent is None:
             return self
         slices = tuple(
@@ -102,8 +101,8 @@ class StoredReferences:
         element = index[0] if len(index) == 1 else index
         noun = KIND_NOUNS[self.kind] if self.kind else "element"
         path = self.path or self.dataset.label
-        of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
-        return f"{self.dataset.filename}: {noun} {element} of {of}"
+        owner = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
+        return f"{self.dataset.filename}: {noun} {element} of {owner}"
 
     def read(self) -> ReferenceColumns:
         """Read and decode the elements, in C order.
@@ -111,7 +110,7 @@ class StoredReferences:
         Raises
         ------
         CorruptFileError
-            If bytes of the dataset or its heap make no sense.
+            If the bytes of the dataset or of the heap are invalid.
         """
         if self.dataset.layout.virtual:
             return self._read_virtual()
@@ -119,7 +118,7 @@ class StoredReferences:
         return decode_references(self.dataset.location, raw, self.kind, self.describe)
 
     def _read_virtual(self) -> ReferenceColumns:
-        """Read the elements where they are stored: each counts in its own file."""
+        """Read the elements from the sources; each refers to objects of its own file."""
         n = math.prod(self.shape)
         tables = [null_references(n)]
         place = np.arange(n)
@@ -131,18 +130,18 @@ class StoredReferences:
         for part in split_virtual(self.dataset, coords[inside], self.path):
             place[inside[part.rows]] = used + np.arange(len(part.rows))
             used += len(part.rows)
-            tables.append(read_part(part, self))
+            tables.append(_read_part(part, self))
         return concat_references(tables).take(place)
 
     def coords(self) -> IntArray:
-        """Return the place of each element in its dataset, shape ``(n, ndim)``."""
+        """Return the index of each element in the dataset, shape ``(n, ndim)``."""
         axes = [start + np.arange(count) * step for start, count, step in self.slices]
         grid = np.meshgrid(*axes, indexing="ij")
         n = math.prod(self.shape)
         return np.array(grid, dtype=np.int64).reshape(len(axes), n).T
 
     def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return the references' part of elements as stored."""
+        """Return the bytes of the references within stored elements."""
         width = objects.reference_itemsize(
             self.kind, objects.file_format(self.dataset.location).offset_size
         )
@@ -174,9 +173,9 @@ class StoredReferences:
         return raw
 
     def _first_of_run(self, layout: DatasetLayout) -> int | None:
-        """Return the first element, in C order, of a box that is stored as one run.
+        """Return the first element in C order if the box is contiguous in the file, else None.
 
-        None for any other box: reading one run needs no plan.
+        Reading a contiguous run needs no plan.
         """
         if layout.chunks is not None or layout.why_not_raw:
             return None
@@ -190,7 +189,7 @@ class StoredReferences:
 
 @dataclass(frozen=True, slots=True)
 class StoredReader:
-    """Reads boxes of one dataset's elements as the bytes they are stored in."""
+    """Reads boxes of elements of one dataset as stored bytes."""
 
     dataset: StoredObject
 
@@ -213,19 +212,19 @@ class StoredReader:
 
 
 def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
-    """Choose how the elements of a dataset are read as they are stored.
+    """Choose the loader of the stored bytes of elements.
 
     Raises
     ------
     UnsupportedError
-        If only HDF5 can read the storage, and it would make something else of them.
+        If only HDF5 can read the storage, and would convert the elements.
     """
     stored, source = layout.stored, FileBytes(dataset.location)
     read_box = StoredReader(dataset)
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
-                f"{dataset.where} holds references in storage that is not read directly "
+                f"{dataset.where} holds references in storage that cannot be read directly "
                 f"({stored.why_not_direct})"
             )
         return BoxLoader(stored, read_box, chunk_check(dataset, layout))
@@ -239,11 +238,11 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
 
 @dataclass(frozen=True, slots=True)
 class StoredElements:
-    """Some elements as stored, from one dataset that is not virtual."""
+    """Elements as stored bytes, from one dataset that is not virtual."""
 
     location: FileLocation
     elements: Datatype
-    rows: npt.NDArray[np.intp]  # (m,), which of the elements asked for
+    rows: npt.NDArray[np.intp]  # (m,), rows of the requested elements
     raw: npt.NDArray[np.uint8]  # (m, itemsize)
     describe: Callable[[int], str]
 
@@ -251,43 +250,41 @@ class StoredElements:
 def read_box_of_stored(
     dataset: StoredObject, start: tuple[int, ...], shape: tuple[int, ...]
 ) -> list[StoredElements]:
-    """Read a box of elements that hold references, from the datasets that store them.
+    """Read a box of elements that contain references, from the datasets that store them.
 
-    Elements of a virtual dataset without a source are its fill value.
+    Elements of a virtual dataset without a source have its fill value.
     """
     layout = dataset.layout
     if layout.elements is None:
         raise UnsupportedError(f"{dataset.where} has no references")
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
-    place = StoredReferences(dataset, None, "", slices)
+    box = StoredReferences(dataset, None, "", slices)
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
-        raw = place.read_raw()
-        return [StoredElements(dataset.location, layout.elements, rows, raw, place.describe)]
+        raw = box.read_raw()
+        return [StoredElements(dataset.location, layout.elements, rows, raw, box.describe)]
     parts = []
-    for part in split_virtual(dataset, place.coords()):
+    for part in split_virtual(dataset, box.coords()):
         source = part.dataset.layout
         if source.elements != layout.elements:
             raise UnsupportedError(
                 f"{part.dataset.filename}: {part.label!r} is of another type than its virtual "
                 f"dataset {dataset.label!r}"
             )
-        raw = read_places(part.dataset, part.coords)
-        describe = describe_places(part, "element")
+        raw = read_elements(part.dataset, part.coords)
+        describe = describe_elements(part, "element")
         parts.append(
             StoredElements(part.dataset.location, layout.elements, part.rows, raw, describe)
         )
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
     fill = layout.stored_elements(len(rest)).view(np.uint8)
     fill = fill.reshape(len(rest), layout.stored_itemsize)
-    return [
-        *parts,
-        StoredElements(dataset.location, layout.elements, rest, fill, place.describe),
-    ]
+    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, box.describe))
+    return parts
 
 
-def read_places(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uint8]:
-    """Read elements at any places as stored, shape ``(n, itemsize)``."""
+def read_elements(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uint8]:
+    """Read the stored bytes of single elements, shape ``(n, itemsize)``."""
     layout = dataset.layout
     n, width = len(coords), layout.stored_itemsize
     out = np.zeros(n, dtype=f"V{width}")
@@ -297,8 +294,8 @@ def read_places(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uint8
     return out.view(np.uint8).reshape(n, width)
 
 
-def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
-    """Return what names the elements of a part in messages."""
+def describe_elements(part: StoredPart, noun: str) -> Callable[[int], str]:
+    """Return a function that names the elements of a part in messages."""
 
     def describe(row: int) -> str:
         index = tuple(part.coords[row].tolist())
@@ -308,21 +305,21 @@ def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
     return describe
 
 
-def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
-    """Read and decode references at places of one dataset that is not virtual.
+def _read_part(part: StoredPart, box: StoredReferences) -> ReferenceColumns:
+    """Read and decode the references of one part of a virtual dataset.
 
     Raises
     ------
     UnsupportedError
-        If the dataset is of another type than the virtual one.
+        If the type of the source differs from the type of the virtual dataset.
     """
-    layout, virtual = part.dataset.layout, place.dataset.layout
+    layout, virtual = part.dataset.layout, box.dataset.layout
     if (layout.reference_kind, layout.elements) != (virtual.reference_kind, virtual.elements):
         kind = layout.reference_kind or "values"
         raise UnsupportedError(
             f"{part.dataset.filename}: {part.label!r} holds {kind!r}, "
-            f"its virtual dataset {KIND_NOUNS[place.kind]}s"
+            f"its virtual dataset {KIND_NOUNS[box.kind]}s"
         )
-    raw = read_places(part.dataset, part.coords)
-    describe = describe_places(part, KIND_NOUNS[place.kind])
-    return decode_references(part.dataset.location, place.cut(raw), place.kind, describe)
+    raw = read_elements(part.dataset, part.coords)
+    describe = describe_elements(part, KIND_NOUNS[box.kind])
+    return decode_references(part.dataset.location, box.cut(raw), box.kind, describe)

@@ -1,6 +1,6 @@
 """The distinct targets of references, and the references to each.
 
-In: the columns of n references. Out: one row for each object that they point at.
+In: the columns of n references. Out: one row for each distinct target object.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from xref.objects import StoredObject
 from xref.references.columns import ReferenceColumns
 from xref.selections import SelectionKind
 
-# An object, and the rows of the references to it.
+# A target object, and the rows of the references to it.
 TargetRows: TypeAlias = tuple[StoredObject, npt.NDArray[np.intp] | slice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TargetGroups:
-    """The objects that references point at, and the references to each."""
+    """The distinct target objects of references, and the references to each."""
 
     file: IntArray  # (t,), row of the references' files
     address: npt.NDArray[np.uint64]  # (t,)
-    rows: npt.NDArray[np.intp]  # (live,), references by target, in their order
-    cut: IntArray  # (t + 1,), where the rows of each target begin
+    rows: npt.NDArray[np.intp]  # (m,), references that are not null, by target, ascending
+    cut: IntArray  # (t + 1,), first entry of `rows` for each target
     null: npt.NDArray[np.bool_]  # (n,), references without a target
 
     def __len__(self) -> int:
@@ -48,8 +48,8 @@ def distinct_targets(references: ReferenceColumns) -> TargetGroups:
     null = references.address == 0
     if references.regions is not None:
         null |= references.regions.kind == SelectionKind.NULL
-    live = np.flatnonzero(~null)
-    file, address = references.file[live], references.address[live]
+    valid = np.flatnonzero(~null)
+    file, address = references.file[valid], references.address[valid]
     order = np.argsort(address, kind="stable")
     if len(file) and (file != file[0]).any():
         order = order[np.argsort(file[order], kind="stable")]
@@ -57,14 +57,14 @@ def distinct_targets(references: ReferenceColumns) -> TargetGroups:
     new = np.ones(len(order), dtype=bool)
     new[1:] = (file[1:] != file[:-1]) | (address[1:] != address[:-1])
     begin = np.flatnonzero(new)
-    # Rows of one target are in ascending order: each first one is its smallest.
+    # The sorts are stable, so the first row of each target is its smallest row.
     by_first = np.argsort(order[begin], kind="stable")
     counts = np.diff(begin, append=len(order))[by_first]
     picked = ragged_ranges(begin[by_first], counts)
     return TargetGroups(
         file=file[begin[by_first]],
         address=address[begin[by_first]],
-        rows=live[order[picked]],
+        rows=valid[order[picked]],
         cut=row_offsets(counts),
         null=null,
     )
@@ -73,14 +73,7 @@ def distinct_targets(references: ReferenceColumns) -> TargetGroups:
 def split_targets(
     references: ReferenceColumns,
 ) -> tuple[list[TargetRows], npt.NDArray[np.bool_]]:
-    """Group references by target, in the order of first appearance.
-
-    Returns
-    -------
-    targets : list of (object, rows)
-    null : numpy.ndarray
-        Shape ``(n,)``.
-    """
+    """Group references by target, in the order of first appearance; also mark the null ones."""
     n, address, file = len(references), references.address, references.file
     if n and address[0] and (address == address[0]).all() and (file == file[0]).all():
         null = np.zeros(n, dtype=bool)
@@ -89,13 +82,13 @@ def split_targets(
         if not null.any():
             stored = StoredObject(references.files[int(file[0])], int(address[0]))
             return [(stored, slice(None))], null
-    found = distinct_targets(references)
-    if len(found) == 1 and len(found.rows) == n:
-        return [(target_rows(references, found, 0)[0], slice(None))], found.null
-    return [target_rows(references, found, k) for k in range(len(found))], found.null
+    groups = distinct_targets(references)
+    if len(groups) == 1 and len(groups.rows) == n:
+        return [(target_rows(references, groups, 0)[0], slice(None))], groups.null
+    return [target_rows(references, groups, k) for k in range(len(groups))], groups.null
 
 
-def target_rows(references: ReferenceColumns, found: TargetGroups, target: int) -> TargetRows:
-    """Return one of the distinct targets and the references to it."""
-    location = references.files[int(found.file[target])]
-    return StoredObject(location, int(found.address[target])), found.rows_of(target)
+def target_rows(references: ReferenceColumns, groups: TargetGroups, target: int) -> TargetRows:
+    """Return one distinct target and the rows of the references to it."""
+    location = references.files[int(groups.file[target])]
+    return StoredObject(location, int(groups.address[target])), groups.rows_of(target)

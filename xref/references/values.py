@@ -1,11 +1,10 @@
-"""Stored elements that hold references into values, without HDF5.
+"""Values of stored elements that contain references, without HDF5.
 
-In: the bytes of elements and their type. Out: NumPy arrays: references, sequences and
-text become objects, all else what the type says. HDF5 is asked for nothing: it takes
-the bytes of region references for granted, and h5py has no form for newer ones.
+In: the bytes of elements and their type. Out: NumPy arrays. References, sequences and text
+become objects, other members get the NumPy type of `value_dtype`. HDF5 is not used, because it
+does not check the bytes of region references, and h5py has no type for newer references.
 
-Each member of a compound and each level of nesting is decoded for all elements
-together.
+Each member of a compound and each level of nesting is decoded for all elements at once.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
 from xref.storage import FileLocation
 
 RawBytes = npt.NDArray[np.uint8]
-Describe = Callable[[int], str]
+Describe = Callable[[int], str]  # names element i in errors
 
 TEXTS_NBYTES = 64 << 20
 TEXTS_RATIO = 16
-"""Texts that begin alike may share their bytes; together they may take as many bytes as
-this, or this many times what is stored."""
+"""Limits on the total bytes of texts, absolute and as a multiple of the stored bytes. In a
+damaged file many texts may share the same stored bytes."""
 
 
 def decode_values(
@@ -48,28 +47,27 @@ def decode_values(
     location : FileLocation
         The file that the bytes come from.
     datatype : Datatype
-        Of one element.
+        Type of one element.
     raw : numpy.ndarray
         Shape ``(n, itemsize)``, uint8.
     describe : callable
         Names element i in errors.
     options : DecodeOptions
-        How references among the values resolve.
+        Options for resolving references among the values.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n,)``, followed by the axes of an array type; of `value_dtype`.
+        Shape ``(n,)``, followed by the axes of an array type; its dtype is `value_dtype`.
 
     Raises
     ------
     CorruptFileError
-        If bytes of references, sequences or the heap make no sense.
+        If the bytes of references, sequences or the heap are invalid.
     UnsupportedError
         If NumPy has no type for the elements.
     """
-    decode = _Decode(location, options)
-    return decode.values(datatype, raw, describe)
+    return _ElementDecoder(location, options).values(datatype, raw, describe)
 
 
 def decode_elements(
@@ -82,7 +80,7 @@ def decode_elements(
     return values.reshape(value.shape + values.shape[1:])
 
 
-class _Decode:
+class _ElementDecoder:
     """Decodes elements of one file."""
 
     def __init__(self, location: FileLocation, options: DecodeOptions) -> None:
@@ -110,11 +108,11 @@ class _Decode:
                     return plain.view(wanted)
                 return plain.astype(wanted, copy=False)
         raise UnsupportedError(
-            f"{describe(0)} is of a type without NumPy's: {datatype.type_class!r}"
+            f"{describe(0)} has a type that NumPy lacks: {datatype.type_class!r}"
         )
 
     def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        # In files of short addresses sequences leave room behind each reference.
+        # In files with short addresses, elements of sequences end with unused bytes.
         width = reference_itemsize(kind, file_format(self.location).offset_size)
         packed = np.ascontiguousarray(raw[:, :width])
         columns = decode_references(self.location, packed, kind, describe)
@@ -136,7 +134,7 @@ class _Decode:
         return out
 
     def fixed_texts(self, padding: str, raw: RawBytes) -> npt.NDArray[Any]:
-        """Decode text of fixed length without what pads it, as HDF5 converts it."""
+        """Decode text of fixed length without padding, as HDF5 converts it."""
         packed = np.ascontiguousarray(raw)
         if padding == "null-terminated":
             packed = np.where(np.logical_and.accumulate(packed != 0, axis=1), packed, 0)
@@ -144,36 +142,40 @@ class _Decode:
         return np.strings.rstrip(text, b" ").astype(text.dtype) if "space" in padding else text
 
     def texts(self, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
-        """Decode text of variable length: bytes, as h5py gives it within other types."""
-        found = read_sequences(file_content(self.location), raw, 1, describe)
-        data = found.elements.tobytes()
-        known: dict[tuple[int, int], bytes] = {}
+        """Decode text of variable length to bytes, as h5py does within other types."""
+        sequences = read_sequences(file_content(self.location), raw, 1, describe)
+        data = sequences.elements.tobytes()
+        texts: dict[tuple[int, int], bytes] = {}
         nbytes = 0
         out = np.empty(len(raw), dtype=object)
-        for i, key in enumerate(zip(found.begin.tolist(), found.length.tolist(), strict=True)):
-            if key not in known:
+        for i, key in enumerate(
+            zip(sequences.begin.tolist(), sequences.length.tolist(), strict=True)
+        ):
+            if key not in texts:
                 begin, n = key
                 nbytes += n
                 if nbytes > max(TEXTS_NBYTES, TEXTS_RATIO * len(data)):
                     raise ResultTooLargeError(
-                        f"{describe(i)} and others are text of more than {nbytes} bytes, "
-                        f"stored in {len(data)} bytes that they share; read fewer at a time"
+                        f"{describe(i)} and other elements are text of more than {nbytes} "
+                        f"bytes, which share {len(data)} stored bytes; read fewer at a time"
                     )
-                known[key], _, _ = data[begin : begin + n].partition(b"\0")
-            out[i] = known[key]
+                texts[key], _, _ = data[begin : begin + n].partition(b"\0")
+            out[i] = texts[key]
         return out
 
     def sequences(self, base: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
         itemsize = base.itemsize
         if base.reference == "std":
-            # HDF5 states the size that they have in memory, and reserves it, but stores
-            # them as closely as anywhere else.
+            # HDF5 states and reserves the size in memory, but stores the elements without
+            # gaps, in the size that they have in the file.
             itemsize = std_itemsize(file_format(self.location).offset_size)
-        found = read_sequences(file_content(self.location), raw, itemsize, describe)
-        values = self.values(base, found.elements, lambda i: describe(int(found.owner[i])))
-        stop = (found.begin + found.length).tolist()
+        sequences = read_sequences(file_content(self.location), raw, itemsize, describe)
+        values = self.values(
+            base, sequences.elements, lambda i: describe(int(sequences.owner[i]))
+        )
+        stop = (sequences.begin + sequences.length).tolist()
         out = np.empty(len(raw), dtype=object)
-        for i, begin in enumerate(found.begin.tolist()):
+        for i, begin in enumerate(sequences.begin.tolist()):
             out[i] = values[begin : stop[i]]
         return out
 
