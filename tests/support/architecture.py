@@ -79,7 +79,6 @@ OWNERS: dict[str, dict[str, str]] = {
         "storage/remote": "opens remote files",
         "objects/links": "lists groups and follows links",
         "objects/objects": "opens objects by address",
-        "objects/links": "links that only HDF5 lists: external ones, files open for writing",
         "objects/layouts": "types, extents and property lists",
         "objects/attributes": "values of attributes",
         "objects/datasets": "elements and chunks that bytes cannot give",
