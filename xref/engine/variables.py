@@ -241,7 +241,7 @@ def build_variable(
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = dataset.filename
-    # Otherwise the name would keep the content of a file in memory.
+    # For other files, a `SourceName` would keep the content of the file in memory.
     if dataset.location.source.reopens_by_name:
         opened = ObjectReference.to(dataset.without_open_file(), options)
         source = SourceName.of(opened, path=path)

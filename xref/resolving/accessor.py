@@ -367,7 +367,7 @@ class ReferenceAccessor:
     ) -> xr.DataArray:
         """Reduce each region to one value with a function, lazily.
 
-        The parameters are those of `map`; ``func`` returns one value.
+        The parameters are those of `map`, without ``output_sizes``; ``func`` returns one value.
 
         Examples
         --------

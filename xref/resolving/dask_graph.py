@@ -307,7 +307,7 @@ def finish_blocks(blocks: Any, name: str) -> Any:
 
 def _is_local(layer: ReadLayer) -> bool:
     """Tell whether Dask computes in this process, judging by its configured scheduler."""
-    # Does a scheduler of dask.distributed, to which the layer was sent, run in this process?
+    # A layer that was sent may be in the process of a scheduler of dask.distributed.
     module = sys.modules.get("distributed.scheduler") if layer.sent else None
     if module is not None and getattr(module.Scheduler, "_instances", True):
         return False
