@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     # fmt: off
     from xref.engine.attributes import attribute_references, plain_attributes, warn_unreadable
     from xref.engine.axis_positions import ElementOrigin, index_keys
-    from xref.engine.cf_variables import decode_dataset
+    from xref.engine.cf_variables import decode_dataset, placeholder
     from xref.engine.decoding import (
         Decoders, Decoding, common_dtype, decode_variable, decoding_key, make_decoding,
         missing_of, options_by_name, options_of, with_items,

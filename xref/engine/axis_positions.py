@@ -89,11 +89,9 @@ class ElementOrigin:
         arrays = [np.asarray(key) for key in keys]
         new_axes = None if ordered else _separate_axes([key.shape for key in arrays])
         if new_axes is not None:  # an outer product with transposed axes
+            both = zip(arrays, new_axes, strict=True)
             outer = self.outer(
-                [
-                    a.reshape(-1) if axis >= 0 else int(a.reshape(()))
-                    for a, axis in zip(arrays, new_axes, strict=True)
-                ]
+                [a.reshape(-1) if i >= 0 else int(a.reshape(())) for a, i in both]
             )
             pairs = sorted(zip(new_axes, self.order, strict=True))
             return replace(outer, order=tuple(number for axis, number in pairs if axis >= 0))
@@ -123,10 +121,7 @@ class ElementOrigin:
     def selection(self) -> selections.Selection:
         """Return the elements as a selection of the dataset, with the axes of the dataset.
 
-        Raises
-        ------
-        SelectionError
-            If the positions along an axis do not ascend: regions have the stored order.
+        SelectionError if positions along an axis do not ascend: regions have the stored order.
         """
         if self.points is not None:
             coords = self.points.reshape(-1, len(self.axes)).astype(np.int64)
@@ -227,12 +222,8 @@ def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:
 def index_keys(array: xr.DataArray, keys: tuple[Any, ...]) -> npt.NDArray[Any] | list[Any]:
     """Return a NumPy-style index as one key for each axis, or as points ``(n, ndim)``.
 
-    Lists for several axes select the outer product, as in `xarray.DataArray.isel`.
-
-    Raises
-    ------
-    IndexError
-        If the index does not fit the array.
+    Lists for several axes select the outer product, as in `xarray.DataArray.isel`. IndexError
+    if the index does not fit the array.
     """
     if len(keys) == 1 and isinstance(keys[0], tuple):
         keys = keys[0]

@@ -32,7 +32,7 @@ def decode_dataset(
         for k, v in variables.items()
         if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
     }
-    ordinary = {k: _placeholder(v) if k in untouched else v for k, v in variables.items()}
+    ordinary = {k: placeholder(v) if k in untouched else v for k, v in variables.items()}
     objects = {k for k, v in ordinary.items() if _is_object_without_conventions(v)}
     values_only = objects | set(untouched)
     # Lazy text has missing values, just as text in memory.
@@ -80,8 +80,8 @@ def decode_dataset(
 _NO_NAME = "__values__"
 
 
-def _placeholder(variable: xr.Variable) -> xr.Variable:
-    """Return a placeholder of numbers, so that xarray decodes only names and attributes."""
+def placeholder(variable: xr.Variable) -> xr.Variable:
+    """Return a placeholder of numbers, so that xarray converts only attributes."""
     numbers = np.broadcast_to(np.int8(0), variable.shape)
     return xr.Variable(variable.dims, numbers, dict(variable.attrs))
 

@@ -76,7 +76,7 @@ def decode_variable(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Decoding:
     """The decoding of the raw values of a dataset; datasets may share it."""
 
@@ -119,10 +119,7 @@ class Decoding:
     def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Decode values of any shape, with the items of array types as further axes.
 
-        Raises
-        ------
-        ValueError
-            If the decoded dtype of dates in ``values`` is not `dtype`.
+        ValueError if the decoded dtype of dates in ``values`` is not `dtype`.
         """
         if self.is_plain:
             return values.astype(self.dtype, copy=False)  # to the native byte order
@@ -162,20 +159,11 @@ def make_decoding(
     fill_value: Any,
     sample: npt.NDArray[Any] | None = None,
 ) -> Decoding:
-    """Return the decoding of one dataset.
+    """Return the decoding of one dataset, with elements of ``raw_dtype``.
 
-    Parameters
-    ----------
-    raw_dtype : numpy.dtype
-        Dtype of its elements.
-    attributes : mapping
-        Its attributes among `CF_ATTRIBUTES`.
-    options : DecodeOptions
-        From `options_of`: no option is a mapping by name.
-    fill_value : object
-        The raw value of elements that were never written.
-    sample : numpy.ndarray, optional
-        Some raw values of dates, on which their decoded dtype depends.
+    ``attributes`` are its attributes among `CF_ATTRIBUTES`. ``options`` are from `options_of`:
+    no option is a mapping by name. ``fill_value`` is the raw value of elements that were never
+    written. ``sample`` has raw values of dates, on which their decoded dtype depends.
     """
     sample_bytes = None if sample is None else sample.tobytes()
     key = decoding_key(raw_dtype, attributes, fill_value), repr(options), sample_bytes
@@ -206,21 +194,14 @@ def _make(arguments: _Arguments) -> Decoding:
         # For ASCII and UTF-8 alike: writers trust the metadata to tell the type of the values.
         metadata: Any = {"vlen": str if options.decode_vlen_strings else bytes}
         dtype = np.dtype(object, metadata=metadata)
-    used = attributes.keys() - decoded.attrs.keys()
+    used = frozenset(attributes.keys() - decoded.attrs.keys())
     # Units such as "m" do not affect decoding; units of times do, even if times stay numbers.
     relevant = {k: v for k, v in attributes.items() if k in used or _is_of_times(k, v)}
     dtypes = dtype_token(raw_dtype), dtype_token(dtype), str(decoded.dtype)
     key = (*dtypes, _token(relevant if used else {}), repr(options))
+    encoding = dict(decoded.encoding)
     decoding = Decoding(
-        raw_dtype=raw_dtype,
-        dtype=dtype,
-        item_shape=item_shape,
-        attributes=dict(attributes),
-        used=frozenset(used),
-        encoding=dict(decoded.encoding),
-        options=options,
-        missing=None,
-        key=key,
+        raw_dtype, dtype, item_shape, dict(attributes), used, encoding, options, None, key
     )
     return replace(decoding, missing=_missing(decoding, attributes, fill_value))
 
@@ -314,14 +295,9 @@ def missing_object(decoding: Decoding) -> Any:
 class Decoders:
     """The decoding of each target of some references.
 
-    Parameters
-    ----------
-    kinds : sequence of Decoding
-        The distinct decodings.
-    files : sequence of FileLocation
-    file, address, which : numpy.ndarray
-        Shape ``(t,)``: row of ``files``, address, and row of ``kinds`` of each target. Ignored
-        if there is only one decoding.
+    ``kinds`` are the distinct decodings. ``file``, ``address`` and ``which``, shape ``(t,)``,
+    are the row of ``files``, the address, and the row of ``kinds`` of each of t targets. They
+    are ignored if there is only one decoding.
     """
 
     def __init__(
@@ -403,10 +379,7 @@ class Decoders:
 def common_dtype(kinds: Iterable[Decoding], label: str) -> np.dtype[Any]:
     """Return the dtype of elements that holds the decoded values of all targets exactly.
 
-    Raises
-    ------
-    ValueError
-        If there is no such dtype, as for numbers and text.
+    ValueError if there is no such dtype, as for numbers and text.
     """
     kinds = list(kinds)
     if not kinds:

@@ -177,8 +177,7 @@ class DatasetArray(LazyArray):
         options: DecodeOptions,
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.dataset = dataset
-        self.options = options
+        self.dataset, self.options = dataset, options
         self.encode_text = bool(layout.text) and not options.decode_vlen_strings
         self.extent = layout.shape
         self.raw_dtype = layout.dtype

@@ -47,10 +47,7 @@ def _with_open_file(reference: ObjectReference) -> ObjectReference:
 def find_object(array: xr.DataArray) -> ObjectReference:
     """Return a reference to the dataset from which a variable was opened.
 
-    Raises
-    ------
-    TypeError
-        If the variable was not opened from a file, or was computed.
+    TypeError if the variable was not opened from a file, or was computed.
     """
     variable = array.variable
     data = variable._data
@@ -72,10 +69,7 @@ def find_object(array: xr.DataArray) -> ObjectReference:
 def find_origin(array: xr.DataArray) -> ElementOrigin:
     """Return the positions of the elements of a variable in its dataset.
 
-    Raises
-    ------
-    TypeError
-        If the variable was not opened from a file, or if its elements cannot be found there.
+    TypeError if the variable was not opened from a file, or its elements are not found there.
     """
     target = find_object(array)
     origin = known_origin(array.variable, array.name)
@@ -332,15 +326,9 @@ def slice_of(positions: range) -> slice:
 
 
 def group_of(dataset: xr.Dataset) -> StoredObject:
-    """Return the group from which a Dataset was opened.
-
-    Raises
-    ------
-    TypeError
-        If the Dataset was not opened from a group.
-    """
+    """Return the group from which a Dataset was opened; TypeError if there is none."""
     source = opened_from(dataset.encoding)
     group = None if source is None else _with_open_file(source).stored
-    if group is not None:
-        return group
-    raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")
+    if group is None:
+        raise TypeError("the Dataset is no group of a file opened with engine='h5ref'")
+    return group

@@ -83,30 +83,14 @@ def open_members(
     phony: PhonyNames | None = None,
     group: objects.LinkedObject | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
-    """Open the datasets of the group at a path.
+    """Open the datasets of the group at a path; ``group`` is the group, if it is open already.
 
-    Parameters
-    ----------
-    location : FileLocation
-    path : str
-    options : DecodeOptions
-        Also used later, to resolve the references.
-    drop : iterable of str
-        Names of variables to leave out. Their axes still affect the names of dimensions.
-    phony : PhonyNames, optional
-        Shared by the groups of a tree: a subgroup must not use a name of its parent for
-        another size.
-    group : LinkedObject, optional
-        The group, if it is open already.
+    Variables in ``drop`` are left out, but their axes still affect the names of dimensions.
+    ``phony`` is shared by the groups of a tree: a subgroup must not use a name of its parent
+    for another size. ``options`` are also used later, to resolve the references.
 
-    Returns
-    -------
-    variables : dict of str to xarray.Variable
-        Not yet decoded by the CF conventions.
-    attributes : dict
-        Attributes of the group.
-    unlimited : frozenset of str
-        Unlimited dimensions whose scales are in the group.
+    Returns the variables, not yet decoded by the CF conventions, the attributes of the group,
+    and the unlimited dimensions whose scales are in the group.
     """
     group = group or objects.open_group(location, path)
     label = f"{location.filename}: {path}"
@@ -257,22 +241,17 @@ def build_variable(
     """
     encoding = storage_encoding(layout, dims, options.decode_vlen_strings)
     source = dataset.filename
-    if (
-        dataset.location.source.reopens_by_name
-    ):  # else the name would keep a file's content in memory
+    # For other files, a `SourceName` would keep the content of the file in memory.
+    if dataset.location.source.reopens_by_name:
         opened = ObjectReference.to(dataset.without_open_file(), options)
         source = SourceName.of(opened, path=path)
     encoding |= {"source": source, "original_shape": shape or layout.shape}
     kind = layout.reference_kind
     if kind:
         shape = layout.shape if shape is None else shape
-        stored = references.StoredReferences(
-            dataset,
-            path,
-            kind,
-            tuple((0, n, 1) for n in shape),
-            extent=layout.shape if shape != layout.shape else None,
-        )
+        slices = tuple((0, n, 1) for n in shape)
+        extent = layout.shape if shape != layout.shape else None
+        stored = references.StoredReferences(dataset, path, kind, slices, extent=extent)
         data = references.ReferenceArray(shape, kind=kind, stored=stored, options=options)
         del encoding["dtype"]
         return ReferenceVariable(dims, data, attributes, encoding)

@@ -131,14 +131,7 @@ class ReferenceAccessor:
         >>> patches.mean(("y", "x")).compute()  # doctest: +SKIP
         """
         return resolve_references(
-            self._array,
-            self.references,
-            layout=layout,
-            chunks=chunks,
-            coords=coords,
-            on_null=on_null,
-            fill_value=fill_value,
-            dtype=dtype,
+            self._array, self.references, layout, chunks, coords, on_null, fill_value, dtype
         )
 
     def reference(self) -> ObjectReference:
@@ -329,10 +322,8 @@ class ReferenceAccessor:
                 cache_h5py_references(part.tolist())
             index = tuple(int(i) for i in np.unravel_index(row, references.shape))
             element = references.element(row)
-            yield (
-                index[0] if len(index) == 1 else index,
-                element.resolve() if element else None,
-            )
+            key = index[0] if len(index) == 1 else index
+            yield key, element.resolve() if element else None
 
     def count(self, *, chunks: Any = "auto", on_null: str = "raise") -> xr.DataArray:
         """Count the elements of each region that are not missing (NaN or NaT), lazily.
@@ -376,15 +367,7 @@ class ReferenceAccessor:
     ) -> xr.DataArray:
         """Reduce each region to one value with a function, lazily.
 
-        Parameters
-        ----------
-        func : callable
-            Called as ``func(values, *args, **kwargs)``, where ``values`` is a decoded NumPy
-            array of the shape of the region; returns one value.
-        dtype : dtype-like, optional
-            Type of the results; by default the type that ``func`` returns for ones.
-        chunks, on_null
-            As in `resolve`; with ``on_null="fill"`` the region of a null reference is empty.
+        The parameters are those of `map`, without ``output_sizes``; ``func`` returns one value.
 
         Examples
         --------

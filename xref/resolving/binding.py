@@ -53,11 +53,7 @@ def bind(
 ) -> tuple[BoundVariable, BoolArray | None]:
     """Bind references to their targets and find the decoding of each target.
 
-    Returns
-    -------
-    refs : BoundVariable
-    kept : numpy.ndarray or None
-        Mask of the references that were not dropped; None if none was dropped.
+    The mask is True for the references that were not dropped. It is None if none was dropped.
     """
     if on_null not in ON_NULL:
         raise ValueError(f"on_null is {on_null!r}; it can be one of {ON_NULL}")
@@ -127,21 +123,17 @@ def _open_targets(
             row = int(small.rows[np.searchsorted(small.which, k)])
             found.append((row, StoredObject(small.location, int(small.address[k])), facts))
     found.sort(key=lambda item: item[0])
-    options = references.options
-    return tuple(open_target(dataset, facts, options) for _, dataset, facts in found)
+    return tuple(open_target(dataset, facts, references.options) for _, dataset, facts in found)
 
 
 def _common_attributes(
     targets: tuple[TargetMetadata, ...], used: Mapping[TargetKey, Set[str]]
 ) -> dict[str, Any]:
     """Return the attributes that all targets have after decoding, with equal values."""
-    remaining = [
+    first, *others = [
         {k: v for k, v in t.attributes.items() if k not in used[t.dataset.token]}
         for t in targets
-    ]
-    if not remaining:
-        return {}
-    first, *others = remaining
+    ] or [{}]
     return {k: v for k, v in first.items() if all(is_same_value(v, o.get(k)) for o in others)}
 
 
@@ -150,8 +142,7 @@ def warn_of_units(refs: BoundVariable) -> None:
     first_of: dict[str, TargetMetadata] = {}  # by units
     for target in refs.targets:
         units = target.attributes.get("units")
-        used = refs.decoders.of(target.dataset).used
-        if isinstance(units, str) and "units" not in used:
+        if isinstance(units, str) and "units" not in refs.decoders.of(target.dataset).used:
             first_of.setdefault(units, target)
     if len(first_of) > 1:
         (a, target_a), (b, target_b), *_ = first_of.items()

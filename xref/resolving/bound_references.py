@@ -67,7 +67,7 @@ class BoundDataset:
         return self.facts.layout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class BoundReferences:
     """References with the shapes of their results."""
 
@@ -186,14 +186,7 @@ def bind_references(
 ) -> BoundReferences:
     """Read the metadata of each target once and fit the references to it.
 
-    Object references select all elements.
-
-    Parameters
-    ----------
-    references : ReferenceColumns
-        References to datasets.
-    describe : callable
-        Names a reference in errors, by its row.
+    Object references select all elements. ``describe`` names a reference in errors, by its row.
 
     Raises
     ------
@@ -227,13 +220,7 @@ def bind_references(
             regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
         datasets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions))
     ndim, shape = _result_shapes(references, datasets, small_by_file)
-    return BoundReferences(
-        datasets=tuple(datasets),
-        small_by_file=tuple(small_by_file),
-        ndim=ndim,
-        shape=shape,
-        null=null,
-    )
+    return BoundReferences(tuple(datasets), tuple(small_by_file), ndim, shape, null)
 
 
 def _result_shapes(

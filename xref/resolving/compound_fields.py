@@ -190,16 +190,9 @@ def selection_members(dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
 def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     """Return the regions of compounds of start, count and reference.
 
-    Where both numbers are negative, the reference is null.
-
-    Raises
-    ------
-    TypeError
-        If the variable does not hold such compounds.
-    WrongTargetError
-        If a target is neither a dataset nor a group with a dataset ``data``.
-    SelectionError
-        If a region reaches beyond its dataset.
+    Where both numbers are negative, the reference is null. Raises TypeError if the variable
+    does not hold such compounds, WrongTargetError if a target is neither a dataset nor a group
+    with a dataset ``data``, and SelectionError if a region reaches beyond its dataset.
     """
     members = selection_members(array.dtype)
     if members is None:
@@ -227,8 +220,7 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     valid = ReferenceColumns(files=columns.files, file=file, address=address, regions=None)
     for target, target_rows in split_targets(valid)[0]:
         rows = np.arange(len(null))[target_rows]
-        label = references.describe(int(rows[0]))
-        dataset = _series_data(target, label)
+        dataset = _series_data(target, references.describe(int(rows[0])))
         shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
         empty = count[rows] == 0

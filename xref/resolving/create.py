@@ -36,10 +36,9 @@ def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
         raise ValueError("the group has no path; give a path that begins with '/'")
     try:
         full = path if path.startswith("/") else f"{parent}/{path}"
-        found = open_member(stored.location, full)
+        return ObjectReference.to(open_member(stored.location, full).stored)
     except OSError as error:
         raise KeyError(f"{stored.filename} has nothing at {path!r}: {error}") from error
-    return ObjectReference.to(found.stored)
 
 
 def region_reference(
@@ -49,8 +48,7 @@ def region_reference(
     labels: Mapping[Any, Any] | None = None,
 ) -> RegionReference:
     """Return a reference to elements of a variable; see `xref.resolving.accessor`."""
-    given = sum((bool(keys), points is not None, bool(labels)))
-    if given > 1:
+    if (given := sum((bool(keys), points is not None, bool(labels)))) > 1:
         raise TypeError("a region is given by an index, by points or by labels, not by several")
     origin = (None if given else engine.find_masked(array)) or engine.find_origin(array)
     given_keys = keys[0] if len(keys) == 1 and isinstance(keys[0], tuple) else keys
@@ -213,16 +211,9 @@ def _box_columns(
 ) -> xr.DataArray:
     """Return numbers of each box; the last axis has one number for each dimension.
 
-    Parameters
-    ----------
-    array : xarray.DataArray
-    given : array_like, xarray.DataArray, xarray.Dataset, pandas.DataFrame or dict
-    role : str
-        Meaning of the numbers, one of `COLUMNS`.
-    dims : tuple of hashable
-        Dimensions of the boxes, if ``given`` does not name them.
-    bare_names : bool
-        Whether names of dimensions alone, without ``role``, are names of columns.
+    ``role`` is the meaning of the numbers, one of `COLUMNS`. ``dims`` are the dimensions of the
+    boxes, if ``given`` (array_like, xarray, pandas or dict) does not name them. ``bare_names``:
+    whether names of dimensions alone, without ``role``, are names of columns.
     """
     if hasattr(given, "to_xarray") and hasattr(given, "columns"):  # a pandas DataFrame
         given = _dataset_of(given, dims[0])

@@ -93,21 +93,11 @@ def chunk_variable(
     operation: str,
     decode: Decode | None = None,
 ) -> xr.Variable:
-    """Divide a lazy variable into Dask blocks.
+    """Divide a lazy variable over ``array`` into Dask blocks, with chunks by dimension.
 
-    Parameters
-    ----------
-    variable : xarray.Variable
-        Over ``array``, decoded or not.
-    array : LazyArray
-        The array that the tasks index.
-    chunks : dict
-        Chunks by dimension.
-    operation : str
-        Task names begin with ``xref-`` and this word, and end with a token of the array, its
-        decoding and the chunks.
-    decode : callable, optional
-        Makes values of ``variable`` from values of ``array``, if they differ.
+    The tasks index ``array``; ``decode`` makes values of ``variable`` from its values, if they
+    differ. Task names begin with ``xref-`` and ``operation``, and end with a token of the
+    array, its decoding and the chunks.
     """
     decoding = variable.attrs, variable.encoding, variable.dtype
     name = f"xref-{operation}-{tokenize(array, chunks, variable.dims, decoding)}"
@@ -145,12 +135,8 @@ class ReadLayer(Layer):
         decode: Decode | None,
     ) -> None:
         super().__init__()
-        self.name = name
-        self.original = f"original-{name}"
-        self.chunks = chunks
-        self.array = array
-        self.dtype = dtype
-        self.decode = decode
+        self.name, self.original = name, f"original-{name}"
+        self.chunks, self.array, self.dtype, self.decode = chunks, array, dtype, decode
         self.sent = False  # to another process, perhaps to a scheduler
         self.cost: ShuffleCost | None = None  # of all blocks
         self._is_estimated = False
@@ -321,16 +307,12 @@ def finish_blocks(blocks: Any, name: str) -> Any:
 
 def _is_local(layer: ReadLayer) -> bool:
     """Tell whether Dask computes in this process, judging by its configured scheduler."""
-    if layer.sent and _is_scheduler():
+    # A layer that was sent may be in the process of a scheduler of dask.distributed.
+    module = sys.modules.get("distributed.scheduler") if layer.sent else None
+    if module is not None and getattr(module.Scheduler, "_instances", True):
         return False
     scheduler = get_scheduler(cls=da.Array)  # type: ignore[no-untyped-call]
     return scheduler in (dask.threaded.get, dask.local.get_sync)
-
-
-def _is_scheduler() -> bool:
-    """Tell whether a scheduler of dask.distributed runs in this process."""
-    module = sys.modules.get("distributed.scheduler")
-    return module is not None and bool(getattr(module.Scheduler, "_instances", True))
 
 
 def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
@@ -350,9 +332,8 @@ def read_whole_arrays(graph: HighLevelGraph, keys: Any) -> HighLevelGraph:
             continue
         if layer.reads_whole() and users == [key]:
             index = tuple(slice(0, sum(sizes)) for sizes in layer.chunks)
-            layers[key] = MaterializedLayer(
-                {key: Task(key, getter, TaskRef(layer.original), index)}
-            )
+            read = Task(key, getter, TaskRef(layer.original), index)
+            layers[key] = MaterializedLayer({key: read})
             dependencies[key] = {layer.original}
             del layers[name], dependencies[name]
     return HighLevelGraph(layers, dependencies)

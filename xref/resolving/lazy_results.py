@@ -43,7 +43,7 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 Narrowed: TypeAlias = tuple[BoundReferences, Shape | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockReads:
     """Dask blocks as stretches of one flat output, and the reads that fill it."""
 
@@ -103,10 +103,7 @@ class ReferenceResults(LazyArray):
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes that are read for each of some blocks."""
-        return [
-            math.prod(stop - start for start, stop in spans) * self.dtype.itemsize
-            for spans in blocks
-        ]
+        return [math.prod(b - a for a, b in spans) * self.dtype.itemsize for spans in blocks]
 
     def read_block(self, spans: Spans) -> Array:
         """Read one block by itself."""
@@ -127,18 +124,10 @@ class ReferenceResults(LazyArray):
         return array, moved
 
     def flat_blocks(self, blocks: Sequence[Spans]) -> BlockReads | None:
-        """Plan the reads of some blocks of the array.
+        """Plan the reads of some blocks, each (start, stop) along each axis of the array.
 
-        Parameters
-        ----------
-        blocks : sequence of tuple
-            (start, stop) along each axis of the array.
-
-        Returns
-        -------
-        BlockReads or None
-            None if a block holds neither whole results nor boxes of results, or if there are
-            small datasets, which are read whole.
+        None if a block holds neither whole results nor boxes of results, or if there are small
+        datasets, which are read whole.
         """
         ndim = self.references.ndim
         bound = self._bind(self.references)
@@ -182,14 +171,8 @@ class ReferenceResults(LazyArray):
             part, result_shape = narrowed[blocks[block][ndim:]]
             return self._finish(flat, shape, (part.shapes_of(rows[block]), result_shape))
 
-        return BlockReads(
-            bounds=bounds,
-            dtype=self.raw_dtype,
-            reads=tuple(reads),
-            decoders=self.decoders,
-            reader=self.references.options.reader,
-            finish=finish,
-        )
+        reader = self.references.options.reader
+        return BlockReads(bounds, self.raw_dtype, tuple(reads), self.decoders, reader, finish)
 
     def _bind(self, references: ReferenceArray) -> BoundReferences:
         known = self._bound if references is self.references else None
@@ -245,15 +228,12 @@ class StackArray(ReferenceResults):
         padded: bool = False,
         bound: BoundReferences | None = None,
     ) -> None:
-        self.references = references
-        self.result_shape = result_shape
+        self.references, self.result_shape = references, result_shape
         self.raw_dtype = decoding.dtype
         self.dtype = decoding.values_dtype if fill is None else fill.dtype
         self.decode, self.decoders = decoding.decode, decoding.decoders
-        self.fill = fill
-        self.padded = padded
+        self.fill, self.padded, self._bound = fill, padded, bound
         self.shape = references.shape + result_shape + item_dtype(decoding.dtype)[1]
-        self._bound = bound
 
     def _read(self, key: tuple[Axis, ...]) -> Array:
         ndim, end = self.references.ndim, self.references.ndim + len(self.result_shape)
@@ -349,14 +329,13 @@ class RaggedArray(ReferenceResults):
         decoding: CommonDecoding,
         bound: BoundReferences,
     ) -> None:
-        self.decoders = decoding.decoders
+        self.decoders, self._bound = decoding.decoders, bound
         self.references = references.ravel() if references.ndim != 1 else references
         offsets = row_offsets(row_size.reshape(-1))
         self.coarse_offsets = offsets[:-1][::OFFSET_STRIDE].copy()
         self.raw_dtype = decoding.dtype
         self.dtype, item_shape = item_dtype(decoding.dtype)
         self.shape = (int(offsets[-1]), *item_shape)
-        self._bound = bound
 
     def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
         """Return the array itself: the first axis is that of samples, not of references."""

@@ -117,8 +117,7 @@ class PaddingMask(LazyArray):
     """True where padded results have data, with the shape and axes of the results."""
 
     def __init__(self, references: ReferenceArray, result_shape: Shape) -> None:
-        self.references = references
-        self.result_shape = result_shape
+        self.references, self.result_shape = references, result_shape
         self.dtype = np.dtype(bool)
         self.shape = references.shape + result_shape
 

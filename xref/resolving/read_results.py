@@ -166,20 +166,10 @@ def read_results(
 ) -> None:
     """Read all results into a flat array; decode those of each target by its own attributes.
 
-    Parameters
-    ----------
-    bound : BoundReferences
-        n references.
-    out : numpy.ndarray
-        1-D, contiguous, of the type of decoded elements.
-    dst : numpy.ndarray
-        Shape ``(n,)``: element of ``out`` where each result starts.
-    padded_shape : tuple of int, optional
-        Shape that each result is padded to. Without it results are not padded.
-    reader : {"auto", "direct", "h5py"}
-        How chunks are read.
-    decoders : Decoders, optional
-        Of all targets. Without them raw values are read, converted to the type of ``out``.
+    ``out`` is 1-D, contiguous, and has the type of decoded elements. ``dst``, shape ``(n,)``,
+    is the element of ``out`` where the result of each of n references starts. ``padded_shape``
+    is the shape that each result is padded to; without it results are not padded. Without
+    ``decoders`` of all targets, raw values are read, converted to the type of ``out``.
     """
     if decoders is None:
         _read_raw(bound, out, dst, padded_shape, reader)

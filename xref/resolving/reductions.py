@@ -35,13 +35,7 @@ class Statistic:
     name: str
 
     def result_dtype(self, dtype: np.dtype[Any], any_empty: bool) -> np.dtype[Any]:
-        """Return the dtype of the results for values of ``dtype``.
-
-        Raises
-        ------
-        TypeError
-            If values of that type do not have the statistic.
-        """
+        """Return the dtype of the results; TypeError if values of ``dtype`` have none."""
         if self.name == "count":
             return np.dtype(np.int64)
         numeric = dtype.kind in ("biuf" if self.name in ("min", "max") else "biufc")
@@ -196,11 +190,8 @@ class RegionResults(ReferenceResults):
         *,
         bound: BoundReferences | None = None,
     ) -> None:
-        self.references = references
-        self._bound = bound
-        self.dtype = dtype
-        self.function = function
-        self.result_shape = result_shape
+        self.references, self._bound = references, bound
+        self.dtype, self.function, self.result_shape = dtype, function, result_shape
         self.shape = references.shape + result_shape
         # Values of one decoding are decoded all together, after they were read.
         self.decode = decoders.single
@@ -248,9 +239,8 @@ class RegionResults(ReferenceResults):
                 yield with_items(dtype, item_shape), bound.restrict_to(rows), rows
 
     def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
-        values = (
-            unfold_subarray(flat) if self.decode is None else self.decode(unfold_subarray(flat))
-        )
+        values = unfold_subarray(flat)
+        values = values if self.decode is None else self.decode(values)
         results = exact_values(np.asarray(self.function(values, narrowed[0])), self.dtype)
         return results.reshape(shape + self.result_shape)
 

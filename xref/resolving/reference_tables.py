@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref.arrays import IntArray, ragged_ranges, row_offsets
+from xref.arrays import BoolArray, IntArray, ragged_ranges, row_offsets
 from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
 from xref.objects import StoredObject, open_member
@@ -248,7 +248,7 @@ def _regions(columns: TableColumns) -> SelectionTable:
     if ((rank < 0) | (rank > ndim)).any():
         raise CorruptFileError(f"column 'rank' of the table is not from 0 to {ndim}")
     slab = is_slab[:, None] & (np.arange(ndim) < rank[:, None])
-    _check_slabs(slab, start, stride, count, block, "block" in columns)
+    _check_slabs(slab, (start, stride, count, block), "block" in columns)
     with_rank = [SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS]
     regions = empty_table(n, ndim).replace(
         kind=kinds,
@@ -261,15 +261,9 @@ def _regions(columns: TableColumns) -> SelectionTable:
     return _with_lists(regions, columns) if "item_count" in columns else regions
 
 
-def _check_slabs(
-    used: npt.NDArray[np.bool_],
-    start: IntArray,
-    stride: IntArray,
-    count: IntArray,
-    block: IntArray,
-    has_steps: bool,
-) -> None:
+def _check_slabs(used: BoolArray, numbers: tuple[IntArray, ...], has_steps: bool) -> None:
     """Raise CorruptFileError unless the numbers in ``used`` places are hyperslabs."""
+    start, stride, count, block = numbers
     endless = UNLIMITED if has_steps else 1  # a box has an end
     wrong = (start < 0) | (stride < 1)
     wrong |= ((count < 1) & (count != endless)) | ((block < 1) & (block != endless))

@@ -75,11 +75,7 @@ def _bind(
 def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
     """Return the dtype of a statistic of the values of all targets.
 
-    Raises
-    ------
-    TypeError
-        If the values of a target have no such statistic, or if the statistics of several
-        targets have no common dtype.
+    TypeError if values of a target have no such statistic, or if there is no common dtype.
     """
     any_empty = bool((resolved.bound.npoints == 0).any())
     dtypes = []

@@ -41,7 +41,6 @@ LAYOUTS = ("stack", "ragged", "pad")
 def resolve_references(
     array: xr.DataArray,
     references: ReferenceArray,
-    *,
     layout: str = "stack",
     chunks: Any = "auto",
     coords: bool = True,

@@ -121,11 +121,5 @@ def _coordinate(
     coord_refs, _ = bind(references, all_dims[: len(outer_shape)], "fill", label)
     # Numbers of a null reference are NaN: the fill value of the file could be a coordinate.
     is_number = all(kind.dtype.kind in "biufc" for kind in coord_refs.decoders.kinds)
-    variable, _, _ = stack_variable(
-        coord_refs,
-        shape,
-        all_dims,
-        fills=bool(null.any()),
-        fill_value=np.nan if is_number else None,
-    )
-    return variable
+    fills, fill_value = bool(null.any()), np.nan if is_number else None
+    return stack_variable(coord_refs, shape, all_dims, fills=fills, fill_value=fill_value)[0]

@@ -26,7 +26,6 @@ from xref.resolving.result_variables import (
     Coords,
     DimNames,
     choose_common_decoding,
-    free_name,
     item_dims,
     lazy_variable,
     result_dims,
@@ -81,8 +80,8 @@ def resolve_stacked(
     if chunks is not None:
         same = dict(zip(variable.dims, variable.chunks or (), strict=False))
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
-    name = free_name(refs.name or "values", dims)
-    return xr.Dataset({name: values, free_name("valid", (*dims, name)): valid})
+    name = engine.free_name(refs.name or "values", dims)
+    return xr.Dataset({name: values, engine.free_name("valid", (*dims, name)): valid})
 
 
 def resolve_ragged(
@@ -91,8 +90,8 @@ def resolve_ragged(
     """Return values along one sample dimension, as CF contiguous ragged arrays."""
     bound, references, dims = refs.bound, refs.references, refs.dims
     row_size = bound.npoints.reshape(references.shape)
-    name = free_name(refs.name or "values", dims)
-    sample = free_name(SAMPLE_DIM, (*dims, name))
+    name = engine.free_name(refs.name or "values", dims)
+    sample = engine.free_name(SAMPLE_DIM, (*dims, name))
     check_chunks(chunks, (*dims, sample))
     common = choose_common_decoding(refs, dtype)
     if common.decode is not None and not common.is_lazily_decoded:
@@ -106,7 +105,7 @@ def resolve_ragged(
         wanted = {sample: sizes, **dict.fromkeys(items, -1)}
         variable = chunk_variable(variable, data, wanted, "ragged", common.decode)
     row_shape = bound.shape.reshape(*references.shape, bound.shape.shape[1])
-    shape_dims = (*dims, free_name("axis", dims))
+    shape_dims = (*dims, engine.free_name("axis", dims))
     all_coords = dict(reference_coords)
     if coords:
         ranks = bound.ranks
@@ -115,8 +114,8 @@ def resolve_ragged(
     size_attributes = {"sample_dimension": sample}
     variables = {
         name: variable,
-        free_name("row_size", (*dims, name)): (dims, row_size, size_attributes),
-        free_name("row_shape", (*dims, name)): (shape_dims, row_shape),
+        engine.free_name("row_size", (*dims, name)): (dims, row_size, size_attributes),
+        engine.free_name("row_shape", (*dims, name)): (shape_dims, row_shape),
     }
     return xr.Dataset(variables, coords=all_coords)
 

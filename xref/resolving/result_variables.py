@@ -6,9 +6,8 @@ In: a `BoundVariable`. Out: an `xarray.Variable` over a lazy array of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
-from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,11 +115,10 @@ def _common_encoding(
     if not decoders.kinds:
         return {}
     first, *others = (dict(kind.encoding) for kind in decoders.kinds)
-    common = {
-        name: value
-        for name, value in first.items()
-        if all(name in o and is_same_value(value, o[name]) for o in others)
-    }
+    same = (
+        k for k, v in first.items() if all(k in o and is_same_value(v, o[k]) for o in others)
+    )
+    common = {name: first[name] for name in same}
     packing = {"scale_factor", "add_offset", "_FillValue", "missing_value", "units"}
     same_packing = all(
         (name in common) or not any(name in o for o in (first, *others)) for name in packing
@@ -147,9 +145,9 @@ def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
     for name in names:
         dim: Hashable = name
         if name is None:
-            dim = next(d for k in count() if (d := f"phony_dim_{k}") not in taken)
+            dim = next(engine.numbered_names("phony_dim_", taken))
         elif name in refs.dims or name in dims:
-            dim = free_name(name, taken)
+            dim = engine.free_name(name, taken)
         taken.add(dim)
         dims.append(dim)
     return tuple(dims)
@@ -159,14 +157,5 @@ def item_dims(dtype: np.dtype[Any], taken: DimNames) -> DimNames:
     """Name the axes that an HDF5 array type adds behind the axes of the dataset."""
     names: list[Hashable] = []
     for _ in item_dtype(dtype)[1]:
-        names.append(free_name("item", (*taken, *names)))
+        names.append(engine.free_name("item", (*taken, *names)))
     return tuple(names)
-
-
-def free_name(name: Hashable, taken: Collection[Hashable]) -> Hashable:
-    """Return a name that is not taken: ``name``, else the first of name_1, name_2, ..."""
-    k, candidate = 1, name
-    while candidate in taken:
-        candidate = f"{name}_{k}"
-        k += 1
-    return candidate

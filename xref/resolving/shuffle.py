@@ -79,7 +79,7 @@ class ShuffleLayout:
     batch_nbytes: int  # decoded, about
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ShuffleCost:
     """Decoded bytes of the chunks that blocks read, each block alone or all together."""
 
@@ -103,14 +103,9 @@ class ShuffleCost:
         visited = self.visited * blocks // self.blocks
         fraction = min(self.visited / (self.blocks * max(self.distinct, 1)), 1)
         distinct = min(int(self.distinct * (1 - (1 - fraction) ** blocks)), visited)
-        reread = self.visited - self.distinct
-        return ShuffleCost(
-            blocks=blocks,
-            visited=visited,
-            distinct=distinct,
-            saved=self.saved * (visited - distinct) // max(reread, 1),
-            copied=self.copied * blocks // self.blocks,
-        )
+        saved = self.saved * (visited - distinct) // max(self.visited - self.distinct, 1)
+        copied = self.copied * blocks // self.blocks
+        return ShuffleCost(blocks, visited, distinct, saved, copied)
 
     def n_batches(self) -> int:
         """Return the number of batches in which the chunks are read."""
@@ -138,19 +133,10 @@ class ShufflePlan:
 class Shuffle:
     """Dask blocks that are read together; plain data, the same in every process.
 
-    Parameters
-    ----------
-    array : ReferenceResults
-    blocks : sequence of tuple
-        (start, stop) along each axis of each block.
-    decode : callable or None
-        Applied to each block, such as CF decoding.
-    dtype : numpy.dtype
-        Of the decoded blocks.
-    token : str
-        Identifies the shuffle in the cache of a process.
-    task_layout : ShuffleLayout, optional
-        Needed between processes, where the tasks are made before the plan.
+    ``blocks`` has (start, stop) along each axis of each block. ``decode``, such as CF decoding,
+    is applied to each block and gives values of ``dtype``. ``token`` identifies the shuffle in
+    the cache of a process. ``task_layout`` is needed between processes, where the tasks are
+    made before the plan.
     """
 
     def __init__(
@@ -162,12 +148,9 @@ class Shuffle:
         token: str,
         task_layout: ShuffleLayout | None = None,
     ) -> None:
-        self.array = array
-        self.blocks = tuple(blocks)
-        self.decode = decode
-        self.dtype = dtype
-        self.token = token
-        self.task_layout = task_layout
+        self.array, self.blocks = array, tuple(blocks)
+        self.decode, self.dtype = decode, dtype
+        self.token, self.task_layout = token, task_layout
         self._plan: ShufflePlan | None = None
         self._is_planned = False
         self._planning = threading.Lock()
@@ -348,14 +331,8 @@ def _count_reads(flat: BlockReads) -> tuple[ShuffleCost, list[int]]:
         distinct.append(n_distinct * box_nbytes)
         reread = (n_reads - n_distinct) * box_nbytes
         saved += reread if layout.pipeline.filters else reread // READ_PER_DECODED
-    cost = ShuffleCost(
-        blocks=len(flat.bounds) - 1,
-        visited=visited,
-        distinct=sum(distinct),
-        saved=saved,
-        copied=int(flat.bounds[-1]) * flat.dtype.itemsize,
-    )
-    return cost, distinct
+    copied = int(flat.bounds[-1]) * flat.dtype.itemsize
+    return ShuffleCost(len(flat.bounds) - 1, visited, sum(distinct), saved, copied), distinct
 
 
 def estimate_cost(array: ReferenceResults, blocks: Sequence[Spans]) -> ShuffleCost | None:

@@ -104,12 +104,8 @@ def _items(
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Return the points and blocks (items) of all rows, one row after the other.
 
-    Returns
-    -------
-    first, size : numpy.ndarray
-        Shape ``(n,)``: the number of the first item of each row, and its number of items.
-    start, stop : numpy.ndarray
-        Shape ``(sum of size, width)``: elements, stop exclusive.
+    First come the number of the first item of each row, and its number of items, ``(n,)``; then
+    start and stop of the items in elements, stop exclusive, ``(sum of size, width)``.
     """
     lists = [
         (SelectionKind.POINTS, regions.points, regions.points + 1),
@@ -187,15 +183,8 @@ def describe_regions(
         shape[rows, :columns] = np.where(is_axis & has_shape[:, None], sizes, -1)[:, :columns]
         ndim[rows] = np.where(has_shape, axes, 0)
         npoints[rows] = np.where(has_shape, sizes.prod(axis=1), -1)
-    return {
-        "selection": KIND_NAMES[regions.kind],
-        "npoints": npoints,
-        "start": start,
-        "stop": stop,
-        "ndim": ndim,
-        "shape": shape,
-        "fits": fits,
-    }
+    described = {"selection": KIND_NAMES[regions.kind], "npoints": npoints, "start": start}
+    return described | {"stop": stop, "ndim": ndim, "shape": shape, "fits": fits}
 
 
 def _extent(target: StoredObject) -> tuple[int, ...] | None:

@@ -33,11 +33,7 @@ def read_decoders(
 ) -> tuple[engine.Decoders, dict[TargetKey, Set[str]]]:
     """Find the decoding of each target; the first and last dates of targets are read.
 
-    Returns
-    -------
-    decoders : Decoders
-    used : dict
-        Names of the attributes that decoding uses up, for each of ``targets``.
+    The dict has the names of the attributes that decoding uses up, for each of ``targets``.
     """
     table = _DecodingTable(options)
     by_key = {t.dataset.token: t for t in targets}

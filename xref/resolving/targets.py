@@ -138,13 +138,7 @@ def _named_coordinates(
 
 
 def group_path(group: StoredObject) -> str:
-    """Return the canonical path of a group, to open the group as a Dataset.
-
-    Raises
-    ------
-    UnsupportedError
-        If no link leads to the group.
-    """
+    """Return the canonical path of a group; UnsupportedError if no link leads to it."""
     path = group.path
     if path is None:
         raise UnsupportedError(
@@ -178,11 +172,7 @@ def target_attributes(
         name: xr.Variable(tuple(dims), _as_numbers(column).reshape(shape), fastpath=True)
         for name, column in values.items()
     }
-    kept = {
-        name: coord
-        for name, coord in coords.items()
-        if set(coord.dims) <= set(dims) and name not in variables
-    }
+    kept = {k: c for k, c in coords.items() if set(c.dims) <= set(dims) and k not in variables}
     return xr.Dataset(variables, kept)
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 from xarray.backends.common import ensure_dtype_not_object
 from xarray.coding.strings import CharacterArrayCoder
 
-from xref.engine import ReferenceVariable
+from xref.engine import ReferenceVariable, placeholder
 from xref.errors import UnsupportedError
 from xref.hdf5 import item_dtype
 from xref.references import Reference, ReferenceArray
@@ -70,7 +70,7 @@ def encode_dataset(
     }
     # xarray's encoder only handles names and attributes of these variables.
     stored_as_is = {k for k, variable in prepared.items() if _is_stored_as_is(variable)}
-    inputs = {k: _placeholder(v) if k in stored_as_is else v for k, v in prepared.items()}
+    inputs = {k: placeholder(v) if k in stored_as_is else v for k, v in prepared.items()}
     encoded, attributes = xr.conventions.cf_encoder(inputs, attributes)
     complete = {}
     for name, variable in encoded.items():
@@ -222,12 +222,6 @@ def _as_stored(
     if char_dim is None or char_dim in variable.dims or sizes.get(char_dim, n) != n:
         return chars
     return xr.Variable((*chars.dims[:-1], char_dim), chars.data, chars.attrs, chars.encoding)
-
-
-def _placeholder(variable: xr.Variable) -> xr.Variable:
-    """Return a variable of numbers with the same dimensions and attributes."""
-    numbers = np.broadcast_to(np.int8(0), variable.shape)
-    return xr.Variable(variable.dims, numbers, dict(variable.attrs))
 
 
 def _memory_types(variables: Mapping[str, xr.Variable]) -> dict[str, MemoryType]:
