@@ -105,24 +105,9 @@ def read_symbol_table(
 ) -> list[tuple[bytes, int]]:
     """Return the hard links of an old-style group, in no particular order.
 
-    Parameters
-    ----------
-    source : MetadataReader
-        The file.
-    body : bytes
-        Body of the symbol table message.
-    header_address : int
-        Address of the group's object header, for errors.
-
-    Returns
-    -------
-    list of (bytes, int)
-        Name, and address of the object header that the link names.
-
-    Raises
-    ------
-    CorruptFileError
-        If a structure contradicts the format or another structure.
+    ``body`` is that of the symbol table message; ``header_address``, of the group's object
+    header, is for errors. A link is its name, and the address of the object header that it
+    names. Raises CorruptFileError if a structure contradicts the format or another structure.
     """
     tree, heap = _parse_message(source, body, header_address)
     # Shared segments do not matter here: libhdf5 does not read the group.
@@ -230,11 +215,8 @@ def _check_tree(
 ) -> Iterator[tuple[WordArray, WordArray]]:
     """Check a B-tree of group nodes, from its root to the entries of its leaves.
 
-    Yields
-    ------
-    name, target : numpy.ndarray
-        Shape ``(m,)``, hard links of some nodes: offset of the name in the heap's segment,
-        and address of the object header.
+    Yields hard links of some nodes: offset of the name in the heap's segment, and address of
+    the object header, each of shape ``(m,)``.
     """
     # The root tells the depth; every level below must state one less.
     level = source.take(root, NODE_HEAD_NBYTES, "B-tree node")[5]

@@ -99,18 +99,11 @@ class _DataBlocks:
         head_nbytes: int,
         stated: IntArray | None = None,
     ) -> None:
-        """Add blocks or pages of one size.
+        """Add blocks or pages of one size, each with ``nbytes`` bytes and ``n`` elements.
 
-        Parameters
-        ----------
-        address, first : numpy.ndarray
-            Shape ``(k,)``: address of each, and the number of its first element.
-        nbytes, n : int
-            Bytes and elements of each.
-        head_nbytes : int
-            Bytes before the elements; 0 of pages.
-        stated : numpy.ndarray, optional
-            Shape ``(k,)``: "Block Offset" that the header must have, -1 for any.
+        ``address`` and ``first``, shape ``(k,)``: address and number of the first element of
+        each. ``head_nbytes``: bytes before the elements, 0 of pages. ``stated``, shape
+        ``(k,)``: "Block Offset" that the header must have, -1 for any.
         """
         rows = np.ones(len(address), dtype=np.int64)
         stated = -rows if stated is None else stated
@@ -238,12 +231,8 @@ class _Array:
 def read_fixed_array(reader: NodeReader, address: int, grid: Grid) -> ListedChunks:
     """Return the chunks of a fixed array.
 
-    Raises
-    ------
-    CorruptFileError
-        If a part of it contradicts the format, its checksum or the extent.
-    UnsupportedError
-        If it has an unknown version.
+    Raises CorruptFileError if a part of it contradicts the format, its checksum or the extent,
+    UnsupportedError if it has an unknown version.
     """
     source, size = reader.source, reader.source.offset_size
     # char[4] "FAHD", uint8 version, uint8 client ID, uint8 element size, uint8 page bits (log2
@@ -340,12 +329,8 @@ class _Parameters:
 def read_extensible_array(reader: NodeReader, address: int, grid: Grid) -> ListedChunks:
     """Return the chunks of an extensible array.
 
-    Raises
-    ------
-    CorruptFileError
-        If a part of it contradicts the format or its checksum.
-    UnsupportedError
-        If it has an unknown version, or blocks of unsupported sizes.
+    Raises CorruptFileError if a part of it contradicts the format or its checksum,
+    UnsupportedError if it has an unknown version, or blocks of unsupported sizes.
     """
     source, size = reader.source, reader.source.offset_size
     # char[4] "EAHD", uint8 version, uint8 client ID, uint8 element size, the five uint8 of
