@@ -273,13 +273,8 @@ def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages
         # Behind the last message of version 2 a gap may follow that holds no whole head.
         has_more = at + head <= stop
         if not has_more.all():
-            at, stop, head, objects = (
-                at[has_more],
-                stop[has_more],
-                head[has_more],
-                objects[has_more],
-            )
-            is_v1, shift = is_v1[has_more], shift[has_more]
+            at, stop, head = at[has_more], stop[has_more], head[has_more]
+            objects, is_v1, shift = objects[has_more], is_v1[has_more], shift[has_more]
         if not len(at):
             break
         # Head of a message. Version 1: type 2, size 2, flags 1, reserved 3. Version 2:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import BoolArray, IntArray, RangeSource, ragged_ranges, row_offsets
+from xref.arrays import BoolArray, IntArray, ragged_ranges, row_offsets
 from xref.hdf5.bulk_datasets import BATCH, DatasetTable
 from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.layout_message import FIXED_ARRAY, IMPLICIT, SINGLE_CHUNK, V1_BTREE
@@ -149,7 +149,6 @@ def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
 def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
     form = file.form
     chunks = _ChunkCollector(len(table), form, limit)
-    source = file.source
     grid = -(-table.shape // table.chunks)
     n_chunks = np.minimum(grid, MAX_CHUNKS + 1).astype(float).prod(axis=1)
     itemsize = table.nbytes // np.maximum(table.shape.prod(axis=1), 1)
@@ -166,9 +165,9 @@ def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
         room, nbytes = n_chunks[rows], chunk_nbytes[rows]
         part = table.take(rows)
         if index == V1_BTREE:
-            _read_leaves(source, form, part, (rows, grid[rows], room), chunks)
+            _read_leaves(file, part, (rows, grid[rows], room), chunks)
         elif index == FIXED_ARRAY:
-            _read_arrays(source, form, part, (rows, room, nbytes), chunks)
+            _read_arrays(file, part, (rows, room, nbytes), chunks)
         else:
             _add_in_a_row(form, part, (rows, room, nbytes), chunks)
     chunks.bad |= ~seen
@@ -196,26 +195,21 @@ def _add_in_a_row(
 
 
 def _read_nodes(
-    source: RangeSource,
-    form: FileFormat,
+    file: FileContent,
     rows: npt.NDArray[np.intp],
     offset: IntArray,
     nbytes: IntArray,
     chunks: _ChunkCollector,
 ) -> tuple[npt.NDArray[np.intp], ByteArray, IntArray]:
     """Read nodes; return which of them lie in the file, their bytes, where each begins."""
-    inside = (offset > 0) & (offset <= form.file_nbytes - nbytes)
+    inside = (offset > 0) & (offset <= file.form.file_nbytes - nbytes)
     chunks.bad[rows[~inside]] = True
     read = np.flatnonzero(inside)
-    return read, *read_blocks(source, offset[read], nbytes[read])
+    return read, *read_blocks(file.source, offset[read], nbytes[read])
 
 
 def _read_leaves(
-    source: RangeSource,
-    form: FileFormat,
-    table: DatasetTable,
-    datasets: Datasets,
-    chunks: _ChunkCollector,
+    file: FileContent, table: DatasetTable, datasets: Datasets, chunks: _ChunkCollector
 ) -> None:
     """Add the chunks of version 1 B-trees of one node, which is a leaf.
 
@@ -225,11 +219,11 @@ def _read_leaves(
     # Node: char[4] "TREE", uint8 type, uint8 level, uint16 entries used, addresses of the left
     # and right siblings, then key 0, child 0, key 1, ..., key n. Key: uint32 size of the chunk,
     # uint32 filter mask, uint64 offset along each axis in elements, uint64 0.
-    width = form.offset_size
+    width = file.form.offset_size
     head_nbytes, key_nbytes = 8 + 2 * width, 8 + 8 * (table.ndim + 1)
     # Each chunk of the grid has one entry at most, and one key follows the last entry.
     nbytes = head_nbytes + room * (key_nbytes + width) + key_nbytes
-    read, data, node = _read_nodes(source, form, rows, table.offset, nbytes, chunks)
+    read, data, node = _read_nodes(file, rows, table.offset, nbytes, chunks)
     table, grid, step = table.take(read), grid[read], key_nbytes[read] + width
     rows, room = rows[read], room[read]
     head = integers(data, node, 8)
@@ -285,11 +279,7 @@ def _key_numbers(
 
 
 def _read_arrays(
-    source: RangeSource,
-    form: FileFormat,
-    table: DatasetTable,
-    datasets: Datasets,
-    chunks: _ChunkCollector,
+    file: FileContent, table: DatasetTable, datasets: Datasets, chunks: _ChunkCollector
 ) -> None:
     """Add the chunks of fixed arrays without pages.
 
@@ -298,9 +288,10 @@ def _read_arrays(
     rows, room, chunk_nbytes = datasets
     # Header: char[4] "FAHD", uint8 version, uint8 client ID (1: with filters), uint8 element
     # size, uint8 page bits, number of elements (size of lengths), data block address, checksum.
+    form = file.form
     width, length = form.offset_size, form.length_size
     head_nbytes = np.full(len(rows), 8 + length + width + _CHECKSUM_NBYTES)
-    read, data, at = _read_nodes(source, form, rows, table.offset, head_nbytes, chunks)
+    read, data, at = _read_nodes(file, rows, table.offset, head_nbytes, chunks)
     rows, room, chunk_nbytes = rows[read], room[read], chunk_nbytes[read]
     header = table.offset[read] - form.base_address
     client, entry = data[at + 5].astype(np.int64), data[at + 6].astype(np.int64)
@@ -319,7 +310,7 @@ def _read_arrays(
     # checksum.
     nbytes = 6 + width + room * entry + _CHECKSUM_NBYTES
     inside, data, at = _read_nodes(
-        source, form, rows[some], form.base_address + block[some], nbytes[some], chunks
+        file, rows[some], form.base_address + block[some], nbytes[some], chunks
     )
     some = some[inside]
     good = _are_signed(data, at, nbytes[some], _ARRAY_BLOCK)
