@@ -42,9 +42,6 @@ _CHECKED_BLOCKS = 0x02  # flag of the header: direct blocks have checksums
 _MAX_BITS = 64  # of an offset in the heap's space
 
 
-# --- version 2 B-trees -------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _DoublingTable:
     """The sizes of the blocks in the heap's space.

@@ -31,7 +31,6 @@ from xref.hdf5.chunk_index.btrees import (
     ListedChunks,
     concat_chunks,
     record_positions,
-    with_address,
 )
 from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
 from xref.hdf5.metadata_reader import integer
@@ -48,21 +47,12 @@ _PREFIX_NBYTES = 6  # signature, version, client
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The grid of chunks: from the number of an array's element to the chunk's index.
+    """The grid of chunks: from the number of an array's element to the chunk's index."""
 
-    Parameters
-    ----------
-    shape : tuple of (int or None)
-        Chunks along each axis of the largest extent; None for an unlimited axis.
-    chunk_nbytes : int
-        Bytes of one chunk without filters.
-    filtered : bool
-        Whether the dataset has filters.
-    """
-
+    # Chunks along each axis of the largest extent; None for an unlimited axis.
     shape: tuple[int | None, ...]
-    chunk_nbytes: int
-    filtered: bool
+    chunk_nbytes: int  # of one chunk without filters
+    filtered: bool  # whether the dataset has filters
 
     @property
     def ndim(self) -> int:
@@ -178,9 +168,7 @@ class _Array:
         else:
             nbytes = np.full(len(address), self.grid.chunk_nbytes)
             mask = np.zeros(len(address), dtype=np.int64)
-        return with_address(
-            self.grid.cells(number), address, nbytes, mask, self.source.offset_size
-        )
+        return ListedChunks(self.grid.cells(number), address, nbytes, mask)
 
     def read(self, blocks: _DataBlocks, limit: int, offset_nbytes: int) -> list[ListedChunks]:
         """Read data blocks and pages; decode the elements whose number is below ``limit``.
