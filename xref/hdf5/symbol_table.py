@@ -7,8 +7,7 @@ relies on it in places: a damaged one can crash the process or keep it busy for 
 1. Walk the object header, block by block, and find the Symbol Table message.
 2. Check the local heap with the names: its prefix, its data segment and the list of its
    free blocks.
-3. Read the B-tree level by level, each level with few reads, down to the symbol
-   table nodes.
+3. Read the B-tree level by level, each level with few reads, down to the symbol table nodes.
 4. Check the entries of those nodes as columns against the heap.
 
 The size of the file bounds the work: levels fall by one from parent to child
@@ -82,10 +81,9 @@ def check_group(
         Address of the object header of the group. Take it from a link or a
         reference: `h5py.h5o.get_info` walks the B-tree itself.
     segments : dict, optional
-        Address of each local heap by the address of its data segment, filled here.
-        Pass one dict for all groups of one open HDF5 file: libhdf5 2.0 dereferences
-        a null pointer in the second of two heaps with the same segment, and each
-        heap alone looks valid.
+        Address of each local heap by the address of its data segment, filled here. Pass one
+        dict for all groups of one open HDF5 file: libhdf5 2.0 dereferences a null pointer in
+        the second of two heaps with the same segment, and each heap alone looks valid.
 
     Raises
     ------
