@@ -59,14 +59,9 @@ class ChunkColumns:
         """Return the chunks of some datasets."""
         counts = np.diff(self.cut)[rows]
         picked = ragged_ranges(self.cut[rows], counts)
-        return ChunkColumns(
-            known=self.known[rows],
-            cut=row_offsets(counts),
-            number=self.number[picked],
-            offset=self.offset[picked],
-            nbytes=self.nbytes[picked],
-            filter_mask=self.filter_mask[picked],
-        )
+        names = ("number", "offset", "nbytes", "filter_mask")
+        columns = {name: getattr(self, name)[picked] for name in names}
+        return ChunkColumns(known=self.known[rows], cut=row_offsets(counts), **columns)
 
     def scatter_rows(self, rows: npt.NDArray[np.intp], n: int) -> ChunkColumns:
         """Scatter the datasets into ``rows`` of a table of n; the others become unknown."""
@@ -185,13 +180,8 @@ def _add_in_a_row(
     address = table.offset - form.base_address
     for k in range(int(room.max())):
         has = np.flatnonzero(room > k)
-        chunks.add(
-            rows[has],
-            np.full(len(has), k),
-            address[has] + k * nbytes[has],
-            stored[has],
-            table.single_mask[has],
-        )
+        number, at = np.full(len(has), k), address[has] + k * nbytes[has]
+        chunks.add(rows[has], number, at, stored[has], table.single_mask[has])
 
 
 def _read_nodes(
@@ -243,13 +233,9 @@ def _read_leaves(
         wrong |= number <= last[has]
         last[has] = number
         chunks.bad[rows[has[wrong]]] = True
-        chunks.add(
-            rows[has],
-            number,
-            integers(data, key + step[has] - width, width),
-            integers(data, key, 4),
-            integers(data, key + 4, 4),
-        )
+        child = integers(data, key + step[has] - width, width)
+        stored, mask = integers(data, key, 4), integers(data, key + 4, 4)
+        chunks.add(rows[has], number, child, stored, mask)
 
 
 def _bounds_are_whole(data: ByteArray, key: IntArray, table: DatasetTable) -> BoolArray:
@@ -325,14 +311,10 @@ def _read_arrays(
         mask = (np.int64(1) << np.clip(8 * size_nbytes[row], 1, 63)) - 1
         stored = integers(data, element + width, 8) & mask
         skipped = integers(data, element + np.maximum(entry[row] - 4, 0), 4)
-        plain = client[row] == 0
-        chunks.add(
-            rows[row],
-            np.full(len(row), k),
-            integers(data, element, width),
-            np.where(plain, chunk_nbytes[row], stored),
-            np.where(plain, 0, skipped),
-        )
+        plain, address = client[row] == 0, integers(data, element, width)
+        stored = np.where(plain, chunk_nbytes[row], stored)
+        skipped = np.where(plain, 0, skipped)
+        chunks.add(rows[row], np.full(len(row), k), address, stored, skipped)
 
 
 def _are_signed(data: ByteArray, at: IntArray, nbytes: IntArray, begin: int) -> BoolArray:
