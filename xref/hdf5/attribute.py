@@ -77,13 +77,11 @@ def read_raw_attributes(
     address : int
         Address of the object header.
     on_error : callable, optional
-        Called with the name of an attribute that cannot be decoded (empty if the name
-        cannot be read) and the error; the attribute is left out. By default the error
-        is raised.
+        Called with the name of an attribute that cannot be decoded (empty if the name cannot be
+        read) and the error; the attribute is left out. By default the error is raised.
     verify : bool
         Whether to check the checksum of the object header, as in
-        `xref.hdf5.object_header.walk_messages`. Checksums of dense storage are always
-        checked.
+        `xref.hdf5.object_header.walk_messages`. Checksums of dense storage are always checked.
 
     Returns
     -------

@@ -104,21 +104,9 @@ class _Bits:
 def check_elements(number: int, options: Options, dtype: np.dtype[Any], n: int) -> None:
     """Check that a filter's client values describe the elements of its dataset.
 
-    Parameters
-    ----------
-    number : {5, 6}
-        Filter identification value.
-    options : tuple of int
-        Client values.
-    dtype : numpy.dtype
-        Of the elements; of kind "V" if NumPy has no such type.
-    n : int
-        Elements of a chunk.
-
-    Raises
-    ------
-    ValueError
-        If HDF5 does not write such values, or if they describe other elements.
+    ``number`` is the filter identification value, 5 or 6; ``dtype`` is of kind "V" if NumPy has
+    no type for the elements; a chunk has ``n`` elements. Raises ValueError if HDF5 does not
+    write such values, or if they describe other elements.
     """
     values = _decode_scale(options) if number == SCALE_OFFSET else _decode_bits(options)
     if values.n != n or values.size not in (0, dtype.itemsize):
@@ -140,26 +128,11 @@ def check_elements(number: int, options: Options, dtype: np.dtype[Any], n: int) 
 
 
 def undo_scale_offset(options: Options, stored: Bytes, out: Bytes) -> Bytes:
-    """Undo scale-offset.
+    """Undo scale-offset; return ``out``, or ``stored`` if the filter did not pack the chunk.
 
-    Parameters
-    ----------
-    options : tuple of int
-        Client values.
-    stored : numpy.ndarray
-        The bytes that the filter wrote.
-    out : numpy.ndarray
-        Room for exactly the elements of the chunk.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``out``, or ``stored`` if the filter did not pack the chunk.
-
-    Raises
-    ------
-    ValueError
-        If the values, the stored bytes and the room do not fit each other.
+    ``options`` are the client values, ``stored`` the bytes that the filter wrote; ``out`` has
+    room for exactly the elements of the chunk. Raises ValueError if the values, the stored
+    bytes and the room do not fit each other.
     """
     scale = _decode_scale(options)
     _check_room(scale.n, scale.size, out)
@@ -340,19 +313,12 @@ def _refuse_size(size: int, within: int) -> NoReturn:
 def _decode_type(
     options: Options, at: int, class_: int, depth: int
 ) -> tuple[int, int, IntArray, bool]:
-    """Decode the parameters of a type.
+    """Decode the parameters of a type into (size, end, place, is_lost).
 
-    Returns
-    -------
-    size : int
-        Bytes of an element.
-    end : int
-        Index after its last client value.
-    place : numpy.ndarray
-        The bit of the element for each stored bit.
-    is_lost : bool
-        Whether HDF5 continues at a wrong client value: after an array of arrays or of
-        compounds it returns to the type of the items, when it packs and when it unpacks.
+    ``size``: bytes of an element. ``end``: index after its last client value. ``place``: the
+    bit of the element for each stored bit. ``is_lost``: whether HDF5 continues at a wrong
+    client value: after an array of arrays or of compounds it returns to the type of the items,
+    when it packs and when it unpacks.
     """
     (size,) = _take(options, at, 1)
     if not size or depth > _MAX_DEPTH:

@@ -24,19 +24,9 @@ def read_records(
 ) -> list[bytes]:
     """Return all records of a version 2 B-tree, in no particular order.
 
-    Parameters
-    ----------
-    address : int
-        Address of the B-tree's header.
-    btree_type : int
-        Expected type of the B-tree, which tells what its records hold.
-    record_nbytes : int
-        Bytes of one record of that type.
-
-    Raises
-    ------
-    CorruptFileError
-        If a node contradicts the format, its checksum or its parent.
+    ``address`` is that of the B-tree's header; ``btree_type`` tells what its records hold, each
+    of ``record_nbytes`` bytes. Raises CorruptFileError if a node contradicts the format, its
+    checksum or its parent, or if the B-tree has another type.
     """
     label = f"B-tree of type {btree_type} at {address:#x}"
     size = source.offset_size

@@ -88,18 +88,10 @@ class _AttributeMessages(NamedTuple):
 def group_attributes(
     file: FileContent, found: HeaderMessages, objects: npt.NDArray[np.intp], n: int
 ) -> AttributeColumns:
-    """Compare the attributes that some objects have in their headers.
+    """Compare the attributes that some of n objects have in their headers.
 
-    Parameters
-    ----------
-    file : FileContent
-        The file.
-    found : HeaderMessages
-        Of n objects.
-    objects : numpy.ndarray
-        The objects to compare; rows of the result count these.
-    n : int
-        Number of all objects.
+    ``found`` has the messages of all n objects; ``objects`` are those to compare, and the rows
+    of the result count these.
     """
     same = np.full(len(objects), NO_ATTRIBUTES, dtype=np.int64)
     ordinal_of = np.full(n, -1, dtype=np.int64)

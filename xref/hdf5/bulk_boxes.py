@@ -11,9 +11,8 @@ compared column by column with the first row; the other columns are the coordina
 field is checked: an object number, a length or a header that differs ends the table, and free
 space must follow it.
 
-Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap",
-"Reference Encoding (Backward Compatibility)" and "Dataspace Encoding" (H5S_SEL_HYPER
-versions 1, 2 and 3).
+Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap", "Reference
+Encoding (Backward Compatibility)" and "Dataspace Encoding" (H5S_SEL_HYPER versions 1, 2 and 3).
 """
 
 from __future__ import annotations

@@ -172,9 +172,8 @@ def _read_batch(file: FileContent, address: IntArray) -> DatasetTable:
     alike = _group_alike(found, picked)
     described = group_attributes(file, found, rows, len(address))
     attributes = described.same
-    attributes[_has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)] = (
-        OWN_ATTRIBUTES
-    )
+    has_dense = _has_dense(found, picked[ATTRIBUTE_INFO_MESSAGE], form.offset_size)
+    attributes[has_dense] = OWN_ATTRIBUTES
     columns |= {
         "known": extents.is_valid & fits & (alike != UNGROUPED),
         "ndim": extents.ndim,

@@ -11,9 +11,8 @@ This module decodes the headers that libhdf5 usually writes. A header is marked 
 long blocks, many blocks or a contradiction to the format; the caller then reads that object
 alone (`xref.hdf5.object_header` or libhdf5), which also words the error.
 
-Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
-Prefix", "Level 2A2 - Version 2 Data Object Header Prefix" and "The Object Header
-Continuation Message".
+Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header Prefix",
+"Level 2A2 - Version 2 Data Object Header Prefix" and "The Object Header Continuation Message".
 """
 
 from __future__ import annotations
@@ -273,13 +272,8 @@ def _walk(data: ByteArray, blocks: _Blocks, marked: BoolArray) -> HeaderMessages
         # Behind the last message of version 2 a gap may follow that holds no whole head.
         has_more = at + head <= stop
         if not has_more.all():
-            at, stop, head, objects = (
-                at[has_more],
-                stop[has_more],
-                head[has_more],
-                objects[has_more],
-            )
-            is_v1, shift = is_v1[has_more], shift[has_more]
+            at, stop, head = at[has_more], stop[has_more], head[has_more]
+            objects, is_v1, shift = objects[has_more], is_v1[has_more], shift[has_more]
         if not len(at):
             break
         # Head of a message. Version 1: type 2, size 2, flags 1, reserved 3. Version 2:

@@ -280,13 +280,8 @@ def read_sequences(
     is_first[1:] = (np.diff(heap[order]) != 0) | (np.diff(index[order]) != 0)
     longest = np.sort(order[is_first])
     data, owner, n_elements = [], [], 0
-    for batch in read_heap_objects(
-        file,
-        heap[longest],
-        index[longest],
-        np.arange(len(longest)),
-        lambda i: describe(int(longest[i])),
-    ):
+    named = heap[longest], index[longest], np.arange(len(longest))
+    for batch in read_heap_objects(file, *named, lambda i: describe(int(longest[i]))):
         sequences = longest[batch.rows]
         count = length[sequences]
         short = np.flatnonzero(batch.nbytes // itemsize < count)

@@ -47,57 +47,26 @@ class ChunkIndex(FrozenColumns):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DatasetLayout:
-    """Shape, type and storage of one dataset.
+    """Shape, type and storage of one dataset."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Current extent, elements.
-    dtype : numpy.dtype
-        Type of decoded values, in the byte order of the file.
-    chunks : tuple of int or None
-        Chunk shape, elements; None if the dataset is not chunked.
-    offset : int or None
-        First byte in the file of contiguous data; None if nothing was written yet.
-    pipeline : FilterPipeline
-        Filters of chunked data.
-    fill_value : object
-        Value of elements that were never written.
-    stored_nbytes : int
-        Bytes that the file holds for the data; 0 for chunked data, whose chunk index tells
-        it (`xref.objects.datasets.stored_nbytes`).
-    stored_itemsize : int
-        Bytes of one element as stored.
-    maxshape : tuple of (int or None)
-        Largest extent; None along an axis without a limit.
-    reference_kind : str
-        "object", "region" or "std" for datasets of references, otherwise empty.
-    elements : Datatype or None
-        Type of elements that hold references inside a compound, array or sequence.
-    why_not_direct : str
-        Why the data must be read through h5py; empty if xref can read them.
-    why_not_raw : str
-        Why even undecoded elements must be read through h5py; empty if xref can read them.
-    virtual : bool
-        Whether the elements lie in other datasets.
-    stored_fill : bytes
-        Fill value as stored, of references and of elements that hold them; empty for zeros.
-    """
-
-    shape: tuple[int, ...]
-    maxshape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...] | None
-    offset: int | None
-    pipeline: FilterPipeline
-    fill_value: Any
+    shape: tuple[int, ...]  # current extent, elements
+    maxshape: tuple[int | None, ...]  # largest extent; None along an axis without a limit
+    dtype: np.dtype[Any]  # of decoded values, in the byte order of the file
+    chunks: tuple[int, ...] | None  # chunk shape, elements; None if data are not chunked
+    offset: int | None  # first byte in the file of contiguous data; None if nothing was written
+    pipeline: FilterPipeline  # filters of chunked data
+    fill_value: Any  # of elements that were never written
+    # Bytes that the file holds for the data; 0 for chunked data, whose chunk index tells it
+    # (`xref.objects.datasets.stored_nbytes`).
     stored_nbytes: int
-    stored_itemsize: int
-    reference_kind: str
+    stored_itemsize: int  # bytes of one element as stored
+    reference_kind: str  # "object", "region" or "std" for datasets of references, else empty
+    # Type of elements that hold references inside a compound, array or sequence.
     elements: Datatype | None
-    why_not_direct: str
-    why_not_raw: str
-    virtual: bool = False
+    why_not_direct: str  # why h5py must read the data; empty if xref can read them
+    why_not_raw: str  # why h5py must read even undecoded elements; empty if xref can
+    virtual: bool = False  # whether the elements lie in other datasets
+    # Fill value as stored, of references and of elements that hold them; empty for zeros.
     stored_fill: bytes = b""
 
     @property

@@ -51,21 +51,11 @@ class Dataspace:
 
 
 def decode_dataspace(body: bytes, length_size: int, where: str) -> Dataspace:
-    """Decode a dataspace message.
+    """Decode the body of a dataspace message.
 
-    Parameters
-    ----------
-    body : bytes
-        Body of the message.
-    length_size : {2, 4, 8}
-        Size of lengths from the superblock, in bytes.
-    where : str
-        Label that begins each error: the file, and the object or attribute.
-
-    Raises
-    ------
-    CorruptFileError
-        If the bytes contradict the format.
+    ``length_size`` is the size of lengths from the superblock: 2, 4 or 8 bytes. ``where``
+    begins each error: the file, and the object or attribute. Raises CorruptFileError if the
+    bytes contradict the format.
 
     Examples
     --------

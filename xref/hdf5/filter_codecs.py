@@ -262,19 +262,11 @@ def _decode_frame(
 ) -> int:
     """Decode the frame of the LZ4 filter or of bitshuffle; return the bytes of a block.
 
-    Parameters
-    ----------
-    codec : str
-        What compressed each block.
-    stored, out : numpy.ndarray
-        The frame (see `FRAME_HEADER`), and room for exactly what it decodes to.
-    unit : int
-        Blocks hold whole units of so many bytes. The rest of the output is stored after the
-        last block, uncompressed.
-    default : int
-        Bytes of a block whose header says 0.
-    keeps_plain : bool
-        Whether a block stored in as many bytes as it decodes to is uncompressed.
+    ``codec`` compressed each block of ``stored``, a frame (see `FRAME_HEADER`); ``out`` has
+    room for exactly what it decodes to. Blocks hold whole units of ``unit`` bytes; the rest of
+    the output is stored after the last block, uncompressed. ``default`` is the bytes of a block
+    whose header says 0. With ``keeps_plain``, a block stored in as many bytes as it decodes to
+    is uncompressed.
     """
     nbytes, block_nbytes = FRAME_HEADER.unpack_from(stored.data)
     step: int = block_nbytes or default

@@ -42,9 +42,6 @@ _CHECKED_BLOCKS = 0x02  # flag of the header: direct blocks have checksums
 _MAX_BITS = 64  # of an offset in the heap's space
 
 
-# --- version 2 B-trees -------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _DoublingTable:
     """The sizes of the blocks in the heap's space.
@@ -71,24 +68,12 @@ class _DoublingTable:
 
 
 class FractalHeap:
-    """The objects of one fractal heap, by heap ID.
+    """The objects of one fractal heap, by heap ID; ``address`` is that of the heap's header.
 
     Blocks are cached, so that each is read once. Many IDs may name the same bytes: a caller
     that gets many objects needs a `ReadBudget` for them. Not safe to share between threads.
-
-    Parameters
-    ----------
-    source : MetadataReader
-        The file.
-    address : int
-        Address of the heap's header.
-
-    Raises
-    ------
-    UnsupportedError
-        If the heap's blocks are filtered.
-    CorruptFileError
-        If the header contradicts the format or its checksum.
+    Raises UnsupportedError if the heap's blocks are filtered, CorruptFileError if the header
+    contradicts the format or its checksum.
     """
 
     def __init__(self, source: MetadataReader, address: int) -> None:
@@ -154,10 +139,7 @@ class FractalHeap:
     def get(self, heap_id: bytes) -> bytes:
         """Return the object that a heap ID names.
 
-        Raises
-        ------
-        CorruptFileError
-            If the ID names no object, or leads through a damaged block.
+        Raises CorruptFileError if the ID names no object, or leads through a damaged block.
         """
         if len(heap_id) != self._id_nbytes:
             self._source.fail(

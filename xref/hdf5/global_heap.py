@@ -43,21 +43,11 @@ _HEADERS_AT_ONCE = 1 << 20  # of all collections, which bounds the memory of a s
 def parse_collection_sizes(
     heads: npt.NDArray[np.uint8], length_size: int, describe: Callable[[int], str]
 ) -> IntArray:
-    """Check the signatures of collections and return their sizes.
+    """Check the signatures of collections and return their sizes, headers included.
 
-    Parameters
-    ----------
-    heads : numpy.ndarray
-        Shape ``(n, 16)``: the first bytes of each collection.
-    length_size : {2, 4, 8}
-        Size of lengths from the superblock, in bytes.
-    describe : callable
-        Names collection i in errors.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(n,)``, bytes, header included.
+    ``heads``, shape ``(n, 16)``, has the first bytes of each collection; ``length_size`` is the
+    size of lengths from the superblock: 2, 4 or 8 bytes; ``describe`` names collection i in
+    errors. The sizes, in bytes, have the shape ``(n,)``.
     """
     wrong = np.flatnonzero((heads[:, :5] != np.frombuffer(b"GCOL\x01", np.uint8)).any(axis=1))
     if len(wrong):
@@ -124,10 +114,7 @@ class HeapObjects(FrozenColumns):
     ) -> tuple[IntArray, IntArray]:
         """Return position and size of object ``index`` of ``collection``, each ``(n,)``.
 
-        Raises
-        ------
-        CorruptFileError
-            If a collection has no object of that index.
+        Raises CorruptFileError if a collection has no object of that index.
         """
         possible = (index >= 1) & (index < self.width)
         key = collection * self.width + np.where(possible, index, 0)
@@ -157,22 +144,11 @@ def walk_collections(
 ) -> HeapObjects:
     """Find all objects of all collections.
 
-    Parameters
-    ----------
-    buffer : numpy.ndarray
-        1-D, uint8, aligned to eight bytes and a multiple of eight long.
-    base, size : numpy.ndarray
-        Shape ``(n,)``: where in the buffer each collection begins (a multiple of
-        eight), and its bytes.
-    length_size : {2, 4, 8}
-        Size of lengths from the superblock, in bytes.
-    describe : callable
-        Names collection i in errors.
-
-    Raises
-    ------
-    CorruptFileError
-        If an object reaches past its collection, or if two objects have one number.
+    ``buffer`` is 1-D, uint8, aligned to eight bytes and a multiple of eight long. ``base`` and
+    ``size``, shape ``(n,)``: where in it each collection begins (a multiple of eight), and its
+    bytes. ``length_size`` is the size of lengths from the superblock: 2, 4 or 8 bytes;
+    ``describe`` names collection i in errors. Raises CorruptFileError if an object reaches past
+    its collection, or if two objects have one number.
     """
     words = buffer.view("<u8")
     mask = np.uint64(2 ** (8 * length_size) - 1)
@@ -230,21 +206,11 @@ def _take_alike(
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Take up to n objects of each collection that are as long as its next one.
 
-    Parameters
-    ----------
-    words : numpy.ndarray
-        The buffer as numbers of eight bytes; ``mask`` has the bits of a length.
-    word, stop : numpy.ndarray
-        Shape ``(k,)``: word of the next header, and byte at which the collection ends.
-    first : (used, length)
-        Shape ``(k,)``: whether the next object is there, and its bytes.
-
-    Returns
-    -------
-    run : numpy.ndarray
-        Shape ``(k,)``: objects taken of each collection.
-    index, position : numpy.ndarray
-        Shape ``(run.sum(),)``: number of each object, byte at which its data begin.
+    ``words`` is the buffer as numbers of eight bytes; ``mask`` has the bits of a length.
+    ``word`` and ``stop``, shape ``(k,)``: word of the next header, and byte at which the
+    collection ends. ``first``: whether the next object is there, and its bytes, each ``(k,)``.
+    Returns the objects taken of each collection, shape ``(k,)``, and of all of them the number
+    and the byte at which the data begin, shape ``(run.sum(),)``.
     """
     used, length = first
     # Data are padded to whole words; a header has two.

@@ -9,9 +9,8 @@ In: the messages of an object header. Out: name and address of each hard link.
 
 Soft and external links are left out: they name a path, not an object.
 
-Source: HDF5 File Format Specification 4.0, "The Link Info Message", "The Link Message",
-"The Symbol Table Message" and "Disk Format: Level 1A2 - Version 2 B-trees" (record
-type 5).
+Source: HDF5 File Format Specification 4.0, "The Link Info Message", "The Link Message", "The
+Symbol Table Message" and "Disk Format: Level 1A2 - Version 2 B-trees" (record type 5).
 """
 
 from __future__ import annotations

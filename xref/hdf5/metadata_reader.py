@@ -133,14 +133,8 @@ def integer_nbytes(limit: int) -> int:
 class ReadBudget:
     """Limits how many bytes are read of structures that must not overlap.
 
-    Parameters
-    ----------
-    source : MetadataReader
-        The file, whose size is the limit.
-    what : str
-        Names the structures in the error.
-    times : int
-        How often each byte may be read.
+    The size of the file ``source`` is the limit, and each byte may be read ``times`` times;
+    ``what`` names the structures in the error.
     """
 
     def __init__(self, source: MetadataReader, what: str, times: int = 1) -> None:

@@ -341,9 +341,8 @@ def _decode_points(
         numbers = n[index] * rank
         byte = ragged_ranges(np.zeros(len(index), dtype=np.int64), numbers) * size
         byte += np.repeat(rows.position[index] + at, numbers)
-        coords = _read_numbers(rows.buffer, byte, size, lambda _: rows.describe(0)).reshape(
-            -1, rank
-        )
+        coords = _read_numbers(rows.buffer, byte, size, lambda _: rows.describe(0))
+        coords = coords.reshape(-1, rank)
         if (coords < 0).any() or (coords > _LARGEST).any():
             raise CorruptFileError(f"{rows.describe(int(index[0]))} has a point out of range")
         tables.append(

@@ -146,17 +146,9 @@ def _encode_words(
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """Encode selections of version 1, all of which are words of 32 bits.
 
-    Parameters
-    ----------
-    address : numpy.ndarray
-        Shape ``(n,)``.
-    selection_type : int
-    rank : int
-        0 for selections without coordinates.
-    counts : numpy.ndarray
-        Shape ``(n,)``: points or blocks of each.
-    numbers : numpy.ndarray
-        1-D: the coordinates of all rows, one after the other.
+    ``address`` and ``counts`` (points or blocks of each) have the shape ``(n,)``; ``rank`` is 0
+    for selections without coordinates; ``numbers``, 1-D, has the coordinates of all rows, one
+    after the other.
     """
     n = len(address)
     has_list = selection_type in (POINTS, HYPERSLAB)

@@ -211,14 +211,8 @@ def _read_names(
 ) -> tuple[IntArray, tuple[str, ...]]:
     """Read names (uint16 length, the name) at byte ``at`` of the rows ``index``.
 
-    Moves ``at`` of these rows to the byte after the name.
-
-    Returns
-    -------
-    number : numpy.ndarray
-        Shape ``(n,)``: index into ``names``, -1 in rows that are not in ``index``.
-    names : tuple of str
-        The distinct names.
+    Moves ``at`` of these rows to the byte after the name. Returns the index of each row into
+    the names, shape ``(n,)``, -1 in rows that are not in ``index``, and the distinct names.
     """
     number = np.full(len(rows), -1, dtype=np.int64)
     names: list[str] = []

@@ -7,8 +7,7 @@ relies on it in places: a damaged one can crash the process or keep it busy for 
 1. Walk the object header, block by block, and find the Symbol Table message.
 2. Check the local heap with the names: its prefix, its data segment and the list of its
    free blocks.
-3. Read the B-tree level by level, each level with few reads, down to the symbol
-   table nodes.
+3. Read the B-tree level by level, each level with few reads, down to the symbol table nodes.
 4. Check the entries of those nodes as columns against the heap.
 
 The size of the file bounds the work: levels fall by one from parent to child
@@ -82,10 +81,9 @@ def check_group(
         Address of the object header of the group. Take it from a link or a
         reference: `h5py.h5o.get_info` walks the B-tree itself.
     segments : dict, optional
-        Address of each local heap by the address of its data segment, filled here.
-        Pass one dict for all groups of one open HDF5 file: libhdf5 2.0 dereferences
-        a null pointer in the second of two heaps with the same segment, and each
-        heap alone looks valid.
+        Address of each local heap by the address of its data segment, filled here. Pass one
+        dict for all groups of one open HDF5 file: libhdf5 2.0 dereferences a null pointer in
+        the second of two heaps with the same segment, and each heap alone looks valid.
 
     Raises
     ------
@@ -105,24 +103,9 @@ def read_symbol_table(
 ) -> list[tuple[bytes, int]]:
     """Return the hard links of an old-style group, in no particular order.
 
-    Parameters
-    ----------
-    source : MetadataReader
-        The file.
-    body : bytes
-        Body of the symbol table message.
-    header_address : int
-        Address of the group's object header, for errors.
-
-    Returns
-    -------
-    list of (bytes, int)
-        Name, and address of the object header that the link names.
-
-    Raises
-    ------
-    CorruptFileError
-        If a structure contradicts the format or another structure.
+    ``body`` is that of the symbol table message; ``header_address``, of the group's object
+    header, is for errors. A link is its name, and the address of the object header that it
+    names. Raises CorruptFileError if a structure contradicts the format or another structure.
     """
     tree, heap = _parse_message(source, body, header_address)
     # Shared segments do not matter here: libhdf5 does not read the group.
@@ -230,11 +213,8 @@ def _check_tree(
 ) -> Iterator[tuple[WordArray, WordArray]]:
     """Check a B-tree of group nodes, from its root to the entries of its leaves.
 
-    Yields
-    ------
-    name, target : numpy.ndarray
-        Shape ``(m,)``, hard links of some nodes: offset of the name in the heap's segment,
-        and address of the object header.
+    Yields hard links of some nodes: offset of the name in the heap's segment, and address of
+    the object header, each of shape ``(m,)``.
     """
     # The root tells the depth; every level below must state one less.
     level = source.take(root, NODE_HEAD_NBYTES, "B-tree node")[5]

@@ -26,20 +26,12 @@ from xref.errors import CorruptFileError, SelectionError
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Blocks of indices along one axis.
+    """Blocks of indices along one axis."""
 
-    Attributes
-    ----------
-    start, stride, block : int
-        First index, distance between blocks, indices in a block.
-    n : int or None
-        Number of indices in all blocks; None if the blocks are unlimited.
-    """
-
-    start: int
-    stride: int
-    block: int
-    n: int | None
+    start: int  # first index
+    stride: int  # distance between blocks
+    block: int  # indices in a block
+    n: int | None  # number of indices in all blocks; None if the blocks are unlimited
 
     def clip(self, extent: int) -> Axis:
         """Return the axis; if it is unlimited, end it at the extent of its dataset."""
@@ -147,21 +139,14 @@ MappedSelection: TypeAlias = RegularHyperslab | ElementRuns | AllElements
 class VirtualMapping:
     """A part of a virtual dataset and the source of its elements.
 
-    Attributes
-    ----------
-    filename : str
-        File of the source; "." is the file of the virtual dataset.
-    dataset : str
-        Path of the source in its file. If the virtual selection is unlimited and the
-        source selection is not, ``%b`` in either name stands for the number of a block.
-    virtual, source : RegularHyperslab, ElementRuns or AllElements
-        The elements in both datasets.
+    If the virtual selection is unlimited and the source selection is not, ``%b`` in filename
+    or path stands for the number of a block.
     """
 
-    filename: str
-    dataset: str
-    virtual: MappedSelection
-    source: MappedSelection
+    filename: str  # of the source; "." is the file of the virtual dataset
+    dataset: str  # path of the source in its file
+    virtual: MappedSelection  # the elements in the virtual dataset
+    source: MappedSelection  # the elements in the source
 
     def bounds(self, extent: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return start and stop, along each axis, of the box around the virtual selection."""
@@ -242,7 +227,7 @@ class VirtualMapping:
         extent, source_extent : sequence of int
             Current shapes of the virtual dataset and of the source.
         where : str
-                Label of the source in errors.
+            Label of the source in errors.
 
         Raises
         ------

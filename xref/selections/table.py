@@ -87,10 +87,8 @@ class SelectionTable(FrozenColumns):
             for name in ("kind", "rank", *AXIS_COLUMNS, "first", "size")
         }
         table = self.replace(**columns)
-        kept = int(table.size.sum())
-        return (
-            table._compact() if 2 * kept < len(self.points) + len(self.block_start) else table
-        )
+        n_entries = len(self.points) + len(self.block_start)
+        return table._compact() if 2 * int(table.size.sum()) < n_entries else table
 
     def _compact(self) -> SelectionTable:
         is_points = self.kind == SelectionKind.POINTS
@@ -128,9 +126,8 @@ class SelectionTable(FrozenColumns):
                 return Hyperslab(*(tuple(c[row, :rank].tolist()) for c in columns))
             case SelectionKind.BLOCKS:
                 rows = self.list_rows(row)
-                return Blocks(
-                    self.block_start[rows, :rank].copy(), self.block_stop[rows, :rank].copy()
-                )
+                low, high = self.block_start[rows, :rank], self.block_stop[rows, :rank]
+                return Blocks(low.copy(), high.copy())
 
     def bounds(self) -> tuple[IntArray, IntArray]:
         """Return the box around each selection.
@@ -165,9 +162,8 @@ class SelectionTable(FrozenColumns):
             lowest = ragged_take(low, self.first[rows], size)
             highest = lowest if high is low else ragged_take(high, self.first[rows], size)
             start[rows] = np.minimum.reduceat(lowest, cuts, axis=0)
-            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + (
-                kind == SelectionKind.POINTS
-            )
+            one = int(kind == SelectionKind.POINTS)
+            stop[rows] = np.maximum.reduceat(highest, cuts, axis=0) + one
         return start, stop
 
     def _are_boxes(self) -> bool:

@@ -113,12 +113,8 @@ def union_size(start: IntArray, stop: IntArray) -> int:
     """Count the distinct elements of a union of blocks, exactly.
 
     Coordinates of all axes but the last are replaced by the ordinal of their interval between
-    block borders, so that a few large blocks are a few rows.
-
-    Raises
-    ------
-    ResultTooLargeError
-        If the borders of the blocks form far more cells than there are blocks.
+    block borders, so that a few large blocks are a few rows. Raises ResultTooLargeError if the
+    borders of the blocks form far more cells than there are blocks.
     """
     ndim = start.shape[1]
     if len(start) < 2 or ndim == 0:
@@ -146,18 +142,10 @@ def union_size(start: IntArray, stop: IntArray) -> int:
 def screen_unions(start: IntArray, stop: IntArray) -> tuple[np.ndarray, IntArray]:
     """Screen many unions at once: which can be outer products, and sizes of disjoint blocks.
 
-    Parameters
-    ----------
-    start, stop : numpy.ndarray
-        Shape ``(m, n_blocks, ndim)``, stop exclusive, no block empty.
-
-    Returns
-    -------
-    maybe_outer : numpy.ndarray
-        Shape ``(m,)``, bool: False if the blocks have fewer elements than the product of
-        their projections, so that the union is not an outer product.
-    size : numpy.ndarray
-        Shape ``(m,)``: number of elements if no two blocks overlap, else -1.
+    ``start`` and ``stop`` (exclusive) have the shape ``(m, n_blocks, ndim)``; no block is
+    empty. Returns two columns of shape ``(m,)``: a bool, False if the blocks have fewer
+    elements than the product of their projections, so that the union is not an outer product;
+    the number of elements if no two blocks overlap, else -1.
     """
     m, n_blocks, ndim = start.shape
     product = np.ones(m)
@@ -244,18 +232,10 @@ def regular_from_blocks(
 ) -> tuple[np.ndarray, IntArray, IntArray, IntArray, IntArray]:
     """Find the lists of blocks that are one regular hyperslab.
 
-    Parameters
-    ----------
-    start, stop : numpy.ndarray
-        Shape ``(m, n_blocks, ndim)``: m selections of equally many blocks.
-
-    Returns
-    -------
-    regular : numpy.ndarray
-        Shape ``(m,)``, bool.
-    start, stride, count, block : numpy.ndarray
-        Shape ``(m, ndim)``, valid where ``regular``. Blocks that touch become one block; an
-        axis with a count of 1 has a stride of 1.
+    ``start`` and ``stop``, shape ``(m, n_blocks, ndim)``, are m selections of equally many
+    blocks. Returns which are regular, bool of shape ``(m,)``, and start, stride, count and
+    block of shape ``(m, ndim)``, valid where regular. Blocks that touch become one block; an
+    axis with a count of 1 has a stride of 1.
     """
     m, n_blocks, ndim = start.shape
     block = stop[:, 0] - start[:, 0]

@@ -31,7 +31,6 @@ from xref.hdf5.chunk_index.btrees import (
     ListedChunks,
     concat_chunks,
     record_positions,
-    with_address,
 )
 from xref.hdf5.chunk_index.nodes import CHECKSUM_NBYTES, NodeBatch, NodeReader, columns_of
 from xref.hdf5.metadata_reader import integer
@@ -48,21 +47,12 @@ _PREFIX_NBYTES = 6  # signature, version, client
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The grid of chunks: from the number of an array's element to the chunk's index.
+    """The grid of chunks: from the number of an array's element to the chunk's index."""
 
-    Parameters
-    ----------
-    shape : tuple of (int or None)
-        Chunks along each axis of the largest extent; None for an unlimited axis.
-    chunk_nbytes : int
-        Bytes of one chunk without filters.
-    filtered : bool
-        Whether the dataset has filters.
-    """
-
+    # Chunks along each axis of the largest extent; None for an unlimited axis.
     shape: tuple[int | None, ...]
-    chunk_nbytes: int
-    filtered: bool
+    chunk_nbytes: int  # of one chunk without filters
+    filtered: bool  # whether the dataset has filters
 
     @property
     def ndim(self) -> int:
@@ -99,18 +89,11 @@ class _DataBlocks:
         head_nbytes: int,
         stated: IntArray | None = None,
     ) -> None:
-        """Add blocks or pages of one size.
+        """Add blocks or pages of one size, each with ``nbytes`` bytes and ``n`` elements.
 
-        Parameters
-        ----------
-        address, first : numpy.ndarray
-            Shape ``(k,)``: address of each, and the number of its first element.
-        nbytes, n : int
-            Bytes and elements of each.
-        head_nbytes : int
-            Bytes before the elements; 0 of pages.
-        stated : numpy.ndarray, optional
-            Shape ``(k,)``: "Block Offset" that the header must have, -1 for any.
+        ``address`` and ``first``, shape ``(k,)``: address and number of the first element of
+        each. ``head_nbytes``: bytes before the elements, 0 of pages. ``stated``, shape
+        ``(k,)``: "Block Offset" that the header must have, -1 for any.
         """
         rows = np.ones(len(address), dtype=np.int64)
         stated = -rows if stated is None else stated
@@ -185,9 +168,7 @@ class _Array:
         else:
             nbytes = np.full(len(address), self.grid.chunk_nbytes)
             mask = np.zeros(len(address), dtype=np.int64)
-        return with_address(
-            self.grid.cells(number), address, nbytes, mask, self.source.offset_size
-        )
+        return ListedChunks(self.grid.cells(number), address, nbytes, mask)
 
     def read(self, blocks: _DataBlocks, limit: int, offset_nbytes: int) -> list[ListedChunks]:
         """Read data blocks and pages; decode the elements whose number is below ``limit``.
@@ -238,12 +219,8 @@ class _Array:
 def read_fixed_array(reader: NodeReader, address: int, grid: Grid) -> ListedChunks:
     """Return the chunks of a fixed array.
 
-    Raises
-    ------
-    CorruptFileError
-        If a part of it contradicts the format, its checksum or the extent.
-    UnsupportedError
-        If it has an unknown version.
+    Raises CorruptFileError if a part of it contradicts the format, its checksum or the extent,
+    UnsupportedError if it has an unknown version.
     """
     source, size = reader.source, reader.source.offset_size
     # char[4] "FAHD", uint8 version, uint8 client ID, uint8 element size, uint8 page bits (log2
@@ -340,12 +317,8 @@ class _Parameters:
 def read_extensible_array(reader: NodeReader, address: int, grid: Grid) -> ListedChunks:
     """Return the chunks of an extensible array.
 
-    Raises
-    ------
-    CorruptFileError
-        If a part of it contradicts the format or its checksum.
-    UnsupportedError
-        If it has an unknown version, or blocks of unsupported sizes.
+    Raises CorruptFileError if a part of it contradicts the format or its checksum,
+    UnsupportedError if it has an unknown version, or blocks of unsupported sizes.
     """
     source, size = reader.source, reader.source.offset_size
     # char[4] "EAHD", uint8 version, uint8 client ID, uint8 element size, the five uint8 of

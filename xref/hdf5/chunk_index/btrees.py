@@ -121,23 +121,11 @@ class _KeyOrder:
 def read_v1_tree(
     reader: NodeReader, address: int, chunks: tuple[int, ...], half_width: int
 ) -> ListedChunks:
-    """Return the chunks of a version 1 B-tree.
+    """Return the chunks of a version 1 B-tree, whose root is at ``address``.
 
-    Parameters
-    ----------
-    reader : NodeReader
-    address : int
-        Address of the root.
-    chunks : tuple of int
-        Shape of chunks, elements.
-    half_width : int
-        The file's "Indexed Storage Internal Node K": a node has room for twice as many
-        children.
-
-    Raises
-    ------
-    CorruptFileError
-        If a node contradicts the format or its parent.
+    ``chunks`` is the shape of chunks in elements, ``half_width`` the file's "Indexed Storage
+    Internal Node K": a node has room for twice as many children. Raises CorruptFileError if a
+    node contradicts the format or its parent.
     """
     source, ndim = reader.source, len(chunks)
     size, room = source.offset_size, 2 * half_width
@@ -281,26 +269,11 @@ def _read_v2_header(
 def read_v2_tree(
     reader: NodeReader, address: int, ndim: int, chunk_nbytes: int, filtered: bool
 ) -> ListedChunks:
-    """Return the chunks of a version 2 B-tree.
+    """Return the chunks of a version 2 B-tree, whose header is at ``address``.
 
-    Parameters
-    ----------
-    reader : NodeReader
-    address : int
-        Address of the header.
-    ndim : int
-        Rank of the dataset.
-    chunk_nbytes : int
-        Bytes of one chunk without filters.
-    filtered : bool
-        Whether the dataset has filters.
-
-    Raises
-    ------
-    CorruptFileError
-        If a node contradicts the format, its checksum or its parent.
-    UnsupportedError
-        If the tree has an unknown version.
+    The dataset has ``ndim`` dimensions; a chunk without filters has ``chunk_nbytes`` bytes.
+    Raises CorruptFileError if a node contradicts the format, its checksum or its parent,
+    UnsupportedError if the tree has an unknown version.
     """
     source, size = reader.source, reader.source.offset_size
     tree = _read_v2_header(source, address, ndim, filtered)

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import BoolArray, IntArray, RangeSource, ragged_ranges, row_offsets
+from xref.arrays import BoolArray, IntArray, ragged_ranges, row_offsets
 from xref.hdf5.bulk_datasets import BATCH, DatasetTable
 from xref.hdf5.checksums import sum_blocks
 from xref.hdf5.layout_message import FIXED_ARRAY, IMPLICIT, SINGLE_CHUNK, V1_BTREE
@@ -59,14 +59,9 @@ class ChunkColumns:
         """Return the chunks of some datasets."""
         counts = np.diff(self.cut)[rows]
         picked = ragged_ranges(self.cut[rows], counts)
-        return ChunkColumns(
-            known=self.known[rows],
-            cut=row_offsets(counts),
-            number=self.number[picked],
-            offset=self.offset[picked],
-            nbytes=self.nbytes[picked],
-            filter_mask=self.filter_mask[picked],
-        )
+        names = ("number", "offset", "nbytes", "filter_mask")
+        columns = {name: getattr(self, name)[picked] for name in names}
+        return ChunkColumns(known=self.known[rows], cut=row_offsets(counts), **columns)
 
     def scatter_rows(self, rows: npt.NDArray[np.intp], n: int) -> ChunkColumns:
         """Scatter the datasets into ``rows`` of a table of n; the others become unknown."""
@@ -149,7 +144,6 @@ def read_chunks(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
 def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColumns:
     form = file.form
     chunks = _ChunkCollector(len(table), form, limit)
-    source = file.source
     grid = -(-table.shape // table.chunks)
     n_chunks = np.minimum(grid, MAX_CHUNKS + 1).astype(float).prod(axis=1)
     itemsize = table.nbytes // np.maximum(table.shape.prod(axis=1), 1)
@@ -166,9 +160,9 @@ def _read_batch(file: FileContent, table: DatasetTable, limit: int) -> ChunkColu
         room, nbytes = n_chunks[rows], chunk_nbytes[rows]
         part = table.take(rows)
         if index == V1_BTREE:
-            _read_leaves(source, form, part, (rows, grid[rows], room), chunks)
+            _read_leaves(file, part, (rows, grid[rows], room), chunks)
         elif index == FIXED_ARRAY:
-            _read_arrays(source, form, part, (rows, room, nbytes), chunks)
+            _read_arrays(file, part, (rows, room, nbytes), chunks)
         else:
             _add_in_a_row(form, part, (rows, room, nbytes), chunks)
     chunks.bad |= ~seen
@@ -186,36 +180,26 @@ def _add_in_a_row(
     address = table.offset - form.base_address
     for k in range(int(room.max())):
         has = np.flatnonzero(room > k)
-        chunks.add(
-            rows[has],
-            np.full(len(has), k),
-            address[has] + k * nbytes[has],
-            stored[has],
-            table.single_mask[has],
-        )
+        number, at = np.full(len(has), k), address[has] + k * nbytes[has]
+        chunks.add(rows[has], number, at, stored[has], table.single_mask[has])
 
 
 def _read_nodes(
-    source: RangeSource,
-    form: FileFormat,
+    file: FileContent,
     rows: npt.NDArray[np.intp],
     offset: IntArray,
     nbytes: IntArray,
     chunks: _ChunkCollector,
 ) -> tuple[npt.NDArray[np.intp], ByteArray, IntArray]:
     """Read nodes; return which of them lie in the file, their bytes, where each begins."""
-    inside = (offset > 0) & (offset <= form.file_nbytes - nbytes)
+    inside = (offset > 0) & (offset <= file.form.file_nbytes - nbytes)
     chunks.bad[rows[~inside]] = True
     read = np.flatnonzero(inside)
-    return read, *read_blocks(source, offset[read], nbytes[read])
+    return read, *read_blocks(file.source, offset[read], nbytes[read])
 
 
 def _read_leaves(
-    source: RangeSource,
-    form: FileFormat,
-    table: DatasetTable,
-    datasets: Datasets,
-    chunks: _ChunkCollector,
+    file: FileContent, table: DatasetTable, datasets: Datasets, chunks: _ChunkCollector
 ) -> None:
     """Add the chunks of version 1 B-trees of one node, which is a leaf.
 
@@ -225,11 +209,11 @@ def _read_leaves(
     # Node: char[4] "TREE", uint8 type, uint8 level, uint16 entries used, addresses of the left
     # and right siblings, then key 0, child 0, key 1, ..., key n. Key: uint32 size of the chunk,
     # uint32 filter mask, uint64 offset along each axis in elements, uint64 0.
-    width = form.offset_size
+    width = file.form.offset_size
     head_nbytes, key_nbytes = 8 + 2 * width, 8 + 8 * (table.ndim + 1)
     # Each chunk of the grid has one entry at most, and one key follows the last entry.
     nbytes = head_nbytes + room * (key_nbytes + width) + key_nbytes
-    read, data, node = _read_nodes(source, form, rows, table.offset, nbytes, chunks)
+    read, data, node = _read_nodes(file, rows, table.offset, nbytes, chunks)
     table, grid, step = table.take(read), grid[read], key_nbytes[read] + width
     rows, room = rows[read], room[read]
     head = integers(data, node, 8)
@@ -249,13 +233,9 @@ def _read_leaves(
         wrong |= number <= last[has]
         last[has] = number
         chunks.bad[rows[has[wrong]]] = True
-        chunks.add(
-            rows[has],
-            number,
-            integers(data, key + step[has] - width, width),
-            integers(data, key, 4),
-            integers(data, key + 4, 4),
-        )
+        child = integers(data, key + step[has] - width, width)
+        stored, mask = integers(data, key, 4), integers(data, key + 4, 4)
+        chunks.add(rows[has], number, child, stored, mask)
 
 
 def _bounds_are_whole(data: ByteArray, key: IntArray, table: DatasetTable) -> BoolArray:
@@ -285,11 +265,7 @@ def _key_numbers(
 
 
 def _read_arrays(
-    source: RangeSource,
-    form: FileFormat,
-    table: DatasetTable,
-    datasets: Datasets,
-    chunks: _ChunkCollector,
+    file: FileContent, table: DatasetTable, datasets: Datasets, chunks: _ChunkCollector
 ) -> None:
     """Add the chunks of fixed arrays without pages.
 
@@ -298,9 +274,10 @@ def _read_arrays(
     rows, room, chunk_nbytes = datasets
     # Header: char[4] "FAHD", uint8 version, uint8 client ID (1: with filters), uint8 element
     # size, uint8 page bits, number of elements (size of lengths), data block address, checksum.
+    form = file.form
     width, length = form.offset_size, form.length_size
     head_nbytes = np.full(len(rows), 8 + length + width + _CHECKSUM_NBYTES)
-    read, data, at = _read_nodes(source, form, rows, table.offset, head_nbytes, chunks)
+    read, data, at = _read_nodes(file, rows, table.offset, head_nbytes, chunks)
     rows, room, chunk_nbytes = rows[read], room[read], chunk_nbytes[read]
     header = table.offset[read] - form.base_address
     client, entry = data[at + 5].astype(np.int64), data[at + 6].astype(np.int64)
@@ -319,7 +296,7 @@ def _read_arrays(
     # checksum.
     nbytes = 6 + width + room * entry + _CHECKSUM_NBYTES
     inside, data, at = _read_nodes(
-        source, form, rows[some], form.base_address + block[some], nbytes[some], chunks
+        file, rows[some], form.base_address + block[some], nbytes[some], chunks
     )
     some = some[inside]
     good = _are_signed(data, at, nbytes[some], _ARRAY_BLOCK)
@@ -334,14 +311,10 @@ def _read_arrays(
         mask = (np.int64(1) << np.clip(8 * size_nbytes[row], 1, 63)) - 1
         stored = integers(data, element + width, 8) & mask
         skipped = integers(data, element + np.maximum(entry[row] - 4, 0), 4)
-        plain = client[row] == 0
-        chunks.add(
-            rows[row],
-            np.full(len(row), k),
-            integers(data, element, width),
-            np.where(plain, chunk_nbytes[row], stored),
-            np.where(plain, 0, skipped),
-        )
+        plain, address = client[row] == 0, integers(data, element, width)
+        stored = np.where(plain, chunk_nbytes[row], stored)
+        skipped = np.where(plain, 0, skipped)
+        chunks.add(rows[row], np.full(len(row), k), address, stored, skipped)
 
 
 def _are_signed(data: ByteArray, at: IntArray, nbytes: IntArray, begin: int) -> BoolArray:

@@ -44,34 +44,15 @@ _INFO_NBYTES = {IMPLICIT: 0, FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, V2_BTREE: 6}
 
 @dataclass(frozen=True, slots=True)
 class ChunkStorage:
-    """The properties of chunked storage in a layout message.
+    """The properties of chunked storage in a layout message."""
 
-    Attributes
-    ----------
-    index : int
-        Chunk indexing type, numbered as in layout messages of version 4.
-    address : int
-        Of the index; of the chunk itself for a single chunk; of the first chunk for an
-        implicit index.
-    chunks : tuple of int
-        Shape of chunks, elements.
-    itemsize : int
-        Bytes of an element.
-    partial_unfiltered : bool
-        Whether chunks that reach past the extent skip all filters.
-    single_nbytes : int or None
-        Stored size of a single chunk with filters.
-    single_mask : int
-        Filter mask of a single chunk with filters.
-    """
-
-    index: int
-    address: int
-    chunks: tuple[int, ...]
-    itemsize: int
-    partial_unfiltered: bool = False
-    single_nbytes: int | None = None
-    single_mask: int = 0
+    index: int  # chunk indexing type, numbered as in layout messages of version 4
+    address: int  # of the index, of a single chunk, or of the first chunk (implicit index)
+    chunks: tuple[int, ...]  # shape of chunks, elements
+    itemsize: int  # bytes of an element
+    partial_unfiltered: bool = False  # whether chunks that pass the extent skip all filters
+    single_nbytes: int | None = None  # stored size of a single chunk with filters
+    single_mask: int = 0  # filter mask of a single chunk with filters
 
 
 def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
@@ -108,11 +89,8 @@ def parse_chunk_storage(body: bytes, source: MetadataReader) -> ChunkStorage:
     flags, width = body[2], integer(body, 4, 1)
     index_at = 5 + n * width
     _check_length(source, body, index_at + 1)
-    index = body[index_at]
-    if flags & ~(PARTIAL_UNFILTERED | SINGLE_FILTERED) or index not in (
-        SINGLE_CHUNK,
-        *_INFO_NBYTES,
-    ):
+    index, known = body[index_at], (SINGLE_CHUNK, *_INFO_NBYTES)
+    if flags & ~(PARTIAL_UNFILTERED | SINGLE_FILTERED) or index not in known:
         raise UnsupportedError(
             f"{source.where}: a layout message has flags {flags:#04x} and chunk index {index}"
         )

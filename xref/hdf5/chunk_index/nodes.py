@@ -167,21 +167,11 @@ class NodeReader:
 
 
 def columns_of(data: ByteArray, position: IntArray, widths: Sequence[int]) -> list[IntArray]:
-    """Return the integers of records of one layout as columns.
+    """Return the integers of records of one layout as columns of shape ``(n,)``.
 
-    Parameters
-    ----------
-    data : numpy.ndarray
-        1-D, uint8, padded with zeros.
-    position : numpy.ndarray
-        Shape ``(n,)``: where each record begins.
-    widths : sequence of int
-        Bytes of each little-endian unsigned integer of a record, 1 to 8, without gaps.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        Shape ``(n,)`` each. Values past the largest int64 become negative.
+    ``data`` is 1-D, uint8, padded with zeros; ``position``, shape ``(n,)``, is where each
+    record begins; ``widths`` are the bytes of each little-endian unsigned integer of a record,
+    1 to 8, without gaps. Values past the largest int64 become negative.
 
     Examples
     --------
