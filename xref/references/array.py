@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from xref.arrays import digest
 from xref.errors import XrefError
+from xref.references import reference
 from xref.references.columns import (
     KIND_NOUNS,
     ReferenceColumns,
@@ -28,15 +29,6 @@ from xref.references.columns import (
     columns_from_objects,
     null_references,
     same_references,
-)
-from xref.references.reference import (
-    DEFAULT_OPTIONS,
-    AttributeReference,
-    DecodeOptions,
-    ObjectReference,
-    Reference,
-    RegionReference,
-    null_reference,
 )
 from xref.references.stored import StoredReferences
 from xref.selections import SelectionKind, empty_table
@@ -83,7 +75,7 @@ class ReferenceArray:
         kind: str,
         columns: ReferenceColumns | None = None,
         stored: StoredReferences | None = None,
-        options: DecodeOptions = DEFAULT_OPTIONS,
+        options: reference.DecodeOptions = reference.DEFAULT_OPTIONS,
     ) -> None:
         if columns is None and stored is None:
             raise TypeError("a ReferenceArray needs columns or stored references")
@@ -139,7 +131,7 @@ class ReferenceArray:
         return self._stored
 
     @property
-    def options(self) -> DecodeOptions:
+    def options(self) -> reference.DecodeOptions:
         """How variables that references resolve to are decoded."""
         return self._options
 
@@ -152,19 +144,23 @@ class ReferenceArray:
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
         return f"{file}: {KIND_NOUNS[self.kind]} {index[0] if len(index) == 1 else index}"
 
-    def element(self, row: int) -> Reference:
+    def element(self, row: int) -> reference.Reference:
         """Return one element in C order; the first call decodes all elements."""
         columns = self.columns
         address = int(columns.address[row])
         kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
         if address == 0 or kind == SelectionKind.NULL:
-            return null_reference(self.kind == "region")
-        target = ObjectReference(columns.files[int(columns.file[row])], address, self._options)
+            return reference.null_reference(self.kind == "region")
+        target = reference.ObjectReference(
+            columns.files[int(columns.file[row])], address, self._options
+        )
         if columns.attribute is not None and columns.attribute[row] >= 0:
-            return AttributeReference(target, columns.names[int(columns.attribute[row])])
+            return reference.AttributeReference(
+                target, columns.names[int(columns.attribute[row])]
+            )
         if columns.regions is None or kind == SelectionKind.OBJECT:
             return target
-        return RegionReference(target, columns.regions.selection(row))
+        return reference.RegionReference(target, columns.regions.selection(row))
 
     def __iter__(self) -> Iterator[Any]:
         if not self._shape:
@@ -390,7 +386,7 @@ class ReferenceArray:
         columns = self._columns.value if self._stored is None else None
         has_rows = columns is not None and columns.files and len(columns)
         if columns is not None and has_rows and (columns.address == columns.address[0]).all():
-            target = ObjectReference(columns.files[0], int(columns.address[0]))
+            target = reference.ObjectReference(columns.files[0], int(columns.address[0]))
             text += f" {target.target_text()}"
         return f"<{text}>"[:max_width]
 
@@ -419,7 +415,7 @@ def _restore(
     kind: str,
     columns: ReferenceColumns | None,
     stored: StoredReferences | None,
-    options: DecodeOptions,
+    options: reference.DecodeOptions,
 ) -> ReferenceArray:
     return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
@@ -429,12 +425,12 @@ def _compare(left: Any, right: Any) -> Any:
     if not isinstance(left, ReferenceArray):
         left, right = right, left
     if not isinstance(right, ReferenceArray):
-        single = isinstance(right, Reference) or right is None
+        single = isinstance(right, reference.Reference) or right is None
         objects = np.empty((), dtype=object)
         objects[()] = right
         if not single:
             objects = np.asarray(right, dtype=object)
-        if not all(r is None or isinstance(r, Reference) for r in objects.flat):
+        if not all(r is None or isinstance(r, reference.Reference) for r in objects.flat):
             shape = np.broadcast_shapes(left.shape, objects.shape)
             return np.zeros(shape, dtype=bool)
         if objects.size == 0 or all(r is None for r in objects.flat):

@@ -33,12 +33,7 @@ from xref.reading import (
     regular_segments,
     split_virtual,
 )
-from xref.references.columns import (
-    KIND_NOUNS,
-    ReferenceColumns,
-    concat_references,
-    null_references,
-)
+from xref.references import columns
 from xref.references.decoding import decode_references
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
@@ -100,12 +95,12 @@ class StoredReferences:
             for (start, _, step), i in zip(self.slices, ordinals, strict=True)
         )
         element = index[0] if len(index) == 1 else index
-        noun = KIND_NOUNS[self.kind] if self.kind else "element"
+        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
         path = self.path or self.dataset.label
         of = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.dataset.filename}: {noun} {element} of {of}"
 
-    def read(self) -> ReferenceColumns:
+    def read(self) -> columns.ReferenceColumns:
         """Read and decode the elements, in C order.
 
         Raises
@@ -118,10 +113,10 @@ class StoredReferences:
         raw = self.cut(self.read_raw())
         return decode_references(self.dataset.location, raw, self.kind, self.describe)
 
-    def _read_virtual(self) -> ReferenceColumns:
+    def _read_virtual(self) -> columns.ReferenceColumns:
         """Read the elements where they are stored: each counts in its own file."""
         n = math.prod(self.shape)
-        tables = [null_references(n)]
+        tables = [columns.null_references(n)]
         place = np.arange(n)
         used = n
         coords = self.coords()
@@ -132,7 +127,7 @@ class StoredReferences:
             place[inside[part.rows]] = used + np.arange(len(part.rows))
             used += len(part.rows)
             tables.append(read_part(part, self))
-        return concat_references(tables).take(place)
+        return columns.concat_references(tables).take(place)
 
     def coords(self) -> IntArray:
         """Return the place of each element in its dataset, shape ``(n, ndim)``."""
@@ -308,7 +303,7 @@ def describe_places(part: StoredPart, noun: str) -> Callable[[int], str]:
     return describe
 
 
-def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
+def read_part(part: StoredPart, place: StoredReferences) -> columns.ReferenceColumns:
     """Read and decode references at places of one dataset that is not virtual.
 
     Raises
@@ -321,8 +316,8 @@ def read_part(part: StoredPart, place: StoredReferences) -> ReferenceColumns:
         kind = layout.reference_kind or "values"
         raise UnsupportedError(
             f"{part.dataset.filename}: {part.label!r} holds {kind!r}, "
-            f"its virtual dataset {KIND_NOUNS[place.kind]}s"
+            f"its virtual dataset {columns.KIND_NOUNS[place.kind]}s"
         )
     raw = read_places(part.dataset, part.coords)
-    describe = describe_places(part, KIND_NOUNS[place.kind])
+    describe = describe_places(part, columns.KIND_NOUNS[place.kind])
     return decode_references(part.dataset.location, place.cut(raw), place.kind, describe)

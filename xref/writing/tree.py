@@ -23,15 +23,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from xref.objects import (
-    CF_ATTRIBUTES,
-    DIMENSION_ID,
-    DIMENSION_LIST,
-    NAME_CLASH,
-    NO_VARIABLE_OF_LENGTH,
-    StoredObject,
-    pipeline_of,
-)
+from xref import objects
 from xref.reading import check_packed
 from xref.references import ReferenceArray, opened_from
 from xref.storage import locate_file
@@ -237,7 +229,7 @@ class TreeWriter:
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
             self.note_new(dataset)
-            dataset.make_scale(NO_VARIABLE_OF_LENGTH % size)
+            dataset.make_scale(objects.NO_VARIABLE_OF_LENGTH % size)
             group_scales[dim] = scales[dim] = Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
         return scales
@@ -252,7 +244,7 @@ class TreeWriter:
 
     def _number(self, dataset: h5py.Dataset) -> None:
         """Give a dimension a number, as netCDF does to keep their order."""
-        dataset.attrs.create(DIMENSION_ID, self._n_dimensions, dtype="<i4")
+        dataset.attrs.create(objects.DIMENSION_ID, self._n_dimensions, dtype="<i4")
         self._n_dimensions += 1
 
     def add_variable(
@@ -313,7 +305,7 @@ class TreeWriter:
     ) -> h5py.Dataset:
         """Create or find the dataset of a variable; write its values, now or later."""
         has_clash = name in encoded.sizes and not encoded.is_scale(name)
-        stored_name = NAME_CLASH + name if has_clash else name
+        stored_name = objects.NAME_CLASH + name if has_clash else name
         path = posixpath.join(group.name, stored_name)
         data = variable._data
         blocks = getattr(data, "chunks", None)
@@ -356,7 +348,7 @@ class TreeWriter:
             memory_type=memory_type,
             shape=data.shape,
             chunks=dataset.chunks,
-            pipeline=pipeline_of(dataset.id.get_create_plist()),
+            pipeline=objects.pipeline_of(dataset.id.get_create_plist()),
             fill_value=dataset.fillvalue,
         )
         self.blocks.append((align_blocks(data, dataset.chunks), target))
@@ -364,12 +356,15 @@ class TreeWriter:
     def _check_chunks(self, dataset: h5py.Dataset) -> None:
         """Check old chunks that HDF5 may have to decode before it writes a part of them."""
         address = address_of(dataset)
-        if self._existed(address) and pipeline_of(dataset.id.get_create_plist()).packers:
-            check_packed(StoredObject(locate_file(self.filename), address))
+        if (
+            self._existed(address)
+            and objects.pipeline_of(dataset.id.get_create_plist()).packers
+        ):
+            check_packed(objects.StoredObject(locate_file(self.filename), address))
 
     def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
         """Remove attributes that say how the old values, now overwritten, are decoded."""
-        for name in CF_ATTRIBUTES:
+        for name in objects.CF_ATTRIBUTES:
             value = None if name in attributes else dataset.attrs.get(name)
             is_time = name == "units" and " since " not in str(value)
             is_type = name == "dtype" and str(value) not in ("bool", "timedelta64[ns]")
@@ -380,7 +375,7 @@ class TreeWriter:
         self, dataset: h5py.Dataset, dims: list[str], label: str
     ) -> list[str]:
         """Return the dimensions to attach to an existing dataset: all of them, or none."""
-        if DIMENSION_LIST not in dataset.attrs:
+        if objects.DIMENSION_LIST not in dataset.attrs:
             return dims
         known = [posixpath.basename(d[0].name) if len(d) else None for d in dataset.dims]
         if any(
