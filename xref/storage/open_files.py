@@ -205,7 +205,6 @@ class _Handles:
 _handles: weakref.WeakValueDictionary[tuple[sources.FileSource, int], _Handles] = (
     weakref.WeakValueDictionary()
 )
-
 _handles_lock = threading.Lock()
 
 

@@ -138,14 +138,7 @@ def forget_remote_files() -> None:
 
 
 class RemoteBytes:
-    """One version of a remote file, open in one process.
-
-    Parameters
-    ----------
-    remote : RemotePath
-    version : Version
-        Version of all data that are read.
-    """
+    """One version of a remote file, open in one process; all data that are read have it."""
 
     def __init__(self, remote: RemotePath, version: Version) -> None:
         self.remote, self.version = remote, version
@@ -196,16 +189,9 @@ class RemoteBytes:
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read many ranges of metadata.
+        """Read many ranges of metadata to their offsets ``at`` in ``buffer``, which is 1-D.
 
-        Parameters
-        ----------
-        offset, nbytes : numpy.ndarray
-            Ranges of the file, shape ``(n,)``.
-        buffer : numpy.ndarray
-            1-D.
-        at : numpy.ndarray
-            Offset in ``buffer`` of each range, shape ``(n,)``.
+        ``offset``, ``nbytes`` and ``at`` have the shape ``(n,)``.
 
         Raises
         ------
@@ -271,11 +257,7 @@ class RemoteBytes:
     def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
         """Return blocks, given in ascending order; read the missing ones.
 
-        Parameters
-        ----------
-        numbers : sequence of int
-        ahead : int
-            Number of blocks to read from the first missing block on.
+        ``ahead`` is the number of blocks to read from the first missing block on.
         """
         self._cache_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)
