@@ -224,13 +224,7 @@ def _remove_draft(path: str) -> None:
 
 @contextmanager
 def _open_draft(path: str, filename: str) -> Iterator[FileIO]:
-    """Open a hidden file.
-
-    Raises
-    ------
-    FileWriteError
-        If it does not exist any more, because writing it has failed.
-    """
+    """Open a hidden file; it does not exist any more if writing it has failed."""
     with hidden_files.naming(filename):
         try:
             file = hidden_files.open_unbuffered(path)

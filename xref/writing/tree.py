@@ -173,13 +173,7 @@ class TreeWriter:
         return not self._is_new and address not in self._new_addresses
 
     def _member(self, group: h5py.Group, name: str, path: str) -> Any:
-        """Return a member of a group, or None.
-
-        Raises
-        ------
-        ValueError
-            If the member or its elements are in another file, or its link is broken.
-        """
+        """Return a member of a group, or None; refuse broken links and other files."""
         link = group.get(name, getlink=True)
         if link is None:
             return None
@@ -267,13 +261,8 @@ class TreeWriter:
         label = f"{self.filename}: {full_path!r}"
         dataset = self._create(group, name, variable, encoded, label)
         origin = object_id(opened_from(variable.encoding))
-        written = WrittenObject(
-            full_path,
-            address_of(dataset),
-            dataset.shape,
-            origin,
-            None if origin is None else open_written,
-        )
+        opener = None if origin is None else open_written
+        written = WrittenObject(full_path, address_of(dataset), dataset.shape, origin, opener)
         self.translator.add(written)
         existed = self._existed(written.address)
         if existed:
@@ -356,10 +345,8 @@ class TreeWriter:
     def _check_chunks(self, dataset: h5py.Dataset) -> None:
         """Check old chunks that HDF5 may have to decode before it writes a part of them."""
         address = address_of(dataset)
-        if (
-            self._existed(address)
-            and objects.pipeline_of(dataset.id.get_create_plist()).packers
-        ):
+        packers = objects.pipeline_of(dataset.id.get_create_plist()).packers
+        if packers and self._existed(address):
             check_packed(objects.StoredObject(locate_file(self.filename), address))
 
     def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
