@@ -11,7 +11,7 @@ References in random order need this: one block of them touches nearly every chu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,15 +55,9 @@ class PartitionedBoxes(arrays.FrozenColumns):
         """Return the parts of one share, with dst in the buffer of the share."""
         rows = np.arange(int(self.first[share, 0]), int(self.first[share, -1]))
         parts = take_parts(self.parts, rows)
-        return Parts(
-            start=parts.start,
-            shape=parts.shape,
-            step=parts.step,
-            dst=self.src[rows],
-            dst_stride=parts.dst_stride
-            if parts.single_elements
-            else arrays.row_strides(parts.shape),
-        )
+        is_shared = parts.single_elements
+        dst_stride = parts.dst_stride if is_shared else arrays.row_strides(parts.shape)
+        return replace(parts, dst=self.src[rows], dst_stride=dst_stride)
 
     def block_boxes(
         self,
@@ -192,13 +186,7 @@ def plan_shares(
     ends = arrays.row_offsets(_sizes(parts))
     begins = ends[first[:, 0]]
     return PartitionedBoxes(
-        parts=Parts(
-            start=parts.start,
-            shape=parts.shape,
-            step=parts.step,
-            dst=parts.dst - bounds[place % n_blocks],
-            dst_stride=parts.dst_stride,
-        ),
+        parts=replace(parts, dst=parts.dst - bounds[place % n_blocks]),
         src=ends[:-1] - np.repeat(begins, first[:, -1] - first[:, 0]),
         first=first,
         offset=ends[first] - begins[:, np.newaxis],

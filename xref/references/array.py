@@ -10,6 +10,7 @@ when one element is indexed.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -213,8 +214,7 @@ class ReferenceArray:
             if self._columns.value is not None:
                 rows = self.row_numbers()[key].reshape(-1)
                 part._columns.value = self._columns.value.take(as_slice(rows))
-            scalar = not shape and Ellipsis not in key
-            return part.element(0) if scalar else part
+            return part.element(0) if not shape and Ellipsis not in key else part
         rows = self.row_numbers()[key]
         if not isinstance(rows, np.ndarray):
             return self.element(int(rows))
@@ -330,7 +330,8 @@ class ReferenceArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         columns = None if self._stored is not None else self.columns
-        return _restore, (self._shape, self.kind, columns, self._stored, self._options)
+        make = functools.partial(ReferenceArray, kind=self.kind, options=self._options)
+        return functools.partial(make, columns=columns, stored=self._stored), (self._shape,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -338,14 +339,9 @@ class ReferenceArray:
         c = self.columns
         regions = c.regions
         names = () if regions is None else tuple(regions.__dataclass_fields__)
-        return (
-            "xref.ReferenceArray",
-            repr(c.files),
-            digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names)),
-            c.names,
-            self._shape,
-            repr(self._options),
-        )
+        content = digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names))
+        files, options = repr(c.files), repr(self._options)
+        return "xref.ReferenceArray", files, content, c.names, self._shape, options
 
     def __eq__(self, other: object) -> Any:
         return _compare(self, other)
@@ -406,18 +402,7 @@ class ReferenceArray:
 
 
 _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
-
 _NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
-
-
-def _restore(
-    shape: tuple[int, ...],
-    kind: str,
-    columns: ReferenceColumns | None,
-    stored: StoredReferences | None,
-    options: reference.DecodeOptions,
-) -> ReferenceArray:
-    return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
 
 def _compare(left: Any, right: Any) -> Any:

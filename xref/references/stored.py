@@ -133,8 +133,7 @@ class StoredReferences:
         """Return the place of each element in its dataset, shape ``(n, ndim)``."""
         axes = [start + np.arange(count) * step for start, count, step in self.slices]
         grid = np.meshgrid(*axes, indexing="ij")
-        n = math.prod(self.shape)
-        return np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+        return np.array(grid, dtype=np.int64).reshape(len(axes), math.prod(self.shape)).T
 
     def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return the references' part of elements as stored."""
@@ -228,8 +227,7 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
         return ContiguousLoader(stored, source)
-    index = objects.chunk_index(dataset)
-    return ChunkLoader(stored, index, source, read_box, dataset.where)
+    return ChunkLoader(stored, objects.chunk_index(dataset), source, read_box, dataset.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +273,8 @@ def read_box_of_stored(
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
     fill = layout.stored_elements(len(rest)).view(np.uint8)
     fill = fill.reshape(len(rest), layout.stored_itemsize)
-    return [
-        *parts,
-        StoredElements(dataset.location, layout.elements, rest, fill, place.describe),
-    ]
+    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, place.describe))
+    return parts
 
 
 def read_places(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uint8]:

@@ -68,8 +68,7 @@ def decode_values(
     UnsupportedError
         If NumPy has no type for the elements.
     """
-    decode = _Decode(location, options)
-    return decode.values(datatype, raw, describe)
+    return _Decode(location, options).values(datatype, raw, describe)
 
 
 def decode_elements(
