@@ -187,8 +187,7 @@ class _Inspection:
         layout = objects.read_layout(item, stored)
         if layout.reference_kind:
             dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
-            options = DecodeOptions()
-            variable = build_variable(stored, layout, dims, {}, options, path=path)
+            variable = build_variable(stored, layout, dims, {}, DecodeOptions(), path=path)
             return [(path, None, variable.data), *holders]
         if layout.elements is None:
             return holders
@@ -353,11 +352,8 @@ def report_lines(report: FileReport) -> Iterator[str]:
         f"{_number(report.groups, 'group')}, {_number(report.datasets, 'dataset')}{below}"
     )
     if not (report.references or report.not_read):
-        yield (
-            "no references but those of dimension scales"
-            if (report.dimension_scale_attributes)
-            else "no references"
-        )
+        scales = " but those of dimension scales" if report.dimension_scale_attributes else ""
+        yield f"no references{scales}"
     for holder in report.references:
         yield ""
         yield from map(printable, _holder_lines(holder))
@@ -392,10 +388,8 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
         extent = f" {tuple(target.shape)}" if target.shape is not None else ""
         line = f"  -> {label:<{width}}  {target.count:>{digits}} x {target.kind}{extent}"
         if target.start is not None and target.stop is not None:
-            sides = ", ".join(
-                f"{a}:{b if b >= 0 else ''}"
-                for a, b in zip(target.start, target.stop, strict=True)
-            )
+            pairs = zip(target.start, target.stop, strict=True)
+            sides = ", ".join(f"{a}:{b if b >= 0 else ''}" for a, b in pairs)
             line += f", within [{sides}]"
         if target.outside:
             line += f", {target.outside} BEYOND THE EXTENT"

@@ -193,12 +193,8 @@ def _iterate_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexCo
     cell = origin // np.array(layout.cell)
     if (cell * np.array(layout.cell) != origin).any():
         raise CorruptFileError(f"{stored} has a chunk that is not on its grid")
-    return (
-        cell,
-        addresses,
-        np.fromiter((c.size for c in chunks), np.uint64, n),
-        np.fromiter((c.filter_mask for c in chunks), np.uint32, n),
-    )
+    sizes = np.fromiter((c.size for c in chunks), np.uint64, n)
+    return cell, addresses, sizes, np.fromiter((c.filter_mask for c in chunks), np.uint32, n)
 
 
 def read_stored_chunk(

@@ -59,11 +59,8 @@ def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
         If the path leads to a file that the location does not allow.
     """
     try:
-        found = _walk(
-            _open_root(location),
-            path.encode("utf-8", "surrogateescape"),
-            iter(range(MAX_LINKS)),
-        )
+        name = path.encode("utf-8", "surrogateescape")
+        found = _walk(_open_root(location), name, iter(range(MAX_LINKS)))
         _check_group(found, path)
     except XrefError:
         raise
@@ -161,8 +158,7 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
     value = group.item.id.links.get_val(name)
     if link.type == h5l.TYPE_SOFT:
-        start = _open_root(location) if value.startswith(b"/") else group
-        return _walk(start, value, links)
+        return _walk(_open_root(location) if value.startswith(b"/") else group, value, links)
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(
