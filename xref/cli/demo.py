@@ -82,10 +82,8 @@ def _show_references(
         cells = ds["cells"]
         say('ds = xr.open_dataset("demo.h5", engine="h5ref", chunks={})\n')
         say(str(ds))
-
         _title(say, "Where the references point: ds.cells.h5ref.table()")
         _say_table(say, cells)
-
         _title(say, "All boxes at once, on Dask")
         say('patches = ds.cells.h5ref.resolve(on_null="fill", chunks={"time": 12})')
         patches = cells.h5ref.resolve(on_null="fill", chunks={"time": 12})
@@ -98,14 +96,11 @@ def _show_references(
             f"{int(cells.astype(bool).sum())} regions; "
             f"the movie has {ds['movie'].data.npartitions}"
         )
-
         _title(say, "Statistics of each region, without keeping the regions")
         mean = cells.h5ref.mean(on_null="fill").compute()
         _say_statistics(say, mean, cells.h5ref.std(on_null="fill").compute())
-
         _title(say, 'Regions of any shape: ds.shapes.h5ref.resolve(layout="ragged")')
         _say_ragged(say, ds["shapes"])
-
         _title(say, "References to objects: ds.links")
         _say_links(say, ds["links"])
     return patches, mean
@@ -179,8 +174,7 @@ def _compare_with_h5py(path: Path, say: Callable[[str], None]) -> None:
     for name, (seconds,) in ((loop, h5py_time), ("xref: ds.cells.h5ref.resolve()", xref_time)):
         say(f"{name:<36} {seconds:7.3f} s   {seconds / n * 1e6:6.0f} us a region")
     equal = "equal values" if np.array_equal(patches, expected) else "DIFFERENT VALUES"
-    speed = h5py_time[0] / xref_time[0]
-    say(f"{speed:.1f} times as fast on {thread_count()} threads; {equal}")
+    say(f"{h5py_time[0] / xref_time[0]:.1f} times as fast on {thread_count()} threads; {equal}")
 
 
 @contextmanager

@@ -121,5 +121,4 @@ def _write_shapes(file: h5py.File) -> None:
     space.select_hyperslab((30, 300, 300), (1, 60, 60))
     space.select_hyperslab((30, 320, 320), (1, 20, 20), op=h5s.SELECT_NOTB)
     shapes[4] = h5r.create(movie.id, b".", h5r.DATASET_REGION, space)
-    texts = np.array(labels, dtype=h5py.string_dtype())
-    _write_scale(file, "label", texts, "", shapes.dims[0])
+    _write_scale(file, "label", np.array(labels, dtype=h5py.string_dtype()), "", shapes.dims[0])

@@ -18,27 +18,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xref import objects, resolving
 from xref.arrays import IntArray
 from xref.engine import attribute_references, build_variable
 from xref.errors import DanglingReferenceError, ExternalFileError, XrefError
 from xref.hdf5 import DatasetLayout, Datatype, reference_types
-from xref.objects import (
-    SCALE_ATTRIBUTES,
-    LinkedObject,
-    Object,
-    RawAttributeReferences,
-    RawAttributeValue,
-    StoredObject,
-    cache_h5py_references,
-    is_hard_link,
-    iterate_members,
-    kind_of,
-    object_paths,
-    open_group,
-    open_object,
-    read_attributes,
-    read_layout,
-)
 from xref.references import (
     KIND_NOUNS,
     DecodeOptions,
@@ -49,12 +33,6 @@ from xref.references import (
     decode_values,
     read_box_of_stored,
     split_targets,
-)
-from xref.resolving import (
-    as_reference_array,
-    collect_references,
-    describe_regions,
-    reference_members,
 )
 from xref.storage import FileLocation, close_file, locate_file
 
@@ -142,24 +120,26 @@ class _Inspection:
         # HDF5 slows down with the number of open objects, so none is kept open: the walk
         # collects addresses and reference columns, which are described afterwards.
         holders: list[Holder] = []
-        self.known[open_group(self.location, self.path).stored.address] = "group", None
+        self.known[objects.open_group(self.location, self.path).stored.address] = "group", None
         stack = [self.path]
         while stack:
             path = stack.pop()
             try:
-                group = open_group(self.location, path)
+                group = objects.open_group(self.location, path)
             except _FAILURES as error:
                 self._add_problem(path, error)
                 continue
             self.report.groups += 1
             holders += self._attributes(group.stored, path, group.item)
             subgroups: list[str] = []
-            for name, member in iterate_members(group):
+            for name, member in objects.iterate_members(group):
                 member_path = posixpath.join(path, name)
                 try:
                     if not isinstance(member, Exception):
                         holders += self._member(member_path, member, subgroups)
-                    elif isinstance(member, ExternalFileError) or not is_hard_link(group, name):
+                    elif isinstance(member, ExternalFileError) or not objects.is_hard_link(
+                        group, name
+                    ):
                         self.report.notes.append(
                             f"{member_path}: not followed, or leads nowhere"
                         )
@@ -183,7 +163,9 @@ class _Inspection:
         line = line.removeprefix(f"{self.location.filename}: ")
         self.report.problems.append(f"{label}: {type(error).__name__}: {line}")
 
-    def _member(self, path: str, member: LinkedObject, subgroups: list[str]) -> list[Holder]:
+    def _member(
+        self, path: str, member: objects.LinkedObject, subgroups: list[str]
+    ) -> list[Holder]:
         """Return the references in an object that was not visited; collect groups."""
         item, stored, address = member.item, member.stored, member.stored.address
         if stored.location != self.location:
@@ -194,30 +176,29 @@ class _Inspection:
         canonical = stored.path
         if canonical is not None and canonical.startswith(self.path.rstrip("/") + "/"):
             path = canonical
-        self.known[address] = kind_of(item), _extent(item)
-        if kind_of(item) == "group":
+        self.known[address] = objects.kind_of(item), _extent(item)
+        if objects.kind_of(item) == "group":
             subgroups.append(path)
             return []
         holders = self._attributes(stored, path, item)
-        if kind_of(item) == "datatype":
+        if objects.kind_of(item) == "datatype":
             return holders
         self.report.datasets += 1
-        layout = read_layout(item, stored)
+        layout = objects.read_layout(item, stored)
         if layout.reference_kind:
             dims = tuple(f"dim_{i}" for i in range(len(layout.shape)))
-            options = DecodeOptions()
-            variable = build_variable(stored, layout, dims, {}, options, path=path)
+            variable = build_variable(stored, layout, dims, {}, DecodeOptions(), path=path)
             return [(path, None, variable.data), *holders]
         if layout.elements is None:
             return holders
         return [*_element_holders(stored, path, layout, layout.elements), *holders]
 
-    def _attributes(self, stored: StoredObject, path: str, item: Any) -> list[Holder]:
+    def _attributes(self, stored: objects.StoredObject, path: str, item: Any) -> list[Holder]:
         """Return the references in the attributes of an object."""
-        values, problems = read_attributes(item, stored)
+        values, problems = objects.read_attributes(item, stored)
         holders: list[Holder] = []
         for name, value in (*problems.items(), *values.items()):
-            if name in SCALE_ATTRIBUTES:
+            if name in objects.SCALE_ATTRIBUTES:
                 self.report.dimension_scale_attributes += 1
                 continue
             label = f"{path}, attribute {name!r}"
@@ -239,14 +220,14 @@ class _Inspection:
         addresses = [o.address for o, _ in groups if o.location == self.location]
         # Objects that the walk did not visit have no name, or are outside the group.
         unvisited = [address for address in addresses if address not in self.known]
-        cache_h5py_references(unvisited)
+        objects.cache_h5py_references(unvisited)
         for address in unvisited:
-            self.known[address] = _kind_and_extent(StoredObject(self.location, address))
-        paths = object_paths(self.location, addresses)
+            self.known[address] = _kind_and_extent(objects.StoredObject(self.location, address))
+        paths = objects.object_paths(self.location, addresses)
         regions: dict[str, Any] = {}
         selections: dict[str, int] = {}
         if columns.regions is not None and references.is_region:
-            regions = describe_regions(columns.regions, groups, len(columns))
+            regions = resolving.describe_regions(columns.regions, groups, len(columns))
             regions["rank"] = columns.regions.rank
             names, numbers = np.unique(regions["selection"][~is_null], return_counts=True)
             selections = dict(zip(names.tolist(), numbers.tolist(), strict=True))
@@ -276,11 +257,11 @@ class _Inspection:
 
 
 def _element_holders(
-    dataset: StoredObject, path: str, layout: DatasetLayout, datatype: Datatype
+    dataset: objects.StoredObject, path: str, layout: DatasetLayout, datatype: Datatype
 ) -> Iterator[Holder]:
     """Yield the references within the elements of a dataset, by member."""
     known = set()
-    for member in reference_members(datatype):
+    for member in resolving.reference_members(datatype):
         known.add(member.path)
         slices = tuple((0, n, 1) for n in layout.shape)
         stored = StoredReferences(
@@ -295,7 +276,7 @@ def _element_holders(
     inner: dict[str, list[Reference]] = {}
     for part in read_box_of_stored(dataset, origin, layout.shape):
         values = decode_values(part.location, part.elements, part.raw, part.describe)
-        for member_path, references in collect_references(values).items():
+        for member_path, references in resolving.collect_references(values).items():
             if member_path not in known:
                 inner.setdefault(member_path, []).extend(references)
     for member_path, references in inner.items():
@@ -314,31 +295,31 @@ def _attribute_references(
     value: Any, location: FileLocation, label: str
 ) -> Iterator[tuple[str, ReferenceArray]]:
     """Yield the references of an attribute by member of its type."""
-    if isinstance(value, RawAttributeReferences):
+    if isinstance(value, objects.RawAttributeReferences):
         yield "", attribute_references(value, location, label, DecodeOptions())
-    elif isinstance(value, RawAttributeValue):
+    elif isinstance(value, objects.RawAttributeValue):
         values = decode_elements(value, location, label, DecodeOptions())
-        for part, references in collect_references(values).items():
+        for part, references in resolving.collect_references(values).items():
             yield part, _flat_array(references, label)
 
 
 def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
-    objects = np.empty(len(references), dtype=object)
-    objects[:] = references
-    return as_reference_array(objects, label)
+    array = np.empty(len(references), dtype=object)
+    array[:] = references
+    return resolving.as_reference_array(array, label)
 
 
-def _kind_and_extent(stored: StoredObject) -> tuple[str, list[int] | None]:
+def _kind_and_extent(stored: objects.StoredObject) -> tuple[str, list[int] | None]:
     try:
-        item = open_object(stored)
+        item = objects.open_object(stored)
     except (DanglingReferenceError, ExternalFileError):
         return "dangling", None
-    return kind_of(item), _extent(item)
+    return objects.kind_of(item), _extent(item)
 
 
-def _extent(item: Object) -> list[int] | None:
+def _extent(item: objects.Object) -> list[int] | None:
     """Return the extent of a dataset, None for other objects."""
-    return list(item.shape or ()) if kind_of(item) == "dataset" else None
+    return list(item.shape or ()) if objects.kind_of(item) == "dataset" else None
 
 
 def _bounds(
@@ -371,11 +352,8 @@ def report_lines(report: FileReport) -> Iterator[str]:
         f"{_number(report.groups, 'group')}, {_number(report.datasets, 'dataset')}{below}"
     )
     if not (report.references or report.not_read):
-        yield (
-            "no references but those of dimension scales"
-            if (report.dimension_scale_attributes)
-            else "no references"
-        )
+        scales = " but those of dimension scales" if report.dimension_scale_attributes else ""
+        yield f"no references{scales}"
     for holder in report.references:
         yield ""
         yield from map(printable, _holder_lines(holder))
@@ -383,7 +361,7 @@ def report_lines(report: FileReport) -> Iterator[str]:
         yield ""
         yield (
             f"dimension scales: {_number(report.dimension_scale_attributes, 'attribute')} "
-            f"({', '.join(SCALE_ATTRIBUTES)}), which become dimension names"
+            f"({', '.join(objects.SCALE_ATTRIBUTES)}), which become dimension names"
         )
     for title, lines in (("not read:", report.not_read), ("links:", report.notes)):
         if lines:
@@ -410,10 +388,8 @@ def _holder_lines(holder: HolderReport) -> Iterator[str]:
         extent = f" {tuple(target.shape)}" if target.shape is not None else ""
         line = f"  -> {label:<{width}}  {target.count:>{digits}} x {target.kind}{extent}"
         if target.start is not None and target.stop is not None:
-            sides = ", ".join(
-                f"{a}:{b if b >= 0 else ''}"
-                for a, b in zip(target.start, target.stop, strict=True)
-            )
+            pairs = zip(target.start, target.stop, strict=True)
+            sides = ", ".join(f"{a}:{b if b >= 0 else ''}" for a, b in pairs)
             line += f", within [{sides}]"
         if target.outside:
             line += f", {target.outside} BEYOND THE EXTENT"

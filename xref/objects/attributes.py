@@ -273,8 +273,5 @@ def as_stored(
     if width == values.dtype.itemsize:
         return values
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    if packed:
-        kept = raw[: values.size * width]
-    else:
-        kept = raw.reshape(values.size, -1)[:, :width].reshape(-1)
+    kept = raw[: values.size * width] if packed else raw.reshape(values.size, -1)[:, :width]
     return np.ascontiguousarray(kept).view(f"V{width}").reshape(values.shape)

@@ -18,15 +18,8 @@ from h5py import h5i, h5s, h5t
 from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, FileReadError, UnsupportedError, XrefError
+from xref.objects import layouts
 from xref.objects.attributes import as_stored, read_attributes, scale_addresses
-from xref.objects.layouts import (
-    has_fill_value,
-    read_layout,
-    reference_kind,
-    stored_fill,
-    stored_type,
-    time_dtype,
-)
 from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
@@ -49,7 +42,7 @@ class DatasetMetadata:
 def dataset_facts(stored: StoredObject) -> DatasetMetadata:
     """Open a dataset and return its layout and its attributes."""
     dataset = open_dataset(stored)
-    layout = read_layout(dataset, stored)
+    layout = layouts.read_layout(dataset, stored)
     attributes, problems = read_attributes(dataset, stored)
     check_unchanged(stored.location)
     (scales,) = scale_addresses([(attributes, len(layout.shape))], stored.location)
@@ -68,10 +61,10 @@ def type_and_fill(stored: StoredObject) -> tuple[hdf5.Datatype, bytes]:
     """
     layout = stored.layout
     dataset = open_dataset(stored)
-    datatype = layout.elements or stored_type(stored)
+    datatype = layout.elements or layouts.stored_type(stored)
     fill = layout.stored_fill
-    if has_fill_value(dataset.id.get_create_plist()):
-        fill = stored_fill(stored, layout.stored_itemsize)
+    if layouts.has_fill_value(dataset.id.get_create_plist()):
+        fill = layouts.stored_fill(stored, layout.stored_itemsize)
     return datatype, fill or bytes(layout.stored_itemsize)
 
 
@@ -200,12 +193,8 @@ def _iterate_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexCo
     cell = origin // np.array(layout.cell)
     if (cell * np.array(layout.cell) != origin).any():
         raise CorruptFileError(f"{stored} has a chunk that is not on its grid")
-    return (
-        cell,
-        addresses,
-        np.fromiter((c.size for c in chunks), np.uint64, n),
-        np.fromiter((c.filter_mask for c in chunks), np.uint32, n),
-    )
+    sizes = np.fromiter((c.size for c in chunks), np.uint64, n)
+    return cell, addresses, sizes, np.fromiter((c.filter_mask for c in chunks), np.uint32, n)
 
 
 def read_stored_chunk(
@@ -258,7 +247,7 @@ def read_raw(
         If they are of HDF5 1.12 and later: HDF5 converts these references.
     """
     datatype = dataset.id.get_type()
-    if reference_kind(datatype) == "std":
+    if layouts.reference_kind(datatype) == "std":
         raise UnsupportedError(
             f"{dataset._xref_stored} holds "
             "H5T_STD_REF references in storage that cannot be read directly (compact, virtual, "
@@ -267,7 +256,7 @@ def read_raw(
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     _read_unconverted(dataset, start, out)
     offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
-    kind = reference_kind(datatype)
+    kind = layouts.reference_kind(datatype)
     return as_stored(out, kind, offset_size, packed=kind == "region")
 
 
@@ -307,7 +296,7 @@ def read_values(
         If h5py cannot read them.
     """
     datatype = dataset.id.get_type()
-    unconverted = time_dtype(datatype)
+    unconverted = layouts.time_dtype(datatype)
     if datatype.get_class() == h5t.OPAQUE:  # h5py would drop the tag
         unconverted = datatype.dtype
     if unconverted is not None:
@@ -370,4 +359,4 @@ def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
 
 def dataset_kind(dataset: h5py.Dataset) -> str:
     """Return the reference kind of a dataset: "object", "region", "std" or ""."""
-    return reference_kind(dataset.id.get_type())
+    return layouts.reference_kind(dataset.id.get_type())

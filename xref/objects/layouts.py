@@ -189,8 +189,7 @@ def _element_type(
         return metadata.time, None, itemsize
     if metadata.holds_references:
         elements = stored_type(stored)
-        dtype = hdf5.element_dtype(hdf5.value_dtype(elements))
-        return dtype, elements, elements.itemsize
+        return hdf5.element_dtype(hdf5.value_dtype(elements)), elements, elements.itemsize
     if metadata.dtype is not None:
         return hdf5.element_dtype(metadata.dtype), None, itemsize
     raise UnsupportedError(f"{stored} has a type that h5py does not read: {metadata.problem}")

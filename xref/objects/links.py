@@ -157,8 +157,7 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
     value = group.item.id.links.get_val(name)
     if link.type == h5l.TYPE_SOFT:
-        start = _open_root(location) if value.startswith(b"/") else group
-        return _walk(start, value, links)
+        return _walk(_open_root(location) if value.startswith(b"/") else group, value, links)
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(

@@ -10,15 +10,8 @@ SCALE_ATTRIBUTES = DIMENSION_LIST, REFERENCE_LIST = ("DIMENSION_LIST", "REFERENC
 DIMENSION_ID, COORDINATE_IDS = ("_Netcdf4Dimid", "_Netcdf4Coordinates")
 """Number of a dimension; numbers of the dimensions of a coordinate variable."""
 
-HIDDEN_ATTRIBUTES = {
-    "CLASS",
-    "NAME",
-    *SCALE_ATTRIBUTES,
-    DIMENSION_ID,
-    COORDINATE_IDS,
-    "_NCProperties",
-    "_nc3_strict",
-}
+HIDDEN_ATTRIBUTES = {"CLASS", "NAME", *SCALE_ATTRIBUTES, DIMENSION_ID, COORDINATE_IDS}
+HIDDEN_ATTRIBUTES |= {"_NCProperties", "_nc3_strict"}
 """Attributes that organise the file; a Dataset does not show them."""
 
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
@@ -31,13 +24,6 @@ NAME_CLASH = "_nc4_non_coord_"
 
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
-CF_ATTRIBUTES = (
-    *FILL_ATTRIBUTES,
-    "scale_factor",
-    "add_offset",
-    "units",
-    "calendar",
-    "_Unsigned",
-    "dtype",
-)
+_SCALING = ("scale_factor", "add_offset")
+CF_ATTRIBUTES = (*FILL_ATTRIBUTES, *_SCALING, "units", "calendar", "_Unsigned", "dtype")
 """Attributes that say how stored numbers are decoded."""

@@ -29,9 +29,7 @@ from xref.objects.stored_object import StoredObject
 Object: TypeAlias = h5py.Dataset | h5py.Group | h5py.Datatype
 
 _IMAGE_REFERENCES = 1024  # references that one image in memory holds
-
 _CACHED_REFERENCES = 1 << 16
-
 
 REFERENCE_BATCH = 1 << 14
 """References that are made at once; the cache holds more than these."""
@@ -51,7 +49,6 @@ def _reference_image() -> tuple[bytes, int]:
 
 
 _made: OrderedDict[int, h5py.Reference] = OrderedDict()  # by address
-
 _made_lock = threading.Lock()
 
 

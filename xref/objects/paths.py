@@ -85,31 +85,20 @@ class _Walk:
     A step is computed without the lock, and applied unless another thread has applied it: its
     result depends on the file alone.
 
-    Attributes
-    ----------
-    links : dict
-        The link that names each object found so far: address of the group, and name.
-    found : list of int
-        Objects named last, whose headers have not been read.
-    groups : list of _Group
-        Groups whose links come next, in order; those before ``at`` are done.
-    steps : int
-        Number of steps that were applied.
-    nbytes : int
-        Bytes that count for `MAX_SHARING`: `LINK_NBYTES` for each link, and the bytes read of
-        damaged groups and of headers that were read one by one.
-    cost, near : int, dict or None
-        Reads so far, and the links that were found before these became too many.
+    Bytes that count for `MAX_SHARING`: `LINK_NBYTES` for each link, and the bytes read of
+    damaged groups and of headers that were read one by one.
     """
 
+    # The link that names each object found so far: address of the group, and name.
     links: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     root: int | None = None
-    found: list[int] = field(default_factory=list)
-    groups: list[_Group] = field(default_factory=list)
-    at: int = 0
-    steps: int = 0
-    nbytes: int = 0
-    cost: int = 0
+    found: list[int] = field(default_factory=list)  # named last; their headers are not read
+    groups: list[_Group] = field(default_factory=list)  # in the order in which they are read
+    at: int = 0  # the groups before this one are done
+    steps: int = 0  # that were applied
+    nbytes: int = 0  # that count for `MAX_SHARING`
+    cost: int = 0  # reads so far
+    # The links that were found before the reads became too many.
     near: dict[int, tuple[int, bytes]] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -18,8 +18,7 @@ from xref.selections import row_runs
 @cached_by_object(maxsize=64)
 def virtual_mappings(stored: StoredObject) -> tuple[hdf5.VirtualMapping, ...]:
     """Return the mappings of a virtual dataset to its sources."""
-    dataset = open_dataset(stored)
-    properties = dataset.id.get_create_plist()
+    properties = open_dataset(stored).id.get_create_plist()
     try:
         return tuple(
             hdf5.VirtualMapping(
@@ -43,20 +42,14 @@ def _mapped_selection(space: h5s.SpaceID, where: StoredObject) -> hdf5.MappedSel
         case h5s.SEL_ALL:
             return hdf5.AllElements()
         case h5s.SEL_HYPERSLABS if space.is_regular_hyperslab():
-            return hdf5.RegularHyperslab(
-                tuple(
-                    hdf5.virtual_axis(start, stride, count, block, where)
-                    for start, stride, count, block in zip(
-                        *space.get_regular_hyperslab(), strict=True
-                    )
-                )
-            )
+            axes = zip(*space.get_regular_hyperslab(), strict=True)
+            sides = (hdf5.virtual_axis(a, s, n, b, where) for a, s, n, b in axes)
+            return hdf5.RegularHyperslab(tuple(sides))
         case h5s.SEL_HYPERSLABS:
             blocks = np.array(space.get_select_hyper_blocklist(), dtype=np.int64)
             start, length = row_runs(blocks[:, 0], blocks[:, 1] + 1)
             return hdf5.ElementRuns(start=start, length=length)
         case h5s.SEL_NONE:
-            return hdf5.RegularHyperslab(
-                (hdf5.Axis(0, 1, 1, 0),) * space.get_simple_extent_ndims()
-            )
+            ndim = space.get_simple_extent_ndims()
+            return hdf5.RegularHyperslab((hdf5.Axis(0, 1, 1, 0),) * ndim)
     raise UnsupportedError(f"{where} maps selections of a type that HDF5 does not define")

@@ -61,18 +61,13 @@ def copy_boxes(
         boxes = np.flatnonzero(np.repeat(by_rows, sizes))
         if len(boxes):
             groups = group[boxes]
-            _copy_rows(
-                (flat, src[boxes], src_stride[groups]),
-                (out, dst[boxes], dst_stride[groups]),
-                shape[groups],
-            )
+            target = out, dst[boxes], dst_stride[groups]
+            _copy_rows((flat, src[boxes], src_stride[groups]), target, shape[groups])
     for k in np.flatnonzero(rest).tolist():
         a, b, g = int(cuts[k]), int(cuts[k + 1]), int(cut_group[k])
-        _copy_group(
-            (flat, src[a:b], tuple((src_stride[g] * out.dtype.itemsize).tolist())),
-            (out, dst[a:b], tuple((dst_stride[g] * out.dtype.itemsize).tolist())),
-            tuple(shape[g].tolist()),
-        )
+        origin = flat, src[a:b], tuple((src_stride[g] * out.dtype.itemsize).tolist())
+        place = out, dst[a:b], tuple((dst_stride[g] * out.dtype.itemsize).tolist())
+        _copy_group(origin, place, tuple(shape[g].tolist()))
 
 
 def _copy_rows(source: StridedBuffer, target: StridedBuffer, shape: IntArray) -> None:

@@ -49,8 +49,7 @@ class Parts(FrozenColumns):
     @property
     def single_elements(self) -> bool:
         """Whether all parts are single elements that share one broadcast shape."""
-        shared = len(self) > 1 and self.shape.strides[0] == 0
-        return shared and bool((self.shape[0] == 1).all())
+        return len(self) > 1 and self.shape.strides[0] == 0 and bool((self.shape[0] == 1).all())
 
 
 def locate(
@@ -173,13 +172,8 @@ def regular_segments(start: int, stride: int, count: int, block: int = 1) -> Seg
 def interval_segments(start: IntArray, stop: IntArray) -> Segments:
     """Return disjoint intervals in ascending order as segments."""
     ones = np.ones(len(start), dtype=np.int64)
-    return Segments(
-        start=start,
-        count=stop - start,
-        step=ones,
-        place=row_offsets(stop - start)[:-1],
-        place_step=ones,
-    )
+    count, place = stop - start, row_offsets(stop - start)[:-1]
+    return Segments(start=start, count=count, step=ones, place=place, place_step=ones)
 
 
 def plan_outer(axes: Sequence[Segments], dst: int, dst_stride: IntArray) -> Parts:
@@ -227,15 +221,10 @@ def _concat_parts(found: list[Parts], ndim: int) -> Parts:
     if len(found) == 1:
         parts = found[0]
     elif found:
-        parts = Parts(
-            **{
-                name: np.concatenate([getattr(p, name) for p in found])
-                for name in Parts.__dataclass_fields__
-            }
-        )
+        names = Parts.__dataclass_fields__
+        parts = Parts(**{k: np.concatenate([getattr(p, k) for p in found]) for k in names})
     else:
-        nothing = np.zeros((0, ndim), dtype=np.int64)
-        parts = _unit_parts(nothing, np.zeros(0, dtype=np.int64))
+        parts = _unit_parts(np.zeros((0, ndim), dtype=np.int64), np.zeros(0, dtype=np.int64))
     if parts.single_elements:
         return parts
     filled = (parts.shape > 0).all(axis=1)

@@ -19,16 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import (
-    GAP_NBYTES,
-    BoolArray,
-    ByteSource,
-    IntArray,
-    fetch_stages,
-    group_ranges,
-    ragged_ranges,
-    scratch_buffer,
-)
+from xref import arrays
 from xref.errors import CorruptFileError
 from xref.hdf5 import ChunkColumns, FilterPipeline, decode_chunk
 from xref.reading.worker_threads import share_work
@@ -39,9 +30,9 @@ from xref.storage import count
 class ChunkedDatasets:
     """n datasets of the same type, fill value and filter pipeline, and their chunks."""
 
-    shape: IntArray  # (n, widest), filled up with 1
-    chunk_shape: IntArray  # (n, widest), filled up with 1
-    ndim: IntArray  # (n,), at least 1
+    shape: arrays.IntArray  # (n, widest), filled up with 1
+    chunk_shape: arrays.IntArray  # (n, widest), filled up with 1
+    ndim: arrays.IntArray  # (n,), at least 1
     chunks: ChunkColumns  # of the n datasets
     pipeline: FilterPipeline
     fill_value: Any
@@ -52,18 +43,21 @@ class ChunkedDatasets:
 class _Placement:
     """Positions of m chunks in their datasets and in the flat array, in elements."""
 
-    owner: IntArray  # (m,), dataset
-    corner: IntArray  # (m, widest), first element in the dataset
-    kept: IntArray  # (m, widest), elements along each axis within the extent
-    first: IntArray  # (m,), first element in the flat array
-    stride: IntArray  # (n, widest), between neighbours along each axis of a dataset
-    volume: IntArray  # (n,), elements of a chunk of each dataset
-    whole: BoolArray  # (m,), whether the extent contains the whole chunk
-    in_line: BoolArray  # (m,), whether the kept elements are contiguous
+    owner: arrays.IntArray  # (m,), dataset
+    corner: arrays.IntArray  # (m, widest), first element in the dataset
+    kept: arrays.IntArray  # (m, widest), elements along each axis within the extent
+    first: arrays.IntArray  # (m,), first element in the flat array
+    stride: arrays.IntArray  # (n, widest), between neighbours along each axis of a dataset
+    volume: arrays.IntArray  # (n,), elements of a chunk of each dataset
+    whole: arrays.BoolArray  # (m,), whether the extent contains the whole chunk
+    in_line: arrays.BoolArray  # (m,), whether the kept elements are contiguous
 
 
 def read_chunked_datasets(
-    source: ByteSource, datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray
+    source: arrays.ByteSource,
+    datasets: ChunkedDatasets,
+    out: npt.NDArray[Any],
+    dst: arrays.IntArray,
 ) -> None:
     """Read all elements of chunked datasets.
 
@@ -93,28 +87,28 @@ def read_chunked_datasets(
     if not source.remote:
         _read_chunks(source, datasets, places, order, out)
         return
-    for stage, held in fetch_stages(source, np.arange(len(order) + 1), offset, nbytes):
+    for stage, held in arrays.fetch_stages(source, np.arange(len(order) + 1), offset, nbytes):
         _read_chunks(held, datasets, places, order[stage.start : stage.stop], out, gap=0)
 
 
 def _read_chunks(
-    source: ByteSource,
+    source: arrays.ByteSource,
     datasets: ChunkedDatasets,
     places: _Placement,
     order: npt.NDArray[np.intp],
     out: npt.NDArray[Any],
-    gap: int = GAP_NBYTES,
+    gap: int = arrays.GAP_NBYTES,
 ) -> None:
     """Read chunks, given in the order of the file."""
     chunks = datasets.chunks
     offset, nbytes = chunks.offset[order], chunks.nbytes[order]
-    runs = group_ranges(offset, nbytes, gap)
+    runs = arrays.group_ranges(offset, nbytes, gap)
 
     def read_run(number: int) -> None:
         begin, end = runs[number]
         first = int(offset[begin])
         length = int((offset[begin:end] + nbytes[begin:end]).max()) - first
-        data = scratch_buffer("read", length).data
+        data = arrays.scratch_buffer("read", length).data
         source.read_into(first, data)
         count(requests=1, nbytes=length, chunks_read=end - begin)
         _decode_run(data, first, order[begin:end], datasets, places, out)
@@ -123,18 +117,20 @@ def _read_chunks(
     share_work(len(runs), read_run)
 
 
-def _fill_missing(datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: IntArray) -> None:
+def _fill_missing(
+    datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: arrays.IntArray
+) -> None:
     """Fill the datasets that lack a chunk with the fill value."""
     room = (-(-datasets.shape // datasets.chunk_shape)).prod(axis=1)
     missing = room - np.diff(datasets.chunks.cut)
     partial = np.flatnonzero(missing)
     if len(partial):
         npoints = datasets.shape[partial].prod(axis=1)
-        out[ragged_ranges(dst[partial], npoints)] = datasets.fill_value
+        out[arrays.ragged_ranges(dst[partial], npoints)] = datasets.fill_value
         count(chunks_missing=int(missing.sum()))
 
 
-def _place_chunks(datasets: ChunkedDatasets, dst: IntArray) -> _Placement:
+def _place_chunks(datasets: ChunkedDatasets, dst: arrays.IntArray) -> _Placement:
     """Compute the positions of chunks."""
     shape, chunk, chunks = datasets.shape, datasets.chunk_shape, datasets.chunks
     owner = np.repeat(np.arange(len(shape)), np.diff(chunks.cut))
@@ -194,7 +190,7 @@ def _decode_run(
             shape = datasets.chunk_shape[k, :ndim].tolist()
             window = _strided_window(out, begin, shape, places.stride[k, :ndim])
         else:
-            window = scratch_buffer("chunk", volume * out.itemsize).view(out.dtype)
+            window = arrays.scratch_buffer("chunk", volume * out.itemsize).view(out.dtype)
         try:
             stored = data[buffer_offset : buffer_offset + nbytes]
             decode_chunk(stored, window, datasets.pipeline, mask)
@@ -214,7 +210,7 @@ def _decode_run(
 
 
 def _strided_window(
-    out: npt.NDArray[Any], begin: int, shape: list[int], stride: IntArray
+    out: npt.NDArray[Any], begin: int, shape: list[int], stride: arrays.IntArray
 ) -> npt.NDArray[Any]:
     """Return a view of a flat array as a box of elements; strides in elements."""
     itemsize = out.itemsize

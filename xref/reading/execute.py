@@ -79,8 +79,20 @@ class TileRanges:
     nbytes: IntArray  # (n,)
 
 
+class _OfLayout:
+    """A loader of the dataset that has a layout."""
+
+    __slots__ = ()
+    layout: DatasetLayout
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Chunk shape of the dataset."""
+        return self.layout.chunks
+
+
 @dataclass(frozen=True, slots=True)
-class ChunkLoader:
+class ChunkLoader(_OfLayout):
     """Reads and decompresses chunks without HDF5."""
 
     layout: DatasetLayout
@@ -89,11 +101,6 @@ class ChunkLoader:
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     where: str
     gap_nbytes: int = READ_GAP_NBYTES
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Chunk shape of the dataset."""
-        return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Decode the tile's chunks, each once, into the canvas."""
@@ -188,17 +195,12 @@ class ChunkLoader:
 
 
 @dataclass(frozen=True, slots=True)
-class ContiguousLoader:
+class ContiguousLoader(_OfLayout):
     """Reads ranges of contiguous data straight into the canvas."""
 
     layout: DatasetLayout
     source: ByteSource
     gap_nbytes: int = CONTIGUOUS_GAP_NBYTES
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Chunk shape of the dataset."""
-        return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read the elements of the tile's pieces; a tile is one range of the file."""
@@ -243,17 +245,12 @@ class ContiguousLoader:
 
 
 @dataclass(frozen=True, slots=True)
-class BoxLoader:
+class BoxLoader(_OfLayout):
     """Reads boxes of whole chunks by a function that calls h5py, under its lock."""
 
     layout: DatasetLayout
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
     check: ChunkCheck | None = None
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Chunk shape of the dataset."""
-        return self.layout.chunks
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read each needed chunk once; neighbours along the last axis together."""
@@ -272,8 +269,7 @@ class BoxLoader:
         cells = np.stack(np.unravel_index(numbers[begins], self.layout.grid), axis=1)
         for cell, length in zip(cells.tolist(), lengths.tolist(), strict=True):
             start = [c * n for c, n in zip(cell, chunks, strict=True)]
-            box = (*chunks[:-1], chunks[-1] * length)
-            self._read(start, box, origin, canvas)
+            self._read(start, (*chunks[:-1], chunks[-1] * length), origin, canvas)
             count(chunks_read=length, chunks_decoded=length, requests=1)
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:

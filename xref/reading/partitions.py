@@ -11,21 +11,13 @@ References in random order need this: one block of them touches nearly every chu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import (
-    FrozenColumns,
-    IntArray,
-    ragged_ranges,
-    renumber,
-    row_offsets,
-    row_strides,
-    run_starts,
-)
+from xref import arrays
 from xref.reading.box_copies import StridedBuffer
 from xref.reading.boxes import (
     Parts,
@@ -40,7 +32,7 @@ from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, choose_tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PartitionedBoxes(FrozenColumns):
+class PartitionedBoxes(arrays.FrozenColumns):
     """The parts of one dataset by partition (share) and by block of the output.
 
     Share s reads rows ``first[s, b]:first[s, b + 1]`` for block b; they fill
@@ -48,9 +40,9 @@ class PartitionedBoxes(FrozenColumns):
     """
 
     parts: Parts  # (m,), dst counts from the first element of the block
-    src: IntArray  # (m,), first element in the share's buffer
-    first: IntArray  # (s, b + 1)
-    offset: IntArray  # (s, b + 1), elements
+    src: arrays.IntArray  # (m,), first element in the share's buffer
+    first: arrays.IntArray  # (s, b + 1)
+    offset: arrays.IntArray  # (s, b + 1), elements
 
     def __len__(self) -> int:
         return len(self.first)
@@ -63,13 +55,9 @@ class PartitionedBoxes(FrozenColumns):
         """Return the parts of one share, with dst in the buffer of the share."""
         rows = np.arange(int(self.first[share, 0]), int(self.first[share, -1]))
         parts = take_parts(self.parts, rows)
-        return Parts(
-            start=parts.start,
-            shape=parts.shape,
-            step=parts.step,
-            dst=self.src[rows],
-            dst_stride=parts.dst_stride if parts.single_elements else row_strides(parts.shape),
-        )
+        is_shared = parts.single_elements
+        dst_stride = parts.dst_stride if is_shared else arrays.row_strides(parts.shape)
+        return replace(parts, dst=self.src[rows], dst_stride=dst_stride)
 
     def block_boxes(
         self,
@@ -77,7 +65,7 @@ class PartitionedBoxes(FrozenColumns):
         buffers: Sequence[npt.NDArray[Any]],
         out: npt.NDArray[Any],
         first: int = 0,
-    ) -> tuple[StridedBuffer, StridedBuffer, IntArray, IntArray] | None:
+    ) -> tuple[StridedBuffer, StridedBuffer, arrays.IntArray, arrays.IntArray] | None:
         """Return the arguments of `xref.reading.box_copies.copy_boxes` to assemble one block.
 
         ``buffers`` has the buffer of each share, from block ``first`` on; ``out`` is the block,
@@ -96,24 +84,24 @@ class PartitionedBoxes(FrozenColumns):
         flat = stretches[0]
         if len(stretches) > 1:  # the dtype keeps its byte order
             flat = np.concatenate(stretches, dtype=flat.dtype)
-        parts = take_parts(self.parts, ragged_ranges(low[shares], (high - low)[shares]))
-        src, dst = row_offsets(_sizes(parts))[:-1], parts.dst
+        parts = take_parts(self.parts, arrays.ragged_ranges(low[shares], (high - low)[shares]))
+        src, dst = arrays.row_offsets(_sizes(parts))[:-1], parts.dst
         group, representative = group_rows(parts)
         if len(shares) > 1:
             order = np.argsort(group, kind="stable")
             group, src, dst = group[order], src[order], dst[order]
         shape, strides = parts.shape[representative], parts.dst_stride[representative]
-        return (flat, src, row_strides(shape)), (out, dst, strides), shape, group
+        return (flat, src, arrays.row_strides(shape)), (out, dst, strides), shape, group
 
 
-def _sizes(parts: Parts) -> IntArray:
+def _sizes(parts: Parts) -> arrays.IntArray:
     if parts.single_elements:
         return np.ones(len(parts), dtype=np.int64)
-    sizes: IntArray = parts.shape.prod(axis=1)
+    sizes: arrays.IntArray = parts.shape.prod(axis=1)
     return sizes
 
 
-def fit_dask_blocks(parts: Parts, bounds: IntArray) -> bool:
+def fit_dask_blocks(parts: Parts, bounds: arrays.IntArray) -> bool:
     """Tell whether each part lies within one block of the output.
 
     Parameters
@@ -128,7 +116,7 @@ def fit_dask_blocks(parts: Parts, bounds: IntArray) -> bool:
     return bool((last < bounds[_blocks_of(parts, bounds) + 1]).all())
 
 
-def _blocks_of(parts: Parts, bounds: IntArray) -> IntArray:
+def _blocks_of(parts: Parts, bounds: arrays.IntArray) -> arrays.IntArray:
     return np.searchsorted(bounds, parts.dst, side="right") - 1
 
 
@@ -142,7 +130,7 @@ def read_box_shape(
 
 
 def count_chunk_reads(
-    parts: Parts, bounds: IntArray, extent: Sequence[int], cell: Sequence[int]
+    parts: Parts, bounds: arrays.IntArray, extent: Sequence[int], cell: Sequence[int]
 ) -> tuple[int, int]:
     """Count the cells that parts touch: the sum over all blocks, and the distinct ones.
 
@@ -152,15 +140,15 @@ def count_chunk_reads(
     reach = (parts.shape - 1) * parts.step
     if parts.single_elements or (reach < np.array(cell, dtype=np.int64)).all():
         number, _ = locate(parts.start, cell, extent)
-        distinct, cell_of_part = renumber(number)
-        pairs, _ = renumber(_blocks_of(parts, bounds) * len(distinct) + cell_of_part)
+        distinct, cell_of_part = arrays.renumber(number)
+        pairs, _ = arrays.renumber(_blocks_of(parts, bounds) * len(distinct) + cell_of_part)
         return len(pairs), len(distinct)
     for axis, width in enumerate(cell):
         if (parts.step[:, axis] > width).any():
             parts = cut_axis(parts, axis, width)
     block = _blocks_of(parts, bounds)
     order = np.argsort(block, kind="stable")
-    cuts = np.append(run_starts(block[order]), len(order))
+    cuts = np.append(arrays.run_starts(block[order]), len(order))
     visits = sum(
         len(part_chunks(take_parts(parts, order[a:b]), cell, extent))
         for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
@@ -169,7 +157,7 @@ def count_chunk_reads(
 
 
 def plan_shares(
-    parts: Parts, bounds: IntArray, extent: Sequence[int], tile: Sequence[int]
+    parts: Parts, bounds: arrays.IntArray, extent: Sequence[int], tile: Sequence[int]
 ) -> PartitionedBoxes:
     """Cut parts at the borders of tiles and sort them by tile and block.
 
@@ -188,23 +176,17 @@ def plan_shares(
         parts = cut_axis(parts, axis, width)
     n_blocks = len(bounds) - 1
     block = _blocks_of(parts, bounds)
-    tiles, number = renumber(locate(parts.start, tile, extent)[0])
+    tiles, number = arrays.renumber(locate(parts.start, tile, extent)[0])
     place = number * n_blocks + block
     group, _ = group_rows(parts)
     order = sort_pairs(place, group)
     parts, place = take_parts(parts, order), place[order]
     edges = np.arange(len(tiles))[:, np.newaxis] * n_blocks + np.arange(n_blocks + 1)
     first = np.searchsorted(place, edges)
-    ends = row_offsets(_sizes(parts))
+    ends = arrays.row_offsets(_sizes(parts))
     begins = ends[first[:, 0]]
     return PartitionedBoxes(
-        parts=Parts(
-            start=parts.start,
-            shape=parts.shape,
-            step=parts.step,
-            dst=parts.dst - bounds[place % n_blocks],
-            dst_stride=parts.dst_stride,
-        ),
+        parts=replace(parts, dst=parts.dst - bounds[place % n_blocks]),
         src=ends[:-1] - np.repeat(begins, first[:, -1] - first[:, 0]),
         first=first,
         offset=ends[first] - begins[:, np.newaxis],

@@ -61,8 +61,7 @@ class SmallDatasets:
     @property
     def stored_nbytes(self) -> int:
         """Bytes that the file holds for the data."""
-        chunked = self.chunks.known
-        return int(self.nbytes[~chunked].sum() + self.chunks.nbytes.sum())
+        return int(self.nbytes[~self.chunks.known].sum() + self.chunks.nbytes.sum())
 
     def read(
         self, which: IntArray, layout: hdf5.DatasetLayout, out: npt.NDArray[Any], dst: IntArray
@@ -73,8 +72,7 @@ class SmallDatasets:
             return
         written = self.offset[which] >= 0
         if not written.all():
-            empty = which[~written]
-            npoints = self.shape[empty].prod(axis=1)
+            npoints = self.shape[which[~written]].prod(axis=1)
             out[ragged_ranges(dst[~written], npoints)] = layout.fill_value
             which, dst = which[written], dst[written]
         read_scattered(
@@ -289,11 +287,8 @@ def _open_until_compared(
 ) -> dict[int, DatasetMetadata] | None:
     """Open datasets of one set of attributes until each attribute is constant or varies.
 
-    Returns
-    -------
-    dict or None
-        Metadata of the opened datasets, by row: all members share the values that these
-        datasets share. None if each member must be opened.
+    Return the metadata of the opened datasets, by row: all members share the values that
+    these datasets share. Return None if each member must be opened.
     """
     if not len(members):
         return {}

@@ -84,7 +84,6 @@ class _SharedWork:
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
 _pools_lock = threading.Lock()
 
 

@@ -10,6 +10,7 @@ when one element is indexed.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from xref.arrays import digest
 from xref.errors import XrefError
+from xref.references import reference
 from xref.references.columns import (
     KIND_NOUNS,
     ReferenceColumns,
@@ -28,15 +30,6 @@ from xref.references.columns import (
     columns_from_objects,
     null_references,
     same_references,
-)
-from xref.references.reference import (
-    DEFAULT_OPTIONS,
-    AttributeReference,
-    DecodeOptions,
-    ObjectReference,
-    Reference,
-    RegionReference,
-    null_reference,
 )
 from xref.references.stored import StoredReferences
 from xref.selections import SelectionKind, empty_table
@@ -83,7 +76,7 @@ class ReferenceArray:
         kind: str,
         columns: ReferenceColumns | None = None,
         stored: StoredReferences | None = None,
-        options: DecodeOptions = DEFAULT_OPTIONS,
+        options: reference.DecodeOptions = reference.DEFAULT_OPTIONS,
     ) -> None:
         if columns is None and stored is None:
             raise TypeError("a ReferenceArray needs columns or stored references")
@@ -139,7 +132,7 @@ class ReferenceArray:
         return self._stored
 
     @property
-    def options(self) -> DecodeOptions:
+    def options(self) -> reference.DecodeOptions:
         """How variables that references resolve to are decoded."""
         return self._options
 
@@ -152,19 +145,23 @@ class ReferenceArray:
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
         return f"{file}: {KIND_NOUNS[self.kind]} {index[0] if len(index) == 1 else index}"
 
-    def element(self, row: int) -> Reference:
+    def element(self, row: int) -> reference.Reference:
         """Return one element in C order; the first call decodes all elements."""
         columns = self.columns
         address = int(columns.address[row])
         kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
         if address == 0 or kind == SelectionKind.NULL:
-            return null_reference(self.kind == "region")
-        target = ObjectReference(columns.files[int(columns.file[row])], address, self._options)
+            return reference.null_reference(self.kind == "region")
+        target = reference.ObjectReference(
+            columns.files[int(columns.file[row])], address, self._options
+        )
         if columns.attribute is not None and columns.attribute[row] >= 0:
-            return AttributeReference(target, columns.names[int(columns.attribute[row])])
+            return reference.AttributeReference(
+                target, columns.names[int(columns.attribute[row])]
+            )
         if columns.regions is None or kind == SelectionKind.OBJECT:
             return target
-        return RegionReference(target, columns.regions.selection(row))
+        return reference.RegionReference(target, columns.regions.selection(row))
 
     def __iter__(self) -> Iterator[Any]:
         if not self._shape:
@@ -217,8 +214,7 @@ class ReferenceArray:
             if self._columns.value is not None:
                 rows = self.row_numbers()[key].reshape(-1)
                 part._columns.value = self._columns.value.take(as_slice(rows))
-            scalar = not shape and Ellipsis not in key
-            return part.element(0) if scalar else part
+            return part.element(0) if not shape and Ellipsis not in key else part
         rows = self.row_numbers()[key]
         if not isinstance(rows, np.ndarray):
             return self.element(int(rows))
@@ -334,7 +330,8 @@ class ReferenceArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         columns = None if self._stored is not None else self.columns
-        return _restore, (self._shape, self.kind, columns, self._stored, self._options)
+        make = functools.partial(ReferenceArray, kind=self.kind, options=self._options)
+        return functools.partial(make, columns=columns, stored=self._stored), (self._shape,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -342,14 +339,9 @@ class ReferenceArray:
         c = self.columns
         regions = c.regions
         names = () if regions is None else tuple(regions.__dataclass_fields__)
-        return (
-            "xref.ReferenceArray",
-            repr(c.files),
-            digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names)),
-            c.names,
-            self._shape,
-            repr(self._options),
-        )
+        content = digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names))
+        files, options = repr(c.files), repr(self._options)
+        return "xref.ReferenceArray", files, content, c.names, self._shape, options
 
     def __eq__(self, other: object) -> Any:
         return _compare(self, other)
@@ -390,7 +382,7 @@ class ReferenceArray:
         columns = self._columns.value if self._stored is None else None
         has_rows = columns is not None and columns.files and len(columns)
         if columns is not None and has_rows and (columns.address == columns.address[0]).all():
-            target = ObjectReference(columns.files[0], int(columns.address[0]))
+            target = reference.ObjectReference(columns.files[0], int(columns.address[0]))
             text += f" {target.target_text()}"
         return f"<{text}>"[:max_width]
 
@@ -410,18 +402,7 @@ class ReferenceArray:
 
 
 _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
-
 _NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
-
-
-def _restore(
-    shape: tuple[int, ...],
-    kind: str,
-    columns: ReferenceColumns | None,
-    stored: StoredReferences | None,
-    options: DecodeOptions,
-) -> ReferenceArray:
-    return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
 
 def _compare(left: Any, right: Any) -> Any:
@@ -429,12 +410,12 @@ def _compare(left: Any, right: Any) -> Any:
     if not isinstance(left, ReferenceArray):
         left, right = right, left
     if not isinstance(right, ReferenceArray):
-        single = isinstance(right, Reference) or right is None
+        single = isinstance(right, reference.Reference) or right is None
         objects = np.empty((), dtype=object)
         objects[()] = right
         if not single:
             objects = np.asarray(right, dtype=object)
-        if not all(r is None or isinstance(r, Reference) for r in objects.flat):
+        if not all(r is None or isinstance(r, reference.Reference) for r in objects.flat):
             shape = np.broadcast_shapes(left.shape, objects.shape)
             return np.zeros(shape, dtype=bool)
         if objects.size == 0 or all(r is None for r in objects.flat):

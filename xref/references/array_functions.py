@@ -97,8 +97,7 @@ def _pad(a: ReferenceArray, pad_width: Any, mode: str = "constant", **kwargs: An
             f"an array of references is padded with null references, not with {fill!r}"
         )
     rows = np.pad(a.row_numbers(), pad_width, constant_values=a.size)
-    null = ReferenceArray.nulls((1,), is_region=a.kind == "region")
-    return _gather([a, null], rows)
+    return _gather([a, ReferenceArray.nulls((1,), is_region=a.kind == "region")], rows)
 
 
 def _take(a: ReferenceArray, indices: Any, axis: int | None = None, **kwargs: Any) -> Any:
@@ -114,6 +113,9 @@ def _by_index_function(function: Callable[..., Any]) -> Callable[..., ReferenceA
 
     return apply
 
+
+_SHAPES = np.broadcast_to, np.reshape, np.ravel, np.expand_dims, np.squeeze, np.atleast_1d
+_ORDERS = np.transpose, np.moveaxis, np.swapaxes, np.rollaxis, np.flip, np.roll
 
 FUNCTIONS |= {
     np.concatenate: _concatenate,
@@ -139,20 +141,5 @@ FUNCTIONS |= {
 }
 FUNCTIONS.update(
     (function, _by_index_function(function))
-    for function in (
-        np.broadcast_to,
-        np.reshape,
-        np.ravel,
-        np.transpose,
-        np.moveaxis,
-        np.swapaxes,
-        np.expand_dims,
-        np.squeeze,
-        np.flip,
-        np.roll,
-        np.repeat,
-        np.tile,
-        np.atleast_1d,
-        np.rollaxis,
-    )
+    for function in (*_SHAPES, *_ORDERS, np.repeat, np.tile)
 )

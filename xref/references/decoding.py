@@ -168,14 +168,8 @@ def _decode_std_batch(
 ) -> tuple[IntArray, IntArray, hdf5.StdObjects]:
     """Decode the heap objects of a batch, each once, however many elements name it.
 
-    Returns
-    -------
-    first : numpy.ndarray
-        For each distinct heap object, the first row of the batch that names it.
-    object_of_row : numpy.ndarray
-        For each row of the batch, its heap object.
-    decoded
-        The distinct heap objects.
+    Return the first row of the batch that names each distinct heap object, the heap object
+    of each row, and the distinct heap objects.
     """
     rows = batch.rows
     differ = np.flatnonzero(batch.nbytes != elements.nbytes[rows])

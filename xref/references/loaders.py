@@ -51,12 +51,10 @@ class ElementReader:
     def __call__(self, start: tuple[int, ...], window: npt.NDArray[Any]) -> None:
         """Read the box of ``window``'s shape at ``start`` into it."""
         shape = window.shape[: len(start)]
-        n = math.prod(shape)
-        flat = np.empty(n, dtype=window.dtype)
+        flat = np.empty(math.prod(shape), dtype=window.dtype)
         for part in read_box_of_stored(self.dataset, start, shape):
             values = decode_values(
                 part.location, part.elements, part.raw, part.describe, self.options
             )
-            rows = unfold_subarray(flat)
-            rows[part.rows] = values
+            unfold_subarray(flat)[part.rows] = values
         window[...] = flat.reshape(shape)

@@ -431,10 +431,8 @@ def _describe_selection(selection: selections.Selection) -> str:
     start, stop = selections.table_from_selections([selection]).bounds()
     if selection.kind in ("all", "none"):
         return f"[{selection.kind}]"
-    sides = [
-        f"{a}:{b if b >= 0 else ''}"
-        for a, b in zip(start[0].tolist(), stop[0].tolist(), strict=True)
-    ]
+    pairs = zip(start[0].tolist(), stop[0].tolist(), strict=True)
+    sides = [f"{a}:{b if b >= 0 else ''}" for a, b in pairs]
     extra = "" if selection.kind == "hyperslab" else f" {selection.kind}"
     return f"[{', '.join(sides)}]{extra}"
 

@@ -33,12 +33,7 @@ from xref.reading import (
     regular_segments,
     split_virtual,
 )
-from xref.references.columns import (
-    KIND_NOUNS,
-    ReferenceColumns,
-    concat_references,
-    null_references,
-)
+from xref.references import columns
 from xref.references.decoding import decode_references
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
@@ -99,12 +94,12 @@ class StoredReferences:
             for (start, _, step), i in zip(self.slices, ordinals, strict=True)
         )
         element = index[0] if len(index) == 1 else index
-        noun = KIND_NOUNS[self.kind] if self.kind else "element"
+        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
         path = self.path or self.dataset.label
         owner = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
         return f"{self.dataset.filename}: {noun} {element} of {owner}"
 
-    def read(self) -> ReferenceColumns:
+    def read(self) -> columns.ReferenceColumns:
         """Read and decode the elements, in C order.
 
         Raises
@@ -117,10 +112,10 @@ class StoredReferences:
         raw = self.cut(self.read_raw())
         return decode_references(self.dataset.location, raw, self.kind, self.describe)
 
-    def _read_virtual(self) -> ReferenceColumns:
+    def _read_virtual(self) -> columns.ReferenceColumns:
         """Read the elements from the sources; each refers to objects of its own file."""
         n = math.prod(self.shape)
-        tables = [null_references(n)]
+        tables = [columns.null_references(n)]
         place = np.arange(n)
         used = n
         coords = self.coords()
@@ -131,14 +126,13 @@ class StoredReferences:
             place[inside[part.rows]] = used + np.arange(len(part.rows))
             used += len(part.rows)
             tables.append(_read_part(part, self))
-        return concat_references(tables).take(place)
+        return columns.concat_references(tables).take(place)
 
     def coords(self) -> IntArray:
         """Return the index of each element in the dataset, shape ``(n, ndim)``."""
         axes = [start + np.arange(count) * step for start, count, step in self.slices]
         grid = np.meshgrid(*axes, indexing="ij")
-        n = math.prod(self.shape)
-        return np.array(grid, dtype=np.int64).reshape(len(axes), n).T
+        return np.array(grid, dtype=np.int64).reshape(len(axes), math.prod(self.shape)).T
 
     def cut(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return the bytes of the references within stored elements."""
@@ -232,8 +226,7 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
         return ContiguousLoader(stored, source)
-    index = objects.chunk_index(dataset)
-    return ChunkLoader(stored, index, source, read_box, dataset.where)
+    return ChunkLoader(stored, objects.chunk_index(dataset), source, read_box, dataset.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +298,7 @@ def describe_elements(part: StoredPart, noun: str) -> Callable[[int], str]:
     return describe
 
 
-def _read_part(part: StoredPart, box: StoredReferences) -> ReferenceColumns:
+def _read_part(part: StoredPart, box: StoredReferences) -> columns.ReferenceColumns:
     """Read and decode the references of one part of a virtual dataset.
 
     Raises
@@ -318,8 +311,8 @@ def _read_part(part: StoredPart, box: StoredReferences) -> ReferenceColumns:
         kind = layout.reference_kind or "values"
         raise UnsupportedError(
             f"{part.dataset.filename}: {part.label!r} holds {kind!r}, "
-            f"its virtual dataset {KIND_NOUNS[box.kind]}s"
+            f"its virtual dataset {columns.KIND_NOUNS[box.kind]}s"
         )
     raw = read_elements(part.dataset, part.coords)
-    describe = describe_elements(part, KIND_NOUNS[box.kind])
+    describe = describe_elements(part, columns.KIND_NOUNS[box.kind])
     return decode_references(part.dataset.location, box.cut(raw), box.kind, describe)

@@ -78,13 +78,7 @@ class FileBytes:
         return self.location.source.remote
 
     def fetch(self, offset: IntArray, nbytes: IntArray) -> FetchingRanges:
-        """Begin to read many ranges of a remote file into memory.
-
-        Parameters
-        ----------
-        offset, nbytes : numpy.ndarray
-            Shape ``(n,)``.
-        """
+        """Begin to read many ranges, shape ``(n,)``, of a remote file into memory."""
         found: list[FetchingRanges] = []
 
         def begin(held: ByteHandle) -> None:

@@ -15,14 +15,7 @@ from functools import lru_cache
 
 import h5py
 
-from xref.storage.sources import (
-    ByteHandle,
-    FileSource,
-    Identity,
-    LocalFile,
-    Options,
-    import_fsspec,
-)
+from xref.storage import sources
 
 WHOLE_COPY = re.compile(r"^(simplecache|filecache)::")
 PART_COPY = re.compile(r"^(blockcache|cached)::")
@@ -30,38 +23,38 @@ PART_COPY = re.compile(r"^(blockcache|cached)::")
 
 
 @dataclass(frozen=True, slots=True)
-class CachedCopy(FileSource):
+class CachedCopy(sources.FileSource):
     """A remote file of which fsspec keeps a local copy."""
 
     name: str  # the URL
-    storage_options: Options = field(default=(), repr=False)  # may hold access keys
-    hdf5_options: Options = ()  # keywords of `h5py.File`
+    storage_options: sources.Options = field(default=(), repr=False)  # may hold access keys
+    hdf5_options: sources.Options = ()  # keywords of `h5py.File`
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts
 
-    def _copy(self) -> LocalFile:
+    def _copy(self) -> sources.LocalFile:
         """Return the local copy; download it if this process has none."""
         key = self, os.getpid()
         path = _paths.get(key)
         if path is None or not os.path.exists(path):
-            fsspec = import_fsspec(self.name)
+            fsspec = sources.import_fsspec(self.name)
             path = fsspec.open_local(self.name, **dict(self.storage_options))
             path = _paths[key] = os.path.abspath(path)
-        return LocalFile(path, self.hdf5_options)
+        return sources.LocalFile(path, self.hdf5_options)
 
-    def identity(self) -> Identity:
+    def identity(self) -> sources.Identity:
         """Return a digest of the content."""
         return self._identity(self._copy().identity())
 
-    def _identity(self, copy: Identity) -> Identity:
+    def _identity(self, copy: sources.Identity) -> sources.Identity:
         return "copy", self.name, copy[2], _digest(self._copy().name, copy)
 
     def open_hdf5(self) -> h5py.File:
         """Open the copy."""
         return self._copy().open_hdf5()
 
-    def open_bytes(self) -> ByteHandle:
+    def open_bytes(self) -> sources.ByteHandle:
         """Open a descriptor of the copy."""
         return _CopyHandle(self, self._copy().open_bytes())
 
@@ -78,9 +71,9 @@ def forget_copies() -> None:
 @dataclass(frozen=True, slots=True)
 class _CopyHandle:
     source: CachedCopy
-    held: ByteHandle
+    held: sources.ByteHandle
 
-    def identity(self) -> Identity:
+    def identity(self) -> sources.Identity:
         return self.source._identity(self.held.identity())
 
     def read(self, offset: int, buffer: memoryview) -> int:
@@ -88,7 +81,7 @@ class _CopyHandle:
 
 
 @lru_cache(maxsize=1024)
-def _digest(path: str, copy: Identity) -> str:
+def _digest(path: str, copy: sources.Identity) -> str:
     """Return a digest of a local file, computed once for each version."""
     del copy  # only a part of the cache's key
     with open(path, "rb") as file:

@@ -29,13 +29,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
 class LRUPool:
-    """Keeps the files that were used last open.
-
-    Parameters
-    ----------
-    limit : callable
-        Returns the number of files; at least one is kept.
-    """
+    """Keeps the files that were used last open: ``limit()`` files, but at least one."""
 
     def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
@@ -75,14 +69,7 @@ class LRUPool:
 class Reopenable(Generic[T]):
     """A file that is opened when it is needed, and stays open while its pool has room.
 
-    Parameters
-    ----------
-    open_it : callable
-        Opens the file.
-    pool : LRUPool
-        Counts the file among its open files.
-    name : str
-        Names the file in errors.
+    ``open_it`` opens the file, ``pool`` counts it, and ``name`` names it in errors.
     """
 
     def __init__(self, open_it: Callable[[], T], pool: LRUPool, name: str) -> None:

@@ -13,14 +13,7 @@ from typing import Any
 
 import h5py
 
-from xref.storage.sources import (
-    FileObject,
-    FileSource,
-    LocalFile,
-    MemoryFile,
-    OpenFile,
-    as_options,
-)
+from xref.storage import sources
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file, after its user block."""
@@ -34,7 +27,7 @@ def find_source(
     hdf5_options: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     open_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[FileSource, str]:
+) -> tuple[sources.FileSource, str]:
     """Return the source of a file, and the path of the group to open.
 
     Parameters
@@ -54,33 +47,34 @@ h5py.File or h5py.Group
     TypeError
         If ``file`` has another type.
     """
-    options = as_options(hdf5_options)
+    options = sources.as_options(hdf5_options)
     if isinstance(file, h5py.Group):
         whole = file.file
-        source: FileSource = LocalFile(os.path.abspath(whole.filename), options)
-        return source if _opens_again(whole, source) else OpenFile(whole), file.name or "/"
+        source: sources.FileSource = sources.LocalFile(os.path.abspath(whole.filename), options)
+        source = source if _opens_again(whole, source) else sources.OpenFile(whole)
+        return source, file.name or "/"
     if isinstance(file, bytes | memoryview | bytearray):
-        source = MemoryFile(bytes(file), options=options)
+        source = sources.MemoryFile(bytes(file), options=options)
         _check_signature(source)
         return source, "/"
     if isinstance(file, str) and URL.match(file):
         from xref.storage.fsspec_cache import PART_COPY, WHOLE_COPY, CachedCopy
         from xref.storage.remote import RemoteFile
 
-        storage = as_options(storage_options)
+        storage = sources.as_options(storage_options)
         if WHOLE_COPY.match(file):
             return CachedCopy(file, storage, options), "/"
-        kwargs = as_options(open_kwargs)
+        kwargs = sources.as_options(open_kwargs)
         url = PART_COPY.sub("", file)
         if url != file:
             # Keep the options of the remaining protocols; others belonged to the cache.
             protocols = {part.partition("://")[0] for part in url.split("::")}
             kept = {k: v for k, v in (storage_options or {}).items() if k in protocols}
-            storage = as_options(kept)
+            storage = sources.as_options(kept)
         return RemoteFile(url, storage, kwargs, options), "/"
     if isinstance(file, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(os.fspath(file)))
-        return LocalFile(path, options), "/"
+        return sources.LocalFile(path, options), "/"
     if hasattr(file, "open") and hasattr(file, "fs"):
         file = file.open()  # fsspec's OpenFile; the file closes with its last reference
     if hasattr(file, "read") and hasattr(file, "seek"):
@@ -88,9 +82,9 @@ h5py.File or h5py.Group
             raise TypeError(f"engine 'h5ref' cannot open {file!r}: it is not a binary file")
         path_of_file = _path_of(file)
         source = (
-            LocalFile(path_of_file, options)
+            sources.LocalFile(path_of_file, options)
             if path_of_file
-            else FileObject(file, options=options)
+            else sources.FileObject(file, options=options)
         )
         _check_signature(source)
         return source, "/"
@@ -100,7 +94,7 @@ h5py.File or h5py.Group
     )
 
 
-def _opens_again(file: h5py.File, source: FileSource) -> bool:
+def _opens_again(file: h5py.File, source: sources.FileSource) -> bool:
     """Tell whether a file that is open in h5py can also be opened by its path.
 
     It cannot if it is open for writing (data may not be in the file yet), if it is open with
@@ -127,7 +121,7 @@ def _path_of(file: Any) -> str | None:
     return os.path.abspath(name) if is_same else None
 
 
-def _check_signature(source: FileSource) -> None:
+def _check_signature(source: sources.FileSource) -> None:
     """Search for HDF5's signature at byte 0, 512, 1024, 2048 and so on."""
     nbytes = source.identity()[2]
     handle, candidate = source.open_bytes(), bytearray(len(SIGNATURE))

@@ -20,23 +20,8 @@ import h5py
 from h5py import h5f
 
 from xref.errors import FileChangedError, FileReadError, XrefError
-from xref.storage.handle_pools import (
-    DESCRIPTORS,
-    EXHAUSTED,
-    FILES,
-    REMOTE_FILES,
-    Reopenable,
-    drop_all,
-)
+from xref.storage import handle_pools, sources
 from xref.storage.location import FileLocation
-from xref.storage.sources import (
-    ByteHandle,
-    FileSource,
-    Identity,
-    LocalFile,
-    OpenFile,
-    as_options,
-)
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
@@ -66,10 +51,10 @@ def locate_file(
         If ``external`` is not one of its three values.
     """
     filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
-    return locate_source(LocalFile(filename, as_options(options)), external)
+    return locate_source(sources.LocalFile(filename, sources.as_options(options)), external)
 
 
-def locate_source(source: FileSource, external: str = "same-dir") -> FileLocation:
+def locate_source(source: sources.FileSource, external: str = "same-dir") -> FileLocation:
     """Return the location of a source as it is now; see `locate_file`.
 
     If this process has the file open for writing, the writer's data are flushed, and only
@@ -77,10 +62,10 @@ def locate_source(source: FileSource, external: str = "same-dir") -> FileLocatio
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
-    if source.open_for_writing and isinstance(source, OpenFile):
+    if source.open_for_writing and isinstance(source, sources.OpenFile):
         source.file.flush()
     location = FileLocation(source, source.identity(), external)
-    if source.open_for_writing or not isinstance(source, LocalFile):
+    if source.open_for_writing or not isinstance(source, sources.LocalFile):
         return location
     opened = _open_version(location)
     if not opened.is_written:
@@ -113,7 +98,7 @@ def check_unchanged(location: FileLocation) -> None:
         )
 
 
-def is_same_version(location: FileLocation, identity: Identity) -> bool:
+def is_same_version(location: FileLocation, identity: sources.Identity) -> bool:
     """Tell whether an identity is that of the located version."""
     # The device is not compared: machines that share a file system may number its devices
     # differently.
@@ -141,7 +126,7 @@ class _OpenFile:
     threads. Files of an earlier version are closed.
     """
 
-    identity: Identity
+    identity: sources.Identity
     file: h5py.File
     is_written: bool  # this process also has it open for writing
 
@@ -149,7 +134,7 @@ class _OpenFile:
 _opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
 
 
-def _close_earlier(identity: Identity) -> None:
+def _close_earlier(identity: sources.Identity) -> None:
     """Close all handles of earlier versions of a file in this process.
 
     All handles of a file share one state in HDF5, so a new handle would use cached metadata
@@ -165,17 +150,17 @@ def _close_earlier(identity: Identity) -> None:
             file.close()
 
 
-def _open_hdf5(source: FileSource) -> _OpenFile:
+def _open_hdf5(source: sources.FileSource) -> _OpenFile:
     """Open a file; raise an error if it changes meanwhile."""
     identity = source.known_identity()
-    if isinstance(source, LocalFile) and not source.open_for_writing:
+    if isinstance(source, sources.LocalFile) and not source.open_for_writing:
         _close_earlier(identity)
     try:
         file = source.open_hdf5()
     except (XrefError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except OSError as error:
-        if error.errno in EXHAUSTED:
+        if error.errno in handle_pools.EXHAUSTED:
             raise
         writer = isinstance(error, BlockingIOError) or "already open" in str(error)
         hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
@@ -184,7 +169,9 @@ def _open_hdf5(source: FileSource) -> _OpenFile:
         raise FileChangedError(f"{source.name} changed while it was opened; open it again")
     file._xref_checks = CheckedGroups()
     file._xref_identity = (
-        identity if isinstance(source, LocalFile) and not source.open_for_writing else None
+        identity
+        if isinstance(source, sources.LocalFile) and not source.open_for_writing
+        else None
     )
     _opened[id(file)] = file
     written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
@@ -197,13 +184,15 @@ class _Handles:
     The open files are dropped with the last location.
     """
 
-    def __init__(self, source: FileSource, pid: int) -> None:
+    def __init__(self, source: sources.FileSource, pid: int) -> None:
         self.pid = pid
-        self.hdf5: Reopenable[_OpenFile] = Reopenable(
-            partial(_open_hdf5, source), FILES, source.name
+        self.hdf5: handle_pools.Reopenable[_OpenFile] = handle_pools.Reopenable(
+            partial(_open_hdf5, source), handle_pools.FILES, source.name
         )
-        pool = REMOTE_FILES if source.remote else DESCRIPTORS
-        self.bytes: Reopenable[ByteHandle] = Reopenable(source.open_bytes, pool, source.name)
+        pool = handle_pools.REMOTE_FILES if source.remote else handle_pools.DESCRIPTORS
+        self.bytes: handle_pools.Reopenable[sources.ByteHandle] = handle_pools.Reopenable(
+            source.open_bytes, pool, source.name
+        )
 
     def drop(self) -> None:
         self.hdf5.drop()
@@ -213,10 +202,9 @@ class _Handles:
         self.drop()
 
 
-_handles: weakref.WeakValueDictionary[tuple[FileSource, int], _Handles] = (
+_handles: weakref.WeakValueDictionary[tuple[sources.FileSource, int], _Handles] = (
     weakref.WeakValueDictionary()
 )
-
 _handles_lock = threading.Lock()
 
 
@@ -272,7 +260,7 @@ def close_files() -> None:
     from xref.storage.fsspec_cache import forget_copies
     from xref.storage.remote import forget_remote_files
 
-    drop_all()
+    handle_pools.drop_all()
     forget_remote_files()
     forget_copies()
     gc.collect()

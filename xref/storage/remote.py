@@ -25,14 +25,7 @@ import numpy.typing as npt
 from xref.arrays import CachedRanges, IntArray, Range, coalesce, ragged_ranges, split
 from xref.errors import FileChangedError, FileReadError
 from xref.options import get_option
-from xref.storage.sources import (
-    FileObject,
-    FileSource,
-    Identity,
-    Options,
-    import_fsspec,
-    open_view,
-)
+from xref.storage import sources
 from xref.storage.transport import RangeReader, RemotePath, Version, wait_for
 
 HEAD_NBYTES = 1 << 18
@@ -52,7 +45,7 @@ REQUEST_NBYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile(FileSource):
+class RemoteFile(sources.FileSource):
     """A file behind a URL that fsspec opens.
 
     With ``open_kwargs`` HDF5 reads through a file object of fsspec; with a ``driver`` among
@@ -60,9 +53,9 @@ class RemoteFile(FileSource):
     """
 
     name: str  # the URL
-    storage_options: Options = field(default=(), repr=False)  # may hold access keys
-    open_kwargs: Options = ()
-    hdf5_options: Options = ()
+    storage_options: sources.Options = field(default=(), repr=False)  # may hold access keys
+    open_kwargs: sources.Options = ()
+    hdf5_options: sources.Options = ()
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold dicts
@@ -72,11 +65,11 @@ class RemoteFile(FileSource):
         """Whether reading sends requests to a server: it does."""
         return True
 
-    def identity(self) -> Identity:
+    def identity(self) -> sources.Identity:
         """Ask the server for size and version."""
         return self._check_version().identity()
 
-    def known_identity(self) -> Identity:
+    def known_identity(self) -> sources.Identity:
         """Return the identity of the open file, if the version of each answer is checked.
 
         It is not if HDF5 reads through a file object of fsspec or a driver of its own.
@@ -93,21 +86,21 @@ class RemoteFile(FileSource):
             return h5py.File(self.name, "r", **options)
         if not self.open_kwargs:
             opened = self.open_bytes()
-            file = open_view(opened, self.hdf5_options)
+            file = sources.open_view(opened, self.hdf5_options)
             opened.follow_pages(file)
             return file
         from xarray.backends import h5netcdf_
 
         # Tests of xarray replace this function to check ``open_kwargs``.
         open_remote: Any = vars(h5netcdf_)["_open_remote_file"]
-        import_fsspec(self.name)
+        sources.import_fsspec(self.name)
         kwargs = dict(self.open_kwargs)
         kwargs.setdefault("cache_type", "blockcache")
         if kwargs["cache_type"] == "blockcache":
             kwargs.setdefault("block_size", 4 << 20)
         options = dict(self.storage_options)
         file = open_remote(self.name, mode="rb", storage_options=options, open_kwargs=kwargs)
-        return FileObject(file, options=self.hdf5_options).open_hdf5()
+        return sources.FileObject(file, options=self.hdf5_options).open_hdf5()
 
     def open_bytes(self) -> RemoteBytes:
         """Return the open file of the version that was read last."""
@@ -116,7 +109,7 @@ class RemoteFile(FileSource):
 
     def _check_version(self) -> RemoteBytes:
         """Ask for the version; if it is not open, open it and request its first blocks."""
-        filesystem, path = import_fsspec(self.name).core.url_to_fs(
+        filesystem, path = sources.import_fsspec(self.name).core.url_to_fs(
             self.name, **dict(self.storage_options)
         )
         remote = RemotePath(self.name, filesystem, path)
@@ -145,14 +138,7 @@ def forget_remote_files() -> None:
 
 
 class RemoteBytes:
-    """One version of a remote file, open in one process.
-
-    Parameters
-    ----------
-    remote : RemotePath
-    version : Version
-        Version of all data that are read.
-    """
+    """One version of a remote file, open in one process; all data that are read have it."""
 
     def __init__(self, remote: RemotePath, version: Version) -> None:
         self.remote, self.version = remote, version
@@ -171,7 +157,7 @@ class RemoteBytes:
         """Return the error of the last failed request of this thread, once."""
         return self._problems.pop(threading.get_ident(), None)
 
-    def identity(self) -> Identity:
+    def identity(self) -> sources.Identity:
         """Return the identity of the open version."""
         version = self.version
         return "url", self.remote.url, version.nbytes, f"{version.key} {version.value}".strip()
@@ -203,16 +189,9 @@ class RemoteBytes:
     def read_ranges(
         self, offset: IntArray, nbytes: IntArray, buffer: npt.NDArray[np.uint8], at: IntArray
     ) -> None:
-        """Read many ranges of metadata.
+        """Read many ranges of metadata to their offsets ``at`` in ``buffer``, which is 1-D.
 
-        Parameters
-        ----------
-        offset, nbytes : numpy.ndarray
-            Ranges of the file, shape ``(n,)``.
-        buffer : numpy.ndarray
-            1-D.
-        at : numpy.ndarray
-            Offset in ``buffer`` of each range, shape ``(n,)``.
+        ``offset``, ``nbytes`` and ``at`` have the shape ``(n,)``.
 
         Raises
         ------
@@ -278,11 +257,7 @@ class RemoteBytes:
     def _read_blocks(self, numbers: Sequence[int], ahead: int = 0) -> CachedRanges:
         """Return blocks, given in ascending order; read the missing ones.
 
-        Parameters
-        ----------
-        numbers : sequence of int
-        ahead : int
-            Number of blocks to read from the first missing block on.
+        ``ahead`` is the number of blocks to read from the first missing block on.
         """
         self._cache_head()
         n_blocks = -(-self.version.nbytes // BLOCK_NBYTES)

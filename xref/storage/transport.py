@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from xref.arrays import Range
@@ -36,18 +36,8 @@ from xref.storage.spared_garbage import enter_transport
 
 T = TypeVar("T")
 
-VERSION_KEYS = (
-    "ETag",
-    "etag",
-    "VersionId",
-    "md5",
-    "LastModified",
-    "Last-Modified",
-    "last_modified",
-    "mtime",
-    "modified",
-    "created",
-)
+_TIME_KEYS = "LastModified", "Last-Modified", "last_modified", "mtime", "modified", "created"
+VERSION_KEYS = ("ETag", "etag", "VersionId", "md5", *_TIME_KEYS)
 """Keys of fsspec's file information that identify a version, the most reliable first."""
 
 FIRST_WAIT = 0.1
@@ -112,14 +102,7 @@ _locks_lock = threading.Lock()
 
 
 class RemotePath:
-    """A path in a file system of fsspec.
-
-    Parameters
-    ----------
-    url : str
-    filesystem : fsspec.AbstractFileSystem
-    path : str
-    """
+    """A path in a file system of fsspec (``fsspec.AbstractFileSystem``)."""
 
     def __init__(self, url: str, filesystem: Any, path: str) -> None:
         from fsspec.asyn import get_loop
@@ -262,14 +245,9 @@ class RemotePath:
         return self._limit[1]
 
     async def retry(self, function: Callable[[], Awaitable[T]], label: str) -> T:
-        """Await a request; repeat it a few times if it fails.
+        """Await a request, which ``function`` starts; repeat it a few times if it fails.
 
-        Parameters
-        ----------
-        function : callable
-            Starts one attempt.
-        label : str
-            Names the requested data in the error.
+        ``label`` names the requested data in the error.
 
         Raises
         ------
@@ -444,11 +422,8 @@ class RangeReader:
             raise FileChangedError(
                 f"{self.remote.url} was deleted since it was opened"
             ) from error
-        if (now.nbytes, now.key, _plain_tag(now.value)) != (
-            self.version.nbytes,
-            self.version.key,
-            _plain_tag(self.version.value),
-        ):
+        tag, old_tag = _plain_tag(now.value), _plain_tag(self.version.value)
+        if replace(now, value=tag) != replace(self.version, value=old_tag):
             raise changed(self.remote.url, self.version, now)
 
 

@@ -195,11 +195,7 @@ def _as_stored(
 
     xarray does the same, since netCDF has single bytes only. Bytes of a fixed length stay if
     ``dtype``, from the encoding, has a fixed length, as that of an HDF5 dataset has.
-
-    Raises
-    ------
-    UnsupportedError
-        If objects are of several types, or of a type that cannot be stored.
+    `UnsupportedError` is raised for objects of several types, or that cannot be stored.
     """
     try:
         variable = ensure_dtype_not_object(variable, name=name)

@@ -190,11 +190,8 @@ def write_error(error: OSError, filename: str) -> FileWriteError:
     if isinstance(error, FileWriteError):
         return error
     reason = error.strerror or str(error) or type(error).__name__
-    return FileWriteError(
-        error.errno or errno.EIO,
-        f"{reason}; the file could not be written and is unchanged",
-        filename,
-    )
+    message = f"{reason}; the file could not be written and is unchanged"
+    return FileWriteError(error.errno or errno.EIO, message, filename)
 
 
 def read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
@@ -214,9 +211,8 @@ def write_at(file: FileIO, offset: int, data: memoryview) -> None:
     while done < len(data):
         n = os.pwrite(file.fileno(), data[done:], offset + done)
         if n == 0:
-            raise OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC)
-            )  # the usual reason to write nothing
+            # The usual reason to write nothing.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         done += n
 
 

@@ -106,8 +106,7 @@ class ObjectCopier:
         writer = self._writer
         reference = ObjectReference(location, address, NOT_DECODED)
         if kind == "group":
-            group = writer.require_group(path)
-            written = WrittenObject(path, address_of(group), None)
+            written = WrittenObject(path, address_of(writer.require_group(path)), None)
             dataset = reference.resolve()
             writer.add(path, dataset, encode_dataset(dataset, {}))
             writer.reference_writes.append(lambda: self._copy_members(path, location, address))

@@ -90,8 +90,7 @@ class BlockTarget:
     def __setitem__(self, key: tuple[slice, ...], block: Any) -> None:
         """Write one block."""
         values = np.asarray(block)
-        bounds = zip(key, self.shape, strict=True)
-        box = tuple(slice(*k.indices(n)[:2]) for k, n in bounds)
+        box = tuple(slice(*k.indices(n)[:2]) for k, n in zip(key, self.shape, strict=True))
         if self._is_direct(box):
             self._write_chunks(box, values)
             return
@@ -104,13 +103,7 @@ class BlockTarget:
             write_elements(self._dataset(file), self.memory_type, encoder, values, box)
 
     def _dataset(self, file: h5py.File) -> h5py.Dataset:
-        """Return the dataset.
-
-        Raises
-        ------
-        FileChangedError
-            If another program has removed, replaced or resized it.
-        """
+        """Return the dataset, unless another program has removed, replaced or resized it."""
         dataset = file.get(self.name)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape != self.shape:
             raise FileChangedError(

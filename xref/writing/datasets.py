@@ -168,9 +168,8 @@ def write_raw(
     origin = tuple(s.start for s in box) if box else (0,) * raw.ndim
     sides = _part_shape(raw, dataset.chunks)
     space = dataset.id.get_space()
-    for start in itertools.product(
-        *(range(0, n, side) for n, side in zip(raw.shape, sides, strict=True))
-    ):
+    starts = (range(0, n, side) for n, side in zip(raw.shape, sides, strict=True))
+    for start in itertools.product(*starts):
         slices = tuple(slice(a, a + side) for a, side in zip(start, sides, strict=True))
         part = np.ascontiguousarray(raw[slices])
         corner = tuple(c + a for c, a in zip(origin, start, strict=True))

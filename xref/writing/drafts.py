@@ -23,21 +23,9 @@ from io import FileIO
 from typing import TypeAlias, TypeVar
 
 from xref.errors import FileChangedError, FileWriteError
+from xref.writing import hidden_files
 from xref.writing.append_lock import appending, lock_for_writing
 from xref.writing.checked_file import CheckedFile, Overlay, PlainStore, Records
-from xref.writing.hidden_files import (
-    copy_permissions,
-    create_hidden,
-    hidden_name,
-    is_at,
-    naming,
-    open_unbuffered,
-    remove_if_there,
-    remove_unused,
-    rename_new,
-    replace_file,
-    try_lock,
-)
 
 _DRAFTS_KEPT = 16
 
@@ -58,30 +46,32 @@ class NewDraft:
     @classmethod
     def of(cls, filename: str, *, replaces: bool) -> NewDraft:
         """Choose a hidden name."""
-        return cls(filename, hidden_name(filename), replaces)
+        return cls(filename, hidden_files.hidden_name(filename), replaces)
 
     def create(self) -> None:
         """Create the hidden file; if it replaces a file, for its owner alone at first."""
         is_private = os.path.exists(self.filename)
-        with naming(self.filename):
-            create_hidden(self.path, 0o600 if is_private else 0o666)
+        with hidden_files.naming(self.filename):
+            hidden_files.create_hidden(self.path, 0o600 if is_private else 0o666)
 
     @contextmanager
     def open(self) -> Iterator[CheckedFile]:
         """Open the hidden file; other threads and processes wait until it is closed."""
         with _open_exclusively(self.path, self.filename) as file:
-            with naming(self.filename):
+            with hidden_files.naming(self.filename):
                 stored = CheckedFile(PlainStore(file), self.filename)
             with _check_at_close(stored, file):
                 yield stored
 
     def publish(self) -> None:
         """Give the file its final name, once all of it is on disk."""
-        with naming(self.filename), _open_draft(self.path, self.filename) as file:
+        with hidden_files.naming(self.filename), _open_draft(self.path, self.filename) as file:
             with suppress(FileNotFoundError):
-                copy_permissions(self.filename, file)
+                hidden_files.copy_permissions(self.filename, file)
             os.fsync(file.fileno())
-            (replace_file if self.replaces else rename_new)(self.path, self.filename)
+            (hidden_files.replace_file if self.replaces else hidden_files.rename_new)(
+                self.path, self.filename
+            )
 
     def remove(self) -> None:
         """Remove the hidden file, once no thread or process writes to it."""
@@ -99,23 +89,25 @@ class AppendDraft:
     @classmethod
     def of(cls, filename: str) -> AppendDraft:
         """Choose a hidden name."""
-        with naming(filename):
-            return cls(filename, hidden_name(filename), _version(os.stat(filename)))
+        with hidden_files.naming(filename):
+            return cls(
+                filename, hidden_files.hidden_name(filename), _version(os.stat(filename))
+            )
 
     def create(self) -> None:
         """Create the hidden file, for its owner alone."""
-        with naming(self.filename):
-            create_hidden(self.path, 0o600)
+        with hidden_files.naming(self.filename):
+            hidden_files.create_hidden(self.path, 0o600)
         _keep(_records, self.path, Records())
 
     @contextmanager
     def open(self) -> Iterator[CheckedFile]:
         """Open the file with its changes; other threads and processes wait meanwhile."""
         with _open_exclusively(self.path, self.filename) as changes:
-            with naming(self.filename):
+            with hidden_files.naming(self.filename):
                 base = FileIO(self.filename, "r")
             with base:
-                with naming(self.filename):
+                with hidden_files.naming(self.filename):
                     self._check(base)
                     overlay = Overlay(base, self.version[2], changes, _records.get(self.path))
                     _keep(_records, self.path, overlay.records)
@@ -132,13 +124,13 @@ class AppendDraft:
         BlockingIOError
             If a reader has it open for so long that it could not be published.
         """
-        with naming(self.filename):
-            file = open_unbuffered(self.filename)
+        with hidden_files.naming(self.filename):
+            file = hidden_files.open_unbuffered(self.filename)
         with file:
-            with naming(self.filename):
+            with hidden_files.naming(self.filename):
                 lock_for_writing(file, self.filename)
                 self._check(file)
-                try_lock(file, fcntl.LOCK_SH)
+                hidden_files.try_lock(file, fcntl.LOCK_SH)
             yield
 
     def publish(self) -> None:
@@ -152,9 +144,9 @@ class AppendDraft:
             If another program has the file open.
         """
         with (
-            naming(self.filename),
+            hidden_files.naming(self.filename),
             _open_draft(self.path, self.filename) as changes,
-            open_unbuffered(self.filename) as target,
+            hidden_files.open_unbuffered(self.filename) as target,
         ):
             lock_for_writing(target, self.filename)
             self._check(target)
@@ -226,22 +218,16 @@ def _keep(entries: dict[str, T], path: str, value: T) -> None:
 
 
 def _remove_draft(path: str) -> None:
-    remove_unused(path)
+    hidden_files.remove_unused(path)
     _failures.pop(path, None)
 
 
 @contextmanager
 def _open_draft(path: str, filename: str) -> Iterator[FileIO]:
-    """Open a hidden file.
-
-    Raises
-    ------
-    FileWriteError
-        If it does not exist any more, because writing it has failed.
-    """
-    with naming(filename):
+    """Open a hidden file; it does not exist any more if writing it has failed."""
+    with hidden_files.naming(filename):
         try:
-            file = open_unbuffered(path)
+            file = hidden_files.open_unbuffered(path)
         except FileNotFoundError as error:
             raise FileWriteError(
                 errno.ENOENT, "writing it has ended, or failed before; begin again", filename
@@ -254,16 +240,16 @@ def _open_draft(path: str, filename: str) -> Iterator[FileIO]:
 def _open_exclusively(path: str, filename: str) -> Iterator[FileIO]:
     """Open and lock a hidden file; remove it if the block fails."""
     with _open_draft(path, filename) as file:
-        with naming(filename):
+        with hidden_files.naming(filename):
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-            if not is_at(file, path):
+            if not hidden_files.is_at(file, path):
                 raise FileWriteError(errno.ENOENT, "writing it has failed before", filename)
         try:
             yield file
         except BaseException as error:
             # HDF5 may have written half of a block, so this file must not be used again.
             _keep(_failures, path, error)
-            remove_if_there(path)
+            hidden_files.remove_if_there(path)
             raise
 
 

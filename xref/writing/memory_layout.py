@@ -53,9 +53,8 @@ class _ElementType:
                 type_id = h5t.create(h5t.COMPOUND, sum(part.itemsize for _, part in members))
                 offset = 0
                 for name, part in members:
-                    type_id.insert(
-                        name.encode("utf-8", "surrogateescape"), offset, part.type_id()
-                    )
+                    key = name.encode("utf-8", "surrogateescape")
+                    type_id.insert(key, offset, part.type_id())
                     offset += part.itemsize
                 return type_id
         raise TypeError(f"{self!r} is not a memory type")
@@ -152,9 +151,7 @@ def _memory_type(dtype: np.dtype[Any], values: npt.NDArray[Any], label: str) -> 
         base, shape = dtype.subdtype
         return ArrayType(_memory_type(base, values, label), shape)
     if dtype.names is not None and dtype.hasobject:
-        members = [
-            (name, _memory_type(dtype[name], values[name], label)) for name in dtype.names
-        ]
+        members = ((n, _memory_type(dtype[n], values[n], label)) for n in dtype.names)
         return CompoundType(tuple(members))
     if dtype.kind == "O":
         return _object_memory_type(dtype, values, label)
@@ -216,12 +213,10 @@ def _object_kind(value: Any) -> str | None:
             return "text"
         case bytes():
             return "bytes"
-        case ObjectReference():
-            return "object"
+        case ObjectReference() | AttributeReference():
+            return "object"  # ReferenceTranslator makes the latter null, or refuses it
         case RegionReference():
             return "region"
-        case AttributeReference():
-            return "object"  # ReferenceTranslator makes it null, or refuses it
         case np.ndarray() | list():
             return "array"
     return "unknown"
@@ -264,9 +259,8 @@ class ElementEncoder:
         """
         inner = len(memory_type.shape) if isinstance(memory_type, ArrayType) else 0
         shape = values.shape[: values.ndim - inner]
-        flat = values.reshape(
-            (int(np.prod(shape, dtype=np.int64)), *values.shape[values.ndim - inner :])
-        )
+        n = int(np.prod(shape, dtype=np.int64))
+        flat = values.reshape((n, *values.shape[values.ndim - inner :]))
         raw = np.ascontiguousarray(self._bytes(memory_type, flat))
         self._buffers.append(raw)
         return raw.view(f"V{memory_type.itemsize}").reshape(shape)

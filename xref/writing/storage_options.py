@@ -19,18 +19,8 @@ from xref.objects import CF_ATTRIBUTES
 from xref.writing.datasets import Storage
 from xref.writing.memory_layout import MemoryType
 
-STORAGE_KEYS = frozenset(
-    {
-        "chunksizes",
-        "contiguous",
-        "zlib",
-        "complevel",
-        "shuffle",
-        "fletcher32",
-        "compression",
-        "compression_opts",
-    }
-)
+_FILTER_KEYS = "zlib", "complevel", "shuffle", "fletcher32", "compression", "compression_opts"
+STORAGE_KEYS = frozenset({"chunksizes", "contiguous", *_FILTER_KEYS})
 
 CF_KEYS = frozenset({*CF_ATTRIBUTES, "coordinates", "grid_mapping"})
 
@@ -265,10 +255,8 @@ def _filters(encoding: Mapping[str, Any], given: set[str], label: str) -> dict[s
     if isinstance(name, int) and 0 <= name <= 9:  # h5py: compression=4 means gzip, level 4
         name, level = "gzip", name
     if name in ("zlib", "gzip"):
-        options |= {
-            "compression": "gzip",
-            "compression_opts": _LEVEL if level is None else level,
-        }
+        level = _LEVEL if level is None else level
+        options |= {"compression": "gzip", "compression_opts": level}
     elif name == "lzf":
         options["compression"] = "lzf"
     elif name is not None:

@@ -23,15 +23,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from xref.objects import (
-    CF_ATTRIBUTES,
-    DIMENSION_ID,
-    DIMENSION_LIST,
-    NAME_CLASH,
-    NO_VARIABLE_OF_LENGTH,
-    StoredObject,
-    pipeline_of,
-)
+from xref import objects
 from xref.reading import check_packed
 from xref.references import ReferenceArray, opened_from
 from xref.storage import locate_file
@@ -181,13 +173,7 @@ class TreeWriter:
         return not self._is_new and address not in self._new_addresses
 
     def _member(self, group: h5py.Group, name: str, path: str) -> Any:
-        """Return a member of a group, or None.
-
-        Raises
-        ------
-        ValueError
-            If the member or its elements are in another file, or its link is broken.
-        """
+        """Return a member of a group, or None; refuse broken links and other files."""
         link = group.get(name, getlink=True)
         if link is None:
             return None
@@ -237,7 +223,7 @@ class TreeWriter:
                 dim, (size,), ">f4", maxshape=maxshape, track_order=True
             )
             self.note_new(dataset)
-            dataset.make_scale(NO_VARIABLE_OF_LENGTH % size)
+            dataset.make_scale(objects.NO_VARIABLE_OF_LENGTH % size)
             group_scales[dim] = scales[dim] = Scale(dataset, address_of(dataset), size, False)
             self._number(dataset)
         return scales
@@ -252,7 +238,7 @@ class TreeWriter:
 
     def _number(self, dataset: h5py.Dataset) -> None:
         """Give a dimension a number, as netCDF does to keep their order."""
-        dataset.attrs.create(DIMENSION_ID, self._n_dimensions, dtype="<i4")
+        dataset.attrs.create(objects.DIMENSION_ID, self._n_dimensions, dtype="<i4")
         self._n_dimensions += 1
 
     def add_variable(
@@ -275,13 +261,8 @@ class TreeWriter:
         label = f"{self.filename}: {full_path!r}"
         dataset = self._create(group, name, variable, encoded, label)
         origin = object_id(opened_from(variable.encoding))
-        written = WrittenObject(
-            full_path,
-            address_of(dataset),
-            dataset.shape,
-            origin,
-            None if origin is None else open_written,
-        )
+        opener = None if origin is None else open_written
+        written = WrittenObject(full_path, address_of(dataset), dataset.shape, origin, opener)
         self.translator.add(written)
         existed = self._existed(written.address)
         if existed:
@@ -313,7 +294,7 @@ class TreeWriter:
     ) -> h5py.Dataset:
         """Create or find the dataset of a variable; write its values, now or later."""
         has_clash = name in encoded.sizes and not encoded.is_scale(name)
-        stored_name = NAME_CLASH + name if has_clash else name
+        stored_name = objects.NAME_CLASH + name if has_clash else name
         path = posixpath.join(group.name, stored_name)
         data = variable._data
         blocks = getattr(data, "chunks", None)
@@ -356,7 +337,7 @@ class TreeWriter:
             memory_type=memory_type,
             shape=data.shape,
             chunks=dataset.chunks,
-            pipeline=pipeline_of(dataset.id.get_create_plist()),
+            pipeline=objects.pipeline_of(dataset.id.get_create_plist()),
             fill_value=dataset.fillvalue,
         )
         self.blocks.append((align_blocks(data, dataset.chunks), target))
@@ -364,12 +345,13 @@ class TreeWriter:
     def _check_chunks(self, dataset: h5py.Dataset) -> None:
         """Check old chunks that HDF5 may have to decode before it writes a part of them."""
         address = address_of(dataset)
-        if self._existed(address) and pipeline_of(dataset.id.get_create_plist()).packers:
-            check_packed(StoredObject(locate_file(self.filename), address))
+        packers = objects.pipeline_of(dataset.id.get_create_plist()).packers
+        if packers and self._existed(address):
+            check_packed(objects.StoredObject(locate_file(self.filename), address))
 
     def _drop_encoding(self, dataset: h5py.Dataset, attributes: Mapping[Any, Any]) -> None:
         """Remove attributes that say how the old values, now overwritten, are decoded."""
-        for name in CF_ATTRIBUTES:
+        for name in objects.CF_ATTRIBUTES:
             value = None if name in attributes else dataset.attrs.get(name)
             is_time = name == "units" and " since " not in str(value)
             is_type = name == "dtype" and str(value) not in ("bool", "timedelta64[ns]")
@@ -380,7 +362,7 @@ class TreeWriter:
         self, dataset: h5py.Dataset, dims: list[str], label: str
     ) -> list[str]:
         """Return the dimensions to attach to an existing dataset: all of them, or none."""
-        if DIMENSION_LIST not in dataset.attrs:
+        if objects.DIMENSION_LIST not in dataset.attrs:
             return dims
         known = [posixpath.basename(d[0].name) if len(d) else None for d in dataset.dims]
         if any(

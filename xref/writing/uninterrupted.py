@@ -146,15 +146,7 @@ class _Request:
 
 
 class _Call:
-    """A call in another thread, or one that was cancelled before it began.
-
-    Attributes
-    ----------
-    result : object
-        Result of the function.
-    interrupted : BaseException or None
-        Interrupt in the thread that waits.
-    """
+    """A call in another thread, or one that was cancelled before it began."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._function, self._arguments = function, arguments
@@ -164,8 +156,8 @@ class _Call:
         self._request: _Request | None = None
         self._wake_up: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self.result: Any = None
-        self.interrupted: BaseException | None = None
+        self.result: Any = None  # of the function
+        self.interrupted: BaseException | None = None  # interrupt in the thread that waits
 
     def run(self) -> None:
         """Make the call, unless it was cancelled."""

@@ -182,9 +182,8 @@ def _write_structure(job: _Job, draft: NewDraft | AppendDraft, block_draft: Draf
     with draft.open() as stored, _open_file(stored, is_new=is_new) as file:
         writer = TreeWriter(file, stored, job.translator, block_draft, is_new=is_new)
         for group, node in job.nodes.items():
-            encoding = job.encodings.get(group, {})
             # Interruptible: it may compute Dask arrays.
-            encoded = interruptible(encode_dataset, node, encoding)
+            encoded = interruptible(encode_dataset, node, job.encodings.get(group, {}))
             writer.add(group, node, encoded)
             stored.check()
         writer.finish()
@@ -321,12 +320,7 @@ def _read_variables(dataset: xr.Dataset, file_id: Any) -> xr.Dataset:
 
 
 def _check_names(dataset: xr.Dataset, path: str) -> None:
-    """Refuse names that HDF5 or netCDF-4 would misread.
-
-    Raises
-    ------
-    TypeError, ValueError
-    """
+    """Refuse names that HDF5 or netCDF-4 would misread."""
     label = f"group {path!r}"
     for kind, names in (("variable", dataset.variables), ("dimension", dataset.sizes)):
         for name in names:
