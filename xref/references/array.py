@@ -10,7 +10,6 @@ when one element is indexed.
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -330,8 +329,7 @@ class ReferenceArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         columns = None if self._stored is not None else self.columns
-        make = functools.partial(ReferenceArray, kind=self.kind, options=self._options)
-        return functools.partial(make, columns=columns, stored=self._stored), (self._shape,)
+        return _restore, (self._shape, self.kind, columns, self._stored, self._options)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -403,6 +401,10 @@ class ReferenceArray:
 
 _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
 _NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
+
+
+def _restore(shape: Any, kind: str, columns: Any, stored: Any, options: Any) -> ReferenceArray:
+    return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
 
 def _compare(left: Any, right: Any) -> Any:
