@@ -90,8 +90,8 @@ class constant:
     """Set a constant in every module of xref that has imported it, for a block."""
 
     def __init__(self, name, value):
-        modules = ("plan", "readers", "copies", "decode", "gather", "lazy")
-        found = [importlib.import_module(f"xref.{module}") for module in modules]
+        modules = ("plan", "execute", "box_copies", "partitions", "chunked_datasets")
+        found = [importlib.import_module(f"xref.reading.{module}") for module in modules]
         self.name, self.value = name, value
         self.modules = [module for module in found if hasattr(module, name)]
         self.before = getattr(self.modules[0], name)

@@ -169,9 +169,11 @@ def _index_positions(axis: range | IntArray, key: Any) -> Any:
 
 
 def _separate_axes(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """Return the only axis of each of several arrays with more than one element, or -1.
+    """Return one axis for each array, all different.
 
-    None if an array has several such axes, or if two arrays have the same.
+    It is the axis along which the array has several elements, else an unused axis, or -1 if no
+    axis is left. None if the arrays differ in rank or are fewer than their axes, if an array
+    has several such axes, or if two arrays have the same one.
     """
     ndim = max(map(len, shapes), default=0)
     if any(len(shape) != ndim for shape in shapes) or ndim > len(shapes):

@@ -93,7 +93,7 @@ def read_raw_attributes(
     CorruptFileError
         If the header, or a structure to which it leads, contradicts the format.
     UnsupportedError
-        If attributes lie in a heap with filters.
+        If attributes lie in a heap with filters, or one has an unknown version or datatype.
     """
     shared = SharedMessages(source)
     attributes = []

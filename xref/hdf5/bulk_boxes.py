@@ -12,7 +12,8 @@ field is checked: an object number, a length or a header that differs ends the t
 space must follow it.
 
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1E - Global Heap", "Reference
-Encoding (Backward Compatibility)" and "Dataspace Encoding" (H5S_SEL_HYPER versions 1, 2 and 3).
+Encoding (Backward Compatibility)" and "Dataspace Encoding" (H5S_SEL_HYPERSLABS, versions 1
+to 3).
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _read_batch(file: FileContent, address: IntArray) -> DatasetTable:
     rows = np.flatnonzero(known)
     if not len(rows):
         return unknown_datasets(len(address))
-    # From here on, columns count the rows of datasets; `scatter` counts all objects again.
+    # From here on, columns count the rows of datasets; `_scatter` counts all objects again.
     picked = {message: column[rows] for message, column in message_rows.items()}
     spaces = picked[DATASPACE_MESSAGE]
     extents = decode_extents(

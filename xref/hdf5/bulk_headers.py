@@ -11,8 +11,8 @@ This module decodes the headers that libhdf5 usually writes. A header is marked 
 long blocks, many blocks or a contradiction to the format; the caller then reads that object
 alone (`xref.hdf5.object_header` or libhdf5), which also words the error.
 
-Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header Prefix",
-"Level 2A2 - Version 2 Data Object Header Prefix" and "The Object Header Continuation Message".
+Source: HDF5 File Format Specification 4.0, "Level 2A1 - Data Object Header Prefix",
+"Level 2A2 - Data Object Header Messages" and "The Object Header Continuation Message".
 """
 
 from __future__ import annotations

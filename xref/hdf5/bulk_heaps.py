@@ -171,7 +171,7 @@ def read_collections(
 def _read_sizes(
     file: FileContent, address: IntArray, describe: Callable[[int], str]
 ) -> tuple[IntArray, IntArray]:
-    """Read the headers of collections; return their bytes in the file, and their sizes.
+    """Read the headers of collections; return where each begins in the file, and its size.
 
     The collections must be disjoint and inside the file, so that all of them together are
     not larger than the file.

@@ -6,7 +6,7 @@ In: bytes, or many ranges of them. Out: the 32-bit checksum of each.
 2. Otherwise few blocks are summed in Python, many side by side in NumPy: each step of the
    checksum needs the step before, so that only different blocks can go together.
 
-Source: HDF5 File Format Specification 4.0, "Level 2A2 - Version 2 Data Object Header
+Source: HDF5 File Format Specification 4.0, "Level 2A1 - Data Object Header
 Prefix", which names the algorithm.
 """
 

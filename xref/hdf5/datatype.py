@@ -8,7 +8,7 @@ complex numbers are datatypes that lie inside it. Each decoder returns where its
 so that decoding goes once over the bytes, in a recursion of limited depth.
 
 Source: HDF5 File Format Specification 4.0, "The Datatype Message". Complex numbers (class 11,
-version 5) came with HDF5 2.0 and are not in that text.
+version 5) came with HDF5 2.0.
 """
 
 from __future__ import annotations
@@ -233,7 +233,10 @@ class _DatatypeDecoder:
         return _CLASSES[type_class](self, version, flags, size, at + _HEAD_NBYTES, depth)
 
     def name(self, at: int, padded: bool) -> tuple[str, int]:
-        """Return a null-terminated name and where it ends; padding fills eight bytes."""
+        """Return a null-terminated name and where it ends.
+
+        With padding, the end is at a multiple of eight bytes from the start.
+        """
         end = self._body.find(0, at)
         if end < 0:
             self.fail("a name without an end")
@@ -255,7 +258,7 @@ class _DatatypeDecoder:
         return Datatype("bitfield", size, self.bits(flags, size, at, "u")), at + 4
 
     def bits(self, flags: int, size: int, at: int, code: str) -> np.dtype[Any] | None:
-        """Return the dtype of integers; None unless all bits are in use."""
+        """Return the dtype of integers; None unless all 1, 2, 4 or 8 bytes are used."""
         # Properties: bit offset 2, bit precision 2.
         offset, precision = self.unpack("<HH", at)
         if not precision or offset + precision > 8 * size:
@@ -331,9 +334,9 @@ class _DatatypeDecoder:
     def decode_compound(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        # Members, as many as the low bits of the bit field say. Each: name (padded to eight
-        # bytes before version 3), byte offset (4; since version 3 as wide as the size needs),
-        # in version 1 dimensions (see `member_dims`), datatype.
+        # Members, as many as the low bits of the bit field say. Each: name (padded to a
+        # multiple of eight bytes before version 3), byte offset (4; since version 3 as
+        # wide as the size needs), in version 1 dimensions (see `member_dims`), datatype.
         n, offset_nbytes = flags & 0xFFFF, integer_nbytes(size)
         if not n:
             self.fail("a compound without members")
@@ -374,7 +377,8 @@ class _DatatypeDecoder:
     def decode_enum(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        # Base type; names of all members (padded to eight bytes before version 3); values.
+        # Base type; names of all members (padded to multiples of eight bytes before
+        # version 3); values.
         n = flags & 0xFFFF
         base, at = self.decode(at, depth + 1)
         if base.type_class != "integer" or base.itemsize != size:
@@ -440,7 +444,9 @@ class _DatatypeDecoder:
     def decode_complex(
         self, version: int, flags: int, size: int, at: int, depth: int
     ) -> tuple[Datatype, int]:
-        # Base type: a real and an imaginary part of it make one element.
+        # Base type: a real and an imaginary part of it make one element. The bit field says
+        # whether both parts have it (bit 0), and the form (bits 1 and 2: 0 rectangular, the
+        # only one in use); it is not checked.
         base, at = self.decode(at, depth + 1)
         if base.type_class != "float" or 2 * base.itemsize != size:
             self.fail(

@@ -14,9 +14,7 @@ chunk's filter mask. Out: the values, written into a window of a larger array. I
 the dataset through HDF5. Any number of threads may call these functions; the steps that take
 time release the GIL.
 
-To add a filter: write a function ``undo_...(options, stored, out)`` in
-`xref.hdf5.filter_codecs`, add a line to `_find_undo`, and a name to `NAMES`. If the filter
-stores the size of its input, add it to `SIZE_FIELDS`.
+How to add a filter: CONTRIBUTING.md, "Add a filter".
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ from xref.hdf5.filter_codecs import (
     unshuffle,
 )
 
-# (client values, what the filter wrote, room for what the filter was given) -> what it was
-# given: the room, the part of it that was filled, or another array.
+# (client values, stored bytes, output buffer of the decoded size) -> decoded bytes: the
+# buffer, a part of it, or another array.
 Undo: TypeAlias = Callable[[Options, Bytes, Bytes], Bytes]
 
 # Filter identification values, as the Filter Pipeline message has them. Below 256 they are

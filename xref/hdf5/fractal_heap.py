@@ -2,7 +2,8 @@
 
 In: the address of a heap's header and bytes of the file. Out: the object of each heap ID. A
 fractal heap numbers the bytes of all its blocks in one space; blocks of equal size form a
-row of its doubling table, and from the second row on each row has blocks of twice the size.
+row of its doubling table. The first two rows have blocks of one size; from the third row on,
+blocks are twice as large as in the row before.
 
 1. Take a heap ID apart: the object lies in a block (managed), by itself in the file
    (huge) or in the ID (tiny).
@@ -161,9 +162,9 @@ class FractalHeap:
         return self._get_tiny(heap_id)
 
     def _get_tiny(self, heap_id: bytes) -> bytes:
-        # The length less one has four bits in IDs of up to 17 bytes, twelve in longer IDs.
+        # The length less one has four bits in IDs of up to 18 bytes, twelve in longer IDs.
         begin, nbytes = 1, (heap_id[0] & 0xF) + 1
-        if self._id_nbytes > 17:
+        if self._id_nbytes > 18:
             begin, nbytes = 2, ((heap_id[0] & 0xF) << 8 | heap_id[1]) + 1
         if begin + nbytes > self._id_nbytes:
             self._source.fail(f"a tiny object of the {self._label} has {nbytes} bytes")

@@ -6,7 +6,8 @@ The fields of a message (O: size of offsets, L: size of lengths from the superbl
 
 - Version 3: version 1, layout class 1. Compact: size 2, data. Contiguous: address O, size L.
   Chunked: dimensionality 1, address O, sizes 4 each.
-- Version 4 has compact and contiguous data in the same way. Chunked: flags 1,
+- Versions 4 and 5 have compact and contiguous data in the same way (of version 5 only chunks
+  are decoded here). Chunked: flags 1,
   dimensionality 1, encoded length of a size 1, sizes (that length each), type of the chunk
   index 1, information about the index (0 to L + 4), address O.
 
@@ -29,16 +30,17 @@ COMPACT, CONTIGUOUS, CHUNKED = range(3)
 """Layout classes."""
 
 V1_BTREE, SINGLE_CHUNK, IMPLICIT, FIXED_ARRAY, EXTENSIBLE_ARRAY, V2_BTREE = range(6)
-"""Types of chunk indices since version 4; version 3 always has the first."""
+"""Types of chunk indices: 1 to 5 as in messages since version 4. 0 stands for the version 1
+B-tree, which earlier versions always have."""
 
 OTHER_INDEX = -1
 """A chunk index that `xref.hdf5.chunk_index.bulk` does not read."""
 
 MAX_CHUNK_NBYTES = 2**32
-"""Chunks have fewer bytes."""
+"""Chunks have fewer bytes before version 5; larger ones are not described here."""
 
 PARTIAL_UNFILTERED, SINGLE_FILTERED = 0x01, 0x02
-"""Flags of version 4: chunks at the edge are not filtered; a single chunk is filtered."""
+"""Flags since version 4: chunks at the edge are not filtered; a single chunk is filtered."""
 
 # Bytes of information, by type of index. Fixed array: page bits 1. Extensible array: max
 # bits, index elements, min pointers, min elements and page bits, 1 each. Version 2 B-tree:
@@ -104,7 +106,8 @@ def _decode_chunked(
     ndim, width = np.where(good, extents.ndim, 0), np.where(good, width, 1)
     sizes = position + np.where(is_v3, 3 + form.offset_size, 5)
     fits, chunks, itemsize = _decode_chunk_shapes(data, sizes, width, ndim, extents.shape)
-    # Behind the sizes version 4 has the type of the index, its information, and its address.
+    # Behind the sizes versions 4 and 5 have the type of the index, its information
+    # and its address.
     end = sizes + (ndim + 1) * width
     index = np.where(is_v3, V1_BTREE, data[end].astype(np.int64))
     good &= fits & (is_v3 | ((index >= SINGLE_CHUNK) & (index <= V2_BTREE)))

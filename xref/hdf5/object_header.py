@@ -11,9 +11,9 @@ of each message.
 Comments name the fields in the order of their bytes, each with its size: O stands for the
 size of offsets and L for the size of lengths, which the superblock tells.
 
-Source: HDF5 File Format Specification 4.0, "Level 2A1 - Version 1 Data Object Header
-Prefix", "Level 2A2 - Version 2 Data Object Header Prefix", "The Object Header
-Continuation Message", "The Shared Message Table Message", "Shared Message Record", "The
+Source: HDF5 File Format Specification 4.0, "Level 2A1 - Data Object Header Prefix",
+"Level 2A2 - Data Object Header Messages", "The Object Header Continuation Message", "The
+Shared Message Table Message", "Level 1I - Shared Object Header Message Table", "The
 B-tree 'K' Values Message", "The Data Storage - Filter Pipeline Message" and "Disk Format:
 Level 0A - Format Signature and Superblock".
 """
@@ -299,8 +299,8 @@ class SharedMessages:
     def _read(self, message_type: int, body: bytes) -> bytes:
         source, size = self._source, self._source.offset_size
         # Version 1: version 1, type 1, reserved 6, then a symbol table entry: name offset
-        # L, address of the object header O. Versions 2 and 3: version 1, type 1, then the
-        # address of an object header O, or a heap ID 8 (type 1 of version 3).
+        # L (only in libhdf5, not in the specification), address of the object header O.
+        # Versions 2 and 3: version 1, type 1, then the address of an object header O, or a heap ID 8 (type 1 of version 3).
         version = body[0] if body else 0
         start = 8 + source.length_size if version == 1 else 2
         in_heap = body.startswith(IN_HEAP)
@@ -333,7 +333,10 @@ class SharedMessages:
         )
 
     def _open_heaps(self) -> Iterator[tuple[int, FractalHeap]]:
-        """Yield the message types (bit i for type i) and the heap of each index."""
+        """Yield the message types and the heap of each index.
+
+        Bit i stands for type i, as in libhdf5; the specification numbers the types from 0.
+        """
         source = self._source
         size = source.offset_size
         extension = _find_extension(source, _take_superblock(source))

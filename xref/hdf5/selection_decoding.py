@@ -9,7 +9,7 @@ its heap object before an array of that size is made, so the work is linear in t
 
 Source: HDF5 File Format Specification 4.0, "Reference Encoding (Backward
 Compatibility)" and "Dataspace Encoding" (H5S_SEL_NONE, H5S_SEL_POINTS versions 1
-and 2, H5S_SEL_HYPER versions 1, 2 and 3, H5S_SEL_ALL).
+and 2, H5S_SEL_HYPERSLABS versions 1, 2 and 3, H5S_SEL_ALL).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xref.arrays import IntArray, ragged_ranges, row_offsets
 from xref.errors import CorruptFileError, UnsupportedError
 
 NONE, POINTS, HYPERSLAB, ALL = 0, 1, 2, 3
-"""Selection types: H5S_SEL_NONE, H5S_SEL_POINTS, H5S_SEL_HYPER, H5S_SEL_ALL."""
+"""Selection types: H5S_SEL_NONE, H5S_SEL_POINTS, H5S_SEL_HYPERSLABS, H5S_SEL_ALL."""
 
 MAX_RANK = 32
 """HDF5's ``H5S_MAX_RANK``."""
@@ -154,7 +154,7 @@ def decode_serialized(
 ) -> selections.SelectionTable:
     """Decode serialized selections that no address precedes.
 
-    The parameters are those of `decode_selections`.
+    The parameters are those of `decode_selections` without ``address_size``.
     """
     rows = Rows(buffer, position, nbytes, describe)
     rows.need(8, "a selection's header")

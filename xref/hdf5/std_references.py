@@ -85,6 +85,7 @@ def split_std_references(
     rows = Rows(buffer, width * np.arange(n), np.full(n, width), describe)
     # uint8 reference type, uint8 flags, then either a token (object references to the same
     # file) or uint32 size, collection address (size of offsets), uint32 heap object index.
+    # libhdf5 writes the size; the specification leaves it out.
     reference_type, flags = rows.read(0, 1), rows.read(1, 1)
     rows.fail(
         ~np.isin(reference_type, (NULL, OBJECT, REGION, ATTRIBUTE)),

@@ -16,7 +16,8 @@ and no two nodes share a byte.
 Source: HDF5 File Format Specification 4.0, "Disk Format: Level 1A1 - Version 1
 B-trees", "Level 1B - Group Symbol Table Nodes", "Level 1C - Symbol Table Entry",
 "Level 1D - Local Heaps" and "The Symbol Table Message". Where that text and libhdf5 differ,
-the check follows libhdf5: the name offset of an entry has the size of lengths.
+the check follows libhdf5: the name offset of an entry has the size of lengths, and 1, not the
+undefined address, says that a heap has no free block.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ def _check_entries(
 ) -> tuple[WordArray, WordArray]:
     """Check symbol table nodes, in ascending order, and all their entries.
 
-    Returns names and targets, as `_check_tree` yields them.
+    Returns name offsets and addresses of hard links, as `_check_tree` yields them.
     """
     # An entry: name offset L (see above), address of the object header O, cache type 4,
     # reserved 4, scratch pad 16. The scratch pad of a soft link holds the offset of its value

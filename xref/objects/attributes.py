@@ -266,8 +266,8 @@ def as_stored(
 ) -> npt.NDArray[np.void]:
     """Cut references read by HDF5 to their size in the file.
 
-    HDF5 reserves 8 bytes for each address. Each element begins its reserved bytes or, if
-    ``packed``, all elements are contiguous at the beginning of the buffer.
+    HDF5 reserves 8 bytes for each address. Each element is at the beginning of its reserved
+    bytes. With ``packed``, the elements follow each other without gaps.
     """
     width = reference_itemsize(kind, offset_size)
     if width == values.dtype.itemsize:

@@ -19,7 +19,9 @@ COPY_NBYTES = 1 << 19
 """Bytes copied by one fancy index, so that its temporary stays in the cache."""
 
 MIN_BULK_BOXES = 6
-"""Up to this number of boxes of one shape are copied one by one (benchmarks/tiles.py)."""
+"""Shapes with at most this number of boxes are not copied by one fancy index. They are copied
+by rows if there are more than `MIN_BULK_GROUPS` shapes, otherwise box by box
+(benchmarks/tiles.py)."""
 
 MIN_BULK_GROUPS = 8
 """With up to this number of shapes, no boxes are copied by rows."""

@@ -80,7 +80,7 @@ class TileRanges:
 
 
 class _OfLayout:
-    """A loader of the dataset that has a layout."""
+    """Base of the loaders: it gives the chunk shape from the layout."""
 
     __slots__ = ()
     layout: DatasetLayout

@@ -22,12 +22,13 @@ from xref.storage import FileBytes, check_descriptors, check_unchanged
 
 
 def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> TileLoader:
-    """Choose how a dataset whose elements hold no references is read.
+    """Return the loader of the values of a dataset without references.
 
     Parameters
     ----------
-    dataset, layout
-        The dataset.
+    dataset : StoredObject
+    layout : DatasetLayout
+        Its shape, type and storage.
     reader : {"auto", "direct", "h5py"}
         "auto" reads directly if possible, otherwise through h5py.
 

@@ -34,7 +34,7 @@ def share_work(n_jobs: int, job: Callable[[int], None]) -> None:
     for _ in range(threads - 1):
         try:
             _pool().submit(work.take_part)
-        except RuntimeError:  # no memory or room for a thread: those that there are do it all
+        except RuntimeError:  # the system cannot start another thread: the existing ones do all
             break
     # The caller works too: a pool whose threads are busy elsewhere delays nobody.
     try:
@@ -78,7 +78,7 @@ class _SharedWork:
         with self._changed:
             self._numbers = iter(())  # for threads that come later
             self._changed.wait_for(lambda: not self._working)
-        error, self._error = self._error, None  # whose frames lead back here
+        error, self._error = self._error, None  # its traceback refers to this object
         if error is not None:
             raise error
 

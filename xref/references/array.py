@@ -1,4 +1,4 @@
-"""Arrays of references that are columns.
+"""Arrays of references, stored as columns.
 
 In: `ReferenceColumns`, or the `StoredReferences` of a dataset. Out: `ReferenceArray`, the duck
 array that a reference variable holds.
@@ -56,9 +56,9 @@ class ReferenceArray:
 
     Several threads may use an array; a lock guards the one-time decoding of the columns.
 
-    Elements are equal if they have the same target; null references are equal. Only an array
-    compared with itself differs where it is null: xarray finds missing values by
-    ``data != data``, so ``isnull``, ``dropna`` and ``combine_first`` work.
+    Elements are equal if they have the same target; null references are equal. There is one
+    exception: in ``data != data``, null references differ from themselves, because xarray finds
+    missing values that way. So ``isnull``, ``dropna`` and ``combine_first`` work.
 
     Notes
     -----

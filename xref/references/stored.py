@@ -49,12 +49,13 @@ class StoredReferences:
     path : str or None
         The path by which the dataset was opened, for messages; None for the canonical path.
     kind : {"object", "region", "std", ""}
-        Type of the elements; "std" (``H5T_STD_REF``) allows any kind. Empty for elements that
-        only contain references.
+        Type of the elements; "std" (``H5T_STD_REF``) allows any kind. Empty for
+        compounds, arrays and sequences that contain references.
     slices : tuple of (start, count, step)
         The requested elements along each axis.
     field : str
-        Member of a compound type that the references are, with dots between levels.
+        Name of the compound member that holds the references, with dots between nested names;
+        empty if the elements themselves are references.
     offset : int
         Offset of the member in an element, bytes.
     extent : tuple of int, optional

@@ -53,7 +53,8 @@ def bind(
 ) -> tuple[BoundVariable, BoolArray | None]:
     """Bind references to their targets and find the decoding of each target.
 
-    The mask is True for the references that were not dropped. It is None if none was dropped.
+    Returns the bound variable, and a mask that is True for the references that were kept; the
+    mask is None if all were kept.
     """
     if on_null not in ON_NULL:
         raise ValueError(f"on_null is {on_null!r}; it can be one of {ON_NULL}")

@@ -104,8 +104,8 @@ def _items(
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Return the points and blocks (items) of all rows, one row after the other.
 
-    First come the number of the first item of each row, and its number of items, ``(n,)``; then
-    start and stop of the items in elements, stop exclusive, ``(sum of size, width)``.
+    Returns four arrays. Of each row, ``(n,)``: the number of its first item, and its number of
+    items. Of each item, ``(items, width)``: start and stop (exclusive), in elements.
     """
     lists = [
         (SelectionKind.POINTS, regions.points, regions.points + 1),

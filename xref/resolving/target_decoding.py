@@ -33,7 +33,8 @@ def read_decoders(
 ) -> tuple[engine.Decoders, dict[TargetKey, Set[str]]]:
     """Find the decoding of each target; the first and last dates of targets are read.
 
-    The dict has the names of the attributes that decoding uses up, for each of ``targets``.
+    Returns the decoders, and for the token of each target the names of the attributes that
+    its decoding removes.
     """
     table = _DecodingTable(options)
     by_key = {t.dataset.token: t for t in targets}

@@ -22,13 +22,14 @@ R = TypeVar("R")
 class FileLocation:
     """One version of a file, and the policy for files to which it refers.
 
-    The file stays open in this process as long as a location lives that holds it, so it is
-    closed when all its variables are deleted. A location in a cache does not hold it.
+    A file stays open in this process while a location with ``holds_file`` exists. It is closed
+    when the last variable of the file is deleted. Locations in caches have
+    ``holds_file=False``.
     """
 
     source: FileSource
     identity: Identity  # of a local file: device, inode, bytes, (times of write and change)
-    external: str = "same-dir"  # or "all" or "none": files to which its links may refer
+    external: str = "same-dir"  # or "all" or "none": the files that its links may name
     holds_file: bool = field(default=True, repr=False, compare=False)
     # The `xref.storage.open_files` handles that this location holds open; at most one.
     handles: list[Any] = field(default_factory=list, repr=False, compare=False)

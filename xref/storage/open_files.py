@@ -209,7 +209,7 @@ _handles_lock = threading.Lock()
 
 
 def handles_of(location: FileLocation) -> _Handles:
-    """Return the handles of a file; ``location`` holds them open unless it is a key."""
+    """Return the handles of a file; a location with ``holds_file`` keeps them open."""
     pid = os.getpid()
     if location.handles and location.handles[0].pid == pid:
         held: _Handles = location.handles[0]

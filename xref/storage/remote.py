@@ -72,7 +72,8 @@ class RemoteFile(sources.FileSource):
     def known_identity(self) -> sources.Identity:
         """Return the identity of the open file, if the version of each answer is checked.
 
-        It is not if HDF5 reads through a file object of fsspec or a driver of its own.
+        If HDF5 reads through a file object of fsspec or its own driver, answers are not
+        checked, so the server is asked.
         """
         if self.open_kwargs or "driver" in dict(self.hdf5_options):
             return self.identity()
@@ -127,7 +128,7 @@ _opened: weakref.WeakValueDictionary[tuple[RemoteFile, int], RemoteBytes] = (
     weakref.WeakValueDictionary()
 )
 _recently_checked: deque[RemoteBytes] = deque(maxlen=4)
-"""The last few, which stay open until a location holds them."""
+"""The last four files whose version was checked. They stay open until a location holds them."""
 
 _opening = threading.Lock()
 
@@ -147,8 +148,9 @@ class RemoteBytes:
         self._problems: dict[int, FileReadError | FileChangedError] = {}
         self._reader = RangeReader(remote, version)
         self._ahead = AHEAD_NBYTES
-        # Each operation on it is atomic. A lock could cause a deadlock: reads take it under
-        # HDF5's lock, and a garbage collection under it could take HDF5's lock.
+        # No lock guards it, because each operation is atomic. A lock could cause a deadlock:
+        # a thread takes it while it holds HDF5's lock, and a garbage collection in another
+        # thread that has this lock could wait for HDF5's lock.
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         head = min(HEAD_NBYTES, version.nbytes)
         self._head = deque([self._reader.begin([(0, head)])] if head else [])
@@ -331,7 +333,7 @@ def _metadata_timeout(n_requests: int) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FetchingRanges:
-    """Ranges of data, cached ones and those still being read (a `PendingRanges`)."""
+    """Ranges of data: some are cached, the others are being read (a `PendingRanges`)."""
 
     file: RemoteBytes
     cached: list[tuple[int, bytes]]  # offset and bytes

@@ -1,4 +1,4 @@
-"""Garbage collections are skipped on threads that carry requests, and made up for later.
+"""Threads that carry requests skip garbage collections; other threads run them later.
 
 Another thread may hold HDF5's lock while it waits for a request. A garbage collection on the
 thread of that request could need the same lock: a deadlock. So these threads skip

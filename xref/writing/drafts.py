@@ -202,7 +202,7 @@ _records: dict[str, Records] = {}
 """Records of the drafts that this process writes to, by their hidden names."""
 
 _failures: dict[str, BaseException] = {}
-"""First error of each draft, by its hidden name: later writers only find no file."""
+"""First error of each draft, by its hidden name. Later writers only report a missing file."""
 
 
 def first_failure(draft: Draft) -> BaseException | None:
@@ -211,7 +211,7 @@ def first_failure(draft: Draft) -> BaseException | None:
 
 
 def _keep(entries: dict[str, T], path: str, value: T) -> None:
-    """Keep a value for a draft, and those of the last few others."""
+    """Store a value for a draft; only the last `_DRAFTS_KEPT` entries are kept."""
     entries[path] = value
     while len(entries) > _DRAFTS_KEPT:
         del entries[next(iter(entries))]

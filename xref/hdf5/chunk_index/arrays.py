@@ -4,7 +4,8 @@ In: the address of an array's header. Out: the chunks of the array, as columns.
 
 1. Read the header and (of extensible arrays) the index block: they say how the elements are
    distributed over data blocks.
-2. Read all super blocks together; they have the addresses of more data blocks.
+2. Read all super blocks ("secondary blocks" in the specification) together; they have the
+   addresses of more data blocks.
 3. Read all data blocks and their pages together. The bit of a page says whether it was ever
    written; a page that was not may have any bytes.
 
@@ -224,7 +225,8 @@ def read_fixed_array(reader: NodeReader, address: int, grid: Grid) -> ListedChun
     """
     source, size = reader.source, reader.source.offset_size
     # char[4] "FAHD", uint8 version, uint8 client ID, uint8 element size, uint8 page bits (log2
-    # of the elements of a page), number of elements (size of lengths), data block address.
+    # of the elements of a page), number of elements (size of lengths), data block address,
+    # checksum.
     head_nbytes = 8 + source.length_size + size + CHECKSUM_NBYTES
     head = source.take_checked(address, head_nbytes, b"FAHD", "array header")
     array = _Array(reader, grid, address, head, b"FADB")
@@ -280,10 +282,10 @@ class _Parameters:
     """Fields of an extensible array's header; comments name them as the specification does."""
 
     max_bits: int  # "Max Nelmts Bits": bits of an element's number
-    n_in_index: int  # "Index Block Elements"
-    least_block_n: int  # "Data Block Min Elements"
-    least_pointers: int  # "Secondary Block Min Data Ptrs"
-    page_n: int  # elements of a page: 2 ** "Max Data Block Page Nelmts Bits"
+    n_in_index: int  # "Index Blk Elmts"
+    least_block_n: int  # "Data Blk Min Elmts"
+    least_pointers: int  # "Secondary Blk Min Data Ptrs"
+    page_n: int  # elements of a page: 2 ** "Max Data Blk Page Nelmts Bits"
 
     @property
     def offset_nbytes(self) -> int:

@@ -243,7 +243,8 @@ def _read_v2_header(
         raise UnsupportedError(f"{source.where}: the {label} has version {head[4]}")
     tree_type, node_nbytes, record_nbytes, depth = struct.unpack_from("<BIHH", head, 5)
     # Record of type 10: address, uint64 offset along each axis, in chunks. Type 11 has the
-    # chunk's size and a uint32 filter mask between them; the size is as wide as it needs.
+    # chunk's size and a uint32 filter mask between them. The size has one byte more than that
+    # of an unfiltered chunk needs, at most 8 (layout version 4), or a fixed width (version 5).
     plain_nbytes = size + ndim * _OFFSET_NBYTES
     size_nbytes = record_nbytes - plain_nbytes - MASK_NBYTES if filtered else 0
     if tree_type != (FILTERED_CHUNKS if filtered else PLAIN_CHUNKS) or (

@@ -46,7 +46,7 @@ _INFO_NBYTES = {IMPLICIT: 0, FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, V2_BTREE: 6}
 class ChunkStorage:
     """The properties of chunked storage in a layout message."""
 
-    index: int  # chunk indexing type, numbered as in layout messages of version 4
+    index: int  # type of the chunk index (`layout_message`); 0 before version 4
     address: int  # of the index, of a single chunk, or of the first chunk (implicit index)
     chunks: tuple[int, ...]  # shape of chunks, elements
     itemsize: int  # bytes of an element
