@@ -300,7 +300,8 @@ class SharedMessages:
         source, size = self._source, self._source.offset_size
         # Version 1: version 1, type 1, reserved 6, then a symbol table entry: name offset
         # L (only in libhdf5, not in the specification), address of the object header O.
-        # Versions 2 and 3: version 1, type 1, then the address of an object header O, or a heap ID 8 (type 1 of version 3).
+        # Versions 2 and 3: version 1, type 1, then the address of an object header O, or a
+        # heap ID 8 (type 1 of version 3).
         version = body[0] if body else 0
         start = 8 + source.length_size if version == 1 else 2
         in_heap = body.startswith(IN_HEAP)
