@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ import xarray as xr
 from samples import DATA, add_regions, nested, open_h5, scaled
 
 from xref import ReferenceArray, UnreadableMemberWarning
+from xref.engine.backend import H5RefBackendEntrypoint
 
 
 def test_the_engine_is_listed_and_guesses_no_file(make: Callable[..., Path]) -> None:
@@ -24,6 +28,26 @@ def test_the_engine_is_listed_and_guesses_no_file(make: Callable[..., Path]) -> 
     path = make(lambda f: f.create_dataset("x", data=1))
     assert engine.guess_can_open(path) is False
     assert engine.guess_can_open(str(path)) is False
+
+
+def test_the_engine_can_be_given_as_a_class(make: Callable[..., Path]) -> None:
+    """In a fresh process: xarray completes the class when it lists the engines."""
+    path = make(lambda f: f.create_dataset("x", data=[1, 2]))
+    program = f"""
+import xarray as xr
+from xref.engine.backend import H5RefBackendEntrypoint as Engine
+for decode_cf in (True, False):
+    with xr.open_dataset({str(path)!r}, engine=Engine, decode_cf=decode_cf) as ds:
+        assert ds["x"].values.tolist() == [1, 2]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_engine_lists_the_arguments_of_its_signature() -> None:
+    signature = inspect.signature(H5RefBackendEntrypoint.open_dataset)
+    assert ["self", *H5RefBackendEntrypoint.open_dataset_parameters] == list(
+        signature.parameters
+    )
 
 
 def test_invalid_arguments_of_open_dataset_raise(

@@ -27,6 +27,29 @@ class H5RefBackendEntrypoint(BackendEntrypoint):
     """Opens any HDF5 file; references become variables that can be resolved."""
 
     description: ClassVar[str] = "Open HDF5 files, their references included, with xref"
+    open_dataset_parameters: ClassVar[Any] = (
+        # xarray reads the signature only of engines that it finds by their name.
+        "filename_or_obj",
+        "drop_variables",
+        "mask_and_scale",
+        "decode_times",
+        "concat_characters",
+        "decode_coords",
+        "use_cftime",
+        "decode_timedelta",
+        "group",
+        "external",
+        "reader",
+        "format",
+        "lock",
+        "invalid_netcdf",
+        "phony_dims",
+        "decode_vlen_strings",
+        "driver",
+        "driver_kwds",
+        "storage_options",
+        "open_kwargs",
+    )
     supports_groups: ClassVar[bool] = True
 
     def open_dataset(
