@@ -329,7 +329,9 @@ class ReferenceArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         columns = None if self._stored is not None else self.columns
-        return _restore, (self._shape, self.kind, columns, self._stored, self._options)
+        # Default options are left out: each task of a Dask graph has a pickled array.
+        options = None if self._options == reference.DEFAULT_OPTIONS else self._options
+        return _restore, (self._shape, self.kind, columns, self._stored, options)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -404,6 +406,7 @@ _NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
 
 
 def _restore(shape: Any, kind: str, columns: Any, stored: Any, options: Any) -> ReferenceArray:
+    options = reference.DEFAULT_OPTIONS if options is None else options
     return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
 
 
