@@ -9,7 +9,8 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     # fmt: off
-    from xref.resolving.accessor import DatasetAccessor, ReferenceAccessor
+    from xref.resolving.accessor import ReferenceAccessor
+    from xref.resolving.dataset_accessor import DatasetAccessor
     from xref.resolving.compound_fields import (
         as_reference_array, collect_references, reference_members,
     )

@@ -6,7 +6,6 @@ Their work is done in the other modules of `xref.resolving`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -15,14 +14,13 @@ import xarray as xr
 
 from xref.engine import ReferenceVariable, find_object, reference_dataarray
 from xref.objects import REFERENCE_BATCH, cache_h5py_references
-from xref.references import KIND_NOUNS, ObjectReference, ReferenceArray, RegionReference
+from xref.references import ObjectReference, ReferenceArray, RegionReference
 from xref.resolving.compound_fields import as_reference_array, field_references, nwb_regions
-from xref.resolving.create import REGION_DIM, group_reference, make_regions, region_reference
+from xref.resolving.create import REGION_DIM, make_regions, region_reference
 from xref.resolving.region_functions import call_function, compute_statistic
 from xref.resolving.resolve import resolve_references
 from xref.resolving.tables import reference_table
 from xref.resolving.targets import target_attributes
-from xref.writing import to_hdf5
 
 
 class ReferenceAccessor:
@@ -420,45 +418,3 @@ class ReferenceAccessor:
         """
         call, sizes = (func, args, kwargs), output_sizes or {}
         return call_function(self._array, self.references, call, dtype, sizes, chunks, on_null)
-
-
-class DatasetAccessor:
-    """Methods of a Dataset of an HDF5 file."""
-
-    def __init__(self, dataset: xr.Dataset) -> None:
-        self._dataset = dataset
-
-    @property
-    def references(self) -> dict[Any, str]:
-        """Reference variables by name, with their kind and the sizes of their dimensions."""
-        out = {}
-        for name, variable in self._dataset.variables.items():
-            data = variable._data
-            if isinstance(data, ReferenceArray):
-                out[name] = f"{KIND_NOUNS[data.kind]}s {dict(variable.sizes)}"
-        return out
-
-    def reference(self, path: str = ".") -> ObjectReference:
-        """Return a reference to the group of the Dataset, or to an object at a path.
-
-        Parameters
-        ----------
-        path : str
-            Path of a group, dataset or named datatype, relative to the group or absolute.
-
-        Raises
-        ------
-        TypeError
-            If the Dataset was not opened from a group of a file.
-        KeyError
-            If there is no object at the path.
-
-        Examples
-        --------
-        >>> ds.h5ref.reference("detector/image").resolve()  # doctest: +SKIP
-        """
-        return group_reference(self._dataset, path)
-
-    def to_hdf5(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Write the Dataset to an HDF5 file, references included; see `xref.to_hdf5`."""
-        return to_hdf5(self._dataset, path, *args, **kwargs)
