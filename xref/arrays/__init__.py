@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         convert, dtype_token, dtype_with, exact_dtype, exact_values, is_same_value,
         results_dtype, text_of, to_objects,
     )
+    from xref.arrays.overlays import KnownRanges, OverlaidFile
     from xref.arrays.scattered_reads import GAP_NBYTES, read_scattered
     from xref.arrays.strides import canvas_strides, linear, row_strides
     # fmt: on

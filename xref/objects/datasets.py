@@ -24,7 +24,7 @@ from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject, cached_by_object
-from xref.storage import FileBytes, FileLocation, cached_by_location, check_unchanged
+from xref.storage import FileLocation, cached_by_location, check_unchanged, metadata_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColum
     location = stored.location
     base = file_format(location).base_address
     source = byte_source(location, stored)
-    reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
+    reader = hdf5.NodeReader(source, metadata_bytes(location), base, "index of chunks")
     try:
         storage = hdf5.parse_chunk_storage(_layout_message(source, stored.address), source)
         chunks = hdf5.read_listed_chunks(

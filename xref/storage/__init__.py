@@ -11,7 +11,7 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     # fmt: off
     from xref.storage.external_files import check_external, is_same_file, locate_named
-    from xref.storage.file_bytes import FileBytes, raise_transport_errors
+    from xref.storage.file_bytes import FileBytes, metadata_bytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
     from xref.storage.location import FileLocation, cached_by_location, without_open_file
