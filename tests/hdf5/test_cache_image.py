@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5.cache_image import HEAD_NBYTES, read_cache_image
+from xref.hdf5 import read_cache_image
+from xref.storage.known_metadata import HEAD_NBYTES
 
 
 @pytest.fixture(scope="module")

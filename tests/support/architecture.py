@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "arrays": _BASE,
     "selections": (*_BASE, "arrays"),
     "hdf5": (*_BASE, "arrays", "selections"),
-    "storage": (*_BASE, "arrays", "hdf5"),
+    "storage": (*_BASE, "arrays"),
     "objects": _FILES,
     "reading": _READ,
     "references": (*_READ, "references"),

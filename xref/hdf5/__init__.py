@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xref.hdf5.bulk_heaps import (
         HeapBatch, HeapCollections, read_collections, read_heap_objects, read_sequences,
     )
-    from xref.hdf5.cache_image import HEAD_NBYTES, read_cache_image
+    from xref.hdf5.cache_image import read_cache_image
     from xref.hdf5.chunk_index.bulk import ChunkColumns, read_chunks
     from xref.hdf5.chunk_index.index import parse_chunk_storage, read_listed_chunks
     from xref.hdf5.chunk_index.nodes import NodeReader

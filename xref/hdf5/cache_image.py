@@ -28,9 +28,6 @@ from xref.hdf5.object_header import walk_messages
 
 CACHE_IMAGE_MESSAGE = 0x18
 
-HEAD_NBYTES = 4096
-"""First bytes of a file, to be read at once: superblock, and often the root group."""
-
 Entries: TypeAlias = list[tuple[int, memoryview]]
 """Offset in the file and bytes of each entry, ascending, without overlaps."""
 
@@ -48,7 +45,7 @@ def read_cache_image(
     Parameters
     ----------
     head : bytes
-        The first `HEAD_NBYTES` bytes of the file, or all if it is shorter.
+        The first bytes of the file.
     read : callable
         ``read(offset, nbytes)`` returns other bytes of the file.
     file_nbytes : int

@@ -16,7 +16,10 @@ from xref.storage import (
     cached_by_location,
     metadata_bytes,
     open_file,
+    set_image_decoder,
 )
+
+set_image_decoder(hdf5.read_cache_image)
 
 
 def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:

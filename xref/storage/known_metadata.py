@@ -8,10 +8,28 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from xref.arrays import KnownRanges
 from xref.errors import FileReadError
-from xref.hdf5 import HEAD_NBYTES, read_cache_image
 from xref.storage.sources import ByteHandle
+
+HEAD_NBYTES = 4096
+"""First bytes of a file, read at once: the superblock, and often the root group."""
+
+ImageDecoder: TypeAlias = Callable[
+    [bytes, Callable[[int, int], bytes], int, str], list[tuple[int, memoryview]]
+]
+"""The signature of `xref.hdf5.read_cache_image`."""
+
+_decoders: list[ImageDecoder] = []
+
+
+def set_image_decoder(decode: ImageDecoder) -> None:
+    """Set the function that decodes cache images: `xref.objects` knows the file format."""
+    _decoders[:] = [decode]
+
 
 NOTHING_KNOWN = KnownRanges((), (), equal_file=True)
 """For files that a writer has open: HDF5 in the writer knows their metadata."""
@@ -40,7 +58,7 @@ def read_known_metadata(held: ByteHandle, nbytes: int, name: str) -> KnownRanges
         return bytes(buffer)
 
     head = bytearray(read(0, min(HEAD_NBYTES, nbytes)))
-    entries = read_cache_image(bytes(head), read, nbytes, name)
+    entries = [e for decode in _decoders for e in decode(bytes(head), read, nbytes, name)]
     starts, parts = [0], [memoryview(head)]
     for offset, data in entries:
         begin = min(max(len(head) - offset, 0), len(data))  # bytes of the entry in the head
