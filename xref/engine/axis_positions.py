@@ -132,7 +132,9 @@ class ElementOrigin:
         regular = [_regular(axis) for axis in axes]
         if not all(map(len, axes)):
             # Nothing is selected, so that each axis may have any numbers of its length.
-            regular = [r or (int(a[0]), 1, 1, len(a)) for r, a in zip(regular, axes, strict=True)]
+            regular = [
+                r or (int(a[0]), 1, 1, len(a)) for r, a in zip(regular, axes, strict=True)
+            ]
         if all(r is not None for r in regular):
             columns = zip(*[r for r in regular if r is not None], strict=True)
             return selections.Hyperslab(*(tuple(column) for column in columns))

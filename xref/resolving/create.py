@@ -22,8 +22,9 @@ from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, R
 from xref.selections import (
     All,
     Selection,
+    SelectionKind,
     SelectionTable,
-    box_table,
+    empty_table,
     strided_table,
     table_from_selections,
 )
@@ -247,14 +248,15 @@ def _box_columns(
     elif hasattr(given, "to_xarray") and hasattr(given, "to_frame"):  # a pandas Series
         given = _row_or_column(given, array, role, dims[0])
     valid = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
-    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+    is_dict = isinstance(given, Mapping) and not isinstance(given, xr.Dataset)
+    if is_dict:
         unknown = [name for name in given if str(name) not in valid]
         if unknown:
             raise KeyError(_explain_names(array, role, unknown))
         columns = {k: np.asarray(v) for k, v in given.items()}
         given = xr.Dataset({k: (_box_dims(v.ndim, dims), v) for k, v in columns.items()})
     if isinstance(given, xr.Dataset):
-        return _by_column(array, given, role, bare_names)
+        return _by_column(array, given, role, bare_names, mixed=is_dict or role == "start")
     if isinstance(given, xr.DataArray):
         if given.ndim == 0 or given.shape[-1] != array.ndim:
             raise ValueError(_explain_shape(array, role, given.shape))
@@ -315,9 +317,12 @@ def _row_or_column(series: Any, array: xr.DataArray, role: str, dim: Hashable) -
 
 
 def _by_column(
-    array: xr.DataArray, table: xr.Dataset, role: str, bare_names: bool
+    array: xr.DataArray, table: xr.Dataset, role: str, bare_names: bool, mixed: bool
 ) -> xr.DataArray:
-    """Return columns named ``y_start`` or ``y``; a dimension without a column is whole."""
+    """Return columns named ``y_start`` or ``y``; a dimension without a column is whole.
+
+    ``mixed``: whether names without the role count beside names with the role.
+    """
     valid = {f"{d}_{role}" for d in array.dims}
     unknown = [n for n in table if str(n).endswith(f"_{role}") and str(n) not in valid]
     if unknown:
@@ -326,7 +331,7 @@ def _by_column(
         d: f"{d}_{role}" for d in array.dims if f"{d}_{role}" in table.variables
     }
     names = dict(exact)
-    if bare_names and (role == "start" or not exact):
+    if bare_names and (mixed or not exact):
         names = {d: d for d in array.dims if d in table.variables and d not in exact} | exact
     if not names:
         raise KeyError(_explain_names(array, role, list(table.variables)))
@@ -368,7 +373,7 @@ def _check_boxes(
 
     A box may be empty. All arrays have the shape ``(n, ndim)``.
     """
-    start, step = numbers["start"], numbers.get("step", np.int64(1))
+    start, step = numbers["start"], numbers.get("step", np.ones(1, dtype=np.int64))
     extent = np.array(array.shape, dtype=np.int64)
 
     def refuse(wrong: BoolArray, problem: str) -> None:
@@ -422,7 +427,7 @@ def _stored_boxes(
         starts.append(boxes["start"][:, own_axis] + (int(axis[0]) if len(axis) else 0))
         sizes.append(boxes["size"][:, own_axis])
         steps.append(boxes["step"][:, own_axis])
-    if not starts:  # a variable without axes
-        return box_table(*(np.zeros((n, 0), dtype=np.int64) for _ in range(2)))
+    if not starts:  # HDF5 has no hyperslabs of a scalar
+        return empty_table(n, 0, SelectionKind.ALL)
     columns = (np.stack(c, axis=1) for c in (starts, sizes, steps))
     return strided_table(*columns)
