@@ -74,6 +74,7 @@ class ReferenceAccessor:
         on_null: str = "raise",
         fill_value: Any = None,
         dtype: Any = None,
+        concat_dim: Hashable | None = None,
     ) -> Any:
         """Resolve all references into one lazy array of the elements that they select.
 
@@ -128,9 +129,8 @@ class ReferenceAccessor:
         >>> patches = ds["rois"].h5ref.resolve(chunks={"roi": 100})  # doctest: +SKIP
         >>> patches.mean(("y", "x")).compute()  # doctest: +SKIP
         """
-        return resolve_references(
-            self._array, self.references, layout, chunks, coords, on_null, fill_value, dtype
-        )
+        options = chunks, coords, on_null, fill_value, dtype, concat_dim
+        return resolve_references(self._array, self.references, layout, *options)
 
     def reference(self) -> ObjectReference:
         """Return a reference to the dataset of the variable.
