@@ -231,11 +231,10 @@ class DatasetArray(LazyArray):
         """
         datatype, stored = type_and_fill(self.dataset)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
-        label = (
-            f"{self.dataset.filename}: fill value of the dataset at {self.dataset.address:#x}"
-        )
+        owner = references.Owner.of(self.dataset, None, "fill value")
+        names = references.ElementNames.of_owner(owner, np.zeros(n, dtype=np.int64))
         fill = references.decode_values(
-            self.dataset.location, datatype, raw, lambda _: label, self.options
+            self.dataset.location, datatype, raw, names, self.options
         )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.

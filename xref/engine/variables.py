@@ -93,8 +93,7 @@ def open_members(
     and the unlimited dimensions whose scales are in the group.
     """
     group = group or objects.open_group(location, path)
-    label = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.stored, label, options)
+    attributes = attribute_values(group.item, group.stored, path, options)
     dropped = set(drop)
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
@@ -158,9 +157,10 @@ def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDa
 def _build_variable(
     member: MemberDataset, dims: tuple[str, ...], shape: tuple[int, ...], options: DecodeOptions
 ) -> xr.Variable:
-    location, layout = member.stored.location, member.layout
-    label = f"{location.filename}: {member.path!r}"
-    attributes = plain_attributes(member.attributes, member.problems, location, label, options)
+    layout = member.layout
+    attributes = plain_attributes(
+        member.attributes, member.problems, member.stored, member.path, options
+    )
     variable = build_variable(
         member.stored, layout, dims, attributes, options, shape, member.own_path
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +34,7 @@ from xref.reading import (
 )
 from xref.references import columns
 from xref.references.decoding import decode_references
+from xref.references.owners import ElementNames, Owner
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
 
@@ -87,18 +87,16 @@ class StoredReferences:
         )
         return replace(self, slices=slices, extent=None)
 
+    @property
+    def names(self) -> ElementNames:
+        """The names of the elements in messages, in C order of the box."""
+        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
+        owner = Owner.of(self.dataset, self.path, noun, self.slices, member=self.field)
+        return ElementNames.of_owner(owner, range(math.prod(self.shape)))
+
     def describe(self, row: int) -> str:
         """Name one element in a message, counted in C order of the box."""
-        ordinals = np.unravel_index(row, self.shape) if self.shape else ()
-        index = tuple(
-            start + int(i) * step
-            for (start, _, step), i in zip(self.slices, ordinals, strict=True)
-        )
-        element = index[0] if len(index) == 1 else index
-        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
-        path = self.path or self.dataset.label
-        owner = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
-        return f"{self.dataset.filename}: {noun} {element} of {owner}"
+        return self.names.describe(row)
 
     def read(self) -> columns.ReferenceColumns:
         """Read and decode the elements, in C order.
@@ -238,7 +236,7 @@ class StoredElements:
     elements: Datatype
     rows: npt.NDArray[np.intp]  # (m,), rows of the requested elements
     raw: npt.NDArray[np.uint8]  # (m, itemsize)
-    describe: Callable[[int], str]
+    names: ElementNames  # (m,), of the elements in messages
 
 
 def read_box_of_stored(
@@ -256,7 +254,7 @@ def read_box_of_stored(
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
         raw = box.read_raw()
-        return [StoredElements(dataset.location, layout.elements, rows, raw, box.describe)]
+        return [StoredElements(dataset.location, layout.elements, rows, raw, box.names)]
     parts = []
     for part in split_virtual(dataset, box.coords()):
         source = part.dataset.layout
@@ -266,14 +264,15 @@ def read_box_of_stored(
                 f"dataset {dataset.label!r}"
             )
         raw = read_elements(part.dataset, part.coords)
-        describe = describe_elements(part, "element")
+        names = _names_of_part(part, "element")
         parts.append(
-            StoredElements(part.dataset.location, layout.elements, part.rows, raw, describe)
+            StoredElements(part.dataset.location, layout.elements, part.rows, raw, names)
         )
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
     fill = layout.stored_elements(len(rest)).view(np.uint8)
     fill = fill.reshape(len(rest), layout.stored_itemsize)
-    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, box.describe))
+    names = box.names.take(rest)
+    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, names))
     return parts
 
 
@@ -288,15 +287,12 @@ def read_elements(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uin
     return out.view(np.uint8).reshape(n, width)
 
 
-def describe_elements(part: StoredPart, noun: str) -> Callable[[int], str]:
-    """Return a function that names the elements of a part in messages."""
-
-    def describe(row: int) -> str:
-        index = tuple(part.coords[row].tolist())
-        element = index[0] if len(index) == 1 else index
-        return f"{part.dataset.filename}: {noun} {element} of {part.label!r}"
-
-    return describe
+def _names_of_part(part: StoredPart, noun: str) -> ElementNames:
+    """Return the names of the elements of a part in messages."""
+    shape = part.dataset.layout.shape
+    owner = Owner.of(part.dataset, part.path, noun, tuple((0, n, 1) for n in shape))
+    weights = np.array(canvas_strides(shape), dtype=np.int64)
+    return ElementNames.of_owner(owner, part.coords @ weights)
 
 
 def _read_part(part: StoredPart, box: StoredReferences) -> columns.ReferenceColumns:
@@ -315,5 +311,5 @@ def _read_part(part: StoredPart, box: StoredReferences) -> columns.ReferenceColu
             f"its virtual dataset {columns.KIND_NOUNS[box.kind]}s"
         )
     raw = read_elements(part.dataset, part.coords)
-    describe = describe_elements(part, columns.KIND_NOUNS[box.kind])
-    return decode_references(part.dataset.location, box.cut(raw), box.kind, describe)
+    names = _names_of_part(part, columns.KIND_NOUNS[box.kind])
+    return decode_references(part.dataset.location, box.cut(raw), box.kind, names.describe)

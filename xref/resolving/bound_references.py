@@ -18,7 +18,7 @@ import numpy.typing as npt
 from xref import objects
 from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.engine import Axis
-from xref.errors import DanglingReferenceError, WrongTargetError
+from xref.errors import DanglingReferenceError, WrongTargetError, naming
 from xref.hdf5 import DatasetLayout
 from xref.objects import CF_ATTRIBUTES, StoredObject
 from xref.reading import SmallDatasets, select_small_datasets
@@ -206,15 +206,16 @@ def bind_references(
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = dataset.metadata
+            with naming(lambda: row_label(0)):
+                facts = dataset.metadata
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
-                f"{row_label(0)}: {error}; .h5ref.table() shows the targets of all "
-                "references, .h5ref.items() resolves them one by one"
+                f"{error}; .h5ref.table() shows the targets of all references, "
+                ".h5ref.items() resolves them one by one"
             ) from error
         extent = facts.layout.shape
         if references.regions is not None:
-            regions = references.regions.take(rows).bound_to(extent, row_label)
+            regions = references.regions.take(rows).bound_to(extent, row_label, dataset)
         else:
             n = len(references) if isinstance(rows, slice) else len(rows)
             regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
