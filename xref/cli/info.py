@@ -173,6 +173,8 @@ class _Inspection:
             self.report.notes.append(f"{path}: in another file, {stored.filename}")
             return []
         if address in self.known:
+            if objects.kind_of(item) != "datatype":
+                self.report.notes.append(f"{path}: another name of {stored.label}")
             return []
         canonical = stored.path
         if canonical is not None and canonical.startswith(self.path.rstrip("/") + "/"):
