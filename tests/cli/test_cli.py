@@ -142,8 +142,9 @@ def test_further_names_of_objects_are_listed(
     assert main(["info", str(tmp_path / "f.h5")]) == 0
     out = capsys.readouterr().out
     assert "2 groups, 1 dataset" in out
-    assert "  /z: another name of /b" in out
-    assert "  /b/self: another name of /b" in out
+    assert "further names of groups and datasets:" in out
+    assert "  /z: /b" in out
+    assert "  /b/self: /b" in out
 
 
 def test_info_describes_new_style_references(
