@@ -155,10 +155,12 @@ def follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Linke
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(
-            storage.check_external(location, os.fsdecode(filename), where), location.external
+            storage.check_external(location, os.fsdecode(filename), where),
+            location.external,
+            strict=location.source.strict,
         )
         # A link into its own file stays in the file as it was opened.
-        same = other.identity == location.identity
+        same = storage.is_same_file(other, location)
         return _walk(_open_root(location if same else other), path, links)
     raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 does not define")
 
