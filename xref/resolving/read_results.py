@@ -18,7 +18,7 @@ import numpy as np
 from xref import objects
 from xref.arrays import IntArray, convert, ragged_ranges, row_offsets, row_strides
 from xref.engine import Decoders, Decoding
-from xref.errors import ResultTooLargeError
+from xref.errors import ResultTooLargeError, naming
 from xref.hdf5 import unfold_subarray
 from xref.options import get_option
 from xref.reading import Parts, SmallDatasets, plan_parts, plan_read, read_plan
@@ -102,9 +102,10 @@ def _read_dataset(target: BoundDataset, parts: Parts, out: Array, reader: str) -
     if not len(parts):
         return
     layout, options = target.layout, DecodeOptions(reader=reader)
-    loader = tile_loader(target.dataset, layout, options=options)
     itemsize = max(layout.dtype.itemsize, 1)
-    read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
+    with naming(target.dataset.__str__):
+        loader = tile_loader(target.dataset, layout, options=options)
+        read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
 
 
 def _read_small(
