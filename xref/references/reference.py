@@ -330,6 +330,8 @@ class RegionReference(_WithinObject):
         if not self or self.selection is None:
             return None
         table = selections.table_from_selections([self.selection])
+        if (table.block == 0).any():  # a box without elements
+            return None
         start, stop = table.bounds()
         if (stop < 0).any() or table.kind[0] == selections.SelectionKind.ALL:
             table = self._fitted()

@@ -91,7 +91,7 @@ class BoundReferences:
         The small datasets among them are opened one by one, which takes long for many.
         `xref.resolving.binding.BoundVariable` lists targets in the same order.
         """
-        small = [t for datasets in self.small_by_file for t in _open_small(datasets)]
+        small = [t for datasets in self.small_by_file for t in open_small(datasets)]
         return tuple(sorted([*self.datasets, *small], key=lambda t: t.first_row))
 
     @property
@@ -167,7 +167,7 @@ def restrict_small(
     return tuple(restricted)
 
 
-def _open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
+def open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
     """Open each of many small datasets by itself."""
     cuts = np.searchsorted(small.which, np.arange(len(small) + 1))
     for k, address in enumerate(small.address.tolist()):

@@ -31,12 +31,13 @@ from xref.references import (
 )
 from xref.resolving.binding import bind, warn_of_units
 from xref.resolving.bound_references import BoundReferences, bind_references
+from xref.resolving.concatenated import resolve_concatenated
 from xref.resolving.result_layouts import resolve_ragged, resolve_stacked
 from xref.resolving.result_variables import POINT_DIM
 from xref.resolving.targets import group_path, open_target
 from xref.storage import check_unchanged
 
-LAYOUTS = ("stack", "ragged", "pad")
+LAYOUTS = ("stack", "ragged", "pad", "concat")
 
 
 def resolve_references(
@@ -48,21 +49,28 @@ def resolve_references(
     on_null: str = "raise",
     fill_value: Any = None,
     dtype: Any = None,
+    concat_dim: Hashable | None = None,
 ) -> Any:
     """Resolve a reference variable; see `xref.resolving.accessor`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it can be one of {LAYOUTS}")
+    if concat_dim is not None and layout != "concat":
+        raise ValueError(f"concat_dim={concat_dim!r} is for layout='concat', not {layout!r}")
     if len(references.columns.attribute_rows):
         return _resolve_attributes(array, references, layout, on_null)
     if not references.is_region:
         groups = _resolve_groups(references, on_null, chunks)
         if groups is not None:
             return groups
+    if layout == "concat" and on_null == "drop":
+        on_null = "fill"  # null references have no rows either way
     resolved, kept = bind(references, array.dims, on_null, array.name)
     warn_of_units(resolved)
     if kept is not None:
         array = array[{array.dims[0]: kept}]
     own_coords = _own_coords(array)
+    if layout == "concat":
+        return resolve_concatenated(resolved, own_coords, concat_dim, chunks, coords, dtype)
     if layout == "ragged":
         return resolve_ragged(resolved, own_coords, chunks, coords, dtype)
     return resolve_stacked(resolved, own_coords, layout, chunks, coords, fill_value, dtype)
