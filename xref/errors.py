@@ -70,12 +70,13 @@ class UnreadableMemberWarning(UserWarning):
 def naming(describe: Callable[[], str]) -> Iterator[None]:
     """Begin the text of errors of xref with what ``describe`` returns.
 
-    ``describe`` is called only if there is an error. The error keeps its type.
+    ``describe`` is called only if there is an error. The error keeps its type. Errors about a
+    whole file, which name it, stay as they are.
     """
     try:
         yield
-    except FileWriteError:
-        raise  # its arguments are those of OSError, with the name of the file
+    except (FileChangedError, FileWriteError):
+        raise
     except XrefError as error:
         raise located(error, describe()) from error
 

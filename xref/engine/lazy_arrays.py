@@ -22,6 +22,7 @@ from xarray.core import indexing
 
 from xref import reading, references, selections
 from xref.arrays import canvas_strides
+from xref.errors import naming
 from xref.hdf5 import DatasetLayout, item_dtype, unfold_subarray
 from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
@@ -266,9 +267,10 @@ class DatasetArray(LazyArray):
         shape = tuple(int(segments.count.sum()) for segments, _ in axes)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if out.size:
-            plan = self._plan([segments for segments, _ in axes], shape, layout)
-            loader = references.tile_loader(self.dataset, layout, options=self.options)
-            reading.read_plan(plan, loader, out)
+            with naming(self.dataset.__str__):
+                plan = self._plan([segments for segments, _ in axes], shape, layout)
+                loader = references.tile_loader(self.dataset, layout, options=self.options)
+                reading.read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
         values = unfold_subarray(out.reshape(shape))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths
-    from xref.objects.stored_object import StoredObject, cached_by_object
+    from xref.objects.stored_object import NamedDataset, StoredObject, cached_by_object
     from xref.objects.trees import ObjectKey, Tree, TreeNode, list_tree, object_key
     from xref.objects.virtual_datasets import virtual_mappings
     # fmt: on

@@ -30,7 +30,7 @@ from xref.references.columns import (
     null_references,
     same_references,
 )
-from xref.references.owners import ElementNames
+from xref.references.owners import ElementNames, Owner
 from xref.references.stored import StoredReferences
 from xref.selections import SelectionKind, empty_table
 
@@ -146,6 +146,12 @@ class ReferenceArray:
         if self._names is None and self._stored is not None:
             self._names = self._stored.names
         return self._names
+
+    @property
+    def owner(self) -> Owner | None:
+        """The dataset or attribute that stores all references; None if there is no such one."""
+        names = self.names
+        return names.owners[0] if names is not None and len(names.owners) == 1 else None
 
     def describe(self, row: int) -> str:
         """Name one element in a message; ``row`` counts in C order."""

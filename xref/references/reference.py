@@ -178,7 +178,12 @@ class ObjectReference:
         return resolve_object(self, chunks=chunks)
 
     def __repr__(self) -> str:
-        return f"<ObjectReference {self.target_text()}>"
+        return f"<ObjectReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The target as text."""
+        return self.target_text()
 
     def target_text(self) -> str:
         """Return the target as text: its path, or its address if it has no path.
@@ -367,9 +372,12 @@ class RegionReference(_WithinObject):
         return result
 
     def __repr__(self) -> str:
-        if not self:
-            return "<RegionReference null>"
-        return f"<RegionReference {self.object.target_text()}{self._selection_text()}>"
+        return f"<RegionReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The target and the bounds of the selection as text."""
+        return f"{self.object.text}{self._selection_text()}" if self else "null"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -436,9 +444,12 @@ class AttributeReference(_WithinObject):
         return result
 
     def __repr__(self) -> str:
-        if not self:
-            return "<AttributeReference null>"
-        return f"<AttributeReference {self.object.target_text()} @{self.name}>"
+        return f"<AttributeReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The object and the name of the attribute as text."""
+        return f"{self.object.text} @{self.name}" if self else "null"
 
 
 Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from xref import objects
 from xref.arrays import IntArray, canvas_strides
-from xref.errors import CorruptFileError, UnsupportedError
+from xref.errors import CorruptFileError, UnsupportedError, naming
 from xref.hdf5 import DatasetLayout, Datatype
-from xref.objects import StoredObject
+from xref.objects import NamedDataset, StoredObject
 from xref.reading import (
     BoxLoader,
     ChunkLoader,
@@ -157,12 +157,14 @@ class StoredReferences:
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
             loader = ContiguousLoader(layout.stored, FileBytes(self.dataset.location))
-            loader.read_run(first, raw.reshape(-1).data)
+            with naming(self.dataset.__str__):
+                loader.read_run(first, raw.reshape(-1).data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
-            read_plan(plan, stored_loader(self.dataset, layout), out)
+            with naming(self.dataset.__str__):
+                read_plan(plan, stored_loader(self.dataset, layout), out)
         return raw
 
     def _first_of_run(self, layout: DatasetLayout) -> int | None:
@@ -194,7 +196,7 @@ class StoredReader:
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
                 raise CorruptFileError(
-                    f"{self.dataset.where} stores {len(data)} bytes for {n} elements"
+                    f"{self.dataset.named} stores {len(data)} bytes for {n} elements"
                 )
             whole = np.frombuffer(data, f"V{layout.stored_itemsize}", n).reshape(layout.shape)
             sides = zip(start, window.shape, strict=True)
@@ -217,7 +219,7 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
-                f"{dataset.where} holds references in storage that cannot be read directly "
+                f"{dataset.named} holds references in storage that cannot be read directly "
                 f"({stored.why_not_direct})"
             )
         return BoxLoader(stored, read_box, chunk_check(dataset, layout))
@@ -225,7 +227,9 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
         return ContiguousLoader(stored, source)
-    return ChunkLoader(stored, objects.chunk_index(dataset), source, read_box, dataset.where)
+    return ChunkLoader(
+        stored, objects.chunk_index(dataset), source, read_box, NamedDataset(dataset)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +252,7 @@ def read_box_of_stored(
     """
     layout = dataset.layout
     if layout.elements is None:
-        raise UnsupportedError(f"{dataset.where} has no references")
+        raise UnsupportedError(f"{dataset.named} has no references")
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
     box = StoredReferences(dataset, None, "", slices)
     rows = np.arange(math.prod(shape))
@@ -283,7 +287,8 @@ def read_elements(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uin
     out = np.zeros(n, dtype=f"V{width}")
     if n:
         plan = plan_read(plan_points(coords), layout.shape, layout.chunks, width)
-        read_plan(plan, stored_loader(dataset, layout), out)
+        with naming(dataset.__str__):
+            read_plan(plan, stored_loader(dataset, layout), out)
     return out.view(np.uint8).reshape(n, width)
 
 

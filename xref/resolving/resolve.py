@@ -247,7 +247,7 @@ def _resolve_reference_values(
 ) -> xr.DataArray:
     """Select elements of a dataset of references."""
     whole = resolve_object(reference.object)
-    bound = bind_references(array.columns, array.describe)
+    bound = bind_references(array)
     ndim, shape = int(bound.ndim[0]), bound.shape[0]
     positions = select_positions(bound)
     values = whole.variable.data.take_rows(positions.reshape(shape[:ndim]))
