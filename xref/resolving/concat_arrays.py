@@ -250,7 +250,10 @@ class ConcatArray(ReferenceResults):
             narrowed.append(replace(target, rows=numbers, regions=regions))
         ndim = np.full(n, rank, dtype=np.int64)
         null = np.zeros(n, dtype=bool)
-        return BoundReferences(tuple(narrowed), small, ndim, shape, null)
+        rows = pieces.reference if bound.rows is None else bound.rows[pieces.reference]
+        return BoundReferences(
+            tuple(narrowed), small, ndim, shape, null, bound.references, rows
+        )
 
     def _decode_values(self, flat: Array, shape: Shape) -> Array:
         values = unfold_subarray(flat.reshape(shape))
