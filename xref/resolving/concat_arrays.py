@@ -243,11 +243,15 @@ class ConcatArray(ReferenceResults):
                 narrow = narrow_rows(regions.take(cut), *(column[cut] for column in parts))
                 regions = concat_at([regions.take(kept), narrow], [kept, cut])
             narrowed.append(replace(target, rows=numbers, regions=regions))
-        ndim = np.full(n, rank, dtype=np.int64)
-        null = np.zeros(n, dtype=bool)
-        rows = pieces.reference if bound.rows is None else bound.rows[pieces.reference]
-        return BoundReferences(
-            tuple(narrowed), small, ndim, shape, null, bound.references, rows
+        rows = pieces.reference
+        return replace(
+            bound,
+            datasets=tuple(narrowed),
+            small_by_file=small,
+            ndim=np.full(n, rank, dtype=np.int64),
+            shape=shape,
+            null=np.zeros(n, dtype=bool),
+            rows=rows if bound.rows is None else bound.rows[rows],
         )
 
     def _decode_values(self, flat: Array, shape: Shape) -> Array:
