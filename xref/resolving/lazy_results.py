@@ -372,7 +372,7 @@ class RaggedArray(ReferenceResults):
         if first_row > 0 or last_row < len(ends):
             part = part[first_row:last_row]
             start = int(ends[first_row - 1]) if first_row else start
-            bound = bind_references(part.columns, part.describe)
+            bound = bind_references(part)
         sizes = bound.npoints
         check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
         return self._read_flat(bound, sizes, self.raw_dtype)[low - start : high - start]

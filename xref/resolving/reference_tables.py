@@ -266,7 +266,7 @@ def _check_slabs(used: BoolArray, numbers: tuple[IntArray, ...], has_steps: bool
     start, stride, count, block = numbers
     endless = UNLIMITED if has_steps else 1  # a box has an end
     wrong = (start < 0) | (stride < 1)
-    wrong |= ((count < 1) & (count != endless)) | ((block < 1) & (block != endless))
+    wrong |= ((count < 1) & (count != endless)) | ((block < 0) & (block != endless))
     wrong |= (count > 1) & (stride < block)
     end = start.astype(np.float64) + np.maximum(count - 1, 0) * stride.astype(float) + block
     wrong |= end >= LARGEST

@@ -104,7 +104,6 @@ def resolve_ragged(
         sizes = _sample_chunks(chunks, row_size.reshape(-1), dims, itemsize, sample)
         wanted = {sample: sizes, **dict.fromkeys(items, -1)}
         variable = chunk_variable(variable, data, wanted, "ragged", common.decode)
-    row_shape = bound.shape.reshape(*references.shape, bound.shape.shape[1])
     shape_dims = (*dims, engine.free_name("axis", dims))
     all_coords = dict(reference_coords)
     if coords:
@@ -115,9 +114,22 @@ def resolve_ragged(
     variables = {
         name: variable,
         engine.free_name("row_size", (*dims, name)): (dims, row_size, size_attributes),
-        engine.free_name("row_shape", (*dims, name)): (shape_dims, row_shape),
+        engine.free_name("row_shape", (*dims, name)): _row_shape(refs, shape_dims),
     }
     return xr.Dataset(variables, coords=all_coords)
+
+
+def _row_shape(refs: BoundVariable, dims: DimNames) -> xr.Variable:
+    """Return the shape of each result; -1 stands for an axis that the result does not have."""
+    bound = refs.bound
+    width = bound.shape.shape[1]
+    shape = np.where(np.arange(width) < bound.ndim[:, None], bound.shape, -1)
+    # An attribute ``_FillValue`` would turn the lengths into floats when a file is opened.
+    attributes = {
+        "long_name": "shape of the values of each reference",
+        "comment": "-1: the values of the reference do not have the axis",
+    }
+    return xr.Variable(dims, shape.reshape(*refs.references.shape, width), attributes)
 
 
 STORED_NBYTES = 1 << 20
