@@ -323,3 +323,23 @@ def test_a_tree_that_contradicts_itself_without_links_is_still_refused(tmp_path:
         warnings.simplefilter("ignore", UnreadableMemberWarning)
         with pytest.raises(ValueError, match="not aligned with its parents"):
             xr.open_datatree(tmp_path / "f.h5", engine="h5ref", group="/a")
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("n_more", [0, 30], ids=["few links", "an index of links"])
+def test_groups_are_in_order_of_creation_where_the_file_keeps_it(
+    tmp_path: Path, in_order: bool, n_more: int
+) -> None:
+    path = tmp_path / "order.h5"
+    with h5py.File(path, "w", track_order=in_order) as file:
+        for name in ("z", "a", "m", *(f"n{i}" for i in range(n_more, 0, -1))):
+            file.create_group(name, track_order=in_order)
+        for name in ("y", "b"):
+            file["m"].create_group(name)
+        file["k"] = file["m"]
+        file["b"] = h5py.SoftLink("/a")
+    found = list(xr.open_groups(path, engine="h5ref"))
+    pytest.importorskip("h5netcdf")
+    assert found == list(xr.open_groups(path, engine="h5netcdf", phony_dims="sort"))
+    assert (found[1] == "/z") == in_order
+    assert {"/m/y", "/m/b", "/k/y", "/k/b", "/b"} <= set(found)

@@ -234,7 +234,7 @@ def members_by_name(location: storage.FileLocation, path: str) -> Mapping[str, i
     group = open_group(location, path)
     check_links(group, path)
     links = list_links(group.item.id)
-    return MappingProxyType({decode_name(n): a for n, a in links if a is not None})
+    return MappingProxyType({decode_name(n): a for n, a, _ in links if a is not None})
 
 
 def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
@@ -271,21 +271,23 @@ def _named_types(location: storage.FileLocation, path: str) -> tuple[tuple[str, 
 def _hard_links(group: Any) -> dict[int, bytes]:
     """Return the first name of each hard-linked member, as bytes, by its address."""
     names: dict[int, bytes] = {}
-    for name, address in list_links(group):
+    for name, address, _ in list_links(group):
         if address is not None:
             names.setdefault(address, name)
     return names
 
 
-def list_links(group: Any) -> list[tuple[bytes, int | None]]:
-    """Return the name of each link of a checked group, in order.
+def list_links(group: Any) -> list[tuple[bytes, int | None, int]]:
+    """Return name, address and creation order of each link of a checked group, by name.
 
-    The address of the member follows each name; None for soft and external links.
+    The address of the member is None for soft and external links. The creation order is 0 in
+    groups that do not keep it.
     """
-    links: list[tuple[bytes, int | None]] = []
+    links: list[tuple[bytes, int | None, int]] = []
 
     def visit(name: bytes, info: Any) -> None:
-        links.append((name, int(info.u) if info.type == h5l.TYPE_HARD else None))
+        address = int(info.u) if info.type == h5l.TYPE_HARD else None
+        links.append((name, address, info.corder if info.corder_valid else 0))
 
     group.links.iterate(visit, info=True)
     return links

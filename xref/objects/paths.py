@@ -193,7 +193,7 @@ def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
     with suppress(CorruptFileError):  # of the root: then no object has a name
         for _, group, links in walk_groups(location, "/"):
             if isinstance(links, list):
-                named = [(name, address) for name, address in links if address is not None]
+                named = [(name, address) for name, address, _ in links if address is not None]
                 walk.name_members(group.stored.address, named)
     walk.found = []
     return walk

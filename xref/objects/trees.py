@@ -21,6 +21,7 @@ import posixpath
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,7 +54,7 @@ MORE_NAMES_RATIO = 4
 NODE_COST = 10
 """Cost of a name of a group, beside 1 for each link of the group and each part of the name."""
 
-Links: TypeAlias = list[tuple[bytes, int | None]]
+Links: TypeAlias = list[tuple[bytes, int | None, int]]
 """From `xref.objects.links.list_links`."""
 
 ObjectKey: TypeAlias = tuple[Any, int]
@@ -100,7 +101,7 @@ def _walk_from(
             continue
         yield path, parent, links
         plain = _plain_datasets(location, links)
-        for name, child in links:
+        for name, child, _ in links:
             if child is None or child in plain or (identity, child) in seen:
                 continue
             seen.add((identity, child))
@@ -112,7 +113,7 @@ def _walk_from(
 
 def _plain_datasets(location: storage.FileLocation, links: Links) -> set[int]:
     """Return the addresses of the objects whose headers are known to be datasets."""
-    addresses = {address for _, address in links if address is not None}
+    addresses = {address for _, address, _ in links if address is not None}
     if len(addresses) < MIN_BULK_LINKS:
         return set()
     address = np.fromiter(addresses, np.uint64, len(addresses))
@@ -152,8 +153,12 @@ class _Listing:
     targets: dict[tuple[ObjectKey, bytes], ObjectKey] = field(default_factory=dict)
 
     def members(self, group: ObjectKey) -> Iterator[tuple[bytes, ObjectKey]]:
-        """Yield name and object of each link of a group that leads to an object."""
-        for name, address in self.links[group]:
+        """Yield name and object of each link of a group that leads to an object.
+
+        The order is that of creation, as in other engines, where the group keeps it, else by
+        name.
+        """
+        for name, address, _ in sorted(self.links[group], key=itemgetter(2)):
             if address is not None:
                 yield name, (group[0], address)
             elif (group, name) in self.targets:
@@ -196,7 +201,7 @@ def _list_groups(location: storage.FileLocation, top: str) -> _Listing:
             key = object_key(group.stored)
             listing.links[key], listing.groups[key] = links, group.stored
             listing.first_path[key] = path
-            indirect += [(key, name, path) for name, address in links if address is None]
+            indirect += [(key, name, path) for name, address, _ in links if address is None]
         for key, name, path in indirect:
             # Links that lead nowhere are named when the members of the group are opened.
             with contextlib.suppress(*HDF5_ERRORS):
