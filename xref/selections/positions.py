@@ -37,8 +37,10 @@ def element_positions(
         Shape ``(count.sum(),)``; -1 for the elements of rows without the axis.
     """
     offsets = row_offsets(count)
-    out = np.full(int(offsets[-1]), -1, dtype=np.int64)
+    out = np.empty(int(offsets[-1]), dtype=np.int64)
     wanted = (axis >= 0) & (count > 0)
+    if ((axis < 0) & (count > 0)).any():
+        out[...] = -1
     slabs = np.flatnonzero(wanted & (regions.kind == SelectionKind.HYPERSLAB))
     if len(slabs):
         _fill_slabs(
