@@ -31,7 +31,7 @@ from xref.arrays import (
     row_offsets,
     scratch_buffer,
 )
-from xref.errors import CorruptFileError, UnsupportedError
+from xref.errors import CorruptFileError, UnsupportedError, located
 from xref.hdf5 import ChunkIndex, DatasetLayout, decode_chunk
 from xref.reading.box_copies import copy_boxes
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
@@ -99,7 +99,7 @@ class ChunkLoader(_OfLayout):
     index: ChunkIndex
     source: ByteSource
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
-    where: str
+    where: object  # becomes text in errors
     gap_nbytes: int = READ_GAP_NBYTES
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
@@ -135,16 +135,15 @@ class ChunkLoader(_OfLayout):
                         self.layout.pipeline,
                         masks[i],
                     )
-                except UnsupportedError:
+                except UnsupportedError as error:
                     # The chunk is too large for the codec, which only its size shows.
                     if self.layout.pipeline.packers:
-                        raise
+                        element = tuple((cells[stored[i]] * chunks).tolist())
+                        raise located(error, f"{self.where}, chunk at {element}") from error
                     self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
                 except CorruptFileError as error:
                     element = tuple((cells[stored[i]] * chunks).tolist())
-                    raise CorruptFileError(
-                        f"{self.where}, chunk at {element}: {error}"
-                    ) from error
+                    raise located(error, f"{self.where}, chunk at {element}") from error
             count(chunks_decoded=end - begin)
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
@@ -175,14 +174,18 @@ class ChunkLoader(_OfLayout):
             mask = int(self.index.filter_mask[row])
             try:
                 decode_chunk(data, window, self.layout.pipeline, mask)
-            except UnsupportedError:
+            except UnsupportedError as error:
                 if self.layout.pipeline.packers:
-                    raise
+                    raise located(error, self._name_chunk(row)) from error
                 continue  # the chunk is too large for the codec: only HDF5 can decode it
             except CorruptFileError as error:
-                raise CorruptFileError(
-                    f"{self.where}, chunk {int(self.index.number[row])}: {error}"
-                ) from error
+                raise located(error, self._name_chunk(row)) from error
+
+    def _name_chunk(self, row: int) -> str:
+        """Name a chunk in an error by its first element."""
+        cell = np.unravel_index(int(self.index.number[row]), self.layout.grid)
+        sides = zip(cell, self.layout.cell, strict=True)
+        return f"{self.where}, chunk at {tuple(int(c) * n for c, n in sides)}"
 
     def _read_box(self, start: IntArray, canvas: npt.NDArray[Any], corner: list[int]) -> None:
         stop = np.minimum(start + self.layout.cell, self.layout.shape)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from xref.errors import UnsupportedError
 from xref.hdf5 import DatasetLayout, unfold_subarray
-from xref.objects import StoredObject, chunk_index, open_dataset, read_values
+from xref.objects import NamedDataset, StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
 from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
 from xref.reading.virtual_sources import check_sources
@@ -39,7 +39,7 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
     """
     if reader == "direct" and layout.why_not_direct:
         raise UnsupportedError(
-            f"{dataset.where} cannot be read directly ({layout.why_not_direct}); "
+            f"{dataset.named} cannot be read directly ({layout.why_not_direct}); "
             "use reader='auto'"
         )
     read_box = BoxReader(dataset)
@@ -48,7 +48,7 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(dataset.location))
     source = FileBytes(dataset.location)
-    return ChunkLoader(layout, chunk_index(dataset), source, read_box, dataset.where)
+    return ChunkLoader(layout, chunk_index(dataset), source, read_box, NamedDataset(dataset))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class SmallDatasets:
         once, first, number = np.unique(which, return_index=True, return_inverse=True)
 
         def describe(k: int) -> str:
-            return f"{self.location.filename}: dataset at {int(self.address[once[k]]):#x}"
+            return StoredObject(self.location, int(self.address[once[k]])).named
 
         datasets = ChunkedDatasets(
             shape=self.shape[once],

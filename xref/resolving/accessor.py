@@ -198,7 +198,13 @@ class ReferenceAccessor:
         return region_reference(self._array, key, points, labels)
 
     def regions(
-        self, start: Any, shape: Any = None, *, stop: Any = None, dim: Hashable = REGION_DIM
+        self,
+        start: Any,
+        shape: Any = None,
+        *,
+        stop: Any = None,
+        step: Any = None,
+        dim: Hashable = REGION_DIM,
     ) -> xr.DataArray:
         """Make references to many boxes of the variable.
 
@@ -213,6 +219,10 @@ class ReferenceAccessor:
         shape, stop : the same, or sequence of int
             Number of elements along each axis (columns ``y_size`` or ``y``), or one past the
             last element (columns ``y_stop`` or ``y``). One row is used for all boxes.
+        step : the same, or int, optional
+            Distance between the elements of a box along each axis (columns ``y_step`` or
+            ``y``), at least 1; 1 for a dimension without a column. With ``stop``, a box has the
+            elements of Python's ``slice(start, stop, step)``.
         dim : hashable
             Dimension of the boxes, if ``start`` does not name it.
 
@@ -224,16 +234,26 @@ class ReferenceAccessor:
         Raises
         ------
         SelectionError
-            If a box is empty or reaches beyond the variable.
+            If a box reaches beyond the variable, or has a negative size, a stop before its
+            start, or a step less than 1.
         TypeError
             If the variable does not belong to an open file.
+
+        Notes
+        -----
+        A box may be empty: a size of 0, or a stop equal to the start. It keeps its place and
+        its shape, such as ``(0, 4)``. HDF5 has no encoding for them: `xref.to_hdf5` stores the
+        selection "none", which has length 0 along every axis.
 
         Examples
         --------
         >>> boxes = ds["image"].h5ref.regions([[0, 0], [10, 20]], (8, 8))  # doctest: +SKIP
         >>> boxes.h5ref.resolve()  # doctest: +SKIP
+        >>> every_second = ds["image"].h5ref.regions(  # doctest: +SKIP
+        ...     [[0, 0], [10, 20]], (8, 8), step=2
+        ... )
         """
-        return make_regions(self._array, start, shape, stop=stop, dim=dim)
+        return make_regions(self._array, start, shape, stop=stop, step=step, dim=dim)
 
     def field(self, name: str) -> xr.DataArray:
         """Return the references in one member of a variable of compounds.

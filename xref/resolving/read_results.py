@@ -24,7 +24,7 @@ from xref.arrays import (
     row_strides,
 )
 from xref.engine import Decoders, Decoding
-from xref.errors import ResultTooLargeError
+from xref.errors import ResultTooLargeError, naming
 from xref.hdf5 import unfold_subarray
 from xref.options import get_option
 from xref.reading import Parts, SmallDatasets, copy_boxes, plan_parts, plan_read, read_plan
@@ -108,9 +108,10 @@ def _read_dataset(target: BoundDataset, parts: Parts, out: Array, reader: str) -
     if not len(parts):
         return
     layout, options = target.layout, DecodeOptions(reader=reader)
-    loader = tile_loader(target.dataset, layout, options=options)
     itemsize = max(layout.dtype.itemsize, 1)
-    read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
+    with naming(target.dataset.__str__):
+        loader = tile_loader(target.dataset, layout, options=options)
+        read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
 
 
 def _read_small(

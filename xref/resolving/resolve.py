@@ -19,13 +19,14 @@ import xarray as xr
 
 from xref import engine, objects
 from xref.arrays import IntArray, canvas_strides, row_strides
-from xref.errors import NullReferenceError
+from xref.errors import NullReferenceError, naming
+from xref.objects import StoredObject
 from xref.reading import plan_parts
 from xref.references import (
     AttributeReference,
     ObjectReference,
+    Owner,
     ReferenceArray,
-    ReferenceColumns,
     RegionReference,
 )
 from xref.resolving.binding import bind, warn_of_units
@@ -159,14 +160,16 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     """Read the attribute that a reference points at; see `AttributeReference.resolve`."""
     stored = reference.object.stored
     if stored is None or not reference:
-        raise NullReferenceError("a null attribute reference points at nothing")
-    location, item = stored.location, objects.open_object(stored)
-    value = objects.read_attribute(item, reference.name, stored)
-    check_unchanged(location)
+        raise NullReferenceError(f"{reference.describe()} is null: it points at nothing")
+    location = stored.location
+    with naming(reference.describe):
+        item = objects.open_object(stored)
+        value = objects.read_attribute(item, reference.name, stored)
+        check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, objects.RawAttributeReferences):
-        label = f"{location.filename}: attribute {reference.name!r}"
-        data = engine.attribute_references(value, location, label, reference.options)
+        owner = Owner.of(stored, None, attribute=reference.name)
+        data = engine.attribute_references(value, location, owner, reference.options)
         variable = engine.ReferenceVariable(_numbered_dims(data.ndim), data)
         array = engine.reference_dataarray(variable, name=reference.name)
     else:
@@ -200,10 +203,15 @@ def _attribute_values(value: Any) -> np.ndarray[Any, Any]:
 
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     """Open the target of an object reference; see `ObjectReference.resolve`."""
-    stored, options = reference.stored, reference.options
+    stored = reference.stored
     if stored is None:
-        raise NullReferenceError("a null object reference points at nothing")
-    item = objects.open_object(stored)
+        raise NullReferenceError(f"{reference.describe()} is null: it points at nothing")
+    with naming(reference.describe):
+        return _open_target_object(reference, stored, chunks)
+
+
+def _open_target_object(reference: ObjectReference, stored: StoredObject, chunks: Any) -> Any:
+    options, item = reference.options, objects.open_object(stored)
     if objects.kind_of(item) == "group":
         members = engine.open_members(stored.location, group_path(stored), options)
         dataset = engine.decode_dataset(*members, options)
@@ -217,10 +225,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     if objects.dataset_kind(item):
         variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
         return xr.DataArray(variable, name=target.name)
-    columns = ReferenceColumns.of_file(
-        stored.location, np.array([stored.address], dtype=np.uint64)
-    )
-    array = ReferenceArray((), kind="object", columns=columns, options=options)
+    array = ReferenceArray.from_references(reference)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
 
@@ -228,8 +233,9 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return the elements of a region reference; see `RegionReference.resolve`."""
     stored = reference.object.stored
     if stored is None or not reference:
-        raise NullReferenceError("a null region reference selects nothing")
-    item = objects.open_dataset(stored)
+        raise NullReferenceError(f"{reference.describe()} is null: it selects nothing")
+    with naming(reference.describe):
+        item = objects.open_dataset(stored)
     array = ReferenceArray.from_references(reference)
     if objects.dataset_kind(item):
         return _resolve_reference_values(reference, array)
@@ -241,7 +247,7 @@ def _resolve_reference_values(
 ) -> xr.DataArray:
     """Select elements of a dataset of references."""
     whole = resolve_object(reference.object)
-    bound = bind_references(array.columns, array.describe)
+    bound = bind_references(array)
     ndim, shape = int(bound.ndim[0]), bound.shape[0]
     positions = select_positions(bound)
     values = whole.variable.data.take_rows(positions.reshape(shape[:ndim]))

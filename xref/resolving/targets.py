@@ -71,9 +71,7 @@ def open_target(
     """Read the dimensions, attributes and coordinates of one dataset."""
     location = dataset.location
     dims, scales = _target_dimensions(dataset, facts)
-    attributes = plain_attributes(
-        facts.attributes, facts.problems, location, dataset.where, options
-    )
+    attributes = plain_attributes(facts.attributes, facts.problems, dataset, None, options)
     coords: Coordinates = {
         dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
     }
