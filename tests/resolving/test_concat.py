@@ -28,10 +28,16 @@ from strategies import DTYPES, Selected, distinct_values, write_references
 from xref.resolving import concat_arrays
 from xref.resolving.dask_graph import ReadLayer
 
+# One example writes and opens whole files, so there are fewer of them than elsewhere.
 thorough = settings(
+    max_examples=settings.default.max_examples // 4,
     phases=[p for p in Phase if p is not Phase.explain],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+KINDS = ("region", "points", "object")
+"""Regions of one shape but for the joined axis, points of any dataset, whole datasets."""
 
 
 # --- what is drawn ----------------------------------------------------------------------
@@ -53,7 +59,7 @@ class Case:
     files: tuple[tuple[tuple[Target, ...], tuple[tuple[int, Selected], ...]], ...]
     dtype: str
     axis: int
-    kind: str  # "region" or "object"
+    kind: str  # of the references, "region" or "object"
     grid: tuple[int, ...] | None  # the shape of the only variable of references
 
 
@@ -105,8 +111,7 @@ def points(draw: st.DrawFn, shape: tuple[int, ...]) -> Selected:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    kind = draw(st.sampled_from(("region", "region", "region", "points", "object")))
+def cases(draw: st.DrawFn, kind: str) -> Case:
     rank = draw(st.sampled_from((1, 2, 2, 3, 3, 4, 5, 6)))
     longest = 5 if rank < 4 else 2
     cell = tuple(draw(st.integers(1, longest)) for _ in range(rank))
@@ -239,11 +244,13 @@ stretches = st.sampled_from((1, 2, concat_arrays.OFFSET_STRIDE))
 """References between two row offsets that are kept; usually more than there are."""
 
 
-@given(case=cases(), data=st.data(), stretch=stretches)
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), stretch=stretches)
 @thorough
 def test_joined_values_equal_numpy_concatenate(
-    case: Case, data: st.DataObject, stretch: int, folder: Path
+    kind: str, data: st.DataObject, stretch: int, folder: Path
 ) -> None:
+    case = data.draw(cases(kind), "case")
     patched = mock.patch.object(concat_arrays, "OFFSET_STRIDE", stretch)
     with written(case, folder) as (references, answers), patched:
         lazy = references.h5ref.resolve(
@@ -268,16 +275,13 @@ def test_joined_values_equal_numpy_concatenate(
         oracle.assert_same(part.values, index_axes(expected, key), key)
 
 
-@given(
-    case=cases(),
-    data=st.data(),
-    stretch=stretches,
-    scheduler=st.sampled_from(("synchronous", "threads")),
-)
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), stretch=stretches, scheduler=st.sampled_from(("synchronous", "threads")))
 @thorough
 def test_dask_blocks_equal_numpy_concatenate(
-    case: Case, data: st.DataObject, stretch: int, scheduler: str, folder: Path
+    kind: str, data: st.DataObject, stretch: int, scheduler: str, folder: Path
 ) -> None:
+    case = data.draw(cases(kind), "case")
     patched = mock.patch.object(concat_arrays, "OFFSET_STRIDE", stretch)
     with (
         written(case, folder) as (references, answers),

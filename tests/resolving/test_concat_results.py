@@ -557,6 +557,16 @@ def test_shapes_that_do_not_join_are_named_with_their_references(shapes: xr.Data
         shapes["both"].h5ref.resolve("concat")
 
 
+def test_the_error_of_stacking_names_the_layouts_that_fit(shapes: xr.Dataset) -> None:
+    one_axis = "layout='ragged', layout='pad' or layout='concat' with concat_dim=1, or"
+    with pytest.raises(ValueError, match=one_axis):
+        shapes["widths"].h5ref.resolve()
+    with pytest.raises(ValueError, match="use layout='ragged' or layout='pad', or"):
+        shapes["both"].h5ref.resolve()
+    with pytest.raises(ValueError, match="use layout='ragged', or"):
+        shapes["mixed"].h5ref.resolve()
+
+
 def test_results_of_different_ranks_do_not_join(shapes: xr.Dataset) -> None:
     with pytest.raises(ValueError, match=re.escape("(2, 8)")) as caught:
         shapes["mixed"].h5ref.resolve("concat")
