@@ -13,20 +13,12 @@ The long run compares 1,000 files and prints how many facts it compared::
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from netcdf_facts import MISSING, Facts, Failed, Key, OtherProcess, differences, facts_of
-from netcdf_files import NetcdfFile, netcdf_files, walk
-from netcdf_writing import write_netcdf
-from strategies import scaled
+from netcdf_facts import MISSING, Key
 
 for package in ("h5netcdf", "netCDF4"):
     # Imported in another process only, because netCDF4 crashes at some of the files.
@@ -76,8 +68,11 @@ DIFFERENCES = [
     ),
     Difference(
         "least_significant_digit is an attribute, as in h5netcdf; netCDF4 has it as encoding",
-        lambda key, mine, theirs: key[1] in ("attrs of", "encoding of")
-        and "least_significant_digit" in (*key[3:], *(mine if isinstance(mine, list) else ())),
+        lambda key, mine, theirs: (
+            key[1] in ("attrs of", "encoding of")
+            and "least_significant_digit"
+            in (*key[3:], *(mine if isinstance(mine, list) else ()))
+        ),
     ),
     Difference(
         "sequences of variable length are objects; netCDF4 has the numbers of one of them",
