@@ -125,7 +125,7 @@ def _values(shape: tuple[int, ...], type_: str, user: UserType | None) -> Any:
     if user is not None and user.kind == "vlen":
         out = np.empty(n, object)
         for i in range(n):
-            out[i] = np.arange(i % 3 + 1).astype(user.base)
+            out[i] = np.arange(i % 3 + 2).astype(user.base)  # h5py mistakes one for a number
         return out.reshape(shape) if shape else out[0]
     if user is not None:
         records = np.zeros(n, COMPOUND)
@@ -221,7 +221,9 @@ def _add_plain(file: h5py.File, edit: Edit) -> None:
     if edit.path not in file:
         type_, shape = edit.items
         values, dtype = _plain_values(type_, shape)
-        file.create_dataset(edit.path, shape, dtype, data=values)
+        dataset = file.create_dataset(edit.path, shape, dtype)
+        if dataset.size:
+            dataset[...] = values
 
 
 def _add_link(file: h5py.File, edit: Edit) -> None:
@@ -245,7 +247,8 @@ def _add_along(file: h5py.File, edit: Edit) -> None:
     if edit.path in file or not scale.is_scale or scale.ndim != 1:
         return
     is_unlimited = scale.maxshape == (None,)
-    shape = (6,) if is_unlimited else scale.shape
+    longer = 1 if edit.kind == "unnamed" else 6
+    shape = (longer,) if is_unlimited else scale.shape
     values, dtype = _plain_values(edit.items[0], shape)
     if edit.kind == "unnamed":
         # A group that holds itself stays in the file, also when no other link leads to it.
