@@ -1,9 +1,9 @@
 """Drawn netCDF-4 files open as with the engines "netcdf4" and "h5netcdf".
 
 Each file is opened with three engines, and what users see of it is compared fact by
-fact (`netcdf_facts`). Where netCDF4 and h5netcdf agree on a fact, xref must have the same. Where they
-differ, or one of them fails, xref must agree with one of them. `DIFFERENCES` lists the
-exceptions; docs/opening.md lists them for users.
+fact (`netcdf_facts`). Where netCDF4 and h5netcdf agree on a fact, xref must have the same.
+Where they differ, or one of them fails, xref must agree with one of them. `DIFFERENCES` lists
+the exceptions; docs/opening.md lists them for users.
 
 The long run compares 1,000 files, prints what it compared, and fails if an exception is no
 longer needed::

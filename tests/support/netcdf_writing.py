@@ -104,10 +104,17 @@ def _write_data(group: h5py.Group, drawn: Group, types: Mapping[str, UserType]) 
         dataset = group[clash if clash in group else v.name]
         if dataset.maxshape != dataset.shape:
             dataset.resize(v.written)
-        if math.prod(v.written):
-            dataset[...] = _values(v.written, v.type, types.get(v.type))
+        _assign(dataset, _values(v.written, v.type, types.get(v.type)))
     for child in drawn.groups:
         _write_data(group[child.name], child, types)
+
+
+def _assign(dataset: h5py.Dataset, values: Any) -> None:
+    if h5py.check_vlen_dtype(dataset.dtype) and dataset.shape:
+        for index in np.ndindex(dataset.shape):
+            dataset[index] = values[index]  # h5py mistakes an array of one sequence
+    elif dataset.size:
+        dataset[...] = values
 
 
 def _write_attributes(write: Callable[[str, Any], None], drawn: tuple[Attribute, ...]) -> None:
@@ -125,7 +132,7 @@ def _values(shape: tuple[int, ...], type_: str, user: UserType | None) -> Any:
     if user is not None and user.kind == "vlen":
         out = np.empty(n, object)
         for i in range(n):
-            out[i] = np.arange(i % 3 + 2).astype(user.base)  # h5py mistakes one for a number
+            out[i] = np.arange(i % 3 + 1).astype(user.base)
         return out.reshape(shape) if shape else out[0]
     if user is not None:
         records = np.zeros(n, COMPOUND)
@@ -222,8 +229,7 @@ def _add_plain(file: h5py.File, edit: Edit) -> None:
         type_, shape = edit.items
         values, dtype = _plain_values(type_, shape)
         dataset = file.create_dataset(edit.path, shape, dtype)
-        if dataset.size:
-            dataset[...] = values
+        _assign(dataset, values)
 
 
 def _add_link(file: h5py.File, edit: Edit) -> None:
