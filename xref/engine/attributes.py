@@ -118,7 +118,7 @@ def attribute_references(
     """Decode the references of an attribute; ``owner`` names the attribute."""
     n = math.prod(value.shape)
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
-    slices = tuple((0, size, 1) for size in value.shape)
+    slices = references.box_of_shape(value.shape)
     owner = replace(owner, noun=references.KIND_NOUNS[value.kind], slices=slices)
     names = references.ElementNames.of_owner(owner, range(n))
     columns = references.decode_references(location, raw, value.kind, names.describe)

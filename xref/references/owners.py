@@ -9,7 +9,7 @@ for messages; they take no part in comparisons.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,6 +18,11 @@ import numpy.typing as npt
 
 from xref.arrays import FrozenColumns, IntArray, digest
 from xref.objects import StoredObject
+
+
+def box_of_shape(shape: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
+    """Return (start, count, step) of all elements along each axis of a shape."""
+    return tuple((0, n, 1) for n in shape)
 
 
 @dataclass(frozen=True, slots=True)

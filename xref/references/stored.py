@@ -34,7 +34,7 @@ from xref.reading import (
 )
 from xref.references import columns
 from xref.references.decoding import decode_references
-from xref.references.owners import ElementNames, Owner
+from xref.references.owners import ElementNames, Owner, box_of_shape
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
 
@@ -295,7 +295,7 @@ def read_elements(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uin
 def _names_of_part(part: StoredPart, noun: str) -> ElementNames:
     """Return the names of the elements of a part in messages."""
     shape = part.dataset.layout.shape
-    owner = Owner.of(part.dataset, part.path, noun, tuple((0, n, 1) for n in shape))
+    owner = Owner.of(part.dataset, part.path, noun, box_of_shape(shape))
     weights = np.array(canvas_strides(shape), dtype=np.int64)
     return ElementNames.of_owner(owner, part.coords @ weights)
 

@@ -23,7 +23,7 @@ from xref.objects import RawAttributeValue, file_content, file_format, reference
 from xref.references.array import ReferenceArray
 from xref.references.columns import KIND_NOUNS
 from xref.references.decoding import decode_references
-from xref.references.owners import ElementNames, Owner
+from xref.references.owners import ElementNames, Owner, box_of_shape
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
 from xref.storage import FileLocation
 
@@ -79,7 +79,7 @@ def decode_elements(
     """Decode the elements of an attribute, in its shape; ``owner`` names the attribute."""
     n, itemsize = math.prod(value.shape), value.datatype.itemsize
     raw = np.frombuffer(value.data, dtype=np.uint8)[: n * itemsize].reshape(n, itemsize)
-    owner = replace(owner, slices=tuple((0, n, 1) for n in value.shape))
+    owner = replace(owner, slices=box_of_shape(value.shape))
     names = ElementNames.of_owner(owner, range(n))
     values = decode_values(location, value.datatype, raw, names, options)
     return values.reshape(value.shape + values.shape[1:])

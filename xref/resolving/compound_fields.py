@@ -235,7 +235,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     regions = concat_at(tables, order)
     columns = ReferenceColumns(files=tuple(files), file=file, address=address, regions=regions)
     options = references.options
-    return ReferenceArray(array.shape, kind="region", columns=columns, options=options)
+    return ReferenceArray(
+        array.shape, kind="region", columns=columns, options=options, names=references.names
+    )
 
 
 def _boxes_along_first_axis(

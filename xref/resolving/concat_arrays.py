@@ -31,14 +31,9 @@ from xref.resolving.bound_references import (
     open_small,
     restrict_small,
 )
-from xref.resolving.lazy_results import (
-    OFFSET_STRIDE,
-    BlockReads,
-    CommonDecoding,
-    ReferenceResults,
-    Spans,
-)
+from xref.resolving.lazy_results import BlockReads, CommonDecoding, ReferenceResults, Spans
 from xref.resolving.read_results import check_size, read_results
+from xref.resolving.sample_axis import OFFSET_STRIDE
 from xref.selections import concat_at, narrow_rows
 
 MAX_PIECES = 1 << 22
@@ -248,9 +243,16 @@ class ConcatArray(ReferenceResults):
                 narrow = narrow_rows(regions.take(cut), *(column[cut] for column in parts))
                 regions = concat_at([regions.take(kept), narrow], [kept, cut])
             narrowed.append(replace(target, rows=numbers, regions=regions))
-        ndim = np.full(n, rank, dtype=np.int64)
-        null = np.zeros(n, dtype=bool)
-        return BoundReferences(tuple(narrowed), small, ndim, shape, null)
+        rows = pieces.reference
+        return replace(
+            bound,
+            datasets=tuple(narrowed),
+            small_by_file=small,
+            ndim=np.full(n, rank, dtype=np.int64),
+            shape=shape,
+            null=np.zeros(n, dtype=bool),
+            rows=rows if bound.rows is None else bound.rows[rows],
+        )
 
     def _decode_values(self, flat: Array, shape: Shape) -> Array:
         values = unfold_subarray(flat.reshape(shape))
