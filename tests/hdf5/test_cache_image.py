@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5 import read_cache_image
+from xref.hdf5 import read_image_entries
 from xref.storage.known_metadata import HEAD_NBYTES
 
 
@@ -30,7 +30,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def read(file: bytes) -> list[tuple[int, bytes]]:
-    entries = read_cache_image(
+    entries = read_image_entries(
         file[:HEAD_NBYTES], lambda at, n: file[at : at + n], len(file), "f.h5"
     )
     return [(offset, bytes(data)) for offset, data in entries]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     # fmt: off
     from xref.arrays.buffers import scratch_buffer
     from xref.arrays.byte_ranges import (
-        SMALL_NBYTES, ByteSource, CachedRanges, Range, RangeSource, coalesce, fetch_stages,
-        group_ranges, split,
+        SMALL_NBYTES, ByteSource, CachedRanges, KnownRanges, OverlaidFile, Range, RangeSource,
+        coalesce, fetch_stages, group_ranges, split,
     )
     from xref.arrays.columns import (
         BoolArray, FrozenColumns, IntArray, digest, ragged_ranges, ragged_take, renumber,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         convert, dtype_token, dtype_with, exact_dtype, exact_values, is_same_value,
         results_dtype, text_of, to_objects,
     )
-    from xref.arrays.overlays import KnownRanges, OverlaidFile
     from xref.arrays.scattered_reads import GAP_NBYTES, read_scattered
     from xref.arrays.strides import canvas_strides, linear, row_strides
     # fmt: on

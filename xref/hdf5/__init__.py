@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from xref.hdf5.bulk_heaps import (
         HeapBatch, HeapCollections, read_collections, read_heap_objects, read_sequences,
     )
-    from xref.hdf5.cache_image import read_cache_image
     from xref.hdf5.chunk_index.bulk import ChunkColumns, read_chunks
     from xref.hdf5.chunk_index.index import parse_chunk_storage, read_listed_chunks
     from xref.hdf5.chunk_index.nodes import NodeReader
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from xref.hdf5.std_references import (
         REGION, StdElements, StdObjects, decode_std_objects, split_std_references, std_itemsize,
     )
-    from xref.hdf5.superblock import FileContent, FileFormat
+    from xref.hdf5.superblock import FileContent, FileFormat, read_image_entries
     from xref.hdf5.symbol_table import check_group
     from xref.hdf5.virtual_layout import (
         AllElements, Axis, ElementRuns, MappedSelection, RegularHyperslab, VirtualMapping,

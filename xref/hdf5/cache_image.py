@@ -1,7 +1,7 @@
 """The metadata cache image: metadata that HDF5 stored in one block when it closed the file.
 
-In: the first bytes of a file, and a function that reads others. Out: addresses and bytes of the
-metadata in the image. These bytes count, not those at the same addresses of the file, which
+In: bytes of a file, and the address of its superblock extension. Out: addresses and bytes of
+the metadata in the image. These bytes count, not those at the same addresses of the file, which
 are out of date or were never written.
 
 1. The superblock (version 2 or later) names its extension, an object header.
@@ -18,39 +18,32 @@ Image Block"; src/H5Cimage.c of HDF5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeAlias
 
 from xref.errors import UnsupportedError
-from xref.hdf5.metadata_reader import MetadataReader, Read, integer
+from xref.hdf5.metadata_reader import MetadataReader, integer
 from xref.hdf5.object_header import walk_messages
 
 CACHE_IMAGE_MESSAGE = 0x18
 
 Entries: TypeAlias = list[tuple[int, memoryview]]
-"""Offset in the file and bytes of each entry, ascending, without overlaps."""
+"""Address and bytes of each entry, ascending, without overlaps."""
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _RESIZE_STATUS = 1  # bit of the flags: "Metadata cache resize status included"
 _FIXED_NBYTES = 14  # of an entry, before its address
 _CHECKSUM_NBYTES = 4
 
 
-def read_cache_image(
-    head: bytes, read: Callable[[int, int], bytes], file_nbytes: int, where: str
-) -> Entries:
+def read_cache_image(source: MetadataReader, extension: int) -> Entries:
     """Return the metadata in the cache image of a file; no entries if there is no image.
 
     Parameters
     ----------
-    head : bytes
-        The first bytes of the file.
-    read : callable
-        ``read(offset, nbytes)`` returns other bytes of the file.
-    file_nbytes : int
-    where : str
-        The file, for errors.
+    source : MetadataReader
+        The bytes from the base address on.
+    extension : int
+        Address of the superblock extension.
 
     Raises
     ------
@@ -59,46 +52,10 @@ def read_cache_image(
     UnsupportedError
         If the version of the image is not known.
     """
-
-    def read_any(offset: int, nbytes: int) -> bytes:
-        stop = offset + nbytes
-        return head[offset:stop] if stop <= len(head) else read(offset, nbytes)
-
-    base = _find_superblock(read_any, file_nbytes)
-    if base is None:
-        return []
-    # Signature 8, version 1, size of offsets 1, size of lengths 1, file consistency flags 1,
-    # base address O, superblock extension address O, end of file address O, root group O,
-    # checksum 4. Versions 0 and 1 have another order and no extension.
-    start = read_any(base, min(28, file_nbytes - base))
-    if len(start) < 28 or start[8] not in (2, 3) or not {start[9], start[10]} <= {2, 4, 8}:
-        return []  # no image, or no file that HDF5 opens
-    size = start[9]
-    source = MetadataReader(
-        _from_base(read_any, base), size, start[10], file_nbytes - base, where
-    )
-    extension = integer(start, 12 + size, size)
-    if extension == source.undefined:
-        return []
     for kind, _, body in walk_messages(source, extension):
         if kind == CACHE_IMAGE_MESSAGE:
-            entries = _read_block(source, body, superblock_nbytes=16 + 4 * size)
-            return [(base + address, data) for address, data in entries]
+            return _read_block(source, body, superblock_nbytes=16 + 4 * source.offset_size)
     return []
-
-
-def _from_base(read: Read, base: int) -> Read:
-    return lambda address, nbytes: read(base + address, nbytes)
-
-
-def _find_superblock(read: Read, file_nbytes: int) -> int | None:
-    """Return the offset of the superblock: 0, 512, 1024, 2048 and so on; None without one."""
-    offset = 0
-    while offset + len(_SIGNATURE) <= file_nbytes:
-        if read(offset, len(_SIGNATURE)) == _SIGNATURE:
-            return offset
-        offset = max(2 * offset, 512)
-    return None
 
 
 def _read_block(source: MetadataReader, body: bytes, superblock_nbytes: int) -> Entries:

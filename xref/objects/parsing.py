@@ -19,7 +19,7 @@ from xref.storage import (
     set_image_decoder,
 )
 
-set_image_decoder(hdf5.read_cache_image)
+set_image_decoder(hdf5.read_image_entries)
 
 
 def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:

@@ -21,7 +21,7 @@ HEAD_NBYTES = 4096
 ImageDecoder: TypeAlias = Callable[
     [bytes, Callable[[int, int], bytes], int, str], list[tuple[int, memoryview]]
 ]
-"""The signature of `xref.hdf5.read_cache_image`."""
+"""The signature of `xref.hdf5.read_image_entries`."""
 
 _decoders: list[ImageDecoder] = []
 

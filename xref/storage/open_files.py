@@ -28,8 +28,7 @@ from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.options import get_option
 from xref.storage import handle_pools, sources
 from xref.storage.known_metadata import NOTHING_KNOWN, read_known_metadata
-from xref.storage.location import FileLocation
-from xref.storage.versions import describe_difference, is_same_identity
+from xref.storage.location import FileLocation, describe_difference, is_same_identity
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
