@@ -45,8 +45,7 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
     """
     if reader == "direct" and layout.why_not_direct:
         raise UnsupportedError(
-            f"{dataset.where} cannot be read directly ({layout.why_not_direct}); "
-            "use reader='auto'"
+            f"{dataset} cannot be read directly ({layout.why_not_direct}); use reader='auto'"
         )
     if layout.is_undefined:
         return UndefinedLoader(layout, dataset.where)

@@ -222,7 +222,7 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
-                f"{dataset.where} holds references in storage that cannot be read directly "
+                f"{dataset} holds references in storage that cannot be read directly "
                 f"({stored.why_not_direct})"
             )
         return BoxLoader(stored, read_box, chunk_check(dataset, layout))
