@@ -130,6 +130,7 @@ def write_good(file: h5py.File) -> None:
     objects("dangling", "image", "gone")
     objects("of_references", "rois")
     objects("one_type", "named_type")
+    objects("scalars", "scalar")
     held = file.create_dataset("held", (3,), dtype=HELD)
     held[1] = np.array((1, line.regionref[8:12], b"xy"), dtype=HELD)
     series = np.array([(0, 3, line.ref), (11, 9, line.ref)], dtype=TIMESERIES)
@@ -327,6 +328,31 @@ def a_dtype_that_does_not_hold_the_values(at: Files) -> Any:
     region = at.ds.image.h5ref.region_reference(slice(10, 15), slice(0, 3))
     array = xr.DataArray(xr.Variable("k", xref.ReferenceArray.from_references([region])))
     return array.h5ref.resolve(dtype="i1").values
+
+
+@raises(ValueError, "fill_value 1.5", "int32")
+def a_fill_value_that_the_dtype_does_not_hold(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("pad", fill_value=1.5, dtype="i4")
+
+
+@raises(ValueError, "layout='concat'", "good.h5: region reference 1 of '/ranks'", "(3,)")
+def ranks_that_do_not_join(at: Files) -> Any:
+    return at.ds.ranks.h5ref.resolve("concat")
+
+
+@raises(ValueError, "'y'", "good.h5: region reference 1 of '/unequal'", "(2, 2)", "'ragged'")
+def shapes_that_do_not_join(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("concat")
+
+
+@raises(ValueError, "concat_dim is 'z'", "'y'", "'x'")
+def joining_along_an_unknown_dimension(at: Files) -> Any:
+    return at.ds.rois.h5ref.resolve("concat", concat_dim="z")
+
+
+@raises(ValueError, "layout='concat'", "good.h5: object reference 0 of '/scalars'", "scalars")
+def joining_scalars(at: Files) -> Any:
+    return at.ds.scalars.h5ref.resolve("concat")
 
 
 # References of files: the text has the file, the variable or attribute, and the element.
@@ -786,6 +812,22 @@ def references_opened_with_different_options(at: Files) -> Any:
     return xr.concat([at.ds.rois, other.rois], at.ds.rois.dims[0])
 
 
+@raises(TypeError, "columns or stored references")
+def an_array_of_references_without_references(at: Files) -> Any:
+    return xref.ReferenceArray((3,), kind="object")
+
+
+@raises(ValueError, "3 references", "(5,)")
+def an_array_of_references_of_another_size(at: Files) -> Any:
+    return xref.ReferenceArray((5,), kind="object", columns=at.ds.objects.data.columns)
+
+
+@raises(TypeError, "not a selection", "5")
+def a_region_without_a_selection(at: Files) -> Any:
+    selection: Any = 5
+    return xref.RegionReference(at.ds.image.h5ref.reference(), selection).resolve()
+
+
 # Tables.
 
 
@@ -1012,6 +1054,16 @@ def writing_with_an_unknown_filter(at: Files) -> Any:
 @raises(xref.errors.UnsupportedError, "b.h5: '/a'", "bytes", "only one kind")
 def writing_objects_of_several_types(at: Files) -> Any:
     return written(at, np.array([b"x", at.ds.rois.values[0], 5], dtype=object))
+
+
+@raises(xref.errors.UnsupportedError, "b.h5: group '/'", "variable 'a'", "int, str")
+def writing_text_and_numbers(at: Files) -> Any:
+    return written(at, np.array(["x", 5], dtype=object))
+
+
+@raises(xref.errors.UnsupportedError, "b.h5: '/a'", "no type for")
+def writing_a_type_without_an_hdf5_type(at: Files) -> Any:
+    return written(at, np.zeros(1, dtype=[("a", "V0")]))
 
 
 @raises(xref.errors.UnsupportedError, "b.h5: '/a'", "text 1", "null character", "'S'")

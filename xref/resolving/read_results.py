@@ -53,8 +53,9 @@ def check_size(
     stored += sum(small.stored_nbytes for small in bound.small_by_file)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
-            f"{bound.label()}: {label} would take {nbytes} bytes, while the file stores {stored} bytes for it; "
-            "select less, or allow it with xref.set_options(large_results=True)"
+            f"{bound.label()}: {label} would take {nbytes} bytes, while the file stores "
+            f"{stored} bytes for it; select less, or allow it with "
+            "xref.set_options(large_results=True)"
         )
 
 
