@@ -20,7 +20,7 @@ import stdrefs
 import xarray as xr
 
 import xref
-from xref.selections import Hyperslab, Points
+from xref.selections import Blocks, Hyperslab, Points
 
 TIMESERIES = np.dtype([("start", "i4"), ("count", "i4"), ("series", h5py.ref_dtype)])
 HELD = np.dtype([("weight", "f4"), ("to", h5py.regionref_dtype), ("text", "S3")])
@@ -313,7 +313,7 @@ def ranks_that_do_not_pad(at: Files) -> Any:
     return at.ds.ranks.h5ref.resolve("pad")
 
 
-@raises(ValueError, "good.h5", "/kinds_of", "float64", "dtype=")
+@raises(ValueError, "good.h5: '/kinds_of'", "float64", "dtype=")
 def types_without_a_common_type(at: Files) -> Any:
     return at.ds.kinds_of.h5ref.resolve("ragged")
 
@@ -345,6 +345,16 @@ def shapes_that_do_not_join(at: Files) -> Any:
     return at.ds.unequal.h5ref.resolve("concat")
 
 
+@raises(ValueError, "concat_dim='y'", "layout='concat'", "'stack'")
+def joining_in_another_layout(at: Files) -> Any:
+    return at.ds.rois.h5ref.resolve(concat_dim="y")
+
+
+@raises(ValueError, "dtype int32 has no missing value", "fill_value=")
+def padding_with_a_dtype_without_a_missing_value(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("pad", dtype="i4")
+
+
 @raises(ValueError, "concat_dim is 'z'", "'y'", "'x'")
 def joining_along_an_unknown_dimension(at: Files) -> Any:
     return at.ds.rois.h5ref.resolve("concat", concat_dim="z")
@@ -353,6 +363,11 @@ def joining_along_an_unknown_dimension(at: Files) -> Any:
 @raises(ValueError, "layout='concat'", "good.h5: object reference 0 of '/scalars'", "scalars")
 def joining_scalars(at: Files) -> Any:
     return at.ds.scalars.h5ref.resolve("concat")
+
+
+@raises(AttributeError, "module 'xref' has no attribute 'nothing'")
+def a_name_that_the_package_does_not_have(at: Files) -> Any:
+    return xref.nothing
 
 
 # References of files: the text has the file, the variable or attribute, and the element.
@@ -484,6 +499,17 @@ def a_region_of_another_rank(at: Files) -> Any:
     return xref.RegionReference(at.ds.image.h5ref.reference(), slab).resolve()
 
 
+@raises(xref.errors.ResultTooLargeError, "wide.h5", "/image", "100000 overlapping blocks")
+def a_union_of_too_many_blocks(at: Files) -> Any:
+    start = np.random.default_rng(0).integers(0, 10**9, (100_000, 2))
+    union = Blocks(start, start + 10**6)
+    path = at.write(
+        "wide.h5",
+        lambda file: file.create_dataset("image", (2 * 10**9,) * 2, "u1", chunks=(1000, 1000)),
+    )
+    return xref.RegionReference(at.open(path).image.h5ref.reference(), union).resolve()
+
+
 @raises(xref.errors.SelectionError, "good.h5: region reference to /line", "(10,)")
 def points_beyond_the_extent(at: Files) -> Any:
     points = Points(np.array([[3], [50]]))
@@ -535,12 +561,16 @@ def attributes_of_references(at: Files) -> Any:
 # Statistics and functions of the user.
 
 
-@raises(TypeError, "good.h5: '/words_of'", "no mean of values of type", "map")
+@raises(TypeError, "good.h5: region reference 0 of '/words_of'", "no mean of values", "map")
 def the_mean_of_text(at: Files) -> Any:
     return at.ds.words_of.h5ref.mean()
 
 
-@raises(TypeError, "good.h5: '/arrays_of'", "no mean of elements that are arrays")
+@raises(
+    TypeError,
+    "good.h5: region reference 0 of '/arrays_of'",
+    "no mean of elements that are arrays",
+)
 def the_mean_of_arrays(at: Files) -> Any:
     return at.ds.arrays_of.h5ref.mean()
 
@@ -577,6 +607,12 @@ def a_function_with_results_of_another_type(at: Files) -> Any:
 @raises(ValueError, "the result of", "good.h5: region reference 0 of '/rois'", "dtype=")
 def a_function_with_longer_text(at: Files) -> Any:
     return at.ds.rois.h5ref.map(lambda v: "xyz", dtype="U2").compute(scheduler="synchronous")
+
+
+@raises(ValueError, "good.h5: region reference 0 of '/rois'", str(2**60 + 1), "float64")
+def a_function_with_results_that_floats_do_not_hold(at: Files) -> Any:
+    mapped = at.ds.rois.h5ref.map(lambda values: np.int64(2**60 + 1), dtype=float)
+    return mapped.compute(scheduler="synchronous")
 
 
 @raises(ValueError, "output_sizes", "good.h5: '/rois'")
