@@ -88,6 +88,8 @@ class FileReport:
     not_read: list[str] = field(default_factory=list)
     dimension_scale_attributes: int = 0
     notes: list[str] = field(default_factory=list)
+    # Paths of links to groups and datasets with another path, and their canonical paths.
+    further_names: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -173,6 +175,8 @@ class _Inspection:
             self.report.notes.append(f"{path}: in another file, {stored.filename}")
             return []
         if address in self.known:
+            if objects.kind_of(item) != "datatype":
+                self.report.further_names.append(f"{path}: {stored.label}")
             return []
         canonical = stored.path
         if canonical is not None and canonical.startswith(self.path.rstrip("/") + "/"):
@@ -365,7 +369,12 @@ def report_lines(report: FileReport) -> Iterator[str]:
             f"dimension scales: {_number(report.dimension_scale_attributes, 'attribute')} "
             f"({', '.join(objects.SCALE_ATTRIBUTES)}), which become dimension names"
         )
-    for title, lines in (("not read:", report.not_read), ("links:", report.notes)):
+    sections = (
+        ("not read:", report.not_read),
+        ("links:", report.notes),
+        ("further names of groups and datasets:", report.further_names),
+    )
+    for title, lines in sections:
         if lines:
             yield ""
             yield title

@@ -39,10 +39,13 @@ class BoundVariable:
     attributes: dict[str, Any]  # that all targets have after decoding, with equal values
     name: Hashable | None
     variable_name: Hashable | None  # of the references
+    coordinate_of: str = ""  # the references whose targets have these datasets as a coordinate
 
     @property
     def label(self) -> str:
         """Name the references in a message."""
+        if self.coordinate_of:
+            return f"coordinate {self.variable_name!r} of {self.coordinate_of}"
         if self.references.owner is not None or self.variable_name is None:
             return self.references.label
         return f"the reference variable {self.variable_name!r}"

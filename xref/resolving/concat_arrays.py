@@ -31,14 +31,9 @@ from xref.resolving.bound_references import (
     open_small,
     restrict_small,
 )
-from xref.resolving.lazy_results import (
-    OFFSET_STRIDE,
-    BlockReads,
-    CommonDecoding,
-    ReferenceResults,
-    Spans,
-)
+from xref.resolving.lazy_results import BlockReads, CommonDecoding, ReferenceResults, Spans
 from xref.resolving.read_results import check_size, read_results
+from xref.resolving.sample_axis import OFFSET_STRIDE
 from xref.selections import concat_at, narrow_rows
 
 MAX_PIECES = 1 << 22

@@ -134,7 +134,7 @@ def _repeat(
     """Repeat a variable along dimensions of references for each row; others stay."""
     if not set(dims) & set(variable.dims):
         return variable
-    if isinstance(variable, engine.ReferenceVariable):  # its columns are in memory anyway
+    if isinstance(variable._data, ReferenceArray):  # its columns are in memory anyway
         rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         places = dict(zip(dims, np.unravel_index(rows, sizes), strict=True))
         index = {d: xr.Variable((dim,), places[d]) for d in dims if d in variable.dims}

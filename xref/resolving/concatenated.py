@@ -87,9 +87,11 @@ def _join(refs: BoundVariable, concat_dim: Hashable | None) -> Joined:
     """Choose the axis and check that the results agree along all others."""
     bound = refs.bound
     rank = _find_rank(refs)
+    if not bound.n_targets and isinstance(concat_dim, int):
+        rank = max(concat_dim + 1, -concat_dim)  # no target says otherwise
     dims = result_dims(refs, rank, joined=True)
     if not bound.n_targets and isinstance(concat_dim, str):
-        dims = (concat_dim,)  # no target says otherwise
+        dims = (concat_dim,)
     axis = _find_axis(dims, concat_dim)
     lengths = axis_lengths(bound, rank, axis)
     counted = np.flatnonzero(lengths)
@@ -208,38 +210,39 @@ def _cut_rows(refs: BoundVariable, joined: Joined, limit: int) -> list[int]:
     Blocks end between results. A longer result is divided where one of its HDF5 chunks ends.
     """
     offsets, n_rows = joined.offsets, joined.shape[joined.axis]
+    chunks_of = _chunks_of_long_results(refs, joined, limit)
     cuts = [0]
     while (row := cuts[-1]) < n_rows:
         last = int(np.searchsorted(offsets, row + limit, side="right")) - 1
         end = int(offsets[last])
         if end <= row:
-            end = row + limit
-            first, chunk = _chunks_of(refs, joined, last)
-            position = first + row - int(offsets[last])
-            border = (position + limit) // max(chunk, 1) * chunk
-            if border > position:
-                end = row + border - position
+            start, chunk = chunks_of.get(last, (0, limit))
+            position = start + row - int(offsets[last])
+            border = (position + limit) // chunk * chunk
+            end = row + (border - position if border > position else limit)
         cuts.append(end)
     return cuts
 
 
-def _chunks_of(refs: BoundVariable, joined: Joined, reference: int) -> tuple[int, int]:
-    """Return where a result begins in its target along the joined axis, and the chunk length.
+def _chunks_of_long_results(
+    refs: BoundVariable, joined: Joined, limit: int
+) -> dict[int, tuple[int, int]]:
+    """Return the first element and the chunk length of results with more rows than ``limit``.
 
-    The length is 0 if the target has no chunks, or if the result is no box.
+    Both are along the joined axis of the target. Only boxes in datasets with chunks count.
     """
-    axis, n = joined.axis, len(joined.offsets) - 1
+    axis, lengths = joined.axis, np.diff(joined.offsets)
+    numbers, found = np.arange(len(lengths)), {}
     for target in refs.bound.datasets:
-        found = np.flatnonzero(np.arange(n)[target.rows] == reference)
-        if not len(found):
+        rows, chunks = numbers[target.rows], target.layout.chunks
+        long = np.flatnonzero(lengths[rows] > limit)
+        if not len(long) or chunks is None or len(chunks) != len(joined.dims):
             continue
-        chunks = target.layout.chunks
-        if chunks is None or len(chunks) != len(joined.dims):
-            break
-        start, stop = (int(c[0, axis]) for c in target.regions.take(found).bounds())
-        is_box = stop - start == int(np.diff(joined.offsets)[reference])
-        return (start, chunks[axis]) if is_box else (0, 0)
-    return 0, 0
+        start, stop = (c[:, axis] for c in target.regions.take(long).bounds())
+        is_box = stop - start == lengths[rows[long]]
+        for row, first in zip(rows[long][is_box].tolist(), start[is_box].tolist(), strict=True):
+            found[row] = first, chunks[axis]
+    return found
 
 
 def _storage_chunks(refs: BoundVariable, variable: xr.Variable, axis: int) -> Shape | None:

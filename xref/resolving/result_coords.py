@@ -17,7 +17,7 @@ from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.bound_references import Shape
 from xref.resolving.result_variables import Coords, DimNames, result_dims, stack_variable
-from xref.selections import concat_tables, empty_table, project
+from xref.selections import SelectionKind, concat_tables, empty_table, project
 
 
 def start_coords(refs: BoundVariable, inner: DimNames, reference_coords: Coords) -> Coords:
@@ -52,7 +52,8 @@ def target_coords(
     coords: Coords = {}
     for name, (address, dims) in first.coords.items():
         axes = [first.dims.index(dim) for dim in dims]
-        coord_dims = inner if scattered else tuple(inner[axis] for axis in axes)
+        on_points = scattered and bool(dims)
+        coord_dims = inner if on_points else tuple(inner[axis] for axis in axes)
         label = coord_dims[0] if not scattered and coord_dims and dims == (name,) else name
         shared = all(
             t.dataset.location == first.dataset.location
@@ -62,7 +63,7 @@ def target_coords(
         if not shared or label in reference_coords or label in refs.dims:
             continue
         if _fits_axes(refs, name, address, dims):
-            shape = result_shape if scattered else tuple(result_shape[axis] for axis in axes)
+            shape = result_shape if on_points else tuple(result_shape[axis] for axis in axes)
             coords[label] = _coordinate(refs, label, address, dims, coord_dims, shape)
     return coords
 
@@ -97,7 +98,9 @@ def _coordinate(
     projections, rows = [], []
     for target, fitted in zip(refs.targets, bound.targets, strict=True):
         axes = [target.dims.index(dim) for dim in dims]
-        projections.append(project(fitted.regions, axes))
+        # A coordinate without axes has one value, whatever the regions select.
+        whole = empty_table(len(fitted.regions), 0, SelectionKind.ALL)
+        projections.append(project(fitted.regions, axes) if axes else whole)
         rows.append(np.arange(len(bound.ndim))[fitted.rows])
     projected, row = concat_tables(projections), np.concatenate(rows)
     n_valid = len(projected)

@@ -18,7 +18,7 @@ from xref.arrays import is_same_value
 from xref.hdf5 import item_dtype
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
-from xref.resolving.lazy_results import CommonDecoding, ReferenceResults, StackArray
+from xref.resolving.lazy_results import CommonDecoding, StackArray
 from xref.resolving.padding import choose_missing_value
 
 POINT_DIM = "point"
@@ -87,7 +87,7 @@ def lazy_variable(
     refs: BoundVariable,
     decode: engine.Decoding | None,
     dims: DimNames,
-    data: ReferenceResults,
+    data: engine.LazyArray,
     fills: bool = False,
 ) -> xr.Variable:
     """Return the variable of a lazy array, with the attributes that all targets share.

@@ -11,6 +11,7 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     # fmt: off
+    from xref.selections.positions import element_positions
     from xref.selections.projection import narrow, narrow_rows, project
     from xref.selections.table import KIND_NAMES, SelectionKind, SelectionTable
     from xref.selections.table_building import (
