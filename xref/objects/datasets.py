@@ -133,8 +133,8 @@ def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColum
         return None
     # Replace invalid addresses by one past the end of any file: `build_chunk_index` rejects
     # them, except for chunks outside the extent, which are ignored.
-    outside = (chunks.address < 0) | (chunks.address > source.file_nbytes)
-    offset = np.where(outside, 2**62, chunks.address + base)
+    inside = np.where(chunks.address < 0, 2**62, np.minimum(chunks.address, 2**62))
+    offset = inside + base
     nbytes, mask = chunks.nbytes.astype(np.uint64), chunks.filter_mask.astype(np.uint32)
     return chunks.cell, offset.astype(np.uint64), nbytes, mask
 
