@@ -62,7 +62,7 @@ def facts_of_variable(variable: xr.Variable) -> Facts:
     facts: Facts = {
         ("dims",): variable.dims,
         ("shape",): variable.shape,
-        ("dtype",): variable.dtype,
+        ("dtype",): str(variable.dtype.base) if variable.dtype.names is None else "compound",
         ("chunks",): variable.chunks,
         ("attrs of",): list(variable.attrs),
     }
@@ -82,11 +82,11 @@ def facts_of(path: Path, engine: str, how: str, options: Mapping[str, Any]) -> F
     """Open a file and return the facts of all its groups."""
     options = ENGINES[engine] | dict(options)
     facts: Facts = {}
-    if how == "groups":
+    if how == "open_groups":
         opened = xr.open_groups(path, engine=engine, **options)
         datasets = {str(name): ds for name, ds in opened.items()}
         facts["groups",] = list(datasets)
-    elif how == "tree":
+    elif how == "open_datatree":
         tree = xr.open_datatree(path, engine=engine, **options)
         datasets = {n.path: n.to_dataset(inherit=False) for n in tree.subtree}
         facts["groups",] = list(datasets)
@@ -95,7 +95,7 @@ def facts_of(path: Path, engine: str, how: str, options: Mapping[str, Any]) -> F
     for name, ds in datasets.items():
         facts |= {(name, *k): plain(v) for k, v in facts_of_dataset(ds).items()}
         ds.close()
-    if how == "tree":
+    if how == "open_datatree":
         tree.close()
     return facts
 
@@ -115,7 +115,8 @@ def plain(value: Any) -> Any:
             return name, value.itemsize, value.shape, fields, kept
         case np.ndarray() if value.dtype.kind in "OV":
             items = [plain(v) for v in value.reshape(-1).tolist()]
-            return "array", str(value.dtype), value.shape, items
+            name = "object" if value.dtype.kind == "O" else "void"
+            return "array", name, value.shape, items
         case np.ndarray():
             native = value.astype(value.dtype.newbyteorder("="))
             return "array", str(value.dtype), value.shape, native

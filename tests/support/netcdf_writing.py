@@ -104,10 +104,17 @@ def _write_data(group: h5py.Group, drawn: Group, types: Mapping[str, UserType]) 
         dataset = group[clash if clash in group else v.name]
         if dataset.maxshape != dataset.shape:
             dataset.resize(v.written)
-        if math.prod(v.written):
-            dataset[...] = _values(v.written, v.type, types.get(v.type))
+        _assign(dataset, _values(v.written, v.type, types.get(v.type)))
     for child in drawn.groups:
         _write_data(group[child.name], child, types)
+
+
+def _assign(dataset: h5py.Dataset, values: Any) -> None:
+    if h5py.check_vlen_dtype(dataset.dtype) and dataset.shape:
+        for index in np.ndindex(dataset.shape):
+            dataset[index] = values[index]  # h5py mistakes an array of one sequence
+    elif dataset.size:
+        dataset[...] = values
 
 
 def _write_attributes(write: Callable[[str, Any], None], drawn: tuple[Attribute, ...]) -> None:
@@ -221,7 +228,8 @@ def _add_plain(file: h5py.File, edit: Edit) -> None:
     if edit.path not in file:
         type_, shape = edit.items
         values, dtype = _plain_values(type_, shape)
-        file.create_dataset(edit.path, shape, dtype, data=values)
+        dataset = file.create_dataset(edit.path, shape, dtype)
+        _assign(dataset, values)
 
 
 def _add_link(file: h5py.File, edit: Edit) -> None:
@@ -245,7 +253,8 @@ def _add_along(file: h5py.File, edit: Edit) -> None:
     if edit.path in file or not scale.is_scale or scale.ndim != 1:
         return
     is_unlimited = scale.maxshape == (None,)
-    shape = (6,) if is_unlimited else scale.shape
+    longer = 1 if edit.kind == "unnamed" else 6
+    shape = (longer,) if is_unlimited else scale.shape
     values, dtype = _plain_values(edit.items[0], shape)
     if edit.kind == "unnamed":
         # A group that holds itself stays in the file, also when no other link leads to it.

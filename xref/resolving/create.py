@@ -16,7 +16,7 @@ import xarray as xr
 
 from xref import engine
 from xref.arrays import BoolArray, IntArray
-from xref.errors import SelectionError
+from xref.errors import SelectionError, naming
 from xref.objects import open_member
 from xref.references import (
     ElementNames,
@@ -82,7 +82,8 @@ def region_reference(
             origin = origin.outer(_without_items(origin, found, array))
         else:
             origin = _at_points(origin, found, array)
-    selection = origin.selection()
+    with naming(lambda: f"{origin.object.filename}: the region of {array.name!r}"):
+        selection = origin.selection()
     _check_extent(origin.object, selection, array.name)
     return RegionReference(origin.object, selection)
 

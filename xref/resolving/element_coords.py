@@ -74,6 +74,8 @@ class ResultCoordinate(LazyArray):
     is the value of null references and of padding.
     """
 
+    _bound: BoundReferences | None = None  # known in the process that made the array
+
     def __init__(
         self,
         refs: BoundVariable,
@@ -86,7 +88,7 @@ class ResultCoordinate(LazyArray):
         self.references, self.n, self.source, self.axis = refs.references, n, source, axis
         self.missing, self.dtype = missing, dtype
         self.shape = self.references.shape + (() if n is None else (n,))
-        self._bound: BoundReferences | None = refs.bound
+        self._bound = refs.bound
 
     def _read(self, key: tuple[Axis, ...]) -> Array:
         ndim = self.references.ndim

@@ -226,8 +226,9 @@ class CoordinateValues:
         results are the shape of each dataset (1 behind its axes), and its first number.
         """
         width = max((len(d.axes) for d in self.datasets), default=0)
-        axes = np.array([(*d.axes, *(-1,) * (width - len(d.axes))) for d in self.datasets])
-        axes = axes.reshape(len(self.datasets), width)
+        axes = np.full((len(self.datasets), width), -1, dtype=np.int64)
+        for k, coordinate in enumerate(self.datasets):
+            axes[k, : len(coordinate.axes)] = coordinate.axes
         shape = np.ones((len(self.datasets), width), dtype=np.int64)
         known = np.flatnonzero(row >= 0)
         at = axes[row[known]]

@@ -37,16 +37,16 @@ def find_result_shape(bound: BoundReferences, padded: bool) -> Shape:
     same_ndim = bool((ndim == ndim[0]).all())
     if padded and not same_ndim:
         raise ValueError(
-            f"the results have {sorted(set(ndim.tolist()))} dimensions, and padding does not "
-            "make these numbers equal; use layout='ragged'"
+            f"{bound.label()}: the results have {sorted(set(ndim.tolist()))} dimensions, and "
+            "padding does not make these numbers equal; use layout='ragged'"
         )
     if not padded and not (same_ndim and (shape == shape[0]).all()):
         pairs = zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
         found = {tuple(s[:n]) for n, s in pairs}
         some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
         raise ValueError(
-            f"the references select different shapes ({some}), so they do not stack; use "
-            f"{_other_layouts(shape, same_ndim)}, or select references of one shape"
+            f"{bound.label()}: the references select different shapes ({some}), so they do not "
+            f"stack; use {_other_layouts(shape, same_ndim)}, or select references of one shape"
         )
     return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
 
