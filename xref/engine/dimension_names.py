@@ -20,6 +20,7 @@ from itertools import chain, count
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from xref import objects, references
 from xref.errors import (
@@ -37,6 +38,14 @@ PHONY_DIMS = (None, "sort", "access")
 
 
 @dataclass(slots=True)
+class SharedValues:
+    """Values of a dataset that were read for one of its names, for its other names."""
+
+    attributes: dict[str, Any] | None = None  # as plain values
+    text: npt.NDArray[Any] | None = None  # elements of a variable of text
+
+
+@dataclass(slots=True)
 class MemberDataset:
     """Metadata of a dataset of a group, from which its variable is made."""
 
@@ -49,6 +58,7 @@ class MemberDataset:
     scales: list[int] = field(default_factory=list)  # address of the scale of each axis, or 0
     type_name: str | None = None  # of an enumeration that is a named datatype
     is_elsewhere: bool = False  # whether an external link leads to it
+    shared: SharedValues = field(default_factory=SharedValues)
 
     @property
     def own_path(self) -> str | None:
@@ -278,7 +288,10 @@ def _scale_names(
     names = {m.stored.address: m.name for m in members}
     missing = scales - set(names)
     while missing and parent is not None:
-        links = objects.link_addresses(objects.open_group(location, parent))
+        group = objects.open_group(location, parent)
+        # An external link may lead to another file and back.
+        is_here = group.stored.location.identity == location.identity
+        links = objects.link_addresses(group) if is_here else {}
         names |= {a: n for a, n in links.items() if a in missing}
         missing -= set(links)
         parent = posixpath.dirname(parent) if parent != "/" else None
@@ -319,6 +332,8 @@ def _parent_scope(location: FileLocation, path: str, phony: PhonyNames) -> Scope
         scope: Scope = {}
         try:
             for group in objects.groups_along(location, parent):
+                if group.stored.location.identity != location.identity:
+                    continue
                 for address, name in objects.link_addresses(group).items():
                     scope[name] = (address, *scope.get(name, ()))
         except (XrefError, OSError):
@@ -391,16 +406,17 @@ def _unlimited_length(scale: StoredObject) -> int | None:
     if not objects.has_attribute(dataset, objects.REFERENCE_LIST):
         return length
     listed = objects.read_attribute(dataset, objects.REFERENCE_LIST, scale)
-    for address, axis in _attached_axes(listed, scale.location):
+    for address, axis in _attached_axes(listed, scale):
         length = max(length, _axis_length(StoredObject(scale.location, address), axis))
     return length
 
 
-def _attached_axes(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
+def _attached_axes(listed: Any, scale: StoredObject) -> Iterator[tuple[int, int]]:
     """Yield dataset address and axis of each entry of a REFERENCE_LIST, if it is valid."""
+    location = scale.location
     if isinstance(listed, objects.RawAttributeValue):
-        list_name = f"{location.filename}: REFERENCE_LIST"
-        listed = references.decode_elements(listed, location, list_name, DEFAULT_OPTIONS)
+        owner = references.Owner.of(scale, None, attribute=objects.REFERENCE_LIST)
+        listed = references.decode_elements(listed, location, owner, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None
     if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
         return

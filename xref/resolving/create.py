@@ -16,9 +16,17 @@ import xarray as xr
 
 from xref import engine
 from xref.arrays import BoolArray, IntArray
-from xref.errors import SelectionError
+from xref.errors import SelectionError, naming
 from xref.objects import open_member
-from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
+from xref.references import (
+    ElementNames,
+    ObjectReference,
+    Owner,
+    ReferenceArray,
+    ReferenceColumns,
+    RegionReference,
+    box_of_shape,
+)
 from xref.selections import (
     All,
     Selection,
@@ -74,7 +82,8 @@ def region_reference(
             origin = origin.outer(_without_items(origin, found, array))
         else:
             origin = _at_points(origin, found, array)
-    selection = origin.selection()
+    with naming(lambda: f"{origin.object.filename}: the region of {array.name!r}"):
+        selection = origin.selection()
     _check_extent(origin.object, selection, array.name)
     return RegionReference(origin.object, selection)
 
@@ -147,8 +156,11 @@ def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> N
     """
     if target.stored is None or isinstance(selection, All):
         return
-    shape = target.stored.layout.shape
-    table_from_selections([selection]).bound_to(shape, lambda _: f"the region of {name!r}")
+    table_from_selections([selection]).bound_to(
+        target.stored.layout.shape,
+        lambda _: f"{target.filename}: the region of {name!r}",
+        target.stored,
+    )
 
 
 def make_regions(
@@ -180,8 +192,13 @@ def make_regions(
         raise TypeError(f"{array.name!r} does not belong to a file")
     address = np.broadcast_to(np.array([origin.object.address], np.uint64), (len(table),))
     columns = ReferenceColumns.of_file(location, address, table)
+    owner = Owner(location.filename, repr(array.name), "box", box_of_shape(outer_shape))
     references = ReferenceArray(
-        outer_shape, kind="region", columns=columns, options=origin.object.options
+        outer_shape,
+        kind="region",
+        columns=columns,
+        options=origin.object.options,
+        names=ElementNames.of_owner(owner, range(len(table))),
     )
     name = "regions" if array.name is None else f"{array.name}_regions"
     return engine.reference_dataarray(engine.ReferenceVariable(dims, references), coords, name)

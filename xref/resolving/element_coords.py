@@ -193,7 +193,7 @@ def _result_variable(
     if _select_alike(refs, source):
         row = int(np.flatnonzero(~refs.bound.null)[0])
         references = refs.references.ravel()[row : row + 1].reshape(())
-        bound = bind_references(references.columns, references.describe)
+        bound = bind_references(references)
         refs = replace(refs, references=references, bound=bound, dims=())
     missing: Any = NO_AXIS
     dtype = source.dtype
@@ -401,7 +401,7 @@ def _bind_datasets(
         (len(datasets),), kind="object", columns=columns, options=refs.references.options
     )
     bound, _ = bind(references, (name,), "fill", name)
-    return replace(bound, label=f"coordinate {name!r} of {refs.label}")
+    return replace(bound, coordinate_of=refs.label)
 
 
 def _check_extents(

@@ -264,7 +264,7 @@ class CoordinateValues:
         references = ReferenceArray(
             (len(used),), kind="region", columns=columns, options=self.options
         )
-        bound = bind_references(columns, lambda k: f"coordinate {datasets[k].where}")
+        bound = bind_references(references)
         common = CommonDecoding(self.read_dtype, decoders=self.decoders)
         values = RaggedArray(references, size, common, bound)
         return values.read((slice(None),) * len(values.shape))

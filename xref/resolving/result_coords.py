@@ -119,7 +119,13 @@ def _coordinate(
     columns = ReferenceColumns.of_file(
         location, np.where(null, 0, address).astype(np.uint64), projected
     )
-    references = ReferenceArray(outer_shape, kind="region", columns=columns, options=options)
+    references = ReferenceArray(
+        outer_shape,
+        kind="region",
+        columns=columns,
+        options=options,
+        names=None if same else refs.references.names,
+    )
     all_dims = (() if same else refs.dims) + coord_dims
     coord_refs, _ = bind(references, all_dims[: len(outer_shape)], "fill", label)
     # Numbers of a null reference are NaN: the fill value of the file could be a coordinate.

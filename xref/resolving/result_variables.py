@@ -132,8 +132,11 @@ def _common_encoding(
     return common
 
 
-def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
-    """Name the axes of results: the names that all targets use, else free phony names."""
+def result_dims(refs: BoundVariable, ndim: int, *, joined: bool = False) -> DimNames:
+    """Name the axes of results: the names that all targets use, else free phony names.
+
+    The results have the dimensions of the references too, except if they are ``joined``.
+    """
     names: list[str | None] = [None] * ndim
     if refs.targets and all(len(t.dims) == ndim for t in refs.targets):
         by_axis = zip(*(t.dims for t in refs.targets), strict=True)
@@ -146,7 +149,7 @@ def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
         dim: Hashable = name
         if name is None:
             dim = next(engine.numbered_names("phony_dim_", taken))
-        elif name in refs.dims or name in dims:
+        elif (name in refs.dims and not joined) or name in dims:
             dim = engine.free_name(name, taken)
         taken.add(dim)
         dims.append(dim)

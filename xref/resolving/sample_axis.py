@@ -77,5 +77,5 @@ class SampleAxis(LazyArray):
         if first_row > 0 or last_row < len(ends):
             part = part[first_row:last_row]
             start = int(ends[first_row - 1]) if first_row else start
-            bound = bind_references(part.columns, part.describe)
+            bound = bind_references(part)
         return bound, start

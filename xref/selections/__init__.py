@@ -12,7 +12,7 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     # fmt: off
     from xref.selections.positions import element_positions
-    from xref.selections.projection import narrow, project
+    from xref.selections.projection import narrow, narrow_rows, project
     from xref.selections.table import KIND_NAMES, SelectionKind, SelectionTable
     from xref.selections.table_building import (
         box_table, concat_at, concat_tables, empty_table, strided_table, table_from_blocks,
