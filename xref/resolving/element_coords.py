@@ -417,12 +417,12 @@ def _check_extents(
     for k, coordinate in enumerate(datasets):
         layout = coordinate.dataset.layout
         if layout.reference_kind:
-            raise UnsupportedError(f"{coordinate.dataset.where} holds references")
+            raise UnsupportedError(f"{coordinate.dataset.named} holds references")
         extents = elements.extent[row == k][:, list(coordinate.axes)]
         wrong = np.flatnonzero((extents != layout.shape).any(axis=1))
         if len(wrong):
             # For instance, an unlimited dimension has grown for some variables only.
             raise SelectionError(
-                f"{coordinate.dataset.where} has shape {layout.shape}, its axes have "
+                f"{coordinate.dataset.named} has shape {layout.shape}, its axes have "
                 f"{tuple(extents[wrong[0]].tolist())}"
             )
