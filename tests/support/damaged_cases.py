@@ -308,17 +308,6 @@ def text_with_the_direct_reader(at: Files) -> Any:
     return open_stored(at, fill, reader="direct").values
 
 
-@raises(FileReadError, "d.h5: /image (dataset at 0x", "nothing was written", "undefined")
-def a_dataset_without_values(at: Files) -> Any:
-    def fill(file: h5py.File) -> None:
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple((3,))
-        h5py.h5d.create(file.id, b"image", h5py.h5t.NATIVE_INT32, space, dcpl=properties)
-
-    return open_stored(at, fill).values
-
-
 @raises(
     ResultTooLargeError, "d.h5: object reference 0 of '/refs'", "bytes", "large_results=True"
 )

@@ -149,6 +149,9 @@ NOT_FROM_PUBLIC_API = {
 """Sites that no call of a user fires, or only by chance, with the reason."""
 
 _BY_TEST: dict[str, str] = {
+    "tests/reading/test_unwritten.py::test_nothing_is_read_where_no_value_is_defined": """
+        reading/execute:UndefinedLoader.load:FileReadError#1
+    """,
     "tests/storage/test_harmless_events.py::test_a_file_that_was_closed_is_found_by_its_path": """
         storage/open_files:check_at_path:FileChangedError#1
     """,
