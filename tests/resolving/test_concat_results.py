@@ -236,8 +236,11 @@ def test_coordinates_that_some_targets_lack_are_left_out(tmp_path: Path) -> None
         write_references(file, "three", refs, dtype=h5py.ref_dtype)
     with xr.open_dataset(tmp_path / "a.h5", engine="h5ref") as ds:
         joined = ds["three"].h5ref.resolve("concat")
-        assert set(joined.coords) == {ds["three"].dims[0]}
+        assert set(joined.coords) == {ds["three"].dims[0], joined.dims[0]}
         assert joined.shape == (6, 3)
+        # Instead of a coordinate, each row has its position in its target.
+        np.testing.assert_array_equal(joined[joined.dims[0]], [0, 1, 0, 1, 2, 0])
+        assert joined.dims[0] not in joined.indexes
 
 
 def test_points_of_an_image_keep_their_coordinates(tmp_path: Path) -> None:

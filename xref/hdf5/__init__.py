@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from xref.hdf5.dataspace import MAX_RANK
     from xref.hdf5.datatype import Datatype, decode_datatype, reference_types, value_dtype
+    from xref.hdf5.filter_names import filter_name, install_hint
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
     from xref.hdf5.layout_message import CHUNKED
     from xref.hdf5.links import LINK_TYPES, is_group, read_hard_links

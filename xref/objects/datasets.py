@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5i, h5s, h5t
+from h5py import h5i, h5s, h5z
 
 from xref import hdf5
 from xref.arrays import IntArray
@@ -278,8 +278,14 @@ def _read_unconverted(
 def _read_error(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
 ) -> FileReadError:
+    missing = [
+        f"{stage.label} is not available here: {hdf5.install_hint(stage.id)}"
+        for stage in layouts.pipeline_of(dataset.id.get_create_plist()).filters
+        if not h5z.filter_avail(stage.id)
+    ]
+    reason = "; ".join(missing) or str(error)
     return FileReadError(
-        f"{dataset._xref_stored}: h5py could not read {shape} elements at {start}: {error}"
+        f"{dataset._xref_stored}: h5py could not read {shape} elements at {start}: {reason}"
     )
 
 
@@ -296,9 +302,7 @@ def read_values(
         If h5py cannot read them.
     """
     datatype = dataset.id.get_type()
-    unconverted = layouts.time_dtype(datatype)
-    if datatype.get_class() == h5t.OPAQUE:  # h5py would drop the tag
-        unconverted = datatype.dtype
+    unconverted = layouts.unconverted_dtype(datatype)
     if unconverted is not None:
         out = np.zeros(shape, dtype=unconverted)
         _read_unconverted(dataset, start, out)

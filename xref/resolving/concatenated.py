@@ -21,7 +21,13 @@ from xref.arrays import IntArray, row_offsets
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
 from xref.resolving.concat_arrays import axis_lengths
-from xref.resolving.concat_coords import concat_variable, joined_coords, repeated_coords
+from xref.resolving.concat_coords import (
+    concat_variable,
+    joined_coords,
+    point_coords,
+    position_coords,
+    repeated_coords,
+)
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.resolving.result_variables import Coords, DimNames, result_dims
 
@@ -69,14 +75,18 @@ def resolve_concatenated(
         wanted = _choose_chunks(chunks, refs, joined, itemsize)
         variable = chunk_variable(variable, data, wanted, "concat", decode)
     found: Coords = {}
-    if coords:
+    positions: Coords = {}
+    if coords and len(joined.dims) == 1 and max(refs.bound.ranks, default=1) > 1:
+        found = point_coords(refs, joined.dim, offsets)
+    elif coords:
         found = joined_coords(refs, joined.dims, axis, joined.shape, offsets)
-    taken = {refs.name, *variable.dims}
+        positions = position_coords(refs, joined.dims, axis, joined.shape, found)
+    taken = {refs.name, *variable.dims, *found}
     starts_dims = joined.dims if coords else None
-    found |= repeated_coords(
-        refs, reference_coords, starts_dims, joined.dim, offsets, taken | set(found)
-    )
+    found |= repeated_coords(refs, reference_coords, starts_dims, joined.dim, offsets, taken)
     values = xr.DataArray(variable, coords=found, name=refs.name)
+    # Without an index: rows of several references have equal positions.
+    values = values.assign_coords(xr.Coordinates(positions, indexes={}))
     values.encoding = dict(variable.encoding)
     if variable.dtype.kind != "S":  # is stored with one more axis, of characters
         values.encoding["chunksizes"] = _storage_chunks(refs, variable, axis)
