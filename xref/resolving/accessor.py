@@ -302,8 +302,8 @@ class ReferenceAccessor:
             and ``filename`` of the target. For region references also ``selection`` (the
             selection kind), ``npoints``, ``start`` and ``stop`` (elements along each axis, stop
             exclusive), ``ndim`` and ``shape`` of the resolved region (-1 beyond its axes), and
-                    ``fits``: whether the region lies within the current extent of its target. If some
-                    regions have steps, also ``stride``, ``count`` and ``block`` along each axis. If
+            ``fits``: whether the region lies within the current extent of its target. If some
+            regions have steps, also ``stride``, ``count`` and ``block`` along each axis. If
             some references point at attributes, also ``attribute``: the name of the attribute,
             empty for other references.
 
