@@ -162,17 +162,18 @@ decode_timedelta
             relative to it, and its own path is ".".
         """
         location, top, decoding = _prepare(filename_or_obj, group, **options)
-        datasets = {}
         with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             groups = _list_groups(location, top)
-            for path in _depth_first(groups, top):
-                # Other engines also name them relative to the ``group`` argument.
-                below = path.removeprefix(top.rstrip("/")).lstrip("/")
-                name = (below or ".") if group else f"/{below}"
-                home, member = groups[path].location, group_at(groups[path])
-                dataset = _open_group(home, path, decoding, drop_variables, phony, member)
-                datasets[name] = dataset
+            open_all = functools.partial(
+                _open_groups, groups, top, decoding, drop_variables, relative=bool(group)
+            )
+            datasets = open_all(phony)
+            if phony.has_grown:
+                # A dimension of a group above is longer in a group below it.
+                again = _phony_names(location, top, phony_dims)
+                again.lengths = phony.lengths
+                datasets = open_all(again)
         return datasets
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
@@ -242,6 +243,25 @@ def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
         path = stack.pop()
         yield path
         stack += reversed(below.get(path, []))
+
+
+def _open_groups(
+    groups: dict[str, StoredObject],
+    top: str,
+    options: DecodeOptions,
+    drop_variables: str | Iterable[str] | None,
+    phony: PhonyNames,
+    *,
+    relative: bool,
+) -> dict[str, xr.Dataset]:
+    """Open each group; their names are ``relative`` to the top, as other engines name them."""
+    datasets = {}
+    for path in _depth_first(groups, top):
+        below = path.removeprefix(top.rstrip("/")).lstrip("/")
+        name = (below or ".") if relative else f"/{below}"
+        home, member = groups[path].location, group_at(groups[path])
+        datasets[name] = _open_group(home, path, options, drop_variables, phony, member)
+    return datasets
 
 
 def _phony_names(location: storage.FileLocation, path: str, mode: str | None) -> PhonyNames:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from xref.engine.dimension_names import (
     count_dimensions,
     name_dimensions,
 )
+from xref.engine.dimension_scales import scale_of_dataset, scale_of_layout
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
@@ -99,12 +101,18 @@ def open_members(
     members = list_datasets(location, path, group, dropped)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
+    used = {dim for dims in dimensions.names for dim in dims}
     for member, dims, shape in zip(members, dimensions.names, dimensions.shape, strict=True):
         name = member.name.replace(objects.NAME_CLASH, "")
-        if not member.is_variable or name in dropped:
+        layout = member.layout
+        if layout is None or not member.is_variable or name in dropped:
+            continue
+        if member.is_scale and member.scale.shape is None and name in used:
+            problem = UnsupportedError("a dimension scale without a dataspace has no values")
+            warn_unreadable(f"{location.filename}: {member.path!r}", problem)
             continue
         try:
-            variables[name] = _build_variable(member, dims, shape, options)
+            variables[name] = _build_variable(member, layout, dims, shape, options)
         except _READ_ERRORS as error:
             warn_unreadable(f"{location.filename}: {member.path!r}", error)
     return variables, attributes, dimensions.unlimited
@@ -118,19 +126,24 @@ def list_datasets(
     There is no warning for names in ``drop``.
     """
     dropped = set(drop)
-    members = []
+    members: list[MemberDataset] = []
     for name, found in objects.iterate_members(group):
         full = posixpath.join(path, name)
         problem: Exception | None = None
         if isinstance(found, Exception):
             problem = found
         elif objects.kind_of(found.item) == "dataset":
+            member = None
             try:
                 member = _open_member(name, full, found)
-                member.is_elsewhere = found.stored.location != location
-                members.append(member)
             except _READ_ERRORS as error:
                 problem = error
+                with suppress(*_READ_ERRORS):
+                    member = _open_unreadable_scale(name, full, found)
+            if member is not None:
+                member.is_elsewhere = found.stored.location != location
+                member.is_hard = found.is_hard
+                members.append(member)
         if problem is not None and name.replace(objects.NAME_CLASH, "") not in dropped:
             warn_unreadable(f"{location.filename}: {full!r}", problem)
     return members
@@ -146,7 +159,8 @@ def count_phony(
 def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDataset:
     layout = objects.read_layout(member.item, member.stored)
     raw, problems = objects.read_attributes(member.item, member.stored)
-    found = MemberDataset(name, path, member.stored, layout, raw, problems)
+    scale = scale_of_layout(layout, member.item, raw)
+    found = MemberDataset(name, path, member.stored, layout, raw, problems, scale)
     if "enum" in (layout.dtype.metadata or ()):
         # xarray writes an enumeration with the name of its datatype.
         found.type_name = objects.type_name(
@@ -155,10 +169,25 @@ def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDa
     return found
 
 
+def _open_unreadable_scale(
+    name: str, path: str, member: objects.LinkedObject
+) -> MemberDataset | None:
+    """Return a dimension scale whose values cannot be read; None if it is no scale."""
+    raw, problems = objects.read_attributes(member.item, member.stored)
+    scale = scale_of_dataset(member.item, raw)
+    if scale.problem:
+        return None
+    return MemberDataset(name, path, member.stored, None, raw, problems, scale)
+
+
 def _build_variable(
-    member: MemberDataset, dims: tuple[str, ...], shape: tuple[int, ...], options: DecodeOptions
+    member: MemberDataset,
+    layout: DatasetLayout,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    options: DecodeOptions,
 ) -> xr.Variable:
-    location, layout = member.stored.location, member.layout
+    location = member.stored.location
     label = f"{location.filename}: {member.path!r}"
     attributes = plain_attributes(member.attributes, member.problems, location, label, options)
     variable = build_variable(
@@ -168,7 +197,7 @@ def _build_variable(
         metadata = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
         variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=metadata)
     if variable.encoding.get("dtype") is str:
-        variable = _loaded_text(variable, member, options)
+        variable = _loaded_text(variable, member, layout, options)
         if layout.text == "ascii":
             variable.encoding["charset"] = layout.text
     return variable
@@ -195,21 +224,21 @@ TEXT_NBYTES = 64 << 20
 
 
 def _loaded_text(
-    variable: xr.Variable, member: MemberDataset, options: DecodeOptions
+    variable: xr.Variable, member: MemberDataset, layout: DatasetLayout, options: DecodeOptions
 ) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length depends on the values."""
     # The direct reader does not read text: the error is raised when the text is used.
-    if options.reader != "direct" and _is_short_text(variable.size, member):
+    if options.reader != "direct" and _is_short_text(variable.size, member, layout):
         return variable.copy(data=variable.values)
     variable.encoding["dtype"] = variable.dtype
     return variable
 
 
-def _is_short_text(size: int, member: MemberDataset) -> bool:
+def _is_short_text(size: int, member: MemberDataset, layout: DatasetLayout) -> bool:
     """Tell whether texts are few and short enough to be read when their file is opened."""
     if size > TEXT_ELEMENTS:
         return False
-    slices = tuple((0, n, 1) for n in member.layout.shape)
+    slices = tuple((0, n, 1) for n in layout.shape)
     place = references.StoredReferences(member.stored, member.own_path, "", slices)
     try:
         stored = place.read_raw()

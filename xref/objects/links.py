@@ -11,14 +11,14 @@ import contextlib
 import os
 import posixpath
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5g, h5l, h5o
+from h5py import h5, h5g, h5l, h5o, h5p
 
 from xref import storage
 from xref.errors import FileChangedError, FileReadError, UnsupportedError, XrefError
@@ -44,6 +44,7 @@ class LinkedObject:
 
     item: Object
     stored: StoredObject
+    is_hard: bool = True  # whether the link is a hard link
 
 
 def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
@@ -157,7 +158,8 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
     value = group.item.id.links.get_val(name)
     if link.type == h5l.TYPE_SOFT:
-        return _walk(_open_root(location) if value.startswith(b"/") else group, value, links)
+        start = _open_root(location) if value.startswith(b"/") else group
+        return replace(_walk(start, value, links), is_hard=False)
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(
@@ -165,7 +167,8 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
         )
         # A link into its own file stays in the file as it was opened.
         same = other.identity == location.identity
-        return _walk(_open_root(location if same else other), path, links)
+        found = _walk(_open_root(location if same else other), path, links)
+        return replace(found, is_hard=False)
     raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 does not define")
 
 
@@ -185,6 +188,12 @@ def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | E
             yield decode_name(name), _follow_link(group, name, iter(range(MAX_LINKS)))
         except _HDF5_ERRORS as error:
             yield decode_name(name), error
+
+
+def n_links(stored: StoredObject) -> int:
+    """Return the number of hard links to an object."""
+    # Unlike get_info, get_objinfo does not read the chunk index of a dataset.
+    return int(h5g.get_objinfo(open_object(stored).id, b".").nlink)
 
 
 def is_hard_link(group: LinkedObject, name: str) -> bool:
@@ -257,6 +266,35 @@ def root_address(location: storage.FileLocation) -> int:
 def link_addresses(group: LinkedObject) -> dict[int, str]:
     """Return the first name of each hard-linked member by its address."""
     return {address: decode_name(name) for address, name in _hard_links(group.item.id).items()}
+
+
+def names_in_group(
+    group: LinkedObject, wanted: Set[int], *, soft: bool = False
+) -> dict[int, str]:
+    """Return the name that a group gives to each wanted object, by address.
+
+    The name is that of the first hard link, or the first ``soft`` link, in the order in which
+    the group lists its links.
+    """
+    links = group.item.id.links
+    tracked = group.item.id.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
+    order = h5.INDEX_CRT_ORDER if tracked else h5.INDEX_NAME
+    names: dict[int, str] = {}
+    soft_links: list[bytes] = []
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5l.TYPE_SOFT:
+            soft_links.append(name)
+        elif info.type == h5l.TYPE_HARD and not soft and int(info.u) in wanted:
+            names.setdefault(int(info.u), decode_name(name))
+
+    links.iterate(visit, idx_type=order, info=True)
+    for name in soft_links if soft else ():
+        with contextlib.suppress(*_HDF5_ERRORS):
+            found = _follow_link(group, name, iter(range(MAX_LINKS))).stored
+            if found.address in wanted and found.location == group.stored.location:
+                names.setdefault(found.address, decode_name(name))
+    return names
 
 
 def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
