@@ -18,6 +18,7 @@ from xref.arrays import IntArray
 from xref.errors import SelectionError
 from xref.objects import open_member
 from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
+from xref.resolving.result_variables import unique_dims
 from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
 
 REGION_DIM, BOX_AXIS_DIM = "region", "axis of the boxes"
@@ -155,6 +156,11 @@ def make_regions(
     origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
+    if len(set(array.dims)) != array.ndim:
+        # Two axes have one dimension scale: numbers tell them apart, as in resolved results.
+        array = xr.DataArray(
+            xr.Variable(unique_dims(array.dims), array.variable._data), name=array.name
+        )
     role, end = ("size", shape) if stop is None else ("stop", stop)
     begin, size, dims, coords = _aligned_boxes(array, start, end, role, dim)
     flat_begin, flat_size = begin.reshape(-1, array.ndim), size.reshape(-1, array.ndim)

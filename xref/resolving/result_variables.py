@@ -143,7 +143,7 @@ def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
     return unique_dims(names, refs.dims)
 
 
-def unique_dims(names: Sequence[str | None], others: DimNames = ()) -> DimNames:
+def unique_dims(names: Sequence[Hashable | None], others: DimNames = ()) -> DimNames:
     """Make the names of axes differ from each other and from ``others``.
 
     A name that two axes have, because they share a dimension scale, gets a number on the second
