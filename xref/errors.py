@@ -1,8 +1,17 @@
 """Exceptions and warnings.
 
 Each exception is an `XrefError` and also the matching builtin, so that callers
-may catch either.
+may catch either. `naming` adds the file, the variable and the element to the text of an error
+where they are known.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class XrefError(Exception):
@@ -58,3 +67,34 @@ class ResultTooLargeError(XrefError, MemoryError):
 
 class UnreadableMemberWarning(UserWarning):
     """A member or an attribute could not be read and was left out."""
+
+
+@contextmanager
+def naming(
+    describe: Callable[[], str], *others: type[ValueError] | type[TypeError]
+) -> Iterator[None]:
+    """Begin the text of errors of xref, and of types ``others``, with a name.
+
+    ``describe`` returns the name; it is called only if there is an error. The error keeps its
+    type. Errors about a whole file, which name it, stay as they are.
+    """
+    try:
+        yield
+    except (FileChangedError, FileWriteError):
+        raise
+    except (XrefError, *others) as error:
+        if not isinstance(error, XrefError) and type(error) not in others:
+            raise  # a class of another package, which may need other arguments
+        raise located(error, describe()) from error
+
+
+def located(error: E, where: str) -> E:
+    """Return an error of the same type whose text begins with ``where``.
+
+    A filename with which both ``where`` and the text begin is written once.
+    """
+    text, (filename, colon, _) = str(error), where.partition(": ")
+    if text.startswith(where):
+        return error
+    text = text.removeprefix(f"{filename}: ") if colon else text
+    return type(error)(f"{where}: {text}")

@@ -20,6 +20,7 @@ _KNOWN: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a positive integer or None is needed",
     ),
     "large_results": (False, lambda v: isinstance(v, bool), "True or False is needed"),
+    "strict_version": (False, lambda v: isinstance(v, bool), "True or False is needed"),
     "remote_gap": (1 << 16, lambda v: _is_integer(v) and v >= 0, "a number of bytes is needed"),
     "remote_requests": (
         64,
@@ -56,6 +57,12 @@ class set_options:
         Allow results of more than 4 GiB that are also more than 1,000 times as
         large as the bytes that the file stores for them. False by default. The process
         that computes a result checks it: on a cluster, a worker.
+    strict_version : bool
+        For files that are opened from now on: a local file whose inode changed (ctime) is
+        another version of the file, although its size and the time of its last write (mtime)
+        are the same. So a write is noticed after which a program set the mtime back; but
+        chmod, a new hard link or a renaming raise `FileChangedError`, too. False by default.
+        Variables and graphs carry the choice to other processes.
     remote_gap : int
         Largest gap (bytes) between two ranges of a remote file that share one request;
         64 KiB by default. A larger gap means fewer requests and more bytes.

@@ -132,6 +132,21 @@ def test_info_names_what_is_not_read(sample: Path, capsys: pytest.CaptureFixture
     assert found["groups"] == 2
 
 
+def test_further_names_of_objects_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["z/x"] = np.arange(3)
+        file["b"] = file["z"]
+        file["b/self"] = h5py.SoftLink("/b")
+    assert main(["info", str(tmp_path / "f.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "2 groups, 1 dataset" in out
+    assert "further names of groups and datasets:" in out
+    assert "  /z: /b" in out
+    assert "  /b/self: /b" in out
+
+
 def test_info_describes_new_style_references(
     corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

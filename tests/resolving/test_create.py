@@ -137,7 +137,7 @@ def test_masks_are_points_in_c_order(field: xr.DataArray) -> None:
         (SelectionError, "do not ascend", lambda t: t.region_reference(slice(None, None, -1))),
         (TypeError, "not by several", lambda t: t.region_reference(1, lat=3)),
         (SelectionError, "box 1", lambda t: t.regions([[0, 0, 0], [3, 8, 0]], (1, 3, 2))),
-        (SelectionError, "box 0", lambda t: t.regions([[0, 0, 0]], (1, 0, 2))),
+        (SelectionError, "box 0", lambda t: t.regions([[0, 0, 0]], (1, -1, 2))),
         (ValueError, "must have 3 numbers", lambda t: t.regions([[0, 0]], (1, 1, 1))),
         (
             TypeError,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,41 @@ def cases(draw: st.DrawFn) -> Case:
         )
         drawn = [File(drawn[0].targets, drawn[0].references, shape)]
     return Case(tuple(drawn), kind, draw(options()), copies)
+
+
+@st.composite
+def joinable_cases(draw: st.DrawFn) -> tuple[Case, int]:
+    """One or two files whose references select equal lengths along all axes but one."""
+    family = draw(st.sampled_from(("packed", *FAMILIES)))
+    kind = draw(st.sampled_from(("region", "region", "object")))
+    cell = draw(shapes(draw(st.sampled_from((1, 1, 2, 2, 3, 4))), 1))
+    axis = draw(st.integers(0, len(cell) - 1))
+
+    def longer(shape: tuple[int, ...], n: int) -> tuple[int, ...]:
+        return (*shape[:axis], n, *shape[axis + 1 :])
+
+    drawn = []
+    for _ in range(draw(st.integers(1, 2))):
+        one = targets(family, cell, 0 if kind == "object" else 2)
+        made = draw(st.lists(one, min_size=1, max_size=3, unique_by=lambda t: t.path))
+        grown = [st.integers(t.shape[axis], t.shape[axis] + 6) for t in made]
+        made = [
+            replace(t, shape=longer(t.shape, draw(n))) for t, n in zip(made, grown, strict=True)
+        ]
+        rows = []
+        for _ in range(draw(st.integers(1, 4))):
+            t = draw(st.integers(0, len(made) - 1))
+            if draw(rarely(8)):
+                rows.append((t, Selected("null")))
+            elif kind == "object":
+                rows.append((t, Selected("object")))
+            else:
+                shape = made[t].shape
+                size = longer(cell, draw(st.integers(0, shape[axis])))
+                rows.append((t, draw(strategies.boxes(shape, size))))
+        drawn.append(File(tuple(made), tuple(rows)))
+    copies = 9 if kind == "object" and draw(st.booleans()) else 1
+    return Case(tuple(drawn), kind, draw(options()), copies), axis
 
 
 chunkings = st.sampled_from((None, "auto", 1, 2))
@@ -446,6 +482,43 @@ def test_padded_values_equal_the_values_of_each_target(
                 loop.assert_same(part[(*corner, ...)], row.values, row.target.path)
             assert (valid[k] == mask).all()
             check_missing(found, row, part[~mask], dtype, given)
+
+
+@given(case=joinable_cases(), chunks=chunkings, scheduler=schedulers, join=joins)
+@thorough
+def test_joined_values_equal_the_values_of_each_target(
+    case: tuple[Case, int], chunks: Any, scheduler: str, join: str, folder: Path
+) -> None:
+    drawn, axis = case
+    with dask.config.set(scheduler=scheduler), written(drawn, folder, join) as found:
+
+        def resolve() -> Any:
+            return found.references.h5ref.resolve(
+                "concat", concat_dim=axis, chunks=chunks, on_null="fill"
+            )
+
+        if not found.live or (dtype := joined_dtype(found, resolve)) is None:
+            return
+        with Warned() as warned:
+            joined = resolve()
+        check_units(found, warned)
+        filled = [row for row in found.live if row.values.size]
+        sizes = [
+            row.values.shape[axis] if row.values is not None and row.values.size else 0
+            for row in found.rows
+        ]
+        assert joined.shape[axis] == sum(sizes)
+        check_common(found, joined, dtype if filled else None)
+        np.testing.assert_array_equal(
+            joined.coords["row" if len(drawn.files) > 1 else found.references.dims[0]],
+            np.repeat(np.arange(len(sizes)), sizes),
+        )
+        begin = 0
+        for row, n in zip(found.rows, sizes, strict=True):
+            if n:
+                key = (*(slice(None),) * axis, slice(begin, begin + n), ...)
+                loop.assert_same(joined.values[key], row.values, row.target.path)
+                begin += n
 
 
 @given(case=cases(), chunks=chunkings)

@@ -26,6 +26,7 @@ from xref.hdf5 import DatasetLayout, Datatype, reference_types
 from xref.references import (
     KIND_NOUNS,
     DecodeOptions,
+    Owner,
     Reference,
     ReferenceArray,
     StoredReferences,
@@ -87,6 +88,8 @@ class FileReport:
     not_read: list[str] = field(default_factory=list)
     dimension_scale_attributes: int = 0
     notes: list[str] = field(default_factory=list)
+    # Paths of links to groups and datasets with another path, and their canonical paths.
+    further_names: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -172,6 +175,8 @@ class _Inspection:
             self.report.notes.append(f"{path}: in another file, {stored.filename}")
             return []
         if address in self.known:
+            if objects.kind_of(item) != "datatype":
+                self.report.further_names.append(f"{path}: {stored.label}")
             return []
         canonical = stored.path
         if canonical is not None and canonical.startswith(self.path.rstrip("/") + "/"):
@@ -202,11 +207,12 @@ class _Inspection:
                 self.report.dimension_scale_attributes += 1
                 continue
             label = f"{path}, attribute {name!r}"
+            owner = Owner.of(stored, path, attribute=name)
             if isinstance(value, Exception):
                 self._add_problem(label, value)
                 continue
             try:
-                for part, array in _attribute_references(value, stored.location, label):
+                for part, array in _attribute_references(value, stored.location, owner):
                     holders.append((path, f"{name}.{part}" if part else name, array))
             except _FAILURES as error:
                 self._add_problem(label, error)
@@ -275,7 +281,7 @@ def _element_holders(
     origin = (0,) * len(layout.shape)
     inner: dict[str, list[Reference]] = {}
     for part in read_box_of_stored(dataset, origin, layout.shape):
-        values = decode_values(part.location, part.elements, part.raw, part.describe)
+        values = decode_values(part.location, part.elements, part.raw, part.names)
         for member_path, references in resolving.collect_references(values).items():
             if member_path not in known:
                 inner.setdefault(member_path, []).extend(references)
@@ -292,15 +298,15 @@ def _has_inner_references(datatype: Datatype) -> bool:
 
 
 def _attribute_references(
-    value: Any, location: FileLocation, label: str
+    value: Any, location: FileLocation, owner: Owner
 ) -> Iterator[tuple[str, ReferenceArray]]:
     """Yield the references of an attribute by member of its type."""
     if isinstance(value, objects.RawAttributeReferences):
-        yield "", attribute_references(value, location, label, DecodeOptions())
+        yield "", attribute_references(value, location, owner, DecodeOptions())
     elif isinstance(value, objects.RawAttributeValue):
-        values = decode_elements(value, location, label, DecodeOptions())
+        values = decode_elements(value, location, owner, DecodeOptions())
         for part, references in resolving.collect_references(values).items():
-            yield part, _flat_array(references, label)
+            yield part, _flat_array(references, str(owner))
 
 
 def _flat_array(references: list[Reference], label: str) -> ReferenceArray:
@@ -363,7 +369,12 @@ def report_lines(report: FileReport) -> Iterator[str]:
             f"dimension scales: {_number(report.dimension_scale_attributes, 'attribute')} "
             f"({', '.join(objects.SCALE_ATTRIBUTES)}), which become dimension names"
         )
-    for title, lines in (("not read:", report.not_read), ("links:", report.notes)):
+    sections = (
+        ("not read:", report.not_read),
+        ("links:", report.notes),
+        ("further names of groups and datasets:", report.further_names),
+    )
+    for title, lines in sections:
         if lines:
             yield ""
             yield title

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from xref.objects import (
     StoredObject,
     read_attributes,
 )
-from xref.references import DecodeOptions
+from xref.references import DecodeOptions, Owner
 from xref.storage import FileLocation
 
 
@@ -43,18 +44,21 @@ def warn_unusable_scale(label: str, problem: str) -> None:
 
 
 def attribute_values(
-    item: Object, stored: StoredObject, label: str, options: DecodeOptions
+    item: Object, stored: StoredObject, path: str | None, options: DecodeOptions
 ) -> dict[str, Any]:
-    """Read the attributes of an object as plain values; warn of those that cannot be read."""
+    """Read the attributes of an object as plain values; warn of those that cannot be read.
+
+    ``path`` names the object in messages; None for its canonical path.
+    """
     values, problems = read_attributes(item, stored)
-    return plain_attributes(values, problems, stored.location, label, options)
+    return plain_attributes(values, problems, stored, path, options)
 
 
 def plain_attributes(
     raw: dict[str, Any],
     problems: dict[str, Exception],
-    location: FileLocation,
-    label: str,
+    stored: StoredObject,
+    path: str | None,
     options: DecodeOptions,
 ) -> dict[str, Any]:
     """Convert raw attribute values to plain values; warn of those that cannot be converted.
@@ -64,26 +68,31 @@ def plain_attributes(
     values = {}
     for name, problem in problems.items():
         if name not in HIDDEN_ATTRIBUTES:
-            warn_unreadable(f"{label}: attribute {name!r}", problem)
+            warn_unreadable(_label(stored, path, name), problem)
     for name, value in raw.items():
         if name in HIDDEN_ATTRIBUTES:
             continue
-        attribute_label = f"{label}: attribute {name!r}"
         try:
-            values[name] = _plain(name, value, location, attribute_label, options)
+            values[name] = _plain(name, value, stored, path, options)
         except (XrefError, ValueError, TypeError, IndexError) as error:
-            warn_unreadable(attribute_label, error)
+            warn_unreadable(_label(stored, path, name), error)
     return values
 
 
+def _label(stored: StoredObject, path: str | None, name: str) -> str:
+    return f"{Owner.of(stored, path)}: attribute {name!r}"
+
+
 def _plain(
-    name: str, value: Any, location: FileLocation, label: str, options: DecodeOptions
+    name: str, value: Any, stored: StoredObject, path: str | None, options: DecodeOptions
 ) -> Any:
     if isinstance(value, RawAttributeReferences):
-        array = attribute_references(value, location, label, options)
+        owner = Owner.of(stored, path, attribute=name)
+        array = attribute_references(value, stored.location, owner, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, RawAttributeValue):
-        value = references.decode_elements(value, location, label, options)[()]
+        owner = Owner.of(stored, path, attribute=name)
+        value = references.decode_elements(value, stored.location, owner, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
     if isinstance(value, np.ndarray | list) and np.shape(value)[:1] == (1,):
@@ -92,7 +101,8 @@ def _plain(
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            warnings.warn(f"{label}: {error}, returning bytes undecoded", UnicodeWarning, 2)
+            where = _label(stored, path, name)
+            warnings.warn(f"{where}: {error}, returning bytes undecoded", UnicodeWarning, 2)
             return bytes(value)
     # A copy: raw values are cached, and the user may change an array in .attrs.
     return value.copy() if isinstance(value, np.ndarray) else value
@@ -108,11 +118,15 @@ def _is_text(value: npt.NDArray[Any]) -> bool:
 
 
 def attribute_references(
-    value: RawAttributeReferences, location: FileLocation, label: str, options: DecodeOptions
+    value: RawAttributeReferences, location: FileLocation, owner: Owner, options: DecodeOptions
 ) -> references.ReferenceArray:
-    """Decode the references of an attribute."""
-    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(math.prod(value.shape), -1)
-    columns = references.decode_references(location, raw, value.kind, lambda _: label)
+    """Decode the references of an attribute; ``owner`` names the attribute."""
+    n = math.prod(value.shape)
+    raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
+    slices = references.box_of_shape(value.shape)
+    owner = replace(owner, noun=references.KIND_NOUNS[value.kind], slices=slices)
+    names = references.ElementNames.of_owner(owner, range(n))
+    columns = references.decode_references(location, raw, value.kind, names.describe)
     return references.ReferenceArray(
-        value.shape, kind=value.kind, columns=columns, options=options
+        value.shape, kind=value.kind, columns=columns, options=options, names=names
     )

@@ -129,9 +129,12 @@ class ElementOrigin:
         if not self.axes:
             return selections.All()
         axes = [_ascending(axis, number) for number, axis in enumerate(self.axes)]
-        if not all(map(len, axes)):
-            return selections.Empty()
         regular = [_regular(axis) for axis in axes]
+        if not all(map(len, axes)):
+            # Nothing is selected, so that each axis may have any numbers of its length.
+            regular = [
+                r or (int(a[0]), 1, 1, len(a)) for r, a in zip(regular, axes, strict=True)
+            ]
         if all(r is not None for r in regular):
             columns = zip(*[r for r in regular if r is not None], strict=True)
             return selections.Hyperslab(*(tuple(column) for column in columns))
@@ -210,8 +213,10 @@ def _intervals(axis: range | IntArray) -> tuple[IntArray, IntArray]:
 
 def _regular(axis: range | IntArray) -> tuple[int, int, int, int] | None:
     """Return (start, stride, count, block) of positions in equal, regular runs, else None."""
+    if len(axis) == 0:
+        return max(axis.start, 0) if isinstance(axis, range) else 0, 1, 1, 0
     if isinstance(axis, range):
-        if axis.step == 1:
+        if axis.step == 1 or len(axis) == 1:
             return axis.start, 1, 1, len(axis)
         return axis.start, axis.step, len(axis), 1
     low, high = _intervals(axis)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
-from xref import storage
+from xref import objects, storage
+from xref.engine.aligned_trees import build_tree
 from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimension_names import PHONY_DIMS, PhonyNames
-from xref.engine.variables import count_phony, open_members
-from xref.objects import LinkedObject, StoredObject, group_at, open_group, walk_groups
+from xref.engine.variables import SharedObjects, count_phony, open_members
+from xref.errors import UnreadableMemberWarning
 from xref.references import DecodeOptions, ObjectReference, SourceName
 
 READERS = ("auto", "direct", "h5py")
@@ -153,7 +155,10 @@ decode_timedelta
         phony_dims: str | None = None,
         **options: Any,
     ) -> dict[str, xr.Dataset]:
-        """Open a group and all groups below it, each once; options as in `open_dataset`.
+        """Open a group and all groups below it; options as in `open_dataset`.
+
+        A group that several hard, soft or external links lead to is opened under each of its
+        names. A name that leads back to a group above itself is left out.
 
         Returns
         -------
@@ -161,28 +166,44 @@ decode_timedelta
             Datasets by path, each group before its subgroups. If ``group`` is given, paths are
             relative to it, and its own path is ".".
         """
+        return self._open_tree(filename_or_obj, drop_variables, group, phony_dims, options)[0]
+
+    def _open_tree(
+        self,
+        filename_or_obj: Any,
+        drop_variables: str | Iterable[str] | None,
+        group: str | None,
+        phony_dims: str | None,
+        options: dict[str, Any],
+    ) -> tuple[dict[str, xr.Dataset], dict[str, Hashable], str]:
+        """Return Datasets and groups by path, and the filename."""
         location, top, decoding = _prepare(filename_or_obj, group, **options)
         with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
-            groups = _list_groups(location, top)
+            tree = _list_tree(location, top)
             open_all = functools.partial(
-                _open_groups, groups, top, decoding, drop_variables, relative=bool(group)
+                _open_nodes, location, tree, top, decoding, drop_variables, relative=bool(group)
             )
-            datasets = open_all(phony)
+            datasets, groups = open_all(phony)
             if phony.has_grown:
                 # A dimension of a group above is longer in a group below it.
                 again = _phony_names(location, top, phony_dims)
                 again.lengths = phony.lengths
-                datasets = open_all(again)
-        return datasets
+                datasets, groups = open_all(again)
+        return datasets, groups, location.filename
 
-    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
-        """Open a group and all groups below it as a tree; see `open_dataset`."""
-        groups = self.open_groups_as_dict(filename_or_obj, **options)
-        tree = xr.DataTree.from_dict(groups)
-        for path, dataset in groups.items():
-            tree[path].set_close(dataset._close)
-        return tree
+    def open_datatree(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        phony_dims: str | None = None,
+        **options: Any,
+    ) -> xr.DataTree:
+        """Open a group and all groups below it as a tree; see `open_groups_as_dict`."""
+        opened = self._open_tree(filename_or_obj, drop_variables, group, phony_dims, options)
+        return build_tree(*opened)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return False: other engines open HDF5 files; this engine must be named."""
@@ -222,46 +243,44 @@ def _prepare(
     return storage.locate_source(source, external), path, options
 
 
-def _list_groups(location: storage.FileLocation, top: str) -> dict[str, StoredObject]:
-    """Return a group and all groups below it by path."""
-    groups = {}
-    for path, group, links in walk_groups(location, top):
-        if isinstance(links, Exception):
-            warn_unreadable(f"{location.filename}: {path!r}", links)
-        else:
-            groups[path] = group.stored
-    return groups
+def _list_tree(location: storage.FileLocation, top: str) -> objects.Tree:
+    """List the groups below a group by all names; warn of groups that are left out."""
+    tree = objects.list_tree(location, top)
+    for path, problem in tree.problems.items():
+        warn_unreadable(f"{location.filename}: {path!r}", problem)
+    if tree.left_out:
+        warnings.warn(
+            f"{location.filename}: groups of this file have many names. The tree has "
+            f"{len(tree.nodes)} names of groups, each group at least once; {tree.left_out!r} "
+            "and further names were left out. Open such a group by group=...",
+            UnreadableMemberWarning,
+            stacklevel=2,
+        )
+    return tree
 
 
-def _depth_first(paths: Iterable[str], top: str) -> Iterable[str]:
-    """Sort paths so that each group is followed by all groups below it."""
-    below: dict[str, list[str]] = {}
-    for path in paths:
-        below.setdefault(posixpath.dirname(path) if path != top else "", []).append(path)
-    stack = below.get("", [])
-    while stack:
-        path = stack.pop()
-        yield path
-        stack += reversed(below.get(path, []))
-
-
-def _open_groups(
-    groups: dict[str, StoredObject],
+def _open_nodes(
+    location: storage.FileLocation,
+    tree: objects.Tree,
     top: str,
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
     phony: PhonyNames,
     *,
     relative: bool,
-) -> dict[str, xr.Dataset]:
-    """Open each group; their names are ``relative`` to the top, as other engines name them."""
-    datasets = {}
-    for path in _depth_first(groups, top):
-        below = path.removeprefix(top.rstrip("/")).lstrip("/")
+) -> tuple[dict[str, xr.Dataset], dict[str, Hashable]]:
+    """Open each group of a tree; their names are ``relative`` to the top."""
+    datasets, groups = dict[str, xr.Dataset](), dict[str, Hashable]()
+    shared = SharedObjects(tree.repeated)
+    for node in tree.nodes:
+        # Other engines also name them relative to the ``group`` argument.
+        below = node.path.removeprefix(top.rstrip("/")).lstrip("/")
         name = (below or ".") if relative else f"/{below}"
-        home, member = groups[path].location, group_at(groups[path])
-        datasets[name] = _open_group(home, path, options, drop_variables, phony, member)
-    return datasets
+        datasets[name] = _open_group(
+            location, node.path, options, drop_variables, phony, node.group, shared
+        )
+        groups[name] = objects.object_key(node.group)
+    return datasets, groups
 
 
 def _phony_names(location: storage.FileLocation, path: str, mode: str | None) -> PhonyNames:
@@ -271,12 +290,11 @@ def _phony_names(location: storage.FileLocation, path: str, mode: str | None) ->
     phony = PhonyNames(mode)
     if mode is None or path == "/":
         return phony
-    groups = _list_groups(location, "/")
-    for before in _depth_first(groups, "/"):
-        if before == path:
+    for node in objects.list_tree(location, "/").nodes:
+        if node.path == path:
             break
-        if mode == "sort" or path.startswith(before.rstrip("/") + "/"):
-            count_phony(groups[before].location, before, group_at(groups[before]), phony)
+        if mode == "sort" or path.startswith(node.path.rstrip("/") + "/"):
+            count_phony(location, node.path, objects.group_at(node.group), phony)
     return phony
 
 
@@ -286,18 +304,20 @@ def _open_group(
     options: DecodeOptions,
     drop_variables: str | Iterable[str] | None,
     phony: PhonyNames,
-    group: LinkedObject | None = None,
+    group: objects.StoredObject | None = None,
+    shared: SharedObjects | None = None,
 ) -> xr.Dataset:
     drop = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
     try:
-        home = group or open_group(location, path)
-        members = open_members(location, path, options, drop, phony, home)
+        home = group or objects.open_group(location, path)
+        members = open_members(location, path, options, drop, phony, home, shared)
         dataset = decode_dataset(*members, options)
         storage.check_unchanged(location)
     except BaseException:
         storage.close_file(location)
         raise
-    opened = ObjectReference.to(home.stored.without_open_file(), options)
+    stored = home if isinstance(home, objects.StoredObject) else home.stored
+    opened = ObjectReference.to(stored.without_open_file(), options)
     dataset.encoding["source"] = SourceName.of(opened, location.filename)
     dataset.set_close(functools.partial(storage.close_file, location))
     return dataset

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
 
+import numpy.typing as npt
+
 from xref import objects
 from xref.engine.attributes import warn_unusable_scale
 from xref.engine.dimension_scales import (
@@ -42,6 +44,14 @@ PHONY_DIMS = (None, "sort", "access")
 
 
 @dataclass(slots=True)
+class SharedValues:
+    """Values of a dataset that were read for one of its names, for its other names."""
+
+    attributes: dict[str, Any] | None = None  # as plain values
+    text: npt.NDArray[Any] | None = None  # elements of a variable of text
+
+
+@dataclass(slots=True)
 class MemberDataset:
     """Metadata of a dataset of a group, from which its variable is made.
 
@@ -60,6 +70,7 @@ class MemberDataset:
     type_name: str | None = None  # of an enumeration that is a named datatype
     is_elsewhere: bool = False  # whether an external link leads to it
     is_hard: bool = True  # whether the link to it is a hard link
+    shared: SharedValues = field(default_factory=SharedValues)
 
     @property
     def own_path(self) -> str | None:
@@ -395,6 +406,8 @@ def _parent_scope(location: FileLocation, path: str, phony: PhonyNames) -> Scope
         scope: Scope = {}
         try:
             for group in objects.groups_along(location, parent):
+                if group.stored.location.identity != location.identity:
+                    continue
                 for address, name in objects.link_addresses(group).items():
                     scope[name] = (address, *scope.get(name, ()))
         except (XrefError, OSError):

@@ -203,8 +203,10 @@ def scale_names(
         missing, above = scales - set(names), path
         while missing and above is not None:
             group = objects.open_group(location, above)
-            names |= objects.names_in_group(group, missing, soft=is_soft)
-            missing -= set(names)
+            # An external link may lead to another file and back.
+            if group.stored.location.identity == location.identity:
+                names |= objects.names_in_group(group, missing, soft=is_soft)
+                missing -= set(names)
             above = posixpath.dirname(above) if above != "/" else None
     missing = scales - set(names)
     if missing:
@@ -269,16 +271,17 @@ def unlimited_length(scale: StoredObject) -> int | None:
     if not objects.has_attribute(dataset, objects.REFERENCE_LIST):
         return length
     listed = objects.read_attribute(dataset, objects.REFERENCE_LIST, scale)
-    for address, axis in _attached_axes(listed, scale.location):
+    for address, axis in _attached_axes(listed, scale):
         length = max(length, _axis_length(StoredObject(scale.location, address), axis))
     return length
 
 
-def _attached_axes(listed: Any, location: FileLocation) -> Iterator[tuple[int, int]]:
+def _attached_axes(listed: Any, scale: StoredObject) -> Iterator[tuple[int, int]]:
     """Yield dataset address and axis of each entry of a REFERENCE_LIST, if it is valid."""
+    location = scale.location
     if isinstance(listed, objects.RawAttributeValue):
-        list_name = f"{location.filename}: REFERENCE_LIST"
-        listed = references.decode_elements(listed, location, list_name, DEFAULT_OPTIONS)
+        owner = references.Owner.of(scale, None, attribute=objects.REFERENCE_LIST)
+        listed = references.decode_elements(listed, location, owner, DEFAULT_OPTIONS)
     names = listed.dtype.names if isinstance(listed, np.ndarray) else None
     if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
         return

@@ -22,6 +22,7 @@ from xarray.core import indexing
 
 from xref import reading, references, selections
 from xref.arrays import canvas_strides
+from xref.errors import naming
 from xref.hdf5 import DatasetLayout, item_dtype, unfold_subarray
 from xref.objects import StoredObject, type_and_fill
 from xref.references import DecodeOptions
@@ -231,11 +232,10 @@ class DatasetArray(LazyArray):
         """
         datatype, stored = type_and_fill(self.dataset)
         raw = np.broadcast_to(np.frombuffer(stored, dtype=np.uint8), (n, len(stored)))
-        label = (
-            f"{self.dataset.filename}: fill value of the dataset at {self.dataset.address:#x}"
-        )
+        owner = references.Owner.of(self.dataset, None, "fill value")
+        names = references.ElementNames.of_owner(owner, np.zeros(n, dtype=np.int64))
         fill = references.decode_values(
-            self.dataset.location, datatype, raw, lambda _: label, self.options
+            self.dataset.location, datatype, raw, names, self.options
         )
         if datatype.is_string and not self.encode_text:
             # Text is str, text within other types is bytes.
@@ -267,9 +267,10 @@ class DatasetArray(LazyArray):
         shape = tuple(int(segments.count.sum()) for segments, _ in axes)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
         if out.size:
-            plan = self._plan([segments for segments, _ in axes], shape, layout)
-            loader = references.tile_loader(self.dataset, layout, options=self.options)
-            reading.read_plan(plan, loader, out)
+            with naming(self.dataset.__str__):
+                plan = self._plan([segments for segments, _ in axes], shape, layout)
+                loader = references.tile_loader(self.dataset, layout, options=self.options)
+                reading.read_plan(plan, loader, out)
         if self.encode_text:
             out[:] = [text.encode("utf-8", "surrogateescape") for text in out.tolist()]
         values = unfold_subarray(out.reshape(shape))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from xref.engine.dimension_names import (
     count_dimensions,
     name_dimensions,
 )
-from xref.engine.dimension_scales import scale_of_dataset, scale_of_layout
+from xref.engine.dimension_scales import NO_SCALES, scale_of_dataset, scale_of_layout
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
@@ -83,22 +84,23 @@ def open_members(
     options: DecodeOptions,
     drop: Iterable[str] = (),
     phony: PhonyNames | None = None,
-    group: objects.LinkedObject | None = None,
+    group: objects.LinkedObject | objects.StoredObject | None = None,
+    shared: SharedObjects | None = None,
 ) -> tuple[dict[str, xr.Variable], dict[str, Any], frozenset[str]]:
-    """Open the datasets of the group at a path; ``group`` is the group, if it is open already.
+    """Open the datasets of the group at a path; ``group`` is the group, if it is known already.
 
     Variables in ``drop`` are left out, but their axes still affect the names of dimensions.
     ``phony`` is shared by the groups of a tree: a subgroup must not use a name of its parent
-    for another size. ``options`` are also used later, to resolve the references.
+    for another size. ``shared`` has what was read of objects with several names. ``options``
+    are also used later, to resolve the references.
 
     Returns the variables, not yet decoded by the CF conventions, the attributes of the group,
     and the unlimited dimensions whose scales are in the group.
     """
     group = group or objects.open_group(location, path)
-    label = f"{location.filename}: {path}"
-    attributes = attribute_values(group.item, group.stored, label, options)
+    shared = shared or SharedObjects()
     dropped = set(drop)
-    members = list_datasets(location, path, group, dropped)
+    members, attributes = _group_contents(location, path, group, dropped, shared, options)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
     used = {dim for dims in dimensions.names for dim in dims}
@@ -118,14 +120,43 @@ def open_members(
     return variables, attributes, dimensions.unlimited
 
 
+def _group_contents(
+    location: FileLocation,
+    path: str,
+    group: objects.LinkedObject | objects.StoredObject,
+    drop: Iterable[str],
+    shared: SharedObjects,
+    options: DecodeOptions,
+) -> tuple[list[MemberDataset], dict[str, Any]]:
+    """Return the datasets and the attributes of a group, read for its first name only."""
+    stored = group if isinstance(group, objects.StoredObject) else group.stored
+    key = objects.object_key(stored)
+    if key in shared.groups:
+        members, attributes = shared.groups[key]
+        members = [_renamed(m, path, posixpath.join(path, m.name)) for m in members]
+        return members, dict(attributes)
+    if isinstance(group, objects.StoredObject):
+        group = objects.group_at(group)
+    attributes = attribute_values(group.item, stored, path, options)
+    members = list_datasets(location, path, group, drop, shared)
+    if shared.repeated is not None and key in shared.repeated:
+        shared.groups[key] = members, dict(attributes)
+    return members, attributes
+
+
 def list_datasets(
-    location: FileLocation, path: str, group: objects.LinkedObject, drop: Iterable[str] = ()
+    location: FileLocation,
+    path: str,
+    group: objects.LinkedObject,
+    drop: Iterable[str] = (),
+    shared: SharedObjects | None = None,
 ) -> list[MemberDataset]:
     """Read the metadata of the datasets of a group; warn of datasets that cannot be read.
 
-    There is no warning for names in ``drop``.
+    There is no warning for names in ``drop``. A dataset with several names is a member under
+    each of them, and its metadata are read once.
     """
-    dropped = set(drop)
+    dropped, known = set(drop), shared or SharedObjects()
     members: list[MemberDataset] = []
     for name, found in objects.iterate_members(group):
         full = posixpath.join(path, name)
@@ -135,7 +166,7 @@ def list_datasets(
         elif objects.kind_of(found.item) == "dataset":
             member = None
             try:
-                member = _open_member(name, full, found)
+                member = _open_member(name, full, found, known)
             except _READ_ERRORS as error:
                 problem = error
                 with suppress(*_READ_ERRORS):
@@ -156,16 +187,35 @@ def count_phony(
     count_dimensions(list_datasets(location, path, group), phony)
 
 
-def _open_member(name: str, path: str, member: objects.LinkedObject) -> MemberDataset:
+@dataclass(slots=True)
+class SharedObjects:
+    """What was read of the objects of a file that have several names."""
+
+    repeated: frozenset[objects.ObjectKey] | None = None
+    """Objects with several names; None if they are not known: then all datasets are kept."""
+
+    datasets: dict[objects.ObjectKey, MemberDataset] = field(default_factory=dict)
+
+    # Datasets and attributes of each group.
+    groups: dict[objects.ObjectKey, tuple[list[MemberDataset], dict[str, Any]]] = field(
+        default_factory=dict
+    )
+
+
+def _open_member(
+    name: str, path: str, member: objects.LinkedObject, shared: SharedObjects
+) -> MemberDataset:
+    key = objects.object_key(member.stored)
+    if key in shared.datasets:
+        known = replace(shared.datasets[key], name=name, stored=member.stored)
+        return _renamed(known, posixpath.dirname(path), path, member.item)
     layout = objects.read_layout(member.item, member.stored)
     raw, problems = objects.read_attributes(member.item, member.stored)
     scale = scale_of_layout(layout, member.item, raw)
     found = MemberDataset(name, path, member.stored, layout, raw, problems, scale)
-    if "enum" in (layout.dtype.metadata or ()):
-        # xarray writes an enumeration with the name of its datatype.
-        found.type_name = objects.type_name(
-            member.stored.location, posixpath.dirname(path), member.item
-        )
+    found.type_name = _type_name(found, posixpath.dirname(path), member.item)
+    if shared.repeated is None or key in shared.repeated:
+        shared.datasets[key] = found
     return found
 
 
@@ -180,6 +230,26 @@ def _open_unreadable_scale(
     return MemberDataset(name, path, member.stored, None, raw, problems, scale)
 
 
+def _renamed(
+    member: MemberDataset, group: str, path: str, item: objects.Object | None = None
+) -> MemberDataset:
+    """Return a dataset under another path; its values are shared."""
+    type_name = _type_name(member, group, item)
+    return replace(member, path=path, chosen=NO_SCALES, type_name=type_name)
+
+
+def _type_name(
+    member: MemberDataset, group: str, item: objects.Object | None = None
+) -> str | None:
+    """Return the name of the type of an enumeration; xarray writes the type by that name."""
+    layout = member.layout
+    if layout is None or "enum" not in (layout.dtype.metadata or ()):
+        return None
+    return objects.type_name(
+        member.stored.location, group, item or objects.open_object(member.stored)
+    )
+
+
 def _build_variable(
     member: MemberDataset,
     layout: DatasetLayout,
@@ -187,11 +257,14 @@ def _build_variable(
     shape: tuple[int, ...],
     options: DecodeOptions,
 ) -> xr.Variable:
-    location = member.stored.location
-    label = f"{location.filename}: {member.path!r}"
-    attributes = plain_attributes(member.attributes, member.problems, location, label, options)
+    attributes = member.shared.attributes
+    if attributes is None:
+        attributes = plain_attributes(
+            member.attributes, member.problems, member.stored, member.path, options
+        )
+        member.shared.attributes = attributes
     variable = build_variable(
-        member.stored, layout, dims, attributes, options, shape, member.own_path
+        member.stored, layout, dims, dict(attributes), options, shape, member.own_path
     )
     if member.type_name is not None:
         metadata = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
@@ -228,8 +301,12 @@ def _loaded_text(
 ) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length depends on the values."""
     # The direct reader does not read text: the error is raised when the text is used.
+    text = member.shared.text
+    if text is not None and text.shape == variable.shape:
+        return variable.copy(data=text)
     if options.reader != "direct" and _is_short_text(variable.size, member, layout):
-        return variable.copy(data=variable.values)
+        member.shared.text = variable.values
+        return variable.copy(data=member.shared.text)
     variable.encoding["dtype"] = variable.dtype
     return variable
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from xref.objects.links import (
         LinkedObject, group_at, groups_along, is_hard_link, iterate_members, link_addresses,
         members_by_name, n_links, names_in_group, open_group, open_member, type_name,
-        walk_groups,
     )
     from xref.objects.netcdf_names import (
         CF_ATTRIBUTES, COORDINATE_IDS, DIMENSION_ID, DIMENSION_LIST, FILL_ATTRIBUTES,
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     )
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths
-    from xref.objects.stored_object import StoredObject, cached_by_object
+    from xref.objects.stored_object import NamedDataset, StoredObject, cached_by_object
+    from xref.objects.trees import ObjectKey, Tree, TreeNode, list_tree, object_key
     from xref.objects.virtual_datasets import virtual_mappings
     # fmt: on
 else:

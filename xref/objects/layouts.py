@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -141,6 +142,10 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     # For chunked storage HDF5 would walk the whole chunk index, damaged or not.
     nbytes = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, stored)
     why_not_direct = metadata.why_not_direct
+    fill_never = properties.get_fill_time() == h5d.FILL_TIME_NEVER
+    fill_undefined = not fill_never and (
+        properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED
+    )
     fill_bytes = b""
     if metadata.kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
@@ -150,7 +155,7 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
             why_not_direct = f"type {dtype}: references within elements"
     else:
         fill_value = _fill_value(properties, dtype)
-        if fill_value is None:
+        if fill_value is None and not fill_never:
             why_not_direct = why_not_direct or "fill value: not known to h5py"
     offset = None
     # Without stored bytes nothing was written yet. HDF5 still gives an offset then, if the
@@ -175,6 +180,9 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
         why_not_raw=why_not_raw,
         virtual=storage == h5d.VIRTUAL,
         stored_fill=fill_bytes,
+        fill_never=fill_never,
+        fill_undefined=fill_undefined,
+        has_storage=not fill_undefined or _has_storage(dataset, properties, nbytes, stored),
     )
 
 
@@ -352,12 +360,27 @@ def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
 
 
 def has_fill_value(properties: h5p.PropDCID) -> bool:
-    """Tell whether unwritten elements have a fill value that the dataset defines.
+    """Tell whether the dataset defines a fill value."""
+    return bool(properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED)
 
-    With the fill time "never", HDF5 does not set unwritten elements, and h5py gives zeros.
-    """
-    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
-    return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
+
+def _has_storage(
+    dataset: h5py.Dataset, properties: h5p.PropDCID, nbytes: int, stored: StoredObject
+) -> bool:
+    """Tell whether storage is allocated for elements, or for an index of chunks."""
+    match properties.get_layout():
+        case h5d.CONTIGUOUS:
+            return bool(nbytes or properties.get_external_count())
+        case h5d.CHUNKED if stored.location.source.open_for_writing:
+            return bool(dataset.id.get_storage_size())
+        case h5d.CHUNKED:
+            source = byte_source(stored.location, stored.where)
+            messages = hdf5.read_messages(source, stored.address, {hdf5.LAYOUT_MESSAGE})
+            undefined = 2 ** (8 * source.offset_size) - 1
+            with suppress(UnsupportedError):  # a type of chunk index that only HDF5 knows
+                storages = (hdf5.parse_chunk_storage(m.body, source) for m in messages)
+                return all(storage.address != undefined for storage in storages)
+    return True
 
 
 def stored_fill(stored: StoredObject, itemsize: int) -> bytes:

@@ -10,28 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import h5py
-import numpy as np
-from h5py import h5, h5g, h5l, h5o, h5p
+from h5py import h5g, h5l, h5o
 
 from xref import storage
 from xref.errors import FileChangedError, FileReadError, UnsupportedError, XrefError
 from xref.hdf5 import check_group
 from xref.objects.objects import Object, decode_name, open_object, wrap_identifier
-from xref.objects.parsing import byte_source, dataset_table
+from xref.objects.parsing import byte_source
 from xref.objects.stored_object import StoredObject
 
-MIN_BULK_LINKS = 16
-"""In groups with fewer members, HDF5 tells for each member whether it is a group."""
-
-
-_HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
+HDF5_ERRORS = (KeyError, ValueError, RuntimeError, OSError, TypeError)
+"""Errors of h5py, and those of xref that are also one of these."""
 
 
 MAX_LINKS = 16
@@ -61,10 +56,10 @@ def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
     """
     try:
         group = open_member(location, path)
-        _check_group(group, path)
+        check_links(group, path)
     except XrefError:
         raise
-    except _HDF5_ERRORS as error:
+    except HDF5_ERRORS as error:
         raise OSError(f"{location.filename}: group {path!r} not found: {error}") from error
     return group
 
@@ -88,12 +83,12 @@ def open_member(location: storage.FileLocation, path: str) -> LinkedObject:
 def groups_along(location: storage.FileLocation, path: str) -> Iterator[LinkedObject]:
     """Yield the groups on a path, from the root on; each is checked before it is searched."""
     found, links = _open_root(location), iter(range(MAX_LINKS))
-    _check_group(found, "/")
+    check_links(found, "/")
     yield found
     for part in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
         if part:
             found = _walk(found, part, links)
-            _check_group(found, path)
+            check_links(found, path)
             yield found
 
 
@@ -105,7 +100,7 @@ def _open_root(location: storage.FileLocation) -> LinkedObject:
     return LinkedObject(root, StoredObject(location, int(low) | int(high) << 32))
 
 
-def _check_group(member: LinkedObject, path: str) -> None:
+def check_links(member: LinkedObject, path: str) -> None:
     """Check the structures that HDF5 walks to list or search a group.
 
     HDF5 2.0 crashes on some structures that contradict each other. Each group of an open file
@@ -128,22 +123,22 @@ def _walk(start: LinkedObject, path: bytes, links: Iterator[int]) -> LinkedObjec
     for part in path.split(b"/"):
         if part in (b"", b"."):
             continue
-        _check_group(found, walked or "/")
+        check_links(found, walked or "/")
         walked += f"/{decode_name(part)}"
         try:
             if not found.item.id.links.exists(part):
                 raise FileNotFoundError("there is no such link")
-            found = _follow_link(found, part, links)
+            found = follow_link(found, part, links)
         except XrefError:
             raise
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{walked!r}: {error}") from error
-        except _HDF5_ERRORS as error:
+        except HDF5_ERRORS as error:
             raise OSError(f"{walked!r}: {error}") from error
     return found
 
 
-def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> LinkedObject:
+def follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> LinkedObject:
     """Open the target of a link of a checked group.
 
     HDF5 itself follows hard links only: a soft link may lead through a damaged group, or
@@ -163,10 +158,12 @@ def _follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Link
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(
-            storage.check_external(location, os.fsdecode(filename), where), location.external
+            storage.check_external(location, os.fsdecode(filename), where),
+            location.external,
+            strict=location.source.strict,
         )
         # A link into its own file stays in the file as it was opened.
-        same = other.identity == location.identity
+        same = storage.is_same_file(other, location)
         found = _walk(_open_root(location if same else other), path, links)
         return replace(found, is_hard=False)
     raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 does not define")
@@ -178,15 +175,15 @@ def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | E
     External links are followed where the location allows it.
     """
     try:
-        _check_group(group, "")
+        check_links(group, "")
         names = list(group.item.id)
     except (RuntimeError, OSError, ValueError) as error:
         yield "", error
         return
     for name in names:
         try:
-            yield decode_name(name), _follow_link(group, name, iter(range(MAX_LINKS)))
-        except _HDF5_ERRORS as error:
+            yield decode_name(name), follow_link(group, name, iter(range(MAX_LINKS)))
+        except HDF5_ERRORS as error:
             yield decode_name(name), error
 
 
@@ -200,57 +197,15 @@ def is_hard_link(group: LinkedObject, name: str) -> bool:
     """Tell whether a link is a hard link, or cannot be read."""
     try:
         link = group.item.id.links.get_info(name.encode("utf-8", "surrogateescape"))
-    except _HDF5_ERRORS:
+    except HDF5_ERRORS:
         return True
     return bool(link.type == h5l.TYPE_HARD)
 
 
-def walk_groups(
-    location: storage.FileLocation, top: str
-) -> Iterator[tuple[str, LinkedObject, dict[int, bytes] | Exception]]:
-    """Yield a group and all groups below it by hard links, each once, parents first.
-
-    Yields
-    ------
-    path : str
-    group : LinkedObject
-        To be used before the next one is requested: HDF5 slows down with the number of
-        open objects.
-    links : dict or Exception
-        The first name of each hard-linked member by its address, or why the group
-        cannot be listed.
-    """
-    start = open_group(location, top)
-    location, seen = start.stored.location, {start.stored.address}
-    queue = deque([(start.stored.address, top)])
-    while queue:
-        address, path = queue.popleft()
-        parent = group_at(StoredObject(location, address))
-        try:
-            _check_group(parent, path)
-            links = _hard_links(parent.item.id)
-        except _HDF5_ERRORS as error:
-            yield path, parent, error
-            continue
-        yield path, parent, links
-        plain = _plain_datasets(location, links)
-        for child, name in links.items():
-            if child in seen or child in plain:
-                continue
-            seen.add(child)
-            # An object without a readable header fails when the members are opened.
-            with contextlib.suppress(*_HDF5_ERRORS):
-                # Unlike get_info, get_objinfo does not read the links of the group.
-                if h5g.get_objinfo(parent.item.id, name).type == h5g.GROUP:
-                    queue.append((child, posixpath.join(path, decode_name(name))))
-
-
-def _plain_datasets(location: storage.FileLocation, links: dict[int, bytes]) -> set[int]:
-    """Return the addresses of the objects whose headers are known to be datasets."""
-    if len(links) < MIN_BULK_LINKS:
-        return set()
-    address = np.fromiter(links, np.uint64, len(links))
-    return set(address[dataset_table(location, address).known].tolist())
+def leads_to_group(group: LinkedObject, name: bytes) -> bool:
+    """Tell whether a hard link of a checked group leads to a group."""
+    # Unlike get_info, get_objinfo does not read the links of the group.
+    return bool(h5g.get_objinfo(group.item.id, name).type == h5g.GROUP)
 
 
 def group_at(stored: StoredObject) -> LinkedObject:
@@ -273,27 +228,21 @@ def names_in_group(
 ) -> dict[int, str]:
     """Return the name that a group gives to each wanted object, by address.
 
-    The name is that of the first hard link, or the first ``soft`` link, in the order in which
-    the group lists its links.
+    The name is that of the first hard link, or the first ``soft`` link. Links come in the order
+    of their creation if the group keeps that order, else by name.
     """
-    links = group.item.id.links
-    tracked = group.item.id.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
-    order = h5.INDEX_CRT_ORDER if tracked else h5.INDEX_NAME
     names: dict[int, str] = {}
-    soft_links: list[bytes] = []
-
-    def visit(name: bytes, info: Any) -> None:
-        if info.type == h5l.TYPE_SOFT:
-            soft_links.append(name)
-        elif info.type == h5l.TYPE_HARD and not soft and int(info.u) in wanted:
-            names.setdefault(int(info.u), decode_name(name))
-
-    links.iterate(visit, idx_type=order, info=True)
-    for name in soft_links if soft else ():
-        with contextlib.suppress(*_HDF5_ERRORS):
-            found = _follow_link(group, name, iter(range(MAX_LINKS))).stored
-            if found.address in wanted and found.location == group.stored.location:
-                names.setdefault(found.address, decode_name(name))
+    for name, address, _ in sorted(list_links(group.item.id), key=lambda link: link[2]):
+        if soft and address is None:
+            with contextlib.suppress(*HDF5_ERRORS):
+                if group.item.id.links.get_info(name).type == h5l.TYPE_SOFT:
+                    found = follow_link(group, name, iter(range(MAX_LINKS))).stored
+                    is_here = found.location == group.stored.location
+                    address = found.address if is_here else None
+        elif soft:
+            continue
+        if address is not None and address in wanted:
+            names.setdefault(address, decode_name(name))
     return names
 
 
@@ -304,27 +253,21 @@ def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:
     """
     group = group_at(stored)
     try:
-        _check_group(group, f"group at {stored.address:#x}")
+        check_links(group, f"group at {stored.address:#x}")
         return [(name, address) for address, name in _hard_links(group.item.id).items()]
     except (FileReadError, FileChangedError):
         raise
-    except _HDF5_ERRORS:
+    except HDF5_ERRORS:
         return []
 
 
 @storage.cached_by_location(maxsize=256)
 def members_by_name(location: storage.FileLocation, path: str) -> Mapping[str, int]:
     """Return the address of each hard-linked member of a group by each of its names."""
-    addresses: dict[str, int] = {}
-
-    def visit(name: bytes, info: Any) -> None:
-        if info.type == h5l.TYPE_HARD:
-            addresses[decode_name(name)] = int(info.u)
-
     group = open_group(location, path)
-    _check_group(group, path)
-    group.item.id.links.iterate(visit, info=True)
-    return MappingProxyType(addresses)
+    check_links(group, path)
+    links = list_links(group.item.id)
+    return MappingProxyType({decode_name(n): a for n, a, _ in links if a is not None})
 
 
 def type_name(location: storage.FileLocation, path: str, dataset: h5py.Dataset) -> str | None:
@@ -361,10 +304,23 @@ def _named_types(location: storage.FileLocation, path: str) -> tuple[tuple[str, 
 def _hard_links(group: Any) -> dict[int, bytes]:
     """Return the first name of each hard-linked member, as bytes, by its address."""
     names: dict[int, bytes] = {}
+    for name, address, _ in list_links(group):
+        if address is not None:
+            names.setdefault(address, name)
+    return names
+
+
+def list_links(group: Any) -> list[tuple[bytes, int | None, int]]:
+    """Return name, address and creation order of each link of a checked group, by name.
+
+    The address of the member is None for soft and external links. The creation order is 0 in
+    groups that do not keep it.
+    """
+    links: list[tuple[bytes, int | None, int]] = []
 
     def visit(name: bytes, info: Any) -> None:
-        if info.type == h5l.TYPE_HARD:
-            names.setdefault(int(info.u), name)
+        address = int(info.u) if info.type == h5l.TYPE_HARD else None
+        links.append((name, address, info.corder if info.corder_valid else 0))
 
     group.links.iterate(visit, info=True)
-    return names
+    return links

@@ -29,10 +29,11 @@ import numpy as np
 
 from xref import hdf5
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.objects.links import hard_links_at, root_address, walk_groups
+from xref.objects.links import hard_links_at, root_address
 from xref.objects.objects import decode_name
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
+from xref.objects.trees import walk_groups
 from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
 
 BATCH = 1 << 13
@@ -191,8 +192,8 @@ def _walk_of_live(location: FileLocation, identity: Identity) -> _Walk:
     walk = _Walk(root=root_address(location))
     with suppress(CorruptFileError):  # of the root: then no object has a name
         for _, group, links in walk_groups(location, "/"):
-            if isinstance(links, dict):
-                named = [(name, address) for address, name in links.items()]
+            if isinstance(links, list):
+                named = [(name, address) for name, address, _ in links if address is not None]
                 walk.name_members(group.stored.address, named)
     walk.found = []
     return walk

@@ -57,6 +57,14 @@ class StoredObject:
         return f"{self.filename}: dataset at {self.address:#x}"
 
     @property
+    def named(self) -> str:
+        """Label of a dataset in an error about its data: path and address."""
+        from xref.objects.paths import near_path
+
+        path, text = near_path(self), f"dataset at {self.address:#x}"
+        return f"{self.filename}: {f'{path} ({text})' if path else text}"
+
+    @property
     def path(self) -> str | None:
         """The canonical path (`xref.objects.paths`); None if no hard link leads here."""
         from xref.objects.paths import object_path
@@ -81,6 +89,16 @@ class StoredObject:
     def layout(self) -> DatasetLayout:
         """Shape, type and storage of a dataset."""
         return self.metadata.layout
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDataset:
+    """The label of a dataset in errors about its data; the path is looked up for the text."""
+
+    dataset: StoredObject
+
+    def __str__(self) -> str:
+        return self.dataset.named
 
 
 OfObject: TypeAlias = Callable[[StoredObject], R]

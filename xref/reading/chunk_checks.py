@@ -17,9 +17,9 @@ import numpy as np
 
 from xref import objects
 from xref.arrays import IntArray
-from xref.errors import CorruptFileError, UnsupportedError
+from xref.errors import CorruptFileError, UnsupportedError, located
 from xref.hdf5 import DatasetLayout, decode_chunk
-from xref.objects import StoredObject, cached_by_object
+from xref.objects import NamedDataset, StoredObject, cached_by_object
 from xref.reading.execute import ChunkCheck, ChunkLoader
 from xref.storage import FileBytes
 
@@ -38,7 +38,7 @@ def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | No
     missing = objects.used_filters(layout.pipeline, layout.elements).unsupported()
     if missing and packers:
         raise UnsupportedError(
-            f"{dataset.where} is stored with {' and '.join(packers)} and {', '.join(missing)}"
+            f"{dataset.named} is stored with {' and '.join(packers)} and {', '.join(missing)}"
             "; the packed bytes cannot be checked before HDF5 unpacks them. Install "
             "imagecodecs if it decodes the latter filter"
         )
@@ -51,7 +51,11 @@ def chunk_check(dataset: StoredObject, layout: DatasetLayout) -> ChunkCheck | No
         with suppress(UnsupportedError):  # a type of chunk index that only HDF5 knows
             index = objects.chunk_index(dataset)  # HDF5 does not check it
             return ChunkLoader(
-                checked, index, FileBytes(dataset.location), _read_nothing, dataset.where
+                checked,
+                index,
+                FileBytes(dataset.location),
+                _read_nothing,
+                NamedDataset(dataset),
             )
     return StoredChunkCheck(dataset, checked) if packers else None
 
@@ -82,8 +86,8 @@ class StoredChunkCheck:
             try:
                 decode_chunk(data, window, layout.pipeline, mask)
             except CorruptFileError as error:
-                raise CorruptFileError(
-                    f"{self.dataset.where}, chunk at {tuple(corner)}: {error}"
+                raise located(
+                    error, f"{self.dataset.named}, chunk at {tuple(corner)}"
                 ) from error
 
 

@@ -31,7 +31,7 @@ from xref.arrays import (
     row_offsets,
     scratch_buffer,
 )
-from xref.errors import CorruptFileError, UnsupportedError
+from xref.errors import CorruptFileError, FileReadError, UnsupportedError, located
 from xref.hdf5 import ChunkIndex, DatasetLayout, decode_chunk
 from xref.reading.box_copies import copy_boxes
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
@@ -99,7 +99,7 @@ class ChunkLoader(_OfLayout):
     index: ChunkIndex
     source: ByteSource
     read_box: Callable[[tuple[int, ...], npt.NDArray[Any]], None]
-    where: str
+    where: object  # becomes text in errors
     gap_nbytes: int = READ_GAP_NBYTES
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
@@ -110,7 +110,7 @@ class ChunkLoader(_OfLayout):
         corners = (cells * chunks - plan.tile_origin[tile]).tolist()
         rows = self.index.find(numbers)
         for i in np.flatnonzero(rows < 0).tolist():
-            self._window(canvas, corners[i])[...] = self.layout.fill_value
+            self._window(canvas, corners[i])[...] = self.layout.unwritten_value
             count(chunks_missing=1)
         stored = np.flatnonzero(rows >= 0)
         rows = rows[stored]
@@ -135,16 +135,15 @@ class ChunkLoader(_OfLayout):
                         self.layout.pipeline,
                         masks[i],
                     )
-                except UnsupportedError:
+                except UnsupportedError as error:
                     # The chunk is too large for the codec, which only its size shows.
                     if self.layout.pipeline.packers:
-                        raise
+                        element = tuple((cells[stored[i]] * chunks).tolist())
+                        raise located(error, f"{self.where}, chunk at {element}") from error
                     self._read_box(cells[stored[i]] * chunks, canvas, corners[stored[i]])
                 except CorruptFileError as error:
                     element = tuple((cells[stored[i]] * chunks).tolist())
-                    raise CorruptFileError(
-                        f"{self.where}, chunk at {element}: {error}"
-                    ) from error
+                    raise located(error, f"{self.where}, chunk at {element}") from error
             count(chunks_decoded=end - begin)
 
     def ranges(self, plan: ReadPlan) -> TileRanges | None:
@@ -175,14 +174,18 @@ class ChunkLoader(_OfLayout):
             mask = int(self.index.filter_mask[row])
             try:
                 decode_chunk(data, window, self.layout.pipeline, mask)
-            except UnsupportedError:
+            except UnsupportedError as error:
                 if self.layout.pipeline.packers:
-                    raise
+                    raise located(error, self._name_chunk(row)) from error
                 continue  # the chunk is too large for the codec: only HDF5 can decode it
             except CorruptFileError as error:
-                raise CorruptFileError(
-                    f"{self.where}, chunk {int(self.index.number[row])}: {error}"
-                ) from error
+                raise located(error, self._name_chunk(row)) from error
+
+    def _name_chunk(self, row: int) -> str:
+        """Name a chunk in an error by its first element."""
+        cell = np.unravel_index(int(self.index.number[row]), self.layout.grid)
+        sides = zip(cell, self.layout.cell, strict=True)
+        return f"{self.where}, chunk at {tuple(int(c) * n for c, n in sides)}"
 
     def _read_box(self, start: IntArray, canvas: npt.NDArray[Any], corner: list[int]) -> None:
         stop = np.minimum(start + self.layout.cell, self.layout.shape)
@@ -205,7 +208,7 @@ class ContiguousLoader(_OfLayout):
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read the elements of the tile's pieces; a tile is one range of the file."""
         if self.layout.offset is None:
-            canvas[...] = self.layout.fill_value
+            canvas[...] = self.layout.unwritten_value
             return
         itemsize = self.layout.dtype.itemsize
         origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
@@ -287,6 +290,31 @@ class BoxLoader(_OfLayout):
         corner: tuple[Any, ...] = tuple(slice(a - o, b - o) for a, b, o in sides)
         window = canvas[(*corner, Ellipsis)]  # an array even without axes
         self.read_box(tuple(start), window)
+
+
+@dataclass(frozen=True, slots=True)
+class UndefinedLoader(_OfLayout):
+    """Refuses to read a dataset of which no element has a value.
+
+    `DatasetLayout.unwritten_value` has the rule. A selection without elements has no tiles.
+    """
+
+    layout: DatasetLayout
+    where: str
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Raise `FileReadError`."""
+        raise FileReadError(
+            f"{self.where} has no values: nothing was written to it, and its fill value is "
+            "undefined"
+        )
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Return None: there is nothing to fetch."""
+
+    def with_source(self, source: ByteSource) -> UndefinedLoader:
+        """Return the loader itself."""
+        return self
 
 
 def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None:

@@ -14,9 +14,15 @@ import numpy.typing as npt
 
 from xref.errors import UnsupportedError
 from xref.hdf5 import DatasetLayout, unfold_subarray
-from xref.objects import StoredObject, chunk_index, open_dataset, read_values
+from xref.objects import NamedDataset, StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
-from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
+from xref.reading.execute import (
+    BoxLoader,
+    ChunkLoader,
+    ContiguousLoader,
+    TileLoader,
+    UndefinedLoader,
+)
 from xref.reading.virtual_sources import check_sources
 from xref.storage import FileBytes, check_descriptors, check_unchanged
 
@@ -39,16 +45,18 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
     """
     if reader == "direct" and layout.why_not_direct:
         raise UnsupportedError(
-            f"{dataset.where} cannot be read directly ({layout.why_not_direct}); "
+            f"{dataset.named} cannot be read directly ({layout.why_not_direct}); "
             "use reader='auto'"
         )
+    if layout.is_undefined:
+        return UndefinedLoader(layout, dataset.where)
     read_box = BoxReader(dataset)
     if reader == "h5py" or layout.why_not_direct:
         return BoxLoader(layout, read_box, chunk_check(dataset, layout))
     if layout.chunks is None:
         return ContiguousLoader(layout, FileBytes(dataset.location))
     source = FileBytes(dataset.location)
-    return ChunkLoader(layout, chunk_index(dataset), source, read_box, dataset.where)
+    return ChunkLoader(layout, chunk_index(dataset), source, read_box, NamedDataset(dataset))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from xref.errors import ExternalFileError, UnsupportedError
 from xref.hdf5 import VirtualMapping
 from xref.objects import StoredObject, open_member, virtual_mappings
 from xref.reading.chunk_checks import check_packed
-from xref.storage import FileLocation, check_external, locate_file
+from xref.storage import FileLocation, check_external, is_same_file, locate_file
 
 MAX_DEPTH = 16
 """Largest number of virtual datasets between a virtual dataset and its stored elements."""
@@ -187,9 +187,9 @@ def _open_source(
     try:
         if mapping.filename != ".":
             other = check_external(location, mapping.filename, f"{where} (virtual source)")
-            found = locate_file(other, location.external)
+            found = locate_file(other, location.external, strict=location.source.strict)
             # A source in the same file uses the location that is open.
-            home = location if found.identity == location.identity else found
+            home = location if is_same_file(found, location) else found
         member = open_member(home, mapping.dataset)
     except FileNotFoundError:
         return None

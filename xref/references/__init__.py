@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xref.references.columns import KIND_NOUNS, ReferenceColumns
     from xref.references.decoding import decode_references
     from xref.references.loaders import tile_loader
+    from xref.references.owners import ElementNames, Owner, box_of_shape
     from xref.references.reference import (
         DEFAULT_OPTIONS, AttributeReference, DecodeOptions, ObjectReference, Reference,
         RegionReference, SourceName, attribute_kind, opened_from,

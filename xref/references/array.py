@@ -30,6 +30,7 @@ from xref.references.columns import (
     null_references,
     same_references,
 )
+from xref.references.owners import ElementNames, Owner
 from xref.references.stored import StoredReferences
 from xref.selections import SelectionKind, empty_table
 
@@ -66,7 +67,7 @@ class ReferenceArray:
     `ReferenceArray.from_references`.
     """
 
-    __slots__ = ("__weakref__", "_columns", "_options", "_shape", "_stored", "kind")
+    __slots__ = ("__weakref__", "_columns", "_names", "_options", "_shape", "_stored", "kind")
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class ReferenceArray:
         columns: ReferenceColumns | None = None,
         stored: StoredReferences | None = None,
         options: reference.DecodeOptions = reference.DEFAULT_OPTIONS,
+        names: ElementNames | None = None,
     ) -> None:
         if columns is None and stored is None:
             raise TypeError("a ReferenceArray needs columns or stored references")
@@ -86,6 +88,7 @@ class ReferenceArray:
         self._columns = _Columns(columns)
         self._stored = stored
         self._options = options
+        self._names = names
 
     @classmethod
     def from_references(cls, references: Any, *, keep_kinds: bool = False) -> ReferenceArray:
@@ -96,8 +99,10 @@ class ReferenceArray:
         reference keeps its kind. None stands for a null reference.
         """
         objects = np.asarray(references, dtype=object)
-        kind, columns, options = columns_from_objects(objects.ravel().tolist(), keep_kinds)
-        return cls(objects.shape, kind=kind, columns=columns, options=options)
+        elements = objects.ravel().tolist()
+        kind, columns, options = columns_from_objects(elements, keep_kinds)
+        names = ElementNames.of_each([getattr(r, "stored_as", None) for r in elements])
+        return cls(objects.shape, kind=kind, columns=columns, options=options, names=names)
 
     @classmethod
     def nulls(cls, shape: tuple[int, ...], *, is_region: bool) -> ReferenceArray:
@@ -135,24 +140,50 @@ class ReferenceArray:
         """How variables that references resolve to are decoded."""
         return self._options
 
+    @property
+    def names(self) -> ElementNames | None:
+        """The stored elements that the references were read from, in C order, for messages."""
+        if self._names is None and self._stored is not None:
+            self._names = self._stored.names
+        return self._names
+
+    @property
+    def owner(self) -> Owner | None:
+        """The dataset or attribute that stores all references; None if there is no such one."""
+        names = self.names
+        return names.owners[0] if names is not None and len(names.owners) == 1 else None
+
+    @property
+    def label(self) -> str:
+        """Name the references in a message, by the dataset or attribute that stores them."""
+        if self.owner is not None:
+            return str(self.owner)
+        names = sorted(location.filename for location in self.columns.used_files())
+        return f"{', '.join(names) or 'no file'}: {KIND_NOUNS[self.kind]}s"
+
     def describe(self, row: int) -> str:
         """Name one element in a message; ``row`` counts in C order."""
-        if self._stored is not None:
-            return self._stored.describe(row)
-        columns = self.columns
-        file = columns.files[int(columns.file[row])].filename if columns.files else "no file"
+        names = self.names
+        name = None if names is None else names.name(row)
+        if name is not None:
+            return str(name)
         index = tuple(int(i) for i in np.unravel_index(row, self._shape)) if self._shape else ()
-        return f"{file}: {KIND_NOUNS[self.kind]} {index[0] if len(index) == 1 else index}"
+        number = f" {index[0] if len(index) == 1 else index}" if index else ""
+        return self._element(row, None).describe(f"{KIND_NOUNS[self.kind]}{number}")
 
     def element(self, row: int) -> reference.Reference:
         """Return one element in C order; the first call decodes all elements."""
+        return self._element(row, self.names)
+
+    def _element(self, row: int, names: ElementNames | None) -> reference.Reference:
         columns = self.columns
         address = int(columns.address[row])
+        name = None if names is None else names.name(row)
         kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
         if address == 0 or kind == SelectionKind.NULL:
-            return reference.null_reference(self.kind == "region")
+            return reference.null_reference(self.kind == "region", name)
         target = reference.ObjectReference(
-            columns.files[int(columns.file[row])], address, self._options
+            columns.files[int(columns.file[row])], address, self._options, name
         )
         if columns.attribute is not None and columns.attribute[row] >= 0:
             return reference.AttributeReference(
@@ -221,9 +252,14 @@ class ReferenceArray:
 
     def _gather(self, rows: npt.NDArray[np.int64]) -> ReferenceArray:
         """Return the elements of row numbers, in the shape of ``rows``."""
-        columns = self.columns.take(as_slice(rows.reshape(-1)))
+        index = as_slice(rows.reshape(-1))
+        columns, names = self.columns.take(index), self.names
         return ReferenceArray(
-            rows.shape, kind=self.kind, columns=columns, options=self._options
+            rows.shape,
+            kind=self.kind,
+            columns=columns,
+            options=self._options,
+            names=None if names is None else names.take(index),
         )
 
     def row_numbers(self) -> npt.NDArray[np.int64]:
@@ -269,9 +305,9 @@ class ReferenceArray:
             return result
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise TypeError(f"references are objects and cannot be converted to {dtype}")
-        out = np.empty(self.size, dtype=object)
+        out, names = np.empty(self.size, dtype=object), self.names
         for row in range(self.size):
-            out[row] = self.element(row)
+            out[row] = self._element(row, names)
         return out.reshape(self._shape)
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Any:
@@ -331,7 +367,9 @@ class ReferenceArray:
         columns = None if self._stored is not None else self.columns
         # Default options are left out: each task of a Dask graph has a pickled array.
         options = None if self._options == reference.DEFAULT_OPTIONS else self._options
-        return _restore, (self._shape, self.kind, columns, self._stored, options)
+        state = self._shape, self.kind, columns, self._stored, options
+        # The names of stored elements follow from their location.
+        return _restore, state if self._stored is not None else (*state, self._names)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         if self._stored is not None:
@@ -341,7 +379,8 @@ class ReferenceArray:
         names = () if regions is None else tuple(regions.__dataclass_fields__)
         content = digest(c.file, c.address, c.attribute, *(getattr(regions, n) for n in names))
         files, options = repr(c.files), repr(self._options)
-        return "xref.ReferenceArray", files, content, c.names, self._shape, options
+        stored_as = None if self._names is None else self._names.token
+        return "xref.ReferenceArray", files, content, c.names, self._shape, options, stored_as
 
     def __eq__(self, other: object) -> Any:
         return _compare(self, other)
@@ -405,9 +444,13 @@ _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std":
 _NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
 
 
-def _restore(shape: Any, kind: str, columns: Any, stored: Any, options: Any) -> ReferenceArray:
+def _restore(
+    shape: Any, kind: str, columns: Any, stored: Any, options: Any, names: Any = None
+) -> ReferenceArray:
     options = reference.DEFAULT_OPTIONS if options is None else options
-    return ReferenceArray(shape, kind=kind, columns=columns, stored=stored, options=options)
+    return ReferenceArray(
+        shape, kind=kind, columns=columns, stored=stored, options=options, names=names
+    )
 
 
 def _compare(left: Any, right: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from xref.references.array import FUNCTIONS, ReferenceArray
 from xref.references.columns import as_slice, concat_references
+from xref.references.owners import concat_names
 from xref.references.reference import common_options
 
 
@@ -35,13 +36,16 @@ def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceA
 def _gather(parts: list[ReferenceArray], rows: npt.NDArray[np.int64]) -> ReferenceArray:
     """Take rows of the concatenation of several arrays."""
     columns = concat_references([p.columns for p in parts])
+    names = concat_names([p.names for p in parts], [p.size for p in parts])
+    index = as_slice(rows.reshape(-1))
     # Null references, such as padding, have no file and no options of their own.
     options = common_options(p.options for p in parts if p.columns.files)
     return ReferenceArray(
         rows.shape,
         kind="std" if any(p.kind == "std" for p in parts) else parts[0].kind,
-        columns=columns.take(as_slice(rows.reshape(-1))),
+        columns=columns.take(index),
         options=options,
+        names=None if names is None else names.take(index),
     )
 
 

@@ -54,7 +54,7 @@ class ElementReader:
         flat = np.empty(math.prod(shape), dtype=window.dtype)
         for part in read_box_of_stored(self.dataset, start, shape):
             values = decode_values(
-                part.location, part.elements, part.raw, part.describe, self.options
+                part.location, part.elements, part.raw, part.names, self.options
             )
             unfold_subarray(flat)[part.rows] = values
         window[...] = flat.reshape(shape)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xref import objects, selections
-from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError
+from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError, naming
 from xref.objects import StoredObject
+from xref.references.owners import ElementName
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class ObjectReference:
     location: FileLocation | None
     address: int
     options: DecodeOptions = DEFAULT_OPTIONS
+    stored_as: ElementName | None = None
+    """The stored element that the reference was read from, for messages; None for others."""
 
     @classmethod
     def to(
@@ -122,6 +125,10 @@ class ObjectReference:
         if self.location is None or not self:
             return None
         return StoredObject(self.location, self.address)
+
+    def describe(self, noun: str = "object reference") -> str:
+        """Name the reference in a message: where it is stored, or else its target."""
+        return _describe(self, noun)
 
     def _file_key(self) -> tuple[int | str, ...] | None:
         return self.location.file_id if self.location else None
@@ -171,7 +178,12 @@ class ObjectReference:
         return resolve_object(self, chunks=chunks)
 
     def __repr__(self) -> str:
-        return f"<ObjectReference {self.target_text()}>"
+        return f"<ObjectReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The target as text."""
+        return self.target_text()
 
     def target_text(self) -> str:
         """Return the target as text: its path, or its address if it has no path.
@@ -242,6 +254,11 @@ class _WithinObject:
         return self.object.address
 
     @property
+    def stored_as(self) -> ElementName | None:
+        """The stored element that the reference was read from; None if it is not stored."""
+        return self.object.stored_as
+
+    @property
     def options(self) -> DecodeOptions:
         """How the resolved variable, or a reference in an attribute, is decoded."""
         return self.object.options
@@ -288,11 +305,20 @@ class RegionReference(_WithinObject):
         """Kind of the target: "dataset", "null", or "dangling"."""
         return self.object.kind if self else "null"
 
+    def describe(self, noun: str = "region reference") -> str:
+        """Name the reference in a message: where it is stored, or else its target."""
+        return _describe(self.object, noun, self._selection_text())
+
+    def _selection_text(self) -> str:
+        return "" if self.selection is None else _describe_selection(self.selection)
+
     def _fitted(self) -> selections.SelectionTable:
         if self.object.stored is None or not self:
-            raise NullReferenceError("a null region reference selects nothing")
+            raise NullReferenceError(f"{self.describe()} is null: it selects nothing")
         table = selections.table_from_selections([self.selection])
-        return table.bound_to(self.object.stored.layout.shape, lambda _: repr(self))
+        with naming(self.describe):
+            extent = self.object.stored.layout.shape
+        return table.bound_to(extent, lambda _: self.describe(), self.object.stored)
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -304,6 +330,8 @@ class RegionReference(_WithinObject):
         if not self or self.selection is None:
             return None
         table = selections.table_from_selections([self.selection])
+        if (table.block == 0).any():  # a box without elements
+            return None
         start, stop = table.bounds()
         if (stop < 0).any() or table.kind[0] == selections.SelectionKind.ALL:
             table = self._fitted()
@@ -344,10 +372,12 @@ class RegionReference(_WithinObject):
         return result
 
     def __repr__(self) -> str:
-        if not self or self.selection is None:
-            return "<RegionReference null>"
-        selection = _describe_selection(self.selection)
-        return f"<RegionReference {self.object.target_text()}{selection}>"
+        return f"<RegionReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The target and the bounds of the selection as text."""
+        return f"{self.object.text}{self._selection_text()}" if self else "null"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -384,6 +414,10 @@ class AttributeReference(_WithinObject):
         stored = self.object.stored
         return "null" if stored is None or not self else attribute_kind(stored, self.name)
 
+    def describe(self, noun: str = "attribute reference") -> str:
+        """Name the reference in a message: where it is stored, or else its target."""
+        return _describe(self.object, noun, f", attribute {self.name!r}")
+
     def resolve(self, chunks: Any = None) -> xr.DataArray:
         """Read the attribute.
 
@@ -410,9 +444,12 @@ class AttributeReference(_WithinObject):
         return result
 
     def __repr__(self) -> str:
-        if not self:
-            return "<AttributeReference null>"
-        return f"<AttributeReference {self.object.target_text()} @{self.name}>"
+        return f"<AttributeReference {self.text}>"
+
+    @property
+    def text(self) -> str:
+        """The object and the name of the attribute as text."""
+        return f"{self.object.text} @{self.name}" if self else "null"
 
 
 Reference: TypeAlias = ObjectReference | RegionReference | AttributeReference
@@ -427,6 +464,15 @@ def attribute_kind(stored: StoredObject, name: str) -> str:
     return "attribute" if exists else "dangling"
 
 
+def _describe(target: ObjectReference, noun: str, part: str = "") -> str:
+    """Name a reference in a message; ``part`` is the part of the target that it refers to."""
+    if target.stored_as is not None:
+        return str(target.stored_as)
+    if target.stored is None:
+        return f"the {noun}" if noun[-1].isalpha() else noun
+    return f"{target.filename}: {noun} to {target.stored.label}{part}"
+
+
 def _describe_selection(selection: selections.Selection) -> str:
     start, stop = selections.table_from_selections([selection]).bounds()
     if selection.kind in ("all", "none"):
@@ -437,7 +483,9 @@ def _describe_selection(selection: selections.Selection) -> str:
     return f"[{', '.join(sides)}]{extra}"
 
 
-def null_reference(is_region: bool) -> ObjectReference | RegionReference:
+def null_reference(
+    is_region: bool, stored_as: ElementName | None = None
+) -> ObjectReference | RegionReference:
     """Return the null object reference or the null region reference."""
-    null = ObjectReference(None, 0)
+    null = ObjectReference(None, 0, DEFAULT_OPTIONS, stored_as)
     return RegionReference(null, None) if is_region else null

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +15,16 @@ import numpy.typing as npt
 
 from xref import objects
 from xref.arrays import IntArray, canvas_strides
-from xref.errors import CorruptFileError, UnsupportedError
+from xref.errors import CorruptFileError, UnsupportedError, naming
 from xref.hdf5 import DatasetLayout, Datatype
-from xref.objects import StoredObject
+from xref.objects import NamedDataset, StoredObject
 from xref.reading import (
     BoxLoader,
     ChunkLoader,
     ContiguousLoader,
     StoredPart,
     TileLoader,
+    UndefinedLoader,
     chunk_check,
     plan_outer,
     plan_points,
@@ -35,6 +35,7 @@ from xref.reading import (
 )
 from xref.references import columns
 from xref.references.decoding import decode_references
+from xref.references.owners import ElementNames, Owner, box_of_shape
 from xref.storage import FileBytes, FileLocation, check_unchanged
 
 
@@ -87,18 +88,16 @@ class StoredReferences:
         )
         return replace(self, slices=slices, extent=None)
 
+    @property
+    def names(self) -> ElementNames:
+        """The names of the elements in messages, in C order of the box."""
+        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
+        owner = Owner.of(self.dataset, self.path, noun, self.slices, member=self.field)
+        return ElementNames.of_owner(owner, range(math.prod(self.shape)))
+
     def describe(self, row: int) -> str:
         """Name one element in a message, counted in C order of the box."""
-        ordinals = np.unravel_index(row, self.shape) if self.shape else ()
-        index = tuple(
-            start + int(i) * step
-            for (start, _, step), i in zip(self.slices, ordinals, strict=True)
-        )
-        element = index[0] if len(index) == 1 else index
-        noun = columns.KIND_NOUNS[self.kind] if self.kind else "element"
-        path = self.path or self.dataset.label
-        owner = f"{path!r}, member {self.field!r}" if self.field else f"{path!r}"
-        return f"{self.dataset.filename}: {noun} {element} of {owner}"
+        return self.names.describe(row)
 
     def read(self) -> columns.ReferenceColumns:
         """Read and decode the elements, in C order.
@@ -159,12 +158,14 @@ class StoredReferences:
         first = self._first_of_run(layout)
         if first is not None and layout.offset is not None:
             loader = ContiguousLoader(layout.stored, FileBytes(self.dataset.location))
-            loader.read_run(first, raw.reshape(-1).data)
+            with naming(self.dataset.__str__):
+                loader.read_run(first, raw.reshape(-1).data)
         else:
             axes = [regular_segments(start, step, count) for start, count, step in self.slices]
             parts = plan_outer(axes, 0, np.array(canvas_strides(self.shape), dtype=np.int64))
             plan = plan_read(parts, layout.shape, layout.chunks, width)
-            read_plan(plan, stored_loader(self.dataset, layout), out)
+            with naming(self.dataset.__str__):
+                read_plan(plan, stored_loader(self.dataset, layout), out)
         return raw
 
     def _first_of_run(self, layout: DatasetLayout) -> int | None:
@@ -196,7 +197,7 @@ class StoredReader:
             n = math.prod(layout.shape)
             if len(data) < n * layout.stored_itemsize:
                 raise CorruptFileError(
-                    f"{self.dataset.where} stores {len(data)} bytes for {n} elements"
+                    f"{self.dataset.named} stores {len(data)} bytes for {n} elements"
                 )
             whole = np.frombuffer(data, f"V{layout.stored_itemsize}", n).reshape(layout.shape)
             sides = zip(start, window.shape, strict=True)
@@ -215,11 +216,13 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         If only HDF5 can read the storage, and would convert the elements.
     """
     stored, source = layout.stored, FileBytes(dataset.location)
+    if layout.is_undefined:
+        return UndefinedLoader(stored, dataset.where)
     read_box = StoredReader(dataset)
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):
             raise UnsupportedError(
-                f"{dataset.where} holds references in storage that cannot be read directly "
+                f"{dataset.named} holds references in storage that cannot be read directly "
                 f"({stored.why_not_direct})"
             )
         return BoxLoader(stored, read_box, chunk_check(dataset, layout))
@@ -227,7 +230,9 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         return BoxLoader(stored, read_box)
     if layout.chunks is None:
         return ContiguousLoader(stored, source)
-    return ChunkLoader(stored, objects.chunk_index(dataset), source, read_box, dataset.where)
+    return ChunkLoader(
+        stored, objects.chunk_index(dataset), source, read_box, NamedDataset(dataset)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +243,7 @@ class StoredElements:
     elements: Datatype
     rows: npt.NDArray[np.intp]  # (m,), rows of the requested elements
     raw: npt.NDArray[np.uint8]  # (m, itemsize)
-    describe: Callable[[int], str]
+    names: ElementNames  # (m,), of the elements in messages
 
 
 def read_box_of_stored(
@@ -250,13 +255,13 @@ def read_box_of_stored(
     """
     layout = dataset.layout
     if layout.elements is None:
-        raise UnsupportedError(f"{dataset.where} has no references")
+        raise UnsupportedError(f"{dataset.named} has no references")
     slices = tuple((a, n, 1) for a, n in zip(start, shape, strict=True))
     box = StoredReferences(dataset, None, "", slices)
     rows = np.arange(math.prod(shape))
     if not layout.virtual:
         raw = box.read_raw()
-        return [StoredElements(dataset.location, layout.elements, rows, raw, box.describe)]
+        return [StoredElements(dataset.location, layout.elements, rows, raw, box.names)]
     parts = []
     for part in split_virtual(dataset, box.coords()):
         source = part.dataset.layout
@@ -266,14 +271,15 @@ def read_box_of_stored(
                 f"dataset {dataset.label!r}"
             )
         raw = read_elements(part.dataset, part.coords)
-        describe = describe_elements(part, "element")
+        names = _names_of_part(part, "element")
         parts.append(
-            StoredElements(part.dataset.location, layout.elements, part.rows, raw, describe)
+            StoredElements(part.dataset.location, layout.elements, part.rows, raw, names)
         )
     rest = np.setdiff1d(rows, np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)]))
     fill = layout.stored_elements(len(rest)).view(np.uint8)
     fill = fill.reshape(len(rest), layout.stored_itemsize)
-    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, box.describe))
+    names = box.names.take(rest)
+    parts.append(StoredElements(dataset.location, layout.elements, rest, fill, names))
     return parts
 
 
@@ -284,19 +290,17 @@ def read_elements(dataset: StoredObject, coords: IntArray) -> npt.NDArray[np.uin
     out = np.zeros(n, dtype=f"V{width}")
     if n:
         plan = plan_read(plan_points(coords), layout.shape, layout.chunks, width)
-        read_plan(plan, stored_loader(dataset, layout), out)
+        with naming(dataset.__str__):
+            read_plan(plan, stored_loader(dataset, layout), out)
     return out.view(np.uint8).reshape(n, width)
 
 
-def describe_elements(part: StoredPart, noun: str) -> Callable[[int], str]:
-    """Return a function that names the elements of a part in messages."""
-
-    def describe(row: int) -> str:
-        index = tuple(part.coords[row].tolist())
-        element = index[0] if len(index) == 1 else index
-        return f"{part.dataset.filename}: {noun} {element} of {part.label!r}"
-
-    return describe
+def _names_of_part(part: StoredPart, noun: str) -> ElementNames:
+    """Return the names of the elements of a part in messages."""
+    shape = part.dataset.layout.shape
+    owner = Owner.of(part.dataset, part.path, noun, box_of_shape(shape))
+    weights = np.array(canvas_strides(shape), dtype=np.int64)
+    return ElementNames.of_owner(owner, part.coords @ weights)
 
 
 def _read_part(part: StoredPart, box: StoredReferences) -> columns.ReferenceColumns:
@@ -315,5 +319,5 @@ def _read_part(part: StoredPart, box: StoredReferences) -> columns.ReferenceColu
             f"its virtual dataset {columns.KIND_NOUNS[box.kind]}s"
         )
     raw = read_elements(part.dataset, part.coords)
-    describe = describe_elements(part, columns.KIND_NOUNS[box.kind])
-    return decode_references(part.dataset.location, box.cut(raw), box.kind, describe)
+    names = _names_of_part(part, columns.KIND_NOUNS[box.kind])
+    return decode_references(part.dataset.location, box.cut(raw), box.kind, names.describe)

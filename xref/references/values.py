@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from xref.errors import ResultTooLargeError, UnsupportedError
 from xref.hdf5 import Datatype, read_sequences, std_itemsize, value_dtype
 from xref.objects import RawAttributeValue, file_content, file_format, reference_itemsize
 from xref.references.array import ReferenceArray
+from xref.references.columns import KIND_NOUNS
 from xref.references.decoding import decode_references
+from xref.references.owners import ElementNames, Owner, box_of_shape
 from xref.references.reference import DEFAULT_OPTIONS, DecodeOptions
 from xref.storage import FileLocation
 
@@ -37,7 +40,7 @@ def decode_values(
     location: FileLocation,
     datatype: Datatype,
     raw: RawBytes,
-    describe: Describe,
+    names: ElementNames,
     options: DecodeOptions = DEFAULT_OPTIONS,
 ) -> npt.NDArray[Any]:
     """Decode stored elements of any type that NumPy can hold.
@@ -50,8 +53,8 @@ def decode_values(
         Type of one element.
     raw : numpy.ndarray
         Shape ``(n, itemsize)``, uint8.
-    describe : callable
-        Names element i in errors.
+    names : ElementNames
+        Names the elements in errors; references among the values keep their names.
     options : DecodeOptions
         Options for resolving references among the values.
 
@@ -67,16 +70,18 @@ def decode_values(
     UnsupportedError
         If NumPy has no type for the elements.
     """
-    return _ElementDecoder(location, options).values(datatype, raw, describe)
+    return _ElementDecoder(location, options).values(datatype, raw, names)
 
 
 def decode_elements(
-    value: RawAttributeValue, location: FileLocation, where: str, options: DecodeOptions
+    value: RawAttributeValue, location: FileLocation, owner: Owner, options: DecodeOptions
 ) -> npt.NDArray[Any]:
-    """Decode the elements of an attribute, in its shape."""
+    """Decode the elements of an attribute, in its shape; ``owner`` names the attribute."""
     n, itemsize = math.prod(value.shape), value.datatype.itemsize
     raw = np.frombuffer(value.data, dtype=np.uint8)[: n * itemsize].reshape(n, itemsize)
-    values = decode_values(location, value.datatype, raw, lambda _: where, options)
+    owner = replace(owner, slices=box_of_shape(value.shape))
+    names = ElementNames.of_owner(owner, range(n))
+    values = decode_values(location, value.datatype, raw, names, options)
     return values.reshape(value.shape + values.shape[1:])
 
 
@@ -87,18 +92,20 @@ class _ElementDecoder:
         self.location = location
         self.options = options
 
-    def values(self, datatype: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
+    def values(
+        self, datatype: Datatype, raw: RawBytes, names: ElementNames
+    ) -> npt.NDArray[Any]:
         match datatype:
             case Datatype(type_class="reference", reference=kind):
-                return self.references(kind, raw, describe)
+                return self.references(kind, raw, names)
             case Datatype(type_class="vlen", is_string=True):
-                return self.texts(raw, describe)
+                return self.texts(raw, names.describe)
             case Datatype(type_class="vlen", base=Datatype() as base):
-                return self.sequences(base, raw, describe)
+                return self.sequences(base, raw, names)
             case Datatype(type_class="array", base=Datatype() as base, shape=shape):
-                return self.arrays(base, shape, raw, describe)
+                return self.arrays(base, shape, raw, names)
             case Datatype(type_class="compound"):
-                return self.compounds(datatype, raw, describe)
+                return self.compounds(datatype, raw, names)
             case Datatype(type_class="string", padding=padding):
                 return self.fixed_texts(padding, raw)
             case Datatype(dtype=np.dtype() as dtype):
@@ -108,25 +115,29 @@ class _ElementDecoder:
                     return plain.view(wanted)
                 return plain.astype(wanted, copy=False)
         raise UnsupportedError(
-            f"{describe(0)} has a type that NumPy lacks: {datatype.type_class!r}"
+            f"{names.describe(0)} has a type that NumPy lacks: {datatype.type_class!r}"
         )
 
-    def references(self, kind: str, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
+    def references(self, kind: str, raw: RawBytes, names: ElementNames) -> npt.NDArray[Any]:
         # In files with short addresses, elements of sequences end with unused bytes.
         width = reference_itemsize(kind, file_format(self.location).offset_size)
         packed = np.ascontiguousarray(raw[:, :width])
-        columns = decode_references(self.location, packed, kind, describe)
-        array = ReferenceArray((len(raw),), kind=kind, columns=columns, options=self.options)
+        columns = decode_references(self.location, packed, kind, names.describe)
+        names = names.with_noun(KIND_NOUNS[kind])
+        array = ReferenceArray(
+            (len(raw),), kind=kind, columns=columns, options=self.options, names=names
+        )
         return np.asarray(array)
 
     def compounds(
-        self, datatype: Datatype, raw: RawBytes, describe: Describe
+        self, datatype: Datatype, raw: RawBytes, names: ElementNames
     ) -> npt.NDArray[Any]:
         out = np.zeros(len(raw), dtype=value_dtype(datatype))
         members = (out.real, out.imag) if out.dtype.kind == "c" else None
         for i, field in enumerate(datatype.fields):
             stop = field.offset + field.datatype.itemsize
-            values = self.values(field.datatype, raw[:, field.offset : stop], describe)
+            member = names.within(field.name)
+            values = self.values(field.datatype, raw[:, field.offset : stop], member)
             if members is None:
                 out[field.name] = values
             else:
@@ -163,16 +174,14 @@ class _ElementDecoder:
             out[i] = texts[key]
         return out
 
-    def sequences(self, base: Datatype, raw: RawBytes, describe: Describe) -> npt.NDArray[Any]:
+    def sequences(self, base: Datatype, raw: RawBytes, names: ElementNames) -> npt.NDArray[Any]:
         itemsize = base.itemsize
         if base.reference == "std":
             # HDF5 states and reserves the size in memory, but stores the elements without
             # gaps, in the size that they have in the file.
             itemsize = std_itemsize(file_format(self.location).offset_size)
-        sequences = read_sequences(file_content(self.location), raw, itemsize, describe)
-        values = self.values(
-            base, sequences.elements, lambda i: describe(int(sequences.owner[i]))
-        )
+        sequences = read_sequences(file_content(self.location), raw, itemsize, names.describe)
+        values = self.values(base, sequences.elements, names.items(sequences.owner))
         stop = (sequences.begin + sequences.length).tolist()
         out = np.empty(len(raw), dtype=object)
         for i, begin in enumerate(sequences.begin.tolist()):
@@ -180,9 +189,9 @@ class _ElementDecoder:
         return out
 
     def arrays(
-        self, base: Datatype, shape: tuple[int, ...], raw: RawBytes, describe: Describe
+        self, base: Datatype, shape: tuple[int, ...], raw: RawBytes, names: ElementNames
     ) -> npt.NDArray[Any]:
         each = math.prod(shape)
         flat = np.ascontiguousarray(raw).reshape(len(raw) * each, base.itemsize)
-        values = self.values(base, flat, lambda i: describe(i // each))
+        values = self.values(base, flat, names.items(np.arange(len(flat)) // each))
         return values.reshape(len(raw), *shape, *values.shape[1:])

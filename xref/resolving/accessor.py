@@ -74,29 +74,34 @@ class ReferenceAccessor:
         on_null: str = "raise",
         fill_value: Any = None,
         dtype: Any = None,
+        concat_dim: Hashable | None = None,
     ) -> Any:
         """Resolve all references into one lazy array of the elements that they select.
 
         Parameters
         ----------
-        layout : {"stack", "ragged", "pad"}
+        layout : {"stack", "ragged", "pad", "concat"}
             "stack": all selections have the same shape; the dimensions of the result are those
             of the variable, then those of the targets. "ragged": selections of any shapes
             follow each other along one ``sample`` dimension, with ``row_size`` elements for
             each reference (CF conventions 1.11, "Contiguous ragged array representation").
             "pad": each selection is padded to the largest shape with a fill value; a mask
-            ``valid`` marks the selected elements.
+            ``valid`` marks the selected elements. "concat": the selections are joined along
+            one dimension of their targets; the other dimensions need equal lengths.
+            Coordinates tell the reference of each element along the joined dimension.
         chunks : "auto", int, dict or None
             Dask blocks, each of whole regions. "auto" fills Dask's chunk size. An int is a
             number of references: along each dimension of the variable for "stack" and "pad",
-            in total for "ragged". A dict gives chunks by dimension. None gives lazy arrays
-            without Dask.
+            in total for "ragged" and "concat". A dict gives chunks by dimension. None gives
+            lazy arrays without Dask.
         coords : bool
             Add the coordinates of the targets: 1-D if all references select the same part,
-            else with the dimensions of the references. ``y_start`` is the first element of
-            each region along dimension ``y`` of its target.
+            else with the dimensions of the references. For "concat", coordinates along the
+            joined dimension are joined too. ``y_start`` is the first element of each region
+            along dimension ``y`` of its target.
         on_null : {"raise", "fill", "drop"}
-            Null references raise an error, become fill values, or are dropped.
+            Null references raise an error, become fill values, or are dropped. In a ragged or
+            joined result, they are without elements.
         fill_value : scalar, optional
             Value of null references and of padding. The default depends on the type: NaN, NaT,
             empty text, or an empty sequence; for integers the fill value of each target
@@ -104,14 +109,17 @@ class ReferenceAccessor:
         dtype : dtype-like, optional
             Type of the decoded values. The default type holds the values of all targets
             exactly.
+        concat_dim : hashable or int, optional
+            The joined dimension of the targets for "concat", or the number of its axis. The
+            default is the first.
 
         Returns
         -------
         xarray.DataArray, xarray.Dataset or dict
-            A DataArray for "stack", a Dataset for "ragged" and "pad". References to groups
-            give a dict from the index of each reference to a lazily opened Dataset.
-            References to attributes of one shape and type give the attribute values, which
-            are read at once.
+            A DataArray for "stack" and "concat", a Dataset for "ragged" and "pad".
+            References to groups give a dict from the index of each reference to a lazily
+            opened Dataset. References to attributes of one shape and type give the attribute
+            values, which are read at once.
 
         Raises
         ------
@@ -127,10 +135,10 @@ class ReferenceAccessor:
         --------
         >>> patches = ds["rois"].h5ref.resolve(chunks={"roi": 100})  # doctest: +SKIP
         >>> patches.mean(("y", "x")).compute()  # doctest: +SKIP
+        >>> ds["trials"].h5ref.resolve("concat", concat_dim="time")  # doctest: +SKIP
         """
-        return resolve_references(
-            self._array, self.references, layout, chunks, coords, on_null, fill_value, dtype
-        )
+        options = chunks, coords, on_null, fill_value, dtype, concat_dim
+        return resolve_references(self._array, self.references, layout, *options)
 
     def reference(self) -> ObjectReference:
         """Return a reference to the dataset of the variable.
@@ -190,7 +198,13 @@ class ReferenceAccessor:
         return region_reference(self._array, key, points, labels)
 
     def regions(
-        self, start: Any, shape: Any = None, *, stop: Any = None, dim: Hashable = REGION_DIM
+        self,
+        start: Any,
+        shape: Any = None,
+        *,
+        stop: Any = None,
+        step: Any = None,
+        dim: Hashable = REGION_DIM,
     ) -> xr.DataArray:
         """Make references to many boxes of the variable.
 
@@ -205,6 +219,10 @@ class ReferenceAccessor:
         shape, stop : the same, or sequence of int
             Number of elements along each axis (columns ``y_size`` or ``y``), or one past the
             last element (columns ``y_stop`` or ``y``). One row is used for all boxes.
+        step : the same, or int, optional
+            Distance between the elements of a box along each axis (columns ``y_step`` or
+            ``y``), at least 1; 1 for a dimension without a column. With ``stop``, a box has the
+            elements of Python's ``slice(start, stop, step)``.
         dim : hashable
             Dimension of the boxes, if ``start`` does not name it.
 
@@ -216,16 +234,26 @@ class ReferenceAccessor:
         Raises
         ------
         SelectionError
-            If a box is empty or reaches beyond the variable.
+            If a box reaches beyond the variable, or has a negative size, a stop before its
+            start, or a step less than 1.
         TypeError
             If the variable does not belong to an open file.
+
+        Notes
+        -----
+        A box may be empty: a size of 0, or a stop equal to the start. It keeps its place and
+        its shape, such as ``(0, 4)``. HDF5 has no encoding for them: `xref.to_hdf5` stores the
+        selection "none", which has length 0 along every axis.
 
         Examples
         --------
         >>> boxes = ds["image"].h5ref.regions([[0, 0], [10, 20]], (8, 8))  # doctest: +SKIP
         >>> boxes.h5ref.resolve()  # doctest: +SKIP
+        >>> every_second = ds["image"].h5ref.regions(  # doctest: +SKIP
+        ...     [[0, 0], [10, 20]], (8, 8), step=2
+        ... )
         """
-        return make_regions(self._array, start, shape, stop=stop, dim=dim)
+        return make_regions(self._array, start, shape, stop=stop, step=step, dim=dim)
 
     def field(self, name: str) -> xr.DataArray:
         """Return the references in one member of a variable of compounds.

@@ -38,7 +38,17 @@ class BoundVariable:
     decoders: Decoders
     attributes: dict[str, Any]  # that all targets have after decoding, with equal values
     name: Hashable | None
-    label: str  # names the references in messages
+    variable_name: Hashable | None  # of the references
+    coordinate_of: str = ""  # the references whose targets have these datasets as a coordinate
+
+    @property
+    def label(self) -> str:
+        """Name the references in a message."""
+        if self.coordinate_of:
+            return f"coordinate {self.variable_name!r} of {self.coordinate_of}"
+        if self.references.owner is not None or self.variable_name is None:
+            return self.references.label
+        return f"the reference variable {self.variable_name!r}"
 
     @property
     def widest(self) -> np.dtype[Any]:
@@ -71,7 +81,7 @@ def bind(
         _check_null(references, valid, dims, on_null)
         kept = valid
         references = references[valid]
-    bound = bind_references(references.columns, references.describe)
+    bound = bind_references(references)
     for t in bound.datasets:
         kind = t.layout.reference_kind.replace("std", "H5T_STD_REF")
         if kind:
@@ -89,7 +99,7 @@ def bind(
         decoders=decoders,
         attributes=_common_attributes(targets, used),
         name=targets[0].name if bound.n_targets == 1 else name,
-        label=f"the reference variable {name!r}" if name is not None else "the references",
+        variable_name=name,
     )
     return refs, kept
 

@@ -7,7 +7,7 @@ No values are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from xref import objects
 from xref.arrays import BoolArray, IntArray, ragged_ranges
 from xref.engine import Axis
-from xref.errors import DanglingReferenceError, WrongTargetError
+from xref.errors import DanglingReferenceError, WrongTargetError, naming
 from xref.hdf5 import DatasetLayout
 from xref.objects import CF_ATTRIBUTES, StoredObject
 from xref.reading import SmallDatasets, select_small_datasets
@@ -59,7 +59,7 @@ class BoundDataset:
 
     def describe(self) -> str:
         """Name the dataset in a message."""
-        return self.dataset.where
+        return self.dataset.named
 
     @property
     def layout(self) -> DatasetLayout:
@@ -76,6 +76,17 @@ class BoundReferences:
     ndim: IntArray  # (n,), axes of each result; 0 for null
     shape: IntArray  # (n, widest), filled up with 1; null rows are all 0
     null: BoolArray  # (n,)
+    references: ReferenceArray
+    rows: Rows | None = None  # (n,), rows of `references`; None: all of them
+
+    def label(self) -> str:
+        """Name the references in a message."""
+        return self.references.label
+
+    def describe(self, row: int) -> str:
+        """Name a reference and its target in a message, by its row among the results."""
+        row = row if self.rows is None else int(self.rows[row])
+        return f"{self.references.describe(row)} ({self.references.element(row).text})"
 
     @property
     def targets(self) -> tuple[BoundDataset, ...]:
@@ -84,7 +95,7 @@ class BoundReferences:
         The small datasets among them are opened one by one, which takes long for many.
         `xref.resolving.binding.BoundVariable` lists targets in the same order.
         """
-        small = [t for datasets in self.small_by_file for t in _open_small(datasets)]
+        small = [t for datasets in self.small_by_file for t in open_small(datasets)]
         return tuple(sorted([*self.datasets, *small], key=lambda t: t.first_row))
 
     @property
@@ -116,7 +127,8 @@ class BoundReferences:
     def shapes_of(self, rows: Rows) -> BoundReferences:
         """Return the shapes of some results, without their targets."""
         columns = {name: getattr(self, name)[rows] for name in ("ndim", "shape", "null")}
-        return replace(self, datasets=(), small_by_file=(), **columns)
+        rows = rows if self.rows is None else self.rows[rows]
+        return replace(self, datasets=(), small_by_file=(), rows=rows, **columns)
 
     def restrict_to(self, rows: Rows) -> BoundReferences:
         """Return the references bound only to the targets of ``rows``.
@@ -159,7 +171,7 @@ def restrict_small(
     return tuple(restricted)
 
 
-def _open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
+def open_small(small: SmallDatasets) -> Iterator[BoundDataset]:
     """Open each of many small datasets by itself."""
     cuts = np.searchsorted(small.which, np.arange(len(small) + 1))
     for k, address in enumerate(small.address.tolist()):
@@ -181,12 +193,10 @@ def _select_all(extent: Shape, n: int) -> SelectionTable:
 _select_all_once = lru_cache(maxsize=256)(_select_all)
 
 
-def bind_references(
-    references: ReferenceColumns, describe: Callable[[int], str]
-) -> BoundReferences:
+def bind_references(array: ReferenceArray) -> BoundReferences:
     """Read the metadata of each target once and fit the references to it.
 
-    Object references select all elements. ``describe`` names a reference in errors, by its row.
+    Object references select all elements.
 
     Raises
     ------
@@ -195,6 +205,7 @@ def bind_references(
     DanglingReferenceError, WrongTargetError
         If there is no object at the address of a target, or no dataset.
     """
+    references, describe = array.columns, array.describe
     small_by_file, groups, null = _take_small(references)
     datasets = []
     for k, (dataset, rows) in enumerate(groups):
@@ -206,21 +217,23 @@ def bind_references(
             return describe(i if isinstance(rows, slice) else int(rows[i]))
 
         try:
-            facts = dataset.metadata
+            with naming(lambda: row_label(0)):
+                facts = dataset.metadata
         except (DanglingReferenceError, WrongTargetError) as error:
             raise type(error)(
-                f"{row_label(0)}: {error}; .h5ref.table() shows the targets of all "
-                "references, .h5ref.items() resolves them one by one"
+                f"{error}; .h5ref.table() shows the targets of all references, "
+                ".h5ref.items() resolves them one by one"
             ) from error
         extent = facts.layout.shape
         if references.regions is not None:
-            regions = references.regions.take(rows).bound_to(extent, row_label)
+            regions = references.regions.take(rows).bound_to(extent, row_label, dataset)
         else:
             n = len(references) if isinstance(rows, slice) else len(rows)
             regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
         datasets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions))
-    ndim, shape = _result_shapes(references, datasets, small_by_file)
-    return BoundReferences(tuple(datasets), tuple(small_by_file), ndim, shape, null)
+    with naming(lambda: array.label):  # a union may be too large to count
+        ndim, shape = _result_shapes(references, datasets, small_by_file)
+    return BoundReferences(tuple(datasets), tuple(small_by_file), ndim, shape, null, array)
 
 
 def _result_shapes(
@@ -281,10 +294,9 @@ def bind_unchanged(
 
     ``known`` is an earlier result for the same references in this process.
     """
-    columns = references.columns
-    for location in columns.used_files():
+    for location in references.columns.used_files():
         check_unchanged(location)
-    return bind_references(columns, references.describe) if known is None else known
+    return bind_references(references) if known is None else known
 
 
 def index_references(references: ReferenceArray, key: tuple[Axis, ...]) -> ReferenceArray:

@@ -208,9 +208,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     columns = references.columns
     if references.is_region or len(columns.attribute_rows):
         raise WrongTargetError(
-            f"member {reference_name!r} of {array.name!r} has references to regions or "
-            f"attributes, which have no elements to count; .h5ref.field({reference_name!r}) "
-            "gives them"
+            f"{references.label}: member {reference_name!r} of {array.name!r} has references "
+            "to regions or attributes, which have no elements to count; "
+            f".h5ref.field({reference_name!r}) gives them"
         )
     null = ((start < 0) & (count < 0)) | (columns.address == 0)
     tables = [empty_table(int(null.sum()), 0, SelectionKind.NULL)]
@@ -235,7 +235,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     regions = concat_at(tables, order)
     columns = ReferenceColumns(files=tuple(files), file=file, address=address, regions=regions)
     options = references.options
-    return ReferenceArray(array.shape, kind="region", columns=columns, options=options)
+    return ReferenceArray(
+        array.shape, kind="region", columns=columns, options=options, names=references.names
+    )
 
 
 def _boxes_along_first_axis(

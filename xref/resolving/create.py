@@ -6,6 +6,7 @@ They can be resolved, and `xref.to_hdf5` stores them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,33 @@ import numpy.typing as npt
 import xarray as xr
 
 from xref import engine
-from xref.arrays import IntArray
-from xref.errors import SelectionError
+from xref.arrays import BoolArray, IntArray
+from xref.errors import SelectionError, naming
 from xref.objects import open_member
-from xref.references import ObjectReference, ReferenceArray, ReferenceColumns, RegionReference
+from xref.references import (
+    ElementNames,
+    ObjectReference,
+    Owner,
+    ReferenceArray,
+    ReferenceColumns,
+    RegionReference,
+    box_of_shape,
+)
 from xref.resolving.result_variables import unique_dims
-from xref.selections import All, Selection, SelectionTable, box_table, table_from_selections
+from xref.selections import (
+    All,
+    Selection,
+    SelectionKind,
+    SelectionTable,
+    empty_table,
+    strided_table,
+    table_from_selections,
+)
 
 REGION_DIM, BOX_AXIS_DIM = "region", "axis of the boxes"
 
-COLUMNS = ("start", "size", "stop")
+COLUMNS = ("start", "size", "stop", "step")
+"""Roles of numbers of boxes: a column ``y_start`` has the start of boxes along ``y``."""
 
 
 def group_reference(dataset: xr.Dataset, path: str) -> ObjectReference:
@@ -65,7 +83,8 @@ def region_reference(
             origin = origin.outer(_without_items(origin, found, array))
         else:
             origin = _at_points(origin, found, array)
-    selection = origin.selection()
+    with naming(lambda: f"{origin.object.filename}: the region of {array.name!r}"):
+        selection = origin.selection()
     _check_extent(origin.object, selection, array.name)
     return RegionReference(origin.object, selection)
 
@@ -138,8 +157,11 @@ def _check_extent(target: ObjectReference, selection: Selection, name: Any) -> N
     """
     if target.stored is None or isinstance(selection, All):
         return
-    shape = target.stored.layout.shape
-    table_from_selections([selection]).bound_to(shape, lambda _: f"the region of {name!r}")
+    table_from_selections([selection]).bound_to(
+        target.stored.layout.shape,
+        lambda _: f"{target.filename}: the region of {name!r}",
+        target.stored,
+    )
 
 
 def make_regions(
@@ -148,6 +170,7 @@ def make_regions(
     shape: Any = None,
     *,
     stop: Any = None,
+    step: Any = None,
     dim: Hashable = REGION_DIM,
 ) -> xr.DataArray:
     """Make references to many boxes of a variable; see `xref.resolving.accessor`."""
@@ -161,50 +184,72 @@ def make_regions(
         array = xr.DataArray(
             xr.Variable(unique_dims(array.dims), array.variable._data), name=array.name
         )
-    role, end = ("size", shape) if stop is None else ("stop", stop)
-    begin, size, dims, coords = _aligned_boxes(array, start, end, role, dim)
-    flat_begin, flat_size = begin.reshape(-1, array.ndim), size.reshape(-1, array.ndim)
-    _check_boxes(array, flat_begin, flat_size)
-    table = _stored_boxes(origin, flat_begin, flat_size, array)
+    given = {"start": start} | ({"size": shape} if stop is None else {"stop": stop})
+    if step is not None:
+        given["step"] = step
+    numbers, dims, coords = _aligned_boxes(array, given, dim)
+    outer_shape = numbers["start"].shape[:-1]
+    flat_shape = math.prod(outer_shape), array.ndim
+    numbers = {role: n.reshape(flat_shape) for role, n in numbers.items()}
+    boxes = _check_boxes(array, numbers, outer_shape)
+    table = _stored_boxes(origin, boxes, array)
     location = origin.object.location
     if location is None:
         raise TypeError(f"{array.name!r} does not belong to a file")
     address = np.broadcast_to(np.array([origin.object.address], np.uint64), (len(table),))
     columns = ReferenceColumns.of_file(location, address, table)
+    owner = Owner(location.filename, repr(array.name), "box", box_of_shape(outer_shape))
     references = ReferenceArray(
-        begin.shape[:-1], kind="region", columns=columns, options=origin.object.options
+        outer_shape,
+        kind="region",
+        columns=columns,
+        options=origin.object.options,
+        names=ElementNames.of_owner(owner, range(len(table))),
     )
     name = "regions" if array.name is None else f"{array.name}_regions"
     return engine.reference_dataarray(engine.ReferenceVariable(dims, references), coords, name)
 
 
 def _aligned_boxes(
-    array: xr.DataArray, start: Any, end: Any, role: str, dim: Hashable
-) -> tuple[IntArray, IntArray, tuple[Hashable, ...], dict[Hashable, Any]]:
-    """Return first element and size of each box, ``(..., ndim)``, with dims and coords.
+    array: xr.DataArray, given: dict[str, Any], dim: Hashable
+) -> tuple[dict[str, IntArray], tuple[Hashable, ...], dict[Hashable, Any]]:
+    """Return the numbers of each box by role, each ``(..., ndim)``, with dims and coords.
 
-    Arguments with labels are aligned by label, others by position.
+    ``given`` has the arguments of the user by role, "start" among them. Arguments with labels
+    are aligned by label, others by position.
     """
-    begin = _box_columns(array, start, "start", (dim,))
-    last = _box_columns(
-        array, end, role, begin.dims[:-1] or (dim,), bare_names=end is not start
-    )
+    begin = _box_columns(array, given["start"], "start", (dim,))
+    numbers: dict[str, IntArray] = {}
+    for role, argument in given.items():
+        if role == "start":
+            continue
+        # Bare names in a table of several roles are the starts.
+        is_shared = any(argument is other for key, other in given.items() if key != role)
+        dims = begin.dims[:-1] or (dim,)
+        column = _box_columns(array, argument, role, dims, bare_names=not is_shared)
+        numbers[role] = _like_starts(array, begin, column, role)
+    return {"start": begin.values} | numbers, begin.dims[:-1], dict(begin.coords)
+
+
+def _like_starts(
+    array: xr.DataArray, begin: xr.DataArray, column: xr.DataArray, role: str
+) -> IntArray:
+    """Return numbers of boxes in the order and with the dimensions of their starts."""
     try:
-        last, begin = xr.align(last, begin, join="exact", copy=False)
+        column, begin = xr.align(column, begin, join="exact", copy=False)
     except ValueError as error:
         raise ValueError(
             f"the start and the {role} of boxes in {array.name!r} do not have the same labels "
             f"or length: {error}"
         ) from error
-    extra = set(last.dims) - set(begin.dims)
+    extra = set(column.dims) - set(begin.dims)
     if extra:
         raise ValueError(
             f"the {role} of boxes in {array.name!r} lies along {sorted(map(str, extra))}, and "
             f"the start along {begin.dims[:-1]}"
         )
-    last = last.broadcast_like(begin).transpose(*begin.dims)
-    size = last.values - begin.values if role == "stop" else last.values
-    return begin.values, size, begin.dims[:-1], dict(begin.coords)
+    values: IntArray = column.broadcast_like(begin).transpose(*begin.dims).values
+    return values
 
 
 def _box_columns(
@@ -226,14 +271,15 @@ def _box_columns(
     elif hasattr(given, "to_xarray") and hasattr(given, "to_frame"):  # a pandas Series
         given = _row_or_column(given, array, role, dims[0])
     valid = {str(d) for d in array.dims} | {f"{d}_{c}" for d in array.dims for c in COLUMNS}
-    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+    is_dict = isinstance(given, Mapping) and not isinstance(given, xr.Dataset)
+    if is_dict:
         unknown = [name for name in given if str(name) not in valid]
         if unknown:
             raise KeyError(_explain_names(array, role, unknown))
         columns = {k: np.asarray(v) for k, v in given.items()}
         given = xr.Dataset({k: (_box_dims(v.ndim, dims), v) for k, v in columns.items()})
     if isinstance(given, xr.Dataset):
-        return _by_column(array, given, role, bare_names)
+        return _by_column(array, given, role, bare_names, mixed=is_dict or role == "start")
     if isinstance(given, xr.DataArray):
         if given.ndim == 0 or given.shape[-1] != array.ndim:
             raise ValueError(_explain_shape(array, role, given.shape))
@@ -294,9 +340,12 @@ def _row_or_column(series: Any, array: xr.DataArray, role: str, dim: Hashable) -
 
 
 def _by_column(
-    array: xr.DataArray, table: xr.Dataset, role: str, bare_names: bool
+    array: xr.DataArray, table: xr.Dataset, role: str, bare_names: bool, mixed: bool
 ) -> xr.DataArray:
-    """Return columns named ``y_start`` or ``y``; a dimension without a column is whole."""
+    """Return columns named ``y_start`` or ``y``; a dimension without a column is whole.
+
+    ``mixed``: whether names without the role count beside names with the role.
+    """
     valid = {f"{d}_{role}" for d in array.dims}
     unknown = [n for n in table if str(n).endswith(f"_{role}") and str(n) not in valid]
     if unknown:
@@ -305,11 +354,12 @@ def _by_column(
         d: f"{d}_{role}" for d in array.dims if f"{d}_{role}" in table.variables
     }
     names = dict(exact)
-    if bare_names and (role == "start" or not exact):
+    if bare_names and (mixed or not exact):
         names = {d: d for d in array.dims if d in table.variables and d not in exact} | exact
     if not names:
         raise KeyError(_explain_names(array, role, list(table.variables)))
-    columns = [xr.DataArray(0 if role == "start" else n) for n in array.shape]
+    default = {"start": 0, "step": 1}
+    columns = [xr.DataArray(default.get(role, n)) for n in array.shape]
     for axis, dim in enumerate(array.dims):
         if dim in names:
             column = table[names[dim]]
@@ -339,36 +389,68 @@ def _as_integers(values: Any, role: str) -> IntArray:
     return numbers.astype(np.int64)
 
 
-def _check_boxes(array: xr.DataArray, start: IntArray, size: IntArray) -> None:
-    """Raise SelectionError for boxes that are empty or reach beyond the variable."""
+def _check_boxes(
+    array: xr.DataArray, numbers: dict[str, IntArray], outer_shape: tuple[int, ...]
+) -> dict[str, IntArray]:
+    """Return start, size and step of each box; SelectionError for boxes that do not fit.
+
+    A box may be empty. All arrays have the shape ``(n, ndim)``.
+    """
+    start, step = numbers["start"], numbers.get("step", np.ones(1, dtype=np.int64))
     extent = np.array(array.shape, dtype=np.int64)
-    wrong = (start < 0) | (size < 1) | (start > extent - size)
-    if wrong.any():
+
+    def refuse(wrong: BoolArray, problem: str) -> None:
+        if not wrong.any():
+            return
         row = int(np.flatnonzero(wrong.any(axis=1))[0])
+        index = ", ".join(str(int(i)) for i in np.unravel_index(row, outer_shape))
+        found = ", ".join(f"{role} {n[row].tolist()}" for role, n in numbers.items())
         raise SelectionError(
-            f"box {row} of {size[row].tolist()} elements from {start[row].tolist()} on is "
-            f"empty or not within {array.name!r}, of shape {array.shape}"
+            f"{f'box {index}' if index else 'the box'} of {array.name!r} has {found}: "
+            f"{problem}; the shape of {array.name!r} is {array.shape}"
         )
+
+    if "step" in numbers:
+        refuse(step < 1, "a step is at least 1")
+    refuse(start < 0, "a start is at least 0")
+    if "stop" in numbers:
+        stop = numbers["stop"]
+        refuse(stop < start, "the stop lies before the start")
+        refuse(stop > extent, "the box reaches beyond the variable")
+        size = -((start - stop) // step)
+    else:
+        size = numbers["size"]
+        refuse(size < 0, "a size is at least 0")
+        # Compared without start + size * step, which may overflow.
+        last = np.where(size > 0, (extent - 1 - start) // step, size)
+        refuse((start > extent) | (size - 1 > last), "the box reaches beyond the variable")
+    return {"start": start, "size": size, "step": np.broadcast_to(step, start.shape)}
 
 
 def _stored_boxes(
-    origin: engine.ElementOrigin, start: IntArray, size: IntArray, array: xr.DataArray
+    origin: engine.ElementOrigin, boxes: dict[str, IntArray], array: xr.DataArray
 ) -> SelectionTable:
     """Return boxes of a variable as boxes of its dataset, of which it may be a part."""
-    n = len(start)
-    starts, sizes = [], []
+    n = len(boxes["start"])
+    ones = np.broadcast_to(np.int64(1), (n,))
+    starts, sizes, steps = [], [], []
     for number, axis in enumerate(origin.axes):
         if isinstance(axis, int):
             starts.append(np.full(n, axis))
-            sizes.append(np.ones(n, dtype=np.int64))
+            sizes.append(ones)
+            steps.append(ones)
             continue
         own_axis = origin.order.index(number)
-        steps = axis.step if isinstance(axis, range) else np.diff(axis)
-        if len(axis) > 1 and (np.asarray(steps) != 1).any():
+        gaps = axis.step if isinstance(axis, range) else np.diff(axis)
+        if len(axis) > 1 and (np.asarray(gaps) != 1).any():
             raise SelectionError(
                 f"{array.name!r} is no run of elements along {array.dims[own_axis]!r}: its "
                 "elements have gaps or another order; make boxes of the whole variable"
             )
-        starts.append(start[:, own_axis] + (int(axis[0]) if len(axis) else 0))
-        sizes.append(size[:, own_axis])
-    return box_table(np.stack(starts, axis=1), np.stack(sizes, axis=1))
+        starts.append(boxes["start"][:, own_axis] + (int(axis[0]) if len(axis) else 0))
+        sizes.append(boxes["size"][:, own_axis])
+        steps.append(boxes["step"][:, own_axis])
+    if not starts:  # HDF5 has no hyperslabs of a scalar
+        return empty_table(n, 0, SelectionKind.ALL)
+    columns = (np.stack(c, axis=1) for c in (starts, sizes, steps))
+    return strided_table(*columns)

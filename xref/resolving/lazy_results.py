@@ -19,6 +19,7 @@ import numpy as np
 
 from xref.arrays import IntArray, exact_values, row_offsets
 from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer
+from xref.errors import naming
 from xref.hdf5 import item_dtype, unfold_subarray
 from xref.reading import Parts
 from xref.references import ReferenceArray
@@ -28,12 +29,12 @@ from xref.resolving.bound_references import (
     BoundReferences,
     Rows,
     Shape,
-    bind_references,
     bind_unchanged,
     index_references,
 )
 from xref.resolving.padding import MissingValue, after_narrowing
 from xref.resolving.read_results import check_size, plan_results, read_results
+from xref.resolving.sample_axis import SampleAxis
 from xref.selections import narrow
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
@@ -262,10 +263,12 @@ class StackArray(ReferenceResults):
     def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
         bound, result_shape = narrowed[0], narrowed[1] or ()
         values = unfold_subarray(flat.reshape(shape + result_shape))
-        if self.decode is not None:
-            values = self.decode(values)
+        with naming(bound.label, ValueError):
+            if self.decode is not None:
+                values = self.decode(values)
+            if self.fill is not None:
+                values = exact_values(values, self.dtype)
         if self.fill is not None:
-            values = exact_values(values, self.dtype)
             if not values.flags.writeable:
                 values = values.copy()
             valid = bound.valid_elements([np.arange(n) for n in result_shape])
@@ -311,16 +314,8 @@ def _narrow_results(
     return replace(bound, datasets=tuple(targets), small_by_file=(), shape=sizes), shape
 
 
-OFFSET_STRIDE = 4096
-"""References between two row offsets that a `RaggedArray` keeps."""
-
-
-class RaggedArray(ReferenceResults):
-    """Results of any shapes, end to end along one sample dimension.
-
-    Only each `OFFSET_STRIDE`-th row offset is kept, so that the array pickles small. The
-    offsets between are computed from the references of that stretch.
-    """
+class RaggedArray(SampleAxis, ReferenceResults):
+    """Results of any shapes, end to end along one sample dimension."""
 
     def __init__(
         self,
@@ -329,53 +324,22 @@ class RaggedArray(ReferenceResults):
         decoding: CommonDecoding,
         bound: BoundReferences,
     ) -> None:
-        self.decoders, self._bound = decoding.decoders, bound
-        self.references = references.ravel() if references.ndim != 1 else references
-        offsets = row_offsets(row_size.reshape(-1))
-        self.coarse_offsets = offsets[:-1][::OFFSET_STRIDE].copy()
+        self.decoders = decoding.decoders
         self.raw_dtype = decoding.dtype
         self.dtype, item_shape = item_dtype(decoding.dtype)
-        self.shape = (int(offsets[-1]), *item_shape)
+        self.shape = (self.set_rows(references, row_size, bound), *item_shape)
 
     def narrow_to_blocks(self, blocks: Sequence[Spans]) -> tuple[ReferenceResults, list[Spans]]:
         """Return the array itself: the first axis is that of samples, not of references."""
         return self, list(blocks)
 
-    def _read(self, key: tuple[Axis, ...]) -> Array:
-        n, k = self.shape[0], key[0]
-        if isinstance(k, np.ndarray):
-            low = int(k.min(initial=n))
-            hull = self._read((slice(low, int(k.max(initial=low)) + 1), *key[1:]))
-            picks: Array = hull[k - low]
-            return picks
-        picked = range(n)[k] if isinstance(k, slice) else range(n)[int(k) : int(k) + 1]
-        if not picked:
-            values = unfold_subarray(np.empty(0, dtype=self.raw_dtype))
-        else:
-            low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
-            values = unfold_subarray(self._read_samples(low, high))
-            values = values[:: picked.step] if isinstance(k, slice) else values[0, ...]
-        return index_outer(values, int(isinstance(k, slice)), key[1:])
-
     def _read_samples(self, low: int, high: int) -> Array:
         """Read samples ``low:high``: the rows that cover them, then cut."""
-        first = max(int(np.searchsorted(self.coarse_offsets, low, side="right")) - 1, 0)
-        last = int(np.searchsorted(self.coarse_offsets, high, side="left"))
-        part = self.references
-        if first > 0 or last < len(self.coarse_offsets):
-            part = part[first * OFFSET_STRIDE : last * OFFSET_STRIDE]
-        bound = self._bind(part)
-        start = int(self.coarse_offsets[first])  # sample where ``part`` starts
-        ends = start + np.cumsum(bound.npoints)
-        first_row = int(np.searchsorted(ends, low, side="right"))
-        last_row = int(np.searchsorted(ends, high, side="left")) + 1
-        if first_row > 0 or last_row < len(ends):
-            part = part[first_row:last_row]
-            start = int(ends[first_row - 1]) if first_row else start
-            bound = bind_references(part.columns, part.describe)
+        bound, start = self._rows_of_samples(low, high)
         sizes = bound.npoints
         check_size(int(sizes.sum()), self.raw_dtype, bound, self._label)
-        return self._read_flat(bound, sizes, self.raw_dtype)[low - start : high - start]
+        values = self._read_flat(bound, sizes, self.raw_dtype)[low - start : high - start]
+        return unfold_subarray(values)
 
     def _rows_of_blocks(
         self, bound: BoundReferences, blocks: Sequence[Spans]

@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,12 +15,19 @@ from typing import Any
 import numpy as np
 
 from xref import objects
-from xref.arrays import IntArray, convert, ragged_ranges, row_offsets, row_strides
+from xref.arrays import (
+    IntArray,
+    canvas_strides,
+    convert,
+    ragged_ranges,
+    row_offsets,
+    row_strides,
+)
 from xref.engine import Decoders, Decoding
-from xref.errors import ResultTooLargeError
+from xref.errors import ResultTooLargeError, naming
 from xref.hdf5 import unfold_subarray
 from xref.options import get_option
-from xref.reading import Parts, SmallDatasets, plan_parts, plan_read, read_plan
+from xref.reading import Parts, SmallDatasets, copy_boxes, plan_parts, plan_read, read_plan
 from xref.references import DecodeOptions, tile_loader
 from xref.resolving.bound_references import (
     Array,
@@ -47,8 +53,8 @@ def check_size(
     stored += sum(small.stored_nbytes for small in bound.small_by_file)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
-            f"{label} would take {nbytes} bytes, while the file stores {stored} bytes for it; "
-            "select less, or allow it with xref.set_options(large_results=True)"
+            f"{bound.label()}: {label} would take {nbytes} bytes, while the file stores "
+            f"{stored} bytes for it; select less, or allow it with xref.set_options(large_results=True)"
         )
 
 
@@ -102,9 +108,10 @@ def _read_dataset(target: BoundDataset, parts: Parts, out: Array, reader: str) -
     if not len(parts):
         return
     layout, options = target.layout, DecodeOptions(reader=reader)
-    loader = tile_loader(target.dataset, layout, options=options)
     itemsize = max(layout.dtype.itemsize, 1)
-    read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
+    with naming(target.dataset.__str__):
+        loader = tile_loader(target.dataset, layout, options=options)
+        read_plan(plan_read(parts, layout.shape, layout.chunks, itemsize), loader, out)
 
 
 def _read_small(
@@ -136,7 +143,11 @@ def _place_values(
     dst: IntArray,
     padded_shape: Shape | None,
 ) -> None:
-    """Convert the results of ``rows``, which lie end to end, and copy each to its place."""
+    """Convert the results of ``rows``, which lie end to end, and copy each to its place.
+
+    ``padded_shape`` is that of `read_results`: the neighbours of an element of ``out`` are as
+    far from it as in an array of this shape.
+    """
     if not len(values):
         return
     shape, starts = bound.shape[rows], dst[rows]
@@ -145,15 +156,17 @@ def _place_values(
         out[ragged_ranges(starts, npoints)] = values
         return
     offsets = row_offsets(npoints)
-    boxes = out.reshape(-1, *padded_shape)
-    box_of_row = starts // max(math.prod(padded_shape), 1)
+    filled = np.flatnonzero(npoints)
+    offsets, shape = row_offsets(npoints)[filled], shape[filled, : len(padded_shape)]
     distinct, number = np.unique(shape, axis=0, return_inverse=True)
-    for k, full_shape in enumerate(distinct.tolist()):
-        same = np.flatnonzero(number.reshape(-1) == k)
-        corner = full_shape[: len(padded_shape)]
-        elements = ragged_ranges(offsets[same], npoints[same])
-        key: tuple[Any, ...] = (box_of_row[same], *(slice(0, n) for n in corner))
-        boxes[key] = values[elements].reshape(len(same), *corner)
+    order = np.argsort(number.reshape(-1), kind="stable")
+    strides = np.array(canvas_strides(padded_shape), dtype=np.int64)
+    copy_boxes(
+        (values.astype(out.dtype, copy=False), offsets[order], row_strides(distinct)),
+        (out, starts[filled][order], np.broadcast_to(strides, distinct.shape)),
+        distinct,
+        number.reshape(-1)[order],
+    )
 
 
 def read_results(
@@ -168,8 +181,9 @@ def read_results(
 
     ``out`` is 1-D, contiguous, and has the type of decoded elements. ``dst``, shape ``(n,)``,
     is the element of ``out`` where the result of each of n references starts. ``padded_shape``
-    is the shape that each result is padded to; without it results are not padded. Without
-    ``decoders`` of all targets, raw values are read, converted to the type of ``out``.
+    is the shape of the array in which results are boxes: each result has an array of its own
+    that it is padded to, or all are parts of one array. Without it results lie end to end.
+    Without ``decoders`` of all targets, raw values are read, converted to the type of ``out``.
     """
     if decoders is None:
         _read_raw(bound, out, dst, padded_shape, reader)
@@ -184,11 +198,17 @@ def read_results(
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
         _read_raw(part, raw, starts, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
-        label = partial(str, part.first_target.where if part.first_target else "")
-        unfold_subarray(values)[...] = convert(
-            decoding(unfold_subarray(raw)), unfold_subarray(values).dtype, label
-        )
+        with naming(partial(_target_name, part), ValueError):
+            unfold_subarray(values)[...] = convert(
+                decoding(unfold_subarray(raw)),
+                unfold_subarray(values).dtype,
+                partial(_target_name, part),
+            )
         _place_values(bound, rows, values, out, dst, padded_shape)
+
+
+def _target_name(bound: BoundReferences) -> str:
+    return "" if bound.first_target is None else bound.first_target.named
 
 
 def decoding_rows(bound: BoundReferences, decoders: Decoders) -> IntArray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xref.arrays import BoolArray, IntArray, convert, exact_values, row_offsets, to_objects
 from xref.engine import Axis, Decoders, index_outer, with_items
+from xref.errors import located, naming
 from xref.hdf5 import unfold_subarray
 from xref.references import ReferenceArray
 from xref.resolving.bound_references import (
@@ -34,13 +35,13 @@ class Statistic:
 
     name: str
 
-    def result_dtype(self, dtype: np.dtype[Any], any_empty: bool) -> np.dtype[Any]:
-        """Return the dtype of the results; TypeError if values of ``dtype`` have none."""
+    def result_dtype(self, dtype: np.dtype[Any], any_empty: bool) -> np.dtype[Any] | None:
+        """Return the dtype of the results; None if values of ``dtype`` have none."""
         if self.name == "count":
             return np.dtype(np.int64)
         numeric = dtype.kind in ("biuf" if self.name in ("min", "max") else "biufc")
         if not numeric and not (self.name in ("min", "max") and dtype.kind in "mM"):
-            raise TypeError(f"no {self.name} of values of type {dtype}")
+            return None
         if self.name == "sum":
             total: np.dtype[Any] = np.zeros(1, dtype).sum().dtype
             return total
@@ -119,6 +120,12 @@ def _extreme(values: Array, npoints: IntArray, function: np.ufunc) -> Array:
     return out
 
 
+def function_name(function: Callable[..., Any]) -> str:
+    """Return the name of a function of the user, for a message."""
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
+
+
 @dataclass(frozen=True, slots=True)
 class PerRegion:
     """A function of the user, called with the values of each region in their shape."""
@@ -139,10 +146,24 @@ class PerRegion:
             # The function gets a 1-D array without elements for a null reference.
             region_shape = shape[:ndim] if ndim or len(region) else [0]
             region = region.reshape((*region_shape, *values.shape[1:]))
-            self._store_result(out, row, self.function(region, *self.args, **self.kwargs))
+            try:
+                result = self.function(region, *self.args, **self.kwargs)
+            except Exception as error:
+                # The user may expect this type of error: it is passed on with a note.
+                shape_text = f"elements of shape {region.shape}"
+                error.add_note(
+                    f"{self.name} was called with {shape_text}: {bound.describe(row)}"
+                )
+                raise
+            self._store_result(out, row, result, bound)
         return out
 
-    def _store_result(self, out: Array, row: int, result: Any) -> None:
+    @property
+    def name(self) -> str:
+        """Name of the function in a message."""
+        return function_name(self.function)
+
+    def _store_result(self, out: Array, row: int, result: Any, bound: BoundReferences) -> None:
         """Store one result after a check of its type and its shape."""
         if self.dtype.kind == "O" and not self.result_shape:
             one = np.empty((), dtype=object)
@@ -152,9 +173,9 @@ class PerRegion:
         values = np.asarray(result)
         if values.shape != self.result_shape:
             raise ValueError(
-                f"{self.function!r} gave a result of shape {values.shape} where "
-                f"{self.result_shape} was expected; output_sizes names the dimensions of the "
-                "results, dtype=object keeps any result as it is"
+                f"{self.name} gave a result of shape {values.shape} where "
+                f"{self.result_shape} was expected, for {bound.describe(row)}; output_sizes "
+                "names the dimensions of the results, dtype=object keeps any result as it is"
             )
         if self.dtype.kind == "O":
             out[row] = to_objects(values)
@@ -162,12 +183,19 @@ class PerRegion:
         found = self.dtype if self.dtype.hasobject else values.dtype
         if not np.can_cast(found, self.dtype, "same_kind"):
             raise TypeError(
-                f"{self.function!r} gave a result of type {found} where {self.dtype} was "
-                "expected; pass dtype="
+                f"{self.name} gave a result of type {found} where {self.dtype} was expected, "
+                f"for {bound.describe(row)}; pass dtype="
             )
         if self.dtype.kind in "SU":
-            values = convert(values, self.dtype, lambda: f"the result of {self.function!r}")
-        out[row] = exact_values(values, self.dtype)
+            values = convert(
+                values,
+                self.dtype,
+                lambda: f"the result of {self.name} for {bound.describe(row)}",
+            )
+        try:
+            out[row] = exact_values(values, self.dtype)
+        except ValueError as error:
+            raise located(error, bound.describe(row)) from error
 
 
 class RegionResults(ReferenceResults):
@@ -240,9 +268,13 @@ class RegionResults(ReferenceResults):
 
     def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
         values = unfold_subarray(flat)
-        values = values if self.decode is None else self.decode(values)
-        results = exact_values(np.asarray(self.function(values, narrowed[0])), self.dtype)
-        return results.reshape(shape + self.result_shape)
+        bound = narrowed[0]
+        if self.decode is not None:
+            with naming(bound.label, ValueError):
+                values = self.decode(values)
+        results = np.asarray(self.function(values, bound))
+        with naming(bound.label, ValueError):
+            return exact_values(results, self.dtype).reshape(shape + self.result_shape)
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes of the values in the regions of each of some blocks."""

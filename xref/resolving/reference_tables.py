@@ -6,7 +6,7 @@ reference variable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,14 @@ from xref.arrays import BoolArray, IntArray, ragged_ranges, row_offsets
 from xref.engine import ReferenceVariable, reference_dataarray
 from xref.errors import CorruptFileError, DanglingReferenceError
 from xref.objects import StoredObject, open_member
-from xref.references import ReferenceArray, ReferenceColumns
+from xref.references import (
+    KIND_NOUNS,
+    ElementNames,
+    Owner,
+    ReferenceArray,
+    ReferenceColumns,
+    box_of_shape,
+)
 from xref.selections import KIND_NAMES, UNLIMITED, SelectionKind, SelectionTable, empty_table
 from xref.storage import FileLocation, find_source, locate_source
 
@@ -62,9 +69,7 @@ def from_table(
     """
     columns = TableColumns(table)
     kind = columns.texts("kind")
-    unknown = sorted(set(kind.tolist()) - KINDS)
-    if unknown:
-        raise CorruptFileError(f"the table has kinds {unknown}; known are {sorted(KINDS)}")
+    _check_known("kind", kind, KINDS)
     pointing = ~np.isin(kind, ["null", "dangling"])
     names = columns.texts("filename")
     if filename is not None:
@@ -96,9 +101,27 @@ def from_table(
     reference_type = "object" if regions is None else "region"
     if attribute is not None or has_objects:
         reference_type = "std"
-    data = ReferenceArray(columns.shape, kind=reference_type, columns=references)
+    files_text = ", ".join(location.filename for location in references.files) or "no file"
+    noun = KIND_NOUNS[reference_type]
+    owner = Owner(files_text, "the table", noun, box_of_shape(columns.shape))
+    data = ReferenceArray(
+        columns.shape,
+        kind=reference_type,
+        columns=references,
+        names=ElementNames.of_owner(owner, range(len(references))),
+    )
     coords = {k: v for k, v in table.coords.items() if set(v.dims) <= set(columns.dims)}
     return reference_dataarray(ReferenceVariable(columns.dims, data), coords, "references")
+
+
+def _check_known(name: str, values: npt.NDArray[np.object_], known: Collection[str]) -> None:
+    """Raise CorruptFileError for a text that is not among those a column may have."""
+    for row, value in enumerate(values.tolist()):
+        if value not in known:
+            raise CorruptFileError(
+                f"row {row} of the table has the {name} {value!r}; known {name}s are "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 class TableColumns:
@@ -165,13 +188,17 @@ LARGEST = 1 << 62
 
 def _integers(values: npt.NDArray[Any], name: str, least: int = -1) -> IntArray:
     """Return a column as integers; integers that were stored as floats are accepted."""
-    exact = values.dtype.kind in "iu"
-    if values.dtype.kind == "f":
-        exact = bool((np.isfinite(values) & (values == np.floor(values))).all())
-    if not exact or ((values < least) | (values >= LARGEST)).any():
+    if values.dtype.kind not in "iuf":
         raise CorruptFileError(
-            f"column {name!r} of the table is of {values.dtype}, with values that are no "
-            f"integers from {least} to 2**62"
+            f"column {name!r} of the table holds no integers, but values of type {values.dtype}"
+        )
+    with np.errstate(invalid="ignore"):
+        wrong = ~((values >= least) & (values < LARGEST) & (values == np.floor(values)))
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        raise CorruptFileError(
+            f"column {name!r} of the table holds no integers from {least} to 2**62: row {row} "
+            f"has {values[wrong][0]}"
         )
     return values.astype(np.int64)
 
@@ -232,9 +259,7 @@ def _regions(columns: TableColumns) -> SelectionTable:
     n = columns.n
     selection = columns.texts("selection")
     number = {str(name): i for i, name in enumerate(KIND_NAMES)}
-    unknown = sorted(set(selection.tolist()) - set(number))
-    if unknown:
-        raise CorruptFileError(f"the table has selections {unknown}; known are {list(number)}")
+    _check_known("selection", selection, number)
     kinds = np.array([number[s] for s in selection.tolist()], dtype=np.uint8)
     start, stop = columns.numbers("start"), columns.numbers("stop")
     ndim = start.shape[1]
@@ -244,9 +269,16 @@ def _regions(columns: TableColumns) -> SelectionTable:
         stride, count, block = (columns.numbers(c) for c in ("stride", "count", "block"))
     rank = columns.numbers("rank", 0) if "rank" in columns else np.full(n, ndim)
     if any(c.shape != start.shape for c in (stop, stride, count, block)):
-        raise CorruptFileError("columns 'start', 'stop' ... of the table differ in shape")
-    if ((rank < 0) | (rank > ndim)).any():
-        raise CorruptFileError(f"column 'rank' of the table is not from 0 to {ndim}")
+        raise CorruptFileError(
+            "columns 'start', 'stop', 'stride', 'count', 'block' of the table differ in shape"
+        )
+    wrong = np.flatnonzero((rank < 0) | (rank > ndim))
+    if len(wrong):
+        row = int(wrong[0])
+        raise CorruptFileError(
+            f"row {row} of column 'rank' of the table has {rank[row]}, not a number from 0 to "
+            f"{ndim}"
+        )
     slab = is_slab[:, None] & (np.arange(ndim) < rank[:, None])
     _check_slabs(slab, (start, stride, count, block), "block" in columns)
     with_rank = [SelectionKind.POINTS, SelectionKind.HYPERSLAB, SelectionKind.BLOCKS]
@@ -266,7 +298,7 @@ def _check_slabs(used: BoolArray, numbers: tuple[IntArray, ...], has_steps: bool
     start, stride, count, block = numbers
     endless = UNLIMITED if has_steps else 1  # a box has an end
     wrong = (start < 0) | (stride < 1)
-    wrong |= ((count < 1) & (count != endless)) | ((block < 1) & (block != endless))
+    wrong |= ((count < 1) & (count != endless)) | ((block < 0) & (block != endless))
     wrong |= (count > 1) & (stride < block)
     end = start.astype(np.float64) + np.maximum(count - 1, 0) * stride.astype(float) + block
     wrong |= end >= LARGEST
@@ -288,7 +320,10 @@ def _with_lists(regions: SelectionTable, columns: TableColumns) -> SelectionTabl
     has_list = is_points | is_blocks
     size = np.where(has_list, size, 0)
     if low.shape != high.shape or low.shape[1] != regions.ndim:
-        raise CorruptFileError("the items of the table and its columns differ in shape")
+        raise CorruptFileError(
+            f"columns 'item_start' and 'item_stop' of the table have the shapes {low.shape} "
+            f"and {high.shape}; both need {regions.ndim} numbers for each item"
+        )
     wrong = has_list & ((begin < 0) | (size < 0) | (begin > len(low) - size))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
@@ -296,8 +331,13 @@ def _with_lists(regions: SelectionTable, columns: TableColumns) -> SelectionTabl
             f"row {row} of the table has {size[row]} items from {begin[row]} on, and the table "
             f"has {len(low)}"
         )
-    if (high <= low).any():
-        raise CorruptFileError("the table has an item whose start is past its end")
+    empty = np.flatnonzero((high <= low).any(axis=1))
+    if len(empty):
+        item = int(empty[0])
+        raise CorruptFileError(
+            f"item {item} of the table has the start {low[item].tolist()} and the stop "
+            f"{high[item].tolist()}: its start is past its end, or at its end"
+        )
     first = np.zeros(len(regions), dtype=np.int64)
     items = []
     for mask in (is_points, is_blocks):

@@ -23,7 +23,7 @@ from xref.resolving.binding import BoundVariable, bind, warn_of_units
 from xref.resolving.bound_references import BoundReferences
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.resolving.read_results import decoding_rows
-from xref.resolving.reductions import PerRegion, RegionResults, Statistic
+from xref.resolving.reductions import PerRegion, RegionResults, Statistic, function_name
 
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function of the user, its further arguments and its keyword arguments."""
@@ -82,9 +82,16 @@ def _statistic_dtype(name: str, resolved: BoundVariable) -> np.dtype[Any]:
     for dtype, item_shape in resolved.decoders.forms or [(np.dtype(float), ())]:
         if item_shape:
             raise TypeError(
-                f"no {name} of elements that are arrays; resolve them, or use .h5ref.map()"
+                f"{resolved.label}: there is no {name} of elements that are arrays; resolve "
+                "the references, or use .h5ref.map()"
             )
-        dtypes.append(Statistic(name).result_dtype(dtype, any_empty))
+        result_dtype = Statistic(name).result_dtype(dtype, any_empty)
+        if result_dtype is None:
+            raise TypeError(
+                f"{resolved.label}: there is no {name} of values of type {dtype}; select other "
+                "references, or use .h5ref.map()"
+            )
+        dtypes.append(result_dtype)
     common = results_dtype(dtypes)
     if common is None:
         names = ", ".join(str(dtype) for dtype, _ in resolved.decoders.forms)
@@ -118,9 +125,9 @@ def _infer_dtype(
             result = func(values, *args, **kwargs)
         except Exception as error:
             raise ValueError(
-                f"the dtype of {func!r} could not be found by calling it with ones of type "
-                f"{values.dtype} and shape {values.shape}: {type(error).__name__}: {error}; "
-                "pass dtype="
+                f"the dtype of the results of {function_name(func)} for {resolved.label} could "
+                f"not be found by calling it with ones of type {values.dtype} and shape "
+                f"{values.shape}: {type(error).__name__}: {error}; pass dtype="
             ) from error
         is_object = isinstance(result, dict | list | str | bytes)
         dtypes.append(np.dtype(object) if is_object else np.asarray(result).dtype)

@@ -19,23 +19,25 @@ import xarray as xr
 
 from xref import engine, objects
 from xref.arrays import IntArray, canvas_strides, row_strides
-from xref.errors import NullReferenceError
+from xref.errors import NullReferenceError, naming
+from xref.objects import StoredObject
 from xref.reading import plan_parts
 from xref.references import (
     AttributeReference,
     ObjectReference,
+    Owner,
     ReferenceArray,
-    ReferenceColumns,
     RegionReference,
 )
 from xref.resolving.binding import bind, warn_of_units
 from xref.resolving.bound_references import BoundReferences, bind_references
+from xref.resolving.concatenated import resolve_concatenated
 from xref.resolving.result_layouts import resolve_ragged, resolve_stacked
 from xref.resolving.result_variables import POINT_DIM, unique_dims
 from xref.resolving.targets import group_path, open_target
 from xref.storage import check_unchanged
 
-LAYOUTS = ("stack", "ragged", "pad")
+LAYOUTS = ("stack", "ragged", "pad", "concat")
 
 
 def resolve_references(
@@ -47,21 +49,28 @@ def resolve_references(
     on_null: str = "raise",
     fill_value: Any = None,
     dtype: Any = None,
+    concat_dim: Hashable | None = None,
 ) -> Any:
     """Resolve a reference variable; see `xref.resolving.accessor`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it can be one of {LAYOUTS}")
+    if concat_dim is not None and layout != "concat":
+        raise ValueError(f"concat_dim={concat_dim!r} is for layout='concat', not {layout!r}")
     if len(references.columns.attribute_rows):
         return _resolve_attributes(array, references, layout, on_null)
     if not references.is_region:
         groups = _resolve_groups(references, on_null, chunks)
         if groups is not None:
             return groups
+    if layout == "concat" and on_null == "drop":
+        on_null = "fill"  # null references have no rows either way
     resolved, kept = bind(references, array.dims, on_null, array.name)
     warn_of_units(resolved)
     if kept is not None:
         array = array[{array.dims[0]: kept}]
     own_coords = _own_coords(array)
+    if layout == "concat":
+        return resolve_concatenated(resolved, own_coords, concat_dim, chunks, coords, dtype)
     if layout == "ragged":
         return resolve_ragged(resolved, own_coords, chunks, coords, dtype)
     return resolve_stacked(resolved, own_coords, layout, chunks, coords, fill_value, dtype)
@@ -151,14 +160,16 @@ def resolve_attribute(reference: AttributeReference, chunks: Any = None) -> xr.D
     """Read the attribute that a reference points at; see `AttributeReference.resolve`."""
     stored = reference.object.stored
     if stored is None or not reference:
-        raise NullReferenceError("a null attribute reference points at nothing")
-    location, item = stored.location, objects.open_object(stored)
-    value = objects.read_attribute(item, reference.name, stored)
-    check_unchanged(location)
+        raise NullReferenceError(f"{reference.describe()} is null: it points at nothing")
+    location = stored.location
+    with naming(reference.describe):
+        item = objects.open_object(stored)
+        value = objects.read_attribute(item, reference.name, stored)
+        check_unchanged(location)
     variable: xr.Variable
     if isinstance(value, objects.RawAttributeReferences):
-        label = f"{location.filename}: attribute {reference.name!r}"
-        data = engine.attribute_references(value, location, label, reference.options)
+        owner = Owner.of(stored, None, attribute=reference.name)
+        data = engine.attribute_references(value, location, owner, reference.options)
         variable = engine.ReferenceVariable(_numbered_dims(data.ndim), data)
         array = engine.reference_dataarray(variable, name=reference.name)
     else:
@@ -192,10 +203,15 @@ def _attribute_values(value: Any) -> np.ndarray[Any, Any]:
 
 def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
     """Open the target of an object reference; see `ObjectReference.resolve`."""
-    stored, options = reference.stored, reference.options
+    stored = reference.stored
     if stored is None:
-        raise NullReferenceError("a null object reference points at nothing")
-    item = objects.open_object(stored)
+        raise NullReferenceError(f"{reference.describe()} is null: it points at nothing")
+    with naming(reference.describe):
+        return _open_target_object(reference, stored, chunks)
+
+
+def _open_target_object(reference: ObjectReference, stored: StoredObject, chunks: Any) -> Any:
+    options, item = reference.options, objects.open_object(stored)
     if objects.kind_of(item) == "group":
         members = engine.open_members(stored.location, group_path(stored), options)
         dataset = engine.decode_dataset(*members, options)
@@ -208,10 +224,7 @@ def resolve_object(reference: ObjectReference, chunks: Any = None) -> Any:
         dims = tuple(map(str, unique_dims(target.dims)))
         variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
         return xr.DataArray(variable, name=target.name)
-    columns = ReferenceColumns.of_file(
-        stored.location, np.array([stored.address], dtype=np.uint64)
-    )
-    array = ReferenceArray((), kind="object", columns=columns, options=options)
+    array = ReferenceArray.from_references(reference)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)
 
 
@@ -219,8 +232,9 @@ def resolve_region(reference: RegionReference, chunks: Any = None) -> Any:
     """Return the elements of a region reference; see `RegionReference.resolve`."""
     stored = reference.object.stored
     if stored is None or not reference:
-        raise NullReferenceError("a null region reference selects nothing")
-    item = objects.open_dataset(stored)
+        raise NullReferenceError(f"{reference.describe()} is null: it selects nothing")
+    with naming(reference.describe):
+        item = objects.open_dataset(stored)
     array = ReferenceArray.from_references(reference)
     if objects.dataset_kind(item):
         return _resolve_reference_values(reference, array)
@@ -232,7 +246,7 @@ def _resolve_reference_values(
 ) -> xr.DataArray:
     """Select elements of a dataset of references."""
     whole = resolve_object(reference.object)
-    bound = bind_references(array.columns, array.describe)
+    bound = bind_references(array)
     ndim, shape = int(bound.ndim[0]), bound.shape[0]
     positions = select_positions(bound)
     values = whole.variable.data.take_rows(positions.reshape(shape[:ndim]))

@@ -24,7 +24,7 @@ from xref.resolving.result_variables import (
     unique_dims,
 )
 from xref.resolving.targets import Dims
-from xref.selections import concat_tables, empty_table, project
+from xref.selections import SelectionKind, concat_tables, empty_table, project
 
 
 def start_coords(refs: BoundVariable, inner: DimNames, reference_coords: Coords) -> Coords:
@@ -67,15 +67,16 @@ def target_coords(
         for repeat in range(first.dims.count(dims[0]) if dims == (name,) else 1):
             axes = [_axes_along(dims, target.dims, repeat) for target in targets]
             along = axes[0]
-            coord_dims = inner if scattered else tuple(inner[axis] for axis in along)
+            on_points = scattered and bool(dims)
+            coord_dims = inner if on_points else tuple(inner[axis] for axis in along)
             label: Hashable = unique_dims(first.dims)[along[0]] if repeat else name
             if not scattered and coord_dims and dims == (name,):
                 label = coord_dims[0]
             taken = label in reference_coords or label in refs.dims
-            if not shared or taken or not all(axes):
+            if not shared or taken or not all(len(found) == len(dims) for found in axes):
                 continue
             if _fits_axes(refs, name, address, axes):
-                shape = result_shape if scattered else tuple(result_shape[i] for i in along)
+                shape = result_shape if on_points else tuple(result_shape[i] for i in along)
                 coords[label] = _coordinate(refs, label, address, axes, coord_dims, shape)
     return coords
 
@@ -122,7 +123,9 @@ def _coordinate(
     location = refs.targets[0].dataset.location
     projections, rows = [], []
     for along, fitted in zip(axes, bound.targets, strict=True):
-        projections.append(project(fitted.regions, along))
+        # A coordinate without axes has one value, whatever the regions select.
+        whole = empty_table(len(fitted.regions), 0, SelectionKind.ALL)
+        projections.append(project(fitted.regions, along) if along else whole)
         rows.append(np.arange(len(bound.ndim))[fitted.rows])
     projected, row = concat_tables(projections), np.concatenate(rows)
     n_valid = len(projected)
@@ -141,7 +144,13 @@ def _coordinate(
     columns = ReferenceColumns.of_file(
         location, np.where(null, 0, address).astype(np.uint64), projected
     )
-    references = ReferenceArray(outer_shape, kind="region", columns=columns, options=options)
+    references = ReferenceArray(
+        outer_shape,
+        kind="region",
+        columns=columns,
+        options=options,
+        names=None if same else refs.references.names,
+    )
     all_dims = (() if same else refs.dims) + coord_dims
     coord_refs, _ = bind(references, all_dims[: len(outer_shape)], "fill", label)
     # Numbers of a null reference are NaN: the fill value of the file could be a coordinate.

@@ -19,6 +19,7 @@ from xref.arrays import IntArray
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
+from xref.resolving.element_coords import element_coords, sample_coords
 from xref.resolving.lazy_results import CommonDecoding, RaggedArray
 from xref.resolving.padding import PaddingMask, find_result_shape
 from xref.resolving.result_coords import start_coords, target_coords
@@ -70,6 +71,11 @@ def resolve_stacked(
     if chunks is not None:
         variable = chunk_variable(variable, data, wanted, "resolve", decode)
     values = xr.DataArray(variable, coords=all_coords, name=refs.name)
+    if coords:
+        found = element_coords(refs, inner, shape, all_coords)
+        if found:
+            # Without an index: results of different regions stay aligned by order.
+            values = values.assign_coords(xr.Coordinates(found, indexes={}))
     values.encoding = dict(variable.encoding)
     if variable.dtype.kind != "S":  # is stored with one more axis, of characters
         values.encoding["chunksizes"] = _storage_chunks(variable, len(refs.dims))
@@ -99,25 +105,41 @@ def resolve_ragged(
     data = RaggedArray(references, row_size, common, bound)
     items = item_dims(common.dtype, (*dims, sample))
     variable = lazy_variable(refs, common.decode, (sample, *items), data)
+    sizes = None
     if chunks is not None:
         itemsize = common.dtype.itemsize
         sizes = _sample_chunks(chunks, row_size.reshape(-1), dims, itemsize, sample)
         wanted = {sample: sizes, **dict.fromkeys(items, -1)}
         variable = chunk_variable(variable, data, wanted, "ragged", common.decode)
-    row_shape = bound.shape.reshape(*references.shape, bound.shape.shape[1])
-    shape_dims = (*dims, engine.free_name("axis", dims))
+    names = [engine.free_name(n, (*dims, name)) for n in ("row_size", "row_shape")]
     all_coords = dict(reference_coords)
     if coords:
         ranks = bound.ranks
         inner = result_dims(refs, ranks.pop()) if len(ranks) == 1 else ()
         all_coords |= start_coords(refs, inner, reference_coords)
+        taken = (name, *names, *items)
+        all_coords |= sample_coords(refs, sample, sizes, taken, all_coords)
+    shape_dims = (*dims, engine.free_name("axis", (*dims, *all_coords)))
     size_attributes = {"sample_dimension": sample}
     variables = {
         name: variable,
-        engine.free_name("row_size", (*dims, name)): (dims, row_size, size_attributes),
-        engine.free_name("row_shape", (*dims, name)): (shape_dims, row_shape),
+        names[0]: (dims, row_size, size_attributes),
+        names[1]: _row_shape(refs, shape_dims),
     }
     return xr.Dataset(variables, coords=all_coords)
+
+
+def _row_shape(refs: BoundVariable, dims: DimNames) -> xr.Variable:
+    """Return the shape of each result; -1 stands for an axis that the result does not have."""
+    bound = refs.bound
+    width = bound.shape.shape[1]
+    shape = np.where(np.arange(width) < bound.ndim[:, None], bound.shape, -1)
+    # An attribute ``_FillValue`` would turn the lengths into floats when a file is opened.
+    attributes = {
+        "long_name": "shape of the values of each reference",
+        "comment": "-1: the values of the reference do not have the axis",
+    }
+    return xr.Variable(dims, shape.reshape(*refs.references.shape, width), attributes)
 
 
 STORED_NBYTES = 1 << 20

@@ -18,7 +18,7 @@ from xref.arrays import is_same_value
 from xref.hdf5 import item_dtype
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
-from xref.resolving.lazy_results import CommonDecoding, RaggedArray, StackArray
+from xref.resolving.lazy_results import CommonDecoding, StackArray
 from xref.resolving.padding import choose_missing_value
 
 POINT_DIM = "point"
@@ -87,7 +87,7 @@ def lazy_variable(
     refs: BoundVariable,
     decode: engine.Decoding | None,
     dims: DimNames,
-    data: StackArray | RaggedArray,
+    data: engine.LazyArray,
     fills: bool = False,
 ) -> xr.Variable:
     """Return the variable of a lazy array, with the attributes that all targets share.
@@ -132,15 +132,19 @@ def _common_encoding(
     return common
 
 
-def result_dims(refs: BoundVariable, ndim: int) -> DimNames:
-    """Name the axes of results: the names that all targets use, else free phony names."""
+def result_dims(refs: BoundVariable, ndim: int, *, joined: bool = False) -> DimNames:
+    """Name the axes of results: the names that all targets use, else free phony names.
+
+    The results have the dimensions of the references too, except if they are ``joined``.
+    """
     names: list[str | None] = [None] * ndim
     if refs.targets and all(len(t.dims) == ndim for t in refs.targets):
         by_axis = zip(*(t.dims for t in refs.targets), strict=True)
         names = [dims[0] if len(set(dims)) == 1 else None for dims in by_axis]
     elif ndim == 1:
         names = [POINT_DIM]
-    return unique_dims(names, refs.dims)
+    others = tuple(dim for dim in refs.dims if not (joined and dim in names))
+    return unique_dims(names, others)
 
 
 def unique_dims(names: Sequence[Hashable | None], others: DimNames = ()) -> DimNames:

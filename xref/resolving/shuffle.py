@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from xref import reading
 from xref.arrays import convert
+from xref.errors import naming
 from xref.hdf5 import unfold_subarray
 from xref.references import DecodeOptions, tile_loader
 from xref.resolving.bound_references import BoundDataset
@@ -397,11 +398,12 @@ def read_batch(shuffle: Shuffle, number: int) -> list[Values]:
         check_unchanged(target.dataset.location)
         layout = target.layout
         values = np.empty(boxes.size(partition), dtype=layout.dtype)
-        loader = tile_loader(target.dataset, layout, options=options)
         itemsize = max(layout.dtype.itemsize, 1)
         parts = boxes.share_parts(partition)
-        read_plan = reading.plan_read(parts, layout.shape, layout.chunks, itemsize)
-        reading.read_plan(read_plan, loader, values)
+        with naming(target.dataset.__str__):
+            loader = tile_loader(target.dataset, layout, options=options)
+            read_plan = reading.plan_read(parts, layout.shape, layout.chunks, itemsize)
+            reading.read_plan(read_plan, loader, values)
         out.append(_decode_elements(values, plan.flat, target))
     return out
 
@@ -414,9 +416,10 @@ def _decode_elements(values: Values, flat: BlockReads, target: BoundDataset) -> 
     if decoding.is_plain and values.dtype == flat.dtype:
         return values
     out = np.empty(len(values), dtype=flat.dtype)
-    unfold_subarray(out)[...] = convert(
-        decoding(unfold_subarray(values)), unfold_subarray(out).dtype, target.describe
-    )
+    with naming(target.describe, ValueError):
+        unfold_subarray(out)[...] = convert(
+            decoding(unfold_subarray(values)), unfold_subarray(out).dtype, target.describe
+        )
     return out
 
 

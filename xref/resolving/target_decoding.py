@@ -19,7 +19,7 @@ from xref.arrays import IntArray
 from xref.hdf5 import DatasetLayout
 from xref.objects import CF_ATTRIBUTES, StoredObject, object_paths, type_and_fill
 from xref.reading import SmallDatasets
-from xref.references import DecodeOptions, decode_values
+from xref.references import DecodeOptions, ElementNames, Owner, decode_values
 from xref.resolving.bound_references import BoundReferences
 from xref.resolving.targets import TargetMetadata
 from xref.storage import FileLocation
@@ -186,5 +186,5 @@ def _decode_fill(dataset: StoredObject, layout: DatasetLayout, options: DecodeOp
         return layout.fill_value
     datatype, stored = type_and_fill(dataset)
     raw = np.frombuffer(stored, dtype=np.uint8).reshape(1, -1)
-    where = f"{dataset.filename}: fill value of the dataset at {dataset.address:#x}"
-    return decode_values(dataset.location, datatype, raw, lambda _: where, options)[0]
+    names = ElementNames.of_owner(Owner.of(dataset, None, "fill value"), range(1))
+    return decode_values(dataset.location, datatype, raw, names, options)[0]

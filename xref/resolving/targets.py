@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ import xarray as xr
 
 from xref import engine, objects
 from xref.engine import label, plain_attributes, warn_unreadable
-from xref.errors import UnsupportedError, XrefError
+from xref.errors import UnsupportedError, XrefError, naming
 from xref.objects import StoredObject
 from xref.references import DecodeOptions, ReferenceArray, split_targets
 from xref.storage import FileLocation
@@ -71,9 +72,7 @@ def open_target(
     """Read the dimensions, attributes and coordinates of one dataset."""
     location = dataset.location
     dims, scales = _target_dimensions(dataset, facts)
-    attributes = plain_attributes(
-        facts.attributes, facts.problems, location, dataset.where, options
-    )
+    attributes = plain_attributes(facts.attributes, facts.problems, dataset, None, options)
     coords: Coordinates = {
         dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
     }
@@ -162,7 +161,10 @@ def target_attributes(
         if k % objects.REFERENCE_BATCH == 0:
             batch = targets[k : k + objects.REFERENCE_BATCH]
             objects.cache_h5py_references([stored.address for stored, _ in batch])
-        target = open_target(stored, stored.metadata, references.options)
+        first = 0 if isinstance(rows, slice) else int(rows[0])
+        with naming(partial(references.describe, first)):
+            facts = stored.metadata
+        target = open_target(stored, facts, references.options)
         for name, value in target.attributes.items():
             if name not in values:
                 values[name] = np.full(len(columns), None, dtype=object)

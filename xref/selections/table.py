@@ -187,7 +187,7 @@ class SelectionTable(FrozenColumns):
         return result
 
     def bound_to(
-        self, extent: tuple[int, ...], describe: Callable[[int], str]
+        self, extent: tuple[int, ...], describe: Callable[[int], str], target: object = None
     ) -> SelectionTable:
         """Bind every row to a dataset of this extent.
 
@@ -199,6 +199,8 @@ class SelectionTable(FrozenColumns):
             The dataset's current shape.
         describe : callable
             Names row i in errors: file, variable, element.
+        target : object, optional
+            The dataset, which errors name by its text.
 
         Raises
         ------
@@ -214,7 +216,7 @@ class SelectionTable(FrozenColumns):
             row = int(wrong[0])
             raise SelectionError(
                 f"{describe(row)} selects in {self.rank[row]} dimensions, "
-                f"its target has {ndim} (shape {extent})"
+                f"its target{_target_text(target)} has {ndim} (shape {extent})"
             )
         table = self._widen(ndim)
         whole = np.isin(table.kind, _WHOLE)
@@ -228,7 +230,8 @@ class SelectionTable(FrozenColumns):
             raise SelectionError(
                 f"{describe(row)} selects from {tuple(start[row].tolist())} to "
                 f"{tuple(stop[row].tolist())} (exclusive), beyond the extent {extent} of its "
-                "target; the dataset may have shrunk since the reference was written"
+                f"target{_target_text(target)}; the dataset may have shrunk since the "
+                "reference was written"
             )
         return table
 
@@ -361,6 +364,10 @@ def _take_rows(column: npt.NDArray[Any], index: Any) -> npt.NDArray[Any]:
         return np.take(column, index, axis=0)  # ``column[index]`` takes several times as long
     result: npt.NDArray[Any] = column[index]
     return result
+
+
+def _target_text(target: object) -> str:
+    return "" if target is None else f" ({target})"
 
 
 def _limit_axis(

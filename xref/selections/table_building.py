@@ -68,6 +68,19 @@ def box_table(start: IntArray, shape: IntArray) -> SelectionTable:
     return _table(n, SelectionKind.HYPERSLAB, ndim, start, shape)
 
 
+def strided_table(start: IntArray, size: IntArray, step: IntArray) -> SelectionTable:
+    """Return one box a row: ``size`` elements from ``start`` on, every ``step`` elements.
+
+    All have the shape ``(n, ndim)``; each size is at least 0, each step at least 1.
+    """
+    spaced = (step != 1) & (size > 1)
+    if not spaced.any():
+        return box_table(start, size)
+    return box_table(start, np.where(spaced, 1, size)).replace(
+        stride=np.where(spaced, step, 1), count=np.where(spaced, size, 1)
+    )
+
+
 def concat_tables(tables: Iterable[SelectionTable]) -> SelectionTable:
     """Concatenate the rows of several tables."""
     tables = list(tables)

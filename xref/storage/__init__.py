@@ -10,7 +10,7 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     # fmt: off
-    from xref.storage.external_files import check_external, locate_named
+    from xref.storage.external_files import check_external, is_same_file, locate_named
     from xref.storage.file_bytes import FileBytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from xref.storage.read_counts import count, count_reads
     from xref.storage.sources import Identity, LocalFile, UnreachableFile
+    from xref.storage.versions import is_same_identity
     # fmt: on
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

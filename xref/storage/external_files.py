@@ -10,10 +10,11 @@ import os
 
 import h5py
 
-from xref.errors import DanglingReferenceError, ExternalFileError
+from xref.errors import DanglingReferenceError, ExternalFileError, FileChangedError
 from xref.storage.location import FileLocation
-from xref.storage.open_files import locate_file
+from xref.storage.open_files import check_at_path, locate_file
 from xref.storage.sources import UnreachableFile
+from xref.storage.versions import is_same_identity
 
 
 def check_external(location: FileLocation, name: str, label: str) -> str:
@@ -23,6 +24,8 @@ def check_external(location: FileLocation, name: str, label: str) -> str:
     ------
     ExternalFileError
         If it may not, or if the path is that of a device, a pipe or a folder.
+    FileChangedError
+        If the file that contains the name was moved or replaced: its folder is unknown then.
     """
     folder = location.source.folder
     if folder is None:
@@ -30,6 +33,8 @@ def check_external(location: FileLocation, name: str, label: str) -> str:
             f"{label} names the file {name!r}, but {location.filename} has no folder to "
             "which the name could be relative"
         )
+    if location.source.outlives_its_path:
+        check_at_path(location)
     target = os.path.realpath(os.path.join(folder, name))
     inside = os.path.commonpath([folder, target]) == folder
     if location.external == "all" or (location.external == "same-dir" and inside):
@@ -40,6 +45,12 @@ def check_external(location: FileLocation, name: str, label: str) -> str:
         f'{label} names the file {name!r}, which external="{location.external}" does not '
         'allow; pass external="all" if this file is trusted'
     )
+
+
+def is_same_file(named: FileLocation, location: FileLocation) -> bool:
+    """Tell whether a file that was found by a name is the file that contains the name."""
+    same_device = named.identity[0] == location.identity[0]
+    return same_device and is_same_identity(named.identity, location.identity)
 
 
 def locate_named(location: FileLocation, name: str, label: str) -> FileLocation:
@@ -70,13 +81,15 @@ def locate_named(location: FileLocation, name: str, label: str) -> FileLocation:
         target = check_external(location, name if exists else os.path.basename(name), label)
         if os.path.isfile(target) and not h5py.is_hdf5(target):
             raise DanglingReferenceError(f"{label} names {name!r}, which is not an HDF5 file")
-        named = locate_file(target, location.external)
+        named = locate_file(target, location.external, strict=location.source.strict)
+    except FileChangedError:
+        raise
     except (ExternalFileError, DanglingReferenceError) as error:
         problem, is_refused = str(error), isinstance(error, ExternalFileError)
     except (OSError, ValueError) as error:
         problem = f"{label} names the file {name!r}, which cannot be opened: {error}"
         is_refused = False
     else:
-        return location if named.identity == location.identity else named
+        return location if is_same_file(named, location) else named
     source = UnreachableFile(name, problem, is_refused)
     return FileLocation(source, ("unreachable", name, 0, 0), location.external)

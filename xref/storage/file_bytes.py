@@ -93,7 +93,15 @@ class FileBytes:
         """Read from a handle that has the located version before and after the read."""
         handles = handles_of(self.location)
         for _ in range(ATTEMPTS):
-            held = handles.bytes.get()
+            try:
+                held = handles.bytes.get()
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                if isinstance(error, XrefError):
+                    raise
+                check_unchanged(self.location)
+                raise FileReadError(
+                    f"{self.location.filename} cannot be opened again: {error}"
+                ) from error
             if is_same_version(self.location, held.identity()):
                 read(held)
                 if is_same_version(self.location, held.identity()):

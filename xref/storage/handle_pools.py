@@ -79,6 +79,11 @@ class Reopenable(Generic[T]):
         self._value: T | None = None
         self._opening = threading.Lock()  # two threads do not open it twice
 
+    @property
+    def value(self) -> T | None:
+        """The open file, None if it is not open. It does not count as used now."""
+        return self._value
+
     def get(self) -> T:
         """Return the open file; open it if it is not.
 

@@ -28,7 +28,7 @@ class FileLocation:
     """
 
     source: FileSource
-    identity: Identity  # of a local file: device, inode, bytes, (times of write and change)
+    identity: Identity  # of a local file: device, inode, bytes, (mtime,) or (mtime, ctime)
     external: str = "same-dir"  # or "all" or "none": the files that its links may name
     holds_file: bool = field(default=True, repr=False, compare=False)
     # The `xref.storage.open_files` handles that this location holds open; at most one.

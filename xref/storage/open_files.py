@@ -3,6 +3,9 @@
 In: a `FileLocation`. Out: open `h5py.File` objects for immediate use; none is put into a
 graph. Handles stay open while their pool has room (`xref.storage.handle_pools`). All
 functions may be called from any thread.
+
+A local file that is open stays readable after it was moved or deleted: its version is then
+read from a descriptor, not from its path. Each version of a file has handles of its own.
 """
 
 from __future__ import annotations
@@ -11,17 +14,20 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 from h5py import h5f
 
 from xref.errors import FileChangedError, FileReadError, XrefError
+from xref.options import get_option
 from xref.storage import handle_pools, sources
 from xref.storage.location import FileLocation
+from xref.storage.versions import describe_difference, is_same_identity
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
@@ -38,8 +44,12 @@ def locate_file(
     path: str | os.PathLike[str],
     external: str = "same-dir",
     options: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
 ) -> FileLocation:
     """Return the location of a local file as it is now.
+
+    The version contains the ctime if ``strict`` or the option ``strict_version`` is True.
 
     Raises
     ------
@@ -51,7 +61,8 @@ def locate_file(
         If ``external`` is not one of its three values.
     """
     filename = os.path.abspath(os.path.expanduser(os.fspath(path)))
-    return locate_source(sources.LocalFile(filename, sources.as_options(options)), external)
+    source = sources.LocalFile(filename, sources.as_options(options), strict=strict)
+    return locate_source(source, external)
 
 
 def locate_source(source: sources.FileSource, external: str = "same-dir") -> FileLocation:
@@ -62,6 +73,8 @@ def locate_source(source: sources.FileSource, external: str = "same-dir") -> Fil
     """
     if external not in EXTERNAL_POLICIES:
         raise ValueError(f"external is {external!r}; it can be one of {EXTERNAL_POLICIES}")
+    if get_option("strict_version"):
+        source = source.with_strict_version()
     if source.open_for_writing and isinstance(source, sources.OpenFile):
         source.file.flush()
     location = FileLocation(source, source.identity(), external)
@@ -77,34 +90,53 @@ def locate_source(source: sources.FileSource, external: str = "same-dir") -> Fil
 
 
 def check_unchanged(location: FileLocation) -> None:
-    """Raise `FileChangedError` unless the file is still the one that was located.
+    """Raise `FileChangedError` unless the located version of the file can still be read.
+
+    A version that this process has open can be, wherever its path leads by now.
 
     Raises
     ------
+    FileReadError
+        If the system does not tell which version is at the path.
     ExternalFileError, DanglingReferenceError
         If a reference names the file, and it does not exist or is not allowed.
     """
+    handles = _open_handles_of(location)
+    if handles is None or not handles.hold(location):
+        check_at_path(location)
+
+
+def check_at_path(location: FileLocation) -> None:
+    """Raise `FileChangedError` unless the path or URL leads to the located version.
+
+    Files that a file names (in links, as virtual sources) are found by its path.
+    """
     try:
         now = location.source.known_identity()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileChangedError(
-            f"{location.filename} was deleted since it was opened"
+            f"{location.filename} was deleted or moved since it was opened"
         ) from error
+    except PermissionError as error:
+        if isinstance(error, XrefError):
+            raise
+        raise FileReadError(f"{location.filename} cannot be opened again: {error}") from error
     if not is_same_version(location, now):
-        raise FileChangedError(
-            f"{location.filename} has changed since it was opened: its identity (of a local "
-            "file device, inode, bytes, times of write and change) was "
-            f"{location.identity} and is {now}; open it again"
-        )
+        raise _changed(location, now)
+
+
+def _changed(location: FileLocation, now: sources.Identity) -> FileChangedError:
+    return FileChangedError(
+        f"{location.filename} has changed since it was opened: "
+        f"{describe_difference(location.identity, now)}; open it again"
+    )
 
 
 def is_same_version(location: FileLocation, identity: sources.Identity) -> bool:
     """Tell whether an identity is that of the located version."""
-    # The device is not compared: machines that share a file system may number its devices
-    # differently.
     if location.source.open_for_writing:
         return bool(location.identity[1] == identity[1])
-    return location.identity[1:] == identity[1:]
+    return is_same_identity(location.identity, identity)
 
 
 @dataclass(slots=True)
@@ -126,9 +158,21 @@ class _OpenFile:
     threads. Files of an earlier version are closed.
     """
 
-    identity: sources.Identity
+    identity: sources.Identity  # when HDF5 opened it: the version of HDF5's cached metadata
     file: h5py.File
     is_written: bool  # this process also has it open for writing
+    descriptor: int | None  # by which HDF5 reads a local file
+
+    @property
+    def was_closed(self) -> bool:
+        """Whether it was closed because the file was opened in a later version."""
+        return bool(self.file._xref_closed)
+
+    def identity_now(self, source: sources.FileSource) -> sources.Identity:
+        """Return the identity of the open file as it is now."""
+        if self.descriptor is None:
+            return source.known_identity()
+        return sources.identify(os.fstat(self.descriptor), strict=source.strict)
 
 
 _opened: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
@@ -146,17 +190,48 @@ def _close_earlier(identity: sources.Identity) -> None:
         if file is None:
             continue
         before = file._xref_identity
-        if before is not None and before[:2] == identity[:2] and before != identity:
+        if before is None or before[:2] != identity[:2]:
+            continue
+        if not is_same_identity(before, identity):
+            file._xref_closed = True
             file.close()
 
 
-def _open_hdf5(source: sources.FileSource) -> _OpenFile:
-    """Open a file; raise an error if it changes meanwhile."""
+def _open_hdf5(source: sources.FileSource, wanted: sources.Identity | None) -> _OpenFile:
+    """Open a file; raise an error if it changes meanwhile.
+
+    ``wanted`` is the identity of a local file that must be at the path; None stands for any.
+    """
     identity = source.known_identity()
-    if isinstance(source, sources.LocalFile) and not source.open_for_writing:
+    if wanted is not None and not is_same_identity(identity, wanted):
+        raise FileChangedError(
+            f"{source.name} has changed since it was opened: "
+            f"{describe_difference(wanted, identity)}; open it again"
+        )
+    local = isinstance(source, sources.LocalFile) and not source.open_for_writing
+    if local:
         _close_earlier(identity)
+    file = _open_in_h5py(source)
+    descriptor = file.id.get_vfd_handle() if local and file.driver == "sec2" else None
+    opened = _OpenFile(
+        identity,
+        file,
+        bool(file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)),
+        descriptor,
+    )
+    if not source.open_for_writing and opened.identity_now(source) != identity:
+        raise FileChangedError(f"{source.name} changed while it was opened; open it again")
+    file._xref_checks = CheckedGroups()
+    file._xref_closed = False
+    file._xref_identity = identity if local else None
+    _opened[id(file)] = file
+    return opened
+
+
+def _open_in_h5py(source: sources.FileSource) -> h5py.File:
+    """Open a file in h5py; say what a reader can do if a writer has it open."""
     try:
-        file = source.open_hdf5()
+        return source.open_hdf5()
     except (XrefError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except OSError as error:
@@ -165,34 +240,71 @@ def _open_hdf5(source: sources.FileSource) -> _OpenFile:
         writer = isinstance(error, BlockingIOError) or "already open" in str(error)
         hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
         raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
-    if not source.open_for_writing and source.known_identity() != identity:
-        raise FileChangedError(f"{source.name} changed while it was opened; open it again")
-    file._xref_checks = CheckedGroups()
-    file._xref_identity = (
-        identity
-        if isinstance(source, sources.LocalFile) and not source.open_for_writing
-        else None
-    )
-    _opened[id(file)] = file
-    written = file.id.get_intent() & (h5f.ACC_RDWR | h5f.ACC_SWMR_READ)
-    return _OpenFile(identity, file, bool(written))
+
+
+def _open_bytes(
+    source: sources.FileSource,
+    wanted: sources.Identity | None,
+    hdf5: handle_pools.Reopenable[_OpenFile],
+) -> sources.ByteHandle:
+    """Open a file for positional reads.
+
+    If another file is at its path by now, or none, but HDF5 has the wanted version open, that
+    one is opened.
+    """
+    opened = hdf5.value
+    if not isinstance(source, sources.LocalFile) or wanted is None or opened is None:
+        return source.open_bytes()
+    try:
+        held = source.open_bytes()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        held = None
+    if held is not None and is_same_identity(held.identity(), wanted):
+        return held
+    if opened.descriptor is not None:
+        with suppress(OSError):  # it was closed meanwhile
+            again = source.reopen_bytes(opened.descriptor)
+            if is_same_identity(again.identity(), wanted):
+                return again
+    return source.open_bytes() if held is None else held
+
+
+_Key: TypeAlias = tuple[sources.FileSource, Hashable, int]
+"""Source, version of a local file, and process."""
 
 
 class _Handles:
-    """Handles of one source in this process, shared by all its locations.
+    """Handles of one version of a source in this process, shared by all its locations.
 
     The open files are dropped with the last location.
     """
 
-    def __init__(self, source: sources.FileSource, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, source: sources.FileSource, wanted: sources.Identity | None) -> None:
+        self.pid = os.getpid()
+        self.wanted = wanted
         self.hdf5: handle_pools.Reopenable[_OpenFile] = handle_pools.Reopenable(
-            partial(_open_hdf5, source), handle_pools.FILES, source.name
+            partial(_open_hdf5, source, wanted), handle_pools.FILES, source.name
         )
         pool = handle_pools.REMOTE_FILES if source.remote else handle_pools.DESCRIPTORS
         self.bytes: handle_pools.Reopenable[sources.ByteHandle] = handle_pools.Reopenable(
-            source.open_bytes, pool, source.name
+            partial(_open_bytes, source, wanted, self.hdf5), pool, source.name
         )
+
+    def hold(self, location: FileLocation) -> bool:
+        """Tell whether a descriptor of a local file is open in the located version."""
+        if not location.source.outlives_its_path:
+            return False
+        held = self.bytes.value
+        if held is not None and is_same_version(location, held.identity()):
+            return True
+        opened = self.hdf5.value
+        if opened is None or opened.descriptor is None or opened.was_closed:
+            return False
+        try:
+            now = opened.identity_now(location.source)
+        except OSError:  # closed meanwhile
+            return False
+        return is_same_version(location, now)
 
     def drop(self) -> None:
         self.hdf5.drop()
@@ -202,22 +314,37 @@ class _Handles:
         self.drop()
 
 
-_handles: weakref.WeakValueDictionary[tuple[sources.FileSource, int], _Handles] = (
-    weakref.WeakValueDictionary()
-)
+_handles: weakref.WeakValueDictionary[_Key, _Handles] = weakref.WeakValueDictionary()
 _handles_lock = threading.Lock()
+
+
+def _key_of(location: FileLocation) -> _Key:
+    # Device numbers differ between machines, and the versions of a file that is being written
+    # share one state in HDF5.
+    source = location.source
+    one_version = source.outlives_its_path and not source.open_for_writing
+    return source, location.identity[1:] if one_version else None, os.getpid()
+
+
+def _open_handles_of(location: FileLocation) -> _Handles | None:
+    """Return the handles of a file if this process has any."""
+    if location.handles and location.handles[0].pid == os.getpid():
+        held: _Handles = location.handles[0]
+        return held
+    return _handles.get(_key_of(location))
 
 
 def handles_of(location: FileLocation) -> _Handles:
     """Return the handles of a file; a location with ``holds_file`` keeps them open."""
-    pid = os.getpid()
-    if location.handles and location.handles[0].pid == pid:
+    if location.handles and location.handles[0].pid == os.getpid():
         held: _Handles = location.handles[0]
         return held
+    key = _key_of(location)
     with _handles_lock:
-        handles = _handles.get((location.source, pid))
+        handles = _handles.get(key)
         if handles is None:
-            handles = _handles[location.source, pid] = _Handles(location.source, pid)
+            wanted = None if key[1] is None else location.identity
+            handles = _handles[key] = _Handles(location.source, wanted)
     if location.holds_file:
         location.handles[:] = [handles]
     return handles
@@ -225,7 +352,16 @@ def handles_of(location: FileLocation) -> _Handles:
 
 def open_file(location: FileLocation) -> h5py.File:
     """Return the open file, checked to be the version that was located."""
-    opened = _open_version(location)
+    try:
+        opened = _open_version(location)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileChangedError(
+            f"{location.filename} was deleted or moved since it was opened"
+        ) from error
+    except PermissionError as error:
+        if isinstance(error, XrefError):
+            raise
+        raise FileReadError(f"{location.filename} cannot be opened again: {error}") from error
     if opened.is_written and not location.source.open_for_writing:
         raise FileChangedError(
             f"{location.filename} has been opened for writing in this process since it was "
@@ -241,12 +377,17 @@ def _open_version(location: FileLocation) -> _OpenFile:
     """
     handles = handles_of(location)
     for _ in range(ATTEMPTS):
-        check_unchanged(location)
+        is_open = handles.hdf5.value is not None
+        if not is_open and handles.wanted is None:
+            check_unchanged(location)  # before HDF5 opens another version
         opened = handles.hdf5.get()
-        if is_same_version(location, opened.identity):
-            return opened
-        handles.hdf5.drop()
+        if is_same_version(location, opened.identity) and not opened.was_closed:
+            now = opened.identity_now(location.source) if is_open else opened.identity
+            if is_same_version(location, now):
+                return opened
         del opened  # else HDF5 would open the same state again
+        check_at_path(location)
+        handles.hdf5.drop()
     raise FileChangedError(f"{location.filename} changes again and again; open it later")
 
 

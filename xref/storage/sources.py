@@ -14,7 +14,7 @@ import stat
 import traceback
 import uuid
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import h5py
@@ -24,7 +24,10 @@ from h5py._objects import phil
 from xref.errors import DanglingReferenceError, ExternalFileError, FileReadError
 
 Identity: TypeAlias = tuple[Any, Any, int, Any]
-"""Two values that identify the file, its size in bytes, and its version."""
+"""Two values that identify the file, its size in bytes, and its version.
+
+The version of a local file is a tuple: the time of the last write (mtime, ns); with
+``strict_version`` also the time of the last change of the inode (ctime, ns)."""
 
 
 class ByteHandle(Protocol):
@@ -69,6 +72,20 @@ class FileSource:
         return False
 
     @property
+    def outlives_its_path(self) -> bool:
+        """Whether an open descriptor reads the file on after it was moved or deleted."""
+        return False
+
+    @property
+    def strict(self) -> bool:
+        """Whether the version contains the time of the last change of the inode (ctime)."""
+        return False
+
+    def with_strict_version(self) -> FileSource:
+        """Return this source with a version that contains the ctime, if it has a ctime."""
+        return self
+
+    @property
     def reopens_by_name(self) -> bool:
         """Whether the name is enough to open the file again, also in other processes."""
         return self.remote
@@ -99,23 +116,45 @@ Options: TypeAlias = tuple[tuple[str, Any], ...]
 class _Descriptor:
     """A file descriptor that is closed with its last reference."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, strict: bool = False) -> None:
         self.number = number
+        self._strict = strict
 
     def __del__(self) -> None:
         os.close(self.number)
 
     def identity(self) -> Identity:
-        return _identity(os.fstat(self.number))
+        return identify(os.fstat(self.number), strict=self._strict)
 
     def read(self, offset: int, buffer: memoryview) -> int:
         return os.preadv(self.number, [buffer], offset)
 
 
+def identify(status: os.stat_result, *, strict: bool) -> Identity:
+    """Return the identity of a local file: device, inode, bytes, and its version.
+
+    The ctime changes with each write, and also with permissions, links and names. Programs can
+    set the mtime back after a write, but not the ctime. So only ``strict`` versions notice such
+    a write, and they also take a backup by hard links for a change.
+    """
+    device, inode, nbytes, times = _identity(status)
+    return device, inode, nbytes, (*times, status.st_ctime_ns) if strict else times
+
+
 def _identity(status: os.stat_result) -> Identity:
-    # Programs can set the time of the last write back, but not that of the last change.
-    version = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_dev, status.st_ino, status.st_size, version
+    return status.st_dev, status.st_ino, status.st_size, (status.st_mtime_ns,)
+
+
+def reopen_descriptor(number: int) -> int:
+    """Open the file of a descriptor of this process again, whatever its path is by now.
+
+    Linux lists open descriptors as links to their files. Elsewhere the descriptor is
+    duplicated; a duplicate also holds the lock that HDF5 set on the file.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return os.dup(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +164,23 @@ class LocalFile(FileSource):
     name: str
     options: Options = ()  # keywords of `h5py.File`
     shared_with_writer: bool = False  # this process also has it open for writing
+    strict: bool = False  # a change of ctime alone is another version
 
     def __hash__(self) -> int:
         return hash(self.name)  # options may hold lists
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LocalFile, (self.name, self.options)  # not shared with other processes
+        # Other processes do not share the writer.
+        return LocalFile, (self.name, self.options, False, self.strict)
+
+    @property
+    def outlives_its_path(self) -> bool:
+        """Whether an open descriptor reads the file on after it was moved or deleted: yes."""
+        return True
+
+    def with_strict_version(self) -> LocalFile:
+        """Return this source with a version that contains the ctime."""
+        return replace(self, strict=True)
 
     @property
     def folder(self) -> str | None:
@@ -148,11 +198,11 @@ class LocalFile(FileSource):
         return True
 
     def identity(self) -> Identity:
-        """Return device, inode, bytes, and the times (ns) of last write and last change."""
+        """Return device, inode, bytes and version of the file at the path; see `identify`."""
         status = os.stat(self.name)
         if not stat.S_ISREG(status.st_mode):
             raise FileReadError(f"{self.name} is not a regular file")
-        return _identity(status)
+        return identify(status, strict=self.strict)
 
     def open_hdf5(self) -> h5py.File:
         """Open the path."""
@@ -160,7 +210,12 @@ class LocalFile(FileSource):
 
     def open_bytes(self) -> ByteHandle:
         """Open a descriptor."""
-        return _Descriptor(os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+        number = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return _Descriptor(number, strict=self.strict)
+
+    def reopen_bytes(self, number: int) -> ByteHandle:
+        """Open the file of another descriptor of this process for positional reads."""
+        return _Descriptor(reopen_descriptor(number), strict=self.strict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,11 +385,20 @@ class OpenFile(FileSource):
 
     file: h5py.File = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    known_name: str = field(init=False, compare=False)  # h5py forgets it when a file is closed
+    strict: bool = False  # a change of ctime alone is another version
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known_name", str(self.file.filename))
+
+    def with_strict_version(self) -> OpenFile:
+        """Return this source with a version that contains the ctime."""
+        return replace(self, strict=True)
 
     @property
     def name(self) -> str:
         """The name of the file in h5py."""
-        return str(self.file.filename)
+        return self.known_name
 
     @property
     def folder(self) -> str | None:
@@ -350,9 +414,9 @@ class OpenFile(FileSource):
     def identity(self) -> Identity:
         """Return the identity of a local file, else one of this object."""
         if not self.file:
-            raise FileReadError(f"{self.token}: the h5py file was closed by its owner")
+            raise FileReadError(f"{self.name}: the h5py file was closed by its owner")
         if self.file.driver == "sec2":
-            return _identity(os.fstat(self.file.id.get_vfd_handle()))
+            return identify(os.fstat(self.file.id.get_vfd_handle()), strict=self.strict)
         return "open", self.token, int(self.file.id.get_filesize()), 0
 
     def open_hdf5(self) -> h5py.File:
@@ -364,7 +428,7 @@ class OpenFile(FileSource):
         if self.open_for_writing:
             self.file.flush()
         if self.file.driver == "sec2":
-            return _Descriptor(self._descriptor())
+            return _Descriptor(self._descriptor(), strict=self.strict)
         # A file image does not contain the user block.
         block = bytes(self.file.userblock_size)
         return _BytesHandle(self.identity(), block + self.file.id.get_file_image())

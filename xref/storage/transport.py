@@ -69,6 +69,11 @@ class Version:
     key: str  # one of `VERSION_KEYS`; empty if there is none
     value: str
 
+    def __str__(self) -> str:
+        return f"of {self.nbytes} bytes" + (
+            f" with {self.key} {self.value}" if self.key else ""
+        )
+
 
 def read_version(url: str, info: Mapping[str, Any]) -> Version:
     """Return size and version of a file from a file system's ``info``.

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h5py
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5f, h5fd, h5p
 
-from xref.errors import FileChangedError
+from xref.errors import FileChangedError, naming
 from xref.hdf5 import SHUFFLE, FilterPipeline
 from xref.references import ReferenceArray
 from xref.writing.checked_file import CheckedFile
@@ -99,8 +100,11 @@ class BlockTarget:
     def _write_elements(self, box: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
         """Let HDF5 write a block."""
         encoder = ElementEncoder(no_references)
-        with open_to_write(self.draft) as file:
+        with naming(partial(self._label, box)), open_to_write(self.draft) as file:
             write_elements(self._dataset(file), self.memory_type, encoder, values, box)
+
+    def _label(self, box: tuple[slice, ...]) -> str:
+        return f"{self.draft.filename}: {self.name!r}, block at {[s.start for s in box]}"
 
     def _dataset(self, file: h5py.File) -> h5py.Dataset:
         """Return the dataset, unless another program has removed, replaced or resized it."""

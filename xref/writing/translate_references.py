@@ -27,7 +27,7 @@ from xref.references import (
     distinct_targets,
 )
 from xref.selections import SelectionKind, SelectionTable
-from xref.storage import FileLocation
+from xref.storage import FileLocation, is_same_identity
 
 ON_MISSING = ("raise", "null", "copy")
 
@@ -85,7 +85,7 @@ class ReferenceTranslator:
         """
         if self.appended_file is None or location.file_id != self.appended_file[:2]:
             return False
-        if location.identity != self.appended_file:
+        if not is_same_identity(location.identity, self.appended_file):
             raise FileChangedError(
                 f"{location.filename} has changed since references into it were read; open it "
                 "again"

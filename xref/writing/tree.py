@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 from xref import objects
+from xref.errors import naming
 from xref.reading import check_packed
 from xref.references import ReferenceArray, opened_from
 from xref.storage import locate_file
@@ -325,7 +326,7 @@ class TreeWriter:
             self._add_blocks(dataset, path, memory_type, data)
         else:
             write = functools.partial(write_raw, dataset, memory_type, check=self.stored.check)
-            self._write(write, memory_type, data, existing is not None)
+            self._write(write, memory_type, data, existing is not None, label)
         return dataset
 
     def _add_blocks(
@@ -384,16 +385,25 @@ class TreeWriter:
             values = attribute_array(value, label)
             memory_type = choose_memory_type(values, label)
             write = functools.partial(replace_attribute, item, str(key), memory_type.type_id())
-            self._write(write, memory_type, values, existed)
+            self._write(write, memory_type, values, existed, label)
 
     def _write(
-        self, write: Callable[[Any], None], memory_type: MemoryType, values: Any, existed: bool
+        self,
+        write: Callable[[Any], None],
+        memory_type: MemoryType,
+        values: Any,
+        existed: bool,
+        label: str,
     ) -> None:
-        """Encode and write values: now, after all objects, or over those of an old object."""
+        """Encode and write values: now, after all objects, or over those of an old object.
+
+        ``label`` names the variable or the attribute in errors.
+        """
 
         def prepare() -> Callable[[], None]:
             encoder = ElementEncoder(self._reference_bytes)
-            raw = encoder.encode(memory_type, values)
+            with naming(lambda: label):
+                raw = encoder.encode(memory_type, values)
 
             def change(encoder: ElementEncoder = encoder) -> None:  # its buffers must live
                 write(raw)
