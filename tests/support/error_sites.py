@@ -115,6 +115,7 @@ _BY_REASON: dict[str, str] = {
         storage/open_files:_open_hdf5:FileChangedError#2
         storage/open_files:_open_version:_changes_again#1
         storage/open_files:_read_known.read:FileReadError#1
+        storage/open_files:open_file:FileChangedError#1
         storage/remote:RemoteBytes._check_inside:FileReadError#1
         storage/sources:SeekableView.readinto:FileReadError#1
         storage/transport:RangeReader._check_version:FileChangedError#1
@@ -152,9 +153,6 @@ _BY_TEST: dict[str, str] = {
     "tests/storage/test_harmless_events.py::test_a_file_without_permission_is_read_while_it_is_open": """
         storage/open_files:check_at_path:FileReadError#1
         storage/open_files:open_file:FileReadError#1
-    """,
-    "tests/storage/test_version.py::test_a_file_that_this_process_writes_is_read_through_hdf5": """
-        storage/open_files:open_file:FileChangedError#2
     """,
     "tests/arrays/test_conversion.py::test_what_a_type_does_not_hold_is_an_error": """
         arrays/conversion:_convert_members:ValueError#1
@@ -341,7 +339,7 @@ _BY_TEST: dict[str, str] = {
         objects/datasets:read_values:_read_error#1
     """,
     "tests/storage/test_version.py::test_a_file_that_this_process_writes_is_read_through_hdf5": """
-        storage/open_files:open_file:FileChangedError#1
+        storage/open_files:open_file:FileChangedError#2
     """,
     "tests/writing/test_appending.py::test_references_of_an_earlier_file_version_are_refused_everywhere": """
         writing/translate_references:ReferenceTranslator.is_appended_file:FileChangedError#1
