@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,8 +122,8 @@ def attribute_references(
     """Decode the references of an attribute; ``owner`` names the attribute."""
     n = math.prod(value.shape)
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
-    slices = references.box_of_shape(value.shape)
-    owner = replace(owner, noun=references.KIND_NOUNS[value.kind], slices=slices)
+    noun, slices = references.KIND_NOUNS[value.kind], references.box_of_shape(value.shape)
+    owner = Owner(owner.filename, owner.label, noun, slices, owner.attribute)
     names = references.ElementNames.of_owner(owner, range(n))
     columns = references.decode_references(location, raw, value.kind, names.describe)
     return references.ReferenceArray(
