@@ -96,7 +96,7 @@ class ReferenceAccessor:
             in total for "ragged" and "concat". A dict gives chunks by dimension. None gives
             lazy arrays without Dask.
         coords : bool
-                    Add the coordinates of the targets. "stack": 1-D if all references select the same
+            Add the coordinates of the targets. "stack": 1-D if all references select the same
             part, else with the dimensions of the references. "concat": like "stack", but
             coordinates along the joined dimension are joined too. "ragged": one along
             ``sample`` for each axis of the targets: the values of the coordinate that all

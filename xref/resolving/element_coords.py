@@ -411,10 +411,10 @@ def _check_extents(
     layouts = [d.dataset.layout for d in datasets]
     for coordinate, layout in zip(datasets, layouts, strict=True):
         if layout.reference_kind:
-            raise UnsupportedError(f"{coordinate.dataset.where} holds references")
+            raise UnsupportedError(f"{coordinate.dataset} holds references")
         if len(layout.shape) != len(coordinate.axes):
             raise SelectionError(
-                f"{coordinate.dataset.where} has shape {layout.shape}, and lies along "
+                f"{coordinate.dataset} has shape {layout.shape}, and lies along "
                 f"{len(coordinate.axes)} axes"
             )
     row = numbers.rows(refs.bound)
@@ -428,6 +428,6 @@ def _check_extents(
         # For instance, an unlimited dimension has grown for some variables only.
         coordinate = datasets[int(row[known[wrong[0]]])]
         raise SelectionError(
-            f"{coordinate.dataset.where} has shape {coordinate.dataset.layout.shape}, its axes "
+            f"{coordinate.dataset} has shape {coordinate.dataset.layout.shape}, its axes "
             f"have {tuple(extent[wrong[0], : len(coordinate.axes)].tolist())}"
         )
