@@ -305,6 +305,14 @@ _BY_TEST: dict[str, str] = {
     "tests/resolving/test_each_target.py::test_numbers_and_other_kinds_of_values_are_not_joined": """
         resolving/region_functions:_statistic_dtype:TypeError#3
     """,
+    "tests/resolving/test_element_coords.py::test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning": """
+        resolving/element_coords:_check_extents:SelectionError#1
+        resolving/element_coords:_check_extents:SelectionError#2
+        resolving/element_coords:_check_extents:UnsupportedError#1
+    """,
+    "tests/resolving/test_element_coords.py::test_coordinates_with_too_many_elements_are_an_error_that_names_the_option": """
+        resolving/element_sources:CoordinateValues._stored_elements:ResultTooLargeError#1
+    """,
     "tests/selections/test_values.py::test_a_union_of_too_many_rows_is_refused_before_they_are_made": """
         selections/unions:row_runs:ResultTooLargeError#1
     """,
