@@ -378,6 +378,21 @@ def test_targets_with_other_dimensions_share_the_names_that_all_have(tmp_path: P
 def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "short.h5"
     with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.arange(3.0), maxshape=(None,))
+        file["x"].make_scale("x")
+        line = file.create_dataset("line", data=np.arange(5.0))
+        line.dims[0].attach_scale(file["x"])
+        write_references(file, "refs", [line.regionref[1:4]])
+    with pytest.warns(UnreadableMemberWarning) as warned, open_h5(path) as ds:
+        ragged = ds["refs"].h5ref.resolve("ragged")
+    texts = [str(w.message) for w in warned]
+    assert any("coordinate 'x'" in text and "shape (3,)" in text for text in texts)
+    assert ragged["x"].values.tolist() == [1, 2, 3]
+
+
+def test_a_scale_of_another_length_names_no_axis(tmp_path: Path) -> None:
+    path = tmp_path / "short.h5"
+    with h5py.File(path, "w") as file:
         file["x"] = np.arange(3.0)
         file["x"].make_scale("x")
         line = file.create_dataset("line", data=np.arange(5.0))
@@ -387,8 +402,8 @@ def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(tmp_path: Pat
     with pytest.warns(UnreadableMemberWarning) as warned, open_h5(path) as ds:
         ragged = ds["refs"].h5ref.resolve("ragged")
     texts = [str(w.message) for w in warned]
-    assert any("coordinate 'x'" in text and "shape (3,)" in text for text in texts)
-    assert ragged["x"].values.tolist() == [1, 2, 3]
+    assert all("points at 'x'" in text and "shape (3,)" in text for text in texts)
+    assert ragged["phony_dim_0"].values.tolist() == [1, 2, 3]
 
 
 def test_coordinates_without_a_common_type_are_left_out_with_a_warning(tmp_path: Path) -> None:
