@@ -91,10 +91,14 @@ def naming(
 def located(error: E, where: str) -> E:
     """Return an error of the same type whose text begins with ``where``.
 
-    A filename with which both ``where`` and the text begin is written once.
+    A filename with which both ``where`` and the text begin is written once. Errors about bytes
+    of the file name ``where`` at the end.
     """
-    text, (filename, colon, _) = str(error), where.partition(": ")
-    if text.startswith(where):
+    text, (filename, colon, inner) = str(error), where.partition(": ")
+    if where in text:
         return error
+    if isinstance(error, FileReadError):  # about bytes of the file
+        same = colon and text.startswith(f"{filename}: ")
+        return type(error)(f"{text}; needed for {inner if same else where}")
     text = text.removeprefix(f"{filename}: ") if colon else text
     return type(error)(f"{where}: {text}")

@@ -20,7 +20,7 @@ import stdrefs
 import xarray as xr
 
 import xref
-from xref.selections import Hyperslab, Points
+from xref.selections import Blocks, Hyperslab, Points
 
 TIMESERIES = np.dtype([("start", "i4"), ("count", "i4"), ("series", h5py.ref_dtype)])
 HELD = np.dtype([("weight", "f4"), ("to", h5py.regionref_dtype), ("text", "S3")])
@@ -130,6 +130,7 @@ def write_good(file: h5py.File) -> None:
     objects("dangling", "image", "gone")
     objects("of_references", "rois")
     objects("one_type", "named_type")
+    objects("scalars", "scalar")
     held = file.create_dataset("held", (3,), dtype=HELD)
     held[1] = np.array((1, line.regionref[8:12], b"xy"), dtype=HELD)
     series = np.array([(0, 3, line.ref), (11, 9, line.ref)], dtype=TIMESERIES)
@@ -312,7 +313,7 @@ def ranks_that_do_not_pad(at: Files) -> Any:
     return at.ds.ranks.h5ref.resolve("pad")
 
 
-@raises(ValueError, "good.h5", "/kinds_of", "float64", "dtype=")
+@raises(ValueError, "good.h5: '/kinds_of'", "float64", "dtype=")
 def types_without_a_common_type(at: Files) -> Any:
     return at.ds.kinds_of.h5ref.resolve("ragged")
 
@@ -327,6 +328,46 @@ def a_dtype_that_does_not_hold_the_values(at: Files) -> Any:
     region = at.ds.image.h5ref.region_reference(slice(10, 15), slice(0, 3))
     array = xr.DataArray(xr.Variable("k", xref.ReferenceArray.from_references([region])))
     return array.h5ref.resolve(dtype="i1").values
+
+
+@raises(ValueError, "fill_value 1.5", "int32")
+def a_fill_value_that_the_dtype_does_not_hold(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("pad", fill_value=1.5, dtype="i4")
+
+
+@raises(ValueError, "layout='concat'", "good.h5: region reference 1 of '/ranks'", "(3,)")
+def ranks_that_do_not_join(at: Files) -> Any:
+    return at.ds.ranks.h5ref.resolve("concat")
+
+
+@raises(ValueError, "'y'", "good.h5: region reference 1 of '/unequal'", "(2, 2)", "'ragged'")
+def shapes_that_do_not_join(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("concat")
+
+
+@raises(ValueError, "concat_dim='y'", "layout='concat'", "'stack'")
+def joining_in_another_layout(at: Files) -> Any:
+    return at.ds.rois.h5ref.resolve(concat_dim="y")
+
+
+@raises(ValueError, "dtype int32 has no missing value", "fill_value=")
+def padding_with_a_dtype_without_a_missing_value(at: Files) -> Any:
+    return at.ds.unequal.h5ref.resolve("pad", dtype="i4")
+
+
+@raises(ValueError, "concat_dim is 'z'", "'y'", "'x'")
+def joining_along_an_unknown_dimension(at: Files) -> Any:
+    return at.ds.rois.h5ref.resolve("concat", concat_dim="z")
+
+
+@raises(ValueError, "layout='concat'", "good.h5: object reference 0 of '/scalars'", "scalars")
+def joining_scalars(at: Files) -> Any:
+    return at.ds.scalars.h5ref.resolve("concat")
+
+
+@raises(AttributeError, "module 'xref' has no attribute 'nothing'")
+def a_name_that_the_package_does_not_have(at: Files) -> Any:
+    return xref.nothing
 
 
 # References of files: the text has the file, the variable or attribute, and the element.
@@ -458,6 +499,17 @@ def a_region_of_another_rank(at: Files) -> Any:
     return xref.RegionReference(at.ds.image.h5ref.reference(), slab).resolve()
 
 
+@raises(xref.errors.ResultTooLargeError, "wide.h5", "/image", "100000 overlapping blocks")
+def a_union_of_too_many_blocks(at: Files) -> Any:
+    start = np.random.default_rng(0).integers(0, 10**9, (100_000, 2))
+    union = Blocks(start, start + 10**6)
+    path = at.write(
+        "wide.h5",
+        lambda file: file.create_dataset("image", (2 * 10**9,) * 2, "u1", chunks=(1000, 1000)),
+    )
+    return xref.RegionReference(at.open(path).image.h5ref.reference(), union).resolve()
+
+
 @raises(xref.errors.SelectionError, "good.h5: region reference to /line", "(10,)")
 def points_beyond_the_extent(at: Files) -> Any:
     points = Points(np.array([[3], [50]]))
@@ -509,12 +561,16 @@ def attributes_of_references(at: Files) -> Any:
 # Statistics and functions of the user.
 
 
-@raises(TypeError, "good.h5: '/words_of'", "no mean of values of type", "map")
+@raises(TypeError, "good.h5: region reference 0 of '/words_of'", "no mean of values", "map")
 def the_mean_of_text(at: Files) -> Any:
     return at.ds.words_of.h5ref.mean()
 
 
-@raises(TypeError, "good.h5: '/arrays_of'", "no mean of elements that are arrays")
+@raises(
+    TypeError,
+    "good.h5: region reference 0 of '/arrays_of'",
+    "no mean of elements that are arrays",
+)
 def the_mean_of_arrays(at: Files) -> Any:
     return at.ds.arrays_of.h5ref.mean()
 
@@ -551,6 +607,12 @@ def a_function_with_results_of_another_type(at: Files) -> Any:
 @raises(ValueError, "the result of", "good.h5: region reference 0 of '/rois'", "dtype=")
 def a_function_with_longer_text(at: Files) -> Any:
     return at.ds.rois.h5ref.map(lambda v: "xyz", dtype="U2").compute(scheduler="synchronous")
+
+
+@raises(ValueError, "good.h5: region reference 0 of '/rois'", str(2**60 + 1), "float64")
+def a_function_with_results_that_floats_do_not_hold(at: Files) -> Any:
+    mapped = at.ds.rois.h5ref.map(lambda values: np.int64(2**60 + 1), dtype=float)
+    return mapped.compute(scheduler="synchronous")
 
 
 @raises(ValueError, "output_sizes", "good.h5: '/rois'")
@@ -786,6 +848,22 @@ def references_opened_with_different_options(at: Files) -> Any:
     return xr.concat([at.ds.rois, other.rois], at.ds.rois.dims[0])
 
 
+@raises(TypeError, "columns or stored references")
+def an_array_of_references_without_references(at: Files) -> Any:
+    return xref.ReferenceArray((3,), kind="object")
+
+
+@raises(ValueError, "3 references", "(5,)")
+def an_array_of_references_of_another_size(at: Files) -> Any:
+    return xref.ReferenceArray((5,), kind="object", columns=at.ds.objects.data.columns)
+
+
+@raises(TypeError, "not a selection", "5")
+def a_region_without_a_selection(at: Files) -> Any:
+    selection: Any = 5
+    return xref.RegionReference(at.ds.image.h5ref.reference(), selection).resolve()
+
+
 # Tables.
 
 
@@ -1012,6 +1090,16 @@ def writing_with_an_unknown_filter(at: Files) -> Any:
 @raises(xref.errors.UnsupportedError, "b.h5: '/a'", "bytes", "only one kind")
 def writing_objects_of_several_types(at: Files) -> Any:
     return written(at, np.array([b"x", at.ds.rois.values[0], 5], dtype=object))
+
+
+@raises(xref.errors.UnsupportedError, "b.h5: group '/'", "variable 'a'", "int, str")
+def writing_text_and_numbers(at: Files) -> Any:
+    return written(at, np.array(["x", 5], dtype=object))
+
+
+@raises(xref.errors.UnsupportedError, "b.h5: '/a'", "no type for")
+def writing_a_type_without_an_hdf5_type(at: Files) -> Any:
+    return written(at, np.zeros(1, dtype=[("a", "V0")]))
 
 
 @raises(xref.errors.UnsupportedError, "b.h5: '/a'", "text 1", "null character", "'S'")

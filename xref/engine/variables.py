@@ -26,7 +26,7 @@ from xref.engine.dimension_names import (
 from xref.engine.dimension_scales import NO_SCALES, scale_of_dataset, scale_of_layout
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
-from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, item_dtype
+from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, filter_name, item_dtype
 from xref.references import DecodeOptions, ObjectReference, SourceName
 from xref.storage import FileLocation
 
@@ -367,6 +367,9 @@ def build_variable(
 
 _NETCDF_FILTERS = {1: "zlib", 4: "szip", 307: "bzip2", 32001: "blosc", 32015: "zstd"}
 
+# N-bit and scale-offset are part of the type in h5py, and have no key in other engines.
+_FILTERS_WITH_KEYS = frozenset({*_NETCDF_FILTERS, 2, 3, 5, 6, 32000})
+
 _BLOSC_CODECS = ("blosc_lz", "blosc_lz4", "blosc_lz4hc", "", "blosc_zlib", "blosc_zstd")
 
 _SHUFFLE, _FLETCHER32 = 2, 3
@@ -390,7 +393,11 @@ def storage_encoding(
 
 
 def _filter_encoding(pipeline: FilterPipeline) -> dict[str, Any]:
-    """Return filters with the keys of netCDF-4; other filters with those of h5py."""
+    """Return filters with the keys of netCDF-4; other filters with those of h5py.
+
+    Filters that neither has a key for are in "hdf5_filters", in the order of writing. Writers
+    of xarray ignore this key; `xref.to_hdf5` writes the filters.
+    """
     options = {f.id: f.options for f in pipeline.filters}
     encoding: dict[str, Any] = {name: i in options for i, name in _NETCDF_FILTERS.items()}
     encoding["shuffle"] = _SHUFFLE in options
@@ -409,4 +416,9 @@ def _filter_encoding(pipeline: FilterPipeline) -> dict[str, Any]:
             encoding |= {"complevel": options_of[0]} if options_of else {}
         case Filter(id=32000):
             encoding |= {"compression": "lzf", "compression_opts": None}
+    if any(f.id not in _FILTERS_WITH_KEYS for f in pipeline.filters):
+        encoding["hdf5_filters"] = tuple(
+            {"id": f.id, "name": filter_name(f.id, f.name), "options": f.options}
+            for f in pipeline.filters
+        )
     return encoding

@@ -25,7 +25,13 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.objects.layouts import reference_itemsize, reference_kind, reference_kinds, time_dtype
+from xref.objects.layouts import (
+    holds_tags,
+    reference_itemsize,
+    reference_kind,
+    reference_kinds,
+    unconverted_dtype,
+)
 from xref.objects.netcdf_names import DIMENSION_LIST, SCALE_ATTRIBUTES
 from xref.objects.objects import Object, decode_name
 from xref.objects.parsing import byte_source, file_content, file_format
@@ -44,7 +50,10 @@ class RawAttributeReferences:
 
 @dataclass(frozen=True, slots=True)
 class RawAttributeValue:
-    """Elements of an attribute that contain references and other members, as stored."""
+    """Elements of an attribute as stored, of a type that h5py does not read.
+
+    They contain references, or opaque values with a tag.
+    """
 
     datatype: hdf5.Datatype
     shape: tuple[int, ...]
@@ -165,9 +174,13 @@ def _attribute_value(
     within = reference_kinds(datatype)
     if within and not (within == {"object"} and name in SCALE_ATTRIBUTES):
         return raw.get(name)
-    time = time_dtype(datatype)
-    if time is not None:
-        return _read_unconverted(attribute, datatype, time)[()]
+    unconverted = unconverted_dtype(datatype)
+    if unconverted is not None:
+        if attribute.get_space().get_simple_extent_type() == h5s.NULL:
+            return np.empty(0, dtype=unconverted)
+        return _read_unconverted(attribute, datatype, unconverted)[()]
+    if holds_tags(datatype):  # beside text or sequences, which HDF5 converts
+        return raw.get(name)
     value = item.attrs.__getitem__(name.encode("utf-8", "surrogateescape"))
     string = h5py.check_string_dtype(attribute.dtype)
     if isinstance(value, h5py.Empty):

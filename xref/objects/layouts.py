@@ -48,6 +48,52 @@ def reference_kinds(datatype: h5t.TypeID) -> set[str]:
     return set()
 
 
+def holds_tags(datatype: h5t.TypeID) -> bool:
+    """Tell whether a type is, or contains, an opaque type with a tag.
+
+    h5py has no such type in memory, and HDF5 does not convert between tags. h5py reads only
+    its own tags, those of NumPy's times.
+    """
+    match datatype.get_class():
+        case h5t.OPAQUE:
+            return not datatype.get_tag().startswith(b"NUMPY:") and bool(datatype.get_tag())
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return any(holds_tags(datatype.get_member_type(i)) for i in members)
+        case h5t.VLEN | h5t.ARRAY:
+            return holds_tags(datatype.get_super())
+    return False
+
+
+def _without_tags(datatype: h5t.TypeID) -> h5t.TypeID:
+    """Return a type with untagged opaque types in place of tagged ones."""
+    match datatype.get_class():
+        case h5t.OPAQUE:
+            return h5t.create(h5t.OPAQUE, datatype.get_size())
+        case h5t.COMPOUND:
+            out = h5t.create(h5t.COMPOUND, datatype.get_size())
+            for i in range(datatype.get_nmembers()):
+                member = _without_tags(datatype.get_member_type(i))
+                out.insert(datatype.get_member_name(i), datatype.get_member_offset(i), member)
+            return out
+        case h5t.ARRAY:
+            base = _without_tags(datatype.get_super())
+            return h5t.array_create(base, datatype.get_array_dims())
+    return datatype
+
+
+def unconverted_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the NumPy type as which stored elements are read without HDF5's conversion.
+
+    None for types that HDF5 converts to NumPy types.
+    """
+    time = time_dtype(datatype)
+    if time is not None or not (datatype.get_class() == h5t.OPAQUE or holds_tags(datatype)):
+        return time
+    dtype = datatype.dtype
+    return None if _indirect_type(datatype, dtype) else dtype
+
+
 _TIMES = (
     (h5t.UNIX_D32LE, "<i4"),
     (h5t.UNIX_D32BE, ">i4"),
@@ -110,6 +156,8 @@ def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
         expected = h5t.py_create(dtype, logical=True)
     except TypeError:
         return f"type {dtype}: h5py has no HDF5 type for this NumPy type"
+    if holds_tags(datatype):
+        datatype = _without_tags(datatype)
     return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 

@@ -300,7 +300,7 @@ class UndefinedLoader(_OfLayout):
     """
 
     layout: DatasetLayout
-    where: str
+    where: object  # becomes text in errors
 
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Raise `FileReadError`."""

@@ -49,7 +49,7 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
             "use reader='auto'"
         )
     if layout.is_undefined:
-        return UndefinedLoader(layout, dataset.where)
+        return UndefinedLoader(layout, NamedDataset(dataset))
     read_box = BoxReader(dataset)
     if reader == "h5py" or layout.why_not_direct:
         return BoxLoader(layout, read_box, chunk_check(dataset, layout))

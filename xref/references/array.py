@@ -156,6 +156,8 @@ class ReferenceArray:
     @property
     def label(self) -> str:
         """Name the references in a message, by the dataset or attribute that stores them."""
+        if self.size == 1:
+            return self.describe(0)
         if self.owner is not None:
             return str(self.owner)
         names = sorted(location.filename for location in self.columns.used_files())

@@ -217,7 +217,7 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
     """
     stored, source = layout.stored, FileBytes(dataset.location)
     if layout.is_undefined:
-        return UndefinedLoader(stored, dataset.where)
+        return UndefinedLoader(stored, NamedDataset(dataset))
     read_box = StoredReader(dataset)
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):

@@ -83,8 +83,9 @@ class ReferenceAccessor:
         layout : {"stack", "ragged", "pad", "concat"}
             "stack": all selections have the same shape; the dimensions of the result are those
             of the variable, then those of the targets. "ragged": selections of any shapes
-            follow each other along one ``sample`` dimension, with ``row_size`` elements for
-            each reference (CF conventions 1.11, "Contiguous ragged array representation").
+            follow each other along one ``sample`` dimension, with ``row_size`` elements of
+            shape ``row_shape`` (-1 for an axis that a result does not have) for each
+            reference (CF conventions 1.11, "Contiguous ragged array representation").
             "pad": each selection is padded to the largest shape with a fill value; a mask
             ``valid`` marks the selected elements. "concat": the selections are joined along
             one dimension of their targets; the other dimensions need equal lengths.
@@ -95,9 +96,13 @@ class ReferenceAccessor:
             in total for "ragged" and "concat". A dict gives chunks by dimension. None gives
             lazy arrays without Dask.
         coords : bool
-            Add the coordinates of the targets: 1-D if all references select the same part,
-            else with the dimensions of the references. For "concat", coordinates along the
-            joined dimension are joined too. ``y_start`` is the first element of each region
+            Add the coordinates of the targets. "stack": 1-D if all references select the same
+            part, else with the dimensions of the references. "concat": like "stack", but
+            coordinates along the joined dimension are joined too. "ragged": one along
+            ``sample`` for each axis of the targets: the values of the coordinate that all
+            targets have, else the positions along the axis (int64). "stack" and "pad" have
+            positions of points, masks, lists and slices with steps along axes without a
+            coordinate, -1 without an element. ``y_start`` is the first element of each region
             along dimension ``y`` of its target.
         on_null : {"raise", "fill", "drop"}
             Null references raise an error, become fill values, or are dropped. In a ragged or
@@ -298,8 +303,9 @@ class ReferenceAccessor:
             selection kind), ``npoints``, ``start`` and ``stop`` (elements along each axis, stop
             exclusive), ``ndim`` and ``shape`` of the resolved region (-1 beyond its axes), and
             ``fits``: whether the region lies within the current extent of its target. If some
-            references point at attributes, also ``attribute``: the name of the attribute, empty
-            for other references.
+            regions have steps, also ``stride``, ``count`` and ``block`` along each axis. If
+            some references point at attributes, also ``attribute``: the name of the attribute,
+            empty for other references.
 
         Examples
         --------

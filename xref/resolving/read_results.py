@@ -54,7 +54,8 @@ def check_size(
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
             f"{bound.label()}: {label} would take {nbytes} bytes, while the file stores "
-            f"{stored} bytes for it; select less, or allow it with xref.set_options(large_results=True)"
+            f"{stored} bytes for it; select less, or allow it with "
+            "xref.set_options(large_results=True)"
         )
 
 

@@ -70,9 +70,8 @@ class Version:
     value: str
 
     def __str__(self) -> str:
-        return f"of {self.nbytes} bytes" + (
-            f" with {self.key} {self.value}" if self.key else ""
-        )
+        tag = f" with {self.key} {self.value}" if self.key else ""
+        return f"of {self.nbytes} bytes{tag}"
 
 
 def read_version(url: str, info: Mapping[str, Any]) -> Version:
