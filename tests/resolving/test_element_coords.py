@@ -399,7 +399,7 @@ def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(
         if isinstance(scale, str):
             write_references(file, "x", [line.ref] * 5, dtype=h5py.ref_dtype)
         else:
-            file["x"] = scale
+            file.create_dataset("x", data=scale, maxshape=(None, *scale.shape[1:]))
         file["x"].make_scale("x")
         line.dims[0].attach_scale(file["x"])
         write_references(file, "refs", [line.regionref[1:4]])
@@ -409,6 +409,22 @@ def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(
     texts = [str(w.message) for w in warned]
     assert any("coordinate 'x'" in text and problem in text for text in texts)
     assert ragged["x"].values.tolist() == [1, 2, 3]
+
+
+def test_a_scale_of_another_length_names_no_axis(tmp_path: Path) -> None:
+    path = tmp_path / "short.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3.0)
+        file["x"].make_scale("x")
+        line = file.create_dataset("line", data=np.arange(5.0))
+        line.dims[0].attach_scale(file["x"])
+        write_references(file, "refs", [line.regionref[1:4]])
+    # Opening the file gives a warning, too.
+    with pytest.warns(UnreadableMemberWarning) as warned, open_h5(path) as ds:
+        ragged = ds["refs"].h5ref.resolve("ragged")
+    texts = [str(w.message) for w in warned]
+    assert all("points at 'x'" in text and "shape (3,)" in text for text in texts)
+    assert ragged["phony_dim_0"].values.tolist() == [1, 2, 3]
 
 
 def test_coordinates_with_too_many_elements_are_an_error_that_names_the_option(

@@ -149,9 +149,6 @@ _BY_TEST: dict[str, str] = {
     "tests/reading/test_unwritten.py::test_nothing_is_read_where_no_value_is_defined": """
         reading/execute:UndefinedLoader.load:FileReadError#1
     """,
-    "tests/resolving/test_element_coords.py::test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning": """
-        resolving/element_coords:_check_extents:SelectionError#1
-    """,
     "tests/hdf5/test_cache_image.py::test_an_image_of_a_later_version_is_unsupported": """
         hdf5/cache_image:_read_block:UnsupportedError#1
         hdf5/cache_image:_read_block:UnsupportedError#2
