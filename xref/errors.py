@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class XrefError(Exception):
@@ -67,27 +70,35 @@ class UnreadableMemberWarning(UserWarning):
 
 
 @contextmanager
-def naming(describe: Callable[[], str]) -> Iterator[None]:
-    """Begin the text of errors of xref with what ``describe`` returns.
+def naming(
+    describe: Callable[[], str], *others: type[ValueError] | type[TypeError]
+) -> Iterator[None]:
+    """Begin the text of errors of xref, and of types ``others``, with a name.
 
-    ``describe`` is called only if there is an error. The error keeps its type. Errors about a
-    whole file, which name it, stay as they are.
+    ``describe`` returns the name; it is called only if there is an error. The error keeps its
+    type. Errors about a whole file, which name it, stay as they are.
     """
     try:
         yield
     except (FileChangedError, FileWriteError):
         raise
-    except XrefError as error:
+    except (XrefError, *others) as error:
+        if not isinstance(error, XrefError) and type(error) not in others:
+            raise  # a class of another package, which may need other arguments
         raise located(error, describe()) from error
 
 
-def located(error: XrefError, where: str) -> XrefError:
+def located(error: E, where: str) -> E:
     """Return an error of the same type whose text begins with ``where``.
 
-    A filename with which both ``where`` and the text begin is written once.
+    A filename with which both ``where`` and the text begin is written once. Errors about bytes
+    of the file name ``where`` at the end.
     """
-    text, (filename, colon, _) = str(error), where.partition(": ")
-    if text.startswith(where):
+    text, (filename, colon, inner) = str(error), where.partition(": ")
+    if where in text:
         return error
+    if isinstance(error, FileReadError):  # about bytes of the file
+        same = colon and text.startswith(f"{filename}: ")
+        return type(error)(f"{text}; needed for {inner if same else where}")
     text = text.removeprefix(f"{filename}: ") if colon else text
     return type(error)(f"{where}: {text}")

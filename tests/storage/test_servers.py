@@ -194,7 +194,7 @@ def test_a_failing_server_raises_instead_of_leaving_out_members(server: RangeSer
             error_500(answer)
 
     server.fault = fail_behind_the_head
-    said = r"image\.h5: /image: bytes \d+ to \d+ could not be read in 1 attempt: status 500"
+    said = r"image\.h5: bytes \d+ to \d+ could not be read in 1 attempt: status 500"
     with xref.set_options(remote_retries=0):
         for open_it in (xr.open_dataset, xr.open_datatree):
             with pytest.raises(FileReadError, match=said):

@@ -35,7 +35,8 @@ def _sites_of(path: Path) -> dict[int, str]:
     for function, statement in _walk(ast.parse(path.read_text()), ()):
         if not isinstance(statement.exc, ast.Call):
             continue
-        name = ast.unparse(statement.exc.func)
+        made = statement.exc.func
+        name = ast.unparse(made) if isinstance(made, ast.Name | ast.Attribute) else "computed"
         counts[function, name] += 1
         site = f"{module}:{function}:{name}#{counts[function, name]}"
         found |= dict.fromkeys(range(statement.lineno, (statement.end_lineno or 0) + 1), site)

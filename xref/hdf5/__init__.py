@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from xref.hdf5.dataspace import MAX_RANK
     from xref.hdf5.datatype import Datatype, decode_datatype, reference_types, value_dtype
+    from xref.hdf5.filter_names import filter_name, install_hint
     from xref.hdf5.filters import SHUFFLE, Filter, FilterPipeline, decode_chunk
     from xref.hdf5.layout_message import CHUNKED
     from xref.hdf5.links import LINK_TYPES, is_group, read_hard_links
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from xref.hdf5.std_references import (
         REGION, StdElements, StdObjects, decode_std_objects, split_std_references, std_itemsize,
     )
-    from xref.hdf5.superblock import FileContent, FileFormat
+    from xref.hdf5.superblock import FileContent, FileFormat, read_image_entries
     from xref.hdf5.symbol_table import check_group
     from xref.hdf5.virtual_layout import (
         AllElements, Axis, ElementRuns, MappedSelection, RegularHyperslab, VirtualMapping,

@@ -55,7 +55,7 @@ class DatasetLayout:
     chunks: tuple[int, ...] | None  # chunk shape, elements; None if data are not chunked
     offset: int | None  # first byte in the file of contiguous data; None if nothing was written
     pipeline: FilterPipeline  # filters of chunked data
-    fill_value: Any  # of elements that were never written
+    fill_value: Any  # that the dataset defines, else zero; None if it is not known
     # Bytes that the file holds for the data; 0 for chunked data, whose chunk index tells it
     # (`xref.objects.datasets.stored_nbytes`).
     stored_nbytes: int
@@ -68,6 +68,30 @@ class DatasetLayout:
     virtual: bool = False  # whether the elements lie in other datasets
     # Fill value as stored, of references and of elements that hold them; empty for zeros.
     stored_fill: bytes = b""
+    # Whether HDF5 does not give the fill value to elements that were never written.
+    fill_never: bool = False
+    # Whether the fill value is undefined, and the fill time is another one.
+    fill_undefined: bool = False
+    has_storage: bool = True  # False if nothing is allocated; found for undefined fill values
+
+    @property
+    def is_undefined(self) -> bool:
+        """Whether no element has a value: see `unwritten_value`."""
+        return self.fill_undefined and not self.has_storage
+
+    @property
+    def unwritten_value(self) -> Any:
+        """The value of an element that was never written.
+
+        It is the fill value of the dataset, or zero if the dataset defines none. With the fill
+        time "never" (``H5D_FILL_TIME_NEVER``) HDF5 leaves such an element as it was in the
+        buffer of the reader; here, as in h5py, it is zero. If the fill value is undefined
+        (``H5D_FILL_VALUE_UNDEFINED``) and nothing at all was written, HDF5 refuses to read
+        (`is_undefined`); beside chunks that were written, it is zero.
+
+        Elements past the extent, which belong to a longer dimension, have the fill value.
+        """
+        return np.zeros((), dtype=self.dtype)[()] if self.fill_never else self.fill_value
 
     @property
     def stored(self) -> DatasetLayout:

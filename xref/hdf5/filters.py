@@ -55,6 +55,7 @@ from xref.hdf5.filter_codecs import (
     undo_szip,
     unshuffle,
 )
+from xref.hdf5.filter_names import filter_name
 
 # (client values, stored bytes, output buffer of the decoded size) -> decoded bytes: the
 # buffer, a part of it, or another array.
@@ -102,7 +103,8 @@ class Filter:
     @property
     def label(self) -> str:
         """Name of the filter in messages; a name from the file is quoted."""
-        return f"filter {NAMES.get(self.id) or repr(self.name[:40])} (id {self.id})"
+        name = NAMES.get(self.id) or (self.name and repr(self.name[:40]))
+        return f"filter {name or filter_name(self.id)} (id {self.id})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,18 +13,18 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5i, h5s, h5t
+from h5py import h5i, h5s, h5z
 
 from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, FileReadError, UnsupportedError, XrefError
 from xref.objects import layouts
-from xref.objects.attributes import as_stored, read_attributes, scale_addresses
+from xref.objects.attributes import AttachedScales, as_stored, attached_scales, read_attributes
 from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject, cached_by_object
-from xref.storage import FileBytes, FileLocation, cached_by_location, check_unchanged
+from xref.storage import FileLocation, cached_by_location, check_unchanged, metadata_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,7 @@ class DatasetMetadata:
     layout: hdf5.DatasetLayout
     attributes: dict[str, Any]  # from `read_attributes`, without `SCALE_ATTRIBUTES`
     problems: dict[str, Exception]  # of attributes that could not be read, by name
-    # Address of the dimension scale of each axis, or 0; empty if no axis has a scale.
-    scales: tuple[int, ...]
+    scales: AttachedScales  # what the file gives as the dimension scales of the axes
 
 
 @cached_by_object(maxsize=1 << 15)
@@ -45,11 +44,12 @@ def dataset_facts(stored: StoredObject) -> DatasetMetadata:
     layout = layouts.read_layout(dataset, stored)
     attributes, problems = read_attributes(dataset, stored)
     check_unchanged(stored.location)
-    (scales,) = scale_addresses([(attributes, len(layout.shape))], stored.location)
+    axes = (attributes, problems, len(layout.shape))
+    (scales,) = attached_scales([axes], stored.location)
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)
         problems.pop(name, None)
-    return DatasetMetadata(layout, attributes, problems, tuple(scales) if any(scales) else ())
+    return DatasetMetadata(layout, attributes, problems, scales)
 
 
 @cached_by_object(maxsize=256)
@@ -123,7 +123,7 @@ def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColum
     location = stored.location
     base = file_format(location).base_address
     source = byte_source(location, stored)
-    reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
+    reader = hdf5.NodeReader(source, metadata_bytes(location), base, "index of chunks")
     try:
         storage = hdf5.parse_chunk_storage(_layout_message(source, stored.address), source)
         chunks = hdf5.read_listed_chunks(
@@ -133,8 +133,8 @@ def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColum
         return None
     # Replace invalid addresses by one past the end of any file: `build_chunk_index` rejects
     # them, except for chunks outside the extent, which are ignored.
-    outside = (chunks.address < 0) | (chunks.address > source.file_nbytes)
-    offset = np.where(outside, 2**62, chunks.address + base)
+    inside = np.where(chunks.address < 0, 2**62, np.minimum(chunks.address, 2**62))
+    offset = inside + base
     nbytes, mask = chunks.nbytes.astype(np.uint64), chunks.filter_mask.astype(np.uint32)
     return chunks.cell, offset.astype(np.uint64), nbytes, mask
 
@@ -278,8 +278,14 @@ def _read_unconverted(
 def _read_error(
     dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...], error: Exception
 ) -> FileReadError:
+    missing = [
+        f"{stage.label} is not available here: {hdf5.install_hint(stage.id)}"
+        for stage in layouts.pipeline_of(dataset.id.get_create_plist()).filters
+        if not h5z.filter_avail(stage.id)
+    ]
+    reason = "; ".join(missing) or str(error)
     return FileReadError(
-        f"{dataset._xref_stored}: h5py could not read {shape} elements at {start}: {error}"
+        f"{dataset._xref_stored}: h5py could not read {shape} elements at {start}: {reason}"
     )
 
 
@@ -296,9 +302,7 @@ def read_values(
         If h5py cannot read them.
     """
     datatype = dataset.id.get_type()
-    unconverted = layouts.time_dtype(datatype)
-    if datatype.get_class() == h5t.OPAQUE:  # h5py would drop the tag
-        unconverted = datatype.dtype
+    unconverted = layouts.unconverted_dtype(datatype)
     if unconverted is not None:
         out = np.zeros(shape, dtype=unconverted)
         _read_unconverted(dataset, start, out)

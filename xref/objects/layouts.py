@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -45,6 +46,52 @@ def reference_kinds(datatype: h5t.TypeID) -> set[str]:
         case h5t.VLEN | h5t.ARRAY:
             return reference_kinds(datatype.get_super())
     return set()
+
+
+def holds_tags(datatype: h5t.TypeID) -> bool:
+    """Tell whether a type is, or contains, an opaque type with a tag.
+
+    h5py has no such type in memory, and HDF5 does not convert between tags. h5py reads only
+    its own tags, those of NumPy's times.
+    """
+    match datatype.get_class():
+        case h5t.OPAQUE:
+            return not datatype.get_tag().startswith(b"NUMPY:") and bool(datatype.get_tag())
+        case h5t.COMPOUND:
+            members = range(datatype.get_nmembers())
+            return any(holds_tags(datatype.get_member_type(i)) for i in members)
+        case h5t.VLEN | h5t.ARRAY:
+            return holds_tags(datatype.get_super())
+    return False
+
+
+def _without_tags(datatype: h5t.TypeID) -> h5t.TypeID:
+    """Return a type with untagged opaque types in place of tagged ones."""
+    match datatype.get_class():
+        case h5t.OPAQUE:
+            return h5t.create(h5t.OPAQUE, datatype.get_size())
+        case h5t.COMPOUND:
+            out = h5t.create(h5t.COMPOUND, datatype.get_size())
+            for i in range(datatype.get_nmembers()):
+                member = _without_tags(datatype.get_member_type(i))
+                out.insert(datatype.get_member_name(i), datatype.get_member_offset(i), member)
+            return out
+        case h5t.ARRAY:
+            base = _without_tags(datatype.get_super())
+            return h5t.array_create(base, datatype.get_array_dims())
+    return datatype
+
+
+def unconverted_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
+    """Return the NumPy type as which stored elements are read without HDF5's conversion.
+
+    None for types that HDF5 converts to NumPy types.
+    """
+    time = time_dtype(datatype)
+    if time is not None or not (datatype.get_class() == h5t.OPAQUE or holds_tags(datatype)):
+        return time
+    dtype = datatype.dtype
+    return None if _indirect_type(datatype, dtype) else dtype
 
 
 _TIMES = (
@@ -109,6 +156,8 @@ def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
         expected = h5t.py_create(dtype, logical=True)
     except TypeError:
         return f"type {dtype}: h5py has no HDF5 type for this NumPy type"
+    if holds_tags(datatype):
+        datatype = _without_tags(datatype)
     return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 
@@ -141,6 +190,10 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     # For chunked storage HDF5 would walk the whole chunk index, damaged or not.
     nbytes = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, stored)
     why_not_direct = metadata.why_not_direct
+    fill_never = properties.get_fill_time() == h5d.FILL_TIME_NEVER
+    fill_undefined = not fill_never and (
+        properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED
+    )
     fill_bytes = b""
     if metadata.kind or elements is not None:
         fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
@@ -150,7 +203,7 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
             why_not_direct = f"type {dtype}: references within elements"
     else:
         fill_value = _fill_value(properties, dtype)
-        if fill_value is None:
+        if fill_value is None and not fill_never:
             why_not_direct = why_not_direct or "fill value: not known to h5py"
     offset = None
     # Without stored bytes nothing was written yet. HDF5 still gives an offset then, if the
@@ -175,6 +228,9 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
         why_not_raw=why_not_raw,
         virtual=storage == h5d.VIRTUAL,
         stored_fill=fill_bytes,
+        fill_never=fill_never,
+        fill_undefined=fill_undefined,
+        has_storage=not fill_undefined or _has_storage(dataset, properties, nbytes, stored),
     )
 
 
@@ -352,12 +408,27 @@ def _filter(properties: h5p.PropDCID, index: int) -> hdf5.Filter:
 
 
 def has_fill_value(properties: h5p.PropDCID) -> bool:
-    """Tell whether unwritten elements have a fill value that the dataset defines.
+    """Tell whether the dataset defines a fill value."""
+    return bool(properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED)
 
-    With the fill time "never", HDF5 does not set unwritten elements, and h5py gives zeros.
-    """
-    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
-    return bool(defined and properties.get_fill_time() != h5d.FILL_TIME_NEVER)
+
+def _has_storage(
+    dataset: h5py.Dataset, properties: h5p.PropDCID, nbytes: int, stored: StoredObject
+) -> bool:
+    """Tell whether storage is allocated for elements, or for an index of chunks."""
+    match properties.get_layout():
+        case h5d.CONTIGUOUS:
+            return bool(nbytes or properties.get_external_count())
+        case h5d.CHUNKED if stored.location.source.open_for_writing:
+            return bool(dataset.id.get_storage_size())
+        case h5d.CHUNKED:
+            source = byte_source(stored.location, stored.where)
+            messages = hdf5.read_messages(source, stored.address, {hdf5.LAYOUT_MESSAGE})
+            undefined = 2 ** (8 * source.offset_size) - 1
+            with suppress(UnsupportedError):  # a type of chunk index that only HDF5 knows
+                storages = (hdf5.parse_chunk_storage(m.body, source) for m in messages)
+                return all(storage.address != undefined for storage in storages)
+    return True
 
 
 def stored_fill(stored: StoredObject, itemsize: int) -> bytes:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xref.reading.box_copies import copy_boxes
     from xref.reading.chunk_checks import check_packed, chunk_check
     from xref.reading.execute import (
-        BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, read_plan,
+        BoxLoader, ChunkLoader, ContiguousLoader, TileLoader, UndefinedLoader, read_plan,
     )
     from xref.reading.loaders import value_loader
     from xref.reading.partitions import (

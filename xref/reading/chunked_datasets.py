@@ -35,7 +35,7 @@ class ChunkedDatasets:
     ndim: arrays.IntArray  # (n,), at least 1
     chunks: ChunkColumns  # of the n datasets
     pipeline: FilterPipeline
-    fill_value: Any
+    unwritten_value: Any
     describe: Callable[[int], str]  # names dataset i in errors
 
 
@@ -120,13 +120,13 @@ def _read_chunks(
 def _fill_missing(
     datasets: ChunkedDatasets, out: npt.NDArray[Any], dst: arrays.IntArray
 ) -> None:
-    """Fill the datasets that lack a chunk with the fill value."""
+    """Fill the datasets that lack a chunk with the value of unwritten elements."""
     room = (-(-datasets.shape // datasets.chunk_shape)).prod(axis=1)
     missing = room - np.diff(datasets.chunks.cut)
     partial = np.flatnonzero(missing)
     if len(partial):
         npoints = datasets.shape[partial].prod(axis=1)
-        out[arrays.ragged_ranges(dst[partial], npoints)] = datasets.fill_value
+        out[arrays.ragged_ranges(dst[partial], npoints)] = datasets.unwritten_value
         count(chunks_missing=int(missing.sum()))
 
 

@@ -31,7 +31,7 @@ from xref.arrays import (
     row_offsets,
     scratch_buffer,
 )
-from xref.errors import CorruptFileError, UnsupportedError, located
+from xref.errors import CorruptFileError, FileReadError, UnsupportedError, located
 from xref.hdf5 import ChunkIndex, DatasetLayout, decode_chunk
 from xref.reading.box_copies import copy_boxes
 from xref.reading.plan import CONTIGUOUS_GAP_NBYTES, ReadPlan
@@ -110,7 +110,7 @@ class ChunkLoader(_OfLayout):
         corners = (cells * chunks - plan.tile_origin[tile]).tolist()
         rows = self.index.find(numbers)
         for i in np.flatnonzero(rows < 0).tolist():
-            self._window(canvas, corners[i])[...] = self.layout.fill_value
+            self._window(canvas, corners[i])[...] = self.layout.unwritten_value
             count(chunks_missing=1)
         stored = np.flatnonzero(rows >= 0)
         rows = rows[stored]
@@ -208,7 +208,7 @@ class ContiguousLoader(_OfLayout):
     def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
         """Read the elements of the tile's pieces; a tile is one range of the file."""
         if self.layout.offset is None:
-            canvas[...] = self.layout.fill_value
+            canvas[...] = self.layout.unwritten_value
             return
         itemsize = self.layout.dtype.itemsize
         origin = np.array(canvas_strides(self.layout.shape), dtype=np.int64)
@@ -290,6 +290,31 @@ class BoxLoader(_OfLayout):
         corner: tuple[Any, ...] = tuple(slice(a - o, b - o) for a, b, o in sides)
         window = canvas[(*corner, Ellipsis)]  # an array even without axes
         self.read_box(tuple(start), window)
+
+
+@dataclass(frozen=True, slots=True)
+class UndefinedLoader(_OfLayout):
+    """Refuses to read a dataset of which no element has a value.
+
+    `DatasetLayout.unwritten_value` has the rule. A selection without elements has no tiles.
+    """
+
+    layout: DatasetLayout
+    where: object  # becomes text in errors
+
+    def load(self, plan: ReadPlan, tile: int, canvas: npt.NDArray[Any]) -> None:
+        """Raise `FileReadError`."""
+        raise FileReadError(
+            f"{self.where} has no values: nothing was written to it, and its fill value is "
+            "undefined"
+        )
+
+    def ranges(self, plan: ReadPlan) -> TileRanges | None:
+        """Return None: there is nothing to fetch."""
+
+    def with_source(self, source: ByteSource) -> UndefinedLoader:
+        """Return the loader itself."""
+        return self
 
 
 def read_plan(plan: ReadPlan, loader: TileLoader, out: npt.NDArray[Any]) -> None:

@@ -16,7 +16,13 @@ from xref.errors import UnsupportedError
 from xref.hdf5 import DatasetLayout, unfold_subarray
 from xref.objects import NamedDataset, StoredObject, chunk_index, open_dataset, read_values
 from xref.reading.chunk_checks import chunk_check
-from xref.reading.execute import BoxLoader, ChunkLoader, ContiguousLoader, TileLoader
+from xref.reading.execute import (
+    BoxLoader,
+    ChunkLoader,
+    ContiguousLoader,
+    TileLoader,
+    UndefinedLoader,
+)
 from xref.reading.virtual_sources import check_sources
 from xref.storage import FileBytes, check_descriptors, check_unchanged
 
@@ -42,6 +48,8 @@ def value_loader(dataset: StoredObject, layout: DatasetLayout, reader: str) -> T
             f"{dataset.named} cannot be read directly ({layout.why_not_direct}); "
             "use reader='auto'"
         )
+    if layout.is_undefined:
+        return UndefinedLoader(layout, NamedDataset(dataset))
     read_box = BoxReader(dataset)
     if reader == "h5py" or layout.why_not_direct:
         return BoxLoader(layout, read_box, chunk_check(dataset, layout))

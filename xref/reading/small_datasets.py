@@ -73,7 +73,7 @@ class SmallDatasets:
         written = self.offset[which] >= 0
         if not written.all():
             npoints = self.shape[which[~written]].prod(axis=1)
-            out[ragged_ranges(dst[~written], npoints)] = layout.fill_value
+            out[ragged_ranges(dst[~written], npoints)] = layout.unwritten_value
             which, dst = which[written], dst[written]
         read_scattered(
             FileBytes(self.location),
@@ -98,7 +98,7 @@ class SmallDatasets:
             ndim=self.ndim[once],
             chunks=self.chunks.take(once),
             pipeline=layout.pipeline,
-            fill_value=layout.fill_value,
+            unwritten_value=layout.unwritten_value,
             describe=describe,
         )
         read_chunked_datasets(FileBytes(self.location), datasets, out, dst[first])
@@ -181,6 +181,8 @@ def _select_by_kind(
         if metadata is None or not _is_plain(metadata.layout):
             selected &= ~members
             continue
+        if metadata.layout.fill_undefined:  # without storage there are no values to read
+            selected &= ~members | (table.offset >= 0)
         kinds[k] = metadata
         needed = table.shape.prod(axis=1) * metadata.layout.stored_itemsize
         selected &= ~members | (table.nbytes == needed)

@@ -153,6 +153,16 @@ class ReferenceArray:
         names = self.names
         return names.owners[0] if names is not None and len(names.owners) == 1 else None
 
+    @property
+    def label(self) -> str:
+        """Name the references in a message, by the dataset or attribute that stores them."""
+        if self.size == 1:
+            return self.describe(0)
+        if self.owner is not None:
+            return str(self.owner)
+        names = sorted(location.filename for location in self.columns.used_files())
+        return f"{', '.join(names) or 'no file'}: {KIND_NOUNS[self.kind]}s"
+
     def describe(self, row: int) -> str:
         """Name one element in a message; ``row`` counts in C order."""
         names = self.names

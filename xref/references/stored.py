@@ -24,6 +24,7 @@ from xref.reading import (
     ContiguousLoader,
     StoredPart,
     TileLoader,
+    UndefinedLoader,
     chunk_check,
     plan_outer,
     plan_points,
@@ -215,6 +216,8 @@ def stored_loader(dataset: StoredObject, layout: DatasetLayout) -> TileLoader:
         If only HDF5 can read the storage, and would convert the elements.
     """
     stored, source = layout.stored, FileBytes(dataset.location)
+    if layout.is_undefined:
+        return UndefinedLoader(stored, NamedDataset(dataset))
     read_box = StoredReader(dataset)
     if stored.why_not_direct and stored.why_not_direct != objects.COMPACT:
         if layout.reference_kind not in ("object", "region"):

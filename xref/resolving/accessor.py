@@ -80,24 +80,33 @@ class ReferenceAccessor:
 
         Parameters
         ----------
-        layout : {"stack", "ragged", "pad"}
+        layout : {"stack", "ragged", "pad", "concat"}
             "stack": all selections have the same shape; the dimensions of the result are those
             of the variable, then those of the targets. "ragged": selections of any shapes
-            follow each other along one ``sample`` dimension, with ``row_size`` elements for
-            each reference (CF conventions 1.11, "Contiguous ragged array representation").
+            follow each other along one ``sample`` dimension, with ``row_size`` elements of
+            shape ``row_shape`` (-1 for an axis that a result does not have) for each
+            reference (CF conventions 1.11, "Contiguous ragged array representation").
             "pad": each selection is padded to the largest shape with a fill value; a mask
-            ``valid`` marks the selected elements.
+            ``valid`` marks the selected elements. "concat": the selections are joined along
+            one dimension of their targets; the other dimensions need equal lengths.
+            Coordinates tell the reference of each element along the joined dimension.
         chunks : "auto", int, dict or None
             Dask blocks, each of whole regions. "auto" fills Dask's chunk size. An int is a
             number of references: along each dimension of the variable for "stack" and "pad",
-            in total for "ragged". A dict gives chunks by dimension. None gives lazy arrays
-            without Dask.
+            in total for "ragged" and "concat". A dict gives chunks by dimension. None gives
+            lazy arrays without Dask.
         coords : bool
-            Add the coordinates of the targets: 1-D if all references select the same part,
-            else with the dimensions of the references. ``y_start`` is the first element of
-            each region along dimension ``y`` of its target.
+            Add the coordinates of the targets. "stack": 1-D if all references select the same
+            part, else with the dimensions of the references. "concat": like "stack", but
+            coordinates along the joined dimension are joined too. "ragged": one along
+            ``sample`` for each axis of the targets: the values of the coordinate that all
+            targets have, else the positions along the axis (int64). "stack" and "pad" have
+            positions of points, masks, lists and slices with steps along axes without a
+            coordinate, -1 without an element. ``y_start`` is the first element of each region
+            along dimension ``y`` of its target.
         on_null : {"raise", "fill", "drop"}
-            Null references raise an error, become fill values, or are dropped.
+            Null references raise an error, become fill values, or are dropped. In a ragged or
+            joined result, they are without elements.
         fill_value : scalar, optional
             Value of null references and of padding. The default depends on the type: NaN, NaT,
             empty text, or an empty sequence; for integers the fill value of each target
@@ -105,14 +114,17 @@ class ReferenceAccessor:
         dtype : dtype-like, optional
             Type of the decoded values. The default type holds the values of all targets
             exactly.
+        concat_dim : hashable or int, optional
+            The joined dimension of the targets for "concat", or the number of its axis. The
+            default is the first.
 
         Returns
         -------
         xarray.DataArray, xarray.Dataset or dict
-            A DataArray for "stack", a Dataset for "ragged" and "pad". References to groups
-            give a dict from the index of each reference to a lazily opened Dataset.
-            References to attributes of one shape and type give the attribute values, which
-            are read at once.
+            A DataArray for "stack" and "concat", a Dataset for "ragged" and "pad".
+            References to groups give a dict from the index of each reference to a lazily
+            opened Dataset. References to attributes of one shape and type give the attribute
+            values, which are read at once.
 
         Raises
         ------
@@ -128,6 +140,7 @@ class ReferenceAccessor:
         --------
         >>> patches = ds["rois"].h5ref.resolve(chunks={"roi": 100})  # doctest: +SKIP
         >>> patches.mean(("y", "x")).compute()  # doctest: +SKIP
+        >>> ds["trials"].h5ref.resolve("concat", concat_dim="time")  # doctest: +SKIP
         """
         options = chunks, coords, on_null, fill_value, dtype, concat_dim
         return resolve_references(self._array, self.references, layout, *options)
@@ -290,8 +303,9 @@ class ReferenceAccessor:
             selection kind), ``npoints``, ``start`` and ``stop`` (elements along each axis, stop
             exclusive), ``ndim`` and ``shape`` of the resolved region (-1 beyond its axes), and
             ``fits``: whether the region lies within the current extent of its target. If some
-            references point at attributes, also ``attribute``: the name of the attribute, empty
-            for other references.
+            regions have steps, also ``stride``, ``count`` and ``block`` along each axis. If
+            some references point at attributes, also ``attribute``: the name of the attribute,
+            empty for other references.
 
         Examples
         --------

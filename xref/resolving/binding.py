@@ -46,11 +46,9 @@ class BoundVariable:
         """Name the references in a message."""
         if self.coordinate_of:
             return f"coordinate {self.variable_name!r} of {self.coordinate_of}"
-        owner = self.references.owner
-        if owner is not None:
-            return str(owner)
-        name = self.variable_name
-        return "the references" if name is None else f"the reference variable {name!r}"
+        if self.references.owner is not None or self.variable_name is None:
+            return self.references.label
+        return f"the reference variable {self.variable_name!r}"
 
     @property
     def widest(self) -> np.dtype[Any]:

@@ -79,6 +79,10 @@ class BoundReferences:
     references: ReferenceArray
     rows: Rows | None = None  # (n,), rows of `references`; None: all of them
 
+    def label(self) -> str:
+        """Name the references in a message."""
+        return self.references.label
+
     def describe(self, row: int) -> str:
         """Name a reference and its target in a message, by its row among the results."""
         row = row if self.rows is None else int(self.rows[row])
@@ -227,7 +231,8 @@ def bind_references(array: ReferenceArray) -> BoundReferences:
             n = len(references) if isinstance(rows, slice) else len(rows)
             regions = _select_all_once(extent, 1) if n == 1 else _select_all(extent, n)
         datasets.append(BoundDataset(dataset=dataset, facts=facts, rows=rows, regions=regions))
-    ndim, shape = _result_shapes(references, datasets, small_by_file)
+    with naming(lambda: array.label):  # a union may be too large to count
+        ndim, shape = _result_shapes(references, datasets, small_by_file)
     return BoundReferences(tuple(datasets), tuple(small_by_file), ndim, shape, null, array)
 
 

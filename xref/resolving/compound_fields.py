@@ -208,9 +208,9 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
     columns = references.columns
     if references.is_region or len(columns.attribute_rows):
         raise WrongTargetError(
-            f"member {reference_name!r} of {array.name!r} has references to regions or "
-            f"attributes, which have no elements to count; .h5ref.field({reference_name!r}) "
-            "gives them"
+            f"{references.label}: member {reference_name!r} of {array.name!r} has references "
+            "to regions or attributes, which have no elements to count; "
+            f".h5ref.field({reference_name!r}) gives them"
         )
     null = ((start < 0) & (count < 0)) | (columns.address == 0)
     tables = [empty_table(int(null.sum()), 0, SelectionKind.NULL)]
@@ -223,12 +223,8 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
         dataset = _series_data(target, references.describe(int(rows[0])))
         shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
-        empty = count[rows] == 0
-        tables += [
-            _boxes_along_first_axis(start[rows[~empty]], count[rows[~empty]], shape),
-            empty_table(int(empty.sum()), 0, SelectionKind.NONE),
-        ]
-        order += [rows[~empty], rows[empty]]
+        tables.append(_boxes_along_first_axis(start[rows], count[rows], shape))
+        order.append(rows)
         address[rows] = dataset.address
         files.setdefault(dataset.location)
         file[rows] = list(files).index(dataset.location)

@@ -189,7 +189,7 @@ class ConcatArray(ReferenceResults):
         if 0 in shape:
             return np.empty(0, dtype=self.raw_dtype)
         last = int((start + (count - 1) * step).max())
-        bound, offsets = self._bind_stretch(int(start.min()), last + 1)
+        bound, offsets = self.bind_stretch(int(start.min()), last + 1)
         pieces = cut_rows(offsets, start, count, step)
         box = [np.tile(column, (len(pieces.count), 1)) for column in zip(*sides, strict=True)]
         part = self._narrow_to_pieces(bound, pieces, *box)
@@ -200,7 +200,7 @@ class ConcatArray(ReferenceResults):
         read_results(part, out, dst, shape, self.references.options.reader, self.decoders)
         return out
 
-    def _bind_stretch(self, low: int, high: int) -> tuple[BoundReferences, IntArray]:
+    def bind_stretch(self, low: int, high: int) -> tuple[BoundReferences, IntArray]:
         """Bind the stretches of references with rows ``low:high``; return their offsets."""
         first = max(int(np.searchsorted(self.coarse_offsets, low, side="right")) - 1, 0)
         last = int(np.searchsorted(self.coarse_offsets, high, side="left"))

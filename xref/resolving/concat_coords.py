@@ -27,6 +27,9 @@ from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
 from xref.resolving.bound_references import BoundDataset, Shape
 from xref.resolving.concat_arrays import ConcatArray
+from xref.resolving.element_coords import sample_coords
+from xref.resolving.element_sources import Elements
+from xref.resolving.lazy_results import CommonDecoding
 from xref.resolving.result_coords import start_coords
 from xref.resolving.result_variables import (
     Coords,
@@ -97,6 +100,48 @@ def _positions(key: Axis, n: int) -> IntArray:
         return np.arange(*key.indices(n))
     chosen = np.atleast_1d(np.asarray(key))
     return np.where(chosen < 0, chosen + n, chosen)
+
+
+class JoinedPositions(ConcatArray):
+    """The position of each row along the joined axis of its target."""
+
+    def __init__(self, refs: BoundVariable, axis: int, shape: Shape) -> None:
+        integers = CommonDecoding(np.dtype(np.int64))
+        super().__init__(refs.references, axis, shape, integers, refs.bound)
+        self.shape = (shape[axis],)
+
+    def _read(self, key: tuple[Axis, ...]) -> npt.NDArray[Any]:
+        rows = _positions(key[0], self.shape[0])
+        if not len(rows):
+            return np.zeros(0, dtype=np.int64)
+        low, high = int(rows.min()), int(rows.max()) + 1
+        bound, offsets = self.bind_stretch(low, high)
+        begin, end = (np.clip(column, low, high) for column in (offsets[:-1], offsets[1:]))
+        elements = replace(
+            Elements.along(bound, self.axis), first=begin - offsets[:-1], count=end - begin
+        )
+        values = elements.positions(np.zeros(len(begin), dtype=np.int64))[rows - low]
+        return values if isinstance(key[0], np.ndarray | slice) else values[0, ...]
+
+
+def position_coords(
+    refs: BoundVariable, dims: DimNames, axis: int, shape: Shape, taken: Coords
+) -> Coords:
+    """Return the position of each row in its target, unless a coordinate has the dimension."""
+    if dims[axis] in taken or not refs.targets:
+        return {}
+    positions = engine.lazily_indexed(JoinedPositions(refs, axis, shape))
+    return {dims[axis]: xr.Variable((dims[axis],), positions)}
+
+
+def point_coords(refs: BoundVariable, dim: Hashable, offsets: IntArray) -> Coords:
+    """Return the coordinates of single elements of datasets of several dimensions.
+
+    There is one for each axis of the datasets: the values of its coordinate, else positions.
+    """
+    found = sample_coords(refs, dim, None, (refs.name,), ())
+    sizes = refs.references.shape
+    return {k: _repeat(v, refs.dims, sizes, dim, offsets) for k, v in found.items()}
 
 
 def repeated_coords(
@@ -173,7 +218,7 @@ class _Target:
 def joined_coords(
     refs: BoundVariable, dims: DimNames, axis: int, shape: Shape, offsets: IntArray
 ) -> Coords:
-    """Join the coordinates that all targets have, as their values are joined.
+    """Join the coordinates that all targets have, as their values of full rank are joined.
 
     Parameters
     ----------
@@ -196,18 +241,14 @@ def joined_coords(
         return {}
     coords: Coords = {}
     for name, (_, own_dims) in targets[0].metadata.coords.items():
-        axes = [target.axes(name, own_dims) for target in targets]
-        if len(dims) > 1 and any(found != axes[0] for found in axes):
+        own = targets[0].axes(name, own_dims)
+        if own is None or any(target.axes(name, own_dims) != own for target in targets):
             continue
-        if any(found is None for found in axes) or not _fit(targets, name, axes):
+        if not _fit(targets, name, own):
             continue
-        # Points of several dimensions lie along the only axis of the result.
-        is_scattered = len(dims) == 1 and any(len(t.metadata.dims) > 1 for t in targets)
-        own_axes = list(axes[0] or ()) if len(dims) > 1 else [0] * bool(own_dims)
-        along = tuple(dims[k] for k in own_axes)
-        label = along[0] if own_dims == (name,) and not is_scattered else name
-        sizes = tuple(shape[k] for k in own_axes)
-        projected = [_project(t.regions, own) for t, own in zip(targets, axes, strict=True)]
+        along, sizes = tuple(dims[k] for k in own), tuple(shape[k] for k in own)
+        label = along[0] if own_dims == (name,) else name
+        projected = [_project(target.regions, own) for target in targets]
         coordinate = _Coordinate(refs, targets, name, along, sizes, projected, offsets)
         try:
             coords[label] = coordinate.variable(dims[axis])
@@ -231,24 +272,26 @@ def _targets_with_rows(refs: BoundVariable, lengths: IntArray) -> list[_Target]:
     return targets
 
 
-def _project(regions: SelectionTable, axes: list[int] | None) -> SelectionTable:
+def _project(regions: SelectionTable, axes: list[int]) -> SelectionTable:
     """Keep the axes of a coordinate; one without axes is selected whole."""
     if not axes:
         return empty_table(len(regions), 0, SelectionKind.ALL)
     return project(regions, axes)
 
 
-def _fit(targets: Sequence[_Target], name: str, axes: Sequence[Any]) -> bool:
+def _fit(targets: Sequence[_Target], name: str, axes: list[int]) -> bool:
     """Tell whether a coordinate has the extent of its axes everywhere, and no references."""
-    for target, own in zip(targets, axes, strict=True):
-        layout = target.coordinate(name).layout
-        extent = tuple(target.bound.layout.shape[axis] for axis in own)
-        if layout.shape != extent:
+    for target in targets:
+        stored = target.coordinate(name)
+        extent = tuple(target.bound.layout.shape[axis] for axis in axes)
+        if stored.layout.shape != extent:
             # For instance, an unlimited dimension has grown for some variables only.
-            problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
-            engine.warn_unreadable(f"{target.coordinate(name)}: coordinate {name!r}", problem)
+            problem = SelectionError(
+                f"it has shape {stored.layout.shape}, its axes have {extent}"
+            )
+            engine.warn_unreadable(f"{stored.where}: coordinate {name!r}", problem)
             return False
-        if layout.reference_kind:
+        if stored.layout.reference_kind:
             return False
     return True
 

@@ -21,7 +21,13 @@ from xref.arrays import IntArray, row_offsets
 from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
 from xref.resolving.concat_arrays import axis_lengths
-from xref.resolving.concat_coords import concat_variable, joined_coords, repeated_coords
+from xref.resolving.concat_coords import (
+    concat_variable,
+    joined_coords,
+    point_coords,
+    position_coords,
+    repeated_coords,
+)
 from xref.resolving.dask_graph import auto_chunk_nbytes, check_chunks, chunk_variable
 from xref.resolving.result_variables import Coords, DimNames, result_dims
 
@@ -69,14 +75,18 @@ def resolve_concatenated(
         wanted = _choose_chunks(chunks, refs, joined, itemsize)
         variable = chunk_variable(variable, data, wanted, "concat", decode)
     found: Coords = {}
-    if coords:
+    positions: Coords = {}
+    if coords and len(joined.dims) == 1 and max(refs.bound.ranks, default=1) > 1:
+        found = point_coords(refs, joined.dim, offsets)
+    elif coords:
         found = joined_coords(refs, joined.dims, axis, joined.shape, offsets)
-    taken = {refs.name, *variable.dims}
+        positions = position_coords(refs, joined.dims, axis, joined.shape, found)
+    taken = {refs.name, *variable.dims, *found}
     starts_dims = joined.dims if coords else None
-    found |= repeated_coords(
-        refs, reference_coords, starts_dims, joined.dim, offsets, taken | set(found)
-    )
+    found |= repeated_coords(refs, reference_coords, starts_dims, joined.dim, offsets, taken)
     values = xr.DataArray(variable, coords=found, name=refs.name)
+    # Without an index: rows of several references have equal positions.
+    values = values.assign_coords(xr.Coordinates(positions, indexes={}))
     values.encoding = dict(variable.encoding)
     if variable.dtype.kind != "S":  # is stored with one more axis, of characters
         values.encoding["chunksizes"] = _storage_chunks(refs, variable, axis)
@@ -92,7 +102,7 @@ def _join(refs: BoundVariable, concat_dim: Hashable | None) -> Joined:
     dims = result_dims(refs, rank, joined=True)
     if not bound.n_targets and isinstance(concat_dim, str):
         dims = (concat_dim,)
-    axis = _find_axis(dims, concat_dim)
+    axis = _find_axis(dims, concat_dim, bound.label())
     lengths = axis_lengths(bound, rank, axis)
     counted = np.flatnonzero(lengths)
     if len(counted):
@@ -119,19 +129,20 @@ def _find_rank(refs: BoundVariable) -> int:
     if len(ranks) > 1:
         found = " and ".join(_describe_result(refs, int(filled[k])) for k in first)
         raise ValueError(
-            f"layout='concat' joins results with equal numbers of dimensions; the references "
-            f"select {found}; use layout='ragged', or select references of one kind"
+            f"{bound.label()}: layout='concat' joins results with equal numbers of dimensions; "
+            f"the references select {found}; use layout='ragged', or select references of one "
+            "kind"
         )
     if not ranks[0]:
         raise ValueError(
-            f"layout='concat' joins results along one of their dimensions, and the references "
-            f"point at scalars ({_describe_result(refs, int(filled[0]))}); use layout='stack' "
-            "or layout='ragged'"
+            f"{bound.label()}: layout='concat' joins results along one of their dimensions, "
+            f"and the references point at scalars ({_describe_result(refs, int(filled[0]))}); "
+            "use layout='stack' or layout='ragged'"
         )
     return int(ranks[0])
 
 
-def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
+def _find_axis(dims: DimNames, concat_dim: Hashable | None, label: str) -> int:
     """Return the axis that ``concat_dim``, a dimension or an axis number, means."""
     if concat_dim is None:
         return 0
@@ -143,7 +154,7 @@ def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
         axis = None
     if axis is None or isinstance(concat_dim, bool) or not -len(dims) <= axis < len(dims):
         raise ValueError(
-            f"concat_dim is {concat_dim!r}; the results have the dimensions "
+            f"{label}: concat_dim is {concat_dim!r}; the results have the dimensions "
             f"{[str(d) for d in dims]}, which may also be given by their number"
         )
     return axis % len(dims)
@@ -151,9 +162,9 @@ def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
 
 def _describe_result(refs: BoundVariable, row: int) -> str:
     """Name the shape of one result, and its reference."""
-    bound, references = refs.bound, refs.references
+    bound = refs.bound
     shape = tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-    return f"{shape} by {references.describe(row)} {references.element(row)!r}"
+    return f"{shape} by {bound.describe(row)}"
 
 
 def _describe_shapes(refs: BoundVariable, rows: IntArray, dims: DimNames, axis: int) -> str:
@@ -172,9 +183,10 @@ def _describe_shapes(refs: BoundVariable, rows: IntArray, dims: DimNames, axis: 
     ]
     another = f"concat_dim={fitting[0]!r}, " if fitting else ""
     return (
-        f"the references select shapes that do not join along {names[axis]!r}: "
-        f"{', '.join(found)}{more}. All dimensions but the joined one need equal lengths; use "
-        f"{another}layout='ragged' or layout='pad', or select references of one shape"
+        f"{refs.bound.label()}: the references select shapes that do not join along "
+        f"{names[axis]!r}: {', '.join(found)}{more}. All dimensions but the joined one need "
+        f"equal lengths; use {another}layout='ragged' or layout='pad', or select references of "
+        "one shape"
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from xref.arrays import IntArray, exact_values, row_offsets
 from xref.engine import Axis, Decoders, Decoding, LazyArray, index_outer
+from xref.errors import naming
 from xref.hdf5 import item_dtype, unfold_subarray
 from xref.reading import Parts
 from xref.references import ReferenceArray
@@ -262,10 +263,12 @@ class StackArray(ReferenceResults):
     def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
         bound, result_shape = narrowed[0], narrowed[1] or ()
         values = unfold_subarray(flat.reshape(shape + result_shape))
-        if self.decode is not None:
-            values = self.decode(values)
+        with naming(bound.label, ValueError):
+            if self.decode is not None:
+                values = self.decode(values)
+            if self.fill is not None:
+                values = exact_values(values, self.dtype)
         if self.fill is not None:
-            values = exact_values(values, self.dtype)
             if not values.flags.writeable:
                 values = values.copy()
             valid = bound.valid_elements([np.arange(n) for n in result_shape])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xref.arrays import BoolArray, dtype_with, is_same_value
+from xref.arrays import BoolArray, IntArray, dtype_with, is_same_value
 from xref.engine import Axis, Decoders, LazyArray, index_outer, missing_of
 from xref.references import ReferenceArray
 from xref.resolving.bound_references import (
@@ -37,19 +37,29 @@ def find_result_shape(bound: BoundReferences, padded: bool) -> Shape:
     same_ndim = bool((ndim == ndim[0]).all())
     if padded and not same_ndim:
         raise ValueError(
-            f"the results have {sorted(set(ndim.tolist()))} dimensions, and padding does not "
-            "make these numbers equal; use layout='ragged'"
+            f"{bound.label()}: the results have {sorted(set(ndim.tolist()))} dimensions, and "
+            "padding does not make these numbers equal; use layout='ragged'"
         )
     if not padded and not (same_ndim and (shape == shape[0]).all()):
         pairs = zip(ndim[:10_000].tolist(), shape[:10_000].tolist(), strict=True)
         found = {tuple(s[:n]) for n, s in pairs}
         some = ", ".join(map(str, sorted(found)[:5])) + (", ..." if len(found) > 5 else "")
-        pad = " or layout='pad'" if same_ndim else ""
         raise ValueError(
-            f"the references select different shapes ({some}), so they do not stack; use "
-            f"layout='ragged'{pad}, or select references of one shape"
+            f"{bound.label()}: the references select different shapes ({some}), so they do not "
+            f"stack; use {_other_layouts(shape, same_ndim)}, or select references of one shape"
         )
     return tuple(shape[:, : int(ndim[0])].max(axis=0).tolist())
+
+
+def _other_layouts(shape: IntArray, same_ndim: bool) -> str:
+    """Name the layouts for results of these shapes, which do not stack."""
+    if not same_ndim:
+        return "layout='ragged'"
+    differing = np.flatnonzero((shape != shape[0]).any(axis=0)).tolist()
+    if len(differing) > 1:
+        return "layout='ragged' or layout='pad'"
+    dim = f" with concat_dim={differing[0]}" if differing[0] else ""
+    return f"layout='ragged', layout='pad' or layout='concat'{dim}"
 
 
 @dataclass(frozen=True, slots=True)

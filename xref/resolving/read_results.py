@@ -53,8 +53,9 @@ def check_size(
     stored += sum(small.stored_nbytes for small in bound.small_by_file)
     if nbytes > LARGE_RESULT_RATIO * stored:
         raise ResultTooLargeError(
-            f"{label} would take {nbytes} bytes, while the file stores {stored} bytes for it; "
-            "select less, or allow it with xref.set_options(large_results=True)"
+            f"{bound.label()}: {label} would take {nbytes} bytes, while the file stores "
+            f"{stored} bytes for it; select less, or allow it with "
+            "xref.set_options(large_results=True)"
         )
 
 
@@ -198,11 +199,17 @@ def read_results(
         raw = np.empty(int(offsets[-1]), dtype=decoding.raw_dtype)
         _read_raw(part, raw, starts, reader=reader)
         values = np.empty(len(raw), dtype=out.dtype)
-        label = partial(str, part.first_target.where if part.first_target else "")
-        unfold_subarray(values)[...] = convert(
-            decoding(unfold_subarray(raw)), unfold_subarray(values).dtype, label
-        )
+        with naming(partial(_target_name, part), ValueError):
+            unfold_subarray(values)[...] = convert(
+                decoding(unfold_subarray(raw)),
+                unfold_subarray(values).dtype,
+                partial(_target_name, part),
+            )
         _place_values(bound, rows, values, out, dst, padded_shape)
+
+
+def _target_name(bound: BoundReferences) -> str:
+    return "" if bound.first_target is None else bound.first_target.named
 
 
 def decoding_rows(bound: BoundReferences, decoders: Decoders) -> IntArray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xref.arrays import BoolArray, IntArray, convert, exact_values, row_offsets, to_objects
 from xref.engine import Axis, Decoders, index_outer, with_items
+from xref.errors import located, naming
 from xref.hdf5 import unfold_subarray
 from xref.references import ReferenceArray
 from xref.resolving.bound_references import (
@@ -191,7 +192,10 @@ class PerRegion:
                 self.dtype,
                 lambda: f"the result of {self.name} for {bound.describe(row)}",
             )
-        out[row] = exact_values(values, self.dtype)
+        try:
+            out[row] = exact_values(values, self.dtype)
+        except ValueError as error:
+            raise located(error, bound.describe(row)) from error
 
 
 class RegionResults(ReferenceResults):
@@ -264,9 +268,13 @@ class RegionResults(ReferenceResults):
 
     def _finish(self, flat: Array, shape: Shape, narrowed: Narrowed) -> Array:
         values = unfold_subarray(flat)
-        values = values if self.decode is None else self.decode(values)
-        results = exact_values(np.asarray(self.function(values, narrowed[0])), self.dtype)
-        return results.reshape(shape + self.result_shape)
+        bound = narrowed[0]
+        if self.decode is not None:
+            with naming(bound.label, ValueError):
+                values = self.decode(values)
+        results = np.asarray(self.function(values, bound))
+        with naming(bound.label, ValueError):
+            return exact_values(results, self.dtype).reshape(shape + self.result_shape)
 
     def block_nbytes(self, blocks: Sequence[Spans]) -> list[int]:
         """Return the bytes of the values in the regions of each of some blocks."""

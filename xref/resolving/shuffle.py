@@ -416,9 +416,10 @@ def _decode_elements(values: Values, flat: BlockReads, target: BoundDataset) -> 
     if decoding.is_plain and values.dtype == flat.dtype:
         return values
     out = np.empty(len(values), dtype=flat.dtype)
-    unfold_subarray(out)[...] = convert(
-        decoding(unfold_subarray(values)), unfold_subarray(out).dtype, target.describe
-    )
+    with naming(target.describe, ValueError):
+        unfold_subarray(out)[...] = convert(
+            decoding(unfold_subarray(values)), unfold_subarray(out).dtype, target.describe
+        )
     return out
 
 

@@ -37,8 +37,10 @@ def element_positions(
         Shape ``(count.sum(),)``; -1 for the elements of rows without the axis.
     """
     offsets = row_offsets(count)
-    out = np.full(int(offsets[-1]), -1, dtype=np.int64)
+    out = np.empty(int(offsets[-1]), dtype=np.int64)
     wanted = (axis >= 0) & (count > 0)
+    if ((axis < 0) & (count > 0)).any():
+        out[...] = -1
     slabs = np.flatnonzero(wanted & (regions.kind == SelectionKind.HYPERSLAB))
     if len(slabs):
         _fill_slabs(
@@ -108,8 +110,9 @@ def _fill_slabs(
     ends = np.cumsum(count[rows])
     total = int(ends[-1]) if len(ends) else 0
     cuts = np.searchsorted(ends, np.arange(0, total, _ELEMENTS_AT_ONCE), side="left")
-    for begin, end in zip(cuts.tolist(), [*cuts[1:].tolist(), len(rows)], strict=True):
-        part = rows[begin:end]
+    edges = [*cuts.tolist(), len(rows)]
+    for k in range(len(cuts)):
+        part = rows[edges[k] : edges[k + 1]]
         if not len(part):
             continue
         found = _whole_results(slabs, part)
@@ -136,8 +139,11 @@ def _whole_results(slabs: _SlabAxis, rows: IntArray) -> IntArray:
     along, inner = slabs.along[rows], slabs.inner[rows]
     outer = slabs.size[rows] // (along * inner)
     runs = np.repeat(along, outer)
-    ordinal = ragged_ranges(np.zeros(len(runs), dtype=np.int64), runs)
-    positions = slabs.place(ordinal, rows, along * outer)
+    if (slabs.step[rows] == 1).all() and not slabs.has_blocks:
+        positions = ragged_ranges(np.repeat(slabs.start[rows], outer), runs)
+    else:
+        ordinal = ragged_ranges(np.zeros(len(runs), dtype=np.int64), runs)
+        positions = slabs.place(ordinal, rows, along * outer)
     if (inner == 1).all():
         return positions
     result: IntArray = np.repeat(positions, np.repeat(inner, along * outer))

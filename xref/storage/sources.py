@@ -385,7 +385,11 @@ class OpenFile(FileSource):
 
     file: h5py.File = field(repr=False, compare=False)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    known_name: str = field(init=False, compare=False)  # h5py forgets it when a file is closed
     strict: bool = False  # a change of ctime alone is another version
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known_name", str(self.file.filename))
 
     def with_strict_version(self) -> OpenFile:
         """Return this source with a version that contains the ctime."""
@@ -394,7 +398,7 @@ class OpenFile(FileSource):
     @property
     def name(self) -> str:
         """The name of the file in h5py."""
-        return str(self.file.filename)
+        return self.known_name
 
     @property
     def folder(self) -> str | None:
@@ -410,7 +414,7 @@ class OpenFile(FileSource):
     def identity(self) -> Identity:
         """Return the identity of a local file, else one of this object."""
         if not self.file:
-            raise FileReadError(f"{self.token}: the h5py file was closed by its owner")
+            raise FileReadError(f"{self.name}: the h5py file was closed by its owner")
         if self.file.driver == "sec2":
             return identify(os.fstat(self.file.id.get_vfd_handle()), strict=self.strict)
         return "open", self.token, int(self.file.id.get_filesize()), 0

@@ -69,6 +69,10 @@ class Version:
     key: str  # one of `VERSION_KEYS`; empty if there is none
     value: str
 
+    def __str__(self) -> str:
+        tag = f" with {self.key} {self.value}" if self.key else ""
+        return f"of {self.nbytes} bytes{tag}"
+
 
 def read_version(url: str, info: Mapping[str, Any]) -> Version:
     """Return size and version of a file from a file system's ``info``.

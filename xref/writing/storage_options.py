@@ -19,7 +19,15 @@ from xref.objects import CF_ATTRIBUTES
 from xref.writing.datasets import Storage
 from xref.writing.memory_layout import MemoryType
 
-_FILTER_KEYS = "zlib", "complevel", "shuffle", "fletcher32", "compression", "compression_opts"
+_FILTER_KEYS = (
+    "zlib",
+    "complevel",
+    "shuffle",
+    "fletcher32",
+    "compression",
+    "compression_opts",
+    "hdf5_filters",
+)
 STORAGE_KEYS = frozenset({"chunksizes", "contiguous", *_FILTER_KEYS})
 
 CF_KEYS = frozenset({*CF_ATTRIBUTES, "coordinates", "grid_mapping"})
@@ -32,6 +40,20 @@ CHUNK_NBYTES = 1 << 20
 
 _PLUGINS = {"zstd": 32015, "bzip2": 307, "blosc": 32001, "lz4": 32004}
 """Numbers of registered HDF5 filters."""
+
+_GIVEN_OPTIONS = {
+    305: slice(None),
+    307: slice(None),
+    32001: slice(None, 7),
+    32004: slice(None),
+    32008: slice(3, None),
+    32015: slice(None),
+    32026: slice(None, 7),
+}
+"""Which stored options of a filter a writer gives it, by number; the filter adds the others.
+
+Filters that lose digits (zfp, SZ) are not listed: their stored options have another form.
+"""
 
 _LEVEL = 4
 """Compression level of gzip if none is given, as in netCDF-4."""
@@ -261,6 +283,8 @@ def _filters(encoding: Mapping[str, Any], given: set[str], label: str) -> dict[s
         options["compression"] = "lzf"
     elif name is not None:
         options |= _other_filter(name, level, "compression" in given, label)
+    elif encoding.get("hdf5_filters"):
+        options |= _listed_filter(encoding["hdf5_filters"], "hdf5_filters" in given, label)
     if encoding.get("shuffle") and (options or "shuffle" in given):
         options["shuffle"] = True
     if encoding.get("fletcher32"):
@@ -268,7 +292,24 @@ def _filters(encoding: Mapping[str, Any], given: set[str], label: str) -> dict[s
     return options
 
 
-def _other_filter(name: Any, level: Any, is_required: bool, label: str) -> dict[str, Any]:
+def _listed_filter(
+    filters: Iterable[Mapping[str, Any]], is_required: bool, label: str
+) -> dict[str, Any]:
+    """Return the compressor of a pipeline that an encoding lists (``hdf5_filters``)."""
+    plain = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+    compressors = [f for f in filters if f["id"] not in plain]
+    if not compressors:
+        return {}
+    number, names = int(compressors[0]["id"]), " over ".join(f["name"] for f in compressors)
+    if len(compressors) > 1 or number not in _GIVEN_OPTIONS:
+        return _gzip_instead(names, is_required, label)
+    level = tuple(compressors[0]["options"])[_GIVEN_OPTIONS[number]]
+    return _other_filter(number, level or None, is_required, label, names)
+
+
+def _other_filter(
+    name: Any, level: Any, is_required: bool, label: str, shown: str = ""
+) -> dict[str, Any]:
     """Return a filter that HDF5 may lack here; gzip if it lacks it and none is required."""
     number = _PLUGINS.get(str(name).split("_")[0], name)
     filter_id = {"szip": h5z.FILTER_SZIP}.get(number, number)
@@ -281,14 +322,19 @@ def _other_filter(name: Any, level: Any, is_required: bool, label: str) -> dict[
         if level is not None:
             options["compression_opts"] = (level,) if np.isscalar(level) else tuple(level)
         return options
+    return _gzip_instead(shown or name, is_required, label)
+
+
+def _gzip_instead(name: Any, is_required: bool, label: str) -> dict[str, Any]:
+    """Return gzip in place of a filter that cannot be written; refuse a required filter."""
     if is_required:
         raise ValueError(
-            f"{label}: HDF5 has no filter {name!r} here; for more filters pip install "
-            "'xref[codecs]' and import hdf5plugin"
+            f"{label}: HDF5 has no filter {name!r} here, or to_hdf5 does not know its options; "
+            "for more filters pip install 'xref[codecs]' and import hdf5plugin"
         )
     warnings.warn(
-        f"{label} was compressed with the filter {name!r}, which HDF5 does not have here; it "
-        "is written with gzip",
+        f"{label} was compressed with the filter {name!r}, which HDF5 does not have here, or "
+        "whose options to_hdf5 does not know; it is written with gzip",
         UserWarning,
         stacklevel=2,
     )

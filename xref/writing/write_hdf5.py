@@ -21,6 +21,7 @@ from dask.delayed import delayed
 
 from xref.engine import source_locations
 from xref.errors import FileWriteError, UnsupportedError
+from xref.errors import naming as naming_errors
 from xref.objects import HIDDEN_ATTRIBUTES
 from xref.references import ReferenceArray
 from xref.storage import URL, LocalFile
@@ -183,12 +184,17 @@ def _write_structure(job: _Job, draft: NewDraft | AppendDraft, block_draft: Draf
         writer = TreeWriter(file, stored, job.translator, block_draft, is_new=is_new)
         for group, node in job.nodes.items():
             # Interruptible: it may compute Dask arrays.
-            encoded = interruptible(encode_dataset, node, job.encodings.get(group, {}))
+            with naming_errors(functools.partial(_group_label, job.filename, group)):
+                encoded = interruptible(encode_dataset, node, job.encodings.get(group, {}))
             writer.add(group, node, encoded)
             stored.check()
         writer.finish()
         stored.check()
     return writer.blocks
+
+
+def _group_label(filename: str, group: str) -> str:
+    return f"{filename}: group {group!r}"
 
 
 def _open_file(stored: CheckedFile, *, is_new: bool) -> Any:
