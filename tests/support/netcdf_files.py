@@ -385,12 +385,12 @@ def _edits(draw: st.DrawFn, root: Group) -> Edit:
             path = draw(st.sampled_from([*groups, *variables]))
             return Edit(kind, path, attribute=draw(_forms(_H5PY_FORMS)))
         case "plain":
-            shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
+            # netCDF4 takes an axis without elements for an unlimited dimension.
+            shape = tuple(draw(st.lists(st.integers(1, 5), max_size=3)))
             return Edit(kind, join(parent, "plain"), items=(draw(_plain_types), shape))
         case "link" | "soft link":
             target = draw(st.sampled_from(variables + dimensions))
-            if target in dimensions:  # stays visible from its alias
-                parent = draw(st.sampled_from(_below(groups, target)))
+            parent = draw(st.sampled_from(_below(groups, target)))
             return Edit(kind, join(parent, "alias"), other=target)
         case "link group" | "soft link group":
             target = draw(st.sampled_from([g for g in groups if g != "/"]))
@@ -407,9 +407,13 @@ def _edits(draw: st.DrawFn, root: Group) -> Edit:
 
 
 def _below(groups: Mapping[str, Group], path: str) -> list[str]:
-    """Return the group of a path and the groups below it."""
-    above = path.rpartition("/")[0]
-    return [p for p in groups if p == (above or "/") or p.startswith(f"{above}/")]
+    """Return the group of a path, and groups below that see the same dimensions."""
+    above = path.rpartition("/")[0] or "/"
+    found = [above]
+    for name, group in groups.items():  # each group follows the one above it
+        if (name.rpartition("/")[0] or "/") in found and name != "/" and not group.dimensions:
+            found.append(name)
+    return found
 
 
 _plain_types = st.sampled_from(PLAIN_TYPES)
