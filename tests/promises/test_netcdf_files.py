@@ -254,9 +254,7 @@ def wrong_facts(
     counts[f"opened by {n_opened} other engines"] += 1
     found: Facts = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the facts show what was left out
-            found = facts_of(path, "h5ref", how, options)
+        found = facts_of(path, "h5ref", how, options)
     except Exception as error:  # noqa: BLE001, only the errors of others are allowed
         if n_opened and Failed(repr(error)) not in others.values():
             yield f"{how}: {error!r}"
@@ -278,7 +276,8 @@ def test_drawn_files_open_as_in_netcdf4_and_h5netcdf(
     @settings(max_examples=N_FILES, suppress_health_check=list(HealthCheck))
     @given(netcdf_files(), st.sampled_from(OPTIONS), st.sampled_from(HOWS))
     def compare(drawn: NetcdfFile, options: dict[str, Any], how: str) -> None:
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the facts show what was left out
             path = Path(folder) / "file.nc"
             written = other.run(write_netcdf, path, drawn)
             assert written == path, f"{drawn.writer} cannot write: {written}"
