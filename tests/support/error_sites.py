@@ -64,7 +64,6 @@ _BY_REASON: dict[str, str] = {
         objects/layouts:read_compact:CorruptFileError#1
         objects/layouts:stored_fill:CorruptFileError#1
         objects/layouts:stored_type:CorruptFileError#1
-        objects/links:_follow_link:UnsupportedError#2
         objects/objects:open_object:DanglingReferenceError#3
         objects/virtual_datasets:_mapped_selection:UnsupportedError#1
         objects/virtual_datasets:virtual_mappings:CorruptFileError#1
