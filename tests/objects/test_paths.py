@@ -33,7 +33,7 @@ from xref.objects.objects import open_object
 from xref.objects.paths import near_path, object_path, object_paths
 from xref.references.reference import DEFAULT_OPTIONS, ObjectReference
 from xref.resolving.targets import open_target, target_names
-from xref.storage.open_files import close_files, locate_file
+from xref.storage.open_files import close_file, close_files, locate_file
 
 
 def address_of(item: h5py.HLObject) -> int:
@@ -530,6 +530,7 @@ def test_a_repr_never_fails(tmp_path: Path) -> None:
         file["data"] = np.arange(3)
         address = address_of(file["data"])
     before = locate_file(path)
+    close_file(before)  # else it is read on without its path
     path.unlink()
     assert (
         str(ObjectReference(before, address)) == f"<ObjectReference -> object at {address:#x}>"

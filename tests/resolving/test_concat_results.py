@@ -15,6 +15,7 @@ import oracle
 import pandas as pd
 import pytest
 import xarray as xr
+from stdrefs import select, to_object, to_region, write_dataset
 from strategies import listed_points, nothing, write_references
 
 import xref
@@ -381,6 +382,35 @@ def test_many_small_datasets_are_joined(tmp_path: Path) -> None:
         np.testing.assert_array_equal(cut.data.map_blocks(np.copy).compute(), expected)
 
 
+def test_std_references_are_joined(tmp_path: Path) -> None:
+    """References of HDF5 1.12 to regions and to whole datasets, in one variable."""
+    with h5py.File(tmp_path / "std.h5", "w") as file:
+        data = np.arange(40.0).reshape(8, 5)
+        file["data"] = data
+        box = select(file, "data", ((2, 0), (1, 1), (1, 1), (3, 5)))
+        makers = [to_region(file, "data", box), None, to_object(file, "data")]
+        write_dataset(file, "refs", makers)
+    with xr.open_dataset(tmp_path / "std.h5", engine="h5ref") as ds:
+        joined = ds["refs"].h5ref.resolve("concat", on_null="drop")
+        np.testing.assert_array_equal(joined, np.concatenate([data[2:5], data]))
+        np.testing.assert_array_equal(joined[joined.dims[0]], [2, 3, 4, *range(8)])
+
+
+def test_series_of_nwb_are_joined_into_time(tmp_path: Path) -> None:
+    series = np.dtype([("idx_start", "i4"), ("count", "i4"), ("timeseries", h5py.ref_dtype)])
+    with h5py.File(tmp_path / "series.h5", "w") as file:
+        for name, k in (("trace", 0), ("other", 1000)):
+            file[f"{name}/data"] = np.arange(200.0).reshape(100, 2) + k
+        spans = [("trace", 20, 2), ("other", 70, 3), (None, -1, -1), ("trace", 5, 0)]
+        rows = [(a, n, name and file[name].ref) for name, a, n in spans]
+        file.create_dataset("trials", data=np.array(rows, series), dtype=series)
+        parts = [file[f"{name}/data"][a : a + n] for name, a, n in spans[:2]]
+    with xr.open_dataset(tmp_path / "series.h5", engine="h5ref") as ds:
+        joined = ds["trials"].h5ref.resolve("concat", on_null="drop")
+        np.testing.assert_array_equal(joined, np.concatenate(parts))
+        np.testing.assert_array_equal(joined[ds["trials"].dims[0]], [0, 0, 1, 1, 1])
+
+
 # --- blocks and reads ------------------------------------------------------------------------
 
 
@@ -523,6 +553,24 @@ def test_joined_granules_are_written_and_read_again(
     with xr.open_dataset(other, engine="h5netcdf") as again:
         np.testing.assert_array_equal(again[rows.name], rows)
         np.testing.assert_array_equal(again["time"], rows["time"])
+
+
+def test_a_packing_that_all_targets_share_is_kept(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        parts = []
+        for k in range(2):
+            part = file.create_dataset(f"p{k}", data=np.arange(6, dtype="i2") + 10 * k)
+            part.attrs.update(scale_factor=0.5, _FillValue=np.int16(3))
+            parts.append(part.regionref[1:5])
+        write_references(file, "parts", parts)
+    expected = [0.5, 1, np.nan, 2, 5.5, 6, 6.5, 7]
+    with xr.open_dataset(tmp_path / "a.h5", engine="h5ref") as ds:
+        joined = ds["parts"].h5ref.resolve("concat")
+        np.testing.assert_array_equal(joined, expected)
+        joined.to_dataset(name="v").h5ref.to_hdf5(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert file["v"].dtype == "i2"
+        np.testing.assert_array_equal(file["v"], [1, 2, 3, 4, 11, 12, 13, 14])
 
 
 # --- errors ----------------------------------------------------------------------------------

@@ -351,6 +351,12 @@ def test_names_of_the_references_win(tmp_path: Path) -> None:
         assert scale["axis"].values.tolist() == [1.0, 2.0]
         assert scale["axis_1"].values.tolist() == [1, 2]  # positions: it has no coordinate
         assert "axis_1" not in scale["row_shape"].dims
+        listed = xref.ReferenceArray.from_references(
+            [ds["axis"].h5ref.region_reference([0, 1, k]) for k in (3, 4)]
+        )
+        refs = ds["along"].isel({ds["along"].dims[0]: [0, 0]}).copy(data=listed)
+        assert refs.h5ref.resolve()["axis_2"].values.tolist() == [[0, 1, 3], [0, 1, 4]]
+        assert refs.h5ref.resolve("pad")["axis_2"].values.tolist() == [[0, 1, 3], [0, 1, 4]]
 
 
 def test_targets_with_other_dimensions_share_the_names_that_all_have(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     # fmt: off
     from xref.arrays.buffers import scratch_buffer
     from xref.arrays.byte_ranges import (
-        SMALL_NBYTES, ByteSource, CachedRanges, Range, RangeSource, coalesce, fetch_stages,
-        group_ranges, split,
+        SMALL_NBYTES, ByteSource, CachedRanges, KnownRanges, OverlaidFile, Range, RangeSource,
+        coalesce, fetch_stages, group_ranges, split,
     )
     from xref.arrays.columns import (
         BoolArray, FrozenColumns, IntArray, digest, ragged_ranges, ragged_take, renumber,

@@ -10,14 +10,19 @@ from xref.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     # fmt: off
-    from xref.engine.attributes import attribute_references, plain_attributes, warn_unreadable
+    from xref.engine.attributes import (
+        attribute_references, plain_attributes, warn_unreadable, warn_unusable_scale,
+    )
     from xref.engine.axis_positions import ElementOrigin, index_keys
     from xref.engine.cf_variables import decode_dataset, placeholder
     from xref.engine.decoding import (
         Decoders, Decoding, common_dtype, decode_variable, decoding_key, make_decoding,
         missing_of, options_by_name, options_of, with_items,
     )
-    from xref.engine.dimension_names import free_name, label, numbered_names
+    from xref.engine.dimension_names import free_name, numbered_names
+    from xref.engine.dimension_scales import (
+        choose_scales, is_scale, label, scale_name,
+    )
     from xref.engine.lazy_arrays import (
         Axis, DatasetArray, LazyArray, index_outer, lazily_indexed, outer_indexed,
     )

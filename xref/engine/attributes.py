@@ -37,6 +37,11 @@ def warn_unreadable(label: str, error: Exception) -> None:
     )
 
 
+def warn_unusable_scale(label: str, problem: str) -> None:
+    """Warn that an entry of a "DIMENSION_LIST" was ignored, and why."""
+    warnings.warn(f"{label}: {problem}", UnreadableMemberWarning, stacklevel=2)
+
+
 def attribute_values(
     item: Object, stored: StoredObject, path: str | None, options: DecodeOptions
 ) -> dict[str, Any]:

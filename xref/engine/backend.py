@@ -178,19 +178,18 @@ decode_timedelta
     ) -> tuple[dict[str, xr.Dataset], dict[str, Hashable], str]:
         """Return Datasets and groups by path, and the filename."""
         location, top, decoding = _prepare(filename_or_obj, group, **options)
-        datasets, groups = dict[str, xr.Dataset](), dict[str, Hashable]()
         with storage.raise_transport_errors(location):
             phony = _phony_names(location, top, phony_dims)
             tree = _list_tree(location, top)
-            shared = SharedObjects(tree.repeated)
-            for node in tree.nodes:
-                # Other engines also name them relative to the ``group`` argument.
-                below = node.path.removeprefix(top.rstrip("/")).lstrip("/")
-                name = (below or ".") if group else f"/{below}"
-                datasets[name] = _open_group(
-                    location, node.path, decoding, drop_variables, phony, node.group, shared
-                )
-                groups[name] = objects.object_key(node.group)
+            open_all = functools.partial(
+                _open_nodes, location, tree, top, decoding, drop_variables, relative=bool(group)
+            )
+            datasets, groups = open_all(phony)
+            if phony.has_grown:
+                # A dimension of a group above is longer in a group below it.
+                again = _phony_names(location, top, phony_dims)
+                again.lengths = phony.lengths
+                datasets, groups = open_all(again)
         return datasets, groups, location.filename
 
     def open_datatree(
@@ -258,6 +257,30 @@ def _list_tree(location: storage.FileLocation, top: str) -> objects.Tree:
             stacklevel=2,
         )
     return tree
+
+
+def _open_nodes(
+    location: storage.FileLocation,
+    tree: objects.Tree,
+    top: str,
+    options: DecodeOptions,
+    drop_variables: str | Iterable[str] | None,
+    phony: PhonyNames,
+    *,
+    relative: bool,
+) -> tuple[dict[str, xr.Dataset], dict[str, Hashable]]:
+    """Open each group of a tree; their names are ``relative`` to the top."""
+    datasets, groups = dict[str, xr.Dataset](), dict[str, Hashable]()
+    shared = SharedObjects(tree.repeated)
+    for node in tree.nodes:
+        # Other engines also name them relative to the ``group`` argument.
+        below = node.path.removeprefix(top.rstrip("/")).lstrip("/")
+        name = (below or ".") if relative else f"/{below}"
+        datasets[name] = _open_group(
+            location, node.path, options, drop_variables, phony, node.group, shared
+        )
+        groups[name] = objects.object_key(node.group)
+    return datasets, groups
 
 
 def _phony_names(location: storage.FileLocation, path: str, mode: str | None) -> PhonyNames:

@@ -32,7 +32,9 @@ def decode_dataset(
         for k, v in variables.items()
         if isinstance(v, ReferenceVariable) or v.dtype.kind == "V"
     }
-    ordinary = {k: placeholder(v) if k in untouched else v for k, v in variables.items()}
+    ordinary = {
+        k: _distinct_dims(placeholder(v) if k in untouched else v) for k, v in variables.items()
+    }
     objects = {k for k, v in ordinary.items() if _is_object_without_conventions(v)}
     values_only = objects | set(untouched)
     # Lazy text has missing values, just as text in memory.
@@ -51,6 +53,8 @@ def decode_dataset(
             decode_timedelta=_except_for(values_only, options, "decode_timedelta", ordinary),
         )
     for name, new in decoded.items():
+        if new.dims != variables[name].dims[: new.ndim]:
+            new.dims = variables[name].dims[: new.ndim]  # decoding drops the last axis at most
         if "source" in variables[name].encoding:  # decoders of text drop it
             new.encoding.setdefault("source", variables[name].encoding["source"])
         new.encoding.pop("charset", None)
@@ -75,6 +79,21 @@ def decode_dataset(
     dataset = xr.Dataset(data, xr.Coordinates(coords, indexes={}), new_attributes)
     dataset.encoding["unlimited_dims"] = set(unlimited)
     return dataset
+
+
+def _distinct_dims(variable: xr.Variable) -> xr.Variable:
+    """Rename all but the last axis of each dimension that a variable has several times.
+
+    Some decoders of xarray refuse such variables. The last axis keeps its name: whether xarray
+    joins characters along it depends on the other variables along that dimension.
+    """
+    dims = variable.dims
+    if len(set(dims)) == len(dims):
+        return variable
+    names = [
+        f"<axis {axis}>" if dim in dims[axis + 1 :] else dim for axis, dim in enumerate(dims)
+    ]
+    return xr.Variable(names, variable._data, variable.attrs, variable.encoding, True)
 
 
 _NO_NAME = "__values__"

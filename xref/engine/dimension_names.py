@@ -16,22 +16,28 @@ import warnings
 from collections import Counter
 from collections.abc import Container, Hashable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import count
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
-from xref import objects, references
-from xref.errors import (
-    DanglingReferenceError,
-    UnreadableMemberWarning,
-    WrongTargetError,
-    XrefError,
+from xref import objects
+from xref.engine.attributes import warn_unusable_scale
+from xref.engine.dimension_scales import (
+    NO_SCALES,
+    ChosenScales,
+    Scale,
+    choose_scales,
+    integers,
+    label,
+    numbered_scales,
+    scale_at,
+    scale_names,
+    unlimited_length,
 )
+from xref.errors import UnreadableMemberWarning, XrefError
 from xref.hdf5 import DatasetLayout, item_dtype
-from xref.objects import StoredObject, cached_by_object
-from xref.references import DEFAULT_OPTIONS, ObjectReference
+from xref.objects import StoredObject
 from xref.storage import FileLocation
 
 PHONY_DIMS = (None, "sort", "access")
@@ -47,17 +53,23 @@ class SharedValues:
 
 @dataclass(slots=True)
 class MemberDataset:
-    """Metadata of a dataset of a group, from which its variable is made."""
+    """Metadata of a dataset of a group, from which its variable is made.
+
+    A dimension scale of a type that cannot be read has no layout: it is no variable, but it has
+    a name and a length.
+    """
 
     name: str
     path: str
     stored: StoredObject
-    layout: DatasetLayout
+    layout: DatasetLayout | None
     attributes: dict[str, Any]
     problems: dict[str, Exception]
-    scales: list[int] = field(default_factory=list)  # address of the scale of each axis, or 0
+    scale: Scale  # the dataset as a dimension scale
+    chosen: ChosenScales = NO_SCALES
     type_name: str | None = None  # of an enumeration that is a named datatype
     is_elsewhere: bool = False  # whether an external link leads to it
+    is_hard: bool = True  # whether the link to it is a hard link
     shared: SharedValues = field(default_factory=SharedValues)
 
     @property
@@ -66,32 +78,37 @@ class MemberDataset:
         return None if self.is_elsewhere else self.path
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """Lengths of the axes of the dataset; one axis without elements if it has none."""
+        return (0,) if self.scale.shape is None else self.scale.shape
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes of the dataset, then of those of an array type."""
+        if self.layout is None:
+            return self.extent
         return self.layout.shape + item_dtype(self.layout.dtype)[1]
 
     @property
     def is_scale(self) -> bool:
         """Whether the dataset is a dimension scale."""
-        return label(self.attributes, "CLASS") == "DIMENSION_SCALE"
+        return not self.scale.problem
+
+    @property
+    def gives_length(self) -> bool:
+        """Whether the dataset is a dimension scale with a length."""
+        return self.is_scale and bool(self.scale.shape)
 
     @property
     def is_variable(self) -> bool:
         """Whether the dataset is a variable: some scales only define a dimension."""
-        return not label(self.attributes, "NAME").startswith(objects.NO_VARIABLE)
+        is_named = not label(self.attributes, "NAME").startswith(objects.NO_VARIABLE)
+        return is_named and self.layout is not None
 
     @property
     def is_unlimited(self) -> bool:
         """Whether the dataset is the scale of an unlimited dimension."""
-        return self.is_scale and self.layout.maxshape == (None,)
-
-
-def label(attributes: dict[str, Any], name: str) -> str:
-    """Return a text attribute, or the text of an array of one; empty text for other values."""
-    value = attributes.get(name)
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    return objects.decode_name(value) if isinstance(value, str | bytes) else ""
+        return self.is_scale and self.scale.is_unlimited
 
 
 Scope: TypeAlias = dict[str, tuple[int, ...]]
@@ -106,6 +123,9 @@ class PhonyNames:
     phony: int = 0  # names given in the groups before
     scales: int = 0  # scales in the groups before
     scopes: dict[str, Scope] = field(default_factory=dict)  # of each group, with its parents
+    # Unlimited dimensions named so far, with the length of the longest dataset along each.
+    lengths: dict[StoredObject, int] = field(default_factory=dict)
+    has_grown: bool = False  # whether a group was longer than the groups before it along one
 
     def new(self) -> str:
         """Return the next name."""
@@ -137,49 +157,50 @@ def name_dimensions(
     members: list[MemberDataset], location: FileLocation, path: str, phony: PhonyNames
 ) -> Dimensions:
     """Name the axes of all datasets of a group."""
-    names = _axis_scales(members, location, path)
-    lengths = _unlimited_lengths(members, names)
-    sizes = {m.name: m.layout.shape[0] for m in members if m.is_scale and m.layout.shape}
-    sizes |= {n: lengths[n] for n in sizes if n in lengths}
+    _choose_scales(members, location, path)
+    for member in members:
+        for problem in member.chosen.problems:
+            warn_unusable_scale(f"{member.stored.location.filename}: {member.path!r}", problem)
+    names = _axis_names(members, location, path)
+    lengths = _unlimited_lengths(members, phony)
+    sizes = {
+        m.name: max(m.extent[0], lengths.get(m.stored, 0)) for m in members if m.gives_length
+    }
     by_size: dict[int, list[str]] = {}
     for name, size in sizes.items():
         by_size.setdefault(size, []).append(name)
     phony.scales += sum(m.is_scale for m in members)
-    _add_phony(members, names, by_size, set(lengths), phony)
+    unlimited = {m.name for m in members if m.is_unlimited}
+    _add_phony(members, by_size, unlimited, phony)
     _name_after_dimensions(members, names, location, path, phony)
-    axis_sizes: dict[str, int] = {}
-    named = [
-        _name_axes(member, axes, lengths, axis_sizes, by_size, phony)
-        for member, axes in zip(members, names, strict=True)
-    ]
-    unlimited = frozenset(m.name for m in members if m.is_unlimited)
-    return Dimensions([dims for dims, _ in named], [shape for _, shape in named], unlimited)
+    naming = _Naming(lengths, dict(sizes), frozenset(sizes), by_size, phony)
+    named = [naming.name_axes(m, axes) for m, axes in zip(members, names, strict=True)]
+    return Dimensions(
+        [dims for dims, _ in named], [shape for _, shape in named], frozenset(unlimited)
+    )
 
 
 def count_dimensions(members: list[MemberDataset], phony: PhonyNames) -> None:
     """Count the scales and phony dimensions of a group whose variables are not needed."""
-    names: list[list[str | None]] = [
-        [str(a) if a else None for a in axes] for axes in _scale_addresses(members)
-    ]
+    _choose_attached(members)
     by_size: dict[int, list[str]] = {}
     for m in members:
-        if m.is_scale and m.layout.shape and not m.is_unlimited:
-            by_size.setdefault(m.layout.shape[0], []).append(m.name)
+        if m.gives_length and not m.is_unlimited:
+            by_size.setdefault(m.extent[0], []).append(m.name)
     phony.scales += sum(m.is_scale for m in members)
-    _add_phony(members, names, by_size, set(), phony)
+    _add_phony(members, by_size, set(), phony)
 
 
 def _add_phony(
     members: list[MemberDataset],
-    names: list[list[str | None]],
     by_size: dict[int, list[str]],
     unlimited: set[str],
     phony: PhonyNames,
 ) -> None:
     """Add the phony dimensions that datasets without any scale need, size by size."""
     needed: Counter[int] = Counter()
-    for member, axes in zip(members, names, strict=True):
-        if not member.is_scale and not any(axes):
+    for member in members:
+        if not member.is_scale and not any(member.chosen.addresses):
             needed |= Counter(member.shape)
     for size, n_needed in needed.items():
         candidates = by_size.setdefault(size, [])
@@ -187,118 +208,169 @@ def _add_phony(
         candidates.extend(phony.new() for _ in range(n_limited, n_needed))
 
 
-def _name_axes(
-    member: MemberDataset,
-    axes: list[str | None],
-    lengths: dict[str, int],
-    sizes: dict[str, int],
-    by_size: dict[int, list[str]],
-    phony: PhonyNames,
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Name the axes of one dataset, consistent with ``sizes`` of the datasets before it."""
-    dims: list[str] = []
-    shape: list[int] = []
-    used: Counter[int] = Counter()
-    for name, stored in zip(axes, member.shape, strict=True):
-        size = max(stored, lengths.get(name, 0)) if name is not None else stored
-        if name is not None and (name in dims or sizes.get(name, size) != size):
-            if name not in dims:
-                warnings.warn(
-                    f"{member.stored.location.filename}: {member.path}: dimension {name!r} has "
-                    f"{sizes[name]} elements elsewhere and {size} here; this axis gets another "
-                    "name",
-                    UnreadableMemberWarning,
-                    stacklevel=2,
-                )
-            name, size = None, stored
-        if name is None:
-            candidates = by_size.setdefault(size, [])
-            fits = (c for c in candidates[used[size] :] if sizes.get(c, size) == size)
-            name = next((c for c in fits if c not in dims), None)
+@dataclass(slots=True)
+class _Naming:
+    """Names given so far to the axes of the datasets of one group, which must agree."""
+
+    lengths: dict[StoredObject, int]  # of the unlimited dimensions, by scale
+    sizes: dict[str, int]  # of each name; those of the scales of the group come first
+    scales: frozenset[str]  # names of the scales of the group
+    by_size: dict[int, list[str]]  # names for axes without a scale
+    phony: PhonyNames
+
+    def name_axes(
+        self, member: MemberDataset, axes: list[str | None]
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Name the axes of one dataset; ``axes`` has the names of their scales."""
+        dims: list[str] = []
+        shape: list[int] = []
+        used: Counter[int] = Counter()
+        taken = {name for name in axes if name is not None}
+        addresses = member.chosen.addresses + (0,) * len(axes)
+        for axis, (name, stored) in enumerate(zip(axes, member.shape, strict=True)):
+            scale = StoredObject(member.stored.location, addresses[axis])
+            size = stored if name is None else max(stored, self.lengths.get(scale, 0))
+            if name is not None and self._size_of(name, scale, size) != size:
+                self._warn_of_size(member, name, size)
+                name, size = None, stored
             if name is None:
-                name = phony.new()
-                candidates.append(name)
-            used[size] += 1
-        sizes[name] = size
-        dims.append(name)
-        shape.append(size)
-    return tuple(dims), tuple(shape)
+                unknown = axis in member.chosen.unknown
+                name = self._free_name(size, used, {*dims, *taken}, unknown)
+            self.sizes[name] = size
+            dims.append(name)
+            shape.append(size)
+        return tuple(dims), tuple(shape)
+
+    def _size_of(self, name: str, scale: StoredObject, size: int) -> int:
+        """Return the size that a dimension has already, else ``size``."""
+        if scale.address and scale_at(scale).shape is None:
+            # In a tree, a dimension has one length in a group and in the groups below it.
+            size = self.phony.lengths.setdefault(scale, size)
+        return self.sizes.setdefault(name, size)
+
+    def _free_name(
+        self, size: int, used: Counter[int], taken: Container[str], unknown: bool
+    ) -> str:
+        """Return the name of an axis without a scale: a dimension of its size, else phony.
+
+        An axis of an ``unknown`` dimension must not get the name of a scale.
+        """
+        candidates = self.by_size.setdefault(size, [])
+        first = 0 if unknown else used[size]
+        for name in candidates[first:]:
+            fits = self.sizes.get(name, size) == size and name not in taken
+            if fits and not (unknown and name in self.scales):
+                break
+        else:
+            name = self.phony.new()
+            candidates.append(name)
+        used[size] += not unknown
+        return name
+
+    def _warn_of_size(self, member: MemberDataset, name: str, size: int) -> None:
+        warnings.warn(
+            f"{member.stored.location.filename}: {member.path}: dimension {name!r} has "
+            f"{self.sizes[name]} elements elsewhere and {size} here; this axis gets another "
+            "name",
+            UnreadableMemberWarning,
+            stacklevel=2,
+        )
 
 
-def _scale_addresses(members: list[MemberDataset]) -> list[list[int]]:
-    """Return the address of the scale of each axis of each member, 0 if it has none."""
+def _by_file(
+    members: list[MemberDataset],
+) -> Iterator[tuple[FileLocation, list[MemberDataset]]]:
+    """Yield the members of each file: addresses and numbers are valid within one file."""
     for home in dict.fromkeys(m.stored.location for m in members):
-        part = [m for m in members if m.stored.location == home]
-        axes = [(m.attributes, len(m.layout.shape)) for m in part]
-        for member, scales in zip(part, objects.scale_addresses(axes, home), strict=True):
-            member.scales = scales
-    return [m.scales for m in members]
+        yield home, [m for m in members if m.stored.location == home]
 
 
-def _axis_scales(
+def _choose_attached(members: list[MemberDataset]) -> None:
+    """Choose the scale of each axis of each member from its "DIMENSION_LIST"."""
+    for home, part in _by_file(members):
+        known = {m.stored.address: m.scale for m in part}
+
+        def scale_of(
+            address: int, known: dict[int, Scale] = known, home: FileLocation = home
+        ) -> Scale:
+            return known.get(address) or scale_at(StoredObject(home, address))
+
+        lists = [(m.attributes, m.problems, len(m.extent)) for m in part]
+        for member, listed in zip(part, objects.attached_scales(lists, home), strict=True):
+            member.chosen = choose_scales(listed, member.extent, member.stored, scale_of)
+
+
+def _choose_scales(members: list[MemberDataset], location: FileLocation, path: str) -> None:
+    """Choose the scale of each axis, also of coordinate variables, which name them by number.
+
+    A coordinate variable is itself the scale of its dimension. One of several dimensions
+    refers to its dimensions by number, those of the group and of the groups above it.
+    """
+    _choose_attached(members)
+    for home, part in _by_file(members):
+        above = posixpath.dirname(path) if home == location and path != "/" else None
+        numbers = _Numbers(part, home, above)
+        for member in part:
+            if any(member.chosen.addresses) or member.chosen.unknown or not member.extent:
+                continue
+            ids = integers(member.attributes, objects.COORDINATE_IDS)
+            addresses = [0] * len(member.extent)
+            if len(ids) == len(member.extent):
+                pairs = zip(ids, member.extent, strict=True)
+                addresses = [numbers.find(n, size) for n, size in pairs]
+            if member.gives_length and not any(addresses):
+                addresses[0] = member.stored.address
+            member.chosen = ChosenScales(tuple(addresses))
+
+
+class _Numbers:
+    """Dimension numbers ("_Netcdf4Dimid") of the scales of a group and the groups above it."""
+
+    def __init__(
+        self, members: list[MemberDataset], location: FileLocation, above: str | None
+    ) -> None:
+        self._location, self._above = location, above
+        self._scales = {m.stored.address: m.scale for m in members}
+        self._addresses: dict[int, int] = {}
+        for member in members:
+            if member.is_scale:
+                for number in integers(member.attributes, objects.DIMENSION_ID)[:1]:
+                    self._addresses.setdefault(number, member.stored.address)
+
+    def find(self, number: int, size: int) -> int:
+        """Return the address of the scale of an axis of ``size`` elements; 0 if none fits."""
+        while number not in self._addresses and self._above is not None:
+            self._addresses = {
+                **numbered_scales(self._location, self._above),
+                **self._addresses,
+            }
+            at_root = self._above == "/"
+            self._above = None if at_root else posixpath.dirname(self._above)
+        address = self._addresses.get(number, 0)
+        scale = self._scales.get(address) or scale_at(StoredObject(self._location, address))
+        return 0 if scale.reject(size) else address
+
+
+def _axis_names(
     members: list[MemberDataset], location: FileLocation, path: str
 ) -> list[list[str | None]]:
     """Return the name of the scale of each axis of each member, None if it has none."""
-    _scale_addresses(members)
-    scales: dict[int, list[str | None]] = {}
-    # Addresses and dimension numbers are valid within one file.
-    for home in dict.fromkeys(m.stored.location for m in members):
-        part = [m for m in members if m.stored.location == home]
-        parent = posixpath.dirname(path) if home == location and path != "/" else None
-        names = _axis_scales_of_file(part, home, parent)
-        scales |= dict(zip(map(id, part), names, strict=True))
-    return [scales[id(m)] for m in members]
-
-
-def _axis_scales_of_file(
-    members: list[MemberDataset], location: FileLocation, parent: str | None
-) -> list[list[str | None]]:
-    addresses = set(chain(*(m.scales for m in members))) - {0}
-    names = _scale_names(members, location, parent, addresses)
-    numbers = {
-        m.name: _integer_attribute(m, objects.DIMENSION_ID) for m in members if m.is_scale
-    }
-    by_number = {integers[0]: name for name, integers in numbers.items() if integers}
-    scales: list[list[str | None]] = []
-    for member in members:
-        ndim = len(member.shape)
-        axes: list[str | None] = [names.get(address) for address in member.scales]
-        axes += [None] * (ndim - len(axes))
-        if member.is_scale:
-            # A coordinate variable of several dimensions refers to them by number.
-            coordinates = _integer_attribute(member, objects.COORDINATE_IDS)
-            if len(coordinates) == ndim and ndim:
-                axes = [by_number.get(n) for n in coordinates]
-            elif ndim == 1 and not any(member.scales):
-                axes = [member.name]
-        scales.append(axes)
-    return scales
-
-
-def _integer_attribute(member: MemberDataset, name: str) -> list[int]:
-    """Return the integers of an attribute; an empty list for values of other types."""
-    values = np.asarray(member.attributes.get(name, ()))
-    return [int(n) for n in values.reshape(-1)] if values.dtype.kind in "iu" else []
-
-
-def _scale_names(
-    members: list[MemberDataset], location: FileLocation, parent: str | None, scales: set[int]
-) -> dict[int, str]:
-    """Return the link name of each scale: from this group, else from the nearest parent."""
-    names = {m.stored.address: m.name for m in members}
-    missing = scales - set(names)
-    while missing and parent is not None:
-        group = objects.open_group(location, parent)
-        # An external link may lead to another file and back.
-        is_here = group.stored.location.identity == location.identity
-        links = objects.link_addresses(group) if is_here else {}
-        names |= {a: n for a, n in links.items() if a in missing}
-        missing -= set(links)
-        parent = posixpath.dirname(parent) if parent != "/" else None
-    if missing:
-        paths = objects.object_paths(location, missing)
-        names |= {a: posixpath.basename(paths[a]) for a in missing if a in paths}
-    return names
+    found: dict[int, list[str | None]] = {}
+    for home, part in _by_file(members):
+        hard: dict[int, str] = {}
+        soft: dict[int, str] = {}
+        for member in part:
+            own = hard if member.is_hard else soft
+            own.setdefault(member.stored.address, member.name)
+        wanted = {a for m in part for a in m.chosen.addresses if a}
+        above = posixpath.dirname(path) if home == location and path != "/" else None
+        names = scale_names(home, above, wanted, hard, soft)
+        for m in part:
+            # A scale with several names is a coordinate of the dimension of each name.
+            by_address = {**names, m.stored.address: m.name} if m.is_scale else names
+            axes = [by_address.get(a) for a in m.chosen.addresses]
+            found[id(m)] = axes + [None] * (len(m.shape) - len(axes))
+    return [found[id(m)] for m in members]
 
 
 def _name_after_dimensions(
@@ -314,6 +386,8 @@ def _name_after_dimensions(
     """
     scope = _parent_scope(location, path, phony)
     for member, axes in zip(members, names, strict=True):
+        if member.chosen.unknown or member.is_scale:
+            continue
         if axes == [None] and member.stored.location == location and member.name in scope:
             lengths = (_dimension_length(StoredObject(location, a)) for a in scope[member.name])
             length = next((n for n in lengths if n is not None), None)
@@ -342,98 +416,47 @@ def _parent_scope(location: FileLocation, path: str, phony: PhonyNames) -> Scope
     return phony.scopes[parent]
 
 
-def _dimension_length(scale: StoredObject) -> int | None:
-    """Return the length of a scale; None if the object is not a scale."""
-    try:
-        facts = scale.metadata
-    except (XrefError, OSError):
-        return None  # not a dataset, or one that cannot be read
-    if label(facts.attributes, "CLASS") != "DIMENSION_SCALE" or not facts.layout.shape:
+def _dimension_length(stored: StoredObject) -> int | None:
+    """Return the length of a scale; None if the object is not a scale, or has no length."""
+    scale = scale_at(stored)
+    if scale.problem or not scale.shape:
         return None
-    return _unlimited_length(scale) or facts.layout.shape[0]
+    return unlimited_length(stored) if scale.is_unlimited else scale.shape[0]
 
 
 def _unlimited_lengths(
-    members: list[MemberDataset], names: list[list[str | None]]
-) -> dict[str, int]:
-    """Return the length of each unlimited dimension of the members."""
-    by_object = {m.stored: m for m in members}
-    lengths: dict[str, int] = {}
-    attached: Counter[str] = Counter()
-    scales: dict[str, StoredObject] = {}
-    for member, axes in zip(members, names, strict=True):
+    members: list[MemberDataset], phony: PhonyNames
+) -> dict[StoredObject, int]:
+    """Return the length of each unlimited dimension of the members, by its scale.
+
+    It is that of the longest dataset along it, of this group or another one. The scale lists
+    the datasets that it is attached to, but not the coordinate variables of several dimensions.
+    """
+    own = {m.stored: m for m in members if m.is_scale}
+    lengths: dict[StoredObject, int] = {}
+    attached: dict[StoredObject, set[tuple[int, int]]] = {}
+    for member in members:
         if member.is_unlimited:
-            scales[member.name] = member.stored
-            lengths[member.name] = max(lengths.get(member.name, 0), member.shape[0])
-        for name, address, size in zip(axes, member.scales, member.shape, strict=False):
-            if name is None or not address:
-                continue
-            attached[name] += 1
-            lengths[name] = max(lengths.get(name, 0), size)
-            scales.setdefault(name, StoredObject(member.stored.location, address))
-    unlimited = {}
-    for name, scale in scales.items():
-        member_scale = by_object.get(scale)
-        if member_scale is None:
-            length = _unlimited_length(scale)
-        elif not member_scale.is_unlimited:
-            continue
-        elif (
-            _n_references(member_scale.attributes.get(objects.REFERENCE_LIST)) == attached[name]
-        ):
-            length = lengths[name]  # all datasets along it are members of this group
-        else:
-            length = _unlimited_length(scale)
-        if length is not None:
-            unlimited[name] = max(length, lengths[name])
-    return unlimited
+            own_length = member.extent[0]
+            lengths[member.stored] = max(lengths.get(member.stored, 0), own_length)
+        for axis, address in enumerate(member.chosen.addresses):
+            scale = StoredObject(member.stored.location, address)
+            if address and (own[scale].scale if scale in own else scale_at(scale)).is_unlimited:
+                lengths[scale] = max(lengths.get(scale, 0), member.extent[axis])
+                if objects.DIMENSION_LIST in member.attributes:
+                    attached.setdefault(scale, set()).add((member.stored.address, axis))
+    for scale, length in lengths.items():
+        # Other datasets are looked at unless all datasets along it are members of this group.
+        listed = own[scale].attributes.get(objects.REFERENCE_LIST) if scale in own else None
+        if scale not in own or _n_references(listed) != len(attached.get(scale, ())):
+            length = max(length, unlimited_length(scale) or 0)
+        known = phony.lengths.get(scale, length)
+        phony.has_grown |= length > known
+        lengths[scale] = phony.lengths[scale] = max(length, known)
+    return lengths
 
 
 def _n_references(listed: Any) -> int:
     if isinstance(listed, objects.RawAttributeValue):
         return math.prod(listed.shape)
-    return int(listed.size) if isinstance(listed, np.ndarray) else 0
-
-
-@cached_by_object(maxsize=4096)
-def _unlimited_length(scale: StoredObject) -> int | None:
-    """Return the length of the longest dataset along an unlimited scale, else None."""
-    # The layout is not needed: even a scale of a type that cannot be read has a length.
-    dataset = objects.open_dataset(scale)
-    if dataset.shape is None or dataset.maxshape != (None,):
-        return None
-    length = int(dataset.shape[0])
-    if not objects.has_attribute(dataset, objects.REFERENCE_LIST):
-        return length
-    listed = objects.read_attribute(dataset, objects.REFERENCE_LIST, scale)
-    for address, axis in _attached_axes(listed, scale):
-        length = max(length, _axis_length(StoredObject(scale.location, address), axis))
-    return length
-
-
-def _attached_axes(listed: Any, scale: StoredObject) -> Iterator[tuple[int, int]]:
-    """Yield dataset address and axis of each entry of a REFERENCE_LIST, if it is valid."""
-    location = scale.location
-    if isinstance(listed, objects.RawAttributeValue):
-        owner = references.Owner.of(scale, None, attribute=objects.REFERENCE_LIST)
-        listed = references.decode_elements(listed, location, owner, DEFAULT_OPTIONS)
-    names = listed.dtype.names if isinstance(listed, np.ndarray) else None
-    if names is None or len(names) != 2 or listed.dtype[names[1]].kind not in "iu":
-        return
-    scales, axes = listed[names[0]].ravel().tolist(), listed[names[1]].ravel().tolist()
-    if all(isinstance(r, ObjectReference) for r in scales):
-        addresses = [r.address for r in scales]
-    else:
-        addresses = objects.reference_addresses(
-            scales, objects.file_format(location).offset_size
-        )
-    yield from zip(addresses, axes, strict=True)
-
-
-def _axis_length(dataset: StoredObject, axis: int) -> int:
-    """Return the length of one axis of a dataset, 0 if there is no such axis."""
-    try:
-        shape = objects.open_dataset(dataset).shape
-    except (DanglingReferenceError, WrongTargetError):
-        return 0  # the list of a scale may name deleted datasets
-    return int(shape[axis]) if shape and 0 <= axis < len(shape) else 0
+    return int(listed.size) if hasattr(listed, "size") else 0

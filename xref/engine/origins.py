@@ -132,7 +132,8 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> ElementOrig
     lengths of an axis differ and it has no labels.
     """
     whole = _open_whole(target)
-    if _has_names(whole) and set(array.dims) <= set(whole.dims):
+    repeats = len(set(array.dims)) != array.ndim  # two axes have one scale: no names tell them
+    if _has_names(whole) and set(array.dims) <= set(whole.dims) and not repeats:
         names = {dim: dim for dim in array.dims}
     elif array.ndim == whole.ndim:
         names = dict(zip(whole.dims, array.dims, strict=True))
@@ -159,6 +160,8 @@ def labelled_origin(target: ObjectReference, array: xr.DataArray) -> ElementOrig
             axes.append(range(n))
         else:
             return None
+    if repeats:
+        return ElementOrigin(target, whole.shape, tuple(axes), tuple(range(whole.ndim)))
     axis_of = {names[dim]: number for number, dim in enumerate(whole.dims) if dim in names}
     order = tuple(axis_of[dim] for dim in array.dims)
     return ElementOrigin(target, whole.shape, tuple(axes), order)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from xref.engine.dimension_names import (
     count_dimensions,
     name_dimensions,
 )
+from xref.engine.dimension_scales import NO_SCALES, scale_of_dataset, scale_of_layout
 from xref.engine.lazy_arrays import DatasetArray, lazily_indexed
 from xref.errors import UnsupportedError, XrefError
 from xref.hdf5 import DatasetLayout, Filter, FilterPipeline, filter_name, item_dtype
@@ -101,12 +103,18 @@ def open_members(
     members, attributes = _group_contents(location, path, group, dropped, shared, options)
     dimensions = name_dimensions(members, location, path, phony or PhonyNames())
     variables: dict[str, xr.Variable] = {}
+    used = {dim for dims in dimensions.names for dim in dims}
     for member, dims, shape in zip(members, dimensions.names, dimensions.shape, strict=True):
         name = member.name.replace(objects.NAME_CLASH, "")
-        if not member.is_variable or name in dropped:
+        layout = member.layout
+        if layout is None or not member.is_variable or name in dropped:
+            continue
+        if member.is_scale and member.scale.shape is None and name in used:
+            problem = UnsupportedError("a dimension scale without a dataspace has no values")
+            warn_unreadable(f"{location.filename}: {member.path!r}", problem)
             continue
         try:
-            variables[name] = _build_variable(member, dims, shape, options)
+            variables[name] = _build_variable(member, layout, dims, shape, options)
         except _READ_ERRORS as error:
             warn_unreadable(f"{location.filename}: {member.path!r}", error)
     return variables, attributes, dimensions.unlimited
@@ -149,19 +157,24 @@ def list_datasets(
     each of them, and its metadata are read once.
     """
     dropped, known = set(drop), shared or SharedObjects()
-    members = []
+    members: list[MemberDataset] = []
     for name, found in objects.iterate_members(group):
         full = posixpath.join(path, name)
         problem: Exception | None = None
         if isinstance(found, Exception):
             problem = found
         elif objects.kind_of(found.item) == "dataset":
+            member = None
             try:
                 member = _open_member(name, full, found, known)
-                member.is_elsewhere = found.stored.location != location
-                members.append(member)
             except _READ_ERRORS as error:
                 problem = error
+                with suppress(*_READ_ERRORS):
+                    member = _open_unreadable_scale(name, full, found)
+            if member is not None:
+                member.is_elsewhere = found.stored.location != location
+                member.is_hard = found.is_hard
+                members.append(member)
         if problem is not None and name.replace(objects.NAME_CLASH, "") not in dropped:
             warn_unreadable(f"{location.filename}: {full!r}", problem)
     return members
@@ -198,11 +211,23 @@ def _open_member(
         return _renamed(known, posixpath.dirname(path), path, member.item)
     layout = objects.read_layout(member.item, member.stored)
     raw, problems = objects.read_attributes(member.item, member.stored)
-    found = MemberDataset(name, path, member.stored, layout, raw, problems)
+    scale = scale_of_layout(layout, member.item, raw)
+    found = MemberDataset(name, path, member.stored, layout, raw, problems, scale)
     found.type_name = _type_name(found, posixpath.dirname(path), member.item)
     if shared.repeated is None or key in shared.repeated:
         shared.datasets[key] = found
     return found
+
+
+def _open_unreadable_scale(
+    name: str, path: str, member: objects.LinkedObject
+) -> MemberDataset | None:
+    """Return a dimension scale whose values cannot be read; None if it is no scale."""
+    raw, problems = objects.read_attributes(member.item, member.stored)
+    scale = scale_of_dataset(member.item, raw)
+    if scale.problem:
+        return None
+    return MemberDataset(name, path, member.stored, None, raw, problems, scale)
 
 
 def _renamed(
@@ -210,14 +235,15 @@ def _renamed(
 ) -> MemberDataset:
     """Return a dataset under another path; its values are shared."""
     type_name = _type_name(member, group, item)
-    return replace(member, path=path, scales=[], type_name=type_name)
+    return replace(member, path=path, chosen=NO_SCALES, type_name=type_name)
 
 
 def _type_name(
     member: MemberDataset, group: str, item: objects.Object | None = None
 ) -> str | None:
     """Return the name of the type of an enumeration; xarray writes the type by that name."""
-    if "enum" not in (member.layout.dtype.metadata or ()):
+    layout = member.layout
+    if layout is None or "enum" not in (layout.dtype.metadata or ()):
         return None
     return objects.type_name(
         member.stored.location, group, item or objects.open_object(member.stored)
@@ -225,9 +251,12 @@ def _type_name(
 
 
 def _build_variable(
-    member: MemberDataset, dims: tuple[str, ...], shape: tuple[int, ...], options: DecodeOptions
+    member: MemberDataset,
+    layout: DatasetLayout,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    options: DecodeOptions,
 ) -> xr.Variable:
-    layout = member.layout
     attributes = member.shared.attributes
     if attributes is None:
         attributes = plain_attributes(
@@ -241,7 +270,7 @@ def _build_variable(
         metadata = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
         variable.encoding["dtype"] = np.dtype(layout.dtype, metadata=metadata)
     if variable.encoding.get("dtype") is str:
-        variable = _loaded_text(variable, member, options)
+        variable = _loaded_text(variable, member, layout, options)
         if layout.text == "ascii":
             variable.encoding["charset"] = layout.text
     return variable
@@ -268,25 +297,25 @@ TEXT_NBYTES = 64 << 20
 
 
 def _loaded_text(
-    variable: xr.Variable, member: MemberDataset, options: DecodeOptions
+    variable: xr.Variable, member: MemberDataset, layout: DatasetLayout, options: DecodeOptions
 ) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length depends on the values."""
     # The direct reader does not read text: the error is raised when the text is used.
     text = member.shared.text
     if text is not None and text.shape == variable.shape:
         return variable.copy(data=text)
-    if options.reader != "direct" and _is_short_text(variable.size, member):
+    if options.reader != "direct" and _is_short_text(variable.size, member, layout):
         member.shared.text = variable.values
         return variable.copy(data=member.shared.text)
     variable.encoding["dtype"] = variable.dtype
     return variable
 
 
-def _is_short_text(size: int, member: MemberDataset) -> bool:
+def _is_short_text(size: int, member: MemberDataset, layout: DatasetLayout) -> bool:
     """Tell whether texts are few and short enough to be read when their file is opened."""
     if size > TEXT_ELEMENTS:
         return False
-    slices = tuple((0, n, 1) for n in member.layout.shape)
+    slices = tuple((0, n, 1) for n in layout.shape)
     place = references.StoredReferences(member.stored, member.own_path, "", slices)
     try:
         stored = place.read_raw()

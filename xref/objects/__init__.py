@@ -11,8 +11,8 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     # fmt: off
     from xref.objects.attributes import (
-        RawAttributeReferences, RawAttributeValue, has_attribute, read_attribute,
-        read_attributes, reference_addresses, scale_addresses,
+        AttachedScales, RawAttributeReferences, RawAttributeValue, attached_scales,
+        has_attribute, read_attribute, read_attributes, reference_addresses,
     )
     from xref.objects.datasets import (
         DatasetMetadata, chunk_index, dataset_facts, dataset_kind, read_raw, read_stored_chunk,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from xref.objects.links import (
         LinkedObject, group_at, groups_along, is_hard_link, iterate_members, link_addresses,
-        members_by_name, open_group, open_member, type_name,
+        members_by_name, n_links, names_in_group, open_group, open_member, type_name,
     )
     from xref.objects.netcdf_names import (
         CF_ATTRIBUTES, COORDINATE_IDS, DIMENSION_ID, DIMENSION_LIST, FILL_ATTRIBUTES,

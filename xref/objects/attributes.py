@@ -18,7 +18,13 @@ import numpy.typing as npt
 from h5py import h5, h5a, h5i, h5p, h5s
 
 from xref import hdf5
-from xref.errors import CorruptFileError, DanglingReferenceError, FileReadError, XrefError
+from xref.errors import (
+    CorruptFileError,
+    DanglingReferenceError,
+    FileChangedError,
+    FileReadError,
+    XrefError,
+)
 from xref.objects.layouts import (
     holds_tags,
     reference_itemsize,
@@ -195,55 +201,100 @@ def _read_unconverted(attribute: h5a.AttrID, datatype: Any, dtype: Any) -> npt.N
     return out
 
 
-def scale_addresses(
-    datasets: Sequence[tuple[dict[str, Any], int]], location: FileLocation
-) -> list[list[int]]:
-    """Return the address of the last scale attached to each axis of each dataset.
+@dataclass(frozen=True, slots=True)
+class AttachedScales:
+    """The attribute "DIMENSION_LIST" of one dataset.
 
-    ``datasets`` gives attributes and number of axes. The address is 0 for an axis without a
-    scale, and for all axes if the attribute "DIMENSION_LIST" contradicts the specification of
-    dimension scales 1.0.
+    False if no axis has an entry and the attribute follows the specification.
     """
-    scales_of: list[list[int]] = []
-    attached: list[h5py.Reference | None] = []
-    for attributes, ndim in datasets:
+
+    axes: tuple[tuple[int, ...], ...]  # addresses of each axis, as attached; 0: null reference
+    problem: str = ""  # how the attribute contradicts the specification; then no axis has any
+
+    def __bool__(self) -> bool:
+        return bool(self.problem) or any(self.axes)
+
+
+def attached_scales(
+    datasets: Sequence[tuple[dict[str, Any], dict[str, Exception], int]], location: FileLocation
+) -> list[AttachedScales]:
+    """Return the addresses in the attribute "DIMENSION_LIST" of each dataset.
+
+    ``datasets`` gives the attributes and the problems from `read_attributes`, and the number of
+    axes. The objects at the addresses are not opened.
+    """
+    found: list[AttachedScales] = []
+    listed: list[h5py.Reference] = []
+    lengths: list[list[int]] = []  # of each dataset whose entries are in ``listed``
+    for attributes, problems, ndim in datasets:
         value = attributes.get(DIMENSION_LIST)
-        if isinstance(value, RawAttributeValue):
-            scales_of.append(_std_scales(value, ndim, location))
-            attached += [None] * ndim
-            continue
-        scales_of.append([0] * ndim)
-        axes: Any = [None] * ndim
-        if isinstance(value, np.ndarray) and value.shape == (ndim,):
-            axes = value
-        for axis in axes:
-            last = axis[-1] if isinstance(axis, np.ndarray) and axis.size else None
-            attached.append(last if isinstance(last, h5py.Reference) else None)
-    addresses = iter(reference_addresses(attached, file_format(location).offset_size))
-    return [[next(addresses) or known for known in scales] for scales in scales_of]
+        problem = _list_problem(value, problems.get(DIMENSION_LIST), ndim) if ndim else ""
+        entries: list[list[h5py.Reference]] = []
+        if problem or value is None or not ndim:
+            found.append(AttachedScales(((),) * ndim, problem))
+        elif isinstance(value, RawAttributeValue):
+            found.append(_std_scales(value, ndim, location))
+        else:
+            entries = [axis.tolist() for axis in value]
+            found.append(AttachedScales(()))
+        listed += itertools.chain(*entries)
+        lengths.append([len(axis) for axis in entries])
+    addresses = iter(reference_addresses(listed, file_format(location).offset_size))
+    for number, counts in enumerate(lengths):
+        if counts:
+            axes = tuple(tuple(itertools.islice(addresses, n)) for n in counts)
+            found[number] = AttachedScales(axes)
+    return found
 
 
-def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> list[int]:
-    """Return the scales of one "DIMENSION_LIST" of references of HDF5 1.12."""
-    base = value.datatype.base
-    if value.shape != (ndim,) or base is None or base.reference != "std":
-        return [0] * ndim
+def _list_problem(value: Any, unreadable: Exception | None, ndim: int) -> str:
+    """Say how a "DIMENSION_LIST" contradicts the specification of dimension scales 1.0."""
+    if unreadable is not None:
+        return f"cannot be read: {unreadable}"
+    if isinstance(value, RawAttributeValue):
+        base = value.datatype.base
+        is_list, shape = base is not None and base.reference == "std", value.shape
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        is_list, shape = all(map(_are_references, value.flat)), value.shape
+    else:
+        is_list, shape = value is None, (ndim,)
+    if not is_list:
+        return "does not hold sequences of object references"
+    return "" if shape == (ndim,) else f"has shape {shape}, and the dataset has rank {ndim}"
+
+
+def _are_references(axis: Any) -> bool:
+    """Tell whether an element is a sequence of object references; it may be empty."""
+    if not isinstance(axis, np.ndarray) or axis.ndim != 1:
+        return False
+    return all(type(entry) is h5py.Reference for entry in axis.tolist())
+
+
+def _std_scales(value: RawAttributeValue, ndim: int, location: FileLocation) -> AttachedScales:
+    """Return the entries of one "DIMENSION_LIST" of references of HDF5 1.12."""
 
     def describe(axis: int) -> str:
         return f"{location.filename}: dimension scale of axis {axis}"
 
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(ndim, -1)
     offset_size = file_format(location).offset_size
-    sequences = hdf5.read_sequences(
-        file_content(location), raw, hdf5.std_itemsize(offset_size), describe
+    try:
+        sequences = hdf5.read_sequences(
+            file_content(location), raw, hdf5.std_itemsize(offset_size), describe
+        )
+        elements = hdf5.split_std_references(
+            sequences.elements, offset_size=offset_size, describe=describe
+        )
+    except (FileReadError, FileChangedError):
+        raise
+    except XrefError as error:
+        return AttachedScales(((),) * ndim, f"cannot be read: {error}")
+    begin = sequences.begin.tolist()
+    ends = (sequences.begin + sequences.length).tolist()
+    addresses = elements.address.tolist()
+    return AttachedScales(
+        tuple(tuple(addresses[a:z]) for a, z in zip(begin, ends, strict=True))
     )
-    has_scale = sequences.length > 0
-    last = sequences.elements[(sequences.begin + sequences.length)[has_scale] - 1]
-    elements = hdf5.split_std_references(last, offset_size=offset_size, describe=describe)
-    scales = np.zeros(ndim, dtype=np.uint64)
-    scales[has_scale] = elements.address
-    result: list[int] = scales.tolist()
-    return result
 
 
 _file_numbers = itertools.count()

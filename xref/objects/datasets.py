@@ -19,12 +19,12 @@ from xref import hdf5
 from xref.arrays import IntArray
 from xref.errors import CorruptFileError, FileReadError, UnsupportedError, XrefError
 from xref.objects import layouts
-from xref.objects.attributes import as_stored, read_attributes, scale_addresses
+from xref.objects.attributes import AttachedScales, as_stored, attached_scales, read_attributes
 from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject, cached_by_object
-from xref.storage import FileBytes, FileLocation, cached_by_location, check_unchanged
+from xref.storage import FileLocation, cached_by_location, check_unchanged, metadata_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,7 @@ class DatasetMetadata:
     layout: hdf5.DatasetLayout
     attributes: dict[str, Any]  # from `read_attributes`, without `SCALE_ATTRIBUTES`
     problems: dict[str, Exception]  # of attributes that could not be read, by name
-    # Address of the dimension scale of each axis, or 0; empty if no axis has a scale.
-    scales: tuple[int, ...]
+    scales: AttachedScales  # what the file gives as the dimension scales of the axes
 
 
 @cached_by_object(maxsize=1 << 15)
@@ -45,11 +44,12 @@ def dataset_facts(stored: StoredObject) -> DatasetMetadata:
     layout = layouts.read_layout(dataset, stored)
     attributes, problems = read_attributes(dataset, stored)
     check_unchanged(stored.location)
-    (scales,) = scale_addresses([(attributes, len(layout.shape))], stored.location)
+    axes = (attributes, problems, len(layout.shape))
+    (scales,) = attached_scales([axes], stored.location)
     for name in SCALE_ATTRIBUTES:
         attributes.pop(name, None)
         problems.pop(name, None)
-    return DatasetMetadata(layout, attributes, problems, tuple(scales) if any(scales) else ())
+    return DatasetMetadata(layout, attributes, problems, scales)
 
 
 @cached_by_object(maxsize=256)
@@ -123,7 +123,7 @@ def _read_index(stored: StoredObject, layout: hdf5.DatasetLayout) -> _IndexColum
     location = stored.location
     base = file_format(location).base_address
     source = byte_source(location, stored)
-    reader = hdf5.NodeReader(source, FileBytes(location), base, "index of chunks")
+    reader = hdf5.NodeReader(source, metadata_bytes(location), base, "index of chunks")
     try:
         storage = hdf5.parse_chunk_storage(_layout_message(source, stored.address), source)
         chunks = hdf5.read_listed_chunks(

@@ -7,10 +7,11 @@ groups whose structures contradict each other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +39,7 @@ class LinkedObject:
 
     item: Object
     stored: StoredObject
+    is_hard: bool = True  # whether the link is a hard link
 
 
 def open_group(location: storage.FileLocation, path: str) -> LinkedObject:
@@ -151,7 +153,8 @@ def follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Linke
         raise UnsupportedError(f"{where}: more than {MAX_LINKS} links lead to it")
     value = group.item.id.links.get_val(name)
     if link.type == h5l.TYPE_SOFT:
-        return _walk(_open_root(location) if value.startswith(b"/") else group, value, links)
+        start = _open_root(location) if value.startswith(b"/") else group
+        return replace(_walk(start, value, links), is_hard=False)
     if link.type == h5l.TYPE_EXTERNAL:
         filename, path = value
         other = storage.locate_file(
@@ -161,7 +164,8 @@ def follow_link(group: LinkedObject, name: bytes, links: Iterator[int]) -> Linke
         )
         # A link into its own file stays in the file as it was opened.
         same = storage.is_same_file(other, location)
-        return _walk(_open_root(location if same else other), path, links)
+        found = _walk(_open_root(location if same else other), path, links)
+        return replace(found, is_hard=False)
     raise UnsupportedError(f"{where} is of type {link.type}, which HDF5 does not define")
 
 
@@ -181,6 +185,12 @@ def iterate_members(group: LinkedObject) -> Iterator[tuple[str, LinkedObject | E
             yield decode_name(name), follow_link(group, name, iter(range(MAX_LINKS)))
         except HDF5_ERRORS as error:
             yield decode_name(name), error
+
+
+def n_links(stored: StoredObject) -> int:
+    """Return the number of hard links to an object."""
+    # Unlike get_info, get_objinfo does not read the chunk index of a dataset.
+    return int(h5g.get_objinfo(open_object(stored).id, b".").nlink)
 
 
 def is_hard_link(group: LinkedObject, name: str) -> bool:
@@ -211,6 +221,29 @@ def root_address(location: storage.FileLocation) -> int:
 def link_addresses(group: LinkedObject) -> dict[int, str]:
     """Return the first name of each hard-linked member by its address."""
     return {address: decode_name(name) for address, name in _hard_links(group.item.id).items()}
+
+
+def names_in_group(
+    group: LinkedObject, wanted: Set[int], *, soft: bool = False
+) -> dict[int, str]:
+    """Return the name that a group gives to each wanted object, by address.
+
+    The name is that of the first hard link, or the first ``soft`` link. Links come in the order
+    of their creation if the group keeps that order, else by name.
+    """
+    names: dict[int, str] = {}
+    for name, address, _ in sorted(list_links(group.item.id), key=lambda link: link[2]):
+        if soft and address is None:
+            with contextlib.suppress(*HDF5_ERRORS):
+                if group.item.id.links.get_info(name).type == h5l.TYPE_SOFT:
+                    found = follow_link(group, name, iter(range(MAX_LINKS))).stored
+                    is_here = found.location == group.stored.location
+                    address = found.address if is_here else None
+        elif soft:
+            continue
+        if address is not None and address in wanted:
+            names.setdefault(address, decode_name(name))
+    return names
 
 
 def hard_links_at(stored: StoredObject) -> list[tuple[bytes, int]]:

@@ -94,7 +94,7 @@ def _explain_header(stored: StoredObject) -> str:
     if not 0 < stored.address <= form.file_nbytes - form.base_address - 16:
         return f"is outside the file ({form.file_nbytes} bytes)"
     head = bytearray(16)
-    storage.FileBytes(stored.location).read_into(position, memoryview(head))
+    storage.metadata_bytes(stored.location).read_into(position, memoryview(head))
     if head[:4] == b"OHDR":
         return "" if head[4] == 2 else f"has an object header of version {head[4]}"
     version, reserved, n_messages, n_links, nbytes = struct.unpack_from("<BBHII", head)

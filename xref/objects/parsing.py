@@ -10,12 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from xref import hdf5
-from xref.storage import FileBytes, FileLocation, UnreachableFile, cached_by_location, open_file
+from xref.storage import (
+    FileLocation,
+    UnreachableFile,
+    cached_by_location,
+    metadata_bytes,
+    open_file,
+    set_image_decoder,
+)
+
+set_image_decoder(hdf5.read_image_entries)
 
 
 def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:
     """Return a reader of metadata; ``where`` names the object in errors."""
-    form, file = file_format(location), FileBytes(location)
+    form, file = file_format(location), metadata_bytes(location)
 
     def read(address: int, nbytes: int) -> bytes:
         buffer = bytearray(nbytes)
@@ -39,7 +48,7 @@ def file_format(location: FileLocation) -> hdf5.FileFormat:
 
 def file_content(location: FileLocation) -> hdf5.FileContent:
     """Return the file's bytes and sizes for the decoders of many objects."""
-    return hdf5.FileContent(FileBytes(location), file_format(location), location.filename)
+    return hdf5.FileContent(metadata_bytes(location), file_format(location), location.filename)
 
 
 def dataset_table(location: FileLocation, address: npt.NDArray[np.uint64]) -> hdf5.DatasetTable:

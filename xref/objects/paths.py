@@ -34,7 +34,13 @@ from xref.objects.objects import decode_name
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
 from xref.objects.trees import walk_groups
-from xref.storage import FileBytes, FileLocation, Identity, UnreachableFile, cached_by_location
+from xref.storage import (
+    FileLocation,
+    Identity,
+    UnreachableFile,
+    cached_by_location,
+    metadata_bytes,
+)
 
 BATCH = 1 << 13
 """Objects whose headers are in memory at once, as in `xref.hdf5.bulk_datasets`."""
@@ -283,7 +289,7 @@ def _find_groups(
     for begin in range(0, len(addresses), BATCH):
         part = addresses[begin : begin + BATCH]
         headers = hdf5.read_headers(
-            FileBytes(location), np.array(part, dtype=np.uint64).astype(np.int64), form
+            metadata_bytes(location), np.array(part, dtype=np.uint64).astype(np.int64), form
         )
         messages = defaultdict[int, list[hdf5.Message]](list)
         for row in np.flatnonzero(np.isin(headers.message_type, hdf5.LINK_TYPES)).tolist():

@@ -359,6 +359,12 @@ class RegionReference(_WithinObject):
         chunks : None, int, dict or "auto"
             As in `xarray.open_dataset`: None for a lazy array without dask.
 
+        Returns
+        -------
+        xarray.DataArray
+            With the dimensions and coordinates of the target. Points, masks, lists and slices
+            with steps have their positions along axes without a coordinate.
+
         Raises
         ------
         NullReferenceError

@@ -223,12 +223,8 @@ def nwb_regions(array: xr.DataArray) -> ReferenceArray:
         dataset = _series_data(target, references.describe(int(rows[0])))
         shape = dataset.layout.shape
         _check_rows(rows, start[rows], count[rows], shape, references)
-        empty = count[rows] == 0
-        tables += [
-            _boxes_along_first_axis(start[rows[~empty]], count[rows[~empty]], shape),
-            empty_table(int(empty.sum()), 0, SelectionKind.NONE),
-        ]
-        order += [rows[~empty], rows[empty]]
+        tables.append(_boxes_along_first_axis(start[rows], count[rows], shape))
+        order.append(rows)
         address[rows] = dataset.address
         files.setdefault(dataset.location)
         file[rows] = list(files).index(dataset.location)

@@ -102,7 +102,7 @@ def _join(refs: BoundVariable, concat_dim: Hashable | None) -> Joined:
     dims = result_dims(refs, rank, joined=True)
     if not bound.n_targets and isinstance(concat_dim, str):
         dims = (concat_dim,)
-    axis = _find_axis(dims, concat_dim)
+    axis = _find_axis(dims, concat_dim, bound.label())
     lengths = axis_lengths(bound, rank, axis)
     counted = np.flatnonzero(lengths)
     if len(counted):
@@ -129,19 +129,20 @@ def _find_rank(refs: BoundVariable) -> int:
     if len(ranks) > 1:
         found = " and ".join(_describe_result(refs, int(filled[k])) for k in first)
         raise ValueError(
-            f"layout='concat' joins results with equal numbers of dimensions; the references "
-            f"select {found}; use layout='ragged', or select references of one kind"
+            f"{bound.label()}: layout='concat' joins results with equal numbers of dimensions; "
+            f"the references select {found}; use layout='ragged', or select references of one "
+            "kind"
         )
     if not ranks[0]:
         raise ValueError(
-            f"layout='concat' joins results along one of their dimensions, and the references "
-            f"point at scalars ({_describe_result(refs, int(filled[0]))}); use layout='stack' "
-            "or layout='ragged'"
+            f"{bound.label()}: layout='concat' joins results along one of their dimensions, "
+            f"and the references point at scalars ({_describe_result(refs, int(filled[0]))}); "
+            "use layout='stack' or layout='ragged'"
         )
     return int(ranks[0])
 
 
-def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
+def _find_axis(dims: DimNames, concat_dim: Hashable | None, label: str) -> int:
     """Return the axis that ``concat_dim``, a dimension or an axis number, means."""
     if concat_dim is None:
         return 0
@@ -153,7 +154,7 @@ def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
         axis = None
     if axis is None or isinstance(concat_dim, bool) or not -len(dims) <= axis < len(dims):
         raise ValueError(
-            f"concat_dim is {concat_dim!r}; the results have the dimensions "
+            f"{label}: concat_dim is {concat_dim!r}; the results have the dimensions "
             f"{[str(d) for d in dims]}, which may also be given by their number"
         )
     return axis % len(dims)
@@ -161,9 +162,9 @@ def _find_axis(dims: DimNames, concat_dim: Hashable | None) -> int:
 
 def _describe_result(refs: BoundVariable, row: int) -> str:
     """Name the shape of one result, and its reference."""
-    bound, references = refs.bound, refs.references
+    bound = refs.bound
     shape = tuple(bound.shape[row, : int(bound.ndim[row])].tolist())
-    return f"{shape} by {references.describe(row)} {references.element(row)!r}"
+    return f"{shape} by {bound.describe(row)}"
 
 
 def _describe_shapes(refs: BoundVariable, rows: IntArray, dims: DimNames, axis: int) -> str:
@@ -182,9 +183,10 @@ def _describe_shapes(refs: BoundVariable, rows: IntArray, dims: DimNames, axis: 
     ]
     another = f"concat_dim={fitting[0]!r}, " if fitting else ""
     return (
-        f"the references select shapes that do not join along {names[axis]!r}: "
-        f"{', '.join(found)}{more}. All dimensions but the joined one need equal lengths; use "
-        f"{another}layout='ragged' or layout='pad', or select references of one shape"
+        f"{refs.bound.label()}: the references select shapes that do not join along "
+        f"{names[axis]!r}: {', '.join(found)}{more}. All dimensions but the joined one need "
+        f"equal lengths; use {another}layout='ragged' or layout='pad', or select references of "
+        "one shape"
     )
 
 

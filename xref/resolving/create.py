@@ -27,6 +27,7 @@ from xref.references import (
     RegionReference,
     box_of_shape,
 )
+from xref.resolving.result_variables import unique_dims
 from xref.selections import (
     All,
     Selection,
@@ -178,6 +179,11 @@ def make_regions(
     origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
+    if len(set(array.dims)) != array.ndim:
+        # Two axes have one dimension scale: numbers tell them apart, as in resolved results.
+        array = xr.DataArray(
+            xr.Variable(unique_dims(array.dims), array.variable._data), name=array.name
+        )
     given = {"start": start} | ({"size": shape} if stop is None else {"stop": stop})
     if step is not None:
         given["step"] = step

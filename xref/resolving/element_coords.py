@@ -10,7 +10,7 @@ Names are those of the targets' axes. Axes whose name not all targets have are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -42,12 +42,13 @@ from xref.resolving.element_sources import (
     ElementSource,
     Positions,
     TargetNumbers,
+    filled_rows,
 )
 from xref.resolving.padding import choose_missing_value
 from xref.resolving.result_variables import DimNames, choose_common_decoding, lazy_variable
 from xref.resolving.sample_axis import SampleAxis
 from xref.resolving.targets import Dims, TargetMetadata
-from xref.selections import SelectionKind
+from xref.selections import SelectionKind, SelectionTable
 
 
 class SampleCoordinate(SampleAxis):
@@ -152,37 +153,32 @@ def element_coords(
     the results; ``taken`` are the names of other coordinates.
     """
     found: dict[Hashable, xr.Variable] = {}
-    ranks = refs.bound.ranks
-    if not refs.targets or not inner or _are_boxes(refs.bound, range(len(inner))):
+    regions = refs.references.columns.regions
+    if not refs.targets or not inner or regions is None or _are_runs(regions):
         return found
-    if ranks == {len(inner)}:
-        for axis, label in enumerate(inner):
+    dims = (*refs.dims, *inner)
+    own_names = (*dims, refs.name, engine.free_name(refs.name or "values", dims))
+    if refs.bound.ranks == {len(inner)}:
+        for axis, dim in enumerate(inner):
             has_coordinate = any(t.dims[axis] in t.coords for t in refs.targets)
-            if label in taken or has_coordinate or _are_boxes(refs.bound, [axis]):
+            if dim in taken or has_coordinate or _are_runs(regions, axis):
                 continue
+            name = engine.free_name(dim, own_names) if dim == refs.name else dim
             positions = Positions((0,))
-            found[label] = _result_variable(refs, label, shape[axis], positions, None, axis)
+            found[name] = _result_variable(refs, dim, shape[axis], positions, None, axis)
         return found
-    for label, source, like in _element_sources(refs, (*refs.dims, *inner), taken):
-        found[label] = _result_variable(refs, inner[0], shape[0], source, like)
+    for name, source, like in _element_sources(refs, own_names, taken):
+        found[name] = _result_variable(refs, inner[0], shape[0], source, like)
     return found
 
 
-def _are_boxes(bound: BoundReferences, axes: Iterable[int]) -> bool:
-    """Tell whether all results are runs of elements along some axes of their targets."""
-    columns = list(axes)
-    for t in bound.datasets:
-        regions = t.regions
-        if not np.isin(regions.kind, (SelectionKind.HYPERSLAB, SelectionKind.NONE)).all():
-            return False
-        if regions.ndim < len(columns):
-            return False
-        count, stride, block = (
-            c[:, columns] for c in (regions.count, regions.stride, regions.block)
-        )
-        if not ((count == 1) | (stride == block)).all():
-            return False
-    return True
+def _are_runs(regions: SelectionTable, axis: int | None = None) -> bool:
+    """Tell whether all regions have runs of elements along an axis, or along every axis."""
+    if np.isin(regions.kind, (SelectionKind.POINTS, SelectionKind.BLOCKS)).any():
+        return False
+    axes = slice(None) if axis is None else slice(axis, axis + 1)
+    is_run = (regions.count == 1) | (regions.stride == regions.block)
+    return bool(is_run[:, axes].all())
 
 
 def _result_variable(
@@ -412,17 +408,26 @@ def _check_extents(
     refs: BoundVariable, datasets: Sequence[CoordinateDataset], numbers: TargetNumbers
 ) -> None:
     """Raise SelectionError unless each coordinate has the extent of the axes of its target."""
-    elements = Elements.of_results(refs.bound)
-    row = numbers.rows(refs.bound)
-    for k, coordinate in enumerate(datasets):
-        layout = coordinate.dataset.layout
+    layouts = [d.dataset.layout for d in datasets]
+    for coordinate, layout in zip(datasets, layouts, strict=True):
         if layout.reference_kind:
             raise UnsupportedError(f"{coordinate.dataset.named} holds references")
-        extents = elements.extent[row == k][:, list(coordinate.axes)]
-        wrong = np.flatnonzero((extents != layout.shape).any(axis=1))
-        if len(wrong):
-            # For instance, an unlimited dimension has grown for some variables only.
+        if len(layout.shape) != len(coordinate.axes):
             raise SelectionError(
-                f"{coordinate.dataset.named} has shape {layout.shape}, its axes have "
-                f"{tuple(extents[wrong[0]].tolist())}"
+                f"{coordinate.dataset.named} has shape {layout.shape}, and lies along "
+                f"{len(coordinate.axes)} axes"
             )
+    row = numbers.rows(refs.bound)
+    known = np.flatnonzero(row >= 0)
+    axes = filled_rows([d.axes for d in datasets], -1)[row[known]]
+    stored = filled_rows([layout.shape for layout in layouts], -1)[row[known]]
+    extent = Elements.of_results(refs.bound).extent[known]
+    extent = np.where(axes >= 0, np.take_along_axis(extent, np.maximum(axes, 0), axis=1), -1)
+    wrong = np.flatnonzero((stored != extent).any(axis=1))
+    if len(wrong):
+        # For instance, an unlimited dimension has grown for some variables only.
+        coordinate = datasets[int(row[known[wrong[0]]])]
+        raise SelectionError(
+            f"{coordinate.dataset.named} has shape {coordinate.dataset.layout.shape}, its axes "
+            f"have {tuple(extent[wrong[0], : len(coordinate.axes)].tolist())}"
+        )

@@ -7,7 +7,7 @@ are read where elements are, each once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -225,11 +225,9 @@ class CoordinateValues:
         The numbers count the elements of all datasets, one dataset after the other. The other
         results are the shape of each dataset (1 behind its axes), and its first number.
         """
-        width = max((len(d.axes) for d in self.datasets), default=0)
-        axes = np.full((len(self.datasets), width), -1, dtype=np.int64)
-        for k, coordinate in enumerate(self.datasets):
-            axes[k, : len(coordinate.axes)] = coordinate.axes
-        shape = np.ones((len(self.datasets), width), dtype=np.int64)
+        axes = filled_rows([d.axes for d in self.datasets], -1)
+        width = axes.shape[1]
+        shape = np.ones(axes.shape, dtype=np.int64)
         known = np.flatnonzero(row >= 0)
         at = axes[row[known]]
         extent = np.take_along_axis(elements.extent[known], np.maximum(at, 0), axis=1)
@@ -275,6 +273,13 @@ class CoordinateValues:
         datasets = [(d.dataset.token, d.axes) for d in self.datasets]
         numbers, decoders = (x.__dask_tokenize__() for x in (self.numbers, self.decoders))
         return type(self).__name__, datasets, numbers, decoders, str(self.dtype)
+
+
+def filled_rows(rows: Sequence[Sequence[int]], fill: int) -> IntArray:
+    """Return rows of different lengths as one table, filled up behind each row."""
+    width = max(map(len, rows), default=0)
+    table = [(*row, *(fill,) * (width - len(row))) for row in rows]
+    return np.array(table, dtype=np.int64).reshape(len(rows), width)
 
 
 def distinct_numbers(numbers: IntArray, limit: int) -> tuple[IntArray, IntArray]:

@@ -33,7 +33,7 @@ from xref.resolving.binding import bind, warn_of_units
 from xref.resolving.bound_references import BoundReferences, bind_references
 from xref.resolving.concatenated import resolve_concatenated
 from xref.resolving.result_layouts import resolve_ragged, resolve_stacked
-from xref.resolving.result_variables import POINT_DIM
+from xref.resolving.result_variables import POINT_DIM, unique_dims
 from xref.resolving.targets import group_path, open_target
 from xref.storage import check_unchanged
 
@@ -218,11 +218,10 @@ def _open_target_object(reference: ObjectReference, stored: StoredObject, chunks
         return dataset if chunks is None else dataset.chunk(chunks)
     if objects.kind_of(item) == "datatype":
         return item.dtype
-    facts = stored.metadata
-    target = open_target(stored, facts, options)
-    free = engine.numbered_names("phony_dim_", target.dims)
-    dims = tuple(next(free) if dim is None else dim for dim in target.dims)
     if objects.dataset_kind(item):
+        facts = stored.metadata
+        target = open_target(stored, facts, options)
+        dims = tuple(map(str, unique_dims(target.dims)))
         variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
         return xr.DataArray(variable, name=target.name)
     array = ReferenceArray.from_references(reference)

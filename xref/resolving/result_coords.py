@@ -16,7 +16,14 @@ from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind
 from xref.resolving.bound_references import Shape
-from xref.resolving.result_variables import Coords, DimNames, result_dims, stack_variable
+from xref.resolving.result_variables import (
+    Coords,
+    DimNames,
+    result_dims,
+    stack_variable,
+    unique_dims,
+)
+from xref.resolving.targets import Dims
 from xref.selections import SelectionKind, concat_tables, empty_table, project
 
 
@@ -51,31 +58,50 @@ def target_coords(
     scattered = len(inner) == 1 and len(first.dims) > 1
     coords: Coords = {}
     for name, (address, dims) in first.coords.items():
-        axes = [first.dims.index(dim) for dim in dims]
-        on_points = scattered and bool(dims)
-        coord_dims = inner if on_points else tuple(inner[axis] for axis in axes)
-        label = coord_dims[0] if not scattered and coord_dims and dims == (name,) else name
         shared = all(
             t.dataset.location == first.dataset.location
             and t.coords.get(name) == (address, dims)
             for t in targets
         )
-        if not shared or label in reference_coords or label in refs.dims:
-            continue
-        if _fits_axes(refs, name, address, dims):
-            shape = result_shape if on_points else tuple(result_shape[axis] for axis in axes)
-            coords[label] = _coordinate(refs, label, address, dims, coord_dims, shape)
+        # A dimension scale of several axes is a coordinate of each.
+        for repeat in range(first.dims.count(dims[0]) if dims == (name,) else 1):
+            axes = [_axes_along(dims, target.dims, repeat) for target in targets]
+            along = axes[0]
+            on_points = scattered and bool(dims)
+            coord_dims = inner if on_points else tuple(inner[axis] for axis in along)
+            label: Hashable = unique_dims(first.dims)[along[0]] if repeat else name
+            if not scattered and coord_dims and dims == (name,):
+                label = coord_dims[0]
+            taken = label in reference_coords or label in refs.dims
+            if not shared or taken or not all(len(found) == len(dims) for found in axes):
+                continue
+            if _fits_axes(refs, name, address, axes):
+                shape = result_shape if on_points else tuple(result_shape[i] for i in along)
+                coords[label] = _coordinate(refs, label, address, axes, coord_dims, shape)
     return coords
 
 
-def _fits_axes(
-    refs: BoundVariable, name: str, address: int, dims: tuple[str | None, ...]
-) -> bool:
+def _axes_along(dims: Dims, target_dims: Dims, repeat: int) -> list[int]:
+    """Return the axis of a target for each axis of a coordinate.
+
+    A target may have a dimension several times. Axes of that dimension are taken in order,
+    after the first ``repeat`` ones; the list is empty if the target has too few.
+    """
+    free = {dim: [axis for axis, d in enumerate(target_dims) if d == dim] for dim in dims}
+    axes = []
+    for dim in dims:
+        if len(free[dim]) <= repeat:
+            return []
+        axes.append(free[dim].pop(repeat))
+    return axes
+
+
+def _fits_axes(refs: BoundVariable, name: str, address: int, axes: list[list[int]]) -> bool:
     """Tell whether a coordinate has the extent of its axes, and holds no references."""
     location = refs.targets[0].dataset.location
     layout = StoredObject(location, address).layout
-    for target, bound in zip(refs.targets, refs.bound.targets, strict=True):
-        extent = tuple(bound.layout.shape[target.dims.index(dim)] for dim in dims)
+    for along, bound in zip(axes, refs.bound.targets, strict=True):
+        extent = tuple(bound.layout.shape[axis] for axis in along)
         if layout.shape != extent:
             # For instance, an unlimited dimension has grown for some variables only.
             problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
@@ -88,7 +114,7 @@ def _coordinate(
     refs: BoundVariable,
     label: Hashable,
     address: int,
-    dims: tuple[str | None, ...],
+    axes: list[list[int]],
     coord_dims: DimNames,
     shape: Shape,
 ) -> xr.Variable:
@@ -96,11 +122,10 @@ def _coordinate(
     bound, options = refs.bound, refs.references.options
     location = refs.targets[0].dataset.location
     projections, rows = [], []
-    for target, fitted in zip(refs.targets, bound.targets, strict=True):
-        axes = [target.dims.index(dim) for dim in dims]
+    for along, fitted in zip(axes, bound.targets, strict=True):
         # A coordinate without axes has one value, whatever the regions select.
         whole = empty_table(len(fitted.regions), 0, SelectionKind.ALL)
-        projections.append(project(fitted.regions, axes) if axes else whole)
+        projections.append(project(fitted.regions, along) if along else whole)
         rows.append(np.arange(len(bound.ndim))[fitted.rows])
     projected, row = concat_tables(projections), np.concatenate(rows)
     n_valid = len(projected)

@@ -87,7 +87,8 @@ def resolve_stacked(
         same = dict(zip(variable.dims, variable.chunks or (), strict=False))
         valid = chunk_variable(valid, mask, {d: same[d] for d in dims}, "valid")
     name = engine.free_name(refs.name or "values", dims)
-    return xr.Dataset({name: values, engine.free_name("valid", (*dims, name)): valid})
+    valid_name = engine.free_name("valid", (*dims, *values.coords, name))
+    return xr.Dataset({name: values, valid_name: valid})
 
 
 def resolve_ragged(

@@ -6,7 +6,7 @@ In: a `BoundVariable`. Out: an `xarray.Variable` over a lazy array of
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -143,13 +143,23 @@ def result_dims(refs: BoundVariable, ndim: int, *, joined: bool = False) -> DimN
         names = [dims[0] if len(set(dims)) == 1 else None for dims in by_axis]
     elif ndim == 1:
         names = [POINT_DIM]
-    taken: set[Hashable] = set(refs.dims) | {name for name in names if name}
+    others = tuple(dim for dim in refs.dims if not (joined and dim in names))
+    return unique_dims(names, others)
+
+
+def unique_dims(names: Sequence[Hashable | None], others: DimNames = ()) -> DimNames:
+    """Make the names of axes differ from each other and from ``others``.
+
+    A name that two axes have, because they share a dimension scale, gets a number on the second
+    one. None becomes a phony name.
+    """
+    taken: set[Hashable] = set(others) | {name for name in names if name}
     dims: list[Hashable] = []
     for name in names:
         dim: Hashable = name
         if name is None:
             dim = next(engine.numbered_names("phony_dim_", taken))
-        elif (name in refs.dims and not joined) or name in dims:
+        elif name in others or name in dims:
             dim = engine.free_name(name, taken)
         taken.add(dim)
         dims.append(dim)

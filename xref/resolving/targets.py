@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xref import objects
+from xref import engine, objects
 from xref.engine import label, plain_attributes, warn_unreadable
 from xref.errors import UnsupportedError, XrefError, naming
 from xref.objects import StoredObject
@@ -90,27 +90,30 @@ def _target_dimensions(
     """Return the axis names of a dataset, and its dimension scales that hold values."""
     ndim = len(facts.layout.shape)
     if not facts.scales:
-        is_scale = label(facts.attributes, "CLASS") == "DIMENSION_SCALE"
-        own_name = _name(dataset) if is_scale and ndim == 1 else None
-        return (own_name,) * ndim, {}
+        has_own = engine.is_scale(facts.attributes) and ndim == 1
+        return ((_name(dataset) if has_own else None),) * ndim, {}
+    chosen = engine.choose_scales(facts.scales, facts.layout.shape, dataset)
+    for problem in chosen.problems:
+        engine.warn_unusable_scale(str(dataset), problem)
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
-    for axis, address in enumerate(facts.scales):
+    for axis, address in enumerate(chosen.addresses):
         if not address:
             continue
         scale = StoredObject(dataset.location, address)
         try:
             scale_label = label(scale.metadata.attributes, "NAME")
+            has_values = scale.layout.maxshape != (0,)  # without a dataspace it has none
         except XrefError as error:
             # The axis keeps the name of the scale but gets no coordinate, as in a group
             # that is opened.
             warn_unreadable(f"{scale}: scale of axis {axis}", error)
-            scale_label = objects.NO_VARIABLE
-        name = _name(scale) or scale_label
-        if not name or name in dims:
+            scale_label, has_values = objects.NO_VARIABLE, False
+        name = engine.scale_name(scale, dataset) or scale_label
+        if not name:
             continue
         dims[axis] = name
-        if not scale_label.startswith(objects.NO_VARIABLE):
+        if has_values and not scale_label.startswith(objects.NO_VARIABLE):
             scales[name] = address
     return tuple(dims), scales
 

@@ -11,17 +11,19 @@ from xref.lazy_names import lazy_names
 if TYPE_CHECKING:
     # fmt: off
     from xref.storage.external_files import check_external, is_same_file, locate_named
-    from xref.storage.file_bytes import FileBytes, raise_transport_errors
+    from xref.storage.file_bytes import FileBytes, metadata_bytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
-    from xref.storage.location import FileLocation, cached_by_location, without_open_file
+    from xref.storage.known_metadata import set_image_decoder
+    from xref.storage.location import (
+        FileLocation, cached_by_location, is_same_identity, without_open_file,
+    )
     from xref.storage.open_files import (
         CheckedGroups, check_unchanged, close_file, close_files, locate_file, locate_source,
         open_file,
     )
     from xref.storage.read_counts import count, count_reads
     from xref.storage.sources import Identity, LocalFile, UnreachableFile
-    from xref.storage.versions import is_same_identity
-    # fmt: on
+        # fmt: on
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

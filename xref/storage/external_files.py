@@ -11,10 +11,9 @@ import os
 import h5py
 
 from xref.errors import DanglingReferenceError, ExternalFileError, FileChangedError
-from xref.storage.location import FileLocation
+from xref.storage.location import FileLocation, is_same_identity
 from xref.storage.open_files import check_at_path, locate_file
 from xref.storage.sources import UnreachableFile
-from xref.storage.versions import is_same_identity
 
 
 def check_external(location: FileLocation, name: str, label: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from xref.arrays import IntArray
+from xref.arrays import IntArray, OverlaidFile, RangeSource
 from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.storage.location import FileLocation
 from xref.storage.open_files import ATTEMPTS, check_unchanged, handles_of, is_same_version
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """Positional reads of a file (a `xref.arrays.byte_ranges.ByteSource`)."""
+    """Positional reads of the bytes of a file (a `xref.arrays.byte_ranges.ByteSource`)."""
 
     location: FileLocation
 
@@ -110,6 +110,15 @@ class FileBytes:
             check_unchanged(self.location)
             handles.bytes.drop()
         raise FileReadError(f"{self.location.filename} could not be opened for reading")
+
+
+def metadata_bytes(location: FileLocation) -> RangeSource:
+    """Return a source of the metadata of a file, for everything but the data of datasets.
+
+    Its first bytes are in memory. Where the file has a metadata cache image, the image counts.
+    """
+    known = handles_of(location).known_metadata(location)
+    return OverlaidFile(FileBytes(location), known)
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from typing import Any, TypeAlias
 import h5py
 from h5py import h5f
 
+from xref.arrays import KnownRanges
 from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.options import get_option
 from xref.storage import handle_pools, sources
-from xref.storage.location import FileLocation
-from xref.storage.versions import describe_difference, is_same_identity
+from xref.storage.known_metadata import NOTHING_KNOWN, read_known_metadata
+from xref.storage.location import FileLocation, describe_difference, is_same_identity
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
 
@@ -282,6 +283,7 @@ class _Handles:
     def __init__(self, source: sources.FileSource, wanted: sources.Identity | None) -> None:
         self.pid = os.getpid()
         self.wanted = wanted
+        self._known: tuple[sources.Identity, KnownRanges] | None = None
         self.hdf5: handle_pools.Reopenable[_OpenFile] = handle_pools.Reopenable(
             partial(_open_hdf5, source, wanted), handle_pools.FILES, source.name
         )
@@ -289,6 +291,29 @@ class _Handles:
         self.bytes: handle_pools.Reopenable[sources.ByteHandle] = handle_pools.Reopenable(
             partial(_open_bytes, source, wanted, self.hdf5), pool, source.name
         )
+
+    def known_metadata(self, location: FileLocation) -> KnownRanges:
+        """Return the metadata of the located version that is in memory.
+
+        It is read before HDF5 opens the file.
+        """
+        if location.source.open_for_writing:
+            return NOTHING_KNOWN
+        known = self._known
+        if known is None or not is_same_identity(known[0], location.identity):
+            known = self._known = location.identity, self._read_metadata(location)
+        return known[1]
+
+    def _read_metadata(self, location: FileLocation) -> KnownRanges:
+        for _ in range(ATTEMPTS):
+            held = self.bytes.get()
+            if is_same_version(location, held.identity()):
+                found = read_known_metadata(held, location.identity[2], location.filename)
+                if is_same_version(location, held.identity()):
+                    return found
+            check_unchanged(location)
+            self.bytes.drop()
+        raise _changes_again(location)
 
     def hold(self, location: FileLocation) -> bool:
         """Tell whether a descriptor of a local file is open in the located version."""
@@ -380,6 +405,8 @@ def _open_version(location: FileLocation) -> _OpenFile:
         is_open = handles.hdf5.value is not None
         if not is_open and handles.wanted is None:
             check_unchanged(location)  # before HDF5 opens another version
+        if not is_open:
+            handles.known_metadata(location)
         opened = handles.hdf5.get()
         if is_same_version(location, opened.identity) and not opened.was_closed:
             now = opened.identity_now(location.source) if is_open else opened.identity
@@ -388,7 +415,11 @@ def _open_version(location: FileLocation) -> _OpenFile:
         del opened  # else HDF5 would open the same state again
         check_at_path(location)
         handles.hdf5.drop()
-    raise FileChangedError(f"{location.filename} changes again and again; open it later")
+    raise _changes_again(location)
+
+
+def _changes_again(location: FileLocation) -> FileChangedError:
+    return FileChangedError(f"{location.filename} changes again and again; open it later")
 
 
 def close_file(location: FileLocation) -> None:
