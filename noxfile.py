@@ -71,7 +71,8 @@ def xarray_tests(session: nox.Session) -> None:
     """Run xarray's own tests of its h5netcdf engine with this engine in its place."""
     session.install("-e", ".[test]", *group("xarray-tests"))
     # The comparison with other engines, now also with files that netCDF4 writes.
-    session.run("python", "-m", "pytest", "tests/promises/test_parity.py")
+    files = ["tests/promises/test_parity.py", "tests/promises/test_netcdf_files.py"]
+    session.run("python", "-m", "pytest", *files)
     session.run("python", "tests/run_xarray_tests.py", *session.posargs)
 
 

@@ -85,11 +85,11 @@ def facts_of(path: Path, engine: str, how: str, options: Mapping[str, Any]) -> F
     if how == "open_groups":
         opened = xr.open_groups(path, engine=engine, **options)
         datasets = {str(name): ds for name, ds in opened.items()}
-        facts["groups",] = list(datasets)
+        facts["", "groups"] = list(datasets)
     elif how == "open_datatree":
         tree = xr.open_datatree(path, engine=engine, **options)
         datasets = {n.path: n.to_dataset(inherit=False) for n in tree.subtree}
-        facts["groups",] = list(datasets)
+        facts["", "groups"] = list(datasets)
     else:
         datasets = {how: xr.open_dataset(path, engine=engine, group=how, **options)}
     for name, ds in datasets.items():
@@ -160,7 +160,7 @@ def differences(
     groups = {k[0] for k in found}
     keys = dict.fromkeys(k for facts in (found, *opened.values()) for k in facts)
     for key in keys if opened else ():
-        group, _, *of = key if len(key) > 1 else (*key, "")
+        group, _, *of = key
         if group not in groups or (of and of[0] not in found.get((group, "variables"), ())):
             continue  # the lists of groups and of variables differ
         mine = found.get(key, MISSING)
@@ -171,6 +171,12 @@ def differences(
 
 
 # --- another process ---------------------------------------------------------------
+
+
+def _start() -> None:
+    import hdf5plugin  # noqa: F401, lets h5py read bzip2
+
+    warnings.simplefilter("ignore")
 
 
 class OtherProcess:
@@ -190,7 +196,7 @@ class OtherProcess:
         """Return what the function returns, or `Failed` if it fails."""
         if self._pool is None:
             context = get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, context, warnings.simplefilter, ("ignore",))
+            self._pool = ProcessPoolExecutor(1, context, _start)
         try:
             return self._pool.submit(function, *args).result()
         except BrokenProcessPool:

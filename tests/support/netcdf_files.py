@@ -250,8 +250,9 @@ def _storages(
         chosen["chunksizes"] = tuple(draw(st.integers(1, sizes[d] or 3)) for d in dims)
     kinds = ["none", "zlib", "fletcher32"]
     if writer == "netCDF4":
-        kinds += ["zstd", "bzip2", *(["contiguous", "szip"] if is_fixed else [])]
+        kinds += ["zstd", "bzip2", *(["contiguous"] if is_fixed else [])]
         kinds += ["quantized"] if type_ != "S1" else []
+        kinds += ["szip"] if type_ != "S1" and is_fixed else []
     match draw(st.sampled_from(kinds)):
         case "zlib":
             chosen |= {"zlib": True, "complevel": draw(st.integers(1, 9))}
@@ -384,10 +385,12 @@ def _edits(draw: st.DrawFn, root: Group) -> Edit:
             path = draw(st.sampled_from([*groups, *variables]))
             return Edit(kind, path, attribute=draw(_forms(_H5PY_FORMS)))
         case "plain":
-            shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
+            # netCDF4 takes an axis without elements for an unlimited dimension.
+            shape = tuple(draw(st.lists(st.integers(1, 5), max_size=3)))
             return Edit(kind, join(parent, "plain"), items=(draw(_plain_types), shape))
         case "link" | "soft link":
             target = draw(st.sampled_from(variables + dimensions))
+            parent = draw(st.sampled_from(_below(groups, target)))
             return Edit(kind, join(parent, "alias"), other=target)
         case "link group" | "soft link group":
             target = draw(st.sampled_from([g for g in groups if g != "/"]))
@@ -399,10 +402,18 @@ def _edits(draw: st.DrawFn, root: Group) -> Edit:
             return Edit(kind, draw(st.sampled_from(variables)), other=other)
         case _:
             other = draw(st.sampled_from(dimensions))
-            above = other.rpartition("/")[0]
-            below = [p for p in groups if f"{p}/".startswith(f"{above}/")]
-            parent = draw(st.sampled_from(below))
+            parent = draw(st.sampled_from(_below(groups, other)))
             return Edit(kind, join(parent, "added"), other=other, items=(draw(_plain_types),))
+
+
+def _below(groups: Mapping[str, Group], path: str) -> list[str]:
+    """Return the group of a path, and groups below that see the same dimensions."""
+    above = path.rpartition("/")[0] or "/"
+    found = [above]
+    for name, group in groups.items():  # each group follows the one above it
+        if (name.rpartition("/")[0] or "/") in found and name != "/" and not group.dimensions:
+            found.append(name)
+    return found
 
 
 _plain_types = st.sampled_from(PLAIN_TYPES)

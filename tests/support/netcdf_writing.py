@@ -133,7 +133,7 @@ def _values(shape: tuple[int, ...], type_: str, user: UserType | None) -> Any:
         out = np.empty(n, object)
         for i in range(n):
             out[i] = np.arange(i % 3 + 1).astype(user.base)
-        return out.reshape(shape) if shape else out[0]
+        return out.reshape(shape) if shape else np.arange(2).astype(user.base)
     if user is not None:
         records = np.zeros(n, COMPOUND)
         records["a"], records["b"], records["c"] = number, number / 2, number[:, None]
