@@ -157,10 +157,6 @@ _BY_TEST: dict[str, str] = {
         hdf5/cache_image:_read_block:UnsupportedError#1
         hdf5/cache_image:_read_block:UnsupportedError#2
     """,
-    "tests/resolving/test_element_coords.py::test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning": """
-        resolving/element_coords:_check_extents:SelectionError#1
-        resolving/element_coords:_check_extents:SelectionError#2
-    """,
     "tests/storage/test_harmless_events.py::test_a_file_without_permission_is_read_while_it_is_open": """
         storage/open_files:check_at_path:FileReadError#1
         storage/open_files:open_file:FileReadError#1
