@@ -64,6 +64,7 @@ _BY_REASON: dict[str, str] = {
         objects/layouts:read_compact:CorruptFileError#1
         objects/layouts:stored_fill:CorruptFileError#1
         objects/layouts:stored_type:CorruptFileError#1
+        objects/links:follow_link:UnsupportedError#2
         objects/objects:open_object:DanglingReferenceError#3
         objects/virtual_datasets:_mapped_selection:UnsupportedError#1
         objects/virtual_datasets:virtual_mappings:CorruptFileError#1
@@ -115,6 +116,9 @@ _BY_REASON: dict[str, str] = {
         storage/open_files:_open_version:_changes_again#1
         storage/open_files:_read_known.read:FileReadError#1
         storage/open_files:open_file:FileChangedError#1
+        storage/file_bytes:FileBytes._read_one_version:FileReadError#2
+        storage/open_files:_open_version:_changes_again#1
+        storage/open_files:_Handles._read_metadata:_changes_again#1
         storage/remote:RemoteBytes._check_inside:FileReadError#1
         storage/sources:SeekableView.readinto:FileReadError#1
         storage/transport:RangeReader._check_version:FileChangedError#1
@@ -128,6 +132,7 @@ _BY_REASON: dict[str, str] = {
         writing/checked_file:write_at:OSError#1
         writing/dask_blocks:BlockTarget._dataset:FileChangedError#1
         writing/datasets:_store_in_heap:OSError#1
+        writing/drafts:_open_draft:FileWriteError#1
         writing/drafts:_open_exclusively:FileWriteError#1
         writing/hidden_files:naming:computed#1
         writing/hidden_files:rename_new:FileChangedError#1
