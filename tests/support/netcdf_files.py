@@ -364,8 +364,8 @@ def walk(group: Group, path: str = "") -> Iterator[tuple[str, Group]]:
         yield from walk(child, f"{path}/{child.name}")
 
 
-PLAIN_TYPES = ("<f4", ">i2", "S1", "S4", "bool", "f2", "enum", "text", "sequences")
-"""Types of datasets that h5py adds."""
+PLAIN_TYPES = ("<f4", ">i2", "S1", "S4", "bool", "enum", "text", "sequences")
+"""Types of datasets that h5py adds; netCDF4 opens no file with half precision."""
 
 
 @st.composite
