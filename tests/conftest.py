@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ from server import RangeServer, serve
 from xref.objects import StoredObject
 from xref.objects import objects as h5objects
 from xref.storage.open_files import close_files
+
+with suppress(ImportError):
+    # Blosc of hdf5plugin works with h5py only if hdf5plugin is imported before netCDF4, which
+    # has an HDF5 library of its own.
+    import hdf5plugin  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

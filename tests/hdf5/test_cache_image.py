@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
-from xref.hdf5 import read_image_entries
-from xref.storage.known_metadata import HEAD_NBYTES
+from xref.hdf5.superblock import HEAD_NBYTES, read_image_entries
 
 
 @pytest.fixture(scope="module")

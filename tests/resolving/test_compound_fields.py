@@ -309,6 +309,13 @@ def test_compounds_of_different_counts_are_ragged_or_padded(path: Path) -> None:
         np.testing.assert_array_equal(held.h5ref.count(on_null="fill"), [2, 0, 0, 1])
 
 
+def test_compounds_without_elements_keep_their_channels(path: Path) -> None:
+    write_series(path, [(10, 0, "/one"), (3, 0, "/two")])
+    with open_h5(path) as ds:
+        assert ds["held"].h5ref.resolve().shape == (2, 0, 2)
+        assert ds["held"].h5ref.table()["start"].values.tolist() == [[10, 0], [3, 0]]
+
+
 def test_a_compound_with_a_null_reference_has_no_region(path: Path) -> None:
     write_series(path, [(0, 2, None), (1, 2, "/apart")])
     with open_h5(path) as ds:

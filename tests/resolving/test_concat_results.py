@@ -506,6 +506,23 @@ def test_chunks_of_the_user(swaths: xr.DataArray) -> None:
             chunks(wrong)
 
 
+def test_chunks_divide_the_axes_of_array_types(tmp_path: Path) -> None:
+    values = np.arange(5 * 3 * 4).reshape(5, 3, 4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("data", (5, 3), np.dtype(("i4", (4,))))
+        data[...] = values
+        write_references(file, "parts", [data.regionref[:2], data.regionref[1:]])
+    expected = np.concatenate([values[:2], values[1:]])
+    with xr.open_dataset(tmp_path / "a.h5", engine="h5ref") as ds:
+        joined = ds["parts"].h5ref.resolve("concat", chunks=1)
+        assert joined.chunks == ((2, 4), (3,), (4,))
+        np.testing.assert_array_equal(joined, expected)
+        chunks = dict(zip(joined.dims, (4, 2, 3), strict=True))
+        joined = ds["parts"].h5ref.resolve("concat", chunks=chunks)
+        np.testing.assert_array_equal(joined.data.map_blocks(np.copy).compute(), expected)
+        np.testing.assert_array_equal(joined[::-2, 1, 1:3], expected[::-2, 1, 1:3])
+
+
 def test_tasks_are_small_for_references_along_two_dimensions(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("data", data=np.arange(9000.0), chunks=(100,))

@@ -381,7 +381,37 @@ def test_targets_with_other_dimensions_share_the_names_that_all_have(tmp_path: P
         assert ragged["phony_dim_0"].values.tolist() == [1, 2, 3, 4, -1]
 
 
-def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scale", "problem"),
+    [
+        (np.arange(3.0), "shape (3,), its axes have (5,)"),
+        (np.zeros((5, 2)), "shape (5, 2), and lies along 1 axes"),
+        ("references", "holds references"),
+    ],
+    ids=["short", "two axes", "references"],
+)
+def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(
+    tmp_path: Path, scale: Any, problem: str
+) -> None:
+    path = tmp_path / "short.h5"
+    with h5py.File(path, "w") as file:
+        line = file.create_dataset("line", data=np.arange(5.0))
+        if isinstance(scale, str):
+            write_references(file, "x", [line.ref] * 5, dtype=h5py.ref_dtype)
+        else:
+            file.create_dataset("x", data=scale, maxshape=(None, *scale.shape[1:]))
+        file["x"].make_scale("x")
+        line.dims[0].attach_scale(file["x"])
+        write_references(file, "refs", [line.regionref[1:4]])
+    # Opening the file may give warnings, too.
+    with pytest.warns(UnreadableMemberWarning) as warned, open_h5(path) as ds:
+        ragged = ds["refs"].h5ref.resolve("ragged")
+    texts = [str(w.message) for w in warned]
+    assert any("coordinate 'x'" in text and problem in text for text in texts)
+    assert ragged["x"].values.tolist() == [1, 2, 3]
+
+
+def test_a_scale_of_another_length_names_no_axis(tmp_path: Path) -> None:
     path = tmp_path / "short.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.arange(3.0)
@@ -393,8 +423,35 @@ def test_a_coordinate_that_does_not_fit_is_left_out_with_a_warning(tmp_path: Pat
     with pytest.warns(UnreadableMemberWarning) as warned, open_h5(path) as ds:
         ragged = ds["refs"].h5ref.resolve("ragged")
     texts = [str(w.message) for w in warned]
-    assert any("coordinate 'x'" in text and "shape (3,)" in text for text in texts)
-    assert ragged["x"].values.tolist() == [1, 2, 3]
+    assert all("points at 'x'" in text and "shape (3,)" in text for text in texts)
+    assert ragged["phony_dim_0"].values.tolist() == [1, 2, 3]
+
+
+def test_coordinates_with_too_many_elements_are_an_error_that_names_the_option(
+    tmp_path: Path,
+) -> None:
+    path, shape = tmp_path / "huge.h5", (1 << 31, 1 << 30)
+    with h5py.File(path, "w") as file:
+        regions = []
+        for k in range(2):
+            group = file.create_group(f"g{k}")
+            for name in ("image", "lat"):
+                dataset = group.create_dataset(name, shape, "f4", chunks=(1 << 10, 1 << 10))
+                for axis, (dim, n) in enumerate(zip("yx", shape, strict=True)):
+                    if dim not in group:
+                        group.create_dataset(dim, (n,), "i1", chunks=(1 << 20,))
+                        empty = "This is a netCDF dimension but not a netCDF variable."
+                        group[dim].make_scale(f"{empty} {n:10}")
+                    dataset.dims[axis].attach_scale(group[dim])
+            group["image"].attrs["coordinates"] = "lat"
+            points = listed_points([[0, 0], [1 << 30, 1 << 29]])
+            regions.append(strategies.make_region(group["image"], points))
+        write_references(file, "refs", regions)
+    with open_h5(path) as ds:
+        ragged = ds["refs"].h5ref.resolve("ragged")
+        assert ragged["x"].values.tolist() == [0, 1 << 29] * 2
+        with pytest.raises(xref.errors.ResultTooLargeError, match=r"lat: .*coords=False"):
+            ragged["lat"].data.compute()
 
 
 def test_coordinates_without_a_common_type_are_left_out_with_a_warning(tmp_path: Path) -> None:

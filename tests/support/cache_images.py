@@ -36,7 +36,9 @@ def _find_library() -> ctypes.CDLL | None:
     """Return the HDF5 library that h5py has loaded; None if it cannot be found."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
-    for name in dict.fromkeys(line.split()[-1] for line in lines if "/libhdf5" in line):
+    names = dict.fromkeys(line.split()[-1] for line in lines if "/libhdf5" in line)
+    # Another package, such as netCDF4, may have loaded a library of its own.
+    for name in sorted(names, key=lambda name: "h5py" not in name):
         library = ctypes.CDLL(name) if "libhdf5_hl" not in name else None
         if library is not None and hasattr(library, "H5Pset_mdc_image_config"):
             return library

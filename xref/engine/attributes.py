@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from xref.objects import (
     StoredObject,
     read_attributes,
 )
-from xref.references import DecodeOptions, Owner
+from xref.references import DecodeOptions
 from xref.storage import FileLocation
 
 
@@ -80,18 +79,18 @@ def plain_attributes(
 
 
 def _label(stored: StoredObject, path: str | None, name: str) -> str:
-    return f"{Owner.of(stored, path)}: attribute {name!r}"
+    return f"{references.Owner.of(stored, path)}: attribute {name!r}"
 
 
 def _plain(
     name: str, value: Any, stored: StoredObject, path: str | None, options: DecodeOptions
 ) -> Any:
     if isinstance(value, RawAttributeReferences):
-        owner = Owner.of(stored, path, attribute=name)
+        owner = references.Owner.of(stored, path, attribute=name)
         array = attribute_references(value, stored.location, owner, options)
         return array.element_at(0) if array.shape == () else np.asarray(array)
     if isinstance(value, RawAttributeValue):
-        owner = Owner.of(stored, path, attribute=name)
+        owner = references.Owner.of(stored, path, attribute=name)
         value = references.decode_elements(value, stored.location, owner, options)[()]
     if isinstance(value, np.ndarray) and value.dtype.kind in "SO" and value.dtype.names is None:
         value = value.tolist() if _is_text(value) else value
@@ -118,13 +117,16 @@ def _is_text(value: npt.NDArray[Any]) -> bool:
 
 
 def attribute_references(
-    value: RawAttributeReferences, location: FileLocation, owner: Owner, options: DecodeOptions
+    value: RawAttributeReferences,
+    location: FileLocation,
+    owner: references.Owner,
+    options: DecodeOptions,
 ) -> references.ReferenceArray:
     """Decode the references of an attribute; ``owner`` names the attribute."""
     n = math.prod(value.shape)
     raw = np.frombuffer(value.data, dtype=np.uint8).reshape(n, -1)
-    slices = references.box_of_shape(value.shape)
-    owner = replace(owner, noun=references.KIND_NOUNS[value.kind], slices=slices)
+    noun, slices = references.KIND_NOUNS[value.kind], references.box_of_shape(value.shape)
+    owner = references.Owner(owner.filename, owner.label, noun, slices, owner.attribute)
     names = references.ElementNames.of_owner(owner, range(n))
     columns = references.decode_references(location, raw, value.kind, names.describe)
     return references.ReferenceArray(

@@ -12,7 +12,6 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from xref import objects, storage
-from xref.engine.aligned_trees import build_tree
 from xref.engine.attributes import warn_unreadable
 from xref.engine.cf_variables import decode_dataset
 from xref.engine.dimension_names import PHONY_DIMS, PhonyNames
@@ -202,6 +201,8 @@ decode_timedelta
         **options: Any,
     ) -> xr.DataTree:
         """Open a group and all groups below it as a tree; see `open_groups_as_dict`."""
+        from xref.engine.aligned_trees import build_tree  # opening one group does not need it
+
         opened = self._open_tree(filename_or_obj, drop_variables, group, phony_dims, options)
         return build_tree(*opened)
 

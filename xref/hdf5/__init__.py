@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xref.hdf5.std_references import (
         REGION, StdElements, StdObjects, decode_std_objects, split_std_references, std_itemsize,
     )
-    from xref.hdf5.superblock import FileContent, FileFormat, read_image_entries
+    from xref.hdf5.superblock import FileContent, FileFormat, read_known_metadata
     from xref.hdf5.symbol_table import check_group
     from xref.hdf5.virtual_layout import (
         AllElements, Axis, ElementRuns, MappedSelection, RegularHyperslab, VirtualMapping,

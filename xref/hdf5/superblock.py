@@ -9,10 +9,10 @@ Superblock".
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xref.arrays import KnownRanges
 from xref.hdf5.metadata_reader import MetadataReader, Read, integer
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HEAD_NBYTES = 4096
+"""First bytes of a file, read at once: the superblock, and often the root group."""
+
 _EXTENDED_NBYTES = 28  # of a superblock with addresses of 8 bytes, up to its extension address
 
 
@@ -42,8 +45,39 @@ class FileContent:
     filename: str  # names the file in errors
 
 
+def read_known_metadata(read: Read, file_nbytes: int, where: str) -> KnownRanges:
+    """Read the metadata that are held in memory: the first bytes, and the cache image.
+
+    The object header of the root group is often among the first bytes, and need not be read
+    again. Where a metadata cache image has other bytes than the file, those of the image count.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(offset, nbytes)`` returns bytes of the file.
+    file_nbytes : int
+    where : str
+        The file, for errors.
+
+    Raises
+    ------
+    CorruptFileError, UnsupportedError
+        See `xref.hdf5.cache_image.read_cache_image`.
+    """
+    head = bytearray(read(0, min(HEAD_NBYTES, file_nbytes)))
+    entries = read_image_entries(bytes(head), read, file_nbytes, where)
+    starts, parts = [0], [memoryview(head)]
+    for offset, data in entries:
+        begin = min(max(len(head) - offset, 0), len(data))  # bytes of the entry in the head
+        head[offset : offset + begin] = data[:begin]
+        if begin < len(data):
+            starts.append(offset + begin)
+            parts.append(data[begin:])
+    return KnownRanges(tuple(starts), tuple(parts), equal_file=not entries)
+
+
 def read_image_entries(
-    head: bytes, read: Callable[[int, int], bytes], file_nbytes: int, where: str
+    head: bytes, read: Read, file_nbytes: int, where: str
 ) -> list[tuple[int, memoryview]]:
     """Return the metadata that a file has in a metadata cache image.
 

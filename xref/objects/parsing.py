@@ -16,10 +16,10 @@ from xref.storage import (
     cached_by_location,
     metadata_bytes,
     open_file,
-    set_image_decoder,
+    set_metadata_reader,
 )
 
-set_image_decoder(hdf5.read_image_entries)
+set_metadata_reader(hdf5.read_known_metadata)
 
 
 def byte_source(location: FileLocation, where: object) -> hdf5.MetadataReader:

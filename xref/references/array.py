@@ -30,7 +30,7 @@ from xref.references.columns import (
     null_references,
     same_references,
 )
-from xref.references.owners import ElementNames, Owner
+from xref.references.owners import ElementName, ElementNames, Owner
 from xref.references.stored import StoredReferences
 from xref.selections import SelectionKind, empty_table
 
@@ -175,12 +175,12 @@ class ReferenceArray:
 
     def element(self, row: int) -> reference.Reference:
         """Return one element in C order; the first call decodes all elements."""
-        return self._element(row, self.names)
+        names = self.names
+        return self._element(row, None if names is None else names.name(row))
 
-    def _element(self, row: int, names: ElementNames | None) -> reference.Reference:
+    def _element(self, row: int, name: ElementName | None) -> reference.Reference:
         columns = self.columns
         address = int(columns.address[row])
-        name = None if names is None else names.name(row)
         kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
         if address == 0 or kind == SelectionKind.NULL:
             return reference.null_reference(self.kind == "region", name)
@@ -246,7 +246,11 @@ class ReferenceArray:
             if self._columns.value is not None:
                 rows = self.row_numbers()[key].reshape(-1)
                 part._columns.value = self._columns.value.take(as_slice(rows))
-            return part.element(0) if not shape and Ellipsis not in key else part
+            if shape or Ellipsis in key:
+                return part
+            names, whole = self.names, self._stored
+            row = 0 if whole is None else whole.ordinal_of(stored)
+            return part._element(0, None if names is None else names.name(row))
         rows = self.row_numbers()[key]
         if not isinstance(rows, np.ndarray):
             return self.element(int(rows))
@@ -307,9 +311,10 @@ class ReferenceArray:
             return result
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise TypeError(f"references are objects and cannot be converted to {dtype}")
-        out, names = np.empty(self.size, dtype=object), self.names
-        for row in range(self.size):
-            out[row] = self._element(row, names)
+        out = np.empty(self.size, dtype=object)
+        names = [None] * self.size if self.names is None else self.names.each()
+        for row, name in enumerate(names):
+            out[row] = self._element(row, name)
         return out.reshape(self._shape)
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Any:

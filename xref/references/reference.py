@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xref import objects, selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError, naming
 from xref.objects import StoredObject
-from xref.references.owners import ElementName
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from xref.references.owners import ElementName
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,13 @@ class StoredReferences:
         )
         return replace(self, slices=slices, extent=None)
 
+    def ordinal_of(self, part: StoredReferences) -> int:
+        """Return the row of the first element of a part of this box."""
+        row = 0
+        for (begin, count, step), (first, _, _) in zip(self.slices, part.slices, strict=True):
+            row = row * count + (first - begin) // step
+        return row
+
     @property
     def names(self) -> ElementNames:
         """The names of the elements in messages, in C order of the box."""

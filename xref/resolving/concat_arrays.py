@@ -34,7 +34,7 @@ from xref.resolving.bound_references import (
 from xref.resolving.lazy_results import BlockReads, CommonDecoding, ReferenceResults, Spans
 from xref.resolving.read_results import check_size, read_results
 from xref.resolving.sample_axis import OFFSET_STRIDE
-from xref.selections import concat_at, narrow_rows
+from xref.selections import SelectionTable, concat_at, narrow_rows
 
 MAX_PIECES = 1 << 22
 """Pieces (results that meet a Dask block) of blocks that are read together. With more, as from
@@ -149,7 +149,8 @@ class ConcatArray(ReferenceResults):
         bounds = row_offsets(shape.prod(axis=1))
         check_size(int(np.diff(bounds).max()), self.raw_dtype, bound, self._label)
         first, count = low[pieces.window], shape[pieces.window]
-        part = self._narrow_to_pieces(bound, pieces, first, count, np.ones_like(first))
+        ones = np.ones((1, rank), dtype=np.int64)
+        part = self._narrow_to_pieces(bound, pieces, first, count, ones)
         strides = row_strides(shape)[pieces.window]
         dst = bounds[pieces.window] + pieces.place * strides[:, self.axis]
         reads = tuple(
@@ -191,7 +192,7 @@ class ConcatArray(ReferenceResults):
         last = int((start + (count - 1) * step).max())
         bound, offsets = self.bind_stretch(int(start.min()), last + 1)
         pieces = cut_rows(offsets, start, count, step)
-        box = [np.tile(column, (len(pieces.count), 1)) for column in zip(*sides, strict=True)]
+        box = np.array(sides, dtype=np.int64).T[:, np.newaxis]
         part = self._narrow_to_pieces(bound, pieces, *box)
         check_size(math.prod(shape), self.raw_dtype, part, self._label)
         out = np.empty(math.prod(shape), dtype=self.raw_dtype)
@@ -221,29 +222,31 @@ class ConcatArray(ReferenceResults):
     ) -> BoundReferences:
         """Narrow the selections to pieces; row i of the result is piece i.
 
-        ``first``, ``count`` and ``step``, shape ``(p, rank)``, are the elements of each piece;
-        those along the joined axis are taken from ``pieces``.
+        ``first``, ``count`` and ``step``, shape ``(p, rank)`` or ``(1, rank)``, are the
+        elements along the other axes.
         """
-        for column, own in ((first, pieces.first), (count, pieces.count), (step, pieces.step)):
-            column[:, self.axis] = own
-        n, rank = count.shape
-        results = bound.shape[pieces.reference, :rank]
-        whole = (first == 0).all(axis=1) & (step == 1).all(axis=1)
-        whole &= (count == results).all(axis=1)
+        rows, n = pieces.reference, len(pieces.reference)
+        rank = len(self.result_shape)
         shape = np.ones((n, bound.shape.shape[1]), dtype=np.int64)
         shape[:, :rank] = count
-        small, datasets = _pieces_of_small(bound, pieces.reference, whole)
+        shape[:, self.axis] = pieces.count
+        whole = np.ones(n, dtype=bool)
+        for axis in range(rank):  # by columns, which is faster
+            whole &= shape[:, axis] == bound.shape[rows, axis]
+        small, datasets = _pieces_of_small(bound, rows, whole)
         narrowed = []
-        for target, numbers, rows in _pieces_of_targets(datasets, bound, pieces.reference):
-            parts = [column[numbers] for column in (first, count, step)]
-            regions = target.regions.take(rows)
+        for target, numbers, own_rows in _pieces_of_targets(datasets, bound, rows):
+            regions = _take_rows(target.regions, own_rows)
             cut = np.flatnonzero(~whole[numbers])
             if len(cut):
-                kept = np.flatnonzero(whole[numbers])
-                narrow = narrow_rows(regions.take(cut), *(column[cut] for column in parts))
+                kept, at = np.flatnonzero(whole[numbers]), numbers[cut]
+                columns = [np.broadcast_to(c, (n, rank))[at] for c in (first, count, step)]
+                own = pieces.first, pieces.count, pieces.step
+                for column, along in zip(columns, own, strict=True):
+                    column[:, self.axis] = along[at]
+                narrow = narrow_rows(regions.take(cut), *columns)
                 regions = concat_at([regions.take(kept), narrow], [kept, cut])
             narrowed.append(replace(target, rows=numbers, regions=regions))
-        rows = pieces.reference
         return replace(
             bound,
             datasets=tuple(narrowed),
@@ -257,6 +260,12 @@ class ConcatArray(ReferenceResults):
     def _decode_values(self, flat: Array, shape: Shape) -> Array:
         values = unfold_subarray(flat.reshape(shape))
         return values if self.decode is None else self.decode(values)
+
+
+def _take_rows(regions: SelectionTable, rows: IntArray) -> SelectionTable:
+    """Return some rows; the table itself if those are all rows in their order."""
+    same = len(rows) == len(regions) and bool((rows == np.arange(len(rows))).all())
+    return regions if same else regions.take(rows)
 
 
 def _pieces_of_small(

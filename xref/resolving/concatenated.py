@@ -68,11 +68,11 @@ def resolve_concatenated(
     """
     joined = _join(refs, concat_dim)
     offsets, axis = joined.offsets, joined.axis
-    check_chunks(chunks, (*joined.dims, *refs.dims))
     variable, data, decode = concat_variable(refs, joined.dims, axis, joined.shape, dtype)
+    check_chunks(chunks, (*variable.dims, *refs.dims))
     if chunks is not None:
         itemsize = max(variable.dtype.itemsize, data.raw_dtype.itemsize)
-        wanted = _choose_chunks(chunks, refs, joined, itemsize)
+        wanted = _choose_chunks(chunks, refs, joined, variable.dims, itemsize)
         variable = chunk_variable(variable, data, wanted, "concat", decode)
     found: Coords = {}
     positions: Coords = {}
@@ -190,17 +190,20 @@ def _describe_shapes(refs: BoundVariable, rows: IntArray, dims: DimNames, axis: 
     )
 
 
-def _choose_chunks(chunks: Any, refs: BoundVariable, joined: Joined, itemsize: int) -> Any:
+def _choose_chunks(
+    chunks: Any, refs: BoundVariable, joined: Joined, dims: DimNames, itemsize: int
+) -> Any:
     """Return Dask chunks by dimension from those of the user.
 
-    An int is a number of references; "auto" fills the chunk size of Dask.
+    An int is a number of references; "auto" fills the chunk size of Dask. ``dims`` includes the
+    axes of array types, ``itemsize`` is that of elements with all their items.
     """
-    others = [dim for dim in joined.dims if dim != joined.dim]
+    others = [dim for dim in dims if dim != joined.dim]
     whole: dict[Hashable, Any] = dict.fromkeys(others, -1)
     n_rows = joined.shape[joined.axis]
     given: dict[Any, Any] = {}
     if isinstance(chunks, dict):
-        given = {dim: chunks[dim] for dim in joined.dims if dim in chunks}
+        given = {dim: chunks[dim] for dim in dims if dim in chunks}
         chunks = next((chunks[d] for d in refs.dims if d in chunks and d not in given), "auto")
     if given.get(joined.dim, "auto") != "auto":
         return whole | given

@@ -234,7 +234,9 @@ class CoordinateValues:
         shape[row[known]] = np.where(at >= 0, extent, 1)
         if shape.astype(float).prod(axis=1).sum() >= 2**62:
             raise ResultTooLargeError(
-                f"the coordinates of {elements.n} elements have too many elements to number"
+                f"{self.datasets[0].dataset}: the coordinate has too many elements, "
+                f"{tuple(shape.max(axis=0).tolist())}, to find those of {elements.n} samples; "
+                "resolve with coords=False"
             )
         begin = row_offsets(shape.prod(axis=1))
         key = np.repeat(np.where(row >= 0, begin[row], 0), elements.count)

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from xref.storage.file_bytes import FileBytes, metadata_bytes, raise_transport_errors
     from xref.storage.handle_pools import check_descriptors, drop_all
     from xref.storage.inputs import URL, find_source
-    from xref.storage.known_metadata import set_image_decoder
     from xref.storage.location import (
         FileLocation, cached_by_location, is_same_identity, without_open_file,
     )
     from xref.storage.open_files import (
         CheckedGroups, check_unchanged, close_file, close_files, locate_file, locate_source,
-        open_file,
+        open_file, set_metadata_reader,
     )
     from xref.storage.read_counts import count, count_reads
     from xref.storage.sources import Identity, LocalFile, UnreachableFile

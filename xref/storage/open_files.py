@@ -14,7 +14,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,6 @@ from xref.arrays import KnownRanges
 from xref.errors import FileChangedError, FileReadError, XrefError
 from xref.options import get_option
 from xref.storage import handle_pools, sources
-from xref.storage.known_metadata import NOTHING_KNOWN, read_known_metadata
 from xref.storage.location import FileLocation, describe_difference, is_same_identity
 
 EXTERNAL_POLICIES = ("same-dir", "all", "none")
@@ -298,7 +297,7 @@ class _Handles:
         It is read before HDF5 opens the file.
         """
         if location.source.open_for_writing:
-            return NOTHING_KNOWN
+            return _NOTHING_KNOWN  # HDF5 in the writer knows the metadata
         known = self._known
         if known is None or not is_same_identity(known[0], location.identity):
             known = self._known = location.identity, self._read_metadata(location)
@@ -308,7 +307,7 @@ class _Handles:
         for _ in range(ATTEMPTS):
             held = self.bytes.get()
             if is_same_version(location, held.identity()):
-                found = read_known_metadata(held, location.identity[2], location.filename)
+                found = _read_known(held, location)
                 if is_same_version(location, held.identity()):
                     return found
             check_unchanged(location)
@@ -337,6 +336,40 @@ class _Handles:
 
     def __del__(self) -> None:
         self.drop()
+
+
+MetadataReader: TypeAlias = Callable[[Callable[[int, int], bytes], int, str], KnownRanges]
+"""The signature of `xref.hdf5.read_known_metadata`."""
+
+_metadata_readers: list[MetadataReader] = []
+
+_NOTHING_KNOWN = KnownRanges((), (), equal_file=True)
+
+
+def set_metadata_reader(reader: MetadataReader) -> None:
+    """Set the function that reads metadata before HDF5 opens a file.
+
+    `xref.objects` sets it, which knows the file format.
+    """
+    _metadata_readers[:] = [reader]
+
+
+def _read_known(held: sources.ByteHandle, location: FileLocation) -> KnownRanges:
+    def read(offset: int, n: int) -> bytes:
+        buffer, done = bytearray(n), 0
+        while done < n:
+            more = held.read(offset + done, memoryview(buffer)[done:])
+            if not more:
+                raise FileReadError(
+                    f"{location.filename}: {n} bytes requested at {offset:#x}, the file ended "
+                    f"after {done}"
+                )
+            done += more
+        return bytes(buffer)
+
+    if not _metadata_readers:
+        return _NOTHING_KNOWN
+    return _metadata_readers[0](read, location.identity[2], location.filename)
 
 
 _handles: weakref.WeakValueDictionary[_Key, _Handles] = weakref.WeakValueDictionary()

@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from strategies import scaled
 
 import xref.hdf5.chunk_index.nodes
+from xref.arrays import OverlaidFile
 from xref.errors import CorruptFileError, UnsupportedError, XrefError
 from xref.hdf5.checksums import lookup3
 from xref.hdf5.dataset_layout import ChunkIndex
 from xref.objects import StoredObject
 from xref.objects import datasets as h5data
 from xref.objects.datasets import chunk_index, dataset_facts, stored_nbytes
-from xref.storage.file_bytes import FileBytes
 from xref.storage.location import FileLocation
 from xref.storage.open_files import close_files, locate_file, locate_source
 from xref.storage.sources import OpenFile
@@ -266,24 +266,24 @@ def test_files_of_the_corpus(corpus: Path) -> None:
 
 
 class Reads:
-    """What is read of a file: the calls for many ranges, and each range."""
+    """What is read of the metadata: the calls for many ranges, and each range."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rounds = 0
         self.ranges: list[tuple[int, int]] = []
-        many, one = FileBytes.read_ranges, FileBytes.read_into
+        many, one = OverlaidFile.read_ranges, OverlaidFile.read_into
 
-        def read_ranges(file: FileBytes, offset: Any, nbytes: Any, *rest: Any) -> None:
+        def read_ranges(file: OverlaidFile, offset: Any, nbytes: Any, *rest: Any) -> None:
             self.rounds += 1
             self.ranges += zip(offset.tolist(), nbytes.tolist(), strict=True)
             many(file, offset, nbytes, *rest)
 
-        def read_into(file: FileBytes, offset: int, buffer: memoryview) -> None:
+        def read_into(file: OverlaidFile, offset: int, buffer: memoryview) -> None:
             self.ranges.append((offset, len(buffer)))
             one(file, offset, buffer)
 
-        monkeypatch.setattr(FileBytes, "read_ranges", read_ranges)
-        monkeypatch.setattr(FileBytes, "read_into", read_into)
+        monkeypatch.setattr(OverlaidFile, "read_ranges", read_ranges)
+        monkeypatch.setattr(OverlaidFile, "read_into", read_into)
 
 
 def nodes_of(path: Path, reads: Reads) -> tuple[int, ChunkIndex, list[tuple[int, int]]]:
