@@ -71,7 +71,7 @@ class UnreadableMemberWarning(UserWarning):
 
 @contextmanager
 def naming(
-    describe: Callable[[], str], *others: type[ValueError] | type[TypeError]
+    describe: Callable[[], str], *others: type[ValueError | TypeError | KeyError]
 ) -> Iterator[None]:
     """Begin the text of errors of xref, and of types ``others``, with a name.
 
@@ -94,7 +94,9 @@ def located(error: E, where: str) -> E:
     A filename with which both ``where`` and the text begin is written once. Errors about bytes
     of the file name ``where`` at the end.
     """
-    text, (filename, colon, inner) = str(error), where.partition(": ")
+    # The text of a KeyError is that of its argument in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    filename, colon, inner = where.partition(": ")
     if where in text:
         return error
     if isinstance(error, FileReadError):  # about bytes of the file

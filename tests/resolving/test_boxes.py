@@ -248,9 +248,28 @@ def test_boxes_that_do_not_fit_are_named(
     units(tmp_path / "u.h5")
     with (
         open_h5(tmp_path / "u.h5") as ds,
-        pytest.raises(SelectionError, match=f"{message}.*shape of 'q' is"),
+        pytest.raises(SelectionError, match=f"u.h5: {message}.*shape of 'q' is"),
     ):
         ds["q"].h5ref.regions(**given)
+
+
+@pytest.mark.parametrize(
+    ("error", "given"),
+    [
+        (TypeError, {"start": [0.5], "shape": 1}),
+        (ValueError, {"start": [[1, 2]], "shape": 1}),
+        (KeyError, {"start": {"other": [1]}, "shape": 1}),
+        (KeyError, {"start": xr.Dataset({"other_start": ("k", [1])}), "shape": 1}),
+        (ValueError, {"start": [1, 2, 3], "shape": [1, 2]}),
+    ],
+)
+def test_errors_about_tables_of_boxes_name_the_file(
+    tmp_path: Path, error: type[Exception], given: dict[str, Any]
+) -> None:
+    units(tmp_path / "u.h5")
+    with open_h5(tmp_path / "u.h5") as ds, pytest.raises(error) as caught:
+        ds["q"].h5ref.regions(**given)
+    assert str(caught.value.args[0]).startswith(f"{tmp_path / 'u.h5'}: ")
 
 
 def test_a_step_is_given_like_a_shape(tmp_path: Path) -> None:

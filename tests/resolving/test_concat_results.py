@@ -244,6 +244,23 @@ def test_coordinates_that_some_targets_lack_are_left_out(tmp_path: Path) -> None
         assert joined.dims[0] not in joined.indexes
 
 
+def test_a_scalar_coordinate_that_some_targets_lack_is_left_out(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for k in range(2):
+            file[f"run{k}/values"] = np.arange(4.0) + k
+            file[f"run{k}/values"].attrs["coordinates"] = "orbit"
+        file["run0/orbit"] = 5
+        regions = [file[f"run{k}/values"].regionref[1:3] for k in range(2)]
+        write_references(file, "runs", regions)
+        write_references(file, "reverse", regions[::-1])
+    with xr.open_dataset(tmp_path / "a.h5", engine="h5ref") as ds:
+        for name in ("runs", "reverse"):
+            joined = ds[name].h5ref.resolve("concat")
+            assert "orbit" not in joined.coords
+            assert sorted(joined.values) == [1, 2, 2, 3]
+        assert ds["runs"][:1].h5ref.resolve("concat")["orbit"] == 5
+
+
 def test_points_of_an_image_keep_their_coordinates(tmp_path: Path) -> None:
     points = [[(1, 2), (0, 0)], [(1, 1), (1, 1), (0, 2)]]
     write_pair(tmp_path / "a.h5", [[1.0, 2.0, 3.0]])

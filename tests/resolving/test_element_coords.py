@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -511,3 +512,70 @@ def test_positions_of_a_large_result_are_made_in_blocks(tmp_path: Path) -> None:
         with dask.config.set(scheduler="synchronous"):
             assert first[-3:].values.tolist() == [(1 << 16) - 1] * 3
             assert int(second[(1 << 31) + 5]) == 5
+
+
+def test_two_axes_of_one_scale_have_coordinates_of_their_own(tmp_path: Path) -> None:
+    """In a matrix whose value tells its row and column, so do the coordinates of each value."""
+    path = tmp_path / "square.h5"
+    matrix = np.arange(25).reshape(5, 5)
+    with h5py.File(path, "w") as file:
+        file["step"] = np.arange(5) * 10.0
+        file["step"].make_scale("step")
+        for name, values in (("matrix", matrix), ("lat", matrix * 100)):
+            file[name] = values
+            for axis in range(2):
+                file[name].dims[axis].attach_scale(file["step"])
+        file["matrix"].attrs["coordinates"] = "lat"
+        region = file["matrix"].regionref
+        write_references(file, "boxes", [region[:2, 1:4], region[3:4, 1:4], region[2:5, 1:4]])
+        write_references(file, "columns", [region[1:3, :2], region[1:3, 3:4]])
+        write_references(file, "points", [region[matrix % 7 == 0], region[matrix % 6 == 1]])
+
+    def check(result: Any) -> None:
+        values = result["matrix"] if isinstance(result, xr.Dataset) else result
+        for name, found in (
+            ("step", values // 5 * 10),
+            ("step_1", values % 5 * 10),
+            ("lat", values * 100),
+        ):
+            coordinate = result[name].variable.set_dims(
+                dict(zip(values.dims, values.shape, strict=True))
+            )
+            np.testing.assert_array_equal(coordinate.transpose(*values.dims), found)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate dimension names")
+        with open_h5(path) as ds:
+            for name in ("boxes", "points", "columns"):
+                check(ds[name].h5ref.resolve("ragged"))
+            check(ds["points"].h5ref.resolve())
+            check(ds["points"].h5ref.resolve("concat"))
+            check(ds["boxes"].h5ref.resolve("concat"))
+            check(ds["columns"].h5ref.resolve("concat", concat_dim="step_1"))
+            check(ds["boxes"][:1].h5ref.resolve("concat", concat_dim=1))
+
+
+def test_an_axis_of_a_repeated_scale_is_shared_as_often_as_all_targets_have_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mixed.h5"
+    with h5py.File(path, "w") as file:
+        file["step"] = np.arange(3) * 10.0
+        file["step"].make_scale("step")
+        for name, shape in (("square", (3, 3)), ("line", (3, 2))):
+            file[name] = np.zeros(shape)
+            for axis in range(shape.count(3)):
+                file[name].dims[axis].attach_scale(file["step"])
+        refs = [file["square"].ref, file["line"].ref]
+        write_references(file, "refs", refs, dtype=h5py.ref_dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate dimension names")
+        with open_h5(path) as ds:
+            ragged = ds["refs"].h5ref.resolve("ragged")
+            rows = np.concatenate([np.indices(shape)[0].ravel() for shape in [(3, 3), (3, 2)]])
+            second = np.concatenate([np.indices(s)[1].ravel() for s in [(3, 3), (3, 2)]])
+            np.testing.assert_array_equal(ragged["step"], rows * 10)
+            (other,) = [
+                n for n, v in ragged.coords.items() if v.dims == ("sample",) and n != "step"
+            ]
+            np.testing.assert_array_equal(ragged[other], second)

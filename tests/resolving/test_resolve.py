@@ -319,3 +319,50 @@ def test_a_reference_to_a_dataset_without_a_name_resolves(
     assert reference.path is None
     assert reference.kind == "dataset"
     assert reference.resolve().values.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("decode_coords", [True, "all", False])
+def test_attributes_of_results_are_those_of_opened_variables(
+    tmp_path: Path, decode_coords: bool | str
+) -> None:
+    """xarray removes the attribute ``coordinates`` when the coordinates are attached."""
+    path = tmp_path / "named.h5"
+    with h5py.File(path, "w") as file:
+        file["image"] = np.arange(12.0).reshape(3, 4)
+        file["image"].attrs.update(units="K", coordinates="lat nothing")
+        file["lat"] = np.arange(12.0).reshape(3, 4)
+        file["y"], file["x"] = np.arange(3), np.arange(4)
+        for axis, name in enumerate("yx"):
+            file[name].make_scale(name)
+            for variable in ("image", "lat"):
+                file[variable].dims[axis].attach_scale(file[name])
+        file["lat"].attrs["coordinates"] = "y x"
+        write_references(file, "regions", [file["image"].regionref[:2]] * 2)
+        write_references(file, "objects", [file["image"].ref], dtype=h5py.ref_dtype)
+        pointers = file.create_dataset(
+            "pointers", data=[file["image"].ref], dtype=h5py.ref_dtype
+        )
+        pointers.attrs["coordinates"] = "lat"
+        write_references(file, "of_references", [pointers.ref], dtype=h5py.ref_dtype)
+    with xr.open_dataset(path, engine="h5ref", decode_coords=decode_coords) as ds:
+        opened = ds["image"].attrs
+        assert ("coordinates" in opened) is (decode_coords is False)
+        regions, objects = ds["regions"].h5ref, ds["objects"].h5ref
+        results = {
+            "stack": regions.resolve(),
+            "lazy": regions.resolve(chunks=None),
+            "ragged": regions.resolve("ragged")["image"],
+            "pad": regions.resolve("pad")["image"],
+            "concat": regions.resolve("concat"),
+            "object": objects.resolve(),
+            "one region": ds["regions"].values[0].resolve(),
+            "one object": ds["objects"].values[0].resolve(),
+        }
+        for layout, result in results.items():
+            assert result.attrs == opened, layout
+            if decode_coords and layout in ("stack", "concat", "object", "one region"):
+                assert result["lat"].attrs == ds["lat"].attrs, layout
+        found = ds["of_references"].values[0].resolve()
+        assert found.attrs == ds["pointers"].attrs
+        stored = regions.target_attrs()
+        assert stored["coordinates"].values.tolist() == ["lat nothing"] * 2

@@ -142,7 +142,7 @@ def _common_attributes(
 ) -> dict[str, Any]:
     """Return the attributes that all targets have after decoding, with equal values."""
     first, *others = [
-        {k: v for k, v in t.attributes.items() if k not in used[t.dataset.token]}
+        {k: v for k, v in t.result_attributes.items() if k not in used[t.dataset.token]}
         for t in targets
     ] or [{}]
     return {k: v for k, v in first.items() if all(is_same_value(v, o.get(k)) for o in others)}

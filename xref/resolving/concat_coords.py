@@ -34,12 +34,13 @@ from xref.resolving.result_coords import start_coords
 from xref.resolving.result_variables import (
     Coords,
     DimNames,
+    axes_along,
     choose_common_decoding,
     item_dims,
     lazy_variable,
     stack_variable,
 )
-from xref.resolving.targets import TargetMetadata
+from xref.resolving.targets import Dims, TargetMetadata
 from xref.selections import SelectionKind, SelectionTable, concat_at, empty_table, project
 
 _ROW = "<row>"  # a name that no dimension has
@@ -204,11 +205,15 @@ class _Target:
     rows: IntArray  # references
     regions: SelectionTable
 
-    def axes(self, name: str, dims: Sequence[str | None]) -> list[int] | None:
-        """Return the axes of a coordinate; None if the target has none of these dimensions."""
-        if self.metadata.coords.get(name, (0, ()))[1] != tuple(dims):
+    def axes(self, name: str, dims: Dims, repeat: int) -> list[int] | None:
+        """Return the axes of a coordinate; None if the target has none of these dimensions.
+
+        ``repeat`` is as for `axes_along`.
+        """
+        if name not in self.metadata.coords or self.metadata.coords[name][1] != dims:
             return None
-        return [self.metadata.dims.index(dim) for dim in dims]
+        found = axes_along(dims, self.metadata.dims, repeat)
+        return found if len(found) == len(dims) else None
 
     def coordinate(self, name: str) -> StoredObject:
         """Return the dataset of a coordinate."""
@@ -240,20 +245,23 @@ def joined_coords(
     if not targets:
         return {}
     coords: Coords = {}
-    for name, (_, own_dims) in targets[0].metadata.coords.items():
-        own = targets[0].axes(name, own_dims)
-        if own is None or any(target.axes(name, own_dims) != own for target in targets):
-            continue
-        if not _fit(targets, name, own):
-            continue
-        along, sizes = tuple(dims[k] for k in own), tuple(shape[k] for k in own)
-        label = along[0] if own_dims == (name,) else name
-        projected = [_project(target.regions, own) for target in targets]
-        coordinate = _Coordinate(refs, targets, name, along, sizes, projected, offsets)
-        try:
-            coords[label] = coordinate.variable(dims[axis])
-        except ValueError as error:  # no one type holds the values of all
-            engine.warn_unreadable(f"{refs.label}: coordinate {name!r}", error)
+    first = targets[0].metadata
+    for name, (_, own_dims) in first.coords.items():
+        # A dimension scale of several axes is a coordinate of each.
+        for repeat in range(first.dims.count(name) if own_dims == (name,) else 1):
+            own = targets[0].axes(name, own_dims, repeat)
+            if own is None or any(t.axes(name, own_dims, repeat) != own for t in targets):
+                continue
+            if not _fit(targets, name, own):
+                continue
+            along, sizes = tuple(dims[k] for k in own), tuple(shape[k] for k in own)
+            label = along[0] if own_dims == (name,) else name
+            projected = [_project(target.regions, own) for target in targets]
+            coordinate = _Coordinate(refs, targets, name, along, sizes, projected, offsets)
+            try:
+                coords[label] = coordinate.variable(dims[axis])
+            except ValueError as error:  # no one type holds the values of all
+                engine.warn_unreadable(f"{refs.label}: coordinate {name!r}", error)
     return coords
 
 
@@ -363,7 +371,8 @@ class _Coordinate:
         )
         options = self.refs.references.options
         references = ReferenceArray((n,), kind="region", columns=columns, options=options)
-        return bind(references, (_ROW,), "fill", self.name)[0]
+        bound, _ = bind(references, (_ROW,), "fill", self.name)
+        return replace(bound, coordinate_of=self.refs.label)
 
 
 def _is_equal(a: Any, b: Any) -> bool:

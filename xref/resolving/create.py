@@ -179,14 +179,22 @@ def make_regions(
     origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
         raise TypeError(f"the elements of {array.name!r} were selected one by one")
+    given = {"start": start} | ({"size": shape} if stop is None else {"stop": stop})
+    if step is not None:
+        given["step"] = step
+    with naming(lambda: str(origin.object.filename), ValueError, TypeError, KeyError):
+        return _regions_of_boxes(array, origin, given, dim)
+
+
+def _regions_of_boxes(
+    array: xr.DataArray, origin: engine.ElementOrigin, given: dict[str, Any], dim: Hashable
+) -> xr.DataArray:
+    """Return references to boxes of a variable; ``given`` is as for `_aligned_boxes`."""
     if len(set(array.dims)) != array.ndim:
         # Two axes have one dimension scale: numbers tell them apart, as in resolved results.
         array = xr.DataArray(
             xr.Variable(unique_dims(array.dims), array.variable._data), name=array.name
         )
-    given = {"start": start} | ({"size": shape} if stop is None else {"stop": stop})
-    if step is not None:
-        given["step"] = step
     numbers, dims, coords = _aligned_boxes(array, given, dim)
     outer_shape = numbers["start"].shape[:-1]
     flat_shape = math.prod(outer_shape), array.ndim

@@ -45,7 +45,12 @@ from xref.resolving.element_sources import (
     filled_rows,
 )
 from xref.resolving.padding import choose_missing_value
-from xref.resolving.result_variables import DimNames, choose_common_decoding, lazy_variable
+from xref.resolving.result_variables import (
+    DimNames,
+    axes_along,
+    choose_common_decoding,
+    lazy_variable,
+)
 from xref.resolving.sample_axis import SampleAxis
 from xref.resolving.targets import Dims, TargetMetadata
 from xref.selections import SelectionKind, SelectionTable
@@ -240,6 +245,7 @@ class NamedAxis:
 
     name: str | None  # if all targets have it
     axes: tuple[int, ...]  # of targets with the same names of axes; -1 for targets without it
+    repeat: int = 0  # axes of that name before it
 
 
 def name_axes(all_dims: Sequence[Dims]) -> list[NamedAxis]:
@@ -247,14 +253,22 @@ def name_axes(all_dims: Sequence[Dims]) -> list[NamedAxis]:
 
     ``all_dims`` are the distinct names of axes of targets. The order is that of the first.
     """
-    first, *others = all_dims
-    shared = {name for name in first if name and all(name in dims for dims in others)}
-    unnamed = [[k for k, name in enumerate(d) if name not in shared] for d in all_dims]
+    first = all_dims[0]
+    # A name that several axes have counts as often as all targets have it.
+    n_shared = {name: min(dims.count(name) for dims in all_dims) for name in first if name}
+    unnamed = []
+    for dims in all_dims:
+        is_shared = [
+            dims[:k].count(name) < n_shared.get(name or "", 0) for k, name in enumerate(dims)
+        ]
+        unnamed.append([k for k, found in enumerate(is_shared) if not found])
     n_unnamed = 0
     found = []
-    for name in first:
-        if name in shared:
-            found.append(NamedAxis(name, tuple(dims.index(name) for dims in all_dims)))
+    for k, name in enumerate(first):
+        repeat = first[:k].count(name)
+        if name and repeat < n_shared[name]:
+            axes = tuple(axes_along((name,), dims, repeat)[0] for dims in all_dims)
+            found.append(NamedAxis(name, axes, repeat))
             continue
         found.append(_unnamed_axis(unnamed, n_unnamed))
         n_unnamed += 1
@@ -288,12 +302,14 @@ def _element_sources(
         label: Hashable = axis.name
         if label is None:
             label = next(engine.numbered_names("phony_dim_", used))
-        elif label in taken:
+        elif label in taken or axis.repeat:
             label = engine.free_name(label, used)
         used.add(label)
         if label in unwanted:
             continue
-        values = None if axis.name is None else _coordinate_values(refs, axis.name)
+        values = None
+        if axis.name is not None:
+            values = _coordinate_values(refs, axis.name, axis.repeat)
         if values is not None:
             yield label, *values
         elif _is_one_axis(axis, all_dims):
@@ -344,10 +360,11 @@ def _number_targets(
 
 
 def _coordinate_values(
-    refs: BoundVariable, name: str
+    refs: BoundVariable, name: str, repeat: int = 0
 ) -> tuple[CoordinateValues, BoundVariable] | None:
     """Return the values of the coordinate that all targets have, else None.
 
+    ``repeat`` is as for `axes_along`.
     A coordinate that cannot be read, or whose values have no common type, is left out with a
     warning.
     """
@@ -360,7 +377,7 @@ def _coordinate_values(
     for t in refs.targets:
         address, dims = t.coords[name]
         stored = StoredObject(t.dataset.location, address)
-        axes = tuple(t.dims.index(dim) for dim in dims)
+        axes = tuple(axes_along(dims, t.dims, repeat))
         row = rows.setdefault((stored.token, axes), len(datasets))
         if row == len(datasets):
             datasets.append(CoordinateDataset(stored, axes))

@@ -222,7 +222,8 @@ def _open_target_object(reference: ObjectReference, stored: StoredObject, chunks
         facts = stored.metadata
         target = open_target(stored, facts, options)
         dims = tuple(map(str, unique_dims(target.dims)))
-        variable = engine.build_variable(stored, facts.layout, dims, target.attributes, options)
+        attributes = target.result_attributes
+        variable = engine.build_variable(stored, facts.layout, dims, attributes, options)
         return xr.DataArray(variable, name=target.name)
     array = ReferenceArray.from_references(reference)
     return resolve_references(xr.DataArray(xr.Variable((), array)), array, chunks=chunks)

@@ -19,11 +19,11 @@ from xref.resolving.bound_references import Shape
 from xref.resolving.result_variables import (
     Coords,
     DimNames,
+    axes_along,
     result_dims,
     stack_variable,
     unique_dims,
 )
-from xref.resolving.targets import Dims
 from xref.selections import SelectionKind, concat_tables, empty_table, project
 
 
@@ -65,7 +65,7 @@ def target_coords(
         )
         # A dimension scale of several axes is a coordinate of each.
         for repeat in range(first.dims.count(dims[0]) if dims == (name,) else 1):
-            axes = [_axes_along(dims, target.dims, repeat) for target in targets]
+            axes = [axes_along(dims, target.dims, repeat) for target in targets]
             along = axes[0]
             on_points = scattered and bool(dims)
             coord_dims = inner if on_points else tuple(inner[axis] for axis in along)
@@ -79,21 +79,6 @@ def target_coords(
                 shape = result_shape if on_points else tuple(result_shape[i] for i in along)
                 coords[label] = _coordinate(refs, label, address, axes, coord_dims, shape)
     return coords
-
-
-def _axes_along(dims: Dims, target_dims: Dims, repeat: int) -> list[int]:
-    """Return the axis of a target for each axis of a coordinate.
-
-    A target may have a dimension several times. Axes of that dimension are taken in order,
-    after the first ``repeat`` ones; the list is empty if the target has too few.
-    """
-    free = {dim: [axis for axis, d in enumerate(target_dims) if d == dim] for dim in dims}
-    axes = []
-    for dim in dims:
-        if len(free[dim]) <= repeat:
-            return []
-        axes.append(free[dim].pop(repeat))
-    return axes
 
 
 def _fits_axes(refs: BoundVariable, name: str, address: int, axes: list[list[int]]) -> bool:

@@ -20,6 +20,7 @@ from xref.resolving.binding import BoundVariable
 from xref.resolving.bound_references import Shape
 from xref.resolving.lazy_results import CommonDecoding, StackArray
 from xref.resolving.padding import choose_missing_value
+from xref.resolving.targets import Dims
 
 POINT_DIM = "point"
 
@@ -145,6 +146,21 @@ def result_dims(refs: BoundVariable, ndim: int, *, joined: bool = False) -> DimN
         names = [POINT_DIM]
     others = tuple(dim for dim in refs.dims if not (joined and dim in names))
     return unique_dims(names, others)
+
+
+def axes_along(dims: Dims, target_dims: Dims, repeat: int = 0) -> list[int]:
+    """Return the axis of a target for each axis of a coordinate.
+
+    A target may have a dimension several times. Axes of that dimension are taken in order,
+    after the first ``repeat`` ones; the list is empty if the target has too few.
+    """
+    free = {dim: [axis for axis, d in enumerate(target_dims) if d == dim] for dim in dims}
+    axes: list[int] = []
+    for dim in dims:
+        if len(free[dim]) <= repeat:
+            return []
+        axes.append(free[dim].pop(repeat))
+    return axes
 
 
 def unique_dims(names: Sequence[Hashable | None], others: DimNames = ()) -> DimNames:

@@ -31,15 +31,29 @@ Coordinates: TypeAlias = dict[str, tuple[int, Dims]]
 class TargetMetadata:
     """A dataset by address, with the metadata of an xarray variable.
 
-    ``dims`` has None for an axis without a dimension scale. ``coords`` has the address and
-    the dimensions of each coordinate: of the dimension scales that hold values, and of the
-    datasets in the attribute ``coordinates``.
+    ``dims`` has None for an axis without a dimension scale. ``attributes`` are as stored.
+    ``coords`` has the address and the dimensions of each coordinate: of the dimension scales
+    that hold values, and of the datasets in the attribute ``coordinates``, if
+    ``names_coords``.
     """
 
     dataset: StoredObject
     dims: Dims
     attributes: dict[str, Any]
     coords: Coordinates
+    names_coords: bool = False  # the attribute ``coordinates`` was decoded
+
+    @property
+    def result_attributes(self) -> dict[str, Any]:
+        """The attributes of a result: those that xarray leaves in an opened variable.
+
+        xarray removes ``coordinates`` because the coordinates are then part of the Dataset.
+        """
+        return {
+            name: value
+            for name, value in self.attributes.items()
+            if name != "coordinates" or not self.names_coords
+        }
 
     @property
     def name(self) -> str | None:
@@ -76,12 +90,13 @@ def open_target(
     coords: Coordinates = {
         dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
     }
-    if isinstance(attributes.get("coordinates"), str) and options.decode_coords:
+    names_coords = isinstance(attributes.get("coordinates"), str) and options.decode_coords
+    if names_coords:
         path = dataset.path
         if path is not None:
             names = attributes["coordinates"].split()
             coords |= _named_coordinates(location, path, names, dims)
-    return TargetMetadata(dataset, dims, attributes, coords)
+    return TargetMetadata(dataset, dims, attributes, coords, bool(names_coords))
 
 
 def _target_dimensions(
