@@ -62,11 +62,16 @@ def test_invalid_arguments_of_open_dataset_raise(
         open_h5(path, unknown=1)
     with pytest.raises(FileNotFoundError):
         open_h5(tmp_path / "absent.h5")
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(OSError, match="is a folder, not a regular file"):
         open_h5(tmp_path)
     (tmp_path / "text.h5").write_text("no HDF5 here")
-    with pytest.raises(OSError, match="signature"):
+    with pytest.raises(OSError, match=r"signature.*it is no HDF5 file"):
         open_h5(tmp_path / "text.h5")
+    (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        OSError, match=r"cut\.h5.*its end is missing: copy or download it again"
+    ):
+        open_h5(tmp_path / "cut.h5")
     (tmp_path / "empty.h5").write_bytes(b"")
     with pytest.raises(OSError, match="signature"):
         open_h5(tmp_path / "empty.h5")

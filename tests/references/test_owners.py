@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,38 @@ def test_a_function_of_the_user_that_fails_names_the_reference(path: Path) -> No
                 assert "a.h5: region reference (0, 0) of '/group/rois'" in note
                 assert "-> /group/positions[0:2, 0:2]" in note
                 assert "fail_on_two" in note
+
+
+@pytest.mark.parametrize("kind", ["object", "region"])
+@pytest.mark.parametrize("mask_and_scale", [True, False])
+def test_pickled_elements_keep_their_names_in_few_bytes(
+    tmp_path: Path, kind: str, mask_and_scale: bool
+) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        data = file.create_dataset("data", data=np.arange(2000))
+        plain = {"object": h5py.ref_dtype, "region": h5py.regionref_dtype}[kind]
+        refs = file.create_dataset("refs", (1000,), dtype=plain)
+        one = data.ref if kind == "object" else data.regionref[2:5]
+        refs[:999] = np.array([one] * 999, dtype=object)
+    with xr.open_dataset(
+        tmp_path / "f.h5", engine="h5ref", mask_and_scale=mask_and_scale
+    ) as ds:
+        elements = ds["refs"].values
+        again = pickle.loads(pickle.dumps(elements))
+    assert [str(r.stored_as) for r in again] == [str(r.stored_as) for r in elements]
+    assert again[7].describe().endswith(f"f.h5: {kind} reference 7 of '/refs'")
+    assert again.tolist() == elements.tolist()
+    assert again[7].options == elements[7].options
+    assert again[7].options.mask_and_scale is mask_and_scale
+    assert not again[999]
+    # The name adds a number, and a mark for its owner.
+    named = len(pickle.dumps(elements[:999]))
+    nameless = len(pickle.dumps([replace_name(r) for r in elements[:999]]))
+    assert named - nameless < 999 * 6 + 400
+
+
+def replace_name(element: Any) -> Any:
+    """Return a reference that was not stored."""
+    if isinstance(element, xref.RegionReference):
+        return replace(element, object=replace_name(element.object))
+    return replace(element, stored_as=None)

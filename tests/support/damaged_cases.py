@@ -458,7 +458,7 @@ def a_file_object_that_was_closed(at: Files) -> Any:
     return ds.data.values
 
 
-@raises(FileReadError, "is not a regular file")
+@raises(FileReadError, "is a folder, not a regular file")
 def a_folder(at: Files) -> Any:
     (at.folder / "folder.h5").mkdir()
     return at.open(at.folder / "folder.h5")

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -179,21 +180,30 @@ class ReferenceArray:
         return self._element(row, None if names is None else names.name(row))
 
     def _element(self, row: int, name: ElementName | None) -> reference.Reference:
-        columns = self.columns
-        address = int(columns.address[row])
-        kind = SelectionKind.OBJECT if columns.regions is None else columns.regions.kind[row]
-        if address == 0 or kind == SelectionKind.NULL:
-            return reference.null_reference(self.kind == "region", name)
-        target = reference.ObjectReference(
-            columns.files[int(columns.file[row])], address, self._options, name
-        )
-        if columns.attribute is not None and columns.attribute[row] >= 0:
-            return reference.AttributeReference(
-                target, columns.names[int(columns.attribute[row])]
-            )
-        if columns.regions is None or kind == SelectionKind.OBJECT:
-            return target
-        return reference.RegionReference(target, columns.regions.selection(row))
+        return next(self._elements(slice(row, row + 1), [name]))
+
+    def _elements(
+        self, rows: slice, names: Iterable[ElementName | None]
+    ) -> Iterator[reference.Reference]:
+        """Make elements; ``names`` are those of the rows."""
+        c, is_region, options = self.columns, self.kind == "region", self._options
+        kinds = repeat(_OBJECT) if c.regions is None else c.regions.kind[rows].tolist()
+        attributes = repeat(-1) if c.attribute is None else c.attribute[rows].tolist()
+        # Lists: an item of a NumPy array takes as long as the reference itself.
+        fields = c.file[rows].tolist(), c.address[rows].tolist(), kinds, attributes, names
+        for row, (file, address, kind, attribute, name) in enumerate(
+            zip(*fields, strict=False), rows.start
+        ):
+            if address == 0 or kind == _NULL:
+                yield reference.null_reference(is_region, name)
+                continue
+            target = reference.ObjectReference(c.files[file], address, options, name)
+            if attribute >= 0:
+                yield reference.AttributeReference(target, c.names[attribute])
+            elif c.regions is None or kind == _OBJECT:
+                yield target
+            else:
+                yield reference.RegionReference(target, c.regions.selection(row))
 
     def __iter__(self) -> Iterator[Any]:
         if not self._shape:
@@ -312,9 +322,9 @@ class ReferenceArray:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise TypeError(f"references are objects and cannot be converted to {dtype}")
         out = np.empty(self.size, dtype=object)
-        names = [None] * self.size if self.names is None else self.names.each()
-        for row, name in enumerate(names):
-            out[row] = self._element(row, name)
+        names = repeat(None) if self.names is None else self.names.each()
+        for row, element in enumerate(self._elements(slice(0, self.size), names)):
+            out[row] = element
         return out.reshape(self._shape)
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Any:
@@ -448,7 +458,8 @@ class ReferenceArray:
 
 
 _CLASS_NAMES = {"object": "ObjectReference", "region": "RegionReference", "std": "Reference"}
-_NO_REGION = (SelectionKind.NULL, SelectionKind.OBJECT)
+_NULL, _OBJECT = int(SelectionKind.NULL), int(SelectionKind.OBJECT)
+_NO_REGION = (_NULL, _OBJECT)
 
 
 def _restore(

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.references.array import FUNCTIONS, ReferenceArray
-from xref.references.columns import as_slice, concat_references
+from xref.references.columns import as_slice, common_options, concat_references
 from xref.references.owners import concat_names
-from xref.references.reference import common_options
 
 
 def _concatenate(arrays: Any, axis: int | None = 0, **kwargs: Any) -> ReferenceArray:

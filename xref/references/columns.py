@@ -7,7 +7,7 @@ compared without making an object for each row.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from xref.arrays import BoolArray, FrozenColumns, IntArray
 from xref.references.reference import (
+    DEFAULT_OPTIONS,
     AttributeReference,
     DecodeOptions,
     ObjectReference,
     Reference,
     RegionReference,
-    common_options,
     null_reference,
 )
 from xref.selections import (
@@ -224,3 +224,36 @@ class Interner(dict[_T, int]):
     def number(self, values: Iterable[_T]) -> list[int]:
         """Return the number of each value; a new value gets the next number."""
         return [self.setdefault(value, len(self)) for value in values]
+
+
+def common_options(options: Iterable[DecodeOptions]) -> DecodeOptions:
+    """Return the common options of references that are to form one array.
+
+    Raises
+    ------
+    ValueError
+        If the options differ in how values are decoded.
+    """
+    common: DecodeOptions | None = None
+    for each in options:
+        if common is None:
+            common = each
+        elif each is not common:
+            for field in fields(DecodeOptions):
+                a, b = getattr(common, field.name), getattr(each, field.name)
+                if field.name not in ("reader", "lock") and not _are_equal(a, b):
+                    raise ValueError(
+                        f"references were opened with different options ({field.name} "
+                        f"{a!r} and {b!r}), so they cannot form one array; open the files "
+                        "with equal options, or resolve the references separately"
+                    )
+    return DEFAULT_OPTIONS if common is None else common
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    """Compare the values of an option; coders of xarray are compared by their attributes."""
+    return (
+        a is b
+        or a == b
+        or (type(a) is type(b) and getattr(a, "__dict__", a) == getattr(b, "__dict__", b))
+    )

@@ -237,9 +237,20 @@ def _open_in_h5py(source: sources.FileSource) -> h5py.File:
     except OSError as error:
         if error.errno in handle_pools.EXHAUSTED:
             raise
-        writer = isinstance(error, BlockingIOError) or "already open" in str(error)
-        hint = "; a writer has it open: " + _WRITER_HINT if writer else ""
+        hint = _hint_for(error)
         raise FileReadError(f"{source.name}: HDF5 cannot open it: {error}{hint}") from error
+
+
+def _hint_for(error: OSError) -> str:
+    """Return what a user can do after an error of HDF5 that opened a file."""
+    text = str(error)
+    if isinstance(error, BlockingIOError) or "already open" in text:
+        return "; a writer has it open: " + _WRITER_HINT
+    if "signature not found" in text:
+        return "; it is no HDF5 file, or was not written completely"
+    if "truncated file" in text:
+        return "; its end is missing: copy or download it again"
+    return ""
 
 
 def _open_bytes(

@@ -201,7 +201,8 @@ class LocalFile(FileSource):
         """Return device, inode, bytes and version of the file at the path; see `identify`."""
         status = os.stat(self.name)
         if not stat.S_ISREG(status.st_mode):
-            raise FileReadError(f"{self.name} is not a regular file")
+            found = "a folder, " if stat.S_ISDIR(status.st_mode) else ""
+            raise FileReadError(f"{self.name} is {found}not a regular file")
         return identify(status, strict=self.strict)
 
     def open_hdf5(self) -> h5py.File:
