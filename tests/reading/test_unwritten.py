@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from h5py import h5d, h5p, h5s, h5t
+from images import LIBHDF5
 
 from xref.errors import FileReadError
 from xref.reading import select_small_datasets
@@ -47,13 +48,7 @@ TYPES: dict[str, tuple[np.dtype[Any], Any]] = {  # and a fill value; None if h5p
 
 def undefine_fill(properties: Any) -> None:
     """Call ``H5Pset_fill_value(properties, type, NULL)``, which h5py does not offer."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if "libhdf5" in line and "_hl" not in line:
-            library = ctypes.CDLL(line.split()[-1])
-            break
-    else:
-        pytest.skip("the HDF5 library of h5py was not found")
-    call = library.H5Pset_fill_value
+    call = LIBHDF5.H5Pset_fill_value
     call.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
     assert call(properties.id, h5t.NATIVE_INT32.id, None) >= 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from images import LIBHDF5
 
 from xref.hdf5.checksums import lookup3
 
@@ -32,19 +33,6 @@ class _ImageConfig(ctypes.Structure):
     )
 
 
-def _find_library() -> ctypes.CDLL | None:
-    """Return the HDF5 library that h5py has loaded; None if it cannot be found."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    names = dict.fromkeys(line.split()[-1] for line in lines if "/libhdf5" in line)
-    # Another package, such as netCDF4, may have loaded a library of its own.
-    for name in sorted(names, key=lambda name: "h5py" not in name):
-        library = ctypes.CDLL(name) if "libhdf5_hl" not in name else None
-        if library is not None and hasattr(library, "H5Pset_mdc_image_config"):
-            return library
-    return None
-
-
 def write_with_hdf5(
     path: Path,
     fill: Callable[[h5py.File], None],
@@ -53,24 +41,23 @@ def write_with_hdf5(
     page: int = 0,
     old: bool = False,
 ) -> Path:
-    """Write a file with a cache image; skip the test if the library cannot be found.
+    """Write a file with a cache image; skip the test if HDF5 cannot write images.
 
     ``old`` asks for old forms of all objects; only a ``page`` size gives such a file the new
     superblock that images need.
     """
-    library = _find_library()
-    if library is None:
-        pytest.skip("the HDF5 library of h5py was not found")
+    if not hasattr(LIBHDF5, "H5Pset_mdc_image_config"):
+        pytest.skip("this HDF5 library writes no cache images")
     latest = h5py.h5f.LIBVER_LATEST
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST if old else latest, latest)
-    function = library.H5Pset_mdc_image_config
+    function = LIBHDF5.H5Pset_mdc_image_config
     function.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     assert function(access.id, ctypes.byref(_ImageConfig(1, True, False, -1))) >= 0
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_userblock(userblock)
     # The links of the root group lie in its header, not in a fractal heap.
-    phases = library.H5Pset_link_phase_change
+    phases = LIBHDF5.H5Pset_link_phase_change
     phases.argtypes = [ctypes.c_int64, ctypes.c_uint, ctypes.c_uint]
     assert phases(creation.id, 100, 0) >= 0
     if page:

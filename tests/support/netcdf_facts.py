@@ -122,6 +122,8 @@ def plain(value: Any) -> Any:
             return "array", str(value.dtype), value.shape, native
         case np.generic():
             return "scalar", str(value.dtype), value.item()
+        case str() if any("\ud800" <= c <= "\udfff" for c in value):
+            return "bytes that are not UTF-8", ascii(value)
         case list() | tuple():
             return type(value)(map(plain, value))
         case dict():

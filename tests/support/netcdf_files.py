@@ -294,7 +294,7 @@ _H5PY_FORMS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
     "bool": st.sampled_from(((), (1,), (2,))),
     "enum": st.sampled_from(((), (1,), (2,))),
     "compound": st.sampled_from(((), (1,), (2,))),
-    "sequences": st.sampled_from(((), (1,), (2,))),
+    "sequences": st.sampled_from(((1,), (2,))),
     "half": st.sampled_from(((), (1,), (2,))),
     "complex": st.sampled_from(((), (1,), (2,))),
 }
