@@ -57,8 +57,8 @@ _BY_REASON: dict[str, str] = {
         hdf5/datatype:value_dtype:UnsupportedError#1
         hdf5/datatype:value_dtype:UnsupportedError#2
         hdf5/object_header:filter_options:CorruptFileError#1
-        objects/layouts:_check_contiguous:CorruptFileError#1
-        objects/layouts:_check_contiguous:CorruptFileError#2
+        objects/layouts:_contiguous_offset:CorruptFileError#1
+        objects/layouts:_contiguous_offset:CorruptFileError#2
         objects/layouts:_read_pipeline:CorruptFileError#1
         objects/layouts:_storage_nbytes:CorruptFileError#1
         objects/layouts:read_compact:CorruptFileError#1

@@ -53,13 +53,7 @@ def decode_dataset(
             decode_timedelta=_except_for(values_only, options, "decode_timedelta", ordinary),
         )
     for name, new in decoded.items():
-        if new.dims != variables[name].dims[: new.ndim]:
-            new.dims = variables[name].dims[: new.ndim]  # decoding drops the last axis at most
-        if "source" in variables[name].encoding:  # decoders of text drop it
-            new.encoding.setdefault("source", variables[name].encoding["source"])
-        new.encoding.pop("charset", None)
-        if "charset" in variables[name].encoding:
-            keep_charset(new, variables[name].encoding["charset"])
+        _restore_properties(new, variables[name])
     for name, plain in untouched.items():
         _name_coordinates(plain, decoded[name])
     merged = {name: untouched.get(name, decoded.get(name)) for name in variables}
@@ -68,13 +62,9 @@ def decode_dataset(
     for name, variable in merged.items():
         if variable is not None:
             is_coord = name in coord_names or variable.dims == (name,)
-            # Numbers decoded to objects are dates of cftime, whose size xarray knows.
-            has_objects = variable.dtype.hasobject and variables[name].dtype.hasobject
-            if has_objects and not isinstance(variable, ReferenceVariable):
-                variable = ObjectVariable.of(variable)
             # xarray writes a variable without a name under `_NO_NAME`.
             own_name = None if name == _NO_NAME else name
-            (coords if is_coord else data)[own_name] = variable
+            (coords if is_coord else data)[own_name] = _as_objects(variable, variables[name])
     # xarray makes the indexes later, if the user asks for them.
     dataset = xr.Dataset(data, xr.Coordinates(coords, indexes={}), new_attributes)
     dataset.encoding["unlimited_dims"] = set(unlimited)
@@ -103,6 +93,27 @@ def placeholder(variable: xr.Variable) -> xr.Variable:
     """Return a placeholder of numbers, so that xarray converts only attributes."""
     numbers = np.broadcast_to(np.int8(0), variable.shape)
     return xr.Variable(variable.dims, numbers, dict(variable.attrs))
+
+
+def _restore_properties(decoded: xr.Variable, stored: xr.Variable) -> None:
+    """Give a decoded variable the dimensions and the encoding that decoders change."""
+    dims = stored.dims[: decoded.ndim]  # decoding drops the last axis at most
+    if decoded.dims != dims:
+        decoded.dims = dims
+    if "source" in stored.encoding:  # decoders of text drop it
+        decoded.encoding.setdefault("source", stored.encoding["source"])
+    decoded.encoding.pop("charset", None)
+    if "charset" in stored.encoding:
+        keep_charset(decoded, stored.encoding["charset"])
+
+
+def _as_objects(variable: xr.Variable, stored: xr.Variable) -> xr.Variable:
+    """Return a variable of stored objects as an `ObjectVariable`, any other one as it is."""
+    # Numbers decoded to objects are dates of cftime, whose size xarray knows.
+    has_objects = variable.dtype.hasobject and stored.dtype.hasobject
+    if has_objects and not isinstance(variable, ReferenceVariable):
+        return ObjectVariable.of(variable)
+    return variable
 
 
 def _name_coordinates(variable: xr.Variable, decoded: xr.Variable) -> None:

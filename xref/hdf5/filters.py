@@ -66,20 +66,10 @@ Undo: TypeAlias = Callable[[Options, Bytes, Bytes], Bytes]
 DEFLATE, SHUFFLE, FLETCHER32, SZIP = 1, 2, 3, 4
 LZF, BLOSC, LZ4, BITSHUFFLE, ZSTD, BLOSC2 = 32000, 32001, 32004, 32008, 32015, 32026
 PACKERS = (N_BIT, SCALE_OFFSET)
-NAMES = {
-    DEFLATE: "deflate",
-    SHUFFLE: "shuffle",
-    FLETCHER32: "fletcher32",
-    SZIP: "szip",
-    N_BIT: "nbit",
-    SCALE_OFFSET: "scaleoffset",
-    LZF: "lzf",
-    BLOSC: "blosc",
-    LZ4: "lz4",
-    BITSHUFFLE: "bitshuffle",
-    ZSTD: "zstd",
-    BLOSC2: "blosc2",
-}
+# Filters that `xref.hdf5.filter_codecs` knows: their names in a file are not shown.
+KNOWN = frozenset(
+    {DEFLATE, SHUFFLE, FLETCHER32, SZIP, *PACKERS, LZF, BLOSC, LZ4, BITSHUFFLE, ZSTD, BLOSC2}
+)
 # Filters whose stored bytes imagecodecs decodes as they are, without client values.
 PLAIN_CODECS = {LZF: "lzf", ZSTD: "zstd"}
 # Where the stored bytes say how many bytes the compressor was given.
@@ -103,8 +93,9 @@ class Filter:
     @property
     def label(self) -> str:
         """Name of the filter in messages; a name from the file is quoted."""
-        name = NAMES.get(self.id) or (self.name and repr(self.name[:40]))
-        return f"filter {name or filter_name(self.id)} (id {self.id})"
+        is_quoted = self.name and self.id not in KNOWN
+        name = repr(self.name[:40]) if is_quoted else filter_name(self.id)
+        return f"filter {name} (id {self.id})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         read_values, stored_nbytes, type_and_fill,
     )
     from xref.objects.layouts import (
-        COMPACT, pipeline_of, read_compact, read_layout, reference_itemsize, used_filters,
+        COMPACT, pipeline_of, read_compact, read_layout, used_filters,
     )
     from xref.objects.links import (
         LinkedObject, group_at, groups_along, is_hard_link, iterate_members, link_addresses,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from xref.objects.parsing import dataset_table, file_content, file_format
     from xref.objects.paths import object_paths
     from xref.objects.stored_object import NamedDataset, StoredObject, cached_by_object
+    from xref.objects.stored_types import reference_itemsize
     from xref.objects.trees import ObjectKey, Tree, TreeNode, list_tree, object_key
     from xref.objects.virtual_datasets import virtual_mappings
     # fmt: on

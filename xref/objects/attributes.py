@@ -25,17 +25,17 @@ from xref.errors import (
     FileReadError,
     XrefError,
 )
-from xref.objects.layouts import (
+from xref.objects.netcdf_names import DIMENSION_LIST, SCALE_ATTRIBUTES
+from xref.objects.objects import Object, decode_name
+from xref.objects.parsing import byte_source, file_content, file_format
+from xref.objects.stored_object import StoredObject
+from xref.objects.stored_types import (
     holds_tags,
     reference_itemsize,
     reference_kind,
     reference_kinds,
     unconverted_dtype,
 )
-from xref.objects.netcdf_names import DIMENSION_LIST, SCALE_ATTRIBUTES
-from xref.objects.objects import Object, decode_name
-from xref.objects.parsing import byte_source, file_content, file_format
-from xref.objects.stored_object import StoredObject
 from xref.storage import FileLocation
 
 

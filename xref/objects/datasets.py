@@ -24,6 +24,7 @@ from xref.objects.netcdf_names import SCALE_ATTRIBUTES
 from xref.objects.objects import open_dataset
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject, cached_by_object
+from xref.objects.stored_types import reference_kind, unconverted_dtype
 from xref.storage import FileLocation, cached_by_location, check_unchanged, metadata_bytes
 
 
@@ -247,7 +248,7 @@ def read_raw(
         If they are of HDF5 1.12 and later: HDF5 converts these references.
     """
     datatype = dataset.id.get_type()
-    if layouts.reference_kind(datatype) == "std":
+    if reference_kind(datatype) == "std":
         raise UnsupportedError(
             f"{dataset._xref_stored} holds "
             "H5T_STD_REF references in storage that cannot be read directly (compact, virtual, "
@@ -256,7 +257,7 @@ def read_raw(
     out = np.zeros(shape, dtype=f"V{datatype.get_size()}")
     _read_unconverted(dataset, start, out)
     offset_size, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
-    kind = layouts.reference_kind(datatype)
+    kind = reference_kind(datatype)
     return as_stored(out, kind, offset_size, packed=kind == "region")
 
 
@@ -302,7 +303,7 @@ def read_values(
         If h5py cannot read them.
     """
     datatype = dataset.id.get_type()
-    unconverted = layouts.unconverted_dtype(datatype)
+    unconverted = unconverted_dtype(datatype)
     if unconverted is not None:
         out = np.zeros(shape, dtype=unconverted)
         _read_unconverted(dataset, start, out)
@@ -363,4 +364,4 @@ def _restore_byte_order(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
 
 def dataset_kind(dataset: h5py.Dataset) -> str:
     """Return the reference kind of a dataset: "object", "region", "std" or ""."""
-    return layouts.reference_kind(dataset.id.get_type())
+    return reference_kind(dataset.id.get_type())

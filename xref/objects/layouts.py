@@ -1,4 +1,4 @@
-"""Types and storage of datasets through h5py.
+"""Storage of datasets through h5py.
 
 In: open datasets of `xref.objects.objects`. Out: frozen `DatasetLayout` values, checked against
 the size of the file and the option ``external``.
@@ -21,144 +21,8 @@ from xref import hdf5
 from xref.errors import CorruptFileError, ExternalFileError, UnsupportedError, XrefError
 from xref.objects.parsing import byte_source, file_format
 from xref.objects.stored_object import StoredObject
+from xref.objects.stored_types import TypeMetadata, stored_itemsize, type_metadata
 from xref.storage import check_external
-
-
-def reference_kind(datatype: h5t.TypeID) -> str:
-    """Return "object", "region", "std" (HDF5 1.12), or "" for a type without references."""
-    if datatype.get_class() != h5t.REFERENCE:
-        return ""
-    if datatype.equal(h5t.STD_REF_OBJ):
-        return "object"
-    if datatype.equal(h5t.STD_REF_DSETREG):
-        return "region"
-    return "std"
-
-
-def reference_kinds(datatype: h5t.TypeID) -> set[str]:
-    """Return the kinds of reference that a type contains, at any depth."""
-    match datatype.get_class():
-        case h5t.REFERENCE:
-            return {reference_kind(datatype)}
-        case h5t.COMPOUND:
-            members = range(datatype.get_nmembers())
-            return set().union(*(reference_kinds(datatype.get_member_type(i)) for i in members))
-        case h5t.VLEN | h5t.ARRAY:
-            return reference_kinds(datatype.get_super())
-    return set()
-
-
-def holds_tags(datatype: h5t.TypeID) -> bool:
-    """Tell whether a type is, or contains, an opaque type with a tag.
-
-    h5py has no such type in memory, and HDF5 does not convert between tags. h5py reads only
-    its own tags, those of NumPy's times.
-    """
-    match datatype.get_class():
-        case h5t.OPAQUE:
-            return not datatype.get_tag().startswith(b"NUMPY:") and bool(datatype.get_tag())
-        case h5t.COMPOUND:
-            members = range(datatype.get_nmembers())
-            return any(holds_tags(datatype.get_member_type(i)) for i in members)
-        case h5t.VLEN | h5t.ARRAY:
-            return holds_tags(datatype.get_super())
-    return False
-
-
-def _without_tags(datatype: h5t.TypeID) -> h5t.TypeID:
-    """Return a type with untagged opaque types in place of tagged ones."""
-    match datatype.get_class():
-        case h5t.OPAQUE:
-            return h5t.create(h5t.OPAQUE, datatype.get_size())
-        case h5t.COMPOUND:
-            out = h5t.create(h5t.COMPOUND, datatype.get_size())
-            for i in range(datatype.get_nmembers()):
-                member = _without_tags(datatype.get_member_type(i))
-                out.insert(datatype.get_member_name(i), datatype.get_member_offset(i), member)
-            return out
-        case h5t.ARRAY:
-            base = _without_tags(datatype.get_super())
-            return h5t.array_create(base, datatype.get_array_dims())
-    return datatype
-
-
-def unconverted_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
-    """Return the NumPy type as which stored elements are read without HDF5's conversion.
-
-    None for types that HDF5 converts to NumPy types.
-    """
-    time = time_dtype(datatype)
-    if time is not None or not (datatype.get_class() == h5t.OPAQUE or holds_tags(datatype)):
-        return time
-    dtype = datatype.dtype
-    return None if _indirect_type(datatype, dtype) else dtype
-
-
-_TIMES = (
-    (h5t.UNIX_D32LE, "<i4"),
-    (h5t.UNIX_D32BE, ">i4"),
-    (h5t.UNIX_D64LE, "<i8"),
-    (h5t.UNIX_D64BE, ">i8"),
-)
-
-
-def time_dtype(datatype: h5t.TypeID) -> np.dtype[Any] | None:
-    """Return the integer type in which times are stored; None for any other class.
-
-    h5py has no NumPy type for the class "Time" of HDF5, and HDF5 does not convert this class,
-    so elements are read as stored integers.
-    """
-    if datatype.get_class() != h5t.TIME:
-        return None
-    for known, dtype in _TIMES:
-        if datatype.equal(known):
-            return np.dtype(dtype)
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _TypeMetadata:
-    """Properties of a datatype, cached because thousands of datasets share a few types."""
-
-    kind: str  # of reference, or ""
-    holds_references: bool  # within elements
-    time: np.dtype[Any] | None
-    dtype: np.dtype[Any] | None  # None if h5py has none
-    problem: str  # why h5py has no dtype
-    why_not_direct: str  # why stored elements are not the bytes of ``dtype``
-
-
-@lru_cache(maxsize=1024)
-def _type_metadata(encoded: bytes) -> _TypeMetadata:
-    """Inspect a datatype, given as HDF5 encodes it (``H5Tencode``)."""
-    datatype = h5t.decode(encoded)
-    kind, time = reference_kind(datatype), time_dtype(datatype)
-    within = not kind and bool(reference_kinds(datatype))
-    dtype, problem, why_not_direct = None, "", ""
-    if not kind and not within and time is None:
-        try:
-            dtype = datatype.dtype
-            why_not_direct = _indirect_type(datatype, dtype)
-        except (TypeError, ValueError) as error:  # ValueError: no such float in NumPy
-            problem = str(error)
-    return _TypeMetadata(kind, within, time, dtype, problem, why_not_direct)
-
-
-def _indirect_type(datatype: h5t.TypeID, dtype: np.dtype[Any]) -> str:
-    """Say why stored elements are not the bytes of a NumPy dtype; empty if they are."""
-    if dtype.hasobject:
-        return f"type {dtype}: elements of variable length"
-    if dtype.itemsize != datatype.get_size():
-        return f"type {dtype}: {datatype.get_size()} bytes stored"
-    if datatype.get_class() == h5t.OPAQUE:
-        return ""  # with any tag
-    try:
-        expected = h5t.py_create(dtype, logical=True)
-    except TypeError:
-        return f"type {dtype}: h5py has no HDF5 type for this NumPy type"
-    if holds_tags(datatype):
-        datatype = _without_tags(datatype)
-    return "" if expected.equal(datatype) else f"type {dtype}: needs a conversion"
 
 
 def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayout:
@@ -181,7 +45,7 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     # A null dataspace holds no element: an array without elements.
     shape = (0,) if space.get_simple_extent_type() == h5s.NULL else tuple(space.shape)
     datatype = dataset.id.get_type()
-    metadata = _type_metadata(datatype.encode())
+    metadata = type_metadata(datatype.encode())
     dtype, elements, itemsize = _element_type(datatype, metadata, stored)
     chunks = tuple(properties.get_chunk()) if storage == h5d.CHUNKED else None
     hdf5.check_extent(shape, chunks, stored)
@@ -189,37 +53,22 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
     why_not_raw = _explain_storage(dataset, properties, pipeline, elements, stored)
     # For chunked storage HDF5 would walk the whole chunk index, damaged or not.
     nbytes = 0 if storage == h5d.CHUNKED else _storage_nbytes(dataset, stored)
-    why_not_direct = metadata.why_not_direct
-    fill_never = properties.get_fill_time() == h5d.FILL_TIME_NEVER
-    fill_undefined = not fill_never and (
-        properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED
+    fill = _read_fill(
+        properties, stored, dtype, itemsize, bool(metadata.kind) or elements is not None
     )
-    fill_bytes = b""
-    if metadata.kind or elements is not None:
-        fill_value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
-        if has_fill_value(properties):
-            fill_bytes = stored_fill(stored, itemsize)
-        if elements is not None:
-            why_not_direct = f"type {dtype}: references within elements"
-    else:
-        fill_value = _fill_value(properties, dtype)
-        if fill_value is None and not fill_never:
-            why_not_direct = why_not_direct or "fill value: not known to h5py"
-    offset = None
-    # Without stored bytes nothing was written yet. HDF5 still gives an offset then, if the
-    # file has a user block.
-    if storage == h5d.CONTIGUOUS and not properties.get_external_count() and nbytes:
-        offset = dataset.id.get_offset()
-    if offset is not None:
-        _check_contiguous(stored, offset, nbytes, math.prod(shape) * itemsize)
+    why_not_direct = metadata.why_not_direct or fill.why_not_direct
+    if elements is not None:
+        why_not_direct = f"type {dtype}: references within elements"
     return hdf5.DatasetLayout(
         shape=shape,
         maxshape=_maxshape(space),
         dtype=dtype,
         chunks=chunks,
-        offset=offset,
+        offset=_contiguous_offset(
+            dataset, properties, stored, nbytes, math.prod(shape) * itemsize
+        ),
         pipeline=pipeline,
-        fill_value=fill_value,
+        fill_value=fill.value,
         stored_itemsize=itemsize,
         reference_kind=metadata.kind,
         stored_nbytes=nbytes,
@@ -227,18 +76,18 @@ def read_layout(dataset: h5py.Dataset, stored: StoredObject) -> hdf5.DatasetLayo
         why_not_direct=why_not_direct or why_not_raw,
         why_not_raw=why_not_raw,
         virtual=storage == h5d.VIRTUAL,
-        stored_fill=fill_bytes,
-        fill_never=fill_never,
-        fill_undefined=fill_undefined,
-        has_storage=not fill_undefined or _has_storage(dataset, properties, nbytes, stored),
+        stored_fill=fill.stored,
+        fill_never=fill.never,
+        fill_undefined=fill.undefined,
+        has_storage=not fill.undefined or _has_storage(dataset, properties, nbytes, stored),
     )
 
 
 def _element_type(
-    datatype: h5t.TypeID, metadata: _TypeMetadata, stored: StoredObject
+    datatype: h5t.TypeID, metadata: TypeMetadata, stored: StoredObject
 ) -> tuple[np.dtype[Any], hdf5.Datatype | None, int]:
     """Return the NumPy type, the HDF5 type if elements hold references, and stored bytes."""
-    itemsize = _stored_itemsize(datatype, file_format(stored.location).offset_size)
+    itemsize = stored_itemsize(datatype, file_format(stored.location).offset_size)
     if metadata.kind:
         return np.dtype(f"V{itemsize}"), None, itemsize  # references are bytes here
     if metadata.time is not None:
@@ -275,8 +124,28 @@ def _explain_storage(
     return "file: open for writing" if stored.location.source.open_for_writing else problem
 
 
-def _check_contiguous(stored: StoredObject, offset: int, nbytes: int, needed: int) -> None:
-    """Check that the elements of a contiguous dataset lie within the file."""
+def _contiguous_offset(
+    dataset: h5py.Dataset,
+    properties: h5p.PropDCID,
+    stored: StoredObject,
+    nbytes: int,
+    needed: int,
+) -> int | None:
+    """Return where the elements of a contiguous dataset begin; None without stored elements.
+
+    ``nbytes`` are stored, and ``needed`` bytes must lie within the file.
+    """
+    # Without stored bytes nothing was written yet. HDF5 still gives an offset then, if the
+    # file has a user block.
+    if (
+        properties.get_layout() != h5d.CONTIGUOUS
+        or properties.get_external_count()
+        or not nbytes
+    ):
+        return None
+    offset: int | None = dataset.id.get_offset()
+    if offset is None:
+        return None
     file_nbytes = stored.location.identity[2]
     if offset + needed > file_nbytes:
         raise CorruptFileError(
@@ -285,6 +154,7 @@ def _check_contiguous(stored: StoredObject, offset: int, nbytes: int, needed: in
         )
     if nbytes < needed:
         raise CorruptFileError(f"{stored} stores {nbytes} of the {needed} bytes it needs")
+    return offset
 
 
 COMPACT = "storage: compact"
@@ -325,37 +195,6 @@ def _maxshape(space: h5s.SpaceID) -> tuple[int | None, ...]:
         return () if space.get_simple_extent_type() == h5s.SCALAR else (0,)
     limits = space.get_simple_extent_dims(True)
     return tuple(None if n == h5s.UNLIMITED else int(n) for n in limits)
-
-
-def _stored_itemsize(datatype: h5t.TypeID, offset_size: int) -> int:
-    """Return the bytes of one element in the file; HDF5 gives the size in memory.
-
-    The sizes differ if an element contains an address: HDF5 File Format Specification 4.0,
-    "Variable-length and reference elements" in the global heap section.
-    """
-    match datatype.get_class():
-        case h5t.COMPOUND:
-            members = [datatype.get_member_type(i) for i in range(datatype.get_nmembers())]
-            more = sum(_stored_itemsize(m, offset_size) - m.get_size() for m in members)
-            return int(datatype.get_size() + more)
-        case h5t.ARRAY:
-            base = datatype.get_super()
-            n = datatype.get_size() // base.get_size()
-            return int(n * _stored_itemsize(base, offset_size))
-        case h5t.VLEN:
-            return 4 + offset_size + 4  # length, heap collection, heap object
-        case h5t.STRING if datatype.is_variable_str():
-            return 4 + offset_size + 4
-        case h5t.REFERENCE:
-            return reference_itemsize(reference_kind(datatype), offset_size)
-    return int(datatype.get_size())
-
-
-def reference_itemsize(kind: str, offset_size: int) -> int:
-    """Return the bytes of one stored reference."""
-    if kind == "std":
-        return hdf5.std_itemsize(offset_size)
-    return offset_size + (4 if kind == "region" else 0)
 
 
 def pipeline_of(properties: h5p.PropDCID) -> hdf5.FilterPipeline:
@@ -442,6 +281,39 @@ def stored_fill(stored: StoredObject, itemsize: int) -> bytes:
             f"{stored} has a fill value of {len(data)} bytes for elements of {itemsize}"
         )
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Fill:
+    """Values of elements that were never written."""
+
+    value: Any  # None if h5py cannot give it
+    stored: bytes  # of types that hold references; empty for zeros
+    never: bool  # the fill time is "never"
+    undefined: bool
+    why_not_direct: str
+
+
+def _read_fill(
+    properties: h5p.PropDCID,
+    stored: StoredObject,
+    dtype: np.dtype[Any],
+    itemsize: int,
+    holds_references: bool,
+) -> _Fill:
+    """Return the fill value of a dataset: as stored bytes if its type holds references."""
+    never = properties.get_fill_time() == h5d.FILL_TIME_NEVER
+    undefined = not never and properties.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED
+    data, why_not_direct = b"", ""
+    if holds_references:
+        value = None if dtype.hasobject else np.zeros((), dtype=dtype)[()]
+        if has_fill_value(properties):
+            data = stored_fill(stored, itemsize)
+    else:
+        value = _fill_value(properties, dtype)
+        if value is None and not never:
+            why_not_direct = "fill value: not known to h5py"
+    return _Fill(value, data, never, undefined, why_not_direct)
 
 
 def _fill_value(properties: h5p.PropDCID, dtype: np.dtype[Any]) -> Any:

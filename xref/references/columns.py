@@ -6,7 +6,7 @@ compared without making an object for each row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xref.arrays import BoolArray, FrozenColumns, IntArray
+from xref.objects import StoredObject
 from xref.references.reference import (
     DEFAULT_OPTIONS,
     AttributeReference,
@@ -59,6 +60,19 @@ class ReferenceColumns(FrozenColumns):
         """Return references whose targets all live in one file."""
         file = np.broadcast_to(np.zeros(1, dtype=np.int64), (len(address),))
         return cls(files=(location,), file=file, address=address, regions=regions)
+
+    @classmethod
+    def of_objects(
+        cls, objects: Sequence[StoredObject], regions: SelectionTable | None = None
+    ) -> ReferenceColumns:
+        """Return one reference to each object."""
+        files = {location: row for row, location in enumerate({o.location: 0 for o in objects})}
+        return cls(
+            files=tuple(files),
+            file=np.array([files[o.location] for o in objects], dtype=np.int64),
+            address=np.array([o.address for o in objects], dtype=np.uint64),
+            regions=regions,
+        )
 
     def __len__(self) -> int:
         return len(self.address)

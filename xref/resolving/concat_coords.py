@@ -21,7 +21,6 @@ import xarray as xr
 from xref import engine
 from xref.arrays import IntArray, is_same_value
 from xref.engine import Axis, LazyArray, index_outer
-from xref.errors import SelectionError
 from xref.objects import StoredObject
 from xref.references import ReferenceArray, ReferenceColumns
 from xref.resolving.binding import BoundVariable, bind, warn_of_units
@@ -30,7 +29,7 @@ from xref.resolving.concat_arrays import ConcatArray
 from xref.resolving.element_coords import sample_coords
 from xref.resolving.element_sources import Elements
 from xref.resolving.lazy_results import CommonDecoding
-from xref.resolving.result_coords import start_coords
+from xref.resolving.result_coords import fits_target, start_coords
 from xref.resolving.result_variables import (
     Coords,
     DimNames,
@@ -252,7 +251,10 @@ def joined_coords(
             own = targets[0].axes(name, own_dims, repeat)
             if own is None or any(t.axes(name, own_dims, repeat) != own for t in targets):
                 continue
-            if not _fit(targets, name, own):
+            if not all(
+                fits_target(t.coordinate(name), name, t.bound.layout.shape, own)
+                for t in targets
+            ):
                 continue
             along, sizes = tuple(dims[k] for k in own), tuple(shape[k] for k in own)
             label = along[0] if own_dims == (name,) else name
@@ -285,23 +287,6 @@ def _project(regions: SelectionTable, axes: list[int]) -> SelectionTable:
     if not axes:
         return empty_table(len(regions), 0, SelectionKind.ALL)
     return project(regions, axes)
-
-
-def _fit(targets: Sequence[_Target], name: str, axes: list[int]) -> bool:
-    """Tell whether a coordinate has the extent of its axes everywhere, and no references."""
-    for target in targets:
-        stored = target.coordinate(name)
-        extent = tuple(target.bound.layout.shape[axis] for axis in axes)
-        if stored.layout.shape != extent:
-            # For instance, an unlimited dimension has grown for some variables only.
-            problem = SelectionError(
-                f"it has shape {stored.layout.shape}, its axes have {extent}"
-            )
-            engine.warn_unreadable(f"{stored.where}: coordinate {name!r}", problem)
-            return False
-        if stored.layout.reference_kind:
-            return False
-    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -406,14 +406,7 @@ def _bind_datasets(
     datasets: Sequence[StoredObject], refs: BoundVariable, name: str
 ) -> BoundVariable:
     """Bind references to the datasets of a coordinate, to find the types of its values."""
-    files = tuple(dict.fromkeys(d.location for d in datasets))
-    row_of = {location: row for row, location in enumerate(files)}
-    columns = ReferenceColumns(
-        files=files,
-        file=np.array([row_of[d.location] for d in datasets], dtype=np.int64),
-        address=np.array([d.address for d in datasets], dtype=np.uint64),
-        regions=None,
-    )
+    columns = ReferenceColumns.of_objects(datasets)
     references = ReferenceArray(
         (len(datasets),), kind="object", columns=columns, options=refs.references.options
     )

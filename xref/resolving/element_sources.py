@@ -256,13 +256,7 @@ class CoordinateValues:
         regions = empty_table(len(used), coords.shape[1]).replace(
             kind=kind, rank=rank, first=first, size=np.where(rank > 0, size, 0), points=coords
         )
-        files = tuple(dict.fromkeys(d.location for d in datasets))
-        columns = ReferenceColumns(
-            files=files,
-            file=np.array([files.index(d.location) for d in datasets], dtype=np.int64),
-            address=np.array([d.address for d in datasets], dtype=np.uint64),
-            regions=regions,
-        )
+        columns = ReferenceColumns.of_objects(datasets, regions)
         references = ReferenceArray(
             (len(used),), kind="region", columns=columns, options=self.options
         )

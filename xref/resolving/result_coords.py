@@ -82,17 +82,26 @@ def target_coords(
 
 
 def _fits_axes(refs: BoundVariable, name: str, address: int, axes: list[list[int]]) -> bool:
-    """Tell whether a coordinate has the extent of its axes, and holds no references."""
-    location = refs.targets[0].dataset.location
-    layout = StoredObject(location, address).layout
-    for along, bound in zip(axes, refs.bound.targets, strict=True):
-        extent = tuple(bound.layout.shape[axis] for axis in along)
-        if layout.shape != extent:
-            # For instance, an unlimited dimension has grown for some variables only.
-            problem = SelectionError(f"it has shape {layout.shape}, its axes have {extent}")
-            engine.warn_unreadable(f"{location.filename}: coordinate {name!r}", problem)
-            return False
-    return not layout.reference_kind
+    """Tell whether a coordinate fits its axes of all targets."""
+    stored = StoredObject(refs.targets[0].dataset.location, address)
+    return all(
+        fits_target(stored, name, bound.layout.shape, along)
+        for along, bound in zip(axes, refs.bound.targets, strict=True)
+    )
+
+
+def fits_target(stored: StoredObject, name: str, shape: Shape, axes: list[int]) -> bool:
+    """Tell whether a coordinate has the extent of some axes of a target, and no references.
+
+    Another extent causes a warning.
+    """
+    extent = tuple(shape[axis] for axis in axes)
+    if stored.layout.shape != extent:
+        # For instance, an unlimited dimension has grown for some variables only.
+        problem = SelectionError(f"it has shape {stored.layout.shape}, its axes have {extent}")
+        engine.warn_unreadable(f"{stored.where}: coordinate {name!r}", problem)
+        return False
+    return not stored.layout.reference_kind
 
 
 def _coordinate(
