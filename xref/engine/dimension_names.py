@@ -224,15 +224,18 @@ class _Naming:
         """Name the axes of one dataset; ``axes`` has the names of their scales."""
         dims: list[str] = []
         shape: list[int] = []
-        used: Counter[int] = Counter()
+        used: dict[int, int] = {}
         taken = {name for name in axes if name is not None}
-        addresses = member.chosen.addresses + (0,) * len(axes)
+        addresses = member.chosen.addresses
         for axis, (name, stored) in enumerate(zip(axes, member.shape, strict=True)):
-            scale = StoredObject(member.stored.location, addresses[axis])
-            size = stored if name is None else max(stored, self.lengths.get(scale, 0))
-            if name is not None and self._size_of(name, scale, size) != size:
-                self._warn_of_size(member, name, size)
-                name, size = None, stored
+            size = stored
+            if name is not None:
+                address = addresses[axis] if axis < len(addresses) else 0
+                scale = StoredObject(member.stored.location, address)
+                size = max(stored, self.lengths.get(scale, 0))
+                if self._size_of(name, scale, size) != size:
+                    self._warn_of_size(member, name, size)
+                    name, size = None, stored
             if name is None:
                 unknown = axis in member.chosen.unknown
                 name = self._free_name(size, used, {*dims, *taken}, unknown)
@@ -249,14 +252,14 @@ class _Naming:
         return self.sizes.setdefault(name, size)
 
     def _free_name(
-        self, size: int, used: Counter[int], taken: Container[str], unknown: bool
+        self, size: int, used: dict[int, int], taken: Container[str], unknown: bool
     ) -> str:
         """Return the name of an axis without a scale: a dimension of its size, else phony.
 
         An axis of an ``unknown`` dimension must not get the name of a scale.
         """
         candidates = self.by_size.setdefault(size, [])
-        first = 0 if unknown else used[size]
+        first = 0 if unknown else used.get(size, 0)
         for name in candidates[first:]:
             fits = self.sizes.get(name, size) == size and name not in taken
             if fits and not (unknown and name in self.scales):
@@ -264,7 +267,7 @@ class _Naming:
         else:
             name = self.phony.new()
             candidates.append(name)
-        used[size] += not unknown
+        used[size] = used.get(size, 0) + (not unknown)
         return name
 
     def _warn_of_size(self, member: MemberDataset, name: str, size: int) -> None:
@@ -281,6 +284,10 @@ def _by_file(
     members: list[MemberDataset],
 ) -> Iterator[tuple[FileLocation, list[MemberDataset]]]:
     """Yield the members of each file: addresses and numbers are valid within one file."""
+    first = members[0].stored.location if members else None
+    if first is not None and all(m.stored.location is first for m in members):
+        yield first, members  # without comparing thousands of locations
+        return
     for home in dict.fromkeys(m.stored.location for m in members):
         yield home, [m for m in members if m.stored.location == home]
 

@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -49,7 +50,9 @@ def is_scale(attributes: Mapping[str, Any]) -> bool:
 
 def integers(attributes: Mapping[str, Any], name: str) -> list[int]:
     """Return the integers of an attribute; an empty list for values of other types."""
-    values = np.asarray(attributes.get(name, ()))
+    if name not in attributes:
+        return []
+    values = np.asarray(attributes[name])
     return [int(n) for n in values.reshape(-1)] if values.dtype.kind in "iu" else []
 
 
@@ -85,6 +88,11 @@ class ChosenScales:
 NO_SCALES = ChosenScales(())
 
 
+@lru_cache(maxsize=64)
+def _without_scales(rank: int) -> ChosenScales:
+    return ChosenScales((0,) * rank)
+
+
 def choose_scales(
     listed: AttachedScales,
     shape: tuple[int, ...],
@@ -98,6 +106,8 @@ def choose_scales(
     if listed.problem:
         text = f"the attribute 'DIMENSION_LIST' {listed.problem}; each axis gets a phony name"
         return ChosenScales((0,) * len(shape), (text,), frozenset(range(len(shape))))
+    if not any(listed.axes):
+        return _without_scales(len(shape))
     addresses, problems, unknown = [], [], []
     for axis, (entries, size) in enumerate(zip(listed.axes, shape, strict=True)):
         chosen, reason = 0, ""
