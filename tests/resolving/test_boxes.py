@@ -257,6 +257,10 @@ def test_boxes_that_do_not_fit_are_named(
     ("error", "given"),
     [
         (TypeError, {"start": [0.5], "shape": 1}),
+        (TypeError, {"start": [np.nan], "shape": 1}),
+        (TypeError, {"start": [np.inf], "shape": 1}),
+        (TypeError, {"start": [0], "stop": [1e30]}),
+        (TypeError, {"start": np.array([2**64 - 1], dtype="u8"), "shape": 1}),
         (ValueError, {"start": [[1, 2]], "shape": 1}),
         (KeyError, {"start": {"other": [1]}, "shape": 1}),
         (KeyError, {"start": xr.Dataset({"other_start": ("k", [1])}), "shape": 1}),
@@ -270,6 +274,17 @@ def test_errors_about_tables_of_boxes_name_the_file(
     with open_h5(tmp_path / "u.h5") as ds, pytest.raises(error) as caught:
         ds["q"].h5ref.regions(**given)
     assert str(caught.value.args[0]).startswith(f"{tmp_path / 'u.h5'}: ")
+
+
+def test_variables_that_are_no_part_of_a_dataset_are_refused_with_the_file(
+    tmp_path: Path,
+) -> None:
+    units(tmp_path / "u.h5")
+    with open_h5(tmp_path / "u.h5") as ds:
+        picked = ds["q"].isel({ds["q"].dims[0]: xr.DataArray([[1, 3], [2, 4]])})
+        for array in (picked, ds["q"].load()[2:5]):
+            with pytest.raises(TypeError, match=r"u\.h5: .*'q'"):
+                array.h5ref.regions([[0] * array.ndim], 1)
 
 
 def test_a_step_is_given_like_a_shape(tmp_path: Path) -> None:

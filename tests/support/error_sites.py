@@ -16,7 +16,7 @@ _BY_REASON: dict[str, str] = {
         reading/execute:ContiguousLoader.read_run:ValueError#1
         references/array:ReferenceArray.columns:TypeError#1
         references/stored:read_box_of_stored:UnsupportedError#1
-        resolving/create:make_regions:TypeError#3
+        resolving/create:_regions_of_boxes:TypeError#1
         resolving/create:group_reference:ValueError#1
         resolving/dask_graph:ReadLayer._shuffle:TypeError#1
         storage/file_bytes:FileBytes.fetch.begin:TypeError#1

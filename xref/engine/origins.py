@@ -79,9 +79,10 @@ def find_origin(array: xr.DataArray) -> ElementOrigin:
     if origin is not None and _has_values_of(array, origin):
         return origin
     raise TypeError(
-        f"nothing tells which elements of {target.target_text()[3:]} {array.name!r} has: it "
-        "is in memory or in Dask, and its values or labels differ from those of the dataset; "
-        "select from the variable as it was opened, or select from it by index or label: "
+        f"{target.filename}: nothing tells which elements of {target.target_text()[3:]} "
+        f"{array.name!r} has: it is in memory or in Dask, and its values or labels differ from "
+        "those of the dataset; select from the variable as it was opened, or select from it by "
+        "index or label: "
         ".h5ref.region_reference(lat=slice(40, 50))"
     )
 

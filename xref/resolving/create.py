@@ -178,7 +178,9 @@ def make_regions(
         raise TypeError("boxes are given by start and shape, or by start and stop")
     origin = engine.find_origin(array)
     if origin.points is not None or origin.ndim != array.ndim:
-        raise TypeError(f"the elements of {array.name!r} were selected one by one")
+        raise TypeError(
+            f"{origin.object.filename}: the elements of {array.name!r} were selected one by one"
+        )
     given = {"start": start} | ({"size": shape} if stop is None else {"stop": stop})
     if step is not None:
         given["step"] = step
@@ -388,11 +390,14 @@ def _explain_names(array: xr.DataArray, role: str, found: Sequence[Any]) -> str:
 
 def _as_integers(values: Any, role: str) -> IntArray:
     numbers = np.asarray(values)
-    if numbers.dtype.kind == "f" and (numbers == np.floor(numbers)).all():
-        numbers = numbers.astype(np.int64)
-    if numbers.dtype.kind not in "iu":
+    kind = numbers.dtype.kind
+    are_integers = kind in "iu" or (kind == "f" and (numbers == np.floor(numbers)).all())
+    if are_integers and kind in "uf":  # may be beyond the range of int64
+        are_integers = bool((np.abs(numbers).astype(np.float64) < 2.0**63).all())
+    if not are_integers:
         raise TypeError(
-            f"the {role} of boxes must be integers, in elements; {numbers.dtype} was given"
+            f"the {role} of boxes must be integers, in elements, below 2**63; {numbers.dtype} "
+            "was given"
         )
     return numbers.astype(np.int64)
 
