@@ -765,3 +765,54 @@ def test_resolved_targets_have_the_names_that_opening_gives(
             assert isinstance(region, xref.RegionReference)
             n_compared += 1
     assert n_compared
+
+
+def test_resolved_coordinate_variables_of_several_dimensions_have_the_names_of_opening(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f.nc"
+    with netCDF4.Dataset(path, "w") as nc:
+        nc.createDimension("x", 4)
+        nc.createDimension("t", None)
+        nc.createVariable("t", "f8", ("t", "x"))[:3] = np.arange(12).reshape(3, 4)
+        model = nc.createGroup("model")
+        model.createDimension("y", 4)
+        inner = model.createGroup("inner")
+        inner.createDimension("z", 3)
+        inner.createVariable("z", "f4", ("z", "y", "x"))[:] = np.arange(48).reshape(3, 4, 4)
+        inner.createVariable("x", "f4", ("y", "x"))[:] = np.arange(16).reshape(4, 4)
+        inner.createVariable("temp", "f4", ("z", "x"))[:] = 1
+        inner.createVariable("wind", "f4", ("x", "z", "y"))[:] = 1
+    found = {}
+    for group, ds in xr.open_groups(path, engine="h5ref").items():
+        for name, opened in ds.variables.items():
+            reference = ds[name].h5ref.reference()
+            region = ds[name].h5ref.region_reference(*[slice(0, 2)] * opened.ndim)
+            assert reference.resolve().dims == region.resolve().dims == opened.dims
+            assert np.array_equal(reference.resolve().values, opened.values)
+            # A coordinate variable resolves without itself as a coordinate; "x" is no scale.
+            assert set(reference.resolve().coords) == set(ds[name].coords) - {name, "x"}
+            found[group, name] = opened.dims
+    assert found == {
+        ("/", "t"): ("t", "x"),
+        ("/model/inner", "z"): ("z", "y", "x"),
+        ("/model/inner", "x"): ("y", "x"),
+        ("/model/inner", "temp"): ("z", "x"),
+        ("/model/inner", "wind"): ("x", "z", "y"),
+    }
+    with xr.open_dataset(path, engine="h5ref", group="model/inner") as ds:
+        part = (
+            ds["wind"].h5ref.region_reference(slice(1, 3), slice(0, 1), slice(2, 4)).resolve()
+        )
+        assert np.array_equal(part["z"].values, ds["z"].values[:1, 2:4, 1:3])
+
+
+def test_a_resolved_scale_of_several_axes_without_numbers_names_its_first_axis(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(8).reshape(4, 2)
+        file["x"].make_scale()
+    with xr.open_dataset(path, engine="h5ref") as ds:
+        assert ds["x"].dims == ds["x"].h5ref.reference().resolve().dims == ("x", "phony_dim_0")

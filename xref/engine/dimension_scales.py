@@ -271,6 +271,38 @@ def numbered_scales(location: FileLocation, path: str) -> Mapping[int, int]:
     return MappingProxyType(found)
 
 
+def numbered_addresses(
+    dataset: StoredObject, attributes: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the address of the scale of each axis of a dataset that has no "DIMENSION_LIST".
+
+    A coordinate variable of several dimensions refers to them by number: those of its group and
+    of the groups above it. Without numbers, a scale is that of its first axis. 0 for an axis
+    without a scale.
+    """
+    addresses = [0] * len(shape)
+    ids = integers(attributes, objects.COORDINATE_IDS)
+    is_own = is_scale(attributes) and bool(shape)
+    if len(ids) == len(shape) and not (is_own and len(shape) == 1):
+        for axis, size in enumerate(shape):
+            addresses[axis] = _numbered_address(dataset, ids[axis], size)
+    if is_own and not any(addresses):
+        addresses[0] = dataset.address
+    return tuple(addresses)
+
+
+def _numbered_address(dataset: StoredObject, number: int, size: int) -> int:
+    """Return the address of the scale with a number for a dataset; 0 if none fits the axis."""
+    above = dataset.path
+    while above is not None and above != "/":
+        above = posixpath.dirname(above)
+        address = numbered_scales(dataset.location, above).get(number, 0)
+        if address:
+            scale = scale_at(StoredObject(dataset.location, address))
+            return 0 if scale.reject(size) else address
+    return 0
+
+
 @cached_by_object(maxsize=4096)
 def unlimited_length(scale: StoredObject) -> int | None:
     """Return the length of the longest dataset along an unlimited scale, else None."""

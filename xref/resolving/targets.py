@@ -87,9 +87,11 @@ def open_target(
     location = dataset.location
     dims, scales = _target_dimensions(dataset, facts)
     attributes = plain_attributes(facts.attributes, facts.problems, dataset, None, options)
-    coords: Coordinates = {
-        dim: (scale, (dim,)) for dim, scale in scales.items() if scale != dataset.address
-    }
+    coords: Coordinates = {}
+    for name, address in scales.items():
+        axes = _scale_axes(StoredObject(location, address), name)
+        if set(axes) <= set(dims):
+            coords[name] = (address, axes)
     names_coords = isinstance(attributes.get("coordinates"), str) and options.decode_coords
     if names_coords:
         path = dataset.path
@@ -102,18 +104,22 @@ def open_target(
 def _target_dimensions(
     dataset: StoredObject, facts: objects.DatasetMetadata
 ) -> tuple[Dims, dict[str, int]]:
-    """Return the axis names of a dataset, and its dimension scales that hold values."""
+    """Return the axis names of a dataset, and its other dimension scales that hold values."""
     ndim = len(facts.layout.shape)
-    if not facts.scales:
-        has_own = engine.is_scale(facts.attributes) and ndim == 1
-        return ((_name(dataset) if has_own else None),) * ndim, {}
-    chosen = engine.choose_scales(facts.scales, facts.layout.shape, dataset)
-    for problem in chosen.problems:
-        engine.warn_unusable_scale(str(dataset), problem)
+    if facts.scales:
+        chosen = engine.choose_scales(facts.scales, facts.layout.shape, dataset)
+        addresses = chosen.addresses
+        for problem in chosen.problems:
+            engine.warn_unusable_scale(str(dataset), problem)
+    else:
+        addresses = engine.numbered_addresses(dataset, facts.attributes, facts.layout.shape)
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
-    for axis, address in enumerate(chosen.addresses):
+    for axis, address in enumerate(addresses):
         if not address:
+            continue
+        if address == dataset.address:
+            dims[axis] = _name(dataset)
             continue
         scale = StoredObject(dataset.location, address)
         try:
@@ -131,6 +137,17 @@ def _target_dimensions(
         if has_values and not scale_label.startswith(objects.NO_VARIABLE):
             scales[name] = address
     return tuple(dims), scales
+
+
+def _scale_axes(scale: StoredObject, name: str) -> Dims:
+    """Return the axis names of the dimension scale of a dataset, where it has this name.
+
+    A scale of several axes that have no names does not fit; reading it gives a warning.
+    """
+    if len(scale.layout.shape) <= 1:
+        return (name,)
+    dims, _ = _target_dimensions(scale, scale.metadata)
+    return (name,) if None in dims else dims
 
 
 def _named_coordinates(
