@@ -126,7 +126,7 @@ def _of_netcdf4_alone(key: Key, mine: Any, theirs: Theirs) -> bool:
 
 DIFFERENCES = [
     Difference(
-        "text has its source in the encoding; xarray's decoder drops it", _source_of_text
+        "text keeps its source in the encoding; xarray's decoder drops it", _source_of_text
     ),
     Difference(
         "filters that h5py does not know have their names; h5netcdf says unknown",
