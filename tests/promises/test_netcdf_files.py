@@ -1,4 +1,4 @@
-"""Drawn netCDF-4 files open as with the engines "netcdf4" and "h5netcdf".
+r"""Drawn netCDF-4 files open as with the engines "netcdf4" and "h5netcdf".
 
 Each file is opened with three engines, and what users see of it is compared fact by
 fact (`netcdf_facts`). Where netCDF4 and h5netcdf agree on a fact, xref must have the same.
@@ -8,7 +8,8 @@ the exceptions; docs/opening.md lists them for users.
 The long run compares 1,000 files, prints what it compared, and fails if an exception is no
 longer needed::
 
-    XREF_HYPOTHESIS_PROFILE=long python -m pytest -s tests/promises/test_netcdf_files.py
+    XREF_HYPOTHESIS_PROFILE=long python -m pytest -o faulthandler_timeout=0 \
+        tests/promises/test_netcdf_files.py
 """
 
 from __future__ import annotations
