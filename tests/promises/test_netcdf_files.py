@@ -1,4 +1,4 @@
-"""Drawn netCDF-4 files open as with the engines "netcdf4" and "h5netcdf".
+r"""Drawn netCDF-4 files open as with the engines "netcdf4" and "h5netcdf".
 
 Each file is opened with three engines, and what users see of it is compared fact by
 fact (`netcdf_facts`). Where netCDF4 and h5netcdf agree on a fact, xref must have the same.
@@ -8,7 +8,8 @@ the exceptions; docs/opening.md lists them for users.
 The long run compares 1,000 files, prints what it compared, and fails if an exception is no
 longer needed::
 
-    XREF_HYPOTHESIS_PROFILE=long python -m pytest -s tests/promises/test_netcdf_files.py
+    XREF_HYPOTHESIS_PROFILE=long python -m pytest -o faulthandler_timeout=0 \
+        tests/promises/test_netcdf_files.py
 """
 
 from __future__ import annotations
@@ -75,29 +76,6 @@ def _name_of_a_filter(key: Key, mine: Any, theirs: Theirs) -> bool:
     return key[1::2] == ("encoding of", "compression") and named
 
 
-def _level_of_no_filter(key: Key, mine: Any, theirs: Theirs) -> bool:
-    return key[1::2] == ("encoding of", "complevel") and theirs == {"netcdf4": 0}
-
-
-def _digits(key: Key, mine: Any, theirs: Theirs) -> bool:
-    name = "least_significant_digit"
-    if key[1:2] == ("attrs of",) and len(key) == 3:
-        rest = [n for n in mine if n != name]
-        return set(theirs) == {"netcdf4"} and theirs["netcdf4"] == rest
-    return key[3:] == (name,) and set(theirs) == {"netcdf4"}
-
-
-def _byte_order(key: Key, mine: Any, theirs: Theirs) -> bool:
-    """Tell whether an attribute differs from that of netCDF4 in the byte order only."""
-    match mine, theirs:
-        case ("array", str(dtype), shape, values), {
-            "netcdf4": ("array", _, others_shape, others)
-        }:
-            only_order = shape == others_shape and np.array_equal(values, others)
-            return set(theirs) == {"netcdf4"} and dtype.startswith(">") and only_order
-    return False
-
-
 def _sequences(key: Key, mine: Any, theirs: Theirs) -> bool:
     """Tell whether a scalar holds a sequence, of which others show the numbers."""
     if key[1] == "values":
@@ -113,37 +91,6 @@ def _never_written(key: Key, mine: Any, theirs: Theirs) -> bool:
         name != "netcdf4" and isinstance(other, tuple) and other[:3] == mine[:3]
         for name, other in theirs.items()
     )
-
-
-def _layout_of_compounds(key: Key, mine: Any, theirs: Theirs) -> bool:
-    is_type = key[1::2] == ("encoding of", "dtype") and mine[0] == "compound"
-    return is_type and set(theirs) == {"netcdf4"}
-
-
-def _lists_attributes(key: Key) -> bool:
-    return key[1:] == ("attrs",) or (key[1] == "attrs of" and len(key) == 3)
-
-
-def _text_of_attributes(key: Key, mine: Any, theirs: Theirs) -> bool:
-    """Tell whether text has several dimensions, or bytes that are not UTF-8."""
-    if set(theirs) != {"netcdf4"} or not isinstance(mine, list | tuple) or not len(mine):
-        return False
-    return isinstance(mine[0], list) or mine[0] == "bytes that are not UTF-8"
-
-
-def _order_of_attributes(key: Key, mine: Any, theirs: Theirs) -> bool:
-    if not _lists_attributes(key):
-        return False
-    return set(theirs) == {"netcdf4"} and sorted(mine) == sorted(theirs["netcdf4"])
-
-
-def _types_that_netcdf_has_not(key: Key, mine: Any, theirs: Theirs) -> bool:
-    if set(theirs) != {"netcdf4"}:
-        return False
-    if _lists_attributes(key):
-        return set(theirs["netcdf4"]) < set(mine)
-    is_attribute = key[1].startswith("attribute ") or key[1] == "attrs of"
-    return is_attribute and theirs["netcdf4"] is MISSING
 
 
 def _phony(key: Key, mine: Any, theirs: Theirs) -> bool:
@@ -169,18 +116,22 @@ def _alias_of_dimension(key: Key, mine: Any, theirs: Theirs) -> bool:
     return any("alias" in repr(v) for v in (mine, *theirs.values()))
 
 
+def _of_netcdf4_alone(key: Key, mine: Any, theirs: Theirs) -> bool:
+    """Tell whether h5netcdf, which xref follows in details, cannot open the group."""
+    name = str(key[1])
+    details = name in ("dtype", "attrs", "attrs of") or name.startswith("attribute ")
+    if name == "encoding of":
+        details = key[3] not in ("preferred_chunks", "original_shape")
+    return details and set(theirs) == {"netcdf4"}
+
+
 DIFFERENCES = [
     Difference(
-        "text has its source in the encoding; xarray's decoder drops it", _source_of_text
+        "text keeps its source in the encoding; xarray's decoder drops it", _source_of_text
     ),
     Difference(
         "filters that h5py does not know have their names; h5netcdf says unknown",
         _name_of_a_filter,
-    ),
-    Difference("complevel of unfiltered data is missing, as in h5netcdf", _level_of_no_filter),
-    Difference("least_significant_digit is an attribute, as in h5netcdf", _digits),
-    Difference(
-        "arrays in attributes keep the byte order of the file, as in h5netcdf", _byte_order
     ),
     Difference("a sequence in a scalar is an object; netCDF4 shows its numbers", _sequences),
     Difference(
@@ -188,23 +139,15 @@ DIFFERENCES = [
         _never_written,
     ),
     Difference(
-        "text in attributes keeps its dimensions and its bytes, as in h5netcdf",
-        _text_of_attributes,
-    ),
-    Difference("compounds have the layout of the file, as in h5netcdf", _layout_of_compounds),
-    Difference(
-        "attributes without creation order are sorted, as in h5netcdf", _order_of_attributes
-    ),
-    Difference(
-        "attributes of types that netCDF-4 has not are there, as in h5netcdf",
-        _types_that_netcdf_has_not,
-    ),
-    Difference(
         "a dimension with two names keeps that of its coordinate variable", _alias_of_dimension
     ),
     Difference(
         "phony dimensions have numbers of their own in each engine, and some may be unlimited",
         _phony,
+    ),
+    Difference(
+        "types, attributes and encodings are those of h5netcdf, which fails here",
+        _of_netcdf4_alone,
     ),
 ]
 

@@ -399,7 +399,9 @@ def _edits(draw: st.DrawFn, root: Group) -> Edit:
             return Edit(kind.removesuffix(" group"), path, other=target)
         case "attach":
             other = draw(st.sampled_from(dimensions))
-            return Edit(kind, draw(st.sampled_from(variables)), other=other)
+            near = [join(p, v.name) for p in _below(groups, other) for v in groups[p].variables]
+            path = draw(st.sampled_from(near or variables))
+            return Edit(kind if near else "nothing", path, other=other)
         case _:
             other = draw(st.sampled_from(dimensions))
             parent = draw(st.sampled_from(_below(groups, other)))

@@ -271,6 +271,7 @@ def _add_along(file: h5py.File, edit: Edit) -> None:
 
 
 _EDITS: dict[str, Callable[[h5py.File, Edit], None]] = {
+    "nothing": lambda file, edit: None,
     "attribute": _add_attribute,
     "plain": _add_plain,
     "link": _add_link,
