@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xref import objects, selections
 from xref.errors import DanglingReferenceError, ExternalFileError, NullReferenceError, naming
 from xref.objects import StoredObject
-from xref.references.owners import ElementName, Owner
 from xref.storage import FileLocation
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from xref.references.owners import ElementName, Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,8 @@ def _restore(
     element: int = 0,
 ) -> ObjectReference:
     """Make the object reference that was pickled, of the fields of its `ElementName`."""
+    from xref.references.owners import ElementName  # not needed to open a file
+
     name = None if owner is None else ElementName(owner, element)
     return ObjectReference(location, address, options or DEFAULT_OPTIONS, name)
 
