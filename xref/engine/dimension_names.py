@@ -70,7 +70,7 @@ class MemberDataset:
     type_name: str | None = None  # of an enumeration that is a named datatype
     is_elsewhere: bool = False  # whether an external link leads to it
     is_hard: bool = True  # whether the link to it is a hard link
-    shared: SharedValues = field(default_factory=SharedValues)
+    shared: SharedValues | None = None  # for a dataset that has, or may have, several names
 
     @property
     def own_path(self) -> str | None:
@@ -327,7 +327,8 @@ def _choose_scales(members: list[MemberDataset], location: FileLocation, path: s
                 addresses = [numbers.find(n, size) for n, size in pairs]
             if member.gives_length and not any(addresses):
                 addresses[0] = member.stored.address
-            member.chosen = ChosenScales(tuple(addresses))
+            if any(addresses):
+                member.chosen = ChosenScales(tuple(addresses))
 
 
 class _Numbers:

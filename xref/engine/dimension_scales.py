@@ -163,7 +163,11 @@ def scale_of_layout(
         return scale_of_dataset(dataset, attributes)  # it may have no dataspace
     problem = "" if is_scale(attributes) else NO_SCALE
     is_unlimited = bool(layout.maxshape) and layout.maxshape[0] is None
-    return Scale(problem, layout.shape, is_unlimited)
+    return _shared_scale(problem, layout.shape, is_unlimited)
+
+
+# Thousands of datasets have few shapes.
+_shared_scale = lru_cache(maxsize=256)(Scale)
 
 
 @cached_by_object(maxsize=4096)

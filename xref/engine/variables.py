@@ -20,6 +20,7 @@ from xref.engine.attributes import attribute_values, plain_attributes, warn_unre
 from xref.engine.dimension_names import (
     MemberDataset,
     PhonyNames,
+    SharedValues,
     count_dimensions,
     name_dimensions,
 )
@@ -140,6 +141,8 @@ def _group_contents(
     attributes = attribute_values(group.item, stored, path, options)
     members = list_datasets(location, path, group, drop, shared)
     if shared.repeated is not None and key in shared.repeated:
+        for member in members:
+            member.shared = member.shared or SharedValues()
         shared.groups[key] = members, dict(attributes)
     return members, attributes
 
@@ -172,7 +175,8 @@ def list_datasets(
                 with suppress(*_READ_ERRORS):
                     member = _open_unreadable_scale(name, full, found)
             if member is not None:
-                member.is_elsewhere = found.stored.location != location
+                home = found.stored.location
+                member.is_elsewhere = home is not location and home != location
                 member.is_hard = found.is_hard
                 members.append(member)
         if problem is not None and name.replace(objects.NAME_CLASH, "") not in dropped:
@@ -207,14 +211,20 @@ def _open_member(
 ) -> MemberDataset:
     key = objects.object_key(member.stored)
     if key in shared.datasets:
-        known = replace(shared.datasets[key], name=name, stored=member.stored)
+        known = shared.datasets[key]
+        known.shared = known.shared or SharedValues()
+        known = replace(known, name=name, stored=member.stored)
         return _renamed(known, posixpath.dirname(path), path, member.item)
     layout = objects.read_layout(member.item, member.stored)
     raw, problems = objects.read_attributes(member.item, member.stored)
     scale = scale_of_layout(layout, member.item, raw)
     found = MemberDataset(name, path, member.stored, layout, raw, problems, scale)
-    found.type_name = _type_name(found, posixpath.dirname(path), member.item)
-    if shared.repeated is None or key in shared.repeated:
+    if "enum" in (layout.dtype.metadata or ()):
+        found.type_name = _type_name(found, posixpath.dirname(path), member.item)
+    if shared.repeated is None:
+        shared.datasets[key] = found
+    elif key in shared.repeated:
+        found.shared = SharedValues()
         shared.datasets[key] = found
     return found
 
@@ -257,14 +267,16 @@ def _build_variable(
     shape: tuple[int, ...],
     options: DecodeOptions,
 ) -> xr.Variable:
-    attributes = member.shared.attributes
+    shared = member.shared
+    attributes = None if shared is None else shared.attributes
     if attributes is None:
         attributes = plain_attributes(
             member.attributes, member.problems, member.stored, member.path, options
         )
-        member.shared.attributes = attributes
+    if shared is not None:
+        shared.attributes = dict(attributes)
     variable = build_variable(
-        member.stored, layout, dims, dict(attributes), options, shape, member.own_path
+        member.stored, layout, dims, attributes, options, shape, member.own_path
     )
     if member.type_name is not None:
         metadata = dict(layout.dtype.metadata or {}) | {"enum_name": member.type_name}
@@ -301,12 +313,12 @@ def _loaded_text(
 ) -> xr.Variable:
     """Read text: xarray makes NumPy text of it, whose length depends on the values."""
     # The direct reader does not read text: the error is raised when the text is used.
-    text = member.shared.text
-    if text is not None and text.shape == variable.shape:
-        return variable.copy(data=text)
+    shared = member.shared or SharedValues()
+    if shared.text is not None and shared.text.shape == variable.shape:
+        return variable.copy(data=shared.text)
     if options.reader != "direct" and _is_short_text(variable.size, member, layout):
-        member.shared.text = variable.values
-        return variable.copy(data=member.shared.text)
+        shared.text = variable.values
+        return variable.copy(data=shared.text)
     variable.encoding["dtype"] = variable.dtype
     return variable
 
