@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from xref.engine.dimension_names import free_name, numbered_names
     from xref.engine.dimension_scales import (
-        choose_scales, label, numbered_addresses, scale_name,
+        choose_scales, label, numbered_addresses, scale_at, scale_name,
     )
     from xref.engine.lazy_arrays import (
         Axis, DatasetArray, LazyArray, index_outer, lazily_indexed, outer_indexed,

@@ -252,7 +252,7 @@ def joined_coords(
             if own is None or any(t.axes(name, own_dims, repeat) != own for t in targets):
                 continue
             if not all(
-                fits_target(t.coordinate(name), name, t.bound.layout.shape, own)
+                fits_target(t.coordinate(name), name, t.bound.layout.shape, own, t.regions)
                 for t in targets
             ):
                 continue

@@ -52,7 +52,7 @@ from xref.resolving.result_variables import (
     lazy_variable,
 )
 from xref.resolving.sample_axis import SampleAxis
-from xref.resolving.targets import Dims, TargetMetadata
+from xref.resolving.targets import Dims, TargetMetadata, unlimited_axes
 from xref.selections import SelectionKind, SelectionTable
 
 
@@ -396,8 +396,9 @@ def _coordinate_values(
     if items:
         return None
     options = refs.references.options
+    shapes = filled_rows([d.dataset.layout.shape for d in datasets], 1)
     values = CoordinateValues(
-        tuple(datasets), numbers, like.decoders, read_dtype, options, dtype
+        tuple(datasets), shapes, numbers, like.decoders, read_dtype, options, dtype
     )
     return values, like
 
@@ -417,7 +418,10 @@ def _bind_datasets(
 def _check_extents(
     refs: BoundVariable, datasets: Sequence[CoordinateDataset], numbers: TargetNumbers
 ) -> None:
-    """Raise SelectionError unless each coordinate has the extent of the axes of its target."""
+    """Raise SelectionError unless each coordinate has the extent of the axes of its target.
+
+    Along an unlimited dimension it suffices that the coordinate holds all selected elements.
+    """
     layouts = [d.dataset.layout for d in datasets]
     for coordinate, layout in zip(datasets, layouts, strict=True):
         if layout.reference_kind:
@@ -431,11 +435,24 @@ def _check_extents(
     known = np.flatnonzero(row >= 0)
     axes = filled_rows([d.axes for d in datasets], -1)[row[known]]
     stored = filled_rows([layout.shape for layout in layouts], -1)[row[known]]
-    extent = Elements.of_results(refs.bound).extent[known]
-    extent = np.where(axes >= 0, np.take_along_axis(extent, np.maximum(axes, 0), axis=1), -1)
-    wrong = np.flatnonzero((stored != extent).any(axis=1))
+    elements = Elements.of_results(refs.bound)
+
+    def along(values: IntArray) -> IntArray:
+        found = np.take_along_axis(values[known], np.maximum(axes, 0), axis=1)
+        return np.where(axes >= 0, found, -1)
+
+    extent = along(elements.extent)
+    differs = stored != extent
+    if differs.any():
+        used = np.unique(row[known[differs.any(axis=1)]]).tolist()
+        unlimited = np.zeros((len(datasets), axes.shape[1]), dtype=bool)
+        for k in used:
+            own = unlimited_axes(datasets[k].dataset)
+            unlimited[k, : len(own)] = own
+        holds = along(elements.regions.bounds()[1]) <= stored
+        differs &= ~(unlimited[row[known]] & holds)
+    wrong = np.flatnonzero(differs.any(axis=1))
     if len(wrong):
-        # For instance, an unlimited dimension has grown for some variables only.
         coordinate = datasets[int(row[known[wrong[0]]])]
         raise SelectionError(
             f"{coordinate.dataset.named} has shape {coordinate.dataset.layout.shape}, its axes "

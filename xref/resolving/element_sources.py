@@ -196,6 +196,7 @@ class CoordinateValues:
     """The value of a coordinate at each element, from the dataset of its own target."""
 
     datasets: tuple[CoordinateDataset, ...]
+    shapes: IntArray  # (datasets, widest), filled up with 1
     numbers: TargetNumbers  # row of `datasets` for each target
     decoders: Decoders
     read_dtype: np.dtype[Any]  # that holds the decoded values of all datasets
@@ -223,15 +224,14 @@ class CoordinateValues:
         """Return the number of the stored value of each element.
 
         The numbers count the elements of all datasets, one dataset after the other. The other
-        results are the shape of each dataset (1 behind its axes), and its first number.
+        results are the shape of each dataset (1 behind its axes, and for datasets that have no
+        elements here), and its first number.
         """
         axes = filled_rows([d.axes for d in self.datasets], -1)
         width = axes.shape[1]
         shape = np.ones(axes.shape, dtype=np.int64)
-        known = np.flatnonzero(row >= 0)
-        at = axes[row[known]]
-        extent = np.take_along_axis(elements.extent[known], np.maximum(at, 0), axis=1)
-        shape[row[known]] = np.where(at >= 0, extent, 1)
+        used = row[row >= 0]
+        shape[used] = self.shapes[used]
         if shape.astype(float).prod(axis=1).sum() >= 2**62:
             raise ResultTooLargeError(
                 f"{self.datasets[0].dataset}: the coordinate has too many elements, "

@@ -24,7 +24,8 @@ from xref.resolving.result_variables import (
     stack_variable,
     unique_dims,
 )
-from xref.selections import SelectionKind, concat_tables, empty_table, project
+from xref.resolving.targets import unlimited_axes
+from xref.selections import SelectionKind, SelectionTable, concat_tables, empty_table, project
 
 
 def start_coords(refs: BoundVariable, inner: DimNames, reference_coords: Coords) -> Coords:
@@ -85,23 +86,38 @@ def _fits_axes(refs: BoundVariable, name: str, address: int, axes: list[list[int
     """Tell whether a coordinate fits its axes of all targets."""
     stored = StoredObject(refs.targets[0].dataset.location, address)
     return all(
-        fits_target(stored, name, bound.layout.shape, along)
+        fits_target(stored, name, bound.layout.shape, along, bound.regions)
         for along, bound in zip(axes, refs.bound.targets, strict=True)
     )
 
 
-def fits_target(stored: StoredObject, name: str, shape: Shape, axes: list[int]) -> bool:
-    """Tell whether a coordinate has the extent of some axes of a target, and no references.
+def fits_target(
+    stored: StoredObject, name: str, shape: Shape, axes: list[int], regions: SelectionTable
+) -> bool:
+    """Tell whether a coordinate fits some axes of a target, and holds no references.
 
-    Another extent causes a warning.
+    A coordinate fits if it has the extent of the axes. Datasets along an unlimited dimension
+    may differ in length: there the coordinate fits if it holds all elements that the
+    ``regions`` select. A coordinate that does not fit causes a warning.
     """
     extent = tuple(shape[axis] for axis in axes)
-    if stored.layout.shape != extent:
-        # For instance, an unlimited dimension has grown for some variables only.
+    if stored.layout.shape != extent and not _holds(stored, extent, axes, regions):
         problem = SelectionError(f"it has shape {stored.layout.shape}, its axes have {extent}")
         engine.warn_unreadable(f"{stored.where}: coordinate {name!r}", problem)
         return False
     return not stored.layout.reference_kind
+
+
+def _holds(
+    stored: StoredObject, extent: Shape, axes: list[int], regions: SelectionTable
+) -> bool:
+    """Tell whether a coordinate of another extent holds all elements that regions select."""
+    own = stored.layout.shape
+    if len(own) != len(extent):
+        return False
+    stop = regions.bounds()[1][:, axes].max(axis=0, initial=0).tolist()
+    along = zip(own, extent, stop, unlimited_axes(stored), strict=True)
+    return all(n == m or (unlimited and last <= n) for n, m, last, unlimited in along)
 
 
 def _coordinate(

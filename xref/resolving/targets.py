@@ -106,13 +106,9 @@ def _target_dimensions(
 ) -> tuple[Dims, dict[str, int]]:
     """Return the axis names of a dataset, and its other dimension scales that hold values."""
     ndim = len(facts.layout.shape)
-    if facts.scales:
-        chosen = engine.choose_scales(facts.scales, facts.layout.shape, dataset)
-        addresses = chosen.addresses
-        for problem in chosen.problems:
-            engine.warn_unusable_scale(str(dataset), problem)
-    else:
-        addresses = engine.numbered_addresses(dataset, facts.attributes, facts.layout.shape)
+    addresses, problems = _axis_scales(dataset, facts)
+    for problem in problems:
+        engine.warn_unusable_scale(str(dataset), problem)
     dims: list[str | None] = [None] * ndim
     scales: dict[str, int] = {}
     for axis, address in enumerate(addresses):
@@ -137,6 +133,29 @@ def _target_dimensions(
         if has_values and not scale_label.startswith(objects.NO_VARIABLE):
             scales[name] = address
     return tuple(dims), scales
+
+
+def _axis_scales(
+    dataset: StoredObject, facts: objects.DatasetMetadata
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the address of the scale of each axis (0 without one), and ignored entries."""
+    if facts.scales:
+        chosen = engine.choose_scales(facts.scales, facts.layout.shape, dataset)
+        return chosen.addresses, chosen.problems
+    return engine.numbered_addresses(dataset, facts.attributes, facts.layout.shape), ()
+
+
+def unlimited_axes(dataset: StoredObject) -> tuple[bool, ...]:
+    """Tell which axes of a dataset have no limit, or have the scale of such a dimension."""
+    facts = dataset.metadata
+    addresses, _ = _axis_scales(dataset, facts)
+    return tuple(
+        limit is None
+        or bool(
+            address and engine.scale_at(StoredObject(dataset.location, address)).is_unlimited
+        )
+        for limit, address in zip(facts.layout.maxshape, addresses, strict=True)
+    )
 
 
 def _scale_axes(scale: StoredObject, name: str) -> Dims:
