@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -323,6 +324,58 @@ def test_a_tree_that_contradicts_itself_without_links_is_still_refused(tmp_path:
         warnings.simplefilter("ignore", UnreadableMemberWarning)
         with pytest.raises(ValueError, match="not aligned with its parents"):
             xr.open_datatree(tmp_path / "f.h5", engine="h5ref", group="/a")
+
+
+def contradicting_tree(path: Path, how: str) -> str:
+    """Write a file that xarray refuses as a tree, and return the path of the refused group."""
+    with h5py.File(path, "w") as file:
+        file["a.b"] = np.arange(3.0)
+        file["a.b"].make_scale("a.b")
+        if how == "name":
+            file.create_group("gr/odd/a.b")
+            return "/gr/odd/a.b"
+        file["gr/odd/a.b"] = np.arange(4.0) if how == "size" else np.arange(3.0) + 1
+        file["gr/odd/a.b"].make_scale("a.b")
+        return "/gr/odd"
+
+
+@pytest.mark.parametrize("how", ["size", "values", "name"])
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_the_error_of_a_refused_tree_names_file_and_group(
+    tmp_path: Path, how: str, chunks: Any
+) -> None:
+    path = tmp_path / "f.h5"
+    group = contradicting_tree(path, how)
+    with pytest.raises(ValueError, match=r"xarray\.open_groups") as raised:
+        xr.open_datatree(path, engine="h5ref", chunks=chunks)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert repr(group) in str(raised.value)
+    assert group in xr.open_groups(path, engine="h5ref")
+
+
+@pytest.mark.parametrize("how", ["values", "name"])
+def test_a_tree_without_indexes_has_groups_that_only_indexes_contradict(
+    tmp_path: Path, how: str
+) -> None:
+    group = contradicting_tree(tmp_path / "f.h5", how)
+    options = {"engine": "h5ref", "create_default_indexes": False}
+    with xr.open_datatree(tmp_path / "f.h5", **options) as tree:
+        assert group in tree.groups
+        assert pickle.loads(pickle.dumps(tree)).identical(tree)
+        assert tree.copy().identical(tree)
+
+        def fail(ds: xr.Dataset) -> xr.Dataset:
+            raise ValueError("of the user")
+
+        with pytest.raises(ValueError, match=r"^of the user"):
+            tree.map_over_datasets(fail)
+
+
+def test_an_opened_tree_is_a_plain_one(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["g/x"] = np.arange(3)
+    with xr.open_datatree(tmp_path / "f.h5", engine="h5ref") as tree:
+        assert all(type(node) is xr.DataTree for node in tree.subtree)
 
 
 @pytest.mark.parametrize("in_order", [True, False])

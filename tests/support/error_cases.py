@@ -231,6 +231,25 @@ def a_group_that_does_not_exist(at: Files) -> Any:
     return at.open(at.good, group="/no/group")
 
 
+def _write_scales(file: h5py.File, n: int) -> None:
+    """Write a group whose scale of n elements has the name of a scale above it."""
+    for path, values in (("x", np.arange(3.0)), ("run/trial/x", np.arange(n) + 5.0)):
+        file[path] = values
+        file[path].make_scale("x")
+
+
+@raises(ValueError, "sizes.h5", "group '/run/trial'", "xarray.open_groups")
+def a_tree_of_contradicting_dimensions(at: Files) -> Any:
+    path = at.write("sizes.h5", lambda file: _write_scales(file, 4))
+    return xr.open_datatree(path, engine="h5ref")
+
+
+@raises(ValueError, "values.h5", "group '/run/trial'", "xarray.open_groups")
+def a_tree_of_contradicting_coordinates(at: Files) -> Any:
+    path = at.write("values.h5", lambda file: _write_scales(file, 3))
+    return xr.open_datatree(path, engine="h5ref")
+
+
 @raises(OSError, "good.h5: group '/image' not found", "not a group")
 def a_dataset_opened_as_a_group(at: Files) -> Any:
     return at.open(at.good, group="/image")

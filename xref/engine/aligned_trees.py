@@ -3,7 +3,8 @@
 In: a Dataset for each name of each group. Out: a `xarray.DataTree`.
 
 A group may be the child of a parent with other dimensions under one of its names. xarray
-refuses such a tree. Then such names are left out, if another name of the group remains.
+refuses such a tree. Then such names are left out, if another name of the group remains. The
+error of any other refusal names the file and the group.
 """
 
 from __future__ import annotations
@@ -11,10 +12,36 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import xarray as xr
 
 from xref.errors import UnreadableMemberWarning
+
+MISALIGNED, SAME_NAME = "is not aligned with its parents", "already contains a variable named"
+"""Parts of the messages with which xarray refuses a tree."""
+
+
+class NamedTree(xr.DataTree):  # type: ignore[no-untyped-call]
+    """A tree whose errors name the file of its groups.
+
+    `xarray.open_datatree` maps a function over the tree that makes indexes, and returns a plain
+    `xarray.DataTree`. Only then does xarray compare the values of coordinates, and the names of
+    groups with the names of coordinates that the groups inherit.
+    """
+
+    __slots__ = ("_filename",)
+
+    def map_over_datasets(self, *args: Any, **kwargs: Any) -> Any:
+        """Map as `xarray.DataTree.map_over_datasets` does."""
+        try:
+            return super().map_over_datasets(*args, **kwargs)
+        except (KeyError, ValueError) as error:
+            filename = getattr(self, "_filename", None)  # copies have none
+            text = _refusal(error, self) if filename else None
+            if text is None:
+                raise
+            raise ValueError(f"{filename}: {text}") from error
 
 
 def build_tree(
@@ -37,12 +64,12 @@ def build_tree(
         If dimensions of a group contradict those of its parents under each of its names.
     """
     try:
-        tree = xr.DataTree.from_dict(datasets)
-    except ValueError:
+        tree = NamedTree.from_dict(datasets)
+    except ValueError as error:
         datasets, left_out = _without_misfits(datasets, groups)
         if not left_out or {groups[path] for path in datasets} != set(groups.values()):
-            raise
-        tree = xr.DataTree.from_dict(datasets)
+            raise ValueError(f"{filename}: {_refusal(error) or error}") from error
+        tree = NamedTree.from_dict(datasets)
         for path in left_out:
             warnings.warn(
                 f"{filename}: group {path!r} was left out of the tree, because its dimensions "
@@ -53,7 +80,37 @@ def build_tree(
             )
     for path, dataset in datasets.items():
         tree[path].set_close(dataset._close)
+    tree._filename = filename
     return tree
+
+
+def _refusal(error: Exception, tree: xr.DataTree | None = None) -> str | None:
+    """Say which group xarray refuses and what to do; None for an error of another kind."""
+    problem = str(error.args[0]) if error.args else ""
+    if SAME_NAME in problem:
+        paths = _names_of_coordinates(tree) if tree is not None else []
+        if not paths:
+            return None
+        problem = f"group {paths[0]!r} has the name of a coordinate that its parent inherits"
+    elif MISALIGNED not in problem:
+        return None
+    return (
+        "xarray cannot hold the groups of this file in one tree; open the groups with "
+        f"xarray.open_groups, or one of them with group=... of xarray.open_dataset. {problem}"
+    )
+
+
+def _names_of_coordinates(tree: xr.DataTree) -> list[str]:
+    """Return the paths of groups that have the name of a dimension coordinate above them."""
+    return [
+        child.path
+        for node in tree.subtree
+        for name, child in node.children.items()
+        if any(
+            name in above.dataset.coords and above.dataset.coords[name].dims == (name,)
+            for above in (node, *node.parents)
+        )
+    ]
 
 
 def _without_misfits(
