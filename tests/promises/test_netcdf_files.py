@@ -214,7 +214,11 @@ def wrong_facts(
     try:
         found = facts_of(path, "h5ref", how, options)
     except Exception as error:  # noqa: BLE001, only the errors of others are allowed
-        if n_opened and Failed(repr(error)) not in others.values():
+        # xarray refuses a tree in which a dimension and that of a group above differ in length.
+        # With other engines, the dimension may have the name of its alias.
+        is_tree = how == "open_datatree" and "is not aligned with its parents" in str(error)
+        allowed = Failed(repr(error)) in others.values() or (is_tree and "alias" in str(error))
+        if n_opened and not allowed:
             yield f"{how}: {error!r}"
         return
     counts["facts"] += len(found) if n_opened else 0
