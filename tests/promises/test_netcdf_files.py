@@ -87,7 +87,7 @@ def _sequences(key: Key, mine: Any, theirs: Theirs) -> bool:
 
 
 def _never_written(key: Key, mine: Any, theirs: Theirs) -> bool:
-    """Tell whether engines differ in values; `wrong_values` compares those of xref with h5py."""
+    """Tell whether engines differ in values; `wrong_values` compares xref with h5py."""
     return key[1] == "values" and not (len(theirs) == 2 and same(*theirs.values()))
 
 
