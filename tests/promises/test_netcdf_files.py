@@ -73,6 +73,8 @@ def _source_of_text(key: Key, mine: Any, theirs: Theirs) -> bool:
 def _name_of_a_filter(key: Key, mine: Any, theirs: Theirs) -> bool:
     if key[1::2] == ("encoding of", "compression_opts"):
         return mine is MISSING and theirs.get("h5netcdf", 0) is None
+    if key[1::2] == ("encoding of", "complevel"):
+        return mine is MISSING and theirs.get("h5netcdf") in ("nn", "ec")  # szip has no level
     named = mine in ("bzip2", "zstd", "szip")
     return key[1::2] == ("encoding of", "compression") and named
 
@@ -87,7 +89,7 @@ def _sequences(key: Key, mine: Any, theirs: Theirs) -> bool:
 
 
 def _never_written(key: Key, mine: Any, theirs: Theirs) -> bool:
-    """Tell whether engines differ in values; `wrong_values` compares xref with h5py."""
+    """Tell whether engines differ in values; `wrong_values` compares with h5py."""
     return key[1] == "values" and not (len(theirs) == 2 and same(*theirs.values()))
 
 
