@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,27 @@ def test_attributes_with_references_are_read_together(
     with open_h5(path) as ds:
         assert ds["data"].attrs["a19"]["of"].path == "/data"
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("beside", ["compound", "sequences", "references", "nothing"])
+@pytest.mark.parametrize(
+    "options", [{"decode_cf": False}, {"decode_times": False}, {}], ids=str
+)
+def test_bounds_get_units_only_where_times_are_decoded(
+    make: Callable[..., Path], beside: str, options: dict[str, Any]
+) -> None:
+    def fill(file: h5py.File) -> None:
+        file["time"] = np.arange(2)
+        file["time"].attrs["units"] = "days since 2000-01-01"
+        file["time"].attrs["bounds"] = "time_bounds"
+        file["time_bounds"] = np.arange(4).reshape(2, 2)
+        if beside == "compound":
+            file["other"] = np.zeros(2, dtype=[("a", "i4")])
+        elif beside == "sequences":
+            file.create_dataset("other", (2,), h5py.vlen_dtype("i4"))
+        elif beside == "references":
+            file.create_dataset("other", (2,), h5py.ref_dtype)
+
+    with xr.open_dataset(make(fill), engine="h5ref", **options) as ds:
+        assert ("units" in ds["time_bounds"].encoding) == (not options)
+        assert "units" not in ds["time_bounds"].attrs

@@ -131,8 +131,10 @@ def _except_for(
     names: set[str], options: DecodeOptions, option: str, variables: Mapping[str, xr.Variable]
 ) -> Any:
     """Return the value of an option that switches its decoder off for some variables."""
-    if not names:
-        return getattr(options, option)
+    value = getattr(options, option)
+    # xarray takes a mapping for "on" where it changes several variables, such as bounds.
+    if not names or value is False:
+        return value
     return {
         name: False if name in names else option_of(options, option, name) for name in variables
     }
