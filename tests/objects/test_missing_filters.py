@@ -116,7 +116,7 @@ def test_the_encoding_lists_filters_without_a_key(tmp_path: Path, number: int) -
         assert "hdf5_filters" not in ds["gzip"].encoding
         loaded = ds[["d"]].isel(phony_dim_0=slice(10, 30)).load()
     # Other writers ignore the key; h5netcdf cannot write its own encoding of this variable.
-    for engine in ("h5netcdf", "netcdf4"):
+    for engine in {"h5netcdf", "netcdf4"} & set(xr.backends.list_engines()):
         loaded.to_netcdf(tmp_path / "out.nc", engine=engine)
         with xr.open_dataset(tmp_path / "out.nc", engine=engine) as again:
             np.testing.assert_array_equal(again["d"], loaded["d"])

@@ -229,7 +229,7 @@ def test_a_failing_file_object_raises(content: bytes, reader: str, most: int) ->
             begin = file.calls
             np.testing.assert_array_equal(action(ds), expected)
             end = file.calls
-        for at in {begin + 1, (begin + end) // 2, end}:
+        for at in {begin + 1, (begin + 1 + end) // 2, end}:
             file = FaultyObject(content)
             file.wrong = lambda number, at=at: most if number == at else None
             with xr.open_dataset(file, engine="h5ref", reader=reader) as ds:

@@ -260,7 +260,7 @@ def test_elements_past_the_extent_have_the_fill_value_as_in_other_engines(
     for reader in ("auto", "direct", "h5py"):
         with xr.open_dataset(path, engine="h5ref", reader=reader, mask_and_scale=mask) as ds:
             np.testing.assert_array_equal(ds["short"], expected)
-    if not mask:
+    if not mask and "netcdf4" in xr.backends.list_engines():
         with xr.open_dataset(path, engine="netcdf4", mask_and_scale=mask) as ds:
             np.testing.assert_array_equal(ds["short"][3:], expected[3:])
 

@@ -21,6 +21,7 @@ from strategies import write_references
 import xref
 from xref.resolving import dask_graph as graph
 from xref.resolving import shuffle
+from xref.storage.open_files import close_files
 from xref.storage.read_counts import count_reads
 
 SIDE, CHUNK, BOX, N = 256, 32, 12, 400
@@ -149,6 +150,7 @@ def test_a_pickled_array_knows_the_cost_of_its_blocks_without_its_files(tmp_path
         array = ds["image_rois"].h5ref.resolve(chunks={ds["image_rois"].dims[0]: 20}).data
         sent = pickle.loads(pickle.dumps(array))
         gone.rename(tmp_path / "moved.h5")
+        close_files()  # a file that is still open would be read on
         with dask.config.set(scheduler="processes"):
             assert any("xref-chunks" in str(key) for key in optimized(sent + 0))
         # Without a cost each block is read by itself, and reports the changed file.
@@ -548,6 +550,7 @@ def test_every_task_reports_a_changed_file(tmp_path: Path) -> None:
         sums = patches.data.sum(axis=(1, 2))
         sums.compute()
         write(tmp_path / "new.h5", IMAGE + 1).replace(changed)
+        close_files()  # a file that is still open would be read on
         with pytest.raises(xref.FileChangedError):
             sums.compute()
 

@@ -135,7 +135,7 @@ def short(table: xr.Dataset) -> xr.Dataset:
         ("'rank'", lambda t: t.assign(rank=0 * t["rank"] - 1)),
         ("kinds", lambda t: t.assign(kind=t.kind.where(False, "odd"))),
         ("lies along", lambda t: t.assign(path=t.path.isel({t.path.dims[0]: 0}))),
-        ("no hyperslab", lambda t: short(t).assign(stop=t.start)),
+        ("no hyperslab", lambda t: short(t).assign(stop=t.start - 1)),
         ("start is past its end", lambda t: t.assign(item_stop=t.item_start)),
     ],
 )
