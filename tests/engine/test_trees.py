@@ -79,6 +79,7 @@ def text_and_types(file: h5py.File) -> None:
 def test_a_group_is_in_the_tree_under_every_name_as_with_h5netcdf(
     tmp_path: Path, write: Callable[[h5py.File], None], phony_dims: str
 ) -> None:
+    pytest.importorskip("h5netcdf")
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         write(file)

@@ -239,6 +239,7 @@ def test_alike_datasets_are_read_together_where_values_are_defined(tmp_path: Pat
 def test_elements_past_the_extent_have_the_fill_value_as_in_other_engines(
     tmp_path: Path, fill_time: str, mask: bool
 ) -> None:
+    pytest.importorskip("h5netcdf")
     path = tmp_path / "f.h5"
     with h5py.File(path, "w") as file:
         time = file.create_dataset("t", data=np.arange(6), maxshape=(None,), chunks=(2,))

@@ -314,6 +314,7 @@ def test_a_step_is_given_like_a_shape(tmp_path: Path) -> None:
 
 
 def test_boxes_with_steps_are_columns_in_the_table_and_in_files(tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
     units(tmp_path / "u.h5")
     with open_h5(tmp_path / "u.h5") as ds:
         starts = np.arange(5)
@@ -358,6 +359,7 @@ def test_a_table_with_empty_boxes_of_many_files_comes_back(tmp_path: Path) -> No
 
 
 def test_row_shape_tells_axes_of_length_one_from_missing_axes(tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
     path = tmp_path / "mixed.h5"
     with h5py.File(path, "w") as file:
         image = file.create_dataset("image", data=np.arange(40.0).reshape(10, 4))

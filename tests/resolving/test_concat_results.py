@@ -109,6 +109,7 @@ def write_trials(path: Path) -> tuple[np.ndarray, list[tuple[int, int]]]:
 def test_granules_of_six_files_are_joined_into_rows(
     swaths: xr.DataArray, granules: list[Path]
 ) -> None:
+    pytest.importorskip("h5netcdf")
     rows = swaths.h5ref.resolve("concat")
     assert rows.dims == ("time", "column")
     assert rows.units == "K"
@@ -492,6 +493,7 @@ def test_an_index_reads_only_the_chunks_of_its_rows(tmp_path: Path) -> None:
 def test_auto_blocks_end_between_references_or_between_chunks(
     swaths: xr.DataArray, granules: list[Path]
 ) -> None:
+    pytest.importorskip("h5netcdf")
     row_nbytes = COLUMNS * 8
     with dask.config.set({"array.chunk-size": 26 * row_nbytes}):
         rows = swaths.h5ref.resolve("concat")
@@ -574,6 +576,7 @@ def test_processes_give_the_same_values(tmp_path: Path) -> None:
 def test_joined_granules_are_written_and_read_again(
     swaths: xr.DataArray, tmp_path: Path
 ) -> None:
+    pytest.importorskip("h5netcdf")
     rows = swaths.h5ref.resolve("concat", chunks=3)
     assert rows.encoding["chunksizes"] == (10, 4)
     path = tmp_path / "rows.h5"

@@ -488,6 +488,7 @@ def test_whole_small_datasets_have_positions(tmp_path: Path) -> None:
 
 
 def test_coordinates_survive_storing(tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
     path = tmp_path / "c.h5"
     write_selections(path, "times", ["box", "mask"])
     with open_h5(path) as ds:
