@@ -115,7 +115,6 @@ _BY_REASON: dict[str, str] = {
         storage/open_files:_open_hdf5:FileChangedError#2
         storage/open_files:_open_version:_changes_again#1
         storage/open_files:_read_known.read:FileReadError#1
-        storage/open_files:open_file:FileChangedError#1
         storage/file_bytes:FileBytes._read_one_version:FileReadError#2
         storage/open_files:_open_version:_changes_again#1
         storage/open_files:_Handles._read_metadata:_changes_again#1
@@ -158,8 +157,7 @@ _BY_TEST: dict[str, str] = {
         hdf5/cache_image:_read_block:UnsupportedError#2
     """,
     "tests/storage/test_harmless_events.py::test_a_file_without_permission_is_read_while_it_is_open": """
-        storage/open_files:check_at_path:FileReadError#1
-        storage/open_files:open_file:FileReadError#1
+        storage/open_files:open_file:_not_reopened#1
     """,
     "tests/arrays/test_conversion.py::test_what_a_type_does_not_hold_is_an_error": """
         arrays/conversion:_convert_members:ValueError#1
@@ -321,7 +319,7 @@ _BY_TEST: dict[str, str] = {
         references/stored:stored_loader:UnsupportedError#1
     """,
     "tests/storage/test_location.py::test_a_file_that_changed_after_opening_raises": """
-        storage/open_files:check_at_path:FileChangedError#1
+        storage/open_files:check_at_path:_not_reopened#1
     """,
     "tests/storage/test_remote.py::test_changed_files_in_memory_are_detected": """
         storage/transport:RangeReader._check_version:changed#1
@@ -354,7 +352,7 @@ _BY_TEST: dict[str, str] = {
         objects/datasets:read_values:_read_error#1
     """,
     "tests/storage/test_version.py::test_a_file_that_this_process_writes_is_read_through_hdf5": """
-        storage/open_files:open_file:FileChangedError#2
+        storage/open_files:open_file:FileChangedError#1
     """,
     "tests/writing/test_appending.py::test_references_of_an_earlier_file_version_are_refused_everywhere": """
         writing/translate_references:ReferenceTranslator.is_appended_file:FileChangedError#1

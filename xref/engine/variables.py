@@ -181,7 +181,8 @@ def list_datasets(
                 members.append(member)
         if problem is not None and name.replace(objects.NAME_CLASH, "") not in dropped:
             warn_unreadable(f"{location.filename}: {full!r}", problem)
-        # Its traceback holds this frame, and the frame would hold the file open.
+        # The traceback of an error holds this frame. Without these names the frame does not
+        # hold the error in turn, and a file is closed before the next garbage collection.
         del problem, found
     return members
 

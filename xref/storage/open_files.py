@@ -113,16 +113,19 @@ def check_at_path(location: FileLocation) -> None:
     """
     try:
         now = location.source.known_identity()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileChangedError(
-            f"{location.filename} was deleted or moved since it was opened"
-        ) from error
-    except PermissionError as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if isinstance(error, XrefError):
             raise
-        raise FileReadError(f"{location.filename} cannot be opened again: {error}") from error
+        raise _not_reopened(location, error) from error
     if not is_same_version(location, now):
         raise _changed(location, now)
+
+
+def _not_reopened(location: FileLocation, error: OSError) -> XrefError:
+    """Return the error for a file that its path does not open any more."""
+    if isinstance(error, PermissionError):
+        return FileReadError(f"{location.filename} cannot be opened again: {error}")
+    return FileChangedError(f"{location.filename} was deleted or moved since it was opened")
 
 
 def _changed(location: FileLocation, now: sources.Identity) -> FileChangedError:
@@ -423,14 +426,10 @@ def open_file(location: FileLocation) -> h5py.File:
     """Return the open file, checked to be the version that was located."""
     try:
         opened = _open_version(location)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileChangedError(
-            f"{location.filename} was deleted or moved since it was opened"
-        ) from error
-    except PermissionError as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if isinstance(error, XrefError):
             raise
-        raise FileReadError(f"{location.filename} cannot be opened again: {error}") from error
+        raise _not_reopened(location, error) from error
     if opened.is_written and not location.source.open_for_writing:
         raise FileChangedError(
             f"{location.filename} has been opened for writing in this process since it was "
